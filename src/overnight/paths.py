@@ -1,0 +1,49 @@
+"""Where things lie: the one owner of every path below a home, and of the folder that holds conf/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def conf_dir() -> Path:
+    """The folder of the configs that come with overnight: inside the wheel, or beside src/ in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def trial_name(number: int) -> str:
+    """What a trial is called in MLflow, on disk and on the screen: trial-0007."""
+    return f"trial-{number:04d}"
+
+
+@dataclass(frozen=True)
+class Home:
+    """Everything that overnight writes lies below `root`; nothing is created by asking for a path."""
+
+    root: Path
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.db"
+
+    @property
+    def tracking_store(self) -> Path:
+        return self.root / "mlflow.db"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "artifacts"
+
+    def lock(self, study: str) -> Path:
+        return self.root / "locks" / f"{study}.lock"
+
+    def log(self, study: str, number: int) -> Path:
+        return self.root / "logs" / study / f"{trial_name(number)}.log"
+
+    def study_checkpoints(self, study: str) -> Path:
+        return self.root / "checkpoints" / study
+
+    def checkpoints(self, study: str, number: int) -> Path:
+        """The folder of one trial's checkpoints: its state while it runs, its weights once it is complete."""
+        return self.study_checkpoints(study) / trial_name(number)

@@ -1,0 +1,489 @@
+"""What a person may turn: Hydra composes, this room checks, the rest of the project gets frozen dataclasses.
+
+The only place that knows OmegaConf. Mistakes are collected, never raised one at a time: a person who made three
+hears of three.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from overnight.paths import Home, conf_dir
+
+# Top-level nodes whose keys belong to a `_target_`, ours or somebody else's: any key is fine that its config has.
+COMPONENTS = ("data", "model", "optimizer")
+SEARCHABLE = (*COMPONENTS, "trainer")
+# hydra.utils.instantiate's own words may be added to any component.
+_INSTANTIATE_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+
+
+class ConfigError(ValueError):
+    """Mistakes in what was asked, all of them: `problems` holds one line each."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = list(dict.fromkeys(problems))
+        super().__init__("\n".join(self.problems))
+
+
+def _rule(text: str, holds: Callable[[Any], bool], default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field with a rule; None passes where the field's type allows it."""
+    return field(default=default, metadata={"rule": text, "holds": holds})
+
+
+def _at_least(low: int, default: Any = dataclasses.MISSING) -> Any:
+    return _rule(f"must be at least {low}", lambda v: v >= low, default)
+
+
+def _is_name(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text) is not None
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    name: str | None = _rule(
+        "must be 1 to 100 letters, digits, '.', '_' or '-', and start with a letter or digit", _is_name
+    )
+    metric: str = _rule("must name a metric that the model logs, e.g. val/accuracy", bool)
+    direction: Literal["maximize", "minimize"]
+    objective: Literal["last", "best"]
+    trials: int = _at_least(1)
+    retries: int = _at_least(0)
+    max_consecutive_failures: int = _at_least(1)
+    keep_checkpoints: int = _at_least(0)
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    max_epochs: int = _at_least(1)
+    precision: str
+    gradient_clip_val: float | None = _rule("must be positive", lambda v: v > 0)
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    every_s: float = _rule("must be 0 or more seconds", lambda v: v >= 0)
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    name: Literal["tpe", "random"]
+    startup_trials: int = _at_least(1, default=10)
+
+
+@dataclass(frozen=True)
+class PrunerSettings:
+    name: Literal["median", "hyperband", "none"]
+    startup_trials: int = _at_least(0, default=5)
+    warmup_epochs: int = _at_least(0, default=0)
+    min_epochs: int = _at_least(1, default=1)
+    reduction_factor: int = _at_least(2, default=3)
+
+
+@dataclass(frozen=True)
+class StorageSettings:
+    url: str | None = _rule("must be a database address such as sqlite:///FILE", lambda v: "://" in v)
+
+
+@dataclass(frozen=True)
+class TrackingSettings:
+    uri: str | None = _rule(
+        "must be a sqlite, postgresql or http address; MLflow no longer takes a folder", lambda v: "://" in v
+    )
+    artifacts: str | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A composed and checked configuration, less what belongs to the components and the search space."""
+
+    study: StudySettings
+    trainer: TrainerSettings
+    checkpoint: CheckpointSettings
+    sampler: SamplerSettings
+    pruner: PrunerSettings
+    storage: StorageSettings
+    tracking: TrackingSettings
+    seed: int = _rule("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32)
+    slots: int | None = _at_least(1)
+    home: str = _rule("must name a folder", bool)
+
+    @property
+    def study_name(self) -> str:
+        assert self.study.name is not None, "compose fills the name in"
+        return self.study.name
+
+    @property
+    def where(self) -> Home:
+        return Home(Path(self.home).expanduser().absolute())
+
+    @property
+    def ledger_url(self) -> str:
+        return self.storage.url or f"sqlite:///{self.where.ledger}"
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.tracking.uri or f"sqlite:///{self.where.tracking_store}"
+
+    @property
+    def artifact_root(self) -> str:
+        return self.tracking.artifacts or self.where.artifacts.as_uri()
+
+
+_SECTIONS = {f.name: f for f in dataclasses.fields(Settings)}
+_SECTION_TYPES = typing.get_type_hints(Settings)
+
+
+@dataclass
+class Draft:
+    """A composed configuration on its way to a plan, with what is wrong with it so far.
+
+    config: the whole composed tree, interpolations resolved. choices: the option taken in each config group.
+    sweeps: key -> text in Hydra's sweep grammar, from the command line. fixed: the keys that were given a plain
+    value there. settings: None where a problem kept them from being built.
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    sweeps: dict[str, str]
+    fixed: tuple[str, ...]
+    settings: Settings | None
+    problems: list[str]
+    config_dir: Path | None
+    _overrides: list[str]
+
+    def variant(self, groups: Mapping[str, str]) -> dict[str, Any]:
+        """The searchable part of the tree, unresolved, with other options taken in some config groups."""
+        kept = [o for o in self._overrides if _override_key(o) not in groups]
+        config, _ = _compose([*kept, *(f"{g}={option}" for g, option in groups.items())], self.config_dir)
+        return _plain(config, resolve=False, only=SEARCHABLE)
+
+    def options(self, group: str) -> list[str]:
+        return group_options(group, self.config_dir)
+
+
+def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> Draft:
+    """Compose conf/config.yaml with `overrides` and check all of it.
+
+    Args:
+        overrides: in Hydra's grammar; a sweep (`model.activation=relu,gelu`) is kept apart for the search space.
+        config_dir: a folder of somebody's own configs, looked at before the ones that come with overnight.
+
+    Returns:
+        A draft; `draft.problems` lists every mistake found. Creates nothing on disk.
+    """
+    problems: list[str] = []
+    folder = Path(config_dir).expanduser().absolute() if config_dir is not None else None
+    if folder is not None and not folder.is_dir():
+        problems.append(f"--config-dir: must be a folder, and {folder} is none")
+        folder = None
+
+    parsed = _parse(overrides, problems)
+    groups, values, sweeps = [], [], {}
+    for override in parsed:
+        key, text = override.key_or_group, override.input_line or ""
+        if override.is_sweep_override():
+            sweeps[key] = text.split("=", 1)[1].strip()
+        elif key in _groups(folder):
+            option = override.value()
+            # Hydra's defaults list takes no other types; null takes a group out.
+            if isinstance(option, str) and option not in group_options(key, folder):
+                problems.append(f"{key}: must be one of {_listed(group_options(key, folder))}, got {option!r}"
+                                + _nearest(option, group_options(key, folder)))
+            else:
+                groups.append(text)
+        else:
+            values.append(override)
+
+    base, choices = _compose_or_note(groups, folder, problems)
+    accepted = list(groups)
+    for override in values:
+        problem = _wrong_value(override, base)
+        if problem:
+            problems.append(problem)
+        else:
+            accepted.append(override.input_line)
+    for key in sweeps:
+        if key.split(".")[0] not in SEARCHABLE:
+            problems.append(f"{key}: only keys of {_listed(SEARCHABLE)} can be searched, got a sweep")
+
+    config, choices = _compose_or_note(accepted, folder, problems) if len(accepted) > len(groups) else (base, choices)
+    tree = _plain_or_note(config, problems)
+    settings = _build_settings(tree, choices, problems) if tree else None
+    fixed = tuple(o.key_or_group for o in parsed if not o.is_sweep_override() and not o.is_delete())
+    return Draft(tree, choices, sweeps, fixed, settings, problems, folder, accepted)
+
+
+def with_values(variant: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A variant's tree with `values` (dotted key -> value) put in and every interpolation resolved."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create(copy.deepcopy(dict(variant)))
+    for key, value in values.items():
+        OmegaConf.update(config, key, value, merge=False)
+    return _plain(config)
+
+
+def look_up(tree: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key. Raises KeyError where there is none."""
+    node: Any = tree
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def has_key(tree: Mapping[str, Any], key: str) -> bool:
+    try:
+        look_up(tree, key)
+    except (KeyError, TypeError):
+        return False
+    return True
+
+
+def kind_problem(written: Any, value: Any) -> str | None:
+    """What is wrong with putting `value` where `written` stands in a config, or None.
+
+    Numbers go for numbers, true and false for themselves, lists for lists; where null is written, or given, or an
+    interpolation, anything goes.
+    """
+    if written is None or value is None or (isinstance(value, str) and "${" in value):
+        return None
+    for kind, name in ((bool, "true or false"), ((int, float), "a number"), (str, "a text"),
+                       ((list, tuple), "a list"), (Mapping, "a mapping")):
+        if isinstance(written, kind):
+            fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            if fits and isinstance(value, float) and not math.isfinite(value):
+                return f"must be finite, got {value!r}"
+            return None if fits else f"must be {name}, got {value!r}"
+    return None
+
+
+def group_options(group: str, config_dir: Path | None = None) -> list[str]:
+    """The options of a config group: the names of its files."""
+    return sorted({p.stem for folder in _search_path(config_dir) for p in (folder / group).glob("*.yaml")})
+
+
+def config_text(tree: Mapping[str, Any]) -> str:
+    """A tree as YAML."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
+
+
+def to_json(settings: Settings) -> dict[str, Any]:
+    return dataclasses.asdict(settings)
+
+
+def from_json(data: Mapping[str, Any]) -> Settings:
+    """The settings that `to_json` wrote. Raises ConfigError where an older version wrote something else."""
+    problems: list[str] = []
+    settings = _build_settings(data, {}, problems)
+    if settings is None:
+        raise ConfigError(problems)
+    return settings
+
+
+# Hydra and OmegaConf ------------------------------------------------------------------------------------------------
+
+
+def _search_path(config_dir: Path | None) -> list[Path]:
+    return [*([config_dir] if config_dir else []), conf_dir()]
+
+
+def _groups(config_dir: Path | None) -> set[str]:
+    return {p.name for folder in _search_path(config_dir) for p in folder.iterdir() if p.is_dir()}
+
+
+def _override_key(text: str) -> str:
+    return text.split("=", 1)[0].lstrip("+~")
+
+
+def _parse(overrides: Iterable[str], problems: list[str]) -> list[Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(text))
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            problems.append(f"{text}: must be KEY=VALUE in Hydra's grammar: {reason}")
+    return parsed
+
+
+def _compose(overrides: list[str], config_dir: Path | None) -> tuple[Any, dict[str, str]]:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf, open_dict
+
+    # A person's own folder comes first: what lies there under the same name replaces what comes with overnight.
+    first, *others = _search_path(config_dir)
+    path = [f"hydra.searchpath=[{','.join(f'file://{p}' for p in others)}]"] if others else []
+    with initialize_config_dir(version_base="1.3", config_dir=str(first)), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Hydra's word on defaults lists without _self_
+        config = hydra_compose("config", overrides=[*overrides, *path], return_hydra_config=True)
+    choices = {str(k): v for k, v in OmegaConf.to_container(config.hydra.runtime.choices).items()  # type: ignore
+               if v is not None and "/" not in str(k)}
+    with open_dict(config):
+        del config["hydra"]
+    return config, choices
+
+
+def _compose_or_note(overrides: list[str], folder: Path | None, problems: list[str]) -> tuple[Any, dict[str, str]]:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return _compose(overrides, folder)
+    except (HydraException, OmegaConfBaseException) as error:
+        problems.append(f"conf: must compose: {' '.join(str(error).split())}")
+        if overrides:
+            return _compose_or_note([], folder, [])
+        return {}, {}
+
+
+def _plain(config: Any, resolve: bool = True, only: Iterable[str] | None = None) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.to_container(config, resolve=resolve)
+    assert isinstance(tree, dict)
+    return {str(k): v for k, v in tree.items() if only is None or k in only}
+
+
+def _plain_or_note(config: Any, problems: list[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not config:
+        return {}
+    for key in sorted(OmegaConf.missing_keys(config)):
+        problems.append(f"{key}: must be given a value: {key}=...")
+    try:
+        return _plain(config)
+    except OmegaConfBaseException as error:
+        problems.append(f"conf: must resolve: {' '.join(str(error).split())}")
+        return _plain(config, resolve=False)
+
+
+# Checks -------------------------------------------------------------------------------------------------------------
+
+
+def _wrong_value(override: Any, config: Any) -> str | None:
+    """What is wrong with a plain KEY=VALUE, or None."""
+    from omegaconf import OmegaConf
+
+    key, section = override.key_or_group, override.key_or_group.split(".")[0]
+    if key == "search" or section == "search":
+        return f"{key}: sweep the key itself, e.g. optimizer.lr='interval(0.001,0.1)', or take search=none"
+    tree = _plain(config, resolve=False) if config else {}
+    if not tree:
+        return None
+    known = has_key(tree, key)
+    if override.is_add() and section in COMPONENTS:
+        return None  # a key more for somebody's own class
+    if not known:
+        return f"{key}: no such key" + _nearest(key, [*_flat(tree), *_INSTANTIATE_KEYS], and_add=section in COMPONENTS)
+    if override.is_delete() or section not in COMPONENTS:
+        return None  # our own sections are checked by their types
+    value = override.value()
+    written = OmegaConf.select(config, key) if not OmegaConf.is_missing(config, key) else None
+    problem = kind_problem(OmegaConf.to_container(written) if OmegaConf.is_config(written) else written, value)
+    return f"{key}: {problem}" if problem else None
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        keys.append(path)
+        if isinstance(value, Mapping) and path != "search":
+            keys.extend(_flat(value, f"{path}."))
+    return keys
+
+
+def _nearest(word: str, known: Iterable[str], and_add: bool = False) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]}?" if close else "; `overnight tune --cfg` prints every key"
+    return hint + (f" (to hand a new key to the class: +{word}=...)" if and_add else "")
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words)
+
+
+def _build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems: list[str]) -> Settings | None:
+    before = len(problems)
+    for key in tree:
+        if key not in _SECTIONS and key not in (*COMPONENTS, "search"):
+            problems.append(f"{key}: no such key" + _nearest(key, [*_SECTIONS, *COMPONENTS]))
+    for name in COMPONENTS if choices else ():
+        node = tree.get(name)
+        if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+            problems.append(f"{name}: must be a mapping with a _target_, the class to build, got {node!r}")
+    values: dict[str, Any] = {}
+    for name, declared in _SECTIONS.items():
+        kind = _SECTION_TYPES[name]
+        if name not in tree:
+            problems.append(f"{name}: missing; config.yaml must hold it")
+        elif dataclasses.is_dataclass(kind):
+            values[name] = _build(kind, tree[name], name, problems)
+        else:
+            values[name] = _checked(declared, kind, tree[name], name, problems)
+    if len(problems) > before:
+        return None
+    if values["study"].name is None:
+        default = f"{choices.get('data', 'data')}-{choices.get('model', 'model')}"
+        values["study"] = dataclasses.replace(values["study"], name=default)
+    return Settings(**values)
+
+
+def _build(kind: Any, node: Any, path: str, problems: list[str]) -> Any:
+    """An instance of the dataclass `kind` from a mapping; notes every mistake and then returns None."""
+    if not isinstance(node, Mapping):
+        problems.append(f"{path}: must be a mapping, got {node!r}")
+        return None
+    before, values, hints = len(problems), {}, typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key in node:
+        if key not in fields:
+            problems.append(f"{path}.{key}: no such key" + _nearest(f"{path}.{key}", [f"{path}.{f}" for f in fields]))
+    for name, declared in fields.items():
+        if name in node:
+            values[name] = _checked(declared, hints[name], node[name], f"{path}.{name}", problems)
+        elif declared.default is dataclasses.MISSING:
+            problems.append(f"{path}.{name}: missing; config.yaml must hold it")
+    return kind(**values) if len(problems) == before else None
+
+
+def _checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in allowed:
+        return None
+    if typing.get_origin(kind) is Literal:
+        options = typing.get_args(kind)
+        if value not in options:
+            problems.append(f"{path}: must be one of {_listed(options)}, got {value!r}" +
+                            (_nearest(value, options) if isinstance(value, str) else ""))
+        return value
+    base = next(t for t in allowed if t is not type(None))
+    if base is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, base) or isinstance(value, bool):
+        names = {int: "a whole number", float: "a number", str: "a text"}
+        problems.append(f"{path}: must be {names[base]}, got {value!r}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        problems.append(f"{path}: must be finite, got {value!r}")
+    elif "holds" in declared.metadata and not declared.metadata["holds"](value):
+        problems.append(f"{path}: {declared.metadata['rule']}, got {value!r}")
+    return value

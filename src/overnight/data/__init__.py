@@ -1,0 +1,1 @@
+"""The data modules that come with overnight, one room each."""

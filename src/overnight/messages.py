@@ -1,0 +1,95 @@
+"""What travels on the pipe between a supervisor and its trial processes: frozen dataclasses, nothing else.
+
+Every message carries the trial's number, so that one process may one day train several trials.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """All that a trial process is told. Down, once.
+
+    config: the plain tree of data, model, optimizer and trainer, nothing left to resolve.
+    seed: of every random generator in the process. device: "cpu" or "cuda:INDEX". threads: of torch, on the CPU.
+    folder: where its checkpoints lie; a state found there is gone on with. every_s: seconds between two saved states.
+    keep_weights: False where nobody will want the trained weights.
+    """
+
+    study: str
+    number: int
+    seed: int
+    config: dict[str, Any]
+    metric: str
+    direction: Literal["maximize", "minimize"]
+    objective: Literal["last", "best"]
+    folder: Path
+    every_s: float
+    device: str = "cpu"
+    threads: int = 1
+    keep_weights: bool = True
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """An epoch is done. Up; answered by a Verdict.
+
+    epoch: counted from 0. metrics: as the model logged them, by name. at: when, in seconds since 1970.
+    seconds: how long the epoch took, validation included.
+    """
+
+    number: int
+    epoch: int
+    metrics: dict[str, float]
+    at: float
+    seconds: float
+
+
+class Verdict(Enum):
+    """What a trial does after an epoch."""
+
+    GO_ON = "go on"
+    END = "end"  # pruned, or its value is of no use: nothing is saved
+    SAVE_AND_STOP = "save and stop"  # it goes on another time; may also come unasked, in the middle of an epoch
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The trial goes on from a saved state. Up, first.
+
+    history: the epochs done before, so that what the ledger had not heard when everything died is heard now.
+    """
+
+    number: int
+    history: tuple[EpochEnd, ...]
+
+
+@dataclass(frozen=True)
+class StateSaved:
+    """A state that can be gone on from lies on disk. Up. epoch: the last one done."""
+
+    number: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last message of a trial. Up.
+
+    ending: complete (trained to its last epoch), ended (as the verdict said), saved (stopped; its state is on disk)
+    or failed. reason and detail: where it failed; detail holds the traceback. notes: what its pages should say.
+    """
+
+    number: int
+    ending: Literal["complete", "ended", "saved", "failed"]
+    reason: Literal["error", "out_of_memory"] | None = None
+    detail: str = ""
+    notes: tuple[str, ...] = ()
+
+
+Up = EpochEnd | Resumed | StateSaved | Finished

@@ -1,0 +1,1 @@
+"""The Lightning modules that come with overnight, one room each."""

@@ -1,0 +1,92 @@
+"""A trial's saved state: whole, checked, and never lost to the saving of the next one.
+
+A file is a line of magic, the sha256 of the rest, and the rest: torch.save's bytes. It is written under another name
+in the same folder, flushed to the disk, and renamed; the one before is kept until then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_MAGIC = b"overnight state 1\n"
+_STATE, _BEFORE, _WEIGHTS = "state.ckpt", "state.before.ckpt", "weights.ckpt"
+
+
+class Unusable(ValueError):
+    """A state file that must not be gone on from; the message says which and why."""
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, texts, and lists, tuples and dicts of them) as the folder's newest."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getvalue()
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / f"{_STATE}.writing"
+    with open(fresh, "wb") as file:
+        file.write(_MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n")
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if (folder / _STATE).exists():
+        os.replace(folder / _STATE, folder / _BEFORE)
+    os.replace(fresh, folder / _STATE)
+    _sync(folder)
+
+
+def load(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest usable state in the folder, or None, and a note on each file that was refused."""
+    refused = []
+    for name in (_STATE, _BEFORE):
+        if (folder / name).exists():
+            try:
+                return read(folder / name), refused
+            except Unusable as error:
+                refused.append(str(error))
+    return None, refused
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The state in a file. Raises Unusable where it is torn, changed, foreign, or holds more than plain data."""
+    data = path.read_bytes()
+    if not data.startswith(_MAGIC):
+        raise Unusable(f"{path.name}: not a state that overnight wrote")
+    digest, _, payload = data[len(_MAGIC):].partition(b"\n")
+    if hashlib.sha256(payload).hexdigest().encode() != digest:
+        raise Unusable(f"{path.name}: its bytes are not the ones that were written")
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise Unusable(f"{path.name}: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict):
+        raise Unusable(f"{path.name}: holds {type(state).__name__}, not a state")
+    return state
+
+
+def save_weights(folder: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a finished trial's weights, as Lightning's load_from_checkpoint takes them, and drop its states."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / f"{_WEIGHTS}.writing"
+    torch.save(checkpoint, fresh)
+    os.replace(fresh, folder / _WEIGHTS)
+    drop_states(folder)
+
+
+def drop_states(folder: Path) -> None:
+    for name in (_STATE, _BEFORE, f"{_STATE}.writing"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Put a folder's entries on the disk, without which a rename may be lost with the power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,272 @@
+"""One trial: data, model, Lightning's fit; an epoch reported, a verdict heard, a state that can be gone on from."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import random
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from hydra.utils import get_object, instantiate
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from overnight.messages import EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
+from overnight.trial import checkpoint
+
+# Seconds between two looks, in the middle of an epoch, at whether the supervisor wants the trial to stop.
+LOOK_EVERY_S = 0.1
+# What a data module may tell a model that names it in its constructor.
+DATA_FACTS = ("input_shape", "classes")
+
+
+class Link(Protocol):
+    """Where a trial reports to: a pipe in earnest, a list in a test."""
+
+    def send(self, message: Up) -> None: ...
+    def ask(self, message: EpochEnd) -> Verdict: ...
+    def stop_wanted(self) -> bool: ...
+
+
+def fit(spec: TrialSpec, link: Link) -> Finished:
+    """Train as `spec` says, from the state in its folder where there is one, and say how it ended.
+
+    Raises whatever the person's own data and model raise.
+    """
+    torch.set_num_threads(spec.threads)
+    for name in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # its tips and device lists
+    pl.seed_everything(spec.seed, workers=True, verbose=False)
+    state, refused = checkpoint.load(spec.folder)
+    data, model = build(spec.config)
+    memory = _InMemory(state)
+    reporter = _Reporter(spec, link, memory)
+    options = dict(spec.config["trainer"])
+    trainer = pl.Trainer(
+        **options,
+        accelerator="gpu" if spec.device.startswith("cuda") else "cpu",
+        devices=[int(spec.device.removeprefix("cuda:"))] if spec.device.startswith("cuda") else 1,
+        callbacks=[reporter],
+        # Within Slurm Lightning would requeue jobs by itself; going on is the supervisor's business.
+        plugins=[memory, LightningEnvironment()],
+        default_root_dir=spec.folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    if state is not None:
+        link.send(Resumed(spec.number, tuple(EpochEnd(**e) for e in state["overnight"]["history"])))
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path="state in memory" if state is not None else None)
+    except _Stop as stop:
+        if stop.verdict is Verdict.END:
+            checkpoint.drop_states(spec.folder)
+            return Finished(spec.number, "ended", notes=tuple(refused))
+        return Finished(spec.number, "saved", notes=tuple(refused))
+    if not reporter.history:
+        raise RuntimeError("the trial trained no epoch: does the data module have a train_dataloader with batches?")
+    if spec.keep_weights:
+        checkpoint.save_weights(spec.folder, reporter.weights(trainer))
+    return Finished(spec.number, "complete", notes=tuple(refused))
+
+
+def build(config: Mapping[str, Any]) -> tuple[pl.LightningDataModule, pl.LightningModule]:
+    """The data module and the model of a trial's config.
+
+    A model gets the optimizer, as a callable that takes parameters, and the facts that the data module knows
+    (DATA_FACTS), where its constructor names them and the config does not.
+    """
+    data = instantiate(config["data"], _convert_="all")
+    names = inspect.signature(get_object(config["model"]["_target_"])).parameters
+    offered = {fact: getattr(data, fact) for fact in DATA_FACTS if hasattr(data, fact)}
+    if "optimizer" in names:
+        offered["optimizer"] = instantiate(config["optimizer"], _partial_=True, _convert_="all")
+    wanted = {name: value for name, value in offered.items() if name in names and name not in config["model"]}
+    model = instantiate(config["model"], _convert_="all", **wanted)
+    for key, built, kind in (("data", data, pl.LightningDataModule), ("model", model, pl.LightningModule)):
+        if not isinstance(built, kind):
+            raise TypeError(f"{key}._target_: must be a {kind.__name__} of pytorch_lightning, "
+                            f"got {type(built).__module__}.{type(built).__name__}")
+    return data, model
+
+
+class _Stop(Exception):
+    """Leaves Lightning's fit as the verdict says."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.value)
+        self.verdict = verdict
+
+
+class _InMemory(CheckpointIO):
+    """Lightning's saving and loading, short of a disk: what it dumps is copied here, what it loads comes from here."""
+
+    def __init__(self, state: dict[str, Any] | None) -> None:
+        self._state = state
+        self.dumped: dict[str, Any] = {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
+        self.dumped = _copied(checkpoint)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:  # noqa: ARG002
+        return self._state
+
+    def remove_checkpoint(self, path: Any) -> None:
+        pass
+
+
+class _Reporter(pl.callbacks.Checkpoint):
+    """Reports epochs and keeps, in memory, the trial's state as of the last epoch boundary.
+
+    A Checkpoint by class, because Lightning calls those after everything else that happens at an epoch's end.
+
+    Lightning's dump at an epoch's end comes before the schedules step, so it is taken there, and completed when the
+    next epoch starts; only then is it a boundary that can be gone on from bit by bit.
+    """
+
+    def __init__(self, spec: TrialSpec, link: Link, memory: _InMemory) -> None:
+        self._spec, self._link, self._memory = spec, link, memory
+        self.history: list[EpochEnd] = []
+        self._boundary: dict[str, Any] | None = None
+        self._boundary_open = False
+        self._stopping = False
+        self._best: tuple[float, dict[str, Any]] | None = None
+        self._random: dict[str, Any] | None = None
+        self._started = self._saved_at = self._looked_at = time.monotonic()
+
+    # Going on
+
+    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        kept = checkpoint["overnight"]
+        self.history = [EpochEnd(**e) for e in kept["history"]]
+        self._random = kept["random"]
+        self._best = (kept["best"]["value"], kept["best"]["weights"]) if kept["best"] else None
+        self._boundary = checkpoint
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
+        if self._random is not None:  # any later, and a DataLoader would have drawn its order already
+            _set_random(self._random)
+
+    # An epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:  # noqa: ARG002
+        self._started = time.monotonic()
+        if not self._boundary_open:
+            return
+        self._boundary_open = False
+        assert self._boundary is not None
+        self._boundary["optimizer_states"] = _copied([o.state_dict() for o in trainer.optimizers])
+        self._boundary["lr_schedulers"] = _copied([c.scheduler.state_dict() for c in trainer.lr_scheduler_configs])
+        if self._stopping:
+            self._stop()
+        if time.monotonic() - self._saved_at >= self._spec.every_s:
+            self._save()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:  # noqa: ARG002
+        self._look()
+
+    def on_validation_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:  # noqa: ARG002
+        self._look()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        now = time.monotonic()
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        done = EpochEnd(self._spec.number, trainer.current_epoch, metrics, time.time(), now - self._started)
+        self.history.append(done)
+        self._note_best(done, module)
+        verdict = self._link.ask(done)
+        if verdict is Verdict.END:
+            raise _Stop(verdict)
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if last:
+            return  # what is left is less than saving would take
+        self._stopping = verdict is Verdict.SAVE_AND_STOP
+        trainer.save_checkpoint("memory", weights_only=False)
+        self._boundary = self._memory.dumped
+        for name in ("hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "datamodule_hparams_name"):
+            self._boundary.pop(name, None)  # the config builds the same objects again
+        self._boundary["overnight"] = {
+            "history": [vars(e) for e in self.history],
+            "random": _get_random(),
+            "best": {"value": self._best[0], "weights": self._best[1]} if self._best else None,
+        }
+        self._boundary_open = True
+
+    # The end
+
+    def weights(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """A checkpoint of the epoch that gives the objective, as Lightning's load_from_checkpoint takes it."""
+        trainer.save_checkpoint("memory", weights_only=True)
+        dumped = self._memory.dumped
+        if self._best is not None:
+            dumped["state_dict"] = self._best[1]
+        spec = self._spec
+        dumped["overnight"] = {"study": spec.study, "trial": spec.number, "seed": spec.seed, "config": spec.config}
+        return dumped
+
+    def _note_best(self, done: EpochEnd, module: pl.LightningModule) -> None:
+        value = done.metrics.get(self._spec.metric)
+        if self._spec.objective != "best" or value is None or value != value:
+            return
+        sign = 1 if self._spec.direction == "maximize" else -1
+        if self._best is None or sign * value > sign * self._best[0]:
+            self._best = (value, _copied(module.state_dict()))
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_EVERY_S:
+            return
+        self._looked_at = now
+        if self._link.stop_wanted():
+            self._stop()
+
+    def _stop(self) -> None:
+        """Leave with the last boundary on disk; before the first one there is nothing to save, nor to lose."""
+        if self._boundary is not None:
+            self._save()
+        raise _Stop(Verdict.SAVE_AND_STOP)
+
+    def _save(self) -> None:
+        assert self._boundary is not None
+        checkpoint.save(self._spec.folder, self._boundary)
+        self._saved_at = time.monotonic()
+        kept = self._boundary["overnight"]["history"]
+        self._link.send(StateSaved(self._spec.number, kept[-1]["epoch"]))
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy with every tensor on the CPU, apart from the ones that training goes on to change."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {k: _copied(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(v) for v in value) if type(value) in (list, tuple) else value
+    return value
+
+
+def _get_random() -> dict[str, Any]:
+    """The state of every random generator, in types that a checkpoint may hold."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss),
+                  float(gauss)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def _set_random(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

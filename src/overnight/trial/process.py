@@ -1,0 +1,81 @@
+"""The first and the last lines of a trial process: a group of its own, its output caught, its end reported."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+
+from overnight.messages import EpochEnd, Finished, TrialSpec, Up, Verdict
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent is gone, even where it hangs in C code (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(spec: TrialSpec, connection: Connection, output: Connection) -> None:
+    """Train one trial and report over `connection`; all that it prints goes to `output`. Does not return."""
+    # People's DataLoaders have workers: with a session of its own the whole family can be signalled as one, and the
+    # terminal's Ctrl-C reaches the supervisor alone.
+    os.setsid()
+    die_with_parent()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    output.close()
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The forkserver's way would start DataLoader workers slowly, and leave them behind at a kill.
+    multiprocessing.set_start_method("fork", force=True)
+    link = PipeLink(connection)
+    code = 0
+    try:
+        from overnight.trial.fit import fit
+
+        finished = fit(spec, link)
+    except BaseException as error:
+        finished = Finished(spec.number, "failed", _reason(error), traceback.format_exc())
+        code = 1
+    with contextlib.suppress(OSError):  # the supervisor is gone; there is nobody to tell
+        link.send(finished)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # tearing the stack down would take longer than many an epoch
+
+
+class PipeLink:
+    """The trial's end of the pipe."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def send(self, message: Up) -> None:
+        self._connection.send(message)
+
+    def ask(self, message: EpochEnd) -> Verdict:
+        """Report an epoch and wait for what to do next."""
+        self._connection.send(message)
+        verdict: Verdict = self._connection.recv()
+        if verdict is not Verdict.SAVE_AND_STOP and self.stop_wanted():
+            return Verdict.SAVE_AND_STOP if verdict is Verdict.GO_ON else verdict
+        return verdict
+
+    def stop_wanted(self) -> bool:
+        """Whether the supervisor has said, unasked, to save and stop."""
+        return self._connection.poll() and self._connection.recv() is Verdict.SAVE_AND_STOP
+
+
+def _reason(error: BaseException) -> str:  # type: ignore[return]
+    out_of_memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+    return "out_of_memory" if out_of_memory else "error"

@@ -1,0 +1,421 @@
+"""The loop: ask, start, record, tell. One supervisor a machine; the only writer of the stores on it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Literal
+
+from overnight.messages import EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
+from overnight.plan import Plan
+from overnight.study import Ledger, Ticket, TrialRecord, best_of
+from overnight.tracking import Tracker
+
+TICK_S = 0.2
+GRACE_S = 8.0  # for running trials to save, once asked to stop; then they are killed
+FLUSH_EVERY_S = 1.0
+LOG_CAP_BYTES = 1_000_000
+_PRELOAD = ["overnight.trial.preload", "overnight.data.digits", "overnight.models.mlp"]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a supervisor's work ended. why: done, stopped (by a signal or `overnight stop`), or failures in a row."""
+
+    why: Literal["done", "stopped", "failures"]
+    trouble: str | None = None
+
+
+@dataclass
+class TrialProcess:
+    """One running trial: its process, the pipe to it, and what it prints."""
+
+    spec: TrialSpec
+    process: Any
+    pipe: Connection
+    output: Connection
+    log: Path
+    started_at: float = field(default_factory=time.time)
+    finished: Finished | None = None
+    verdict: Verdict = Verdict.GO_ON
+    diverged: bool = False
+    asked_to_stop: bool = False
+    epoch: int = -1
+    _log_size: int = 0
+
+    def send(self, verdict: Verdict) -> None:
+        with contextlib.suppress(OSError):  # it died; its sentinel says so
+            self.pipe.send(verdict)
+
+    def messages(self) -> Iterator[Up]:
+        """What has arrived, without waiting."""
+        try:
+            while self.pipe.poll():
+                yield self.pipe.recv()
+        except (EOFError, OSError):
+            return
+
+    def drain_output(self) -> None:
+        """Move what the trial printed into its log, whose first half goes where it grows past the cap."""
+        while self.output.poll():
+            try:
+                data = os.read(self.output.fileno(), 1 << 16)
+            except OSError:
+                return
+            if not data:
+                return
+            with open(self.log, "ab") as file:
+                file.write(data)
+                size = file.tell()
+            if size > LOG_CAP_BYTES:
+                tail = self.log.read_bytes()[-LOG_CAP_BYTES // 2 :]
+                self.log.write_bytes(b"[what came before was too long to keep]\n" + tail)
+
+    def end(self) -> None:
+        """Leave nothing of it behind: the process, and whatever it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join(5)
+        self.drain_output()
+        self.pipe.close()
+        self.output.close()
+        self.process.close()
+
+
+def warm_up() -> None:
+    """Start the forkserver, which imports the stack while the caller does something else."""
+    multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(_PRELOAD)
+    with _no_main():
+        forkserver.ensure_running()
+
+
+def start_trial(spec: TrialSpec, log: Path) -> TrialProcess:
+    """Fork a trial process from the warm forkserver."""
+    from overnight.trial import process as trial
+
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    output, printed = context.Pipe(duplex=False)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with _no_main():
+        process = context.Process(target=trial.main, args=(spec, theirs, printed), daemon=False)
+        process.start()
+    theirs.close()
+    printed.close()
+    return TrialProcess(spec, process, ours, output, log)
+
+
+class Supervisor:
+    """Runs a plan's trials in its slots until the budget is spent or somebody says stop.
+
+    on_change is called with the supervisor whenever there is something new to show.
+    """
+
+    def __init__(
+        self, ledger: Ledger, tracker: Tracker, on_change: Callable[[Supervisor], None], only: int | None = None
+    ) -> None:
+        self.ledger, self.tracker, self.plan = ledger, tracker, ledger.plan
+        self.devices = deque(slot_devices(self.plan.settings.slots))
+        self.slots = len(self.devices)
+        self.running: dict[int, TrialProcess] = {}
+        self.ended: list[TrialRecord] = []  # in this session, in order
+        self.records: dict[int, TrialRecord] = {}
+        self.why: Literal["done", "stopped", "failures"] | None = None
+        self._on_change = on_change
+        self._only = only
+        self._kill_at: float | None = None
+        self._failures = 0
+        self._flushed_at = self._stop_read_at = time.monotonic()
+
+    # What others may ask of it
+
+    def stop(self) -> None:
+        """Have running trials save and stop; a second time, end them as they are."""
+        if self.why is None:
+            self.why = "stopped"
+        self._kill_at = time.monotonic() + (GRACE_S if self._kill_at is None else 0.0)
+
+    @property
+    def best(self) -> TrialRecord | None:
+        return best_of(self.records.values(), self.plan.settings)
+
+    # The loop
+
+    def run(self) -> Ending:
+        """Work until there is nothing left to do. A KeyboardInterrupt counts as `stop`."""
+        mirroring = False
+        self.records = {r.number: r for r in self.ledger.records()}
+        self._on_change(self)
+        while True:
+            try:
+                self._fill_slots()
+                if not mirroring:  # MLflow takes seconds to open: the first trial need not wait for it
+                    self.tracker.start(list(self.records.values()))
+                    mirroring = True
+                if not self.running:
+                    break
+                self._wait()
+                self._tick()
+            except KeyboardInterrupt:
+                self.stop()
+        why = self.why or "done"
+        for number in self.ledger.put_back_orphans():  # asked for, and interrupted before they could start
+            self._note(self.ledger.read(number))
+        best = self.best
+        weights = self.plan.settings.where.checkpoints(self.plan.name, best.number) / "weights.ckpt" if best else None
+        failed = not any(r.state in ("complete", "pruned") for r in self.records.values())
+        ending = {"done": "FAILED" if failed else "FINISHED", "stopped": "KILLED", "failures": "FAILED"}[why]
+        self.tracker.close(ending, best, str(weights) if weights and weights.exists() else None)
+        self._keep_links()
+        return Ending(why, self.tracker.trouble)
+
+    def _fill_slots(self) -> None:
+        while self.why is None and self.devices:
+            ticket = self._next_ticket()
+            if ticket is None:
+                return
+            self._start(ticket)
+
+    def _next_ticket(self) -> Ticket | None:
+        if self._only is None:
+            return self.ledger.ask()
+        number, waiting = self._only, not any(r.number == self._only and r.done for r in self.ended)
+        return self.ledger.ask_for(number) if waiting and number not in self.running else None
+
+    def _start(self, ticket: Ticket) -> None:
+        settings, device = self.plan.settings, self.devices.popleft()
+        spec = TrialSpec(
+            study=self.plan.name, number=ticket.number, seed=ticket.seed, config=ticket.config,
+            metric=settings.study.metric, direction=settings.study.direction, objective=settings.study.objective,
+            folder=settings.where.checkpoints(self.plan.name, ticket.number), every_s=settings.checkpoint.every_s,
+            device=device, keep_weights=settings.study.keep_checkpoints > 0 or self._only is not None,
+        )
+        self.running[ticket.number] = start_trial(spec, settings.where.log(self.plan.name, ticket.number))
+        self._attempts = {**getattr(self, "_attempts", {}), ticket.number: ticket.attempts}
+        self._note(self.ledger.read(ticket.number))
+
+    def _wait(self) -> None:
+        """Sleep until something arrives, and deal with it."""
+        handles: dict[Any, TrialProcess] = {}
+        for trial in self.running.values():
+            handles.update({trial.pipe: trial, trial.output: trial, trial.process.sentinel: trial})
+        ready = {id(t): t for t in (handles[h] for h in wait(list(handles), timeout=TICK_S))}
+        for trial in ready.values():
+            trial.drain_output()
+            for message in trial.messages():
+                self._hear(trial, message)
+            if trial.finished is not None or not trial.process.is_alive():
+                for message in trial.messages():
+                    self._hear(trial, message)
+                self._end(trial)
+
+    def _hear(self, trial: TrialProcess, message: Up) -> None:
+        number = message.number
+        if isinstance(message, EpochEnd):
+            # The answer first: the trial waits for it, and for nothing else that follows here.
+            trial.epoch = message.epoch
+            trial.verdict = self._judge(trial, message)
+            trial.send(trial.verdict)
+            self._note(self.ledger.read(number))
+        elif isinstance(message, Resumed):
+            for done in message.history:
+                self.ledger.record(done)
+                trial.epoch = done.epoch
+        elif isinstance(message, StateSaved):
+            self._attempts[number] = 0
+            self.ledger.progressed(number)
+        else:
+            trial.finished = message
+
+    def _judge(self, trial: TrialProcess, done: EpochEnd) -> Verdict:
+        metric = self.plan.settings.study.metric
+        value = done.metrics.get(metric)
+        if value is None:
+            trial.finished = Finished(
+                done.number, "failed", "error",
+                f"study.metric: must be a metric that the model logs by the end of an epoch, got {metric!r}; it logged "
+                f"{', '.join(sorted(done.metrics)) or 'none'}",
+            )
+            return Verdict.END
+        self.ledger.record(done)
+        if value != value or value in (float("inf"), float("-inf")):
+            trial.diverged = True
+            return Verdict.END
+        if self.why is not None:
+            return Verdict.SAVE_AND_STOP
+        return Verdict.END if self.ledger.should_prune(done.number) else Verdict.GO_ON
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._flushed_at >= FLUSH_EVERY_S:
+            self._flushed_at = now
+            self.ledger.flush()
+            self._keep_links()
+            self._on_change(self)
+            if self.why is None and self.ledger.stop_requested():
+                self.stop()
+        if self.why is not None:
+            for trial in list(self.running.values()):
+                if not trial.asked_to_stop:
+                    trial.asked_to_stop = True
+                    trial.send(Verdict.SAVE_AND_STOP)
+                elif self._kill_at is not None and now >= self._kill_at:
+                    self._end(trial)
+
+    def _end(self, trial: TrialProcess) -> None:
+        """A trial's process is through: write down how it ended, and free its slot."""
+        number = trial.spec.number
+        del self.running[number]
+        record = self._outcome(trial)
+        self.devices.append(trial.spec.device)
+        self._note(record)
+        if record.done:
+            self.ended.append(record)
+            self._keep_best_weights(record)
+        self._failures = self._failures + 1 if record.reason == "error" else 0
+        if self._failures >= self.plan.settings.study.max_consecutive_failures and self.why is None:
+            self.stop()
+            self.why = "failures"
+        self._fill_slots()  # before the old process is buried: the slot should not wait for that
+        trial.end()
+
+    def _outcome(self, trial: TrialProcess) -> TrialRecord:
+        """The rules by which a trial's end becomes the ledger's word on it."""
+        number, finished = trial.spec.number, trial.finished
+        if trial.diverged:
+            return self.ledger.fail(number, "diverged", f"{self.plan.settings.study.metric} was not finite")
+        if finished is None:
+            return self._cut_off(trial)
+        if finished.ending == "failed":
+            return self.ledger.fail(number, finished.reason or "error", finished.detail, finished.notes)
+        if finished.ending == "ended":
+            return self.ledger.prune(number, finished.notes)
+        if finished.ending == "saved":
+            return self.ledger.pause(number)
+        return self.ledger.complete(number, finished.notes)
+
+    def _cut_off(self, trial: TrialProcess) -> TrialRecord:
+        """It died without a last word: it goes on from its state, unless it keeps dying without getting further."""
+        number = trial.spec.number
+        if self.why is not None:
+            return self.ledger.pause(number)
+        trial.process.join(1)
+        code = trial.process.exitcode
+        attempts = self._attempts[number] + 1
+        if attempts <= self.plan.settings.study.retries:
+            return self.ledger.pause(number, attempts)
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return self.ledger.fail(number, "crashed", f"the trial's process ended by {how}, {attempts} times in a row "
+                                                   f"without getting further; `overnight logs` shows what it printed")
+
+    def _note(self, record: TrialRecord) -> None:
+        self.records[record.number] = record
+        self.tracker.mirror(record)
+        self._on_change(self)
+
+    def _keep_links(self) -> None:
+        tracker = self.tracker
+        if tracker.experiment_id is not None and not getattr(self, "_linked", False):
+            self.ledger.link(tracker.experiment_id, tracker.parent_run_id or "")
+            self._linked = True
+
+    def _keep_best_weights(self, record: TrialRecord) -> None:
+        """Remove the checkpoints of every ended trial but the best so many."""
+        settings = self.plan.settings
+        if self._only is not None:
+            return
+        sign = 1 if settings.study.direction == "maximize" else -1
+        complete = sorted((r for r in self.records.values() if r.state == "complete"),
+                          key=lambda r: (-sign * (r.objective or 0.0), r.number))
+        kept = {r.number for r in complete[: settings.study.keep_checkpoints]}
+        for number in {record.number, *(r.number for r in complete)} - kept:
+            shutil.rmtree(settings.where.checkpoints(self.plan.name, number), ignore_errors=True)
+
+
+def measure(plan: Plan, epochs: int, folder: Path) -> tuple[float, float, int]:
+    """Train the configuration as written for a few epochs, outside any study.
+
+    Returns:
+        Seconds from a trial's start to its first epoch's end less that epoch, seconds an epoch (the fastest after
+        the first), and bytes of its weights. Raises RuntimeError with the trial's words where it failed.
+    """
+    config = plan.config({})
+    config["trainer"]["max_epochs"] = epochs
+    study = plan.settings.study
+    spec = TrialSpec(plan.name, 0, plan.trial_seed(0), config, study.metric, study.direction, study.objective,
+                     folder, every_s=float("inf"), device=slot_devices(1)[0])
+    warm_up()
+    trial = start_trial(spec, folder / "log")
+    started, seconds, first = trial.started_at, [], 0.0
+    while trial.finished is None:
+        wait([trial.pipe, trial.output, trial.process.sentinel])
+        trial.drain_output()
+        for message in trial.messages():
+            if isinstance(message, EpochEnd):
+                first = first or message.at - message.seconds - started
+                seconds.append(message.seconds)
+                trial.send(Verdict.GO_ON)
+            elif isinstance(message, Finished):
+                trial.finished = message
+        if trial.finished is None and not trial.process.is_alive():
+            trial.finished = Finished(0, "failed", "error", trial.log.read_text(errors="replace"))
+    trial.end()
+    if trial.finished.ending != "complete":
+        raise RuntimeError(trial.finished.detail)
+    return first, min(seconds[1:] or seconds), (folder / "weights.ckpt").stat().st_size
+
+
+def slot_devices(slots: int | None) -> list[str]:
+    """One device a slot: the machine's GPUs in turn, or the CPU, once a core unless told otherwise."""
+    gpus = _gpus()
+    if gpus:
+        return [f"cuda:{i % gpus}" for i in range(slots or gpus)]
+    return ["cpu"] * (slots or _cores())
+
+
+def _cores() -> int:
+    """The cores that this process may use, a container's share included."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
+
+
+def _gpus() -> int:
+    """How many NVIDIA GPUs there are, asked without torch, which the supervisor never imports."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Hide __main__ while a process starts: multiprocessing would run the caller's script again in every trial, and
+    a script without a guard would then start a study in each."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,376 @@
+"""MLflow mirrors the ledger: the only room that imports it.
+
+One thread writes, a second's worth at a time, and works by level rather than by event: given a trial's record it
+writes whatever MLflow does not hold yet, and ends the run last of all. So a run that is ended is whole, and going on,
+healing and plain progress are one and the same thing.
+"""
+
+from __future__ import annotations
+
+import getpass
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from overnight import settings as settings_module
+from overnight.paths import trial_name
+from overnight.plan import Plan
+from overnight.settings import Settings
+from overnight.study import StudyView, TrialRecord, create_whole
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+WRITE_EVERY_S = 1.0
+TRIES_AT_THE_END = 3
+# MLflow's limits for one log_batch, and for one param value.
+_BATCH_METRICS, _BATCH_PARAMS, _PARAM_CHARS = 1000, 100, 6000
+_STATUS = {"running": "RUNNING", "paused": "KILLED", "complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
+_PACKAGES = ("overnight", "torch", "torchvision", "pytorch-lightning", "optuna", "mlflow", "hydra-core", "numpy",
+             "scikit-learn")
+
+
+@dataclass
+class _Run:
+    """What MLflow holds of one trial. steps: metric name -> logged steps; None where that was not asked yet."""
+
+    run_id: str
+    status: str
+    steps: dict[str, set[int]] | None = None
+    params: set[str] = field(default_factory=set)
+
+
+class Tracker:
+    """Mirrors one study into MLflow from a thread of its own; `mirror` and `close` are for the supervisor."""
+
+    def __init__(self, plan: Plan, *, with_parent: bool = True) -> None:
+        self._plan, self._with_parent = plan, with_parent
+        self._pending: dict[int, TrialRecord] = {}
+        self._ledger: list[TrialRecord] = []
+        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._ending: str | None = None
+        self._best: TrialRecord | None = None
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._runs: dict[int, _Run] = {}
+        self.experiment_id: str | None = None
+        self.parent_run_id: str | None = None
+        self.trouble: str | None = None
+
+    # For the supervisor
+
+    def start(self, records: Iterable[TrialRecord]) -> None:
+        """Open the store and bring it up to `records`, all that the ledger holds."""
+        self._ledger = list(records)
+        self._thread.start()
+
+    def mirror(self, record: TrialRecord) -> None:
+        """Have MLflow show the trial as it stands now; returns at once."""
+        with self._lock:
+            self._pending[record.number] = record
+        self._wake.set()
+
+    def close(self, ending: str, best: TrialRecord | None, weights: str | None) -> None:
+        """Write what is left and end the parent run as `ending`, FINISHED, FAILED or KILLED; waits for it.
+
+        weights: the file of the best trial's weights, kept with its run. `trouble` says what could not be written;
+        the ledger has it all, and the next start writes it.
+        """
+        self._best, self._weights, self._ending = best, weights, ending
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # In the thread
+
+    def _work(self) -> None:
+        tries = 0
+        opened = False
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            ending = self._ending
+            try:
+                if not opened:
+                    self._open()
+                    opened = True
+                self._write_pending()
+                if ending is not None:
+                    self._finish(ending)
+                    self.trouble = None
+                    return
+                self.trouble = None
+            except Exception as error:  # MLflow's, SQLAlchemy's, the network's: all are waited out alike
+                self.trouble = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                tries += ending is not None
+                if tries >= TRIES_AT_THE_END:
+                    print(traceback.format_exc(), file=sys.stderr)
+                    return
+                self._wake.set()
+            if self._ending is None:
+                time.sleep(WRITE_EVERY_S)
+
+    def _open(self) -> None:
+        self._client = client(self._plan.settings)
+        self.experiment_id = self._experiment()
+        by_number: dict[int, _Run] = {}
+        parent: Any = None
+        for run in _search(self._client, self.experiment_id, self._plan.name):
+            tags = run.data.tags
+            number = int(tags.get("overnight.trial", -1))
+            if number < 0:
+                parent = parent or run
+            elif number in by_number or number >= len(self._ledger):
+                self._client.delete_run(run.info.run_id)  # a second run of a trial, or a run of none
+            else:
+                by_number[number] = _Run(run.info.run_id, run.info.status, params=set(run.data.params))
+        self._runs = by_number
+        if self._with_parent:
+            self._open_parent(parent)
+        with self._lock:
+            for record in self._ledger:
+                run = by_number.get(record.number)
+                whole = run is not None and record.done and run.status == _STATUS[record.state]
+                if record.state != "waiting" and not whole:
+                    self._pending.setdefault(record.number, record)
+        self._ledger = []
+
+    def _experiment(self) -> str:
+        name, study = self._plan.name, self._plan.settings.study
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage == "deleted":
+                self._client.restore_experiment(found.experiment_id)
+            return str(found.experiment_id)
+        return str(self._client.create_experiment(
+            name,
+            artifact_location=f"{self._plan.settings.artifact_root}/{urllib.parse.quote(name)}",
+            tags={
+                "mlflow.experimentKind": "custom_model_development",
+                "mlflow.experiment.primaryMetric.name": study.metric,
+                "mlflow.experiment.primaryMetric.greaterIsBetter": str(study.direction == "maximize"),
+            },
+        ))
+
+    def _open_parent(self, run: Any) -> None:
+        plan, created = self._plan, run is None
+        if run is None:
+            run = self._client.create_run(
+                self.experiment_id, run_name=plan.name,
+                tags={**self._base_tags(), "overnight.role": "study", "overnight.state": "running"},
+            )
+        else:
+            self._client.update_run(run.info.run_id, status="RUNNING")
+            self._client.set_tag(run.info.run_id, "overnight.state", "running")
+        self.parent_run_id = str(run.info.run_id)
+        children = (f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&searchFilter="
+                    + urllib.parse.quote(f'tags."mlflow.parentRunId" = \'{self.parent_run_id}\''))
+        self._client.set_tag(self.parent_run_id, "mlflow.note.content",
+                             f"A study of {plan.settings.study.metric}, to {plan.settings.study.direction}. "
+                             f"[Its trials as a flat list]({children})")
+        for file, text in _study_files(plan).items():
+            if created or file != "environment.json":
+                self._client.log_text(self.parent_run_id, text, file)
+
+    def _base_tags(self) -> dict[str, str]:
+        return {
+            "overnight.study": self._plan.name,
+            "mlflow.user": getpass.getuser(),
+            "mlflow.source.name": "overnight",
+            "mlflow.source.type": "LOCAL",
+        }
+
+    def _write_pending(self) -> None:
+        while True:
+            with self._lock:
+                if not self._pending:
+                    return
+                number, record = next(iter(self._pending.items()))
+            self._write(record)
+            with self._lock:
+                if self._pending.get(number) is record:  # otherwise a newer one came in while this was written
+                    del self._pending[number]
+
+    def _write(self, record: TrialRecord) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        run = self._runs.get(record.number) or self._create(record)
+        if run.steps is None:
+            run.steps = self._logged_steps(run, record)
+        if run.status != "RUNNING" and record.state == "running":
+            self._client.update_run(run.run_id, status="RUNNING")
+            run.status = "RUNNING"
+        metrics = [
+            Metric(name, value, round(e.at * 1000), e.epoch)
+            for e in record.history
+            for name, value in e.metrics.items()
+            if math.isfinite(value) and e.epoch not in run.steps.get(name, ())
+        ]
+        if record.state in ("complete", "pruned") and record.objective is not None and "objective" not in run.steps:
+            metrics.append(Metric("objective", record.objective, _ms(record.ended_at), record.history[-1].epoch))
+        params = [Param(k, str(v)[:_PARAM_CHARS]) for k, v in record.params.items() if k not in run.params]
+        tags = {"overnight.state": record.state, "overnight.reason": record.reason,
+                "overnight.notes": "; ".join(record.notes)}
+        for start in range(0, max(len(metrics), 1), _BATCH_METRICS):
+            part = metrics[start : start + _BATCH_METRICS]
+            self._client.log_batch(run.run_id, part, params[:_BATCH_PARAMS] if start == 0 else [],
+                                   [RunTag(k, v) for k, v in tags.items() if v] if start == 0 else [])
+            for metric in part:
+                run.steps.setdefault(metric.key, set()).add(metric.step)
+        for start in range(_BATCH_PARAMS, len(params), _BATCH_PARAMS):
+            self._client.log_batch(run.run_id, params=params[start : start + _BATCH_PARAMS])
+        run.params.update(record.params)
+        if record.state == "failed" and record.detail:
+            self._client.log_text(run.run_id, record.detail, "error.txt")
+            self._client.set_tag(run.run_id, "mlflow.note.content", f"{record.reason}\n```\n{record.detail}\n```")
+        status = _STATUS[record.state]
+        if run.status != status:
+            self._client.set_terminated(run.run_id, status, _ms(record.ended_at))
+            run.status = status
+
+    def _create(self, record: TrialRecord) -> _Run:
+        tags = {**self._base_tags(), "overnight.role": "trial", "overnight.trial": str(record.number)}
+        if self.parent_run_id is not None:
+            tags["mlflow.parentRunId"] = self.parent_run_id
+        created = self._client.create_run(self.experiment_id, start_time=_ms(record.started_at), tags=tags,
+                                          run_name=trial_name(record.number))
+        run = self._runs[record.number] = _Run(created.info.run_id, "RUNNING", steps={})
+        config = record.config if record.config is not None else self._plan.config_of(record.params)
+        self._client.log_text(run.run_id, settings_module.config_text(config), "config.yaml")
+        return run
+
+    def _logged_steps(self, run: _Run, record: TrialRecord) -> dict[str, set[int]]:
+        """Asked once for a run that an earlier process began, so that no step is logged twice."""
+        names = {name for e in record.history for name in e.metrics} | {"objective"}
+        held = {name: {m.step for m in self._client.get_metric_history(run.run_id, name)} for name in names}
+        return {name: steps for name, steps in held.items() if steps}
+
+    def _finish(self, ending: str) -> None:
+        best = self._best
+        if best is not None and best.number in self._runs and self._weights is not None:
+            self._client.log_artifact(self._runs[best.number].run_id, self._weights, "weights")
+        if self.parent_run_id is None:
+            return
+        if best is not None and best.objective is not None:
+            self._client.log_metric(self.parent_run_id, "objective", best.objective)
+            self._client.set_tag(self.parent_run_id, "overnight.best", trial_name(best.number))
+        state = {"FINISHED": "done", "FAILED": "failed", "KILLED": "paused"}[ending]
+        self._client.set_tag(self.parent_run_id, "overnight.state", state)
+        self._client.set_terminated(self.parent_run_id, ending)
+
+
+# The store ------------------------------------------------------------------------------------------------------------
+
+
+def quiet_environment() -> dict[str, str]:
+    """What keeps MLflow from phoning home and from warning of its own plans."""
+    return {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+
+
+def client(settings: Settings) -> MlflowClient:
+    """A client on the tracking store; the embedded one is created first where there is none."""
+    for name, value in quiet_environment().items():
+        os.environ.setdefault(name, value)
+    if settings.tracking.uri is None and not settings.where.tracking_store.exists():
+        _create_store(settings)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=settings.tracking_uri)
+
+
+def _create_store(settings: Settings) -> None:
+    from pathlib import Path
+
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    def create(fresh: Path) -> None:
+        store = SqlAlchemyStore(f"sqlite:///{fresh}", settings.artifact_root)
+        store.engine.dispose()
+        SqlAlchemyStore._engine_map.pop(store.db_uri, None)
+
+    settings.where.root.mkdir(parents=True, exist_ok=True)
+    create_whole(settings.where.tracking_store, create)
+
+
+def _search(client: MlflowClient, experiment_id: str, study: str) -> Iterable[Any]:
+    """Every run of a study, oldest first."""
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], f"tags.`overnight.study` = '{study}'", max_results=1000,
+                                  order_by=["attributes.start_time ASC"], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _ms(seconds: float | None) -> int:
+    return round((seconds if seconds is not None else time.time()) * 1000)
+
+
+def _study_files(plan: Plan) -> dict[str, str]:
+    """What the parent run keeps: the configuration as written, the search space, and where it all ran."""
+    written = {**plan.config({}), **settings_module.to_json(plan.settings)}
+    return {
+        "config.yaml": settings_module.config_text(written),
+        "search_space.yaml": settings_module.config_text(plan.space.describe()),
+        "environment.json": json.dumps(_environment(), indent=2),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {
+        "packages": {p: version(p) for p in _PACKAGES},
+        "python": platform.python_version(),
+        "machine": {"system": platform.platform(), "host": platform.node(), "cores": os.cpu_count()},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "command": sys.argv,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the folder we were started in; None where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+# The pages ------------------------------------------------------------------------------------------------------------
+
+
+def ui_command(settings: Settings, port: int) -> tuple[list[str], Mapping[str, str]]:
+    """How to serve MLflow's pages on 127.0.0.1: arguments, and the environment that goes with them."""
+    client(settings)  # creates the embedded store where there is none yet
+    root = settings.artifact_root
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri,
+               "--default-artifact-root", root, "--artifacts-destination", root,
+               "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_"))}
+    return command, {**kept, **quiet_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                     "PYTHONWARNINGS": "ignore"}
+
+
+def page_of(view: StudyView | None, address: str) -> str:
+    """The page of a study's runs; without the last part MLflow would open its view for language models."""
+    if view is None or view.experiment_id is None:
+        return address
+    return f"{address}/#/experiments/{view.experiment_id}/runs?workflowType=machine_learning"

@@ -1,0 +1,22 @@
+"""Launch a hyperparameter study in the evening, read the answer in the morning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from overnight.api import Result, Trial, train, tune
+    from overnight.settings import ConfigError
+    from overnight.storage import Held
+
+__all__ = ["ConfigError", "Held", "Result", "Trial", "train", "tune"]
+_HOMES = {"ConfigError": "settings", "Held": "storage"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `overnight --help` and a trial process need none of it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'overnight' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"overnight.{_HOMES.get(name, 'api')}"), name)

@@ -106,14 +106,21 @@ class Plan:
         """
         searched = {p.key for plan in (self, old) for p in plan.space.parameters}
         mine, theirs = self._measure(searched), old._measure(searched)
-        return [f"{key}: was {theirs.get(key, 'absent')}, is {mine.get(key, 'absent')}"
-                for key in dict.fromkeys([*theirs, *mine]) if mine.get(key, "absent") != theirs.get(key, "absent")]
+        return [
+            f"{key}: was {theirs.get(key, 'absent')}, is {mine.get(key, 'absent')}"
+            for key in dict.fromkeys([*theirs, *mine])
+            if mine.get(key, "absent") != theirs.get(key, "absent")
+        ]
 
     def _measure(self, searched: set[str]) -> dict[str, Any]:
         """Everything that a score depends on, flat; of the `searched` keys, what is drawn for them."""
         study = self.settings.study
-        flat = {"study.metric": study.metric, "study.direction": study.direction, "study.objective": study.objective,
-                "seed": self.settings.seed}
+        flat = {
+            "study.metric": study.metric,
+            "study.direction": study.direction,
+            "study.objective": study.objective,
+            "seed": self.settings.seed,
+        }
         fixed = self.config({})
         for node in SEARCHABLE:
             flat.update(_flat(fixed.get(node), node))
@@ -141,8 +148,10 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
     problems = draft.problems
     entries = dict(draft.config.get("search") or {}) if searching else {}
     if not searching:
-        problems.extend(f"{key}: `train` takes one value, got the sweep {text}; sweeps are for `tune`"
-                        for key, text in draft.sweeps.items())
+        problems.extend(
+            f"{key}: `train` takes one value, got the sweep {text}; sweeps are for `tune`"
+            for key, text in draft.sweeps.items()
+        )
     entries = {k: v for k, v in entries.items() if k not in draft.fixed}
     entries.update(draft.sweeps)
     space, fixed = search_space.parse(entries, problems)
@@ -178,14 +187,19 @@ def _combinations(
     searched: dict[str, list[str]] = {}
     for group, options in space.group_choices(COMPONENTS).items():
         known = draft.options(group)
-        problems.extend(f"search.{group}: must choose among {', '.join(known)}, got {option!r}"
-                        for option in options if option not in known)
+        problems.extend(
+            f"search.{group}: must choose among {', '.join(known)}, got {option!r}"
+            for option in options
+            if option not in known
+        )
         searched[group] = sorted({choices[group], *(o for o in options if o in known)})
     groups = tuple(searched)
     count = math.prod(len(options) for options in searched.values())
     if count > MAX_VARIANTS:
-        problems.append(f"search: at most {MAX_VARIANTS} combinations of config groups, got {count}; "
-                        f"take fewer options of {', '.join(groups)}")
+        problems.append(
+            f"search: at most {MAX_VARIANTS} combinations of config groups, got {count}; "
+            f"take fewer options of {', '.join(groups)}"
+        )
         return groups, [tuple(choices[g] for g in groups)]
     return groups, list(itertools.product(*searched.values()))
 
@@ -214,7 +228,9 @@ def _check_keys(
     for parameter in space.parameters:
         where, when = f"search.{parameter.key}", parameter.when
         if when is not None and when.key not in searched and when.key not in fixed:
-            problems.append(f"{where}.when: must look at a searched key, got {when.key!r}; search it or drop the `when`")
+            problems.append(
+                f"{where}.when: must look at a searched key, got {when.key!r}; search it or drop the `when`"
+            )
         if parameter.key in groups:
             continue
         if parameter.key.split(".")[0] not in SEARCHABLE or "." not in parameter.key:

@@ -23,8 +23,13 @@ def sampler(settings: SamplerSettings, seed: int) -> BaseSampler:
         with warnings.catch_warnings():
             # Grouped TPE is marked experimental; what it suggests is pinned by our tests.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return TPESampler(n_startup_trials=settings.startup_trials, multivariate=True, group=True,
-                              constant_liar=True, seed=draw_seed)
+            return TPESampler(
+                n_startup_trials=settings.startup_trials,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+                seed=draw_seed,
+            )
 
     kinds: dict[str, Callable[[int], BaseSampler]] = {"tpe": tpe, "random": lambda s: RandomSampler(seed=s)}
     return SeededSampler(kinds[settings.name], seed)
@@ -35,8 +40,9 @@ def pruner(settings: PrunerSettings, max_epochs: int) -> BasePruner:
     if settings.name == "median":
         return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs)
     if settings.name == "hyperband":
-        return HyperbandPruner(min_resource=settings.min_epochs, max_resource=max_epochs,
-                               reduction_factor=settings.reduction_factor)
+        return HyperbandPruner(
+            min_resource=settings.min_epochs, max_resource=max_epochs, reduction_factor=settings.reduction_factor
+        )
     return NopPruner()
 
 

@@ -36,7 +36,7 @@ class Condition:
     values: tuple[str, ...]
 
     def holds(self, value: Any) -> bool:
-        return _text(value) in self.values
+        return in_grammar(value) in self.values
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Parameter:
         return isinstance(self.each, FloatDistribution | IntDistribution) and self.each.log
 
     def _option(self, drawn: str) -> Any:
-        return next(o for o in self.options if _text(o) == drawn)
+        return next(o for o in self.options if in_grammar(o) == drawn)
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,14 @@ class SearchSpace:
     def names(self) -> dict[str, BaseDistribution]:
         return {name: dist for p in self.parameters for name, dist in p.names().items()}
 
-    def group_choices(self, groups: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    def group_choices(self, groups: Iterable[str]) -> dict[str, tuple[Any, ...]]:
         """The searched config groups with the options that are searched."""
         wanted = set(groups)
-        return {p.key: tuple(p.each.choices) for p in self.parameters  # type: ignore[attr-defined]
-                if p.key in wanted and "." not in p.key}
+        return {
+            p.key: p.each.choices
+            for p in self.parameters
+            if p.key in wanted and isinstance(p.each, CategoricalDistribution)
+        }
 
     def size(self) -> float:
         """How many points there are, conditions disregarded; inf where a float is searched."""
@@ -146,16 +149,18 @@ class SearchSpace:
             assert dist is None or isinstance(dist, IntDistribution)
             return dist
 
-        return SearchSpace(tuple(
-            Parameter(
-                d["key"],
-                json_to_distribution(d["each"]),
-                length_of(d["length"]),
-                Condition(d["when"]["key"], tuple(d["when"]["values"])) if d["when"] else None,
-                tuple(d["options"]),
+        return SearchSpace(
+            tuple(
+                Parameter(
+                    d["key"],
+                    json_to_distribution(d["each"]),
+                    length_of(d["length"]),
+                    Condition(d["when"]["key"], tuple(d["when"]["values"])) if d["when"] else None,
+                    tuple(d["options"]),
+                )
+                for d in data
             )
-            for d in data
-        ))
+        )
 
     def describe(self) -> dict[str, str]:
         """Key -> its draw in words, for people."""
@@ -214,17 +219,20 @@ def _parse_entry(key: str, entry: Any, problems: list[str]) -> Parameter | _Fixe
         problems.append(f"{where}: takes a draw, or `draw` with `when`, or `length` with `each`, got {dict(entry)}")
         return None
     found = _parse_text(key, str(entry["draw" if has_draw else "each"]), where, problems)
+    length: IntDistribution | None = None
     if not isinstance(found, Parameter):
         if found is not None:
             problems.append(f"{where}: must be a draw such as interval(0, 1) or choice(a, b), got {dict(entry)}")
         return None
-    length = None
     if has_list:
         counted = _parse_text(key, str(entry["length"]), f"{where}.length", problems)
-        length = counted.each if isinstance(counted, Parameter) else None
-        if not isinstance(length, IntDistribution) or length.low < 1 or found.options:
-            problems.append(f"{where}: length must be whole numbers from 1 up, e.g. int(interval(1, 3)), and each one "
-                            f"number or text, got {dict(entry)}")
+        if isinstance(counted, Parameter) and isinstance(counted.each, IntDistribution):
+            length = counted.each
+        if length is None or length.low < 1 or found.options:
+            problems.append(
+                f"{where}: length must be whole numbers from 1 up, e.g. int(interval(1, 3)), and each one "
+                f"number or text, got {dict(entry)}"
+            )
             return None
     when = _parse_condition(entry["when"], where, problems) if "when" in entry else None
     return Parameter(key, found.each, length, when, found.options)
@@ -247,14 +255,15 @@ def _parse_text(key: str, text: str, where: str, problems: list[str]) -> Paramet
         override = OverridesParser.create().parse_override(f"{key}={text}")
     except HydraException as error:
         reason = str(error).splitlines()[0]
-        problems.append(f"{where}: must be in Hydra's sweep grammar, e.g. interval(0, 1), int(interval(1, 8)), "
-                        f"range(32, 257, 32) or choice(a, b), got {text!r}: {reason}")
+        problems.append(
+            f"{where}: must be in Hydra's sweep grammar, e.g. interval(0, 1), int(interval(1, 8)), "
+            f"range(32, 257, 32) or choice(a, b), got {text!r}: {reason}"
+        )
         return None
-    sweep = override._value  # the only way to a sweep's ends
     if not override.is_sweep_override():
         return _Fixed(override.value())
-    log = "log" in sweep.tags if hasattr(sweep, "tags") else False
-    unknown = sorted(set(getattr(sweep, "tags", ())) - {"log"})
+    sweep: Any = override._value  # the only way to a sweep's ends
+    log, unknown = "log" in sweep.tags, sorted(sweep.tags - {"log"})
     if unknown:
         problems.append(f"{where}: the only tag is log, got {', '.join(unknown)} in {text!r}")
         return None
@@ -277,14 +286,14 @@ def _choice(key: str, override: Any, log: bool) -> Parameter:
     if override._value.shuffle:
         raise ValueError("shuffle has no meaning here, the sampler decides on the order; leave it out")
     values = tuple(override.sweep_iterator(transformer=_plain_value))
-    if len({_text(v) for v in values}) < len(values):
+    if len({in_grammar(v) for v in values}) < len(values):
         raise ValueError("choices must differ from one another")
     if all(v is None or isinstance(v, str | int | float | bool) for v in values):
         return Parameter(key, CategoricalDistribution(values))
-    return Parameter(key, CategoricalDistribution(tuple(_text(v) for v in values)), options=values)
+    return Parameter(key, CategoricalDistribution(tuple(in_grammar(v) for v in values)), options=values)
 
 
-def _interval(low: float | int, high: float | int, log: bool) -> BaseDistribution:
+def _interval(low: Any, high: Any, log: bool) -> BaseDistribution:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("interval needs two finite ends")
     if not low < high:
@@ -332,8 +341,10 @@ def _in_order(parameters: dict[str, Parameter], problems: list[str]) -> list[Par
         if parameter in ordered:
             return
         if parameter.key in placing:
-            problems.append(f"search.{parameter.key}.when: conditions must not go round in a circle, "
-                            f"got {' -> '.join([*placing, parameter.key])}")
+            problems.append(
+                f"search.{parameter.key}.when: conditions must not go round in a circle, "
+                f"got {' -> '.join([*placing, parameter.key])}"
+            )
             return
         placing.append(parameter.key)
         if parameter.when is not None and parameter.when.key in parameters:
@@ -350,16 +361,16 @@ def _in_order(parameters: dict[str, Parameter], problems: list[str]) -> list[Par
 # Small words --------------------------------------------------------------------------------------------------------
 
 
-def _text(value: Any) -> str:
+def in_grammar(value: Any) -> str:
     """A value as Hydra's grammar writes it: [32,32], true, null, 0.1."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
         return "null"
     if isinstance(value, list | tuple):
-        return f"[{','.join(_text(v) for v in value)}]"
+        return f"[{','.join(in_grammar(v) for v in value)}]"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{k}:{_text(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{in_grammar(v)}" for k, v in value.items()) + "}"
     return str(value)
 
 
@@ -368,7 +379,7 @@ def _finder(parameter: Parameter, written: Any, found: dict[str, Any]) -> Draw:
 
     def find(name: str, dist: BaseDistribution) -> Any:
         if parameter.length is None:
-            value = _text(written) if parameter.options else written
+            value = in_grammar(written) if parameter.options else written
         elif not isinstance(written, list):
             raise NotInSpace(name)
         else:
@@ -407,7 +418,7 @@ def _describe(parameter: Parameter) -> str:
 
 def _describe_draw(dist: BaseDistribution) -> str:
     if isinstance(dist, CategoricalDistribution):
-        return f"choice({', '.join(_text(c) for c in dist.choices)})"
+        return f"choice({', '.join(in_grammar(c) for c in dist.choices)})"
     assert isinstance(dist, FloatDistribution | IntDistribution)
     text = f"{dist.low} to {dist.high}"
     if dist.step is not None and (isinstance(dist, FloatDistribution) or dist.step != 1):

@@ -49,7 +49,7 @@ def _is_name(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text) is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudySettings:
     name: str | None = _rule(
         "must be 1 to 100 letters, digits, '.', '_' or '-', and start with a letter or digit", _is_name
@@ -63,25 +63,25 @@ class StudySettings:
     keep_checkpoints: int = _at_least(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
     max_epochs: int = _at_least(1)
     precision: str
     gradient_clip_val: float | None = _rule("must be positive", lambda v: v > 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
     every_s: float = _rule("must be 0 or more seconds", lambda v: v >= 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
     name: Literal["tpe", "random"]
     startup_trials: int = _at_least(1, default=10)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrunerSettings:
     name: Literal["median", "hyperband", "none"]
     startup_trials: int = _at_least(0, default=5)
@@ -90,12 +90,12 @@ class PrunerSettings:
     reduction_factor: int = _at_least(2, default=3)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StorageSettings:
     url: str | None = _rule("must be a database address such as sqlite:///FILE", lambda v: "://" in v)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrackingSettings:
     uri: str | None = _rule(
         "must be a sqlite, postgresql or http address; MLflow no longer takes a folder", lambda v: "://" in v
@@ -103,7 +103,7 @@ class TrackingSettings:
     artifacts: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """A composed and checked configuration, less what belongs to the components and the search space."""
 
@@ -198,8 +198,10 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
             option = override.value()
             # Hydra's defaults list takes no other types; null takes a group out.
             if isinstance(option, str) and option not in group_options(key, folder):
-                problems.append(f"{key}: must be one of {_listed(group_options(key, folder))}, got {option!r}"
-                                + _nearest(option, group_options(key, folder)))
+                problems.append(
+                    f"{key}: must be one of {_listed(group_options(key, folder))}, got {option!r}"
+                    + _nearest(option, group_options(key, folder))
+                )
             else:
                 groups.append(text)
         else:
@@ -258,8 +260,13 @@ def kind_problem(written: Any, value: Any) -> str | None:
     """
     if written is None or value is None or (isinstance(value, str) and "${" in value):
         return None
-    for kind, name in ((bool, "true or false"), ((int, float), "a number"), (str, "a text"),
-                       ((list, tuple), "a list"), (Mapping, "a mapping")):
+    for kind, name in (
+        (bool, "true or false"),
+        ((int, float), "a number"),
+        (str, "a text"),
+        ((list, tuple), "a list"),
+        (Mapping, "a mapping"),
+    ):
         if isinstance(written, kind):
             fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
             if fits and isinstance(value, float) and not math.isfinite(value):
@@ -333,8 +340,11 @@ def _compose(overrides: list[str], config_dir: Path | None) -> tuple[Any, dict[s
     with initialize_config_dir(version_base="1.3", config_dir=str(first)), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Hydra's word on defaults lists without _self_
         config = hydra_compose("config", overrides=[*overrides, *path], return_hydra_config=True)
-    choices = {str(k): v for k, v in OmegaConf.to_container(config.hydra.runtime.choices).items()  # type: ignore
-               if v is not None and "/" not in str(k)}
+    choices = {
+        str(k): v
+        for k, v in OmegaConf.to_container(config.hydra.runtime.choices).items()  # type: ignore
+        if v is not None and "/" not in str(k)
+    }
     with open_dict(config):
         del config["hydra"]
     return config, choices
@@ -356,9 +366,8 @@ def _compose_or_note(overrides: list[str], folder: Path | None, problems: list[s
 def _plain(config: Any, resolve: bool = True, only: Iterable[str] | None = None) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    tree = OmegaConf.to_container(config, resolve=resolve)
-    assert isinstance(tree, dict)
-    return {str(k): v for k, v in tree.items() if only is None or k in only}
+    tree: Any = OmegaConf.to_container(config, resolve=resolve)
+    return {str(k): v for k, v in tree.items() if only is None or str(k) in only}
 
 
 def _plain_or_note(config: Any, problems: list[str]) -> dict[str, Any]:
@@ -473,10 +482,10 @@ def _checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str,
     if typing.get_origin(kind) is Literal:
         options = typing.get_args(kind)
         if value not in options:
-            problems.append(f"{path}: must be one of {_listed(options)}, got {value!r}" +
-                            (_nearest(value, options) if isinstance(value, str) else ""))
+            nearest = _nearest(value, map(str, options)) if isinstance(value, str) else ""
+            problems.append(f"{path}: must be one of {_listed(map(str, options))}, got {value!r}{nearest}")
         return value
-    base = next(t for t in allowed if t is not type(None))
+    base: type = next(t for t in allowed if t is not type(None))
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, base) or isinstance(value, bool):

@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from overnight.messages import EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
 from overnight.plan import Plan
-from overnight.study import Ledger, Ticket, TrialRecord, best_of
+from overnight.records import TrialRecord, best_of
+from overnight.study import Ledger, Ticket
 from overnight.tracking import Tracker
 
 TICK_S = 0.2
@@ -135,11 +136,13 @@ class Supervisor:
         self.ended: list[TrialRecord] = []  # in this session, in order
         self.records: dict[int, TrialRecord] = {}
         self.why: Literal["done", "stopped", "failures"] | None = None
-        self._on_change = on_change
+        self.on_change = on_change
         self._only = only
         self._kill_at: float | None = None
         self._failures = 0
-        self._flushed_at = self._stop_read_at = time.monotonic()
+        self._attempts: dict[int, int] = {}
+        self._linked = False
+        self._flushed_at = time.monotonic()
 
     # What others may ask of it
 
@@ -159,7 +162,7 @@ class Supervisor:
         """Work until there is nothing left to do. A KeyboardInterrupt counts as `stop`."""
         mirroring = False
         self.records = {r.number: r for r in self.ledger.records()}
-        self._on_change(self)
+        self.on_change(self)
         while True:
             try:
                 self._fill_slots()
@@ -199,13 +202,20 @@ class Supervisor:
     def _start(self, ticket: Ticket) -> None:
         settings, device = self.plan.settings, self.devices.popleft()
         spec = TrialSpec(
-            study=self.plan.name, number=ticket.number, seed=ticket.seed, config=ticket.config,
-            metric=settings.study.metric, direction=settings.study.direction, objective=settings.study.objective,
-            folder=settings.where.checkpoints(self.plan.name, ticket.number), every_s=settings.checkpoint.every_s,
-            device=device, keep_weights=settings.study.keep_checkpoints > 0 or self._only is not None,
+            study=self.plan.name,
+            number=ticket.number,
+            seed=ticket.seed,
+            config=ticket.config,
+            metric=settings.study.metric,
+            direction=settings.study.direction,
+            objective=settings.study.objective,
+            folder=settings.where.checkpoints(self.plan.name, ticket.number),
+            every_s=settings.checkpoint.every_s,
+            device=device,
+            keep_weights=settings.study.keep_checkpoints > 0 or self._only is not None,
         )
         self.running[ticket.number] = start_trial(spec, settings.where.log(self.plan.name, ticket.number))
-        self._attempts = {**getattr(self, "_attempts", {}), ticket.number: ticket.attempts}
+        self._attempts[ticket.number] = ticket.attempts
         self._note(self.ledger.read(ticket.number))
 
     def _wait(self) -> None:
@@ -246,7 +256,9 @@ class Supervisor:
         value = done.metrics.get(metric)
         if value is None:
             trial.finished = Finished(
-                done.number, "failed", "error",
+                done.number,
+                "failed",
+                "error",
                 f"study.metric: must be a metric that the model logs by the end of an epoch, got {metric!r}; it logged "
                 f"{', '.join(sorted(done.metrics)) or 'none'}",
             )
@@ -265,7 +277,7 @@ class Supervisor:
             self._flushed_at = now
             self.ledger.flush()
             self._keep_links()
-            self._on_change(self)
+            self.on_change(self)
             if self.why is None and self.ledger.stop_requested():
                 self.stop()
         if self.why is not None:
@@ -319,18 +331,22 @@ class Supervisor:
         if attempts <= self.plan.settings.study.retries:
             return self.ledger.pause(number, attempts)
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        return self.ledger.fail(number, "crashed", f"the trial's process ended by {how}, {attempts} times in a row "
-                                                   f"without getting further; `overnight logs` shows what it printed")
+        return self.ledger.fail(
+            number,
+            "crashed",
+            f"the trial's process ended by {how}, {attempts} times in a row "
+            f"without getting further; `overnight logs` shows what it printed",
+        )
 
     def _note(self, record: TrialRecord) -> None:
         self.records[record.number] = record
         self.tracker.mirror(record)
-        self._on_change(self)
+        self.on_change(self)
 
     def _keep_links(self) -> None:
         tracker = self.tracker
-        if tracker.experiment_id is not None and not getattr(self, "_linked", False):
-            self.ledger.link(tracker.experiment_id, tracker.parent_run_id or "")
+        if tracker.ready and not self._linked:
+            self.ledger.link(tracker.experiment_id, tracker.parent_run_id)
             self._linked = True
 
     def _keep_best_weights(self, record: TrialRecord) -> None:
@@ -339,8 +355,10 @@ class Supervisor:
         if self._only is not None:
             return
         sign = 1 if settings.study.direction == "maximize" else -1
-        complete = sorted((r for r in self.records.values() if r.state == "complete"),
-                          key=lambda r: (-sign * (r.objective or 0.0), r.number))
+        complete = sorted(
+            (r for r in self.records.values() if r.state == "complete"),
+            key=lambda r: (-sign * (r.objective or 0.0), r.number),
+        )
         kept = {r.number for r in complete[: settings.study.keep_checkpoints]}
         for number in {record.number, *(r.number for r in complete)} - kept:
             shutil.rmtree(settings.where.checkpoints(self.plan.name, number), ignore_errors=True)
@@ -356,8 +374,18 @@ def measure(plan: Plan, epochs: int, folder: Path) -> tuple[float, float, int]:
     config = plan.config({})
     config["trainer"]["max_epochs"] = epochs
     study = plan.settings.study
-    spec = TrialSpec(plan.name, 0, plan.trial_seed(0), config, study.metric, study.direction, study.objective,
-                     folder, every_s=float("inf"), device=slot_devices(1)[0])
+    spec = TrialSpec(
+        plan.name,
+        0,
+        plan.trial_seed(0),
+        config,
+        study.metric,
+        study.direction,
+        study.objective,
+        folder,
+        every_s=float("inf"),
+        device=slot_devices(1)[0],
+    )
     warm_up()
     trial = start_trial(spec, folder / "log")
     started, seconds, first = trial.started_at, [], 0.0

@@ -26,8 +26,10 @@ from typing import TYPE_CHECKING, Any
 from overnight import settings as settings_module
 from overnight.paths import trial_name
 from overnight.plan import Plan
+from overnight.records import TrialRecord
 from overnight.settings import Settings
-from overnight.study import StudyView, TrialRecord, create_whole
+from overnight.storage import create_whole
+from overnight.study import StudyView
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,8 +39,17 @@ TRIES_AT_THE_END = 3
 # MLflow's limits for one log_batch, and for one param value.
 _BATCH_METRICS, _BATCH_PARAMS, _PARAM_CHARS = 1000, 100, 6000
 _STATUS = {"running": "RUNNING", "paused": "KILLED", "complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
-_PACKAGES = ("overnight", "torch", "torchvision", "pytorch-lightning", "optuna", "mlflow", "hydra-core", "numpy",
-             "scikit-learn")
+_PACKAGES = (
+    "overnight",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "optuna",
+    "mlflow",
+    "hydra-core",
+    "numpy",
+    "scikit-learn",
+)
 
 
 @dataclass
@@ -60,12 +71,14 @@ class Tracker:
         self._ledger: list[TrialRecord] = []
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._ending: str | None = None
+        self._weights: str | None = None
         self._best: TrialRecord | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._runs: dict[int, _Run] = {}
-        self.experiment_id: str | None = None
+        self.experiment_id = ""
         self.parent_run_id: str | None = None
         self.trouble: str | None = None
+        self.ready = False  # experiment and parent run are known
 
     # For the supervisor
 
@@ -137,6 +150,7 @@ class Tracker:
         self._runs = by_number
         if self._with_parent:
             self._open_parent(parent)
+        self.ready = True
         with self._lock:
             for record in self._ledger:
                 run = by_number.get(record.number)
@@ -152,32 +166,40 @@ class Tracker:
             if found.lifecycle_stage == "deleted":
                 self._client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
-        return str(self._client.create_experiment(
-            name,
-            artifact_location=f"{self._plan.settings.artifact_root}/{urllib.parse.quote(name)}",
-            tags={
-                "mlflow.experimentKind": "custom_model_development",
-                "mlflow.experiment.primaryMetric.name": study.metric,
-                "mlflow.experiment.primaryMetric.greaterIsBetter": str(study.direction == "maximize"),
-            },
-        ))
+        return str(
+            self._client.create_experiment(
+                name,
+                artifact_location=f"{self._plan.settings.artifact_root}/{urllib.parse.quote(name)}",
+                tags={
+                    "mlflow.experimentKind": "custom_model_development",
+                    "mlflow.experiment.primaryMetric.name": study.metric,
+                    "mlflow.experiment.primaryMetric.greaterIsBetter": str(study.direction == "maximize"),
+                },
+            )
+        )
 
     def _open_parent(self, run: Any) -> None:
         plan, created = self._plan, run is None
         if run is None:
             run = self._client.create_run(
-                self.experiment_id, run_name=plan.name,
+                self.experiment_id,
+                run_name=plan.name,
                 tags={**self._base_tags(), "overnight.role": "study", "overnight.state": "running"},
             )
         else:
             self._client.update_run(run.info.run_id, status="RUNNING")
             self._client.set_tag(run.info.run_id, "overnight.state", "running")
         self.parent_run_id = str(run.info.run_id)
-        children = (f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&searchFilter="
-                    + urllib.parse.quote(f'tags."mlflow.parentRunId" = \'{self.parent_run_id}\''))
-        self._client.set_tag(self.parent_run_id, "mlflow.note.content",
-                             f"A study of {plan.settings.study.metric}, to {plan.settings.study.direction}. "
-                             f"[Its trials as a flat list]({children})")
+        children = (
+            f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&searchFilter="
+            + urllib.parse.quote(f"tags.\"mlflow.parentRunId\" = '{self.parent_run_id}'")
+        )
+        self._client.set_tag(
+            self.parent_run_id,
+            "mlflow.note.content",
+            f"A study of {plan.settings.study.metric}, to {plan.settings.study.direction}. "
+            f"[Its trials as a flat list]({children})",
+        )
         for file, text in _study_files(plan).items():
             if created or file != "environment.json":
                 self._client.log_text(self.parent_run_id, text, file)
@@ -219,12 +241,19 @@ class Tracker:
         if record.state in ("complete", "pruned") and record.objective is not None and "objective" not in run.steps:
             metrics.append(Metric("objective", record.objective, _ms(record.ended_at), record.history[-1].epoch))
         params = [Param(k, str(v)[:_PARAM_CHARS]) for k, v in record.params.items() if k not in run.params]
-        tags = {"overnight.state": record.state, "overnight.reason": record.reason,
-                "overnight.notes": "; ".join(record.notes)}
+        tags = {
+            "overnight.state": record.state,
+            "overnight.reason": record.reason,
+            "overnight.notes": "; ".join(record.notes),
+        }
         for start in range(0, max(len(metrics), 1), _BATCH_METRICS):
             part = metrics[start : start + _BATCH_METRICS]
-            self._client.log_batch(run.run_id, part, params[:_BATCH_PARAMS] if start == 0 else [],
-                                   [RunTag(k, v) for k, v in tags.items() if v] if start == 0 else [])
+            self._client.log_batch(
+                run.run_id,
+                part,
+                params[:_BATCH_PARAMS] if start == 0 else [],
+                [RunTag(k, v) for k, v in tags.items() if v] if start == 0 else [],
+            )
             for metric in part:
                 run.steps.setdefault(metric.key, set()).add(metric.step)
         for start in range(_BATCH_PARAMS, len(params), _BATCH_PARAMS):
@@ -242,8 +271,9 @@ class Tracker:
         tags = {**self._base_tags(), "overnight.role": "trial", "overnight.trial": str(record.number)}
         if self.parent_run_id is not None:
             tags["mlflow.parentRunId"] = self.parent_run_id
-        created = self._client.create_run(self.experiment_id, start_time=_ms(record.started_at), tags=tags,
-                                          run_name=trial_name(record.number))
+        created = self._client.create_run(
+            self.experiment_id, start_time=_ms(record.started_at), tags=tags, run_name=trial_name(record.number)
+        )
         run = self._runs[record.number] = _Run(created.info.run_id, "RUNNING", steps={})
         config = record.config if record.config is not None else self._plan.config_of(record.params)
         self._client.log_text(run.run_id, settings_module.config_text(config), "config.yaml")
@@ -306,8 +336,13 @@ def _search(client: MlflowClient, experiment_id: str, study: str) -> Iterable[An
     """Every run of a study, oldest first."""
     token = None
     while True:
-        page = client.search_runs([experiment_id], f"tags.`overnight.study` = '{study}'", max_results=1000,
-                                  order_by=["attributes.start_time ASC"], page_token=token)
+        page = client.search_runs(
+            [experiment_id],
+            f"tags.`overnight.study` = '{study}'",
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
         yield from page
         token = page.token
         if not token:
@@ -361,12 +396,31 @@ def ui_command(settings: Settings, port: int) -> tuple[list[str], Mapping[str, s
     """How to serve MLflow's pages on 127.0.0.1: arguments, and the environment that goes with them."""
     client(settings)  # creates the embedded store where there is none yet
     root = settings.artifact_root
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", settings.tracking_uri,
-               "--default-artifact-root", root, "--artifacts-destination", root,
-               "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        settings.tracking_uri,
+        "--default-artifact-root",
+        root,
+        "--artifacts-destination",
+        root,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_"))}
-    return command, {**kept, **quiet_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                     "PYTHONWARNINGS": "ignore"}
+    return command, {
+        **kept,
+        **quiet_environment(),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONWARNINGS": "ignore",
+    }
 
 
 def page_of(view: StudyView | None, address: str) -> str:

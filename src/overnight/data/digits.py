@@ -29,14 +29,14 @@ class Digits(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         images, labels = load_digits(return_X_y=True)  # (1797, 64) of 0 to 16, (1797,)
-        rest, test = train_test_split(range(len(labels)), test_size=0.2, stratify=labels,
-                                      random_state=self._split_seed)
-        train, validation = train_test_split(rest, test_size=0.25, stratify=labels[rest],
-                                             random_state=self._split_seed)
+        rest, test = train_test_split(range(len(labels)), test_size=0.2, stratify=labels, random_state=self._split_seed)
+        train, validation = train_test_split(rest, test_size=0.25, stratify=labels[rest], random_state=self._split_seed)
         inputs = torch.from_numpy(images / 16.0).float().reshape(-1, *self.input_shape)  # (1797, 1, 8, 8)
         targets = torch.from_numpy(labels).long()
-        self._parts = {name: (inputs[rows], targets[rows])
-                       for name, rows in (("train", train), ("validation", validation), ("test", test))}
+        self._parts = {
+            name: (inputs[rows], targets[rows])
+            for name, rows in (("train", train), ("validation", validation), ("test", test))
+        }
 
     def train_dataloader(self) -> Batches:
         return Batches(*self._parts["train"], self._batch_size, shuffle=True)

@@ -42,7 +42,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 def load(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest usable state in the folder, or None, and a note on each file that was refused."""
-    refused = []
+    refused: list[str] = []
     for name in (_STATE, _BEFORE):
         if (folder / name).exists():
             try:
@@ -57,7 +57,7 @@ def read(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     if not data.startswith(_MAGIC):
         raise Unusable(f"{path.name}: not a state that overnight wrote")
-    digest, _, payload = data[len(_MAGIC):].partition(b"\n")
+    digest, _, payload = data[len(_MAGIC) :].partition(b"\n")
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         raise Unusable(f"{path.name}: its bytes are not the ones that were written")
     try:

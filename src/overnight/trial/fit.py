@@ -91,8 +91,10 @@ def build(config: Mapping[str, Any]) -> tuple[pl.LightningDataModule, pl.Lightni
     model = instantiate(config["model"], _convert_="all", **wanted)
     for key, built, kind in (("data", data, pl.LightningDataModule), ("model", model, pl.LightningModule)):
         if not isinstance(built, kind):
-            raise TypeError(f"{key}._target_: must be a {kind.__name__} of pytorch_lightning, "
-                            f"got {type(built).__module__}.{type(built).__name__}")
+            raise TypeError(
+                f"{key}._target_: must be a {kind.__name__} of pytorch_lightning, "
+                f"got {type(built).__module__}.{type(built).__name__}"
+            )
     return data, model
 
 
@@ -256,8 +258,13 @@ def _get_random() -> dict[str, Any]:
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss),
-                  float(gauss)),
+        "numpy": (
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }

@@ -5,9 +5,11 @@ import os
 # One thread a slot: two trials side by side on two cores finish several times sooner than one on two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from overnight.trial import fit, process  # noqa: E402
+from overnight.trial import process
 
-# A forkserver outlives a supervisor that is killed, unless the kernel is told.
+# A forkserver would outlive a supervisor that is killed, the more so while it still imports.
 process.die_with_parent()
+
+from overnight.trial import fit  # noqa: E402
 
 __all__ = ["fit", "process"]

@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from typing import Literal
 
 from overnight.messages import EpochEnd, Finished, TrialSpec, Up, Verdict
 
@@ -76,6 +77,6 @@ class PipeLink:
         return self._connection.poll() and self._connection.recv() is Verdict.SAVE_AND_STOP
 
 
-def _reason(error: BaseException) -> str:  # type: ignore[return]
+def _reason(error: BaseException) -> Literal["error", "out_of_memory"]:
     out_of_memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
     return "out_of_memory" if out_of_memory else "error"

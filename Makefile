@@ -1,0 +1,49 @@
+# The README's two commands are `make study` and `make test`; each sets up what it needs in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STUDY ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help study ui test check lint types imports browser clean
+
+help:  ## Show what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.run.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "overnight needs Python 3.11 to 3.13; name one: make PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev.installed: $(VENV)/.run.installed
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+study: $(VENV)/.run.installed  ## Tune a network on handwritten digits; STUDY='study.trials=50' for overrides
+	$(BIN)/overnight tune $(STUDY)
+
+ui: $(VENV)/.run.installed  ## Open MLflow's UI on what was tuned
+	$(BIN)/overnight ui
+
+test: $(VENV)/.dev.installed  ## Run every test
+	$(BIN)/python -m pytest
+
+browser: $(VENV)/.dev.installed  ## Run the browser tests alone
+	$(BIN)/python -m pytest -m browser
+
+check: lint types imports test  ## What CI runs: lint, types, import rules, tests
+
+lint: $(VENV)/.dev.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev.installed
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev.installed
+	$(BIN)/lint-imports
+
+clean:  ## Remove the environment; studies stay
+	rm -rf $(VENV)

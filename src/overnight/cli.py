@@ -1,0 +1,437 @@
+"""The command line: reads what was typed, calls the rest, prints. Imports lazily, so that --help answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from overnight.api import Result
+    from overnight.settings import Settings
+    from overnight.study import StudyView
+
+_OVERRIDES = click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
+_CONFIG_DIR = click.option("--config-dir", metavar="DIR", help="A folder of your own configs, looked at first.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_INTERRUPTED, _MISTAKE = 130, 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="overnight")
+def cli() -> None:
+    """Launch a hyperparameter study in the evening, read the answer in the morning.
+
+    OVERRIDE is Hydra's KEY=VALUE, e.g. model.dropout=0.1; a sweep such as model.activation=relu,gelu or
+    optimizer.lr='tag(log,interval(1e-4,1e-1))' is searched. STUDY is a study's name.
+    """
+
+
+@cli.command()
+@_OVERRIDES
+@_CONFIG_DIR
+@click.option("--dry-run", is_flag=True, help="Show the space, three configurations, and what it would take.")
+@click.option("--extend", is_flag=True, help="Go on in a search space that only grew.")
+@click.option("--cfg", is_flag=True, help="Print the composed config and start nothing.")
+def tune(overrides: tuple[str, ...], config_dir: str | None, dry_run: bool, extend: bool, cfg: bool) -> None:
+    """Start a study, or go on with it: the same line, as often as you like."""
+    from overnight import plan as plans
+
+    plan = plans.make(_less_job(overrides, cfg), config_dir)
+    if cfg:
+        _print_config(overrides, config_dir)
+    elif dry_run:
+        _print_forecast(plan)
+    else:
+        from overnight import api
+
+        result = api.run(plan, extend=extend, take_signals=True)
+        for line in result.said:
+            click.echo(line)
+        _print_result(result)
+
+
+@cli.command()
+@_OVERRIDES
+@_CONFIG_DIR
+@click.option("--cfg", is_flag=True, help="Print the composed config and start nothing.")
+def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None:
+    """Train one configuration, with the same tracking."""
+    from overnight import plan as plans
+
+    plan = plans.make(_less_job(overrides, cfg), config_dir, searching=False)
+    if cfg:
+        _print_config(overrides, config_dir)
+        return
+    from overnight import api
+    from overnight.paths import trial_name
+
+    result = api.run_one(plan, take_signals=True)
+    record, study = result.records[0], result.plan.settings.study
+    if record.done:
+        outcome = f"{study.metric} {record.objective:.6g}" if record.objective is not None else record.reason
+        click.echo(f"train/{trial_name(record.number)}: {record.state}, {outcome}")
+        if record.detail:
+            click.echo(record.detail, err=True)
+        click.echo(f"look: {_command('ui', 'train', settings=plan.settings)}")
+    _exit(result)
+
+
+@cli.command()
+@click.argument("arguments", nargs=-1, metavar="[STUDY] [OVERRIDE ...]")
+@_JSON
+def status(arguments: tuple[str, ...], as_json: bool) -> None:
+    """How a study stands: running, paused, stalled or done; the best so far; what is left, and when it will end."""
+    import json
+
+    settings, view, others = _look(arguments)
+    if view is None:
+        _mistake([f"study: there is none in {settings.where.root}; `overnight tune` starts one"])
+    if as_json:
+        click.echo(json.dumps(status_object(view)))
+        return
+    _print_status(view)
+    if others:
+        click.echo(f"other studies here: {', '.join(others)}")
+
+
+@cli.command()
+@click.argument("arguments", nargs=-1, metavar="STUDY [OVERRIDE ...]")
+@click.option("--wait-s", default=60.0, show_default=True, help="Seconds to wait for it to have stopped.")
+def stop(arguments: tuple[str, ...], wait_s: float) -> None:
+    """Let running trials save and stop; `tune` goes on from there."""
+    import time
+
+    from overnight import study as ledger
+    from overnight.storage import holder_of
+
+    settings, view, _ = _look(arguments)
+    if view is None:
+        _mistake([f"study: there is none in {settings.where.root}; `overnight status` lists them"])
+    if view.holder is None:
+        click.echo(f"{view.name}: nobody is at it ({view.state})")
+        return
+    ledger.request_stop(settings, view.name)
+    deadline = time.monotonic() + wait_s
+    while holder_of(settings, view.name) is not None:
+        if time.monotonic() > deadline:
+            click.echo(f"{view.name}: asked to stop; process {view.holder['pid']} is still saving", err=True)
+            sys.exit(1)
+        time.sleep(0.1)
+    click.echo(f"{view.name}: stopped; the same `overnight tune` line goes on with it")
+
+
+@cli.command()
+@click.argument("trial", metavar="STUDY/NUMBER")
+@click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
+def logs(trial: str, overrides: tuple[str, ...]) -> None:
+    """Show what a trial printed, and how it failed where it did."""
+    from overnight import study as ledger
+
+    name, _, number = trial.rpartition("/")
+    number = number.removeprefix("trial-")
+    if not name or not number.isdigit():
+        _mistake([f"trial: must be STUDY/NUMBER, e.g. digits-mlp/7, got {trial!r}"])
+    settings = _settings(overrides)
+    view, _ = ledger.view(settings, name)
+    if view is None or int(number) >= len(view.records):
+        known = f"it has trials 0 to {len(view.records) - 1}" if view else "there is no such study"
+        _mistake([f"trial: must be one of the ledger's, got {trial!r}; {known} in {settings.where.root}"])
+    path, record = settings.where.log(name, int(number)), view.records[int(number)]
+    text = path.read_text(errors="replace") if path.exists() else ""
+    click.echo(text, nl=not text.endswith("\n")) if text else click.echo(f"{trial} printed nothing", err=True)
+    if record.detail:
+        click.echo(f"{record.reason}: {record.detail}")
+
+
+@cli.command()
+@click.argument("arguments", nargs=-1, metavar="[STUDY] [OVERRIDE ...]")
+@click.option("--port", default=5000, show_default=True, help="On 127.0.0.1; the next free one where it is taken.")
+@click.option("--browser/--no-browser", default=True, help="Open the page, where there is a screen to open it on.")
+def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
+    """Serve MLflow's UI on the right store, at the study's runs, on 127.0.0.1 only. Ctrl-C ends it."""
+    from overnight import tracking
+
+    settings, view, _ = _look(arguments)
+    if view is None:
+        _mistake([f"study: there is none in {settings.where.root}; `overnight tune` starts one"])
+    _serve(
+        *tracking.ui_command(settings, port := _free_port(port)),
+        port,
+        tracking.page_of(view, f"http://127.0.0.1:{port}"),
+        browser,
+    )
+
+
+def main() -> None:
+    """Run a command. Exit codes: 0 done, 1 it failed, 2 a mistake in what was asked, 130 Ctrl-C, 143 SIGTERM."""
+    sys.path.insert(0, os.getcwd())  # a person's own modules, as `python -m` would find them
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(_INTERRUPTED)
+    except ValueError as error:
+        from overnight.settings import ConfigError
+
+        if not isinstance(error, ConfigError):
+            raise
+        _mistake(error.problems)
+    except RuntimeError as error:
+        from overnight.storage import Held
+
+        if not isinstance(error, Held):
+            raise
+        _mistake([str(error)])
+
+
+# What is printed ------------------------------------------------------------------------------------------------------
+
+
+def status_object(view: StudyView) -> dict[str, Any]:
+    """What `status --json` prints."""
+    best = view.best
+    return {
+        "study": view.name,
+        "state": view.state,
+        "budget": view.budget,
+        "trials": {
+            "complete": view.count("complete"),
+            "pruned": view.count("pruned"),
+            "failed": view.count("failed"),
+            "running": view.count("running"),
+            "waiting": view.count("waiting", "paused"),
+        },
+        "best": {"trial": best.number, "value": best.objective, "params": best.params} if best else None,
+        "experiment_id": view.experiment_id,
+        "parent_run_id": view.parent_run_id or None,
+    }
+
+
+def _print_status(view: StudyView) -> None:
+    import statistics
+    import time
+
+    from overnight.paths import trial_name
+    from overnight.screen import describe, duration
+
+    states = ("complete", "pruned", "failed", "running", "paused", "waiting")
+    done = view.count("complete", "pruned", "failed")
+    counts = ", ".join(f"{view.count(s)} {s}" for s in states if view.count(s))  # type: ignore[arg-type]
+    click.echo(f"{view.name}: {view.state}, {done} of {view.budget} trials done ({counts})")
+    best, metric = view.best, view.plan.settings.study.metric
+    if best is not None:
+        click.echo(f"best: {metric} {best.objective:.6g}, {trial_name(best.number)} ({describe(best)})")
+    for record in view.records:
+        if record.state == "running":
+            last = record.history[-1] if record.history else None
+            where = f"epoch {last.epoch + 1} of {view.plan.settings.trainer.max_epochs}" if last else "starting"
+            click.echo(f"  {trial_name(record.number)}: {where} ({describe(record)})")
+    took = [r.ended_at - r.started_at for r in view.records if r.done and r.ended_at and r.started_at]
+    if view.state == "running" and took:
+        busy = max(view.count("running"), 1)
+        left = max(view.budget - done, 0) * statistics.median(took) / busy
+        click.echo(f"about {duration(left)} left, until {time.strftime('%H:%M', time.localtime(time.time() + left))}")
+    if view.state == "stalled":
+        click.echo("its trials say running and nobody is at it: the same `overnight tune` line takes them up")
+
+
+def _print_result(result: Result) -> NoReturn:
+    from overnight.paths import trial_name
+    from overnight.screen import describe
+
+    study, records = result.plan.settings.study, result.records
+    done = sum(r.done for r in records)
+    counts = ", ".join(
+        f"{n} {s}" for s in ("complete", "pruned", "failed", "paused") if (n := sum(r.state == s for r in records))
+    )
+    click.echo(f"{result.study_name}: {done} of {study.trials} trials done ({counts})")
+    best = result.best
+    if best is not None:
+        record = next(r for r in records if r.number == best.number)
+        click.echo(f"best: {study.metric} {best.value:.4f}, {trial_name(best.number)} ({describe(record)})")
+    failed = [r for r in records if r.state == "failed"]
+    for record in failed[-3:]:
+        last = record.detail.strip().splitlines()[-1] if record.detail.strip() else ""
+        click.echo(f"{trial_name(record.number)} failed ({record.reason}): {last}", err=True)
+    if result.why == "failures":
+        click.echo(
+            f"stopped: {study.max_consecutive_failures} trials in a row failed with an error; `overnight logs "
+            f"{result.study_name}/{failed[-1].number}` shows the last, and `overnight tune` goes on",
+            err=True,
+        )
+    if result.trouble:
+        click.echo(
+            f"MLflow lacks part of it ({result.trouble}); the ledger has it all, and the same line again "
+            f"writes what is missing",
+            err=True,
+        )
+    if result.why != "stopped":
+        click.echo(f"look: {_command('ui', result.study_name, settings=result.plan.settings)}")
+    _exit(result)
+
+
+def _exit(result: Result) -> NoReturn:
+    if result.why == "stopped":
+        click.echo(f"to go on: {shlex.join(['overnight', *sys.argv[1:]])}")
+        sys.exit(128 + result.signal if result.signal else 0)
+    sys.exit(1 if result.why == "failures" or result.all_failed else 0)
+
+
+def _print_forecast(plan: Any) -> None:
+    from overnight import api, search_space
+    from overnight.screen import duration
+
+    try:
+        forecast = api.forecast(plan)
+    except RuntimeError as error:
+        click.echo(str(error), err=True)
+        _mistake(["conf: the configuration as written must train, and fails as above"])
+    size = "no end of" if forecast.points == float("inf") else f"{forecast.points:,.0f}"
+    click.echo(f"{plan.name}: {size} points in the space")
+    for key, draw in plan.space.describe().items():
+        click.echo(f"  {key}: {draw}")
+    click.echo("three of them, drawn at random:")
+    for sample in forecast.samples:
+        click.echo("  " + " ".join(f"{k}={search_space.in_grammar(v)}" for k, v in sample.items()))
+    study, trainer = plan.settings.study, plan.settings.trainer
+    click.echo(
+        f"time: at most about {duration(forecast.seconds)} for {max(study.trials - forecast.done, 0)} trials of "
+        f"{trainer.max_epochs} epochs in {forecast.slots} slots, nothing pruned; measured just now on the "
+        f"configuration as written, {forecast.seconds_an_epoch:.3g} s an epoch"
+    )
+    click.echo(f"disk: about {forecast.disk_bytes / 1e6:.1f} MB in {plan.settings.where.root}")
+
+
+def _print_config(overrides: tuple[str, ...], config_dir: str | None) -> None:
+    from overnight import settings
+
+    click.echo(settings.config_text(settings.compose(_less_job(overrides, True), config_dir).config), nl=False)
+
+
+def _mistake(problems: list[str]) -> NoReturn:
+    for line in problems:
+        click.echo(line, err=True)
+    sys.exit(_MISTAKE)
+
+
+# Small parts ----------------------------------------------------------------------------------------------------------
+
+
+def _less_job(overrides: tuple[str, ...], cfg: bool) -> tuple[str, ...]:
+    """Hydra's own spelling is `--cfg job`."""
+    return tuple(o for o in overrides if not (cfg and o == "job"))
+
+
+def _settings(overrides: tuple[str, ...]) -> Settings:
+    from overnight import settings
+
+    draft = settings.compose(overrides)
+    if draft.problems or draft.settings is None:
+        raise settings.ConfigError(draft.problems)
+    return draft.settings
+
+
+def _look(arguments: tuple[str, ...]) -> tuple[Settings, StudyView | None, list[str]]:
+    """The settings, the study that was named or else worked on last, and the names of the others."""
+    from overnight import study as ledger
+
+    named = [a for a in arguments if "=" not in a]
+    if len(named) > 1:
+        _mistake([f"study: must be one name, got {', '.join(named)}"])
+    settings = _settings(tuple(a for a in arguments if "=" in a))
+    view, names = ledger.view(settings, named[0] if named else None)
+    if named and view is None:
+        _mistake(
+            [
+                f"study: {named[0]} is not in {settings.where.root}; there "
+                + (f"are {', '.join(names)}" if names else "is none yet")
+            ]
+        )
+    return settings, view, [] if named or view is None else [n for n in names if n != view.name]
+
+
+def _command(*words: str, settings: Settings) -> str:
+    """An `overnight` line that finds the same home."""
+    home = [] if settings.home == "./mlruns" else [f"home={settings.home}"]
+    return shlex.join(["overnight", *words, *home])
+
+
+def _free_port(wanted: int) -> int:
+    import socket
+
+    for port in (*range(wanted, wanted + 20), 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise click.ClickException(f"--port: no free port from {wanted} on")
+
+
+def _serve(command: list[str], environment: Any, port: int, page: str, browser: bool) -> None:
+    """Run MLflow's server until a signal, and leave none of its processes behind."""
+    import signal
+    import subprocess
+    import tempfile
+    import threading
+    from collections import deque
+
+    with tempfile.TemporaryDirectory(prefix="overnight-ui-") as folder:  # whatever it writes beside its stores
+        server = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        ended = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
+        said: deque[bytes] = deque(maxlen=20)
+        assert server.stderr is not None
+        threading.Thread(target=said.extend, args=(server.stderr,), daemon=True).start()
+        try:
+            if _answers(port, lambda: server.poll() is not None or ended.is_set()):
+                click.echo(f"{page}\nCtrl-C ends it")
+                if browser and (os.environ.get("DISPLAY") or sys.platform == "darwin"):
+                    click.launch(page)
+                while server.poll() is None and not ended.wait(0.2):
+                    pass
+            if not ended.is_set():
+                click.echo(b"".join(said).decode(errors="replace"), err=True)
+                raise click.ClickException(f"MLflow's server ended by itself, exit code {server.returncode}")
+        finally:
+            server.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(5)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+def _answers(port: int, given_up: Callable[[], bool]) -> bool:
+    import http.client
+    import time
+
+    while not given_up():
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+        try:
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return True
+        except OSError:
+            time.sleep(0.1)
+        finally:
+            connection.close()
+    return False

@@ -1,0 +1,143 @@
+"""A trial as the ledger has it: read from Optuna's frozen trials, and the packed history beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+from overnight.messages import EpochEnd
+from overnight.plan import Plan
+from overnight.settings import Settings
+
+State = Literal["waiting", "running", "paused", "complete", "pruned", "failed"]
+# Names of what we keep in a trial's user attributes.
+HISTORY, BASELINE, CONFIG = "overnight.history", "overnight.baseline", "overnight.config"
+REASON, DETAIL, ATTEMPTS, NOTES = "overnight.reason", "overnight.detail", "overnight.attempts", "overnight.notes"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the ledger has it. Times in seconds since 1970; history in order of epochs; params flat."""
+
+    number: int
+    state: State
+    params: dict[str, Any]
+    history: tuple[EpochEnd, ...]
+    objective: float | None
+    reason: str | None
+    detail: str
+    started_at: float | None
+    ended_at: float | None
+    notes: tuple[str, ...] = ()
+    config: dict[str, Any] | None = None  # of a trial that brought its own; a study's come from its plan
+
+    @property
+    def done(self) -> bool:
+        return self.state in ("complete", "pruned", "failed")
+
+
+def record_of(t: FrozenTrial, plan: Plan) -> TrialRecord:
+    attrs, settings = t.user_attrs, plan.settings
+    history = unpack(t.number, attrs.get(HISTORY))
+    states: dict[TrialState, State] = {
+        TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+        TrialState.RUNNING: "running",
+    }
+    waiting: State = "paused" if t.params or attrs.get(HISTORY) or t.datetime_start else "waiting"
+    params = dict(t.params)
+    if attrs.get(BASELINE):  # what lies outside the space is shown all the same
+        params = {**_by_name(plan, plan.written_values()), **params}
+    if CONFIG in attrs:
+        params = flat_config(attrs[CONFIG])
+    return TrialRecord(
+        number=t.number,
+        state=states.get(t.state, waiting),
+        params=params,
+        history=history,
+        objective=t.value if t.state == TrialState.COMPLETE else objective_of(history, settings),
+        reason=attrs.get(REASON),
+        detail=attrs.get(DETAIL, ""),
+        started_at=t.datetime_start.timestamp() if t.datetime_start else None,
+        ended_at=t.datetime_complete.timestamp() if t.datetime_complete else None,
+        notes=tuple(attrs.get(NOTES, ())),
+        config=attrs.get(CONFIG),
+    )
+
+
+def objective_of(history: Iterable[EpochEnd], settings: Settings) -> float | None:
+    """The metric at the last epoch, or at the best one; None before the first finite value."""
+    study = settings.study
+    values = [v for e in history if math.isfinite(v := e.metrics.get(study.metric, math.nan))]
+    if not values:
+        return None
+    if study.objective == "last":
+        return values[-1]
+    return max(values) if study.direction == "maximize" else min(values)
+
+
+def best_of(records: Iterable[TrialRecord], settings: Settings) -> TrialRecord | None:
+    """The complete trial with the best objective, the earliest of equals."""
+    sign = 1 if settings.study.direction == "maximize" else -1
+    complete = [r for r in records if r.state == "complete" and r.objective is not None]
+    return max(complete, key=lambda r: (sign * (r.objective or 0.0), -r.number), default=None)
+
+
+def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a trial's config, less the names of classes and null."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(flat_config(value, f"{prefix}{key}."))
+        elif not key.startswith("_") and value is not None:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _by_name(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Searched key -> value, spelt as parameter names: a list's length and entries apart."""
+    params: dict[str, Any] = {}
+    for p in plan.space.parameters:
+        if p.key in values and p.length is not None and isinstance(values[p.key], list):
+            params[f"{p.key}.length"] = len(values[p.key])
+            params.update({f"{p.key}.{i}": v for i, v in enumerate(values[p.key])})
+        elif p.key in values:
+            params[p.key] = values[p.key]
+    return params
+
+
+def pack(history: Iterable[EpochEnd]) -> dict[str, Any]:
+    epochs = sorted(history, key=lambda e: e.epoch)
+    names = dict.fromkeys(name for e in epochs for name in e.metrics)
+    return {
+        "epoch": [e.epoch for e in epochs],
+        "at": [round(e.at, 3) for e in epochs],
+        "seconds": [round(e.seconds, 4) for e in epochs],
+        "metrics": {name: [_to_text(e.metrics.get(name)) for e in epochs] for name in names},
+    }
+
+
+def unpack(number: int, packed: Mapping[str, Any] | None) -> tuple[EpochEnd, ...]:
+    if not packed:
+        return ()
+    columns = packed["metrics"]
+    return tuple(
+        EpochEnd(
+            number,
+            epoch,
+            {n: float(c[i]) for n, c in columns.items() if c[i] is not None},
+            packed["at"][i],
+            packed["seconds"][i],
+        )
+        for i, epoch in enumerate(packed["epoch"])
+    )
+
+
+def _to_text(value: float | None) -> float | str | None:
+    """JSON has no inf and no nan."""
+    return value if value is None or math.isfinite(value) else str(value)

@@ -1,0 +1,104 @@
+"""Where the ledger lies and who holds it: Optuna's storage, opened whole, and one lock a study."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import sqlalchemy
+from filelock import BaseFileLock, FileLock, Timeout
+from optuna.storages import BaseStorage, RDBStorage
+
+from overnight.settings import Settings
+
+
+class Held(RuntimeError):
+    """Another process works on the study; the message says which."""
+
+
+def holder_of(settings: Settings, name: str) -> dict[str, Any] | None:
+    """Who works on the study on this machine: {"pid", "host", "since"}; None where nobody living does."""
+    try:
+        holder: dict[str, Any] = json.loads(_holder_file(settings, name).read_text())
+        alive = psutil.Process(holder["pid"]).create_time() == holder["created"]
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return None
+    return holder if alive else None
+
+
+def _holder_file(settings: Settings, name: str) -> Path:
+    return settings.where.lock(name).with_suffix(".holder.json")
+
+
+def hold(settings: Settings, name: str) -> tuple[BaseFileLock, Path]:
+    path = settings.where.lock(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)  # the system lets go of it when its holder dies, however it dies
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        found = holder_of(settings, name) or {}
+        since = time.strftime("%H:%M", time.localtime(found.get("since", time.time())))
+        raise Held(
+            f"{name}: process {found.get('pid', '?')} on {found.get('host', 'this machine')} has been at "
+            f"it since {since}; `overnight stop {name}` ends it, `overnight status` looks on"
+        ) from None
+    holder = _holder_file(settings, name)
+    me = {
+        "pid": os.getpid(),
+        "created": psutil.Process().create_time(),
+        "host": socket.gethostname(),
+        "since": time.time(),
+    }
+    fresh = holder.with_suffix(".writing")
+    fresh.write_text(json.dumps(me))
+    os.replace(fresh, holder)
+    return lock, holder
+
+
+def open_storage(settings: Settings) -> RDBStorage:
+    """The ledger's storage; a SQLite file is created under another name first, so that no kill leaves half a one."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if settings.storage.url is not None:
+        return RDBStorage(settings.storage.url)
+    path = settings.where.ledger
+    if not path.exists():
+        create_whole(path, lambda fresh: dispose(RDBStorage(f"sqlite:///{fresh}")))
+    storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+
+    @sqlalchemy.event.listens_for(storage.engine, "connect")
+    def _durable_at_a_kill(connection: Any, _: Any) -> None:
+        # A write-ahead log lets others read while one writes, and does not wait for the disk at every report: a kill
+        # loses nothing, and what a power cut may take of the last second, the trials' states bring back.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    storage.engine.dispose()  # the connection that the storage opened before it could be told
+    return storage
+
+
+def create_whole(path: Path, create: Callable[[Path], None]) -> None:
+    """Have `create` make a file under another name, then put it in place unless somebody else was first."""
+    fresh = path.with_name(f"{path.name}.creating-{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    create(fresh)
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        pass
+    finally:
+        fresh.unlink()
+
+
+def dispose(storage: BaseStorage) -> None:
+    backend = getattr(storage, "_backend", storage)
+    if isinstance(backend, RDBStorage):
+        backend.scoped_session.remove()
+        backend.engine.dispose()

@@ -50,6 +50,7 @@ class Result:
     records: tuple[TrialRecord, ...] = field(repr=False)
     plan: Plan = field(repr=False)
     signal: int | None = None
+    worked: bool = True  # False where there was nothing left to do
 
     @property
     def best(self) -> Trial | None:
@@ -150,6 +151,7 @@ def _work(supervisor: Supervisor, said: list[str], screen: Screen | None, take_s
         records,
         supervisor.plan,
         received[0] if received else None,
+        bool(supervisor.ended) or ending.why != "done",
     )
 
 
@@ -158,9 +160,11 @@ def glance(supervisor: Supervisor) -> Glance:
         Slot(number, trial.epoch, r.objective if (r := supervisor.records.get(number)) else None, trial.started_at)
         for number, trial in supervisor.running.items()
     )
+    only = supervisor.only
+    records = supervisor.records if only is None else {n: r for n, r in supervisor.records.items() if n == only}
     return Glance(
         supervisor.plan,
-        supervisor.records,
+        records,
         running,
         tuple(supervisor.ended),
         supervisor.slots,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from overnight.study import StudyView
 
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
-_CONFIG_DIR = click.option("--config-dir", metavar="DIR", help="A folder of your own configs, looked at first.")
+_CONFIG_DIR = click.option("--config-dir", metavar="DIR", help="A folder of your own configs.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _INTERRUPTED, _MISTAKE = 130, 2
 
@@ -249,6 +249,10 @@ def _print_result(result: Result) -> NoReturn:
 
     study, records = result.plan.settings.study, result.records
     done = sum(r.done for r in records)
+    if not result.worked:
+        click.echo(
+            f"{result.study_name} is done already; for more: study.trials={study.trials * 2}, or a new study.name"
+        )
     counts = ", ".join(
         f"{n} {s}" for s in ("complete", "pruned", "failed", "paused") if (n := sum(r.state == s for r in records))
     )

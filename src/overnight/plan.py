@@ -24,6 +24,8 @@ from overnight.settings import COMPONENTS, SEARCHABLE, ConfigError, Settings
 
 # A study searches over at most so many combinations of config groups: each is composed once, before the start.
 MAX_VARIANTS = 64
+# The study, and MLflow experiment, of what `overnight train` trains.
+TRAIN = "train"
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ class Plan:
         """Searched key -> value of the configuration as written, in or out of the space."""
         values = {}
         for p in self.space.parameters:
-            if p.when is None or p.when.holds(self.written(p.when.key)):
-                values[p.key] = self.written(p.key)
+            with contextlib.suppress(KeyError):  # a key that the search adds is written nowhere
+                if p.when is None or p.when.holds(self.written(p.when.key)):
+                    values[p.key] = self.written(p.key)
         return values
 
     def sample(self, rng: random.Random) -> dict[str, Any]:
@@ -167,7 +170,7 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
             named = ", ".join(f"{g}={o}" for g, o in zip(groups, combination, strict=True))
             problems.append(f"search: {named} must compose: {' '.join(str(error).split())}")
     _put_in(variants, fixed, problems)
-    _check_keys(space, groups, choices, variants, draft.fixed, problems)
+    _check_keys(space, groups, choices, variants, draft, problems)
     if problems or draft.settings is None:
         raise ConfigError(problems)
     return Plan(draft.settings, space, groups, choices, variants)
@@ -175,7 +178,7 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
 
 def for_training(plan: Plan) -> Plan:
     """The plan of `overnight train`: one trial more in the study `train`, nothing searched, nothing pruned."""
-    study = replace(plan.settings.study, name="train")
+    study = replace(plan.settings.study, name=TRAIN, trials=1)
     pruner = replace(plan.settings.pruner, name="none")
     return replace(plan, settings=replace(plan.settings, study=study, pruner=pruner, slots=1), space=SearchSpace(()))
 
@@ -220,18 +223,18 @@ def _check_keys(
     groups: tuple[str, ...],
     choices: Mapping[str, str],
     variants: Mapping[tuple[str, ...], dict[str, Any]],
-    fixed: Iterable[str],
+    draft: settings.Draft,
     problems: list[str],
 ) -> None:
     """Every searched key exists wherever it is drawn, and what is drawn is of the kind that is written there."""
     searched = {p.key for p in space.parameters}
     for parameter in space.parameters:
         where, when = f"search.{parameter.key}", parameter.when
-        if when is not None and when.key not in searched and when.key not in fixed:
+        if when is not None and when.key not in searched and when.key not in draft.fixed:
             problems.append(
                 f"{where}.when: must look at a searched key, got {when.key!r}; search it or drop the `when`"
             )
-        if parameter.key in groups:
+        if parameter.key in groups or (parameter.key in draft.added and parameter.key.split(".")[0] in COMPONENTS):
             continue
         if parameter.key.split(".")[0] not in SEARCHABLE or "." not in parameter.key:
             problems.append(f"{where}: only keys of {', '.join(SEARCHABLE)} can be searched")

@@ -116,7 +116,10 @@ class Settings:
     tracking: TrackingSettings
     seed: int = _rule("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32)
     slots: int | None = _at_least(1)
-    home: str = _rule("must name a folder", bool)
+    home: str = _rule(
+        "must name a folder, without ? and %, which a database's address can't hold",
+        lambda v: v and not set("?%") & set(v),
+    )
 
     @property
     def study_name(self) -> str:
@@ -149,13 +152,14 @@ class Draft:
     """A composed configuration on its way to a plan, with what is wrong with it so far.
 
     config: the whole composed tree, interpolations resolved. choices: the option taken in each config group.
-    sweeps: key -> text in Hydra's sweep grammar, from the command line. fixed: the keys that were given a plain
-    value there. settings: None where a problem kept them from being built.
+    sweeps: key -> text in Hydra's sweep grammar, from the command line; added: those of them that no config holds
+    (`+model.width=8,16`). fixed: the keys that were given a plain value there. settings: None where a problem kept them from being built.
     """
 
     config: dict[str, Any]
     choices: dict[str, str]
     sweeps: dict[str, str]
+    added: tuple[str, ...]
     fixed: tuple[str, ...]
     settings: Settings | None
     problems: list[str]
@@ -177,7 +181,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
 
     Args:
         overrides: in Hydra's grammar; a sweep (`model.activation=relu,gelu`) is kept apart for the search space.
-        config_dir: a folder of somebody's own configs, looked at before the ones that come with overnight.
+        config_dir: a folder of somebody's own configs, beside the ones that come with overnight.
 
     Returns:
         A draft; `draft.problems` lists every mistake found. Creates nothing on disk.
@@ -187,6 +191,14 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
     if folder is not None and not folder.is_dir():
         problems.append(f"--config-dir: must be a folder, and {folder} is none")
         folder = None
+    if folder is not None:
+        # Hydra looks at its first folder first and says nothing of what that hides.
+        problems.extend(
+            f"--config-dir: {path.relative_to(folder)} has the name of a file that comes with overnight and would "
+            f"never be read; give it another"
+            for path in sorted(folder.rglob("*.yaml"))
+            if (conf_dir() / path.relative_to(folder)).exists()
+        )
 
     parsed = _parse(overrides, problems)
     groups, values, sweeps = [], [], {}
@@ -223,7 +235,8 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
     tree = _plain_or_note(config, problems)
     settings = _build_settings(tree, choices, problems) if tree else None
     fixed = tuple(o.key_or_group for o in parsed if not o.is_sweep_override() and not o.is_delete())
-    return Draft(tree, choices, sweeps, fixed, settings, problems, folder, accepted)
+    added = tuple(o.key_or_group for o in parsed if o.is_sweep_override() and o.is_add())
+    return Draft(tree, choices, sweeps, added, fixed, settings, problems, folder, accepted)
 
 
 def with_values(variant: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,7 +317,7 @@ def from_json(data: Mapping[str, Any]) -> Settings:
 
 
 def _search_path(config_dir: Path | None) -> list[Path]:
-    return [*([config_dir] if config_dir else []), conf_dir()]
+    return [conf_dir(), *([config_dir] if config_dir else [])]
 
 
 def _groups(config_dir: Path | None) -> set[str]:
@@ -334,7 +347,6 @@ def _compose(overrides: list[str], config_dir: Path | None) -> tuple[Any, dict[s
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf, open_dict
 
-    # A person's own folder comes first: what lies there under the same name replaces what comes with overnight.
     first, *others = _search_path(config_dir)
     path = [f"hydra.searchpath=[{','.join(f'file://{p}' for p in others)}]"] if others else []
     with initialize_config_dir(version_base="1.3", config_dir=str(first)), warnings.catch_warnings():

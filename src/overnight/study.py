@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from overnight import sampling
 from overnight.messages import EpochEnd
-from overnight.plan import Plan
+from overnight.plan import TRAIN, Plan
 from overnight.records import (
     ATTEMPTS,
     BASELINE,
@@ -372,7 +372,8 @@ class StudyView:
 
     @property
     def budget(self) -> int:
-        return self.plan.settings.study.trials
+        """Of trials, in all; what was trained one by one counts as asked for."""
+        return max(self.plan.settings.study.trials, len(self.records) if self.name == TRAIN else 0)
 
     def count(self, *states: State) -> int:
         return sum(r.state in states for r in self.records)

@@ -137,7 +137,7 @@ class Supervisor:
         self.records: dict[int, TrialRecord] = {}
         self.why: Literal["done", "stopped", "failures"] | None = None
         self.on_change = on_change
-        self._only = only
+        self.only = only
         self._kill_at: float | None = None
         self._failures = 0
         self._attempts: dict[int, int] = {}
@@ -194,9 +194,9 @@ class Supervisor:
             self._start(ticket)
 
     def _next_ticket(self) -> Ticket | None:
-        if self._only is None:
+        if self.only is None:
             return self.ledger.ask()
-        number, waiting = self._only, not any(r.number == self._only and r.done for r in self.ended)
+        number, waiting = self.only, not any(r.number == self.only and r.done for r in self.ended)
         return self.ledger.ask_for(number) if waiting and number not in self.running else None
 
     def _start(self, ticket: Ticket) -> None:
@@ -212,7 +212,7 @@ class Supervisor:
             folder=settings.where.checkpoints(self.plan.name, ticket.number),
             every_s=settings.checkpoint.every_s,
             device=device,
-            keep_weights=settings.study.keep_checkpoints > 0 or self._only is not None,
+            keep_weights=settings.study.keep_checkpoints > 0 or self.only is not None,
         )
         self.running[ticket.number] = start_trial(spec, settings.where.log(self.plan.name, ticket.number))
         self._attempts[ticket.number] = ticket.attempts
@@ -352,7 +352,7 @@ class Supervisor:
     def _keep_best_weights(self, record: TrialRecord) -> None:
         """Remove the checkpoints of every ended trial but the best so many."""
         settings = self.plan.settings
-        if self._only is not None:
+        if self.only is not None:
             return
         sign = 1 if settings.study.direction == "maximize" else -1
         complete = sorted(

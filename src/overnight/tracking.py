@@ -171,7 +171,6 @@ class Tracker:
                 name,
                 artifact_location=f"{self._plan.settings.artifact_root}/{urllib.parse.quote(name)}",
                 tags={
-                    "mlflow.experimentKind": "custom_model_development",
                     "mlflow.experiment.primaryMetric.name": study.metric,
                     "mlflow.experiment.primaryMetric.greaterIsBetter": str(study.direction == "maximize"),
                 },
@@ -190,19 +189,25 @@ class Tracker:
             self._client.update_run(run.info.run_id, status="RUNNING")
             self._client.set_tag(run.info.run_id, "overnight.state", "running")
         self.parent_run_id = str(run.info.run_id)
-        children = (
-            f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&searchFilter="
-            + urllib.parse.quote(f"tags.\"mlflow.parentRunId\" = '{self.parent_run_id}'")
+        note = (
+            f"A study of {plan.settings.study.metric}, to {plan.settings.study.direction}: "
+            f"[its trials, best first]({self._trials_page()})"
         )
-        self._client.set_tag(
-            self.parent_run_id,
-            "mlflow.note.content",
-            f"A study of {plan.settings.study.metric}, to {plan.settings.study.direction}. "
-            f"[Its trials as a flat list]({children})",
-        )
+        self._client.set_tag(self.parent_run_id, "mlflow.note.content", note)
+        self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
         for file, text in _study_files(plan).items():
             if created or file != "environment.json":
                 self._client.log_text(self.parent_run_id, text, file)
+
+    def _trials_page(self) -> str:
+        """The flat, sorted list: MLflow nests the trials below their parent, closed, unless it sorts by a metric."""
+        query = {
+            "workflowType": "machine_learning",
+            "searchFilter": f"tags.mlflow.parentRunId = '{self.parent_run_id}'",
+            "orderByKey": "metrics.`objective`",
+            "orderByAsc": str(self._plan.settings.study.direction == "minimize").lower(),
+        }
+        return f"#/experiments/{self.experiment_id}/runs?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
 
     def _base_tags(self) -> dict[str, str]:
         return {

@@ -6,6 +6,7 @@ import inspect
 import logging
 import random
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -39,6 +40,8 @@ def fit(spec: TrialSpec, link: Link) -> Finished:
     Raises whatever the person's own data and model raise.
     """
     torch.set_num_threads(spec.threads)
+    # Lightning's own use of torch, in every trial's log otherwise.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     for name in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)  # its tips and device lists
     pl.seed_everything(spec.seed, workers=True, verbose=False)

@@ -1,0 +1,79 @@
+"""One real, finished study is shared by every test that only looks; the others get a home of their own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from overnight import api, plan, settings, tracking
+from overnight.screen import Nothing
+from overnight.study import StudyView, view
+
+SMALL = ("study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2", "pruner.warmup_epochs=1")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's embedded store, fresh: creating one takes seconds, copying one does not."""
+    home = tmp_path_factory.mktemp("store")
+    tracking.client(plan.make([f"home={home}"]).settings)
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_store: Path) -> Path:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def tune(home: Path) -> Callable[..., api.Result]:
+    """Run a study in this test's home, in this process, with real trial processes."""
+
+    def run(*overrides: str, **options: object) -> api.Result:
+        return api.run(plan.make([f"home={home}", *overrides]), screen=Nothing(), **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """The home of one finished study, digits-mlp, on the whole real stack."""
+    home = tmp_path_factory.mktemp("finished")
+    shutil.copy(empty_store, home / "mlflow.db")
+    result = api.run(plan.make([f"home={home}", *SMALL]), screen=Nothing())
+    assert result.why == "done"
+    assert result.trouble is None
+    return home
+
+
+@pytest.fixture
+def finished(finished_home: Path) -> StudyView:
+    found, _ = view(settings.compose([f"home={finished_home}"]).settings)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def overnight(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line as a person would, in an empty folder."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+
+    def run(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "overnight", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    run.folder = folder  # type: ignore[attr-defined]
+    return run

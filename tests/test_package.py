@@ -1,0 +1,63 @@
+"""An installed overnight works away from the checkout."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="builds a wheel without a network")
+    build = "from hatchling.builders.wheel import WheelBuilder as W; import sys; print(next(W(sys.argv[1]).build(directory=sys.argv[2])))"
+    made = subprocess.run([sys.executable, "-c", build, str(ROOT), str(tmp_path)], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    with zipfile.ZipFile(made.stdout.strip()) as wheel:
+        wheel.extractall(tmp_path / "site")
+    shipped = {p.relative_to(tmp_path / "site" / "overnight" / "conf") for p in (tmp_path / "site").rglob("*.yaml")}
+    assert shipped == {p.relative_to(ROOT / "conf") for p in (ROOT / "conf").rglob("*.yaml")}
+    code = (
+        "import overnight.paths as p; from overnight import plan; "
+        f"assert str(p.conf_dir()).startswith({str(tmp_path)!r}), p.conf_dir(); print(plan.make().name)"
+    )
+    env = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert ran.stdout.strip() == "digits-mlp", ran.stderr
+
+
+def test_every_config_file_composes() -> None:
+    from overnight import plan
+
+    for group in ("optimizer", "sampler", "pruner"):
+        for file in (ROOT / "conf" / group).glob("*.yaml"):
+            plan.make([f"{group}={file.stem}", "search=none"])
+    for file in (ROOT / "conf" / "experiment").glob("*.yaml"):
+        plan.make([f"+experiment={file.stem}"])
+
+
+def test_every_key_of_the_config_is_explained_where_it_stands() -> None:
+    text = (ROOT / "conf" / "config.yaml").read_text()
+    for section in ("study", "trainer", "checkpoint"):
+        for key in yaml.safe_load(text)[section]:
+            line = re.search(rf"^  {key}:.*$", text, re.M)
+            assert line is not None
+            assert "#" in line[0] or key == "max_epochs", f"{section}.{key} wants a comment"
+
+
+def test_the_tested_versions_lie_within_the_declared_ranges() -> None:
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        requirement = Requirement(text)
+        assert pinned[requirement.name] in requirement.specifier, text

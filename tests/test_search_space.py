@@ -1,0 +1,177 @@
+"""Hydra's sweep grammar, read into what Optuna draws."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from overnight import plan
+from overnight.search_space import SearchSpace, parse
+
+
+def space_of(**entries: Any) -> SearchSpace:
+    problems: list[str] = []
+    space, _ = parse({k.replace("__", "."): v for k, v in entries.items()}, problems)
+    assert problems == []
+    return space
+
+
+@pytest.mark.parametrize(
+    ("text", "distribution"),
+    [
+        ("interval(0, 1)", FloatDistribution(0.0, 1.0)),
+        ("int(interval(1, 8))", IntDistribution(1, 8)),
+        ("tag(log, interval(1e-4, 1e-1))", FloatDistribution(1e-4, 1e-1, log=True)),
+        ("tag(log, int(interval(16, 512)))", IntDistribution(16, 512, log=True)),
+        ("range(32, 257, 32)", IntDistribution(32, 256, step=32)),
+        ("range(0.0, 0.5, 0.1)", FloatDistribution(0.0, 0.4, step=0.1)),
+        ("choice(relu, tanh)", CategoricalDistribution(("relu", "tanh"))),
+        ("relu,tanh", CategoricalDistribution(("relu", "tanh"))),
+        ("1, 2.5, true, null", CategoricalDistribution((1, 2.5, True, None))),
+        ("'a b','c'", CategoricalDistribution(("a b", "c"))),
+    ],
+)
+def test_the_grammar_means_what_hydra_says(text: str, distribution: object) -> None:
+    assert space_of(x=text).parameters[0].each == distribution
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("interval(0.1, 0.01)", "interval needs low < high, got 'interval(0.1, 0.01)'"),
+        ("tag(log, interval(0, 1))", "a logarithmic interval needs low > 0"),
+        ("tag(log, choice(1, 2))", "log has no meaning for a choice"),
+        ("tag(log, range(1, 9, 2))", "a range has steps and can't be logarithmic"),
+        ("tag(square, interval(1, 2))", "the only tag is log"),
+        ("range(1, 2)", "needs two values or more"),
+        ("shuffle(choice(a, b))", "shuffle has no meaning here"),
+        ("choice(a, a)", "choices must differ"),
+        ("interval(1, inf)", "two finite ends"),
+        ("interval(1", "must be in Hydra's sweep grammar"),
+        ({"when": "a=b"}, "takes a draw, or `draw` with `when`"),
+        ({"draw": "interval(0, 1)", "wenn": "a=b"}, "takes a draw, or `draw` with `when`"),
+        ({"draw": "interval(0, 1)", "when": "a"}, "must be KEY=VALUE"),
+        ({"length": "int(interval(0, 3))", "each": "interval(0, 1)"}, "length must be whole numbers from 1 up"),
+        ({"length": "interval(1, 3)", "each": "interval(0, 1)"}, "length must be whole numbers from 1 up"),
+    ],
+)
+def test_a_mistake_names_key_value_and_rule(entry: object, words: str) -> None:
+    problems: list[str] = []
+    parse({"model.x": entry}, problems)
+    assert len(problems) == 1
+    assert problems[0].startswith("search.model.x")
+    assert words in problems[0]
+
+
+def test_conditions_that_go_round_in_a_circle_are_a_mistake() -> None:
+    problems: list[str] = []
+    parse({"a": {"when": "b=1", "draw": "choice(1,2)"}, "b": {"when": "a=1", "draw": "choice(1,2)"}}, problems)
+    assert "must not go round in a circle" in problems[0]
+
+
+def test_a_condition_is_drawn_after_what_it_looks_at_however_it_was_written() -> None:
+    space = space_of(late={"when": "early=b", "draw": "interval(0, 1)"}, early="choice(a, b)")
+    assert [p.key for p in space.parameters] == ["early", "late"]
+    assert space.draw(lambda n, _: {"early": "a"}[n], lambda _: None) == {"early": "a"}
+    assert space.draw(lambda n, _: {"early": "b", "late": 0.5}[n], lambda _: None) == {"early": "b", "late": 0.5}
+
+
+def test_a_list_is_drawn_entry_by_entry_under_names_that_stay_stable() -> None:
+    space = space_of(sizes={"length": "int(interval(1, 3))", "each": "int(interval(1, 9))"})
+    drawn = {"sizes.length": 2, "sizes.0": 7, "sizes.1": 3}
+    assert space.draw(lambda n, _: drawn[n], lambda _: None) == {"sizes": [7, 3]}
+    assert list(space.names()) == ["sizes.length", "sizes.0", "sizes.1", "sizes.2"]
+    assert space.size() == 9 + 81 + 729
+
+
+def test_choices_among_lists_come_back_as_lists() -> None:
+    space = space_of(sizes="[32],[64,64]")
+    assert space.draw(lambda _, dist: dist.choices[1], lambda _: None) == {"sizes": [64, 64]}  # type: ignore[attr-defined]
+
+
+def test_the_written_point_leaves_out_what_lies_outside_the_space() -> None:
+    space = space_of(a="interval(0, 1)", b="choice(x, y)", c={"length": "int(interval(1, 2))", "each": "choice(1, 2)"})
+    written = {"a": 5.0, "b": "y", "c": [2]}
+    assert space.written_point(written.__getitem__) == {"b": "y", "c.length": 1, "c.0": 2}
+
+
+def test_a_plain_value_in_the_space_is_fixed() -> None:
+    space, fixed = parse({"a": 3, "b": "relu", "c": [1, 2]}, [])
+    assert space.parameters == ()
+    assert fixed == {"a": 3, "b": "relu", "c": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "grew"),
+    [
+        ("interval(0, 1)", "interval(-1, 2)", True),
+        ("interval(0, 1)", "interval(0.5, 2)", False),
+        ("interval(0, 1)", "int(interval(0, 1))", False),
+        ("choice(a, b)", "choice(c, b, a)", True),
+        ("choice(a, b)", "choice(a, c)", False),
+        ("int(interval(1, 3))", "tag(log, int(interval(1, 9)))", True),
+        ("range(0, 9, 2)", "range(0, 19, 2)", True),
+        ("range(0, 9, 2)", "range(1, 19, 2)", False),
+        ("range(0, 9, 2)", "int(interval(0, 9))", True),
+    ],
+)
+def test_a_space_grew_only_if_it_holds_every_old_value(old: str, new: str, grew: bool) -> None:
+    assert (space_of(x=new).grew_from(space_of(x=old)) == []) is grew
+
+
+numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: round(x, 3))
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> tuple[str, Any]:
+    """A valid search entry for some key of the default model's config, in the grammar."""
+    kind = draw(st.sampled_from(["dropout", "activation", "hidden_sizes", "list_choice", "lr"]))
+    if kind == "dropout":
+        low, high = sorted(draw(st.lists(numbers, min_size=2, max_size=2, unique=True)))
+        return "model.dropout", f"interval({low}, {high})"
+    if kind == "lr":
+        low = draw(st.floats(1e-8, 1e-2))
+        return "optimizer.lr", f"tag(log, interval({low}, {low * draw(st.floats(1.5, 1e4))}))"
+    if kind == "activation":
+        options = draw(st.lists(st.sampled_from(["relu", "tanh", "gelu", "mish"]), min_size=1, unique=True))
+        return "model.activation", f"choice({', '.join(options)})"
+    if kind == "list_choice":
+        lists = draw(st.lists(st.lists(st.integers(1, 99), max_size=3), min_size=1, max_size=4, unique_by=str))
+        return "model.hidden_sizes", f"choice({', '.join(str(x) for x in lists)})"
+    low, longest = draw(st.integers(1, 50)), draw(st.integers(2, 4))
+    high = low + draw(st.integers(1, 500))
+    each = draw(st.sampled_from([f"int(interval({low}, {high}))", f"tag(log, int(interval({low}, {high})))"]))
+    return "model.hidden_sizes", {"length": f"int(interval(1, {longest}))", "each": each}
+
+
+BASE = plan.make(["search=none"])
+
+
+@given(st.lists(entries(), min_size=1, max_size=4, unique_by=lambda e: e[0]), st.integers(0, 2**32))
+def test_every_drawn_point_lies_in_the_space_makes_a_config_and_comes_back_from_its_parameters(
+    found: list[tuple[str, Any]], seed: int
+) -> None:
+    problems: list[str] = []
+    space, _ = parse(dict(found), problems)
+    assert problems == []
+    study = plan.Plan(BASE.settings, space, (), BASE.choices, BASE.variants)
+    rng, params = random.Random(seed), {}
+
+    def draw(name: str, dist: Any) -> Any:
+        params[name] = plan._random(dist, rng)
+        assert dist._contains(dist.to_internal_repr(params[name]))
+        return params[name]
+
+    values = space.draw(draw, study.written)
+    config = study.config(values)
+    for key, value in values.items():
+        assert config[key.split(".")[0]][key.split(".")[1]] == value
+    assert study.config_of(params) == config
+    thawed = SearchSpace.from_json(json.loads(json.dumps(space.to_json())))
+    assert thawed.draw(lambda name, _: params[name], study.written) == values

@@ -1,0 +1,99 @@
+"""What a person types is composed, checked, and answered with every mistake at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from overnight import settings
+from overnight.settings import ConfigError, compose, kind_problem
+
+
+def test_the_defaults_compose_without_a_problem() -> None:
+    draft = compose([])
+    assert draft.problems == []
+    assert draft.settings is not None
+    assert draft.settings.study_name == "digits-mlp"
+
+
+def test_three_mistakes_are_named_in_one_go_with_the_nearest_right_key() -> None:
+    problems = compose(["model.hiden_sizes=3", "optimizer.lr=fast", "study.trials=-1"]).problems
+    assert len(problems) == 3
+    assert problems[0].startswith("model.hiden_sizes: no such key; did you mean model.hidden_sizes?")
+    assert problems[1] == "optimizer.lr: must be a number, got 'fast'"
+    assert problems[2] == "study.trials: must be at least 1, got -1"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("study.direction=upwards", "study.direction: must be one of maximize, minimize, got 'upwards'"),
+        ("study.name=a/b", "study.name: must be 1 to 100 letters"),
+        ("study.trials=2.5", "study.trials: must be a whole number, got 2.5"),
+        ("study.trials=true", "study.trials: must be a whole number, got True"),
+        ("seed=-1", "seed: must be from 0 to 4294967295, got -1"),
+        ("checkpoint.every_s=nan", "checkpoint.every_s: must be finite, got nan"),
+        ("model=cmm", "model: must be one of mlp, got 'cmm'"),
+        ("sampler.name=tpee", "did you mean tpe?"),
+        ("model.hidden_sizes=32", "model.hidden_sizes: must be a list, got 32"),
+        ("model.dropout=[1]", "model.dropout: must be a number, got [1]"),
+        ("search.model.dropout=interval(0,1)", "only keys of data, model, optimizer, trainer can be searched"),
+        ("search.model.dropout=1", "sweep the key itself"),
+        ("study.trials=1,2", "can be searched, got a sweep"),
+        ("nonsense", "must be KEY=VALUE in Hydra's grammar"),
+        ("model.dropout=chioce(0,1)", "Unknown function 'chioce'"),
+        ("tracking.uri=mlruns", "must be a sqlite, postgresql or http address"),
+        ("~model._target_", "model: must be a mapping with a _target_"),
+    ],
+)
+def test_a_mistake_names_key_value_and_rule(override: str, words: str) -> None:
+    problems = compose([override]).problems
+    assert any(words in p for p in problems), problems
+
+
+def test_a_number_may_be_whole_where_a_fraction_is_written_and_the_other_way_round() -> None:
+    assert compose(["optimizer.lr=1", "model.dropout=0"]).problems == []
+    assert kind_problem(1, 0.5) is None
+    assert kind_problem(True, 1) is not None
+    assert kind_problem(1, True) is not None
+
+
+def test_a_persons_own_folder_brings_its_own_options(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: mine.Net\nwidth: 3\n")
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "mine.yaml").write_text("model.width: int(interval(1, 9))\n")
+    draft = compose(["model=mine"], tmp_path)
+    assert draft.problems == []
+    assert draft.config["model"] == {"_target_": "mine.Net", "width": 3}
+    assert draft.settings is not None
+    assert draft.settings.study_name == "digits-mine"
+
+
+def test_a_file_of_theirs_that_ours_would_hide_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mlp.yaml").write_text("_target_: mine.Net\n")
+    (problem,) = compose([], tmp_path).problems
+    assert "model/mlp.yaml has the name of a file that comes with overnight" in problem
+
+
+def test_a_config_folder_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    assert "must be a folder" in compose([], tmp_path / "absent").problems[0]
+
+
+def test_settings_survive_being_frozen_and_thawed() -> None:
+    before = compose(["slots=3"]).settings
+    assert before is not None
+    assert settings.from_json(settings.to_json(before)) == before
+
+
+def test_settings_of_another_version_say_which_key_is_off() -> None:
+    old = settings.to_json(compose([]).settings)  # type: ignore[arg-type]
+    old["study"]["colour"] = "red"
+    with pytest.raises(ConfigError, match=r"study\.colour: no such key"):
+        settings.from_json(old)
+
+
+def test_a_new_key_can_be_handed_to_somebodys_class() -> None:
+    assert compose(["+model.width=3"]).config["model"]["width"] == 3

@@ -1,0 +1,202 @@
+"""The loop on the whole real stack: real processes, real stores."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from overnight import api, plan, supervisor
+from overnight.screen import Nothing
+from overnight.study import open_study, view
+from overnight.supervisor import Supervisor
+from overnight.tracking import Tracker
+
+BARE = ("~model.hidden_sizes", "~model.activation", "~model.dropout", "search=none", "trainer.max_epochs=4")
+Tune = Callable[..., api.Result]
+
+
+def theirs(name: str, *overrides: str) -> tuple[str, ...]:
+    return (*BARE, f"model._target_=their_networks.{name}", *overrides)
+
+
+def states(result: api.Result) -> list[tuple[str, str | None]]:
+    return [(r.state, r.reason) for r in result.records]
+
+
+def test_somebodys_own_network_is_tuned(tune: Tune) -> None:
+    result = tune(*theirs("Plain", "+model.lr=tag(log,interval(1e-3,1e-1))", "study.trials=3"))
+    assert [r.state for r in result.records] == ["complete"] * 3
+    lrs = [r.params.get("model.lr") for r in result.records]
+    assert lrs[0] is None, "the configuration as written leaves it to the class"
+    assert all(1e-3 <= lr <= 1e-1 for lr in lrs[1:])
+
+
+def test_an_error_is_kept_with_its_traceback_and_stops_the_study_after_a_few_in_a_row(tune: Tune, home: Path) -> None:
+    result = tune(*theirs("Raises", "study.trials=9", "study.max_consecutive_failures=2", "slots=1"))
+    assert result.why == "failures"
+    assert states(result)[:2] == [("failed", "error")] * 2
+    assert len(result.records) < 5
+    assert "ZeroDivisionError: the person's own mistake" in result.records[0].detail
+    assert "about to raise" in (home / "logs" / "digits-mlp" / "trial-0000.log").read_text()
+
+
+def test_a_metric_that_is_not_finite_makes_the_trial_diverged(tune: Tune) -> None:
+    result = tune(*theirs("Diverges", "study.trials=2", "study.metric=val/accuracy2"))
+    assert states(result) == [("failed", "diverged")] * 2
+    assert result.all_failed
+
+
+def test_a_metric_that_nobody_logs_is_named_beside_those_that_are(tune: Tune) -> None:
+    result = tune("search=none", "study.trials=1", "study.metric=val/acuracy")
+    assert "got 'val/acuracy'; it logged train/loss, val/accuracy, val/loss" in result.records[0].detail
+
+
+def test_running_out_of_memory_has_a_reason_of_its_own(tune: Tune) -> None:
+    assert states(tune(*theirs("OutOfMemory", "study.trials=1"))) == [("failed", "out_of_memory")]
+
+
+def test_a_killed_trial_goes_on_from_its_last_checkpoint(tune: Tune, tmp_path: Path) -> None:
+    marker = tmp_path / "killed-once"
+    result = tune(*theirs("KilledOnce", "study.trials=1", f"+model.marker={marker}", "checkpoint.every_s=0"))
+    assert marker.exists()
+    assert states(result) == [("complete", None)]
+    assert [e.epoch for e in result.records[0].history] == [0, 1, 2, 3]
+
+
+def test_a_trial_that_keeps_dying_fails_after_its_retries(tune: Tune) -> None:
+    result = tune(*theirs("AlwaysKilled", "study.trials=1", "study.retries=1"))
+    assert states(result) == [("failed", "crashed")]
+    assert "signal 9, 2 times in a row" in result.records[0].detail
+
+
+def test_what_a_trial_prints_is_kept_and_capped_and_its_children_end_with_it(tune: Tune, home: Path) -> None:
+    marker = home / "child"
+    assert states(tune(*theirs("Chatty", "study.trials=1", f"+model.marker={marker}"))) == [("complete", None)]
+    log = (home / "logs" / "digits-mlp" / "trial-0000.log").read_text()
+    assert len(log) <= supervisor.LOG_CAP_BYTES
+    assert log.startswith("[what came before was too long to keep]")
+    assert "last words" in log
+    child = int(marker.read_text())
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "a trial's child outlived it"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_a_trial_that_is_behind_is_pruned(tune: Tune, pruner: str) -> None:
+    options = ["pruner.startup_trials=2", "pruner.warmup_epochs=0"] if pruner == "median" else []
+    result = tune(
+        "search=none", "optimizer.lr=choice(1e-2,1e-7)", "sampler=random", f"pruner={pruner}", *options,
+        "study.trials=8", "trainer.max_epochs=6", "slots=1",
+    )  # fmt: skip
+    pruned = [r for r in result.records if r.state == "pruned"]
+    assert pruned
+    assert all(len(r.history) < 6 for r in pruned)
+    assert any(r.params["optimizer.lr"] == 1e-7 for r in pruned)
+    assert result.best is not None
+    assert result.best.params["optimizer.lr"] == 1e-2
+
+
+def test_only_the_best_trials_keep_their_weights(finished_home: Path) -> None:
+    found, _ = view(plan.make([f"home={finished_home}"]).settings)
+    assert found is not None
+    assert found.best is not None
+    kept = [p.relative_to(finished_home) for p in finished_home.rglob("*.ckpt") if "artifacts" not in p.parts]
+    assert kept == [Path("checkpoints/digits-mlp") / f"trial-{found.best.number:04d}" / "weights.ckpt"]
+
+
+def test_asked_to_stop_running_trials_save_and_the_study_goes_on_to_the_same_end(home: Path, tune: Tune) -> None:
+    overrides = theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")
+    study = plan.make([f"home={home}", *overrides])
+    ledger, _ = open_study(study)
+    worker = Supervisor(ledger, Tracker(study), lambda _: None)
+
+    def stop_in_the_second_epoch() -> None:
+        while not all(t.epoch >= 0 for t in worker.running.values()) or not worker.running:
+            time.sleep(0.02)
+        time.sleep(0.5)
+        asked.append(time.monotonic())
+        worker.stop()
+
+    asked: list[float] = []
+    thread = threading.Thread(target=stop_in_the_second_epoch)
+    thread.start()
+    supervisor.warm_up()
+    assert worker.run().why == "stopped"
+    ended = time.monotonic()
+    thread.join()
+    ledger.close()
+    assert ended - asked[0] < 10
+    found, _ = view(study.settings)
+    assert found is not None
+    assert [r.state for r in found.records] == ["paused", "paused"]
+    assert all((home / "checkpoints" / "digits-mlp" / f"trial-000{n}" / "state.ckpt").exists() for n in (0, 1))
+    result = tune(*overrides)
+    assert [r.state for r in result.records] == ["complete"] * 2
+    assert [[e.epoch for e in r.history] for r in result.records] == [[0, 1, 2]] * 2
+
+
+def test_a_supervisor_that_is_killed_takes_its_trials_with_it_within_two_seconds(home: Path) -> None:
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "overnight", "tune", f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    # The forkserver and, below it, two trials.
+    while len(children := psutil.Process(process.pid).children(recursive=True)) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=2)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_slots_are_the_cores_or_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert supervisor.slot_devices(3) == ["cpu"] * 3
+    assert len(supervisor.slot_devices(None)) == supervisor._cores() >= 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert supervisor.slot_devices(None) == ["cuda:0", "cuda:1"]
+    assert supervisor.slot_devices(3) == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_starting_a_trial_does_not_run_the_callers_script_again(home: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = tmp_path / "notebook_like.py"  # no `if __name__ == "__main__"`, as people write them
+    script.write_text(
+        "from pathlib import Path\n"
+        f"with open({str(tmp_path / 'runs')!r}, 'a') as f: f.write('x')\n"
+        "import overnight\n"
+        f"r = overnight.tune(['home={home}', 'study.trials=2', 'trainer.max_epochs=1'])\n"
+        "assert r.best.number in (0, 1) and len(r.trials) == 2 and r.study_name == 'digits-mlp', r\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs").read_text() == "x"
+
+
+def test_measuring_a_configuration_leaves_nothing_behind(tmp_path: Path) -> None:
+    forecast = api.forecast(plan.make([f"home={tmp_path / 'home'}", "study.trials=10", "slots=2"]))
+    assert forecast.points == float("inf")
+    assert len(forecast.samples) == 3
+    assert 0 < forecast.seconds_an_epoch < 60
+    assert forecast.seconds >= 5 * 20 * forecast.seconds_an_epoch
+    assert forecast.disk_bytes > 0
+    assert not (tmp_path / "home").exists()
+
+
+def test_nothing_is_shown_where_nothing_is_asked_for() -> None:
+    Nothing().close()

@@ -1,0 +1,192 @@
+"""MLflow mirrors the ledger, trial by trial, and is healed from it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from overnight import api, plan, tracking
+from overnight.messages import EpochEnd
+from overnight.records import TrialRecord
+from overnight.study import StudyView, view
+from overnight.tracking import Tracker
+
+
+def client_of(home: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
+
+
+def runs_of(home: Path, experiment_id: str = "1") -> list[Any]:
+    return list(client_of(home).search_runs([experiment_id], max_results=1000))
+
+
+def children(home: Path) -> dict[int, Any]:
+    runs = [r for r in runs_of(home) if "overnight.trial" in r.data.tags]
+    found = {int(r.data.tags["overnight.trial"]): r for r in runs}
+    assert len(found) == len(runs), "one run a trial"
+    return found
+
+
+def assert_equal(home: Path, found: StudyView) -> None:
+    """Every trial of the ledger stands in MLflow with the same params, steps, values, times and state."""
+    client, mirrored = client_of(home), children(home)
+    assert set(mirrored) == {r.number for r in found.records if r.state != "waiting"}
+    for record in found.records:
+        run = mirrored[record.number]
+        assert run.info.status == {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}.get(
+            record.state, "KILLED"
+        )
+        assert run.info.run_name == f"trial-{record.number:04d}"
+        assert run.data.params == {k: str(v) for k, v in record.params.items()}
+        tags = run.data.tags
+        assert (tags["overnight.study"], tags["overnight.state"]) == (found.name, record.state)
+        assert tags.get("overnight.reason") == record.reason
+        assert tags["mlflow.parentRunId"] == found.parent_run_id
+        names = {n for e in record.history for n in e.metrics}
+        for name in names:
+            logged = [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, name)]
+            kept = [(e.epoch, e.metrics[name], round(e.at * 1000)) for e in record.history]
+            assert sorted(logged) == [k for k in kept if math.isfinite(k[1])]
+        if record.state in ("complete", "pruned"):
+            (objective,) = client.get_metric_history(run.info.run_id, "objective")
+            assert objective.value == record.objective
+        else:
+            assert "objective" not in run.data.metrics
+
+
+def test_a_finished_study_has_one_parent_and_one_child_a_trial_that_equal_the_ledger(
+    finished_home: Path, finished: StudyView
+) -> None:
+    assert_equal(finished_home, finished)
+    runs = runs_of(finished_home)
+    assert len(runs) == len(finished.records) + 1
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    (parent,) = [r for r in runs if r.info.run_id == finished.parent_run_id]
+    assert parent.data.tags["overnight.role"] == "study"
+    assert finished.best is not None
+    assert parent.data.metrics["objective"] == finished.best.objective
+    for record in finished.records:
+        assert {"train/loss", "val/loss", "val/accuracy"} <= set(record.history[0].metrics)
+
+
+def test_the_parent_keeps_config_space_and_environment_and_the_best_trial_its_weights(
+    finished_home: Path, finished: StudyView
+) -> None:
+    client = client_of(finished_home)
+    assert finished.parent_run_id is not None
+    assert finished.best is not None
+    files = {f.path for f in client.list_artifacts(finished.parent_run_id)}
+    assert files == {"config.yaml", "search_space.yaml", "environment.json"}
+    best = children(finished_home)[finished.best.number]
+    assert [f.path for f in client.list_artifacts(best.info.run_id, "weights")] == ["weights/weights.ckpt"]
+    for number, run in children(finished_home).items():
+        artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
+        config = (artifacts / "config.yaml").read_text()
+        assert f"lr: {finished.records[number].params['optimizer.lr']}" in config
+
+
+def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, tmp_path: Path) -> None:
+    home = tmp_path / "copy"
+    shutil.copytree(finished_home, home)
+    client, before = client_of(home), children(home)
+    client.delete_run(before[1].info.run_id)  # a run that never arrived
+    client.update_run(before[2].info.run_id, status="RUNNING")  # a kill before the run was ended
+    ghost = client.create_run("1", tags={"overnight.study": "digits-mlp", "overnight.trial": "77"})
+    twin = client.create_run("1", tags={"overnight.study": "digits-mlp", "overnight.trial": "3"})
+    study = plan.make([f"home={home}", "study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2"])
+    result = api.run(study)
+    assert (result.why, result.worked, result.trouble) == ("done", False, None)
+    found, _ = view(study.settings)
+    assert found is not None
+    assert_equal(home, found)
+    left = {r.info.run_id for r in runs_of(home)}
+    assert {ghost.info.run_id, twin.info.run_id}.isdisjoint(left)
+
+
+def record(number: int, epochs: int, state: str = "running", **more: Any) -> TrialRecord:
+    history = tuple(EpochEnd(number, e, {"val/accuracy": e / 10, "odd": math.inf}, 1e9 + e, 0.1) for e in range(epochs))
+    given = {"objective": (epochs - 1) / 10, "reason": None, "detail": "", "started_at": 1e9, "ended_at": None, **more}
+    return TrialRecord(number, state, {"optimizer.lr": 0.1}, history, **given)  # type: ignore[arg-type]
+
+
+def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
+    study = plan.make([f"home={home}"])
+    first = Tracker(study)
+    first.start([record(0, 2)])
+    first.mirror(record(0, 3, "paused"))
+    first.close("KILLED", None, None)
+    assert first.trouble is None
+    run_id = children(home)[0].info.run_id
+    assert children(home)[0].info.status == "KILLED"
+
+    second = Tracker(study)
+    second.start([record(0, 3, "running")])
+    for epochs in (4, 5):
+        second.mirror(record(0, epochs))
+    second.mirror(record(0, 6, "complete", ended_at=1e9 + 9))
+    second.close("FINISHED", record(0, 6, "complete"), None)
+    assert second.trouble is None
+    run = children(home)[0]
+    assert (run.info.run_id, run.info.status, run.info.end_time) == (run_id, "FINISHED", round((1e9 + 9) * 1000))
+    history = client_of(home).get_metric_history(run_id, "val/accuracy")
+    assert sorted((m.step, m.value) for m in history) == [(e, e / 10) for e in range(6)]
+    assert "odd" not in run.data.metrics, "only what is finite is logged: inf would wreck the charts"
+
+
+def test_a_failed_trial_shows_its_traceback(home: Path) -> None:
+    tracker = Tracker(plan.make([f"home={home}"]))
+    tracker.start([record(0, 1, "failed", reason="error", detail="Traceback: the end of it")])
+    tracker.close("FAILED", None, None)
+    run = children(home)[0]
+    assert run.info.status == "FAILED"
+    assert "the end of it" in run.data.tags["mlflow.note.content"]
+    assert (Path(run.info.artifact_uri.removeprefix("file://")) / "error.txt").read_text() == "Traceback: the end of it"
+
+
+def test_a_study_outlives_an_mlflow_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    blocked = tmp_path / "a-file-where-a-folder-should-be"
+    blocked.touch()
+    study = plan.make([f"home={tmp_path}", f"tracking.uri=sqlite:///{blocked}/mlflow.db", "study.trials=1"])
+    tracker = Tracker(study)
+    tracker.start([record(0, 1, "complete")])
+    tracker.close("FINISHED", None, None)
+    assert tracker.trouble is not None
+    capfd.readouterr()
+
+
+def test_the_store_is_created_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    real = SqlAlchemyStore.__init__
+
+    def cut(_: Any, uri: str, __: str) -> None:
+        Path(uri.removeprefix("sqlite:///")).write_bytes(b"half a database")
+        raise KeyboardInterrupt
+
+    settings = plan.make([f"home={tmp_path}"]).settings
+    monkeypatch.setattr(SqlAlchemyStore, "__init__", cut)
+    with contextlib.suppress(KeyboardInterrupt):
+        tracking.client(settings)
+    assert not settings.where.tracking_store.exists()
+    monkeypatch.setattr(SqlAlchemyStore, "__init__", real)
+    assert tracking.client(settings).get_experiment("0") is not None
+
+
+def test_nothing_is_written_beside_the_home(
+    tune: Callable[..., Any], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = home / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert tune("study.trials=1", "trainer.max_epochs=1").why == "done"
+    assert not list(elsewhere.iterdir())
+    assert {p.name for p in home.iterdir()} == {
+        "mlflow.db", "ledger.db", "artifacts", "checkpoints", "logs", "locks", "elsewhere",
+    }  # fmt: skip

@@ -1,0 +1,217 @@
+"""One trial, with a list as its pipe: it reports, heeds verdicts, and goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from overnight import plan
+from overnight.messages import EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
+from overnight.models.mlp import MLP
+from overnight.trial import checkpoint
+from overnight.trial.fit import fit
+
+
+@dataclass
+class ListLink:
+    """Notes what a trial says; answers as it is told to."""
+
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    stop_in_epoch: int | None = None
+    said: list[Up] = field(default_factory=list)
+
+    def send(self, message: Up) -> None:
+        self.said.append(message)
+
+    def ask(self, message: EpochEnd) -> Verdict:
+        self.said.append(message)
+        return self.verdicts.get(message.epoch, Verdict.GO_ON)
+
+    def stop_wanted(self) -> bool:
+        return self.stop_in_epoch is not None and len(self.epochs) == self.stop_in_epoch
+
+    @property
+    def epochs(self) -> list[EpochEnd]:
+        return [m for m in self.said if isinstance(m, EpochEnd)]
+
+    @property
+    def curve(self) -> list[tuple[int, dict[str, float]]]:
+        return [(e.epoch, e.metrics) for e in self.epochs]
+
+
+def spec_for(folder: Path, *overrides: str, every_s: float = 1e9, **changes: Any) -> TrialSpec:
+    study = plan.make(["search=none", "trainer.max_epochs=6", *overrides])
+    s = study.settings.study
+    given = {"metric": s.metric, "direction": s.direction, "objective": s.objective, **changes}
+    return TrialSpec("s", 7, 11, study.config({}), folder=folder, every_s=every_s, **given)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "weights.ckpt", weights_only=True)["state_dict"]
+
+
+THEIRS = ["model._target_=their_networks.Plain", "~model.hidden_sizes", "~model.activation", "~model.dropout"]
+
+
+@pytest.mark.parametrize("overrides", [["model.dropout=0.3"], THEIRS], ids=["ours", "theirs, with a plateau schedule"])
+@pytest.mark.parametrize("how", ["at an epoch's end", "in the middle of an epoch", "killed after a save"])
+def test_a_trial_that_goes_on_ends_with_the_same_bits(
+    tmp_path: Path, overrides: list[str], how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ListLink()
+    assert fit(spec_for(tmp_path / "whole", *overrides), whole).ending == "complete"
+
+    monkeypatch.setattr("overnight.trial.fit.LOOK_EVERY_S", 0.0)
+    folder = tmp_path / "cut"
+    if how == "killed after a save":
+
+        class Kill(BaseException):
+            pass
+
+        class KillLink(ListLink):
+            def ask(self, message: EpochEnd) -> Verdict:
+                if message.epoch == 3:
+                    raise Kill
+                return super().ask(message)
+
+        first: ListLink = KillLink()
+        with pytest.raises(Kill):
+            fit(spec_for(folder, *overrides, every_s=0), first)
+        assert [m.epoch for m in first.said if isinstance(m, StateSaved)] == [0, 1, 2]
+    else:
+        first = ListLink(stop_in_epoch=3) if "middle" in how else ListLink({2: Verdict.SAVE_AND_STOP})
+        assert fit(spec_for(folder, *overrides), first).ending == "saved"
+        assert len(first.epochs) == 3
+    second = ListLink()
+    assert fit(spec_for(folder, *overrides), second).ending == "complete"
+    assert isinstance(second.said[0], Resumed)
+    assert list(second.said[0].history) == first.epochs[:3]
+    assert first.curve[:3] + second.curve == whole.curve
+    ours, uncut = weights(folder), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], uncut[name]) for name in uncut)
+    assert [p.name for p in folder.iterdir()] == ["weights.ckpt"], "a complete trial leaves no state behind"
+
+
+def test_another_seed_trains_another_network(tmp_path: Path) -> None:
+    one, two = spec_for(tmp_path / "1"), spec_for(tmp_path / "2")
+    fit(one, first := ListLink())
+    fit(TrialSpec(**{**vars(two), "seed": 12}), second := ListLink())
+    assert first.curve != second.curve
+
+
+def test_a_pruned_trial_ends_at_once_and_keeps_nothing(tmp_path: Path) -> None:
+    link = ListLink({1: Verdict.END})
+    assert fit(spec_for(tmp_path / "t", every_s=0), link).ending == "ended"
+    assert len(link.epochs) == 2
+    assert not list((tmp_path / "t").iterdir())
+
+
+def test_a_stop_before_the_first_boundary_has_nothing_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("overnight.trial.fit.LOOK_EVERY_S", 0.0)
+    assert fit(spec_for(tmp_path / "t"), ListLink(stop_in_epoch=0)) == Finished(7, "saved")
+    assert checkpoint.load(tmp_path / "t") == (None, [])
+
+
+def test_a_stop_in_the_last_epoch_lets_it_complete(tmp_path: Path) -> None:
+    assert fit(spec_for(tmp_path), ListLink({5: Verdict.SAVE_AND_STOP})).ending == "complete"
+
+
+def test_it_reports_every_epoch_with_the_metrics_the_field_knows(tmp_path: Path) -> None:
+    fit(spec_for(tmp_path), link := ListLink())
+    assert [e.epoch for e in link.epochs] == list(range(6))
+    assert all(set(e.metrics) == {"train/loss", "val/loss", "val/accuracy"} for e in link.epochs)
+    assert link.epochs[-1].metrics["train/loss"] < link.epochs[0].metrics["train/loss"]
+
+
+def test_the_kept_weights_load_without_overnight_running_and_predict(tmp_path: Path) -> None:
+    fit(spec_for(tmp_path), link := ListLink())
+    model = MLP.load_from_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    from overnight.data.digits import Digits
+
+    data = Digits()
+    data.setup("fit")
+    ((inputs, targets),) = list(data.val_dataloader())
+    model.eval()
+    accuracy = (model(inputs).argmax(1) == targets).float().mean().item()
+    assert accuracy == pytest.approx(link.epochs[-1].metrics["val/accuracy"])
+
+
+def test_the_kept_weights_are_those_of_the_epoch_that_gives_the_objective(tmp_path: Path) -> None:
+    # A learning rate that ruins what the first epochs learned, so that the best epoch is not the last.
+    overrides = ["optimizer=sgd", "optimizer.lr=2.0", "trainer.max_epochs=8"]
+    fit(spec_for(tmp_path / "best", *overrides, objective="best"), link := ListLink())
+    values = [e.metrics["val/accuracy"] for e in link.epochs]
+    assert max(values) > values[-1]
+    from overnight.data.digits import Digits
+
+    data = Digits()
+    data.setup("fit")
+    ((inputs, targets),) = list(data.val_dataloader())
+    model = MLP.load_from_checkpoint(tmp_path / "best" / "weights.ckpt", weights_only=True)
+    model.eval()
+    assert (model(inputs).argmax(1) == targets).float().mean().item() == pytest.approx(max(values))
+
+
+def test_a_target_that_is_no_lightning_module_is_refused_by_name(tmp_path: Path) -> None:
+    spec = spec_for(tmp_path)
+    spec.config["model"] = {"_target_": "torch.nn.Identity"}
+    with pytest.raises(TypeError, match=r"model\._target_: must be a LightningModule"):
+        fit(spec, ListLink())
+
+
+# Saved states
+
+
+def test_of_two_states_the_newest_whole_one_is_taken(tmp_path: Path) -> None:
+    for step in range(3):
+        checkpoint.save(tmp_path, {"step": step})
+    assert checkpoint.load(tmp_path) == ({"step": 2}, [])
+    (tmp_path / "state.ckpt").write_bytes((tmp_path / "state.ckpt").read_bytes()[:-1])
+    state, refused = checkpoint.load(tmp_path)
+    assert state == {"step": 1}
+    assert refused == ["state.ckpt: its bytes are not the ones that were written"]
+
+
+class Hostile:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.canary,))
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "flipped", "foreign", "hostile"])
+def test_a_state_that_is_not_what_was_written_is_refused(tmp_path: Path, kind: str) -> None:
+    checkpoint.save(tmp_path, {"weights": torch.arange(1000.0)})
+    path, canary = tmp_path / "state.ckpt", tmp_path / "canary"
+    data = bytearray(path.read_bytes())
+    if kind == "empty":
+        data = bytearray()
+    elif kind == "truncated":
+        data = data[:-100]
+    elif kind == "flipped":
+        data[len(data) // 2] ^= 1
+    elif kind == "foreign":
+        torch.save({"a": 1}, path)
+        data = bytearray(path.read_bytes())
+    else:
+        payload = pickle.dumps(Hostile(canary))
+        data = bytearray(checkpoint._MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+    path.write_bytes(bytes(data))
+    with pytest.raises(checkpoint.Unusable, match=r"^state\.ckpt: "):
+        checkpoint.read(path)
+    assert not canary.exists()
+
+
+def test_a_refused_state_is_noted_and_the_trial_starts_over(tmp_path: Path) -> None:
+    fit(spec_for(tmp_path), ListLink({2: Verdict.SAVE_AND_STOP}))
+    (tmp_path / "state.ckpt").write_bytes(b"rubbish")
+    finished = fit(spec_for(tmp_path), link := ListLink())
+    assert finished.notes == ("state.ckpt: not a state that overnight wrote",)
+    assert len(link.epochs) == 6

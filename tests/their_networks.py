@@ -1,0 +1,87 @@
+"""Networks as people write them, good and bad; named by `model._target_` in tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+
+class Plain(pl.LightningModule):
+    """Imports nothing of ours, logs by name, brings its own optimizer and a schedule that looks at a metric."""
+
+    def __init__(self, lr: float = 1e-2, marker: str = "") -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10))
+        self.lr, self.marker = lr, marker
+
+    def training_step(self, batch, _):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train/loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, _):
+        logits = self.net(batch[0])
+        self.log("val/loss", nn.functional.cross_entropy(logits, batch[1]))
+        self.log("val/accuracy", (logits.argmax(1) == batch[1]).float().mean())
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val/loss"}}
+
+
+class Slow(Plain):
+    """Takes a twentieth of a second a batch."""
+
+    def training_step(self, batch, index):
+        time.sleep(0.05)
+        return super().training_step(batch, index)
+
+
+class Raises(Plain):
+    def on_train_epoch_start(self):
+        print("about to raise")
+        raise ZeroDivisionError("the person's own mistake")
+
+
+class Diverges(Plain):
+    def on_validation_epoch_end(self):
+        self.log("val/accuracy2", torch.tensor(float("nan")))
+
+
+class KilledOnce(Plain):
+    """Dies of a signal in its third epoch, the first time; `marker` is a file that remembers."""
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 2 and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class AlwaysKilled(Plain):
+    def on_train_epoch_start(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Chatty(Plain):
+    """Prints three megabytes, and starts a child that would outlive it."""
+
+    def on_train_epoch_start(self):
+        print("first words")
+        for _ in range(3000):
+            print("x" * 1000)
+        print("last words")
+        if self.marker and os.fork() == 0:
+            Path(self.marker).write_text(str(os.getpid()))
+            time.sleep(600)
+
+
+class OutOfMemory(Plain):
+    def on_train_epoch_start(self):
+        raise MemoryError

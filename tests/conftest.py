@@ -21,7 +21,7 @@ SMALL = ("study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2", "p
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's embedded store, fresh: creating one takes seconds, copying one does not."""
     home = tmp_path_factory.mktemp("store")
-    tracking.client(plan.make([f"home={home}"]).settings)
+    tracking.client(plan.make([f"home={home}"]).settings.place)
     return home / "mlflow.db"
 
 
@@ -54,7 +54,7 @@ def finished_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -
 
 @pytest.fixture
 def finished(finished_home: Path) -> StudyView:
-    found, _ = view(settings.compose([f"home={finished_home}"]).settings)
+    found, _ = view(settings.place([f"home={finished_home}"]))
     assert found is not None
     return found
 

@@ -26,7 +26,7 @@ Overnight = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def records(home: Path) -> StudyView:
-    found, _ = view(settings.compose([f"home={home}"]).settings)  # type: ignore[arg-type]
+    found, _ = view(settings.place([f"home={home}"]))
     assert found is not None
     return found
 

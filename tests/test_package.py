@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="builds a wheel without a network")
-    build = "from hatchling.builders.wheel import WheelBuilder as W; import sys; print(next(W(sys.argv[1]).build(directory=sys.argv[2])))"
+    build = (
+        "from hatchling.builders.wheel import WheelBuilder as W; import sys; "
+        "print(next(W(sys.argv[1]).build(directory=sys.argv[2])))"
+    )
     made = subprocess.run([sys.executable, "-c", build, str(ROOT), str(tmp_path)], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     with zipfile.ZipFile(made.stdout.strip()) as wheel:

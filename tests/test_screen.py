@@ -13,7 +13,6 @@ from overnight.messages import EpochEnd
 from overnight.records import TrialRecord
 from overnight.screen import Glance, Lines, Notebook, Slot, describe, duration, picture
 
-
 STUDY = plan.make(["study.trials=10", "trainer.max_epochs=20"])
 
 

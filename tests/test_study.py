@@ -225,7 +225,7 @@ def test_the_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
     )
     study = planned(tmp_path)
     subprocess.run([sys.executable, "-c", code, f"home={tmp_path}", "study.trials=14"], check=False)
-    found, _ = view(study.settings)
+    found, _ = view(study.settings.place)
     assert found is not None
     assert found.state == "stalled"
     ledger, said = open_study(study)
@@ -236,17 +236,17 @@ def test_the_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
 
 def test_looking_on_touches_nothing_and_says_how_it_stands(tmp_path: Path) -> None:
     study = planned(tmp_path, "study.trials=2")
-    assert view(study.settings) == (None, [])
+    assert view(study.settings.place) == (None, [])
     assert not list(tmp_path.iterdir())
     with opened(study) as ledger:
         play(ledger, 1)
-        found, names = view(study.settings)
+        found, names = view(study.settings.place)
         assert found is not None
         assert (names, found.state, found.count("complete")) == (["digits-mlp"], "running", 1)
-    assert view(study.settings)[0].state == "paused"  # type: ignore[union-attr]
+    assert view(study.settings.place)[0].state == "paused"  # type: ignore[union-attr]
     with opened(study) as ledger:
         play(ledger, 1)
-    assert view(study.settings)[0].state == "done"  # type: ignore[union-attr]
+    assert view(study.settings.place)[0].state == "done"  # type: ignore[union-attr]
 
 
 def test_a_study_whose_creation_was_cut_off_is_created_again(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_study_whose_creation_was_cut_off_is_created_again(tmp_path: Path) -> 
 
     study = planned(tmp_path)
     tmp_path.mkdir(exist_ok=True)
-    ledger_room._load(open_storage(study.settings), study, study.name)
+    ledger_room._load(open_storage(study.settings.place), study, study.name)
     with opened(study) as ledger:
         assert [t.state for t in ledger.trials()] == [TrialState.WAITING]
         assert ledger.ask().config == study.config({})  # type: ignore[union-attr]

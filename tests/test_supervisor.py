@@ -105,7 +105,7 @@ def test_a_trial_that_is_behind_is_pruned(tune: Tune, pruner: str) -> None:
 
 
 def test_only_the_best_trials_keep_their_weights(finished_home: Path) -> None:
-    found, _ = view(plan.make([f"home={finished_home}"]).settings)
+    found, _ = view(plan.make([f"home={finished_home}"]).settings.place)
     assert found is not None
     assert found.best is not None
     kept = [p.relative_to(finished_home) for p in finished_home.rglob("*.ckpt") if "artifacts" not in p.parts]
@@ -134,7 +134,7 @@ def test_asked_to_stop_running_trials_save_and_the_study_goes_on_to_the_same_end
     thread.join()
     ledger.close()
     assert ended - asked[0] < 10
-    found, _ = view(study.settings)
+    found, _ = view(study.settings.place)
     assert found is not None
     assert [r.state for r in found.records] == ["paused", "paused"]
     assert all((home / "checkpoints" / "digits-mlp" / f"trial-000{n}" / "state.ckpt").exists() for n in (0, 1))

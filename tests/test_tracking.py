@@ -103,7 +103,7 @@ def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, tmp_pa
     study = plan.make([f"home={home}", "study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2"])
     result = api.run(study)
     assert (result.why, result.worked, result.trouble) == ("done", False, None)
-    found, _ = view(study.settings)
+    found, _ = view(study.settings.place)
     assert found is not None
     assert_equal(home, found)
     left = {r.info.run_id for r in runs_of(home)}
@@ -170,7 +170,7 @@ def test_the_store_is_created_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
         Path(uri.removeprefix("sqlite:///")).write_bytes(b"half a database")
         raise KeyboardInterrupt
 
-    settings = plan.make([f"home={tmp_path}"]).settings
+    settings = plan.make([f"home={tmp_path}"]).settings.place
     monkeypatch.setattr(SqlAlchemyStore, "__init__", cut)
     with contextlib.suppress(KeyboardInterrupt):
         tracking.client(settings)

@@ -197,7 +197,7 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
         start_s, epoch_s, weights = supervision.measure(plan, min(3, settings.trainer.max_epochs), folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    seen, _ = view(settings, plan.name)
+    seen, _ = view(settings.place, plan.name)
     done = sum(r.done for r in seen.records) if seen is not None else 0
     left, slots = max(settings.study.trials - done, 0), len(supervision.slot_devices(settings.slots))
     epochs = settings.trainer.max_epochs

@@ -13,7 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from overnight.api import Result
-    from overnight.settings import Settings
+    from overnight.settings import Place
     from overnight.study import StudyView
 
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
@@ -78,7 +78,7 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None
         click.echo(f"train/{trial_name(record.number)}: {record.state}, {outcome}")
         if record.detail:
             click.echo(record.detail, err=True)
-        click.echo(f"look: {_command('ui', 'train', settings=plan.settings)}")
+        click.echo(f"look: {_command('ui', 'train', home=plan.settings.home)}")
     _exit(result)
 
 
@@ -89,9 +89,9 @@ def status(arguments: tuple[str, ...], as_json: bool) -> None:
     """How a study stands: running, paused, stalled or done; the best so far; what is left, and when it will end."""
     import json
 
-    settings, view, others = _look(arguments)
+    place, view, others = _look(arguments)
     if view is None:
-        _mistake([f"study: there is none in {settings.where.root}; `overnight tune` starts one"])
+        _mistake([f"study: there is none in {place.where.root}; `overnight tune` starts one"])
     if as_json:
         click.echo(json.dumps(status_object(view)))
         return
@@ -110,15 +110,15 @@ def stop(arguments: tuple[str, ...], wait_s: float) -> None:
     from overnight import study as ledger
     from overnight.storage import holder_of
 
-    settings, view, _ = _look(arguments)
+    place, view, _ = _look(arguments)
     if view is None:
-        _mistake([f"study: there is none in {settings.where.root}; `overnight status` lists them"])
+        _mistake([f"study: there is none in {place.where.root}; `overnight status` lists them"])
     if view.holder is None:
         click.echo(f"{view.name}: nobody is at it ({view.state})")
         return
-    ledger.request_stop(settings, view.name)
+    ledger.request_stop(place, view.name)
     deadline = time.monotonic() + wait_s
-    while holder_of(settings, view.name) is not None:
+    while holder_of(place, view.name) is not None:
         if time.monotonic() > deadline:
             click.echo(f"{view.name}: asked to stop; process {view.holder['pid']} is still saving", err=True)
             sys.exit(1)
@@ -131,18 +131,19 @@ def stop(arguments: tuple[str, ...], wait_s: float) -> None:
 @click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
 def logs(trial: str, overrides: tuple[str, ...]) -> None:
     """Show what a trial printed, and how it failed where it did."""
+    from overnight import settings
     from overnight import study as ledger
 
     name, _, number = trial.rpartition("/")
     number = number.removeprefix("trial-")
     if not name or not number.isdigit():
         _mistake([f"trial: must be STUDY/NUMBER, e.g. digits-mlp/7, got {trial!r}"])
-    settings = _settings(overrides)
-    view, _ = ledger.view(settings, name)
+    place = settings.place(overrides)
+    view, _ = ledger.view(place, name)
     if view is None or int(number) >= len(view.records):
         known = f"it has trials 0 to {len(view.records) - 1}" if view else "there is no such study"
-        _mistake([f"trial: must be one of the ledger's, got {trial!r}; {known} in {settings.where.root}"])
-    path, record = settings.where.log(name, int(number)), view.records[int(number)]
+        _mistake([f"trial: must be one of the ledger's, got {trial!r}; {known} in {place.where.root}"])
+    path, record = place.where.log(name, int(number)), view.records[int(number)]
     text = path.read_text(errors="replace") if path.exists() else ""
     click.echo(text, nl=not text.endswith("\n")) if text else click.echo(f"{trial} printed nothing", err=True)
     if record.detail:
@@ -157,11 +158,11 @@ def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
     """Serve MLflow's UI on the right store, at the study's runs, on 127.0.0.1 only. Ctrl-C ends it."""
     from overnight import tracking
 
-    settings, view, _ = _look(arguments)
+    place, view, _ = _look(arguments)
     if view is None:
-        _mistake([f"study: there is none in {settings.where.root}; `overnight tune` starts one"])
+        _mistake([f"study: there is none in {place.where.root}; `overnight tune` starts one"])
     _serve(
-        *tracking.ui_command(settings, port := _free_port(port)),
+        *tracking.ui_command(place, port := _free_port(port)),
         port,
         tracking.page_of(view, f"http://127.0.0.1:{port}"),
         browser,
@@ -220,7 +221,7 @@ def _print_status(view: StudyView) -> None:
     import time
 
     from overnight.paths import trial_name
-    from overnight.screen import describe, duration
+    from overnight.records import describe, duration
 
     states = ("complete", "pruned", "failed", "running", "paused", "waiting")
     done = view.count("complete", "pruned", "failed")
@@ -245,7 +246,7 @@ def _print_status(view: StudyView) -> None:
 
 def _print_result(result: Result) -> NoReturn:
     from overnight.paths import trial_name
-    from overnight.screen import describe
+    from overnight.records import describe
 
     study, records = result.plan.settings.study, result.records
     done = sum(r.done for r in records)
@@ -278,7 +279,7 @@ def _print_result(result: Result) -> NoReturn:
             err=True,
         )
     if result.why != "stopped":
-        click.echo(f"look: {_command('ui', result.study_name, settings=result.plan.settings)}")
+        click.echo(f"look: {_command('ui', result.study_name, home=result.plan.settings.home)}")
     _exit(result)
 
 
@@ -291,7 +292,7 @@ def _exit(result: Result) -> NoReturn:
 
 def _print_forecast(plan: Any) -> None:
     from overnight import api, search_space
-    from overnight.screen import duration
+    from overnight.records import duration
 
     try:
         forecast = api.forecast(plan)
@@ -311,7 +312,7 @@ def _print_forecast(plan: Any) -> None:
         f"{trainer.max_epochs} epochs in {forecast.slots} slots, nothing pruned; measured just now on the "
         f"configuration as written, {forecast.seconds_an_epoch:.3g} s an epoch"
     )
-    click.echo(f"disk: about {forecast.disk_bytes / 1e6:.1f} MB in {plan.settings.where.root}")
+    click.echo(f"disk: about {forecast.disk_bytes / 1e6:.1f} MB in {plan.settings.place.where.root}")
 
 
 def _print_config(overrides: tuple[str, ...], config_dir: str | None) -> None:
@@ -334,38 +335,29 @@ def _less_job(overrides: tuple[str, ...], cfg: bool) -> tuple[str, ...]:
     return tuple(o for o in overrides if not (cfg and o == "job"))
 
 
-def _settings(overrides: tuple[str, ...]) -> Settings:
+def _look(arguments: tuple[str, ...]) -> tuple[Place, StudyView | None, list[str]]:
+    """Where studies lie, the study that was named or else worked on last, and the names of the others."""
     from overnight import settings
-
-    draft = settings.compose(overrides)
-    if draft.problems or draft.settings is None:
-        raise settings.ConfigError(draft.problems)
-    return draft.settings
-
-
-def _look(arguments: tuple[str, ...]) -> tuple[Settings, StudyView | None, list[str]]:
-    """The settings, the study that was named or else worked on last, and the names of the others."""
     from overnight import study as ledger
 
     named = [a for a in arguments if "=" not in a]
     if len(named) > 1:
         _mistake([f"study: must be one name, got {', '.join(named)}"])
-    settings = _settings(tuple(a for a in arguments if "=" in a))
-    view, names = ledger.view(settings, named[0] if named else None)
+    place = settings.place(a for a in arguments if "=" in a)
+    view, names = ledger.view(place, named[0] if named else None)
     if named and view is None:
         _mistake(
             [
-                f"study: {named[0]} is not in {settings.where.root}; there "
+                f"study: {named[0]} is not in {place.where.root}; there "
                 + (f"are {', '.join(names)}" if names else "is none yet")
             ]
         )
-    return settings, view, [] if named or view is None else [n for n in names if n != view.name]
+    return place, view, [] if named or view is None else [n for n in names if n != view.name]
 
 
-def _command(*words: str, settings: Settings) -> str:
+def _command(*words: str, home: str) -> str:
     """An `overnight` line that finds the same home."""
-    home = [] if settings.home == "./mlruns" else [f"home={settings.home}"]
-    return shlex.join(["overnight", *words, *home])
+    return shlex.join(["overnight", *words, *([] if home == "./mlruns" else [f"home={home}"])])
 
 
 def _free_port(wanted: int) -> int:

@@ -111,6 +111,30 @@ def _by_name(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
+def describe(record: TrialRecord) -> str:
+    """A trial's parameters in one short line; a list's length and entries as one."""
+    parts: dict[str, str] = {}
+    for name, value in record.params.items():
+        key, _, last = name.rpartition(".")
+        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+        if last.isdigit():
+            parts[key] = f"{parts[key]}-{shown}" if key in parts else shown
+        elif last != "length":
+            parts[name] = shown
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in parts.items())
+
+
+def duration(seconds: float | None) -> str:
+    """1:05:09, 5:09 or 9 s."""
+    if seconds is None:
+        return "?"
+    whole = max(round(seconds), 0)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+
+
 def pack(history: Iterable[EpochEnd]) -> dict[str, Any]:
     epochs = sorted(history, key=lambda e: e.epoch)
     names = dict.fromkeys(name for e in epochs for name in e.metrics)

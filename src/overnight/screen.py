@@ -18,7 +18,7 @@ from rich.text import Text
 
 from overnight.paths import trial_name
 from overnight.plan import Plan
-from overnight.records import TrialRecord, best_of
+from overnight.records import TrialRecord, best_of, describe, duration
 
 REDRAW_EVERY_S = 0.5
 _COLOURS = {"complete": "green", "pruned": "yellow", "failed": "red", "paused": "blue", "running": "cyan"}
@@ -215,30 +215,6 @@ def picture(now: Glance) -> Group:
     if now.trouble:
         lines.append(Text(f"MLflow can't be written, trying on: {now.trouble}", style="yellow"))
     return Group(*lines)
-
-
-def describe(record: TrialRecord) -> str:
-    """A trial's parameters in one short line; a list's length and entries as one."""
-    parts: dict[str, str] = {}
-    for name, value in record.params.items():
-        key, _, last = name.rpartition(".")
-        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
-        if last.isdigit():
-            parts[key] = f"{parts[key]}-{shown}" if key in parts else shown
-        elif last != "length":
-            parts[name] = shown
-    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in parts.items())
-
-
-def duration(seconds: float | None) -> str:
-    """1:05:09, 5:09 or 9 s."""
-    if seconds is None:
-        return "?"
-    whole = max(round(seconds), 0)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours:
-        return f"{hours}:{minutes:02}:{rest:02}"
-    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
 def _objective(record: TrialRecord) -> str:

@@ -16,41 +16,41 @@ import sqlalchemy
 from filelock import BaseFileLock, FileLock, Timeout
 from optuna.storages import BaseStorage, RDBStorage
 
-from overnight.settings import Settings
+from overnight.settings import Place
 
 
 class Held(RuntimeError):
     """Another process works on the study; the message says which."""
 
 
-def holder_of(settings: Settings, name: str) -> dict[str, Any] | None:
+def holder_of(place: Place, name: str) -> dict[str, Any] | None:
     """Who works on the study on this machine: {"pid", "host", "since"}; None where nobody living does."""
     try:
-        holder: dict[str, Any] = json.loads(_holder_file(settings, name).read_text())
+        holder: dict[str, Any] = json.loads(_holder_file(place, name).read_text())
         alive = psutil.Process(holder["pid"]).create_time() == holder["created"]
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
     return holder if alive else None
 
 
-def _holder_file(settings: Settings, name: str) -> Path:
-    return settings.where.lock(name).with_suffix(".holder.json")
+def _holder_file(place: Place, name: str) -> Path:
+    return place.where.lock(name).with_suffix(".holder.json")
 
 
-def hold(settings: Settings, name: str) -> tuple[BaseFileLock, Path]:
-    path = settings.where.lock(name)
+def hold(place: Place, name: str) -> tuple[BaseFileLock, Path]:
+    path = place.where.lock(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)  # the system lets go of it when its holder dies, however it dies
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        found = holder_of(settings, name) or {}
+        found = holder_of(place, name) or {}
         since = time.strftime("%H:%M", time.localtime(found.get("since", time.time())))
         raise Held(
             f"{name}: process {found.get('pid', '?')} on {found.get('host', 'this machine')} has been at "
             f"it since {since}; `overnight stop {name}` ends it, `overnight status` looks on"
         ) from None
-    holder = _holder_file(settings, name)
+    holder = _holder_file(place, name)
     me = {
         "pid": os.getpid(),
         "created": psutil.Process().create_time(),
@@ -63,12 +63,12 @@ def hold(settings: Settings, name: str) -> tuple[BaseFileLock, Path]:
     return lock, holder
 
 
-def open_storage(settings: Settings) -> RDBStorage:
+def open_storage(place: Place) -> RDBStorage:
     """The ledger's storage; a SQLite file is created under another name first, so that no kill leaves half a one."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if settings.storage.url is not None:
-        return RDBStorage(settings.storage.url)
-    path = settings.where.ledger
+    if place.storage_url is not None:
+        return RDBStorage(place.storage_url)
+    path = place.where.ledger
     if not path.exists():
         create_whole(path, lambda fresh: dispose(RDBStorage(f"sqlite:///{fresh}")))
     storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})

@@ -39,7 +39,7 @@ from overnight.records import (
     record_of,
     unpack,
 )
-from overnight.settings import ConfigError, Settings
+from overnight.settings import ConfigError, Place
 from overnight.storage import dispose, hold, holder_of, open_storage
 
 # Names of what we keep in a study's user attributes.
@@ -238,11 +238,11 @@ def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> 
     Raises:
         Held: another process works on it. ConfigError: its trials and this plan's would not compare.
     """
-    home = plan.settings.where
+    home = plan.settings.place.where
     home.root.mkdir(parents=True, exist_ok=True)
-    lock, holder = hold(plan.settings, plan.name)
+    lock, holder = hold(plan.settings.place, plan.name)
     try:
-        storage = open_storage(plan.settings)
+        storage = open_storage(plan.settings.place)
         study, said = _continue_or_create(storage, plan, extend, comparable)
         ledger = Ledger(plan, study, lock, holder)
         ledger.clear_stop()
@@ -392,14 +392,14 @@ class StudyView:
         return best_of(self.records, self.plan.settings)
 
 
-def view(settings: Settings, name: str | None = None) -> tuple[StudyView | None, list[str]]:
+def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[str]]:
     """A study as it stands, without touching it, and the names of all studies, the one worked on last first.
 
     name: which; without one, the one worked on last. The view is None where the ledger has no such study.
     """
-    if settings.storage.url is None and not settings.where.ledger.exists():
+    if place.storage_url is None and not place.where.ledger.exists():
         return None, []
-    storage = open_storage(settings)
+    storage = open_storage(place)
     try:
         newest = {f.study_name.partition("~")[0]: f for f in storage.get_all_studies() if f.user_attrs.get(_READY)}
         names = sorted(newest)
@@ -414,7 +414,7 @@ def view(settings: Settings, name: str | None = None) -> tuple[StudyView | None,
         links = frozen.user_attrs.get(_LINKS) or {}
         records = tuple(record_of(t, plan) for t in storage.get_all_trials(frozen._study_id, deepcopy=False))
         found = StudyView(
-            name, plan, records, holder_of(settings, name), links.get("experiment_id"), links.get("parent_run_id")
+            name, plan, records, holder_of(place, name), links.get("experiment_id"), links.get("parent_run_id")
         )
         return found, names
     finally:
@@ -426,9 +426,9 @@ def _last_start(storage: RDBStorage, study_id: int) -> float:
     return max((t.datetime_start.timestamp() for t in trials if t.datetime_start), default=0.0)
 
 
-def request_stop(settings: Settings, name: str) -> None:
+def request_stop(place: Place, name: str) -> None:
     """Ask whoever works on the study to save and stop."""
-    storage = open_storage(settings)
+    storage = open_storage(place)
     _, frozen = _generations(storage, name)
     assert frozen is not None
     storage.set_study_user_attr(frozen._study_id, _STOP, True)

@@ -26,7 +26,8 @@ from overnight.study import Ledger, Ticket
 from overnight.tracking import Tracker
 
 TICK_S = 0.2
-GRACE_S = 8.0  # for running trials to save, once asked to stop; then they are killed
+GRACE_S = 6.0  # for running trials to save, once asked to stop; then they are killed
+STOPPED_WITHIN_S = 9.0  # of the first word to stop everything is marked; what MLflow lacks then, the next start writes
 FLUSH_EVERY_S = 1.0
 LOG_CAP_BYTES = 1_000_000
 _PRELOAD = ["overnight.trial.preload", "overnight.data.digits", "overnight.models.mlp"]
@@ -139,6 +140,7 @@ class Supervisor:
         self.on_change = on_change
         self.only = only
         self._kill_at: float | None = None
+        self._stop_asked_at = 0.0
         self._failures = 0
         self._attempts: dict[int, int] = {}
         self._linked = False
@@ -150,7 +152,9 @@ class Supervisor:
         """Have running trials save and stop; a second time, end them as they are."""
         if self.why is None:
             self.why = "stopped"
-        self._kill_at = time.monotonic() + (GRACE_S if self._kill_at is None else 0.0)
+        now = time.monotonic()
+        self._stop_asked_at = self._stop_asked_at or now
+        self._kill_at = now + (GRACE_S if self._kill_at is None else 0.0)
 
     @property
     def best(self) -> TrialRecord | None:
@@ -179,10 +183,13 @@ class Supervisor:
         for number in self.ledger.put_back_orphans():  # asked for, and interrupted before they could start
             self._note(self.ledger.read(number))
         best = self.best
-        weights = self.plan.settings.where.checkpoints(self.plan.name, best.number) / "weights.ckpt" if best else None
+        weights = (
+            self.plan.settings.place.where.checkpoints(self.plan.name, best.number) / "weights.ckpt" if best else None
+        )
         failed = not any(r.state in ("complete", "pruned") for r in self.records.values())
         ending = {"done": "FAILED" if failed else "FINISHED", "stopped": "KILLED", "failures": "FAILED"}[why]
-        self.tracker.close(ending, best, str(weights) if weights and weights.exists() else None)
+        left_s = self._stop_asked_at + STOPPED_WITHIN_S - time.monotonic() if why == "stopped" else None
+        self.tracker.close(ending, best, str(weights) if weights and weights.exists() else None, left_s)
         self._keep_links()
         return Ending(why, self.tracker.trouble)
 
@@ -209,12 +216,12 @@ class Supervisor:
             metric=settings.study.metric,
             direction=settings.study.direction,
             objective=settings.study.objective,
-            folder=settings.where.checkpoints(self.plan.name, ticket.number),
+            folder=settings.place.where.checkpoints(self.plan.name, ticket.number),
             every_s=settings.checkpoint.every_s,
             device=device,
             keep_weights=settings.study.keep_checkpoints > 0 or self.only is not None,
         )
-        self.running[ticket.number] = start_trial(spec, settings.where.log(self.plan.name, ticket.number))
+        self.running[ticket.number] = start_trial(spec, settings.place.where.log(self.plan.name, ticket.number))
         self._attempts[ticket.number] = ticket.attempts
         self._note(self.ledger.read(ticket.number))
 
@@ -285,7 +292,8 @@ class Supervisor:
                 if not trial.asked_to_stop:
                     trial.asked_to_stop = True
                     trial.send(Verdict.SAVE_AND_STOP)
-                elif self._kill_at is not None and now >= self._kill_at:
+                # Before its first epoch's end a trial has nothing to save, and may still be importing.
+                if trial.epoch < 0 or (self._kill_at is not None and now >= self._kill_at):
                     self._end(trial)
 
     def _end(self, trial: TrialProcess) -> None:
@@ -361,7 +369,7 @@ class Supervisor:
         )
         kept = {r.number for r in complete[: settings.study.keep_checkpoints]}
         for number in {record.number, *(r.number for r in complete)} - kept:
-            shutil.rmtree(settings.where.checkpoints(self.plan.name, number), ignore_errors=True)
+            shutil.rmtree(settings.place.where.checkpoints(self.plan.name, number), ignore_errors=True)
 
 
 def measure(plan: Plan, epochs: int, folder: Path) -> tuple[float, float, int]:

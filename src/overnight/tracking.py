@@ -27,7 +27,7 @@ from overnight import settings as settings_module
 from overnight.paths import trial_name
 from overnight.plan import Plan
 from overnight.records import TrialRecord
-from overnight.settings import Settings
+from overnight.settings import Place
 from overnight.storage import create_whole
 from overnight.study import StudyView
 
@@ -93,16 +93,18 @@ class Tracker:
             self._pending[record.number] = record
         self._wake.set()
 
-    def close(self, ending: str, best: TrialRecord | None, weights: str | None) -> None:
+    def close(self, ending: str, best: TrialRecord | None, weights: str | None, within_s: float | None = None) -> None:
         """Write what is left and end the parent run as `ending`, FINISHED, FAILED or KILLED; waits for it.
 
-        weights: the file of the best trial's weights, kept with its run. `trouble` says what could not be written;
-        the ledger has it all, and the next start writes it.
+        weights: the file of the best trial's weights, kept with its run. within_s: give up then. `trouble` says what
+        could not be written; the ledger has it all, and the next start writes it.
         """
         self._best, self._weights, self._ending = best, weights, ending
         self._wake.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(within_s if within_s is None else max(within_s, 0.0))
+        if self._thread.is_alive():
+            self.trouble = self.trouble or "there was no time left"
 
     # In the thread
 
@@ -134,7 +136,7 @@ class Tracker:
                 time.sleep(WRITE_EVERY_S)
 
     def _open(self) -> None:
-        self._client = client(self._plan.settings)
+        self._client = client(self._plan.settings.place)
         self.experiment_id = self._experiment()
         by_number: dict[int, _Run] = {}
         parent: Any = None
@@ -169,7 +171,7 @@ class Tracker:
         return str(
             self._client.create_experiment(
                 name,
-                artifact_location=f"{self._plan.settings.artifact_root}/{urllib.parse.quote(name)}",
+                artifact_location=f"{self._plan.settings.place.artifact_root}/{urllib.parse.quote(name)}",
                 tags={
                     "mlflow.experiment.primaryMetric.name": study.metric,
                     "mlflow.experiment.primaryMetric.greaterIsBetter": str(study.direction == "maximize"),
@@ -312,29 +314,29 @@ def quiet_environment() -> dict[str, str]:
     return {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 
 
-def client(settings: Settings) -> MlflowClient:
+def client(place: Place) -> MlflowClient:
     """A client on the tracking store; the embedded one is created first where there is none."""
     for name, value in quiet_environment().items():
         os.environ.setdefault(name, value)
-    if settings.tracking.uri is None and not settings.where.tracking_store.exists():
-        _create_store(settings)
+    if place.given_tracking_uri is None and not place.where.tracking_store.exists():
+        _create_store(place)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=settings.tracking_uri)
+    return MlflowClient(tracking_uri=place.tracking_uri)
 
 
-def _create_store(settings: Settings) -> None:
+def _create_store(place: Place) -> None:
     from pathlib import Path
 
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     def create(fresh: Path) -> None:
-        store = SqlAlchemyStore(f"sqlite:///{fresh}", settings.artifact_root)
+        store = SqlAlchemyStore(f"sqlite:///{fresh}", place.artifact_root)
         store.engine.dispose()
         SqlAlchemyStore._engine_map.pop(store.db_uri, None)
 
-    settings.where.root.mkdir(parents=True, exist_ok=True)
-    create_whole(settings.where.tracking_store, create)
+    place.where.root.mkdir(parents=True, exist_ok=True)
+    create_whole(place.where.tracking_store, create)
 
 
 def _search(client: MlflowClient, experiment_id: str, study: str) -> Iterable[Any]:
@@ -397,17 +399,17 @@ def _git(*arguments: str) -> str | None:
 # The pages ------------------------------------------------------------------------------------------------------------
 
 
-def ui_command(settings: Settings, port: int) -> tuple[list[str], Mapping[str, str]]:
+def ui_command(place: Place, port: int) -> tuple[list[str], Mapping[str, str]]:
     """How to serve MLflow's pages on 127.0.0.1: arguments, and the environment that goes with them."""
-    client(settings)  # creates the embedded store where there is none yet
-    root = settings.artifact_root
+    client(place)  # creates the embedded store where there is none yet
+    root = place.artifact_root
     command = [
         sys.executable,
         "-m",
         "mlflow",
         "server",
         "--backend-store-uri",
-        settings.tracking_uri,
+        place.tracking_uri,
         "--default-artifact-root",
         root,
         "--artifacts-destination",

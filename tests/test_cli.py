@@ -47,16 +47,16 @@ def test_a_study_of_one_slot_interrupted_and_gone_on_with_equals_the_uncut_one_b
     line = ["study.trials=12", "slots=1", "trainer.max_epochs=4", "pruner.startup_trials=3", "pruner.warmup_epochs=1"]
     assert overnight("tune", *line, f"home={tmp_path / 'whole'}").returncode == 0
     command = [sys.executable, "-m", "overnight", "tune", *line, f"home={tmp_path / 'cut'}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     said = []
-    for text in process.stdout:
-        said.append(text)
-        if len(said) == 5:
-            time.sleep(0.3)
-            process.send_signal(signal.SIGINT)
-            pressed = time.monotonic()
-    assert process.wait() == 130
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            said.append(text)
+            if len(said) == 5:
+                time.sleep(0.3)
+                process.send_signal(signal.SIGINT)
+                pressed = time.monotonic()
+    assert process.returncode == 130
     assert time.monotonic() - pressed < 10
     assert said[-1] == f"to go on: overnight {' '.join(command[3:])}\n"
     stopped = records(tmp_path / "cut")
@@ -174,7 +174,7 @@ def test_training_what_trial_0_trains_gives_what_trial_0_gave(overnight: Overnig
 def test_stop_lets_the_study_save_and_tune_goes_on(overnight: Overnight, tmp_path: Path) -> None:
     home = tmp_path / "home"
     line = [f"home={home}", "study.trials=40", "trainer.max_epochs=40"]
-    process = subprocess.Popen([sys.executable, "-m", "overnight", "tune", *line], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "overnight", "tune", *line], stdout=subprocess.DEVNULL)
     while True:
         now = overnight("status", "--json", f"home={home}")
         if now.returncode == 0 and json.loads(now.stdout)["trials"]["running"]:

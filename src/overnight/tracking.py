@@ -184,6 +184,7 @@ class Tracker:
         if run is None:
             run = self._client.create_run(
                 self.experiment_id,
+                start_time=_ms(min((r.started_at for r in self._ledger if r.started_at), default=None)),
                 run_name=plan.name,
                 tags={**self._base_tags(), "overnight.role": "study", "overnight.state": "running"},
             )

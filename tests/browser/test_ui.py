@@ -1,0 +1,155 @@
+"""What people do in MLflow's UI after a study, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from overnight.study import StudyView
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
+]
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# What a person has clicked away after the first visit: tours, and the assistant's panel over a quarter of the page.
+SEEN = {
+    "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,
+    "mlflow.assistant.panelOpen_v1": False,
+    "mlflow.detectIssues.guidanceShown_v1": True,
+}
+PATIENCE_MS = 60_000
+# Where to leave pictures of what was seen, for somebody to look at: OVERNIGHT_SHOTS=docs/pictures make browser
+SHOTS = os.environ.get("OVERNIGHT_SHOTS")
+
+
+@pytest.fixture(scope="module")
+def address(finished_home: Path) -> Iterator[str]:
+    """The page that `overnight ui` names, served until the tests are through."""
+    command = [sys.executable, "-m", "overnight", "ui", f"home={finished_home}", "--no-browser", "--port", "5077"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        page = process.stdout.readline().strip()
+        assert page.startswith("http://127.0.0.1:"), page
+        family = psutil.Process(process.pid).children(recursive=True)
+        yield page
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not alive, "overnight ui leaves none of MLflow's processes behind"
+
+
+@pytest.fixture
+def page(address: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        script = "for (const [k, v] of Object.entries(%s)) localStorage.setItem(k, JSON.stringify(v));"
+        context.add_init_script(script % json.dumps(SEEN))
+        tab = context.new_page()
+        tab.set_default_timeout(PATIENCE_MS)
+        outside: list[str] = []
+        host = address.partition("/#")[0]
+        tab.on(
+            "request",
+            lambda r: None if r.url.startswith((host, "data:", "blob:")) else outside.append(r.url),
+        )
+        yield tab
+        assert outside == [], "the page asks nobody else for anything"
+        browser.close()
+
+
+def row(page: Any, name: str) -> Any:
+    """A run's row: the grid draws one in several containers, and the pinned one has the checkbox and the name."""
+    return page.locator(".ag-pinned-left-cols-container [role=row]").filter(
+        has=page.get_by_role("link", name=name, exact=True)
+    )
+
+
+def shoot(page: Any, name: str) -> None:
+    if SHOTS:
+        page.wait_for_timeout(2500)
+        Path(SHOTS).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=f"{SHOTS}/{name}.png")
+
+
+def test_the_study_is_found_its_trials_lie_below_it_and_two_are_compared(
+    page: Any, address: str, finished: StudyView
+) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(address, wait_until="domcontentloaded")
+    parent = row(page, finished.name)
+    expect(parent).to_be_visible(timeout=PATIENCE_MS)
+    assert "workflowType=machine_learning" in page.url, "not MLflow's view for language models"
+    parent.locator('[col-id="attributes.`Run Name`"] button').first.click()
+    for record in finished.records:
+        expect(row(page, f"trial-{record.number:04d}")).to_be_visible()
+    shoot(page, "nested")
+    chosen = ("trial-0001", "trial-0002")
+    for name in chosen:
+        box = row(page, name).locator("input.ag-checkbox-input")
+        box.check()
+        expect(box).to_be_checked()
+    page.get_by_test_id("runs-compare-button").click()
+    page.wait_for_url("**/compare-runs?**")
+    names = page.get_by_role("row", name="Run Name:")
+    for name in chosen:
+        expect(names.get_by_role("cell", name=name, exact=True)).to_be_visible(timeout=PATIENCE_MS)
+    shoot(page, "compare")
+
+
+def test_the_parents_note_leads_to_its_trials_best_first(page: Any, address: str, finished: StudyView) -> None:
+    from playwright.sync_api import expect
+
+    host = address.partition("/#")[0]
+    page.goto(
+        f"{host}/#/experiments/{finished.experiment_id}/runs/{finished.parent_run_id}", wait_until="domcontentloaded"
+    )
+    link = page.get_by_role("link", name="its trials, best first")
+    expect(link).to_be_visible(timeout=PATIENCE_MS)
+    target = link.get_attribute("href")
+    page.goto("about:blank")  # a change of the part after # alone does not load the page again
+    page.goto(f"{host}/{target}", wait_until="domcontentloaded")
+    expect(row(page, "trial-0000")).to_be_visible(timeout=PATIENCE_MS)
+    names = page.locator(".ag-pinned-left-cols-container [role=row] a").all_inner_texts()
+    shown = [n for n in names if re.fullmatch(r"trial-\d{4}", n)]
+    values = {f"trial-{r.number:04d}": r.objective for r in finished.records}
+    assert sorted(shown) == sorted(values)
+    tops = {n: row(page, n).bounding_box()["y"] for n in shown}
+    in_order = sorted(shown, key=tops.__getitem__)
+    assert [values[n] for n in in_order] == sorted(values.values(), reverse=True)  # type: ignore[type-var]
+    assert finished.name not in names
+    shoot(page, "trials")
+
+
+def test_the_server_answers_on_this_machine_alone(address: str) -> None:
+    port = int(re.search(r":(\d+)/", address)[1])  # type: ignore[index]
+    served = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+    assert served == {"127.0.0.1"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request)

@@ -194,26 +194,31 @@ def test_stop_lets_the_study_save_and_tune_goes_on(overnight: Overnight, tmp_pat
     assert "nobody is at it" in overnight("stop", "digits-mlp", f"home={home}").stdout
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_saves_and_marks_and_is_answered_with_its_exit_code(tmp_path: Path, number: int, code: int) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "overnight",
-        "tune",
-        f"home={tmp_path}",
-        "study.trials=40",
-        "trainer.max_epochs=99",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "logs").exists():
-        time.sleep(0.1)
-    time.sleep(2)
-    process.send_signal(number)
-    sent = time.monotonic()
-    assert process.wait() == code
-    assert time.monotonic() - sent < 10
-    assert records(tmp_path).count("running") == 0
+@pytest.mark.parametrize(
+    ("number", "code", "in_training"),
+    [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True), (signal.SIGHUP, 129, True)],
+    ids=["Ctrl-C while it still imports", "systemd", "the terminal was closed"],
+)
+def test_a_signal_to_every_process_there_is_saves_marks_and_gives_its_exit_code(
+    tmp_path: Path, number: int, code: int, in_training: bool
+) -> None:
+    line = [f"home={tmp_path}", "study.trials=40", "trainer.max_epochs=999", "slots=2", "pruner=none"]
+    command = [sys.executable, "-m", "overnight", "tune", *line]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        while not (tmp_path / "logs").exists():
+            time.sleep(0.1)
+        while in_training and not all(len(r.history) > 2 for r in records(tmp_path).records):
+            time.sleep(0.2)
+        os.killpg(process.pid, number)
+        sent = time.monotonic()
+        assert process.wait() == code
+        assert time.monotonic() - sent < 10
+    found = records(tmp_path)
+    assert found.count("running") == 0
+    assert found.count("paused") == len([r for r in found.records if r.state != "waiting"]) > 0
+    for record in found.records:
+        state = tmp_path / "checkpoints" / "digits-mlp" / f"trial-{record.number:04d}" / "state.ckpt"
+        assert state.exists() == bool(record.history), "what was done is saved"
 
 
 def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:

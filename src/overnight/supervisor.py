@@ -14,7 +14,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ GRACE_S = 6.0  # for running trials to save, once asked to stop; then they are k
 STOPPED_WITHIN_S = 9.0  # of the first word to stop everything is marked; what MLflow lacks then, the next start writes
 FLUSH_EVERY_S = 1.0
 LOG_CAP_BYTES = 1_000_000
+DRAIN_READS = 32  # of 64 KiB at a time: a trial that never stops printing must not keep the supervisor from the others
 _PRELOAD = ["overnight.trial.preload", "overnight.data.digits", "overnight.models.mlp"]
 
 
@@ -72,9 +73,9 @@ class TrialProcess:
 
     def drain_output(self) -> None:
         """Move what the trial printed into its log, whose first half goes where it grows past the cap."""
-        while self.output.poll():
+        for _ in range(DRAIN_READS):
             try:
-                data = os.read(self.output.fileno(), 1 << 16)
+                data = os.read(self.output.fileno(), 1 << 16) if self.output.poll() else b""
             except OSError:
                 return
             if not data:
@@ -86,11 +87,16 @@ class TrialProcess:
                 tail = self.log.read_bytes()[-LOG_CAP_BYTES // 2 :]
                 self.log.write_bytes(b"[what came before was too long to keep]\n" + tail)
 
-    def end(self) -> None:
-        """Leave nothing of it behind: the process, and whatever it started."""
+    def kill(self) -> None:
+        """End the process, and whatever it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()  # it may be so young that it leads no group yet
         self.process.join(5)
+
+    def end(self) -> None:
+        """Leave nothing of it behind."""
+        self.kill()
         self.drain_output()
         self.pipe.close()
         self.output.close()
@@ -99,10 +105,16 @@ class TrialProcess:
 
 def warm_up() -> None:
     """Start the forkserver, which imports the stack while the caller does something else."""
-    multiprocessing.get_context("forkserver")
     forkserver.set_forkserver_preload(_PRELOAD)
-    with _no_main():
-        forkserver.ensure_running()
+    # What the terminal or systemd sends goes to every process there is. Only the supervisor heeds it, and tells the
+    # trials to save; a forkserver that died of it would take them all along. The mask is inherited, for good.
+    resource_tracker.ensure_running()  # the forkserver wants one, and starting it would lift the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        with _no_main():
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def start_trial(spec: TrialSpec, log: Path) -> TrialProcess:
@@ -288,12 +300,15 @@ class Supervisor:
             if self.why is None and self.ledger.stop_requested():
                 self.stop()
         if self.why is not None:
+            # Before its first epoch's end a trial has nothing to save, and may still be importing.
             for trial in list(self.running.values()):
                 if not trial.asked_to_stop:
                     trial.asked_to_stop = True
                     trial.send(Verdict.SAVE_AND_STOP)
-                # Before its first epoch's end a trial has nothing to save, and may still be importing.
-                if trial.epoch < 0 or (self._kill_at is not None and now >= self._kill_at):
+                elif trial.epoch < 0 or (self._kill_at is not None and now >= self._kill_at):
+                    trial.kill()
+                    for message in trial.messages():  # its last words, if it got that far
+                        self._hear(trial, message)
                     self._end(trial)
 
     def _end(self, trial: TrialProcess) -> None:

@@ -300,7 +300,8 @@ class Tracker:
         if self.parent_run_id is None:
             return
         if best is not None and best.objective is not None:
-            self._client.log_metric(self.parent_run_id, "objective", best.objective)
+            if self._client.get_run(self.parent_run_id).data.metrics.get("objective") != best.objective:
+                self._client.log_metric(self.parent_run_id, "objective", best.objective, step=best.number)
             self._client.set_tag(self.parent_run_id, "overnight.best", trial_name(best.number))
         state = {"FINISHED": "done", "FAILED": "failed", "KILLED": "paused"}[ending]
         self._client.set_tag(self.parent_run_id, "overnight.state", state)

@@ -36,7 +36,6 @@ def main(spec: TrialSpec, connection: Connection, output: Connection) -> None:
     output.close()
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if spec.device == "cpu":
         # Torch asks at every optimizer step whether there is a GPU, which takes a tenth of a small step.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -97,6 +97,7 @@ def test_a_trial_that_is_behind_is_pruned(tune: Tune, pruner: str) -> None:
         "study.trials=8", "trainer.max_epochs=6", "slots=1",
     )  # fmt: skip
     pruned = [r for r in result.records if r.state == "pruned"]
+    assert all(r.state == "complete" for r in result.records if len(r.history) == 6)
     assert pruned
     assert all(len(r.history) < 6 for r in pruned)
     assert any(r.params["optimizer.lr"] == 1e-7 for r in pruned)

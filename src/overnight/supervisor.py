@@ -288,6 +288,8 @@ class Supervisor:
             return Verdict.END
         if self.why is not None:
             return Verdict.SAVE_AND_STOP
+        if done.epoch + 1 >= trial.spec.config["trainer"]["max_epochs"]:
+            return Verdict.GO_ON  # it is complete: to prune it now would save nothing and lose its value
         return Verdict.END if self.ledger.should_prune(done.number) else Verdict.GO_ON
 
     def _tick(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import shutil
@@ -53,9 +54,8 @@ class TrialProcess:
     log: Path
     started_at: float = field(default_factory=time.time)
     finished: Finished | None = None
-    verdict: Verdict = Verdict.GO_ON
-    diverged: bool = False
     asked_to_stop: bool = False
+    printing: bool = True  # until it closes its output
     epoch: int = -1
     _log_size: int = 0
 
@@ -75,10 +75,13 @@ class TrialProcess:
         """Move what the trial printed into its log, whose first half goes where it grows past the cap."""
         for _ in range(DRAIN_READS):
             try:
-                data = os.read(self.output.fileno(), 1 << 16) if self.output.poll() else b""
+                if not self.output.poll():
+                    return
+                data = os.read(self.output.fileno(), 1 << 16)
             except OSError:
-                return
+                data = b""
             if not data:
+                self.printing = False
                 return
             with open(self.log, "ab") as file:
                 file.write(data)
@@ -241,7 +244,9 @@ class Supervisor:
         """Sleep until something arrives, and deal with it."""
         handles: dict[Any, TrialProcess] = {}
         for trial in self.running.values():
-            handles.update({trial.pipe: trial, trial.output: trial, trial.process.sentinel: trial})
+            handles.update({trial.pipe: trial, trial.process.sentinel: trial})
+            if trial.printing:
+                handles[trial.output] = trial
         ready = {id(t): t for t in (handles[h] for h in wait(list(handles), timeout=TICK_S))}
         for trial in ready.values():
             trial.drain_output()
@@ -257,8 +262,7 @@ class Supervisor:
         if isinstance(message, EpochEnd):
             # The answer first: the trial waits for it, and for nothing else that follows here.
             trial.epoch = message.epoch
-            trial.verdict = self._judge(trial, message)
-            trial.send(trial.verdict)
+            trial.send(self._judge(trial, message))
             self._note(self.ledger.read(number))
         elif isinstance(message, Resumed):
             for done in message.history:
@@ -268,7 +272,7 @@ class Supervisor:
             self._attempts[number] = 0
             self.ledger.progressed(number)
         else:
-            trial.finished = message
+            trial.finished = trial.finished or message  # what was ruled already stands
 
     def _judge(self, trial: TrialProcess, done: EpochEnd) -> Verdict:
         metric = self.plan.settings.study.metric
@@ -283,8 +287,8 @@ class Supervisor:
             )
             return Verdict.END
         self.ledger.record(done)
-        if value != value or value in (float("inf"), float("-inf")):
-            trial.diverged = True
+        if not math.isfinite(value):
+            trial.finished = Finished(done.number, "failed", "diverged", f"{metric} was {value}, not a finite number")
             return Verdict.END
         if self.why is not None:
             return Verdict.SAVE_AND_STOP
@@ -333,8 +337,6 @@ class Supervisor:
     def _outcome(self, trial: TrialProcess) -> TrialRecord:
         """The rules by which a trial's end becomes the ledger's word on it."""
         number, finished = trial.spec.number, trial.finished
-        if trial.diverged:
-            return self.ledger.fail(number, "diverged", f"{self.plan.settings.study.metric} was not finite")
         if finished is None:
             return self._cut_off(trial)
         if finished.ending == "failed":

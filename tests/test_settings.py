@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from overnight import settings
+from overnight import plan, settings
 from overnight.settings import ConfigError, compose, kind_problem
 
 
@@ -97,3 +97,24 @@ def test_settings_of_another_version_say_which_key_is_off() -> None:
 
 def test_a_new_key_can_be_handed_to_somebodys_class() -> None:
     assert compose(["+model.width=3"]).config["model"]["width"] == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("~optimizer", "optimizer: can't be taken out; choose one of adam, adamw, sgd"),
+        ("model=null", "model: must be one of mlp, got None"),
+        ("+optimizer=sgd", "optimizer: is chosen already; write optimizer=sgd without the +"),
+        ("+experiment=nope", "experiment: must be one of quickstart, got 'nope'"),
+        ("~study.nmae", "study.nmae: no such key; did you mean study.name?"),
+        ("model.dropout=", "model.dropout: must be a number, got ''"),
+        ("+study.colour=red", "study.colour: no such key"),
+        ("optimizer.lr='interval(1,2'", "optimizer.lr: must be a number"),
+        ("model.dropout=${nope.nope}", "Interpolation key 'nope.nope' not found"),
+    ],
+)
+def test_an_odd_line_gets_one_clear_answer(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan.make([override])
+    assert len(caught.value.problems) == 1, caught.value.problems
+    assert words in caught.value.problems[0]

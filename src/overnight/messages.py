@@ -82,7 +82,8 @@ class Finished:
     """The last message of a trial. Up.
 
     ending: complete (trained to its last epoch), ended (as the verdict said), saved (stopped; its state is on disk)
-    or failed. reason and detail: where it failed; detail holds the traceback, or the supervisor's ruling. notes: what its pages should say.
+    or failed. reason and detail: where it failed; detail holds the traceback, or the supervisor's ruling. notes: what
+    its pages should say.
     """
 
     number: int

@@ -218,19 +218,18 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
         if override.is_sweep_override():
             sweeps[key] = text.split("=", 1)[1].strip()
         elif key in _groups(folder):
-            option = override.value()
-            # Hydra's defaults list takes no other types; null takes a group out.
-            if isinstance(option, str) and option not in group_options(key, folder):
-                problems.append(
-                    f"{key}: must be one of {_listed(group_options(key, folder))}, got {option!r}"
-                    + _nearest(option, group_options(key, folder))
-                )
+            problem = _wrong_option(override, folder)
+            if problem:
+                problems.append(problem)
             else:
                 groups.append(text)
         else:
             values.append(override)
 
+    told = len(problems)
     base, choices = _compose_or_note(groups, folder, problems)
+    if len(problems) > told:
+        groups = []
     accepted = list(groups)
     for override in values:
         problem = _wrong_value(override, base)
@@ -242,7 +241,10 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
         if key.split(".")[0] not in SEARCHABLE:
             problems.append(f"{key}: only keys of {_listed(SEARCHABLE)} can be searched, got a sweep")
 
+    told = len(problems)
     config, choices = _compose_or_note(accepted, folder, problems) if len(accepted) > len(groups) else (base, choices)
+    if len(problems) > told:
+        accepted = []  # what does not compose is told once, not again for every variant
     tree = _plain_or_note(config, problems)
     settings = _build_settings(tree, choices, problems) if tree else None
     fixed = tuple(o.key_or_group for o in parsed if not o.is_sweep_override() and not o.is_delete())
@@ -422,9 +424,9 @@ def _plain_or_note(config: Any, problems: list[str]) -> dict[str, Any]:
 
     if not config:
         return {}
-    for key in sorted(OmegaConf.missing_keys(config)):
-        problems.append(f"{key}: must be given a value: {key}=...")
     try:
+        for key in sorted(OmegaConf.missing_keys(config)):
+            problems.append(f"{key}: must be given a value: {key}=...")
         return _plain(config)
     except OmegaConfBaseException as error:
         problems.append(f"conf: must resolve: {' '.join(str(error).split())}")
@@ -432,6 +434,20 @@ def _plain_or_note(config: Any, problems: list[str]) -> dict[str, Any]:
 
 
 # Checks -------------------------------------------------------------------------------------------------------------
+
+
+def _wrong_option(override: Any, folder: Path | None) -> str | None:
+    """What is wrong with a GROUP=OPTION, or None."""
+    group, known = override.key_or_group, group_options(override.key_or_group, folder)
+    if override.is_delete():
+        return f"{group}: can't be taken out; choose one of {_listed(known)}"
+    option = override.value()
+    if option not in known:
+        nearest = _nearest(option, known) if isinstance(option, str) else ""
+        return f"{group}: must be one of {_listed(known)}, got {option!r}{nearest}"
+    if override.is_add() and group in (*COMPONENTS, *_SECTIONS, "search"):
+        return f"{group}: is chosen already; write {group}={option} without the +"
+    return None
 
 
 def _wrong_value(override: Any, config: Any) -> str | None:

@@ -110,6 +110,9 @@ def test_a_new_key_can_be_handed_to_somebodys_class() -> None:
         ("model.dropout=", "model.dropout: must be a number, got ''"),
         ("+study.colour=red", "study.colour: no such key"),
         ("optimizer.lr='interval(1,2'", "optimizer.lr: must be a number"),
+        ("optimizer.lr=glob(*)", "must be an interval, a range or a choice"),
+        ("study.name=train", "study.name: train is where `overnight train` keeps its trials"),
+        ("search.model.dropout=0,1", "only keys of data, model, optimizer, trainer can be searched"),
         ("model.dropout=${nope.nope}", "Interpolation key 'nope.nope' not found"),
     ],
 )

@@ -98,6 +98,28 @@ def test_a_trial_that_goes_on_ends_with_the_same_bits(
     assert [p.name for p in folder.iterdir()] == ["weights.ckpt"], "a complete trial leaves no state behind"
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_trial_stopped_again_soon_after_it_went_on_still_ends_with_the_same_bits(
+    tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overnight.trial.fit.LOOK_EVERY_S", 0.0)
+
+    class StopSoon(ListLink):
+        batches = 0
+
+        def stop_wanted(self) -> bool:
+            self.batches += 1
+            return self.batches == 20
+
+    line = f"optimizer={optimizer}"
+    fit(spec_for(tmp_path / "whole", line), whole := ListLink())
+    fit(spec_for(tmp_path / "cut", line), first := ListLink(stop_in_epoch=3))
+    assert fit(spec_for(tmp_path / "cut", line), second := StopSoon()).ending == "saved"
+    assert second.epochs == []
+    fit(spec_for(tmp_path / "cut", line), third := ListLink())
+    assert first.curve + third.curve == whole.curve
+
+
 def test_another_seed_trains_another_network(tmp_path: Path) -> None:
     one, two = spec_for(tmp_path / "1"), spec_for(tmp_path / "2")
     fit(one, first := ListLink())

@@ -149,7 +149,13 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
     """
     draft = settings.compose(overrides, config_dir)
     problems = draft.problems
-    entries = dict(draft.config.get("search") or {}) if searching else {}
+    written = draft.config.get("search") or {}
+    if not isinstance(written, Mapping):
+        problems.append(f"search: must be a mapping from config key to draw, got {written!r}")
+        written = {}
+    if searching and draft.settings is not None and draft.settings.study_name == TRAIN:
+        problems.append(f"study.name: {TRAIN} is where `overnight train` keeps its trials; take another")
+    entries = dict(written) if searching else {}
     if not searching:
         problems.extend(
             f"{key}: `train` takes one value, got the sweep {text}; sweeps are for `tune`"

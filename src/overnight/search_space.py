@@ -263,7 +263,8 @@ def _parse_text(key: str, text: str, where: str, problems: list[str]) -> Paramet
     if not override.is_sweep_override():
         return _Fixed(override.value())
     sweep: Any = override._value  # the only way to a sweep's ends
-    log, unknown = "log" in sweep.tags, sorted(sweep.tags - {"log"})
+    tags: set[str] = getattr(sweep, "tags", set())  # a glob has none
+    log, unknown = "log" in tags, sorted(tags - {"log"})
     if unknown:
         problems.append(f"{where}: the only tag is log, got {', '.join(unknown)} in {text!r}")
         return None

@@ -237,9 +237,12 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
             problems.append(problem)
         else:
             accepted.append(override.input_line)
-    for key in sweeps:
+    for key in list(sweeps):
+        if sum(o.key_or_group == key for o in parsed) > 1:
+            problems.append(f"{key}: must be given once where one of them is a sweep, got it several times")
         if key.split(".")[0] not in SEARCHABLE:
             problems.append(f"{key}: only keys of {_listed(SEARCHABLE)} can be searched, got a sweep")
+            del sweeps[key]
 
     told = len(problems)
     config, choices = _compose_or_note(accepted, folder, problems) if len(accepted) > len(groups) else (base, choices)

@@ -152,7 +152,7 @@ class _Reporter(pl.callbacks.Checkpoint):
         self.history = [EpochEnd(**e) for e in kept["history"]]
         self._random = kept["random"]
         self._best = (kept["best"]["value"], kept["best"]["weights"]) if kept["best"] else None
-        self._boundary = checkpoint
+        self._boundary = _copied(checkpoint)  # an optimizer goes on in the very tensors that it was given
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
         if self._random is not None:  # any later, and a DataLoader would have drawn its order already

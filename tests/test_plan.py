@@ -117,6 +117,32 @@ def test_budget_slots_and_pruner_may_change_and_what_moves_a_score_may_not() -> 
     ]
 
 
+def test_a_change_in_another_options_config_moves_scores_too(tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    file = tmp_path / "optimizer" / "mine.yaml"
+    made = []
+    for decay in (0.0, 0.5):
+        file.write_text(f"_target_: torch.optim.SGD\nlr: 0.1\nweight_decay: {decay}\n")
+        made.append(plan.make(["optimizer=adam,mine", "search=none"], tmp_path))
+    assert made[1].differences(made[0]) == ["[mine] optimizer.weight_decay: was 0.0, is 0.5"]
+
+
+def test_a_condition_that_can_never_hold_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "odd.yaml").write_text(
+        "optimizer: choice(adam, sgd)\noptimizer.momentum:\n  when: optimizer=sdg\n  draw: interval(0.0, 0.9)\n"
+    )
+    problems = problems_of("search=odd", config_dir=tmp_path)
+    assert "optimizer is one of adam, adamw, sgd, and never 'sdg'" in problems[0]
+
+
+def test_a_model_without_a_search_file_is_told_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: a.B\n")
+    (problem,) = problems_of("model=mine", config_dir=tmp_path)
+    assert problem == "search: there is no search/mine.yaml for model=mine; write one, or take search=none"
+
+
 def test_the_seed_of_a_trial_depends_on_the_studys_seed_and_its_number_alone() -> None:
     one, two = plan.make(["seed=1"]), plan.make(["seed=1", "study.trials=5", "model.dropout=0.1"])
     assert [one.trial_seed(n) for n in range(5)] == [two.trial_seed(n) for n in range(5)]

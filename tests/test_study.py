@@ -203,6 +203,15 @@ def test_extending_copies_the_trials_into_the_wider_space(tmp_path: Path) -> Non
         assert len(ledger.records()) == 40, "the wider study is the one that is gone on with"
 
 
+def test_extending_gives_an_old_trial_the_value_that_it_trained_with(tmp_path: Path) -> None:
+    line = ("search=none", "optimizer=adam,sgd", "sampler=random", "study.trials=8")
+    with opened(planned(tmp_path, *line)) as ledger:
+        play(ledger, 99)
+    with opened(planned(tmp_path, *line, "optimizer.lr=tag(log,interval(1e-4,1))"), extend=True) as ledger:
+        had = {r.params["optimizer"]: r.params["optimizer.lr"] for r in ledger.records()}
+    assert had == {"adam": 0.001, "sgd": 0.01}
+
+
 def test_extending_refuses_a_space_that_shrank(tmp_path: Path) -> None:
     with opened(planned(tmp_path)) as ledger:
         play(ledger, 1)

@@ -67,6 +67,28 @@ def test_a_killed_trial_goes_on_from_its_last_checkpoint(tune: Tune, tmp_path: P
     assert marker.exists()
     assert states(result) == [("complete", None)]
     assert [e.epoch for e in result.records[0].history] == [0, 1, 2, 3]
+    assert Path(f"{marker}.epochs").read_text() == "0 1 2 3 ", "no epoch was trained twice"
+
+
+def test_an_error_in_the_loop_leaves_no_trial_behind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = plan.make([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")])
+    ledger, _ = open_study(study)
+    worker = Supervisor(ledger, Tracker(study, ledger.uid), lambda _: None)
+    started: list[int] = []
+
+    def fail(_: Supervisor) -> None:
+        started.extend(t.process.pid for t in worker.running.values())
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Supervisor, "_tick", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        worker.run()
+    ledger.close()
+    assert len(started) == 2
+    assert not any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in started)
+    found, _ = view(study.settings.place)
+    assert found is not None
+    assert (found.state, found.count("paused")) == ("paused", 2)
 
 
 def test_a_trial_that_keeps_dying_fails_after_its_retries(tune: Tune) -> None:
@@ -117,7 +139,7 @@ def test_asked_to_stop_running_trials_save_and_the_study_goes_on_to_the_same_end
     overrides = theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")
     study = plan.make([f"home={home}", *overrides])
     ledger, _ = open_study(study)
-    worker = Supervisor(ledger, Tracker(study), lambda _: None)
+    worker = Supervisor(ledger, Tracker(study, "uid"), lambda _: None)
 
     def stop_in_the_second_epoch() -> None:
         while not all(t.epoch >= 0 for t in worker.running.values()) or not worker.running:

@@ -98,16 +98,20 @@ def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, tmp_pa
     client, before = client_of(home), children(home)
     client.delete_run(before[1].info.run_id)  # a run that never arrived
     client.update_run(before[2].info.run_id, status="RUNNING")  # a kill before the run was ended
-    ghost = client.create_run("1", tags={"overnight.study": "digits-mlp", "overnight.trial": "77"})
-    twin = client.create_run("1", tags={"overnight.study": "digits-mlp", "overnight.trial": "3"})
+    mine = {"overnight.study": "digits-mlp", "overnight.uid": before[0].data.tags["overnight.uid"]}
+    ghost = client.create_run("1", tags={**mine, "overnight.trial": "77"})
+    twin = client.create_run("1", tags={**mine, "overnight.trial": "3"})
+    theirs = client.create_run("1", tags={**mine, "overnight.uid": "another ledger's", "overnight.trial": "88"})
     study = plan.make([f"home={home}", "study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2"])
     result = api.run(study)
     assert (result.why, result.worked, result.trouble) == ("done", False, None)
     found, _ = view(study.settings.place)
     assert found is not None
-    assert_equal(home, found)
     left = {r.info.run_id for r in runs_of(home)}
     assert {ghost.info.run_id, twin.info.run_id}.isdisjoint(left)
+    assert theirs.info.run_id in left, "what another ledger's study of the same name logged is not ours to touch"
+    client.delete_run(theirs.info.run_id)
+    assert_equal(home, found)
 
 
 def record(number: int, epochs: int, state: str = "running", **more: Any) -> TrialRecord:
@@ -118,7 +122,7 @@ def record(number: int, epochs: int, state: str = "running", **more: Any) -> Tri
 
 def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
     study = plan.make([f"home={home}"])
-    first = Tracker(study)
+    first = Tracker(study, "uid")
     first.start([record(0, 2)])
     first.mirror(record(0, 3, "paused"))
     first.close("KILLED", None, None)
@@ -126,7 +130,7 @@ def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
     run_id = children(home)[0].info.run_id
     assert children(home)[0].info.status == "KILLED"
 
-    second = Tracker(study)
+    second = Tracker(study, "uid")
     second.start([record(0, 3, "running")])
     for epochs in (4, 5):
         second.mirror(record(0, epochs))
@@ -141,7 +145,7 @@ def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
 
 
 def test_a_failed_trial_shows_its_traceback(home: Path) -> None:
-    tracker = Tracker(plan.make([f"home={home}"]))
+    tracker = Tracker(plan.make([f"home={home}"]), "uid")
     tracker.start([record(0, 1, "failed", reason="error", detail="Traceback: the end of it")])
     tracker.close("FAILED", None, None)
     run = children(home)[0]
@@ -154,7 +158,7 @@ def test_a_study_outlives_an_mlflow_that_cannot_be_written(tmp_path: Path, capfd
     blocked = tmp_path / "a-file-where-a-folder-should-be"
     blocked.touch()
     study = plan.make([f"home={tmp_path}", f"tracking.uri=sqlite:///{blocked}/mlflow.db", "study.trials=1"])
-    tracker = Tracker(study)
+    tracker = Tracker(study, "uid")
     tracker.start([record(0, 1, "complete")])
     tracker.close("FINISHED", None, None)
     assert tracker.trouble is not None

@@ -58,6 +58,10 @@ class Diverges(Plain):
 class KilledOnce(Plain):
     """Dies of a signal in its third epoch, the first time; `marker` is a file that remembers."""
 
+    def on_train_epoch_end(self):
+        with open(f"{self.marker}.epochs", "a") as file:
+            file.write(f"{self.current_epoch} ")
+
     def on_train_epoch_start(self):
         if self.current_epoch == 2 and not Path(self.marker).exists():
             Path(self.marker).touch()

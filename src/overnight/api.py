@@ -17,7 +17,7 @@ from overnight import plan as plans
 from overnight import supervisor as supervision
 from overnight.plan import Plan
 from overnight.records import TrialRecord, best_of
-from overnight.screen import Glance, Screen, Slot, screen_for
+from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
 from overnight.study import open_study, view
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
@@ -113,7 +113,7 @@ def run(plan: Plan, *, extend: bool = False, screen: Screen | None = None, take_
     supervision.warm_up()
     ledger, said = open_study(plan, extend=extend)
     try:
-        return _work(Supervisor(ledger, Tracker(plan), lambda _: None), said, screen, take_signals)
+        return _work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None), said, screen, take_signals)
     finally:
         ledger.close()
 
@@ -125,7 +125,7 @@ def run_one(plan: Plan, *, screen: Screen | None = None, take_signals: bool = Fa
     ledger, said = open_study(plan, comparable=False)
     try:
         number = ledger.enqueue(plan.config({}))
-        supervisor = Supervisor(ledger, Tracker(plan, with_parent=False), lambda _: None, only=number)
+        supervisor = Supervisor(ledger, Tracker(plan, ledger.uid, with_parent=False), lambda _: None, only=number)
         result = _work(supervisor, said, screen, take_signals)
     finally:
         ledger.close()
@@ -134,7 +134,7 @@ def run_one(plan: Plan, *, screen: Screen | None = None, take_signals: bool = Fa
 
 
 def _work(supervisor: Supervisor, said: list[str], screen: Screen | None, take_signals: bool) -> Result:
-    screen = screen or screen_for()
+    screen = Unfailing(screen or screen_for())
     supervisor.on_change = lambda s: screen.update(lambda: glance(s))
     with _signals(supervisor, take_signals) as received:
         try:
@@ -228,7 +228,9 @@ def _signals(supervisor: Supervisor, take: bool) -> Iterator[list[int]]:
         received.append(number)
         supervisor.stop()
 
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # What is ignored already stays so: under nohup a closed terminal is none of our business.
+    heeded = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {s: signal.signal(s, stop) for s in heeded}
     try:
         yield received
     finally:

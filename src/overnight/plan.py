@@ -71,7 +71,7 @@ class Plan:
         values = {}
         for p in self.space.parameters:
             with contextlib.suppress(KeyError):  # a key that the search adds is written nowhere
-                if p.when is None or p.when.holds(self.written(p.when.key)):
+                if p.when is None or p.when.met({}, self.written):
                     values[p.key] = self.written(p.key)
         return values
 
@@ -107,12 +107,15 @@ class Plan:
 
         Budget, slots, home, pruner, sampler, retries and the like may change: they move no trial's score.
         """
-        searched = {p.key for plan in (self, old) for p in plan.space.parameters}
+        # Where a condition fails a trial has the written value, so that one counts.
+        searched = {p.key for plan in (self, old) for p in plan.space.parameters if p.when is None}
         mine, theirs = self._measure(searched), old._measure(searched)
+        changed = {k for k in {*mine, *theirs} if mine.get(k, "absent") != theirs.get(k, "absent")}
         return [
             f"{key}: was {theirs.get(key, 'absent')}, is {mine.get(key, 'absent')}"
             for key in dict.fromkeys([*theirs, *mine])
-            if mine.get(key, "absent") != theirs.get(key, "absent")
+            # What moved in the written combination of config groups is told once, not for every other one again.
+            if key in changed and ("] " not in key or key.partition("] ")[2] not in changed)
         ]
 
     def _measure(self, searched: set[str]) -> dict[str, Any]:
@@ -124,10 +127,13 @@ class Plan:
             "study.objective": study.objective,
             "seed": self.settings.seed,
         }
-        fixed = self.config({})
-        for node in SEARCHABLE:
-            flat.update(_flat(fixed.get(node), node))
-        flat = {k: v for k, v in flat.items() if k not in searched}
+        for combination in sorted(self.variants):
+            taken = dict(zip(self.groups, combination, strict=True))
+            config = self.config(taken)
+            named = "" if combination == self._written_combination() else f"[{','.join(combination)}] "
+            for node in SEARCHABLE:
+                flat.update({f"{named}{k}": v for k, v in _flat(config.get(node), node).items()})
+        flat = {k: v for k, v in flat.items() if k.rpartition(" ")[2] not in searched}
         return {**flat, **{f"search.{key}": draw for key, draw in self.space.describe().items()}}
 
     def _written_combination(self) -> tuple[str, ...]:
@@ -240,6 +246,13 @@ def _check_keys(
             problems.append(
                 f"{where}.when: must look at a searched key, got {when.key!r}; search it or drop the `when`"
             )
+        known = _possible(space, when.key, draft) if when is not None else None
+        if when is not None and known is not None:
+            problems.extend(
+                f"{where}.when: {when.key} is one of {', '.join(known)}, and never {value!r}"
+                for value in when.values
+                if value not in known
+            )
         if parameter.key in groups or (parameter.key in draft.added and parameter.key.split(".")[0] in COMPONENTS):
             continue
         if parameter.key.split(".")[0] not in SEARCHABLE or "." not in parameter.key:
@@ -254,6 +267,16 @@ def _check_keys(
                 named = ", ".join(f"{g}={taken[g]}" for g in groups)
                 problems.append(f"{where}: {problem}" + (f" (with {named})" if named else ""))
                 break
+
+
+def _possible(space: SearchSpace, key: str, draft: settings.Draft) -> list[str] | None:
+    """The texts that a searched key may hold; None where that is open, or was narrowed for this once by a sweep."""
+    if key in COMPONENTS:
+        return draft.options(key)
+    drawn = next((p.each for p in space.parameters if p.key == key), None)
+    if key in draft.sweeps or not isinstance(drawn, CategoricalDistribution):
+        return None
+    return [search_space.in_grammar(option) for option in drawn.choices]
 
 
 def _misfit(parameter: search_space.Parameter, variant: Mapping[str, Any]) -> str | None:

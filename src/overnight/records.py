@@ -16,6 +16,7 @@ from overnight.settings import Settings
 State = Literal["waiting", "running", "paused", "complete", "pruned", "failed"]
 # Names of what we keep in a trial's user attributes.
 HISTORY, BASELINE, CONFIG = "overnight.history", "overnight.baseline", "overnight.config"
+ASKED = "overnight.asked"  # of a trial that brought its own config: seed, metric, direction, objective
 REASON, DETAIL, ATTEMPTS, NOTES = "overnight.reason", "overnight.detail", "overnight.attempts", "overnight.notes"
 
 
@@ -54,7 +55,7 @@ def record_of(t: FrozenTrial, plan: Plan) -> TrialRecord:
     if attrs.get(BASELINE):  # what lies outside the space is shown all the same
         params = {**_by_name(plan, plan.written_values()), **params}
     if CONFIG in attrs:
-        params = flat_config(attrs[CONFIG])
+        params = {**flat_config(attrs[CONFIG]), **attrs.get(ASKED, {})}
     return TrialRecord(
         number=t.number,
         state=states.get(t.state, waiting),

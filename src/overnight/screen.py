@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import statistics
@@ -95,6 +96,23 @@ class Nothing:
 
     def close(self) -> None:
         pass
+
+
+class Unfailing:
+    """Another screen, until that one breaks: a closed terminal or pipe must not end a study."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    def update(self, glance: Callable[[], Glance], force: bool = False) -> None:
+        try:
+            self._screen.update(glance, force)
+        except (OSError, ValueError):
+            self._screen = Nothing()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._screen.close()
 
 
 class Lines:

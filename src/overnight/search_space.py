@@ -38,6 +38,13 @@ class Condition:
     def holds(self, value: Any) -> bool:
         return in_grammar(value) in self.values
 
+    def met(self, values: Mapping[str, Any], written: Callable[[str], Any]) -> bool:
+        """Whether it holds, given what is drawn and else what is written; a key that is neither meets none."""
+        try:
+            return self.holds(values[self.key] if self.key in values else written(self.key))
+        except KeyError:
+            return False
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -71,7 +78,8 @@ class Parameter:
         return isinstance(self.each, FloatDistribution | IntDistribution) and self.each.log
 
     def _option(self, drawn: str) -> Any:
-        return next(o for o in self.options if in_grammar(o) == drawn)
+        """The option that is written so. Raises KeyError where there is none."""
+        return {in_grammar(o): o for o in self.options}[drawn]
 
 
 @dataclass(frozen=True)
@@ -84,11 +92,8 @@ class SearchSpace:
         """One point, key -> value for the config. `written` gives a key's value where nothing is drawn for it."""
         values: dict[str, Any] = {}
         for parameter in self.parameters:
-            condition = parameter.when
-            if condition is not None:
-                key = condition.key
-                if not condition.holds(values[key] if key in values else written(key)):
-                    continue
+            if parameter.when is not None and not parameter.when.met(values, written):
+                continue
             values[parameter.key] = parameter.draw(draw)
         return values
 
@@ -96,8 +101,7 @@ class SearchSpace:
         """Parameter name -> value of the configuration as written; keys that lie outside the space are left out."""
         point: dict[str, Any] = {}
         for parameter in self.parameters:
-            condition = parameter.when
-            if condition is not None and not condition.holds(written(condition.key)):
+            if parameter.when is not None and not parameter.when.met({}, written):
                 continue
             found: dict[str, Any] = {}
             try:

@@ -226,6 +226,13 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
         else:
             values.append(override)
 
+    taken = {_override_key(g): g.split("=", 1)[1] for g in groups}
+    if "search" not in taken and taken.get("model", "") not in ("", *group_options("search", folder)):
+        problems.append(
+            f"search: there is no search/{taken['model']}.yaml for model={taken['model']}; write one, or "
+            f"take search=none"
+        )
+        groups.append("search=none")
     told = len(problems)
     base, choices = _compose_or_note(groups, folder, problems)
     if len(problems) > told:

@@ -16,7 +16,7 @@ import sqlalchemy
 from filelock import BaseFileLock, FileLock, Timeout
 from optuna.storages import BaseStorage, RDBStorage
 
-from overnight.settings import Place
+from overnight.settings import ConfigError, Place
 
 
 class Held(RuntimeError):
@@ -67,7 +67,13 @@ def open_storage(place: Place) -> RDBStorage:
     """The ledger's storage; a SQLite file is created under another name first, so that no kill leaves half a one."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if place.storage_url is not None:
-        return RDBStorage(place.storage_url)
+        try:
+            return RDBStorage(place.storage_url)
+        except Exception as error:  # SQLAlchemy's and the drivers' share no base class
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(
+                [f"storage.url: must be a database that can be opened, got {place.storage_url!r}: {reason}"]
+            ) from error
     path = place.where.ledger
     if not path.exists():
         create_whole(path, lambda fresh: dispose(RDBStorage(f"sqlite:///{fresh}")))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from overnight import sampling
 from overnight.messages import EpochEnd
 from overnight.plan import TRAIN, Plan
 from overnight.records import (
+    ASKED,
     ATTEMPTS,
     BASELINE,
     CONFIG,
@@ -39,11 +41,12 @@ from overnight.records import (
     record_of,
     unpack,
 )
-from overnight.settings import ConfigError, Place
+from overnight.settings import ConfigError, Place, look_up
 from overnight.storage import dispose, hold, holder_of, open_storage
 
 # Names of what we keep in a study's user attributes.
 _PLAN, _READY, _STOP, _LINKS = "overnight.plan", "overnight.ready", "overnight.stop", "overnight.mlflow"
+_UID = "overnight.uid"  # tells this study's runs from those of another ledger's study of the same name
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,17 @@ class Ledger:
 
     def enqueue(self, config: Mapping[str, Any]) -> int:
         """The number of a waiting trial of exactly this config: a paused one that goes on, or a new one."""
+        s = self.plan.settings
+        asked = {
+            "seed": s.seed,
+            "metric": s.study.metric,
+            "direction": s.study.direction,
+            "objective": s.study.objective,
+        }
         for t in self.trials():
-            if t.state == TrialState.WAITING and t.user_attrs.get(CONFIG) == config:
+            if t.state == TrialState.WAITING and (t.user_attrs.get(CONFIG), t.user_attrs.get(ASKED)) == (config, asked):
                 return t.number
-        self.study.enqueue_trial({}, user_attrs={CONFIG: dict(config)})
+        self.study.enqueue_trial({}, user_attrs={CONFIG: dict(config), ASKED: asked})
         return self.trials()[-1].number
 
     def _ticket(self, trial: optuna.Trial) -> Ticket:
@@ -164,6 +174,13 @@ class Ledger:
         self.storage.set_trial_state_values(live.trial._trial_id, TrialState.WAITING)
         return self.read(number)
 
+    def pause_all(self) -> list[int]:
+        """Put back every trial that is still out; their numbers."""
+        numbers = sorted(self._live)
+        for number in numbers:
+            self.pause(number, self._live[number].trial.user_attrs.get(ATTEMPTS, 0))
+        return numbers
+
     def _tell(
         self, number: int, state: TrialState, value: float | None = None, notes: Iterable[str] = ()
     ) -> TrialRecord:
@@ -205,6 +222,11 @@ class Ledger:
     def objective(self, history: Iterable[EpochEnd]) -> float | None:
         return objective_of(history, self.plan.settings)
 
+    @property
+    def uid(self) -> str:
+        """Of this study in this ledger, for ever."""
+        return str(self.study.user_attrs[_UID])
+
     # Words between processes
 
     def stop_requested(self) -> bool:
@@ -239,7 +261,10 @@ def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> 
         Held: another process works on it. ConfigError: its trials and this plan's would not compare.
     """
     home = plan.settings.place.where
-    home.root.mkdir(parents=True, exist_ok=True)
+    try:
+        home.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([f"home: must be a folder that can be written, got {str(home.root)!r}: {error}"]) from error
     lock, holder = hold(plan.settings.place, plan.name)
     try:
         storage = open_storage(plan.settings.place)
@@ -293,6 +318,8 @@ def _create(storage: RDBStorage, plan: Plan, name: str, with_baseline: bool) -> 
     """Create a study step by step, each of which a cut one repeats; the configuration as written is trial 0."""
     study = _load(storage, plan, name)
     study.set_user_attr(_PLAN, plan.to_json())
+    if _UID not in study.user_attrs:
+        study.set_user_attr(_UID, uuid.uuid4().hex)
     if with_baseline and not study.get_trials(deepcopy=False):
         study.enqueue_trial(plan.baseline(), user_attrs={BASELINE: True})
     study.set_user_attr(_READY, True)
@@ -309,10 +336,11 @@ def _extended(storage: RDBStorage, plan: Plan, old: Plan, source: str, name: str
         optuna.delete_study(study_name=name, storage=storage)  # a copy that was cut off
     study = _load(storage, plan, name)
     names, old_names = plan.space.names(), old.space.names()
-    added = {n: v for n, v in plan.space.written_point(old.written).items() if n not in old_names}
-    for t in optuna.load_study(study_name=source, storage=storage).get_trials(deepcopy=False):
+    before = optuna.load_study(study_name=source, storage=storage)
+    for t in before.get_trials(deepcopy=False):
         asked = bool(t.params) or t.state != TrialState.WAITING
-        params = {**t.params, **added} if asked else {}
+        added = plan.space.written_point(_had(old, t.params)) if asked else {}
+        params = {**t.params, **{n: v for n, v in added.items() if n not in old_names}}
         study.add_trial(
             optuna.trial.FrozenTrial(
                 number=-1,
@@ -329,9 +357,16 @@ def _extended(storage: RDBStorage, plan: Plan, old: Plan, source: str, name: str
             )
         )
     study.set_user_attr(_PLAN, plan.to_json())
-    study.set_user_attr(_LINKS, optuna.load_study(study_name=source, storage=storage).user_attrs.get(_LINKS))
+    study.set_user_attr(_UID, before.user_attrs[_UID])
+    study.set_user_attr(_LINKS, before.user_attrs.get(_LINKS))
     study.set_user_attr(_READY, True)
     return study
+
+
+def _had(plan: Plan, params: Mapping[str, Any]) -> Callable[[str], Any]:
+    """What a trial of these parameters had at a key: its config's value, or the option of a config group."""
+    config = plan.config_of(params)
+    return lambda key: params.get(key, plan.written(key)) if "." not in key else look_up(config, key)
 
 
 def _load(storage: RDBStorage, plan: Plan, name: str) -> optuna.Study:
@@ -389,7 +424,8 @@ class StudyView:
 
     @property
     def best(self) -> TrialRecord | None:
-        return best_of(self.records, self.plan.settings)
+        """None for `train`: what was trained one by one need not share a metric."""
+        return best_of(self.records, self.plan.settings) if self.name != TRAIN else None
 
 
 def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[str]]:

@@ -57,7 +57,6 @@ class TrialProcess:
     asked_to_stop: bool = False
     printing: bool = True  # until it closes its output
     epoch: int = -1
-    _log_size: int = 0
 
     def send(self, verdict: Verdict) -> None:
         with contextlib.suppress(OSError):  # it died; its sentinel says so
@@ -83,12 +82,16 @@ class TrialProcess:
             if not data:
                 self.printing = False
                 return
-            with open(self.log, "ab") as file:
-                file.write(data)
-                size = file.tell()
-            if size > LOG_CAP_BYTES:
-                tail = self.log.read_bytes()[-LOG_CAP_BYTES // 2 :]
-                self.log.write_bytes(b"[what came before was too long to keep]\n" + tail)
+            with contextlib.suppress(OSError):  # a log that can't be kept is no reason to lose a night
+                self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
+        with open(self.log, "ab") as file:
+            file.write(data)
+            size = file.tell()
+        if size > LOG_CAP_BYTES:
+            tail = self.log.read_bytes()[-LOG_CAP_BYTES // 2 :]
+            self.log.write_bytes(b"[what came before was too long to keep]\n" + tail)
 
     def kill(self) -> None:
         """End the process, and whatever it started."""
@@ -179,25 +182,20 @@ class Supervisor:
 
     def run(self) -> Ending:
         """Work until there is nothing left to do. A KeyboardInterrupt counts as `stop`."""
-        mirroring = False
         self.records = {r.number: r for r in self.ledger.records()}
         self.on_change(self)
-        while True:
-            try:
-                self._fill_slots()
-                if not mirroring:  # MLflow takes seconds to open: the first trial need not wait for it
-                    self.tracker.start(list(self.records.values()))
-                    mirroring = True
-                if not self.running:
-                    break
-                self._wait()
-                self._tick()
-            except KeyboardInterrupt:
-                self.stop()
-        why = self.why or "done"
-        for number in self.ledger.put_back_orphans():  # asked for, and interrupted before they could start
+        try:
+            self._loop()
+        finally:
+            # Whatever went wrong: no trial is left without a supervisor, nor marked as if it had one.
+            for trial in list(self.running.values()):
+                trial.end()
+            self.running.clear()
+            paused = self.ledger.pause_all()
+        for number in paused:
             self._note(self.ledger.read(number))
-        best = self.best
+        why = self.why or "done"
+        best = self.best if self.only is None else self.records.get(self.only)
         weights = (
             self.plan.settings.place.where.checkpoints(self.plan.name, best.number) / "weights.ckpt" if best else None
         )
@@ -207,6 +205,21 @@ class Supervisor:
         self.tracker.close(ending, best, str(weights) if weights and weights.exists() else None, left_s)
         self._keep_links()
         return Ending(why, self.tracker.trouble)
+
+    def _loop(self) -> None:
+        mirroring = False
+        while True:
+            try:
+                self._fill_slots()
+                if not mirroring:  # MLflow takes seconds to open: the first trial need not wait for it
+                    self.tracker.start(list(self.records.values()))
+                    mirroring = True
+                if not self.running:
+                    return
+                self._wait()
+                self._tick()
+            except KeyboardInterrupt:
+                self.stop()
 
     def _fill_slots(self) -> None:
         while self.why is None and self.devices:

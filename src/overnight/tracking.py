@@ -60,13 +60,14 @@ class _Run:
     status: str
     steps: dict[str, set[int]] | None = None
     params: set[str] = field(default_factory=set)
+    configured: bool = False  # its config.yaml is known to be there
 
 
 class Tracker:
     """Mirrors one study into MLflow from a thread of its own; `mirror` and `close` are for the supervisor."""
 
-    def __init__(self, plan: Plan, *, with_parent: bool = True) -> None:
-        self._plan, self._with_parent = plan, with_parent
+    def __init__(self, plan: Plan, uid: str, *, with_parent: bool = True) -> None:
+        self._plan, self._uid, self._with_parent = plan, uid, with_parent
         self._pending: dict[int, TrialRecord] = {}
         self._ledger: list[TrialRecord] = []
         self._lock, self._wake = threading.Lock(), threading.Event()
@@ -140,7 +141,7 @@ class Tracker:
         self.experiment_id = self._experiment()
         by_number: dict[int, _Run] = {}
         parent: Any = None
-        for run in _search(self._client, self.experiment_id, self._plan.name):
+        for run in _search(self._client, self.experiment_id, self._uid):
             tags = run.data.tags
             number = int(tags.get("overnight.trial", -1))
             if number < 0:
@@ -157,6 +158,7 @@ class Tracker:
             for record in self._ledger:
                 run = by_number.get(record.number)
                 whole = run is not None and record.done and run.status == _STATUS[record.state]
+                whole = whole and run is not None and record.params.keys() <= run.params
                 if record.state != "waiting" and not whole:
                     self._pending.setdefault(record.number, record)
         self._ledger = []
@@ -215,7 +217,8 @@ class Tracker:
     def _base_tags(self) -> dict[str, str]:
         return {
             "overnight.study": self._plan.name,
-            "mlflow.user": getpass.getuser(),
+            "overnight.uid": self._uid,
+            "mlflow.user": _user(),
             "mlflow.source.name": "overnight",
             "mlflow.source.type": "LOCAL",
         }
@@ -235,6 +238,10 @@ class Tracker:
         from mlflow.entities import Metric, Param, RunTag
 
         run = self._runs.get(record.number) or self._create(record)
+        if not run.configured:
+            config = record.config if record.config is not None else self._plan.config_of(record.params)
+            self._client.log_text(run.run_id, settings_module.config_text(config), "config.yaml")
+            run.configured = True
         if run.steps is None:
             run.steps = self._logged_steps(run, record)
         if run.status != "RUNNING" and record.state == "running":
@@ -283,8 +290,6 @@ class Tracker:
             self.experiment_id, start_time=_ms(record.started_at), tags=tags, run_name=trial_name(record.number)
         )
         run = self._runs[record.number] = _Run(created.info.run_id, "RUNNING", steps={})
-        config = record.config if record.config is not None else self._plan.config_of(record.params)
-        self._client.log_text(run.run_id, settings_module.config_text(config), "config.yaml")
         return run
 
     def _logged_steps(self, run: _Run, record: TrialRecord) -> dict[str, set[int]]:
@@ -341,13 +346,13 @@ def _create_store(place: Place) -> None:
     create_whole(place.where.tracking_store, create)
 
 
-def _search(client: MlflowClient, experiment_id: str, study: str) -> Iterable[Any]:
+def _search(client: MlflowClient, experiment_id: str, uid: str) -> Iterable[Any]:
     """Every run of a study, oldest first."""
     token = None
     while True:
         page = client.search_runs(
             [experiment_id],
-            f"tags.`overnight.study` = '{study}'",
+            f"tags.`overnight.uid` = '{uid}'",
             max_results=1000,
             order_by=["attributes.start_time ASC"],
             page_token=token,
@@ -356,6 +361,13 @@ def _search(client: MlflowClient, experiment_id: str, study: str) -> Iterable[An
         token = page.token
         if not token:
             return
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container the user may have no name
+        return str(os.getuid())
 
 
 def _ms(seconds: float | None) -> int:

@@ -194,6 +194,11 @@ def test_stop_lets_the_study_save_and_tune_goes_on(overnight: Overnight, tmp_pat
     assert "nobody is at it" in overnight("stop", "digits-mlp", f"home={home}").stdout
 
 
+def _all_in_training(home: Path) -> bool:
+    found, _ = view(settings.place([f"home={home}"]))
+    return found is not None and found.count("running") == 2 and all(len(r.history) > 2 for r in found.records)
+
+
 @pytest.mark.parametrize(
     ("number", "code", "in_training"),
     [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True), (signal.SIGHUP, 129, True)],
@@ -205,9 +210,9 @@ def test_a_signal_to_every_process_there_is_saves_marks_and_gives_its_exit_code(
     line = [f"home={tmp_path}", "study.trials=40", "trainer.max_epochs=999", "slots=2", "pruner=none"]
     command = [sys.executable, "-m", "overnight", "tune", *line]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
-        while not (tmp_path / "logs").exists():
-            time.sleep(0.1)
-        while in_training and not all(len(r.history) > 2 for r in records(tmp_path).records):
+        while not (tmp_path / "ledger.db").exists():
+            time.sleep(0.05)
+        while in_training and not _all_in_training(tmp_path):
             time.sleep(0.2)
         os.killpg(process.pid, number)
         sent = time.monotonic()
@@ -215,7 +220,7 @@ def test_a_signal_to_every_process_there_is_saves_marks_and_gives_its_exit_code(
         assert time.monotonic() - sent < 10
     found = records(tmp_path)
     assert found.count("running") == 0
-    assert found.count("paused") == len([r for r in found.records if r.state != "waiting"]) > 0
+    assert found.count("paused") == (2 if in_training else 0)
     for record in found.records:
         state = tmp_path / "checkpoints" / "digits-mlp" / f"trial-{record.number:04d}" / "state.ckpt"
         assert state.exists() == bool(record.history), "what was done is saved"

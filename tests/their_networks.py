@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -89,3 +90,36 @@ class Chatty(Plain):
 class OutOfMemory(Plain):
     def on_train_epoch_start(self):
         raise MemoryError
+
+
+class Hangs(Plain):
+    """In its second epoch it sleeps in C code, with the interpreter's lock held and deaf to signals."""
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            ctypes.PyDLL(None).sleep(600)
+
+
+class Hoards(Plain):
+    """Takes ever more memory."""
+
+    def on_train_epoch_start(self):
+        held = []
+        while True:
+            held.append(bytearray(os.urandom(1)) * (64 << 20))
+            time.sleep(0.05)
+
+
+class Grows(Plain):
+    """Has another shape once `marker` exists, so that what it saved before does not fit it; kills itself once."""
+
+    def __init__(self, marker: str = "") -> None:
+        super().__init__(marker=marker)
+        if Path(marker).exists():
+            self.more = nn.Linear(2, 2)
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 2 and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import random
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,19 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from overnight import plan as plans
-from overnight import supervisor as supervision
+from overnight import processes
+from overnight.awake import awake
 from overnight.plan import Plan
 from overnight.records import TrialRecord, best_of
 from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
-from overnight.study import open_study, view
+from overnight.settings import ConfigError
+from overnight.storage import free_mib
+from overnight.study import open_study
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# Bytes that a trial takes in ledger and MLflow: so much once, and so much an epoch (measured on digits, 3 metrics).
-_BYTES_A_TRIAL, _BYTES_AN_EPOCH = 9_000, 1_400
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,8 @@ def train(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -
 
 def run(plan: Plan, *, extend: bool = False, screen: Screen | None = None, take_signals: bool = False) -> Result:
     """Work on a plan's study. take_signals: have SIGINT, SIGTERM and SIGHUP save and stop, as a command should."""
-    supervision.warm_up()
+    _check_room(plan)
+    processes.warm_up()
     ledger, said = open_study(plan, extend=extend)
     try:
         return _work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None), said, screen, take_signals)
@@ -121,7 +119,8 @@ def run(plan: Plan, *, extend: bool = False, screen: Screen | None = None, take_
 def run_one(plan: Plan, *, screen: Screen | None = None, take_signals: bool = False) -> Result:
     """Train a plan's written configuration as one trial more of the study `train`; its record is the result's last."""
     plan = plans.for_training(plan)
-    supervision.warm_up()
+    _check_room(plan)
+    processes.warm_up()
     ledger, said = open_study(plan, comparable=False)
     try:
         number = ledger.enqueue(plan.config({}))
@@ -133,10 +132,23 @@ def run_one(plan: Plan, *, screen: Screen | None = None, take_signals: bool = Fa
     return Result(**{**vars(result), "records": (mine,)})
 
 
+def _check_room(plan: Plan) -> None:
+    settings = plan.settings
+    free = free_mib(settings.place.where.root)
+    if free < settings.min_free_mib:
+        raise ConfigError(
+            [
+                f"min_free_mib: {settings.min_free_mib} MiB must be free where home is, got {free:.0f} in "
+                f"{settings.place.where.root}; make room, take another home=, or ask for less"
+            ]
+        )
+
+
 def _work(supervisor: Supervisor, said: list[str], screen: Screen | None, take_signals: bool) -> Result:
     screen = Unfailing(screen or screen_for())
     supervisor.on_change = lambda s: screen.update(lambda: glance(s))
-    with _signals(supervisor, take_signals) as received:
+    settings = supervisor.plan.settings
+    with _signals(supervisor, take_signals) as received, awake(settings.stay_awake):
         try:
             ending = supervisor.run()
             screen.update(lambda: glance(supervisor), force=True)
@@ -169,50 +181,18 @@ def glance(supervisor: Supervisor) -> Glance:
         tuple(supervisor.ended),
         supervisor.slots,
         supervisor.why == "stopped",
-        supervisor.tracker.trouble,
+        _trouble(supervisor),
     )
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What a study would take. seconds: wall clock for what is left of the budget, nothing pruned. bytes: on disk."""
-
-    points: float
-    samples: tuple[dict[str, Any], ...]
-    done: int
-    slots: int
-    seconds: float
-    disk_bytes: int
-    seconds_an_epoch: float
-
-
-def forecast(plan: Plan, samples: int = 3) -> Forecast:
-    """Measure three epochs of the configuration as written, outside any study, and reckon from there.
-
-    Raises RuntimeError, with the trial's own words, where that configuration does not train.
-    """
-    settings = plan.settings
-    folder = Path(tempfile.mkdtemp(prefix="overnight-"))
-    try:
-        start_s, epoch_s, weights = supervision.measure(plan, min(3, settings.trainer.max_epochs), folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    seen, _ = view(settings.place, plan.name)
-    done = sum(r.done for r in seen.records) if seen is not None else 0
-    left, slots = max(settings.study.trials - done, 0), len(supervision.slot_devices(settings.slots))
-    epochs = settings.trainer.max_epochs
-    # A state holds the weights and, for most optimizers, two more tensors of their size; the one before is kept too.
-    states = slots * 2 * 3 * weights
-    disk = left * (_BYTES_A_TRIAL + epochs * _BYTES_AN_EPOCH) + settings.study.keep_checkpoints * 2 * weights + states
-    rng = random.Random(settings.seed)
-    return Forecast(
-        plan.space.size(),
-        tuple(plan.sample(rng) for _ in range(samples)),
-        done,
-        slots,
-        -(-left // slots) * (start_s + epochs * epoch_s),
-        disk,
-        epoch_s,
+def _trouble(supervisor: Supervisor) -> str | None:
+    if not supervisor.no_room:
+        trouble = supervisor.tracker.trouble
+        return f"MLflow can't be written, trying on: {trouble}" if trouble else None
+    settings = supervisor.plan.settings
+    return (
+        f"less than {settings.min_free_mib} MiB are free in {settings.place.where.root}: trials are saved and go on "
+        f"when there is room"
     )
 
 

@@ -186,8 +186,11 @@ def main() -> None:
             raise
         _mistake(error.problems)
     except RuntimeError as error:
-        from overnight.storage import Held
+        from overnight.storage import Held, NoRoom
 
+        if isinstance(error, NoRoom):
+            click.echo(str(error), err=True)
+            sys.exit(1)
         if not isinstance(error, Held):
             raise
         _mistake([str(error)])
@@ -291,11 +294,12 @@ def _exit(result: Result) -> NoReturn:
 
 
 def _print_forecast(plan: Any) -> None:
-    from overnight import api, search_space
+    from overnight import forecast as forecasts
+    from overnight import search_space
     from overnight.records import duration
 
     try:
-        forecast = api.forecast(plan)
+        forecast = forecasts.forecast(plan)
     except RuntimeError as error:
         click.echo(str(error), err=True)
         _mistake(["conf: the configuration as written must train, and fails as above"])

@@ -10,6 +10,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
+# Why a trial failed. error: somebody's code raised. diverged: the metric is no finite number. stalled: nothing was
+# heard of it. crashed: its process ended without a last word. checkpoint_unusable: its state does not fit its model.
+Reason = Literal["error", "diverged", "out_of_memory", "timed_out", "stalled", "crashed", "checkpoint_unusable"]
+
 
 @dataclass(frozen=True)
 class TrialSpec:
@@ -70,6 +74,13 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class Alive:
+    """The trial is between two batches of an epoch. Up, once a second or less often."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class StateSaved:
     """A state that can be gone on from lies on disk. Up. epoch: the last one done."""
 
@@ -83,14 +94,14 @@ class Finished:
 
     ending: complete (trained to its last epoch), ended (as the verdict said), saved (stopped; its state is on disk)
     or failed. reason and detail: where it failed; detail holds the traceback, or the supervisor's ruling. notes: what
-    its pages should say.
+    its pages should say. A saved trial whose disk was full goes on from the state before.
     """
 
     number: int
     ending: Literal["complete", "ended", "saved", "failed"]
-    reason: Literal["error", "out_of_memory", "diverged"] | None = None
+    reason: Reason | None = None
     detail: str = ""
     notes: tuple[str, ...] = ()
 
 
-Up = EpochEnd | Resumed | StateSaved | Finished
+Up = Alive | EpochEnd | Resumed | StateSaved | Finished

@@ -116,10 +116,11 @@ class Unfailing:
 
 
 class Lines:
-    """One plain line a finished trial."""
+    """One plain line a finished trial, and one where something is in the way."""
 
     def __init__(self) -> None:
         self._told = 0
+        self._trouble: str | None = None
 
     def update(self, glance: Callable[[], Glance], force: bool = False) -> None:  # noqa: ARG002
         now = glance()
@@ -135,6 +136,9 @@ class Lines:
                 flush=True,
             )
         self._told = len(now.ended)
+        if now.trouble and now.trouble != self._trouble:
+            print(now.trouble, flush=True)
+        self._trouble = now.trouble
 
     def close(self) -> None:
         pass
@@ -231,7 +235,7 @@ def picture(now: Glance) -> Group:
         slots.add_row(str(i), Text("free", style="dim"))
     lines.append(slots)
     if now.trouble:
-        lines.append(Text(f"MLflow can't be written, trying on: {now.trouble}", style="yellow"))
+        lines.append(Text(now.trouble, style="yellow"))
     return Group(*lines)
 
 

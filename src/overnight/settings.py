@@ -98,6 +98,13 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrialSettings:
+    timeout_s: float | None = _rule("must be above 0 seconds, or null for no limit", lambda v: v > 0)
+    stall_s: float | None = _rule("must be at least 2 seconds, or null for no limit", lambda v: v >= 2)
+    memory_gib: float | None = _rule("must be above 0 GiB, or null for a share of the machine's", lambda v: v > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
     name: Literal["tpe", "random"]
     startup_trials: int = _at_least(1, default=10)
@@ -131,6 +138,7 @@ class Settings:
 
     study: StudySettings
     trainer: TrainerSettings
+    trial: TrialSettings
     checkpoint: CheckpointSettings
     sampler: SamplerSettings
     pruner: PrunerSettings
@@ -138,6 +146,8 @@ class Settings:
     tracking: TrackingSettings
     seed: int = _rule("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32)
     slots: int | None = _at_least(1)
+    min_free_mib: int = _at_least(0)
+    stay_awake: Literal["auto", "always", "never"]
     home: str = _rule(
         "must name a folder, without ? and %, which a database's address can't hold",
         lambda v: v and not set("?%") & set(v),

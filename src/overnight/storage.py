@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -21,6 +23,52 @@ from overnight.settings import ConfigError, Place
 
 class Held(RuntimeError):
     """Another process works on the study; the message says which."""
+
+
+class NoRoom(RuntimeError):
+    """The ledger's disk is full, and nobody waits for room. Nothing is lost: the same line goes on once there is."""
+
+
+def _patient(name: str) -> Callable[..., Any]:
+    write = getattr(RDBStorage, name)
+
+    @functools.wraps(write)
+    def patient(self: LedgerStorage, *args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return write(self, *args, **kwargs)
+            except optuna.exceptions.StorageInternalError as error:
+                if "disk is full" not in str(error.__cause__):
+                    raise
+            self.on_full()
+
+    return patient
+
+
+class LedgerStorage(RDBStorage):
+    """Optuna's storage, whose writes wait for room on a full disk instead of failing.
+
+    Each of them is one transaction, rolled back where there is no room, and so can be said again as it was.
+    """
+
+    def on_full(self) -> None:
+        """Called before a write is tried again; may take its time, or raise NoRoom to give up."""
+        raise NoRoom("the ledger's disk is full")
+
+    create_new_trial = _patient("create_new_trial")
+    set_trial_param = _patient("set_trial_param")
+    set_trial_state_values = _patient("set_trial_state_values")
+    set_trial_intermediate_value = _patient("set_trial_intermediate_value")
+    set_trial_user_attr = _patient("set_trial_user_attr")
+    set_trial_system_attr = _patient("set_trial_system_attr")
+    set_study_user_attr = _patient("set_study_user_attr")
+
+
+def free_mib(folder: Path) -> float:
+    """MiB that are free where a folder lies, or will lie."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free / 2**20
 
 
 def holder_of(place: Place, name: str) -> dict[str, Any] | None:
@@ -63,12 +111,12 @@ def hold(place: Place, name: str) -> tuple[BaseFileLock, Path]:
     return lock, holder
 
 
-def open_storage(place: Place) -> RDBStorage:
+def open_storage(place: Place) -> LedgerStorage:
     """The ledger's storage; a SQLite file is created under another name first, so that no kill leaves half a one."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if place.storage_url is not None:
         try:
-            return RDBStorage(place.storage_url)
+            return LedgerStorage(place.storage_url)
         except Exception as error:  # SQLAlchemy's and the drivers' share no base class
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(
@@ -77,7 +125,7 @@ def open_storage(place: Place) -> RDBStorage:
     path = place.where.ledger
     if not path.exists():
         create_whole(path, lambda fresh: dispose(RDBStorage(f"sqlite:///{fresh}")))
-    storage = RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+    storage = LedgerStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")
     def _durable_at_a_kill(connection: Any, _: Any) -> None:
@@ -103,8 +151,21 @@ def create_whole(path: Path, create: Callable[[Path], None]) -> None:
         fresh.unlink()
 
 
+def wait_while_full(storage: BaseStorage, wait: Callable[[], None]) -> None:
+    """What to do before a write is tried again that found no room on the disk; see LedgerStorage."""
+    backend = _backend(storage)
+    assert isinstance(backend, LedgerStorage)
+    backend.on_full = wait  # type: ignore[method-assign]
+
+
+def _backend(storage: BaseStorage) -> BaseStorage:
+    """The storage below Optuna's cache."""
+    found: BaseStorage = getattr(storage, "_backend", storage)
+    return found
+
+
 def dispose(storage: BaseStorage) -> None:
-    backend = getattr(storage, "_backend", storage)
+    backend = _backend(storage)
     if isinstance(backend, RDBStorage):
         backend.scoped_session.remove()
         backend.engine.dispose()

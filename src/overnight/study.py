@@ -165,9 +165,10 @@ class Ledger:
         trial.set_user_attr(DETAIL, detail[-20_000:])
         return self._tell(number, TrialState.FAIL, notes=notes)
 
-    def pause(self, number: int, attempts: int = 0) -> TrialRecord:
+    def pause(self, number: int, attempts: int = 0, notes: Iterable[str] = ()) -> TrialRecord:
         """Put a trial back, to be handed out again as it is."""
         self.flush()
+        self._note(number, notes)
         live = self._live.pop(number)
         if attempts or live.trial.user_attrs.get(ATTEMPTS):
             live.trial.set_user_attr(ATTEMPTS, attempts)
@@ -185,11 +186,17 @@ class Ledger:
         self, number: int, state: TrialState, value: float | None = None, notes: Iterable[str] = ()
     ) -> TrialRecord:
         self.flush()
-        live = self._live.pop(number)
-        if notes:
-            live.trial.set_user_attr(NOTES, list(notes))
+        self._note(number, notes)
+        del self._live[number]
         self.study.tell(number, value, state=state)
         return self.read(number)
+
+    def _note(self, number: int, notes: Iterable[str]) -> None:
+        """Add to what a trial's pages should say."""
+        trial = self._live[number].trial
+        before = list(trial.user_attrs.get(NOTES, ()))
+        if fresh := [n for n in notes if n not in before]:
+            trial.set_user_attr(NOTES, before + fresh)
 
     def put_back_orphans(self) -> list[int]:
         """Trials that a dead holder left running, put back to be gone on with; their numbers."""
@@ -241,10 +248,12 @@ class Ledger:
         self.study.set_user_attr(_LINKS, {"experiment_id": experiment_id, "parent_run_id": parent_run_id})
 
     def close(self) -> None:
-        self.flush()
-        self.holder.unlink(missing_ok=True)
-        self.lock.release()
-        dispose(self.storage)
+        try:
+            self.flush()
+        finally:
+            self.holder.unlink(missing_ok=True)
+            self.lock.release()
+            dispose(self.storage)
 
 
 def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> tuple[Ledger, list[str]]:

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import multiprocessing
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
-import types
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any, Literal
 
-from overnight.messages import EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
-from overnight.plan import Plan
+from overnight import processes
+from overnight.messages import Alive, EpochEnd, Finished, Reason, Resumed, StateSaved, TrialSpec, Up, Verdict
+from overnight.processes import Starter, TrialProcess
 from overnight.records import TrialRecord, best_of
+from overnight.slots import machine_memory, slot_devices
+from overnight.storage import NoRoom, free_mib, wait_while_full
 from overnight.study import Ledger, Ticket
 from overnight.tracking import Tracker
+from overnight.watchdog import Watchdog
 
 TICK_S = 0.2
 GRACE_S = 6.0  # for running trials to save, once asked to stop; then they are killed
-STOPPED_WITHIN_S = 9.0  # of the first word to stop everything is marked; what MLflow lacks then, the next start writes
+STOPPED_WITHIN_S = 8.0  # of the first word to stop everything is marked; what MLflow lacks then, the next start writes
 FLUSH_EVERY_S = 1.0
-LOG_CAP_BYTES = 1_000_000
-DRAIN_READS = 32  # of 64 KiB at a time: a trial that never stops printing must not keep the supervisor from the others
-_PRELOAD = ["overnight.trial.preload", "overnight.data.digits", "overnight.models.mlp"]
+# What no point of a search space is to blame for: the night would be wasted if it went on like that.
+_BROKEN = ("error", "crashed", "stalled", "checkpoint_unusable")
 
 
 @dataclass(frozen=True)
@@ -41,102 +35,6 @@ class Ending:
 
     why: Literal["done", "stopped", "failures"]
     trouble: str | None = None
-
-
-@dataclass
-class TrialProcess:
-    """One running trial: its process, the pipe to it, and what it prints."""
-
-    spec: TrialSpec
-    process: Any
-    pipe: Connection
-    output: Connection
-    log: Path
-    started_at: float = field(default_factory=time.time)
-    finished: Finished | None = None
-    asked_to_stop: bool = False
-    printing: bool = True  # until it closes its output
-    epoch: int = -1
-
-    def send(self, verdict: Verdict) -> None:
-        with contextlib.suppress(OSError):  # it died; its sentinel says so
-            self.pipe.send(verdict)
-
-    def messages(self) -> Iterator[Up]:
-        """What has arrived, without waiting."""
-        try:
-            while self.pipe.poll():
-                yield self.pipe.recv()
-        except (EOFError, OSError):
-            return
-
-    def drain_output(self) -> None:
-        """Move what the trial printed into its log, whose first half goes where it grows past the cap."""
-        for _ in range(DRAIN_READS):
-            try:
-                if not self.output.poll():
-                    return
-                data = os.read(self.output.fileno(), 1 << 16)
-            except OSError:
-                data = b""
-            if not data:
-                self.printing = False
-                return
-            with contextlib.suppress(OSError):  # a log that can't be kept is no reason to lose a night
-                self._keep(data)
-
-    def _keep(self, data: bytes) -> None:
-        with open(self.log, "ab") as file:
-            file.write(data)
-            size = file.tell()
-        if size > LOG_CAP_BYTES:
-            tail = self.log.read_bytes()[-LOG_CAP_BYTES // 2 :]
-            self.log.write_bytes(b"[what came before was too long to keep]\n" + tail)
-
-    def kill(self) -> None:
-        """End the process, and whatever it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()  # it may be so young that it leads no group yet
-        self.process.join(5)
-
-    def end(self) -> None:
-        """Leave nothing of it behind."""
-        self.kill()
-        self.drain_output()
-        self.pipe.close()
-        self.output.close()
-        self.process.close()
-
-
-def warm_up() -> None:
-    """Start the forkserver, which imports the stack while the caller does something else."""
-    forkserver.set_forkserver_preload(_PRELOAD)
-    # What the terminal or systemd sends goes to every process there is. Only the supervisor heeds it, and tells the
-    # trials to save; a forkserver that died of it would take them all along. The mask is inherited, for good.
-    resource_tracker.ensure_running()  # the forkserver wants one, and starting it would lift the mask
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        with _no_main():
-            forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def start_trial(spec: TrialSpec, log: Path) -> TrialProcess:
-    """Fork a trial process from the warm forkserver."""
-    from overnight.trial import process as trial
-
-    context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe()
-    output, printed = context.Pipe(duplex=False)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with _no_main():
-        process = context.Process(target=trial.main, args=(spec, theirs, printed), daemon=False)
-        process.start()
-    theirs.close()
-    printed.close()
-    return TrialProcess(spec, process, ours, output, log)
 
 
 class Supervisor:
@@ -157,8 +55,13 @@ class Supervisor:
         self.why: Literal["done", "stopped", "failures"] | None = None
         self.on_change = on_change
         self.only = only
+        self.no_room = False  # on the disk: trials save, and wait for it
+        wait_while_full(ledger.storage, self._await_room)
+        self._starter = Starter()
+        self._watchdog = Watchdog(self.plan.settings.trial, self.slots, machine_memory())
+        self._asked_all = False  # there was nothing more to ask for
         self._kill_at: float | None = None
-        self._stop_asked_at = 0.0
+        self._leave_at = math.inf
         self._failures = 0
         self._attempts: dict[int, int] = {}
         self._linked = False
@@ -167,12 +70,12 @@ class Supervisor:
     # What others may ask of it
 
     def stop(self) -> None:
-        """Have running trials save and stop; a second time, end them as they are."""
+        """Have running trials save and stop; a second time, end them, and this, as they are."""
         if self.why is None:
             self.why = "stopped"
-        now = time.monotonic()
-        self._stop_asked_at = self._stop_asked_at or now
-        self._kill_at = now + (GRACE_S if self._kill_at is None else 0.0)
+        now, again = time.monotonic(), self._kill_at is not None
+        self._kill_at = now + (0.0 if again else GRACE_S)
+        self._leave_at = now + (0.0 if again else STOPPED_WITHIN_S)
 
     @property
     def best(self) -> TrialRecord | None:
@@ -188,6 +91,7 @@ class Supervisor:
             self._loop()
         finally:
             # Whatever went wrong: no trial is left without a supervisor, nor marked as if it had one.
+            self._starter.close()
             for trial in list(self.running.values()):
                 trial.end()
             self.running.clear()
@@ -201,7 +105,7 @@ class Supervisor:
         )
         failed = not any(r.state in ("complete", "pruned") for r in self.records.values())
         ending = {"done": "FAILED" if failed else "FINISHED", "stopped": "KILLED", "failures": "FAILED"}[why]
-        left_s = self._stop_asked_at + STOPPED_WITHIN_S - time.monotonic() if why == "stopped" else None
+        left_s = self._leave_at - time.monotonic() if why == "stopped" else None
         self.tracker.close(ending, best, str(weights) if weights and weights.exists() else None, left_s)
         self._keep_links()
         return Ending(why, self.tracker.trouble)
@@ -210,20 +114,29 @@ class Supervisor:
         mirroring = False
         while True:
             try:
+                # A fork would wait for the imports, and no signal be heeded meanwhile.
+                if not processes.is_warm(TICK_S):
+                    if self.why is not None:
+                        return
+                    self._tick()
+                    continue
                 self._fill_slots()
                 if not mirroring:  # MLflow takes seconds to open: the first trial need not wait for it
                     self.tracker.start(list(self.records.values()))
                     mirroring = True
-                if not self.running:
+                if not self.running and not (self.no_room and self.why is None):
                     return
+                if self.why is None and not self._asked_all and not self.no_room:
+                    self._starter.fork_ahead()
                 self._wait()
                 self._tick()
             except KeyboardInterrupt:
                 self.stop()
 
     def _fill_slots(self) -> None:
-        while self.why is None and self.devices:
+        while self.why is None and self.devices and not self.no_room:
             ticket = self._next_ticket()
+            self._asked_all = ticket is None
             if ticket is None:
                 return
             self._start(ticket)
@@ -249,9 +162,13 @@ class Supervisor:
             device=device,
             keep_weights=settings.study.keep_checkpoints > 0 or self.only is not None,
         )
-        self.running[ticket.number] = start_trial(spec, settings.place.where.log(self.plan.name, ticket.number))
+        trial = self._starter.start(spec, settings.place.where.log(self.plan.name, ticket.number))
+        assert trial.process.pid is not None
+        self.running[ticket.number] = trial
         self._attempts[ticket.number] = ticket.attempts
-        self._note(self.ledger.read(ticket.number))
+        record = self.ledger.read(ticket.number)
+        self._watchdog.watch(ticket.number, trial.process.pid, sum(e.seconds for e in record.history))
+        self._note(record)
 
     def _wait(self) -> None:
         """Sleep until something arrives, and deal with it."""
@@ -262,7 +179,8 @@ class Supervisor:
                 handles[trial.output] = trial
         ready = {id(t): t for t in (handles[h] for h in wait(list(handles), timeout=TICK_S))}
         for trial in ready.values():
-            trial.drain_output()
+            if trial.drain_output():
+                self._watchdog.heard(trial.spec.number)
             for message in trial.messages():
                 self._hear(trial, message)
             if trial.finished is not None or not trial.process.is_alive():
@@ -272,6 +190,9 @@ class Supervisor:
 
     def _hear(self, trial: TrialProcess, message: Up) -> None:
         number = message.number
+        self._watchdog.heard(number)
+        if isinstance(message, Alive):
+            return
         if isinstance(message, EpochEnd):
             # The answer first: the trial waits for it, and for nothing else that follows here.
             trial.epoch = message.epoch
@@ -303,44 +224,76 @@ class Supervisor:
         if not math.isfinite(value):
             trial.finished = Finished(done.number, "failed", "diverged", f"{metric} was {value}, not a finite number")
             return Verdict.END
-        if self.why is not None:
+        if self.why is not None or self.no_room:
             return Verdict.SAVE_AND_STOP
         if done.epoch + 1 >= trial.spec.config["trainer"]["max_epochs"]:
             return Verdict.GO_ON  # it is complete: to prune it now would save nothing and lose its value
         return Verdict.END if self.ledger.should_prune(done.number) else Verdict.GO_ON
 
     def _tick(self) -> None:
+        self._watchdog.tick()
         now = time.monotonic()
         if now - self._flushed_at >= FLUSH_EVERY_S:
             self._flushed_at = now
+            self._look_for_room()
             self.ledger.flush()
             self._keep_links()
             self.on_change(self)
             if self.why is None and self.ledger.stop_requested():
                 self.stop()
+        for trial in list(self.running.values()):
+            if self.why is not None or self.no_room:
+                self._let_go(trial, now)
+            else:
+                self._watch(trial)
+
+    def _let_go(self, trial: TrialProcess, now: float) -> None:
+        """Have a trial save and stop. Before its first epoch's end it has nothing to save, and may hang."""
+        if not trial.asked_to_stop:
+            trial.asked_to_stop = True
+            trial.send(Verdict.SAVE_AND_STOP)
+        elif self.why is not None and (trial.epoch < 0 or (self._kill_at is not None and now >= self._kill_at)):
+            self._cut_down(trial)
+
+    def _watch(self, trial: TrialProcess) -> None:
+        ruling = self._watchdog.ruling(trial.spec.number)
+        if ruling is not None:
+            trial.ruling = trial.ruling or ruling
+            self._cut_down(trial)
+
+    def _cut_down(self, trial: TrialProcess) -> None:
+        """Kill a trial, and hear its last words, if it got that far."""
+        trial.kill()
+        for message in trial.messages():
+            self._hear(trial, message)
+        self._end(trial)
+
+    def _await_room(self) -> None:
+        """A write of the ledger's found none: running trials wait for its answers, and it is tried again."""
+        self.no_room = True
+        self.on_change(self)
         if self.why is not None:
-            # Before its first epoch's end a trial has nothing to save, and may still be importing.
-            for trial in list(self.running.values()):
-                if not trial.asked_to_stop:
-                    trial.asked_to_stop = True
-                    trial.send(Verdict.SAVE_AND_STOP)
-                elif trial.epoch < 0 or (self._kill_at is not None and now >= self._kill_at):
-                    trial.kill()
-                    for message in trial.messages():  # its last words, if it got that far
-                        self._hear(trial, message)
-                    self._end(trial)
+            raise NoRoom("the disk is full; nothing is lost, and the same line goes on once there is room")
+        time.sleep(FLUSH_EVERY_S)
+
+    def _look_for_room(self) -> None:
+        """Trials save and wait while the disk is about full: what they save still has the rest of it."""
+        free, wanted = free_mib(self.plan.settings.place.where.root), self.plan.settings.min_free_mib
+        # A tenth more than wanted, lest they start and stop with every file.
+        self.no_room = free < (1.1 * wanted if self.no_room else wanted)
 
     def _end(self, trial: TrialProcess) -> None:
         """A trial's process is through: write down how it ended, and free its slot."""
         number = trial.spec.number
         del self.running[number]
+        self._watchdog.forget(number)
         record = self._outcome(trial)
         self.devices.append(trial.spec.device)
         self._note(record)
         if record.done:
             self.ended.append(record)
             self._keep_best_weights(record)
-        self._failures = self._failures + 1 if record.reason == "error" else 0
+        self._failures = self._failures + 1 if record.done and record.reason in _BROKEN else 0
         if self._failures >= self.plan.settings.study.max_consecutive_failures and self.why is None:
             self.stop()
             self.why = "failures"
@@ -349,34 +302,39 @@ class Supervisor:
 
     def _outcome(self, trial: TrialProcess) -> TrialRecord:
         """The rules by which a trial's end becomes the ledger's word on it."""
-        number, finished = trial.spec.number, trial.finished
+        number, finished, ruling = trial.spec.number, trial.finished, trial.ruling
+        if ruling is not None and finished is None:
+            if ruling.reason == "stalled":
+                return self._try_again(number, ruling.reason, ruling.detail)
+            return self.ledger.fail(number, ruling.reason, ruling.detail)
         if finished is None:
-            return self._cut_off(trial)
+            return self.ledger.pause(number) if self.why is not None else self._crashed(trial)
+        if finished.reason == "checkpoint_unusable":
+            # Without its state the trial starts over.
+            shutil.rmtree(trial.spec.folder, ignore_errors=True)
+            return self._try_again(number, finished.reason, finished.detail, finished.notes)
         if finished.ending == "failed":
             return self.ledger.fail(number, finished.reason or "error", finished.detail, finished.notes)
         if finished.ending == "ended":
             return self.ledger.prune(number, finished.notes)
         if finished.ending == "saved":
-            return self.ledger.pause(number)
+            return self.ledger.pause(number, notes=finished.notes)
         return self.ledger.complete(number, finished.notes)
 
-    def _cut_off(self, trial: TrialProcess) -> TrialRecord:
-        """It died without a last word: it goes on from its state, unless it keeps dying without getting further."""
-        number = trial.spec.number
-        if self.why is not None:
-            return self.ledger.pause(number)
+    def _crashed(self, trial: TrialProcess) -> TrialRecord:
         trial.process.join(1)
         code = trial.process.exitcode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        said = "`overnight logs` shows what it printed"
+        return self._try_again(trial.spec.number, "crashed", f"the trial's process ended by {how}; {said}")
+
+    def _try_again(self, number: int, reason: Reason, detail: str, notes: tuple[str, ...] = ()) -> TrialRecord:
+        """Have a trial go on from its state, unless it keeps ending like this without getting further."""
         attempts = self._attempts[number] + 1
         if attempts <= self.plan.settings.study.retries:
-            return self.ledger.pause(number, attempts)
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        return self.ledger.fail(
-            number,
-            "crashed",
-            f"the trial's process ended by {how}, {attempts} times in a row "
-            f"without getting further; `overnight logs` shows what it printed",
-        )
+            first = detail.strip().splitlines()[-1]
+            return self.ledger.pause(number, attempts, (*notes, f"taken up again, {reason}: {first}"))
+        return self.ledger.fail(number, reason, f"{detail}\n{attempts} times in a row without getting further", notes)
 
     def _note(self, record: TrialRecord) -> None:
         self.records[record.number] = record
@@ -402,88 +360,3 @@ class Supervisor:
         kept = {r.number for r in complete[: settings.study.keep_checkpoints]}
         for number in {record.number, *(r.number for r in complete)} - kept:
             shutil.rmtree(settings.place.where.checkpoints(self.plan.name, number), ignore_errors=True)
-
-
-def measure(plan: Plan, epochs: int, folder: Path) -> tuple[float, float, int]:
-    """Train the configuration as written for a few epochs, outside any study.
-
-    Returns:
-        Seconds from a trial's start to its first epoch's end less that epoch, seconds an epoch (the fastest after
-        the first), and bytes of its weights. Raises RuntimeError with the trial's words where it failed.
-    """
-    config = plan.config({})
-    config["trainer"]["max_epochs"] = epochs
-    study = plan.settings.study
-    spec = TrialSpec(
-        plan.name,
-        0,
-        plan.trial_seed(0),
-        config,
-        study.metric,
-        study.direction,
-        study.objective,
-        folder,
-        every_s=float("inf"),
-        device=slot_devices(1)[0],
-    )
-    warm_up()
-    trial = start_trial(spec, folder / "log")
-    started, seconds, first = trial.started_at, [], 0.0
-    while trial.finished is None:
-        wait([trial.pipe, trial.output, trial.process.sentinel])
-        trial.drain_output()
-        for message in trial.messages():
-            if isinstance(message, EpochEnd):
-                first = first or message.at - message.seconds - started
-                seconds.append(message.seconds)
-                trial.send(Verdict.GO_ON)
-            elif isinstance(message, Finished):
-                trial.finished = message
-        if trial.finished is None and not trial.process.is_alive():
-            trial.finished = Finished(0, "failed", "error", trial.log.read_text(errors="replace"))
-    trial.end()
-    if trial.finished.ending != "complete":
-        raise RuntimeError(trial.finished.detail)
-    return first, min(seconds[1:] or seconds), (folder / "weights.ckpt").stat().st_size
-
-
-def slot_devices(slots: int | None) -> list[str]:
-    """One device a slot: the machine's GPUs in turn, or the CPU, once a core unless told otherwise."""
-    gpus = _gpus()
-    if gpus:
-        return [f"cuda:{i % gpus}" for i in range(slots or gpus)]
-    return ["cpu"] * (slots or _cores())
-
-
-def _cores() -> int:
-    """The cores that this process may use, a container's share included."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
-
-
-def _gpus() -> int:
-    """How many NVIDIA GPUs there are, asked without torch, which the supervisor never imports."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.splitlines())
-
-
-@contextlib.contextmanager
-def _no_main() -> Iterator[None]:
-    """Hide __main__ while a process starts: multiprocessing would run the caller's script again in every trial, and
-    a script without a guard would then start a study in each."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main

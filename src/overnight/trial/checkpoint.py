@@ -6,6 +6,7 @@ in the same folder, flushed to the disk, and renamed; the one before is kept unt
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -18,22 +19,22 @@ _MAGIC = b"overnight state 1\n"
 _STATE, _BEFORE, _WEIGHTS = "state.ckpt", "state.before.ckpt", "weights.ckpt"
 
 
+class NoRoom(OSError):
+    """The disk is full; what lay there before lies there still."""
+
+
 class Unusable(ValueError):
     """A state file that must not be gone on from; the message says which and why."""
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, texts, and lists, tuples and dicts of them) as the folder's newest."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    data = buffer.getvalue()
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / f"{_STATE}.writing"
-    with open(fresh, "wb") as file:
-        file.write(_MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n")
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write `state` (tensors, numbers, texts, and lists, tuples and dicts of them) as the folder's newest.
+
+    Raises NoRoom where the disk is full.
+    """
+    data = _bytes(state)
+    head = _MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n"
+    fresh = _written(folder / f"{_STATE}.writing", head, data, durable=True)
     if (folder / _STATE).exists():
         os.replace(folder / _STATE, folder / _BEFORE)
     os.replace(fresh, folder / _STATE)
@@ -70,10 +71,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def save_weights(folder: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a finished trial's weights, as Lightning's load_from_checkpoint takes them, and drop its states."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / f"{_WEIGHTS}.writing"
-    torch.save(checkpoint, fresh)
+    """Write a finished trial's weights, as Lightning's load_from_checkpoint takes them, and drop its states.
+
+    Raises NoRoom where the disk is full.
+    """
+    fresh = _written(folder / f"{_WEIGHTS}.writing", _bytes(checkpoint))
     os.replace(fresh, folder / _WEIGHTS)
     drop_states(folder)
 
@@ -81,6 +83,29 @@ def save_weights(folder: Path, checkpoint: dict[str, Any]) -> None:
 def drop_states(folder: Path) -> None:
     for name in (_STATE, _BEFORE, f"{_STATE}.writing"):
         (folder / name).unlink(missing_ok=True)
+
+
+def _bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _written(path: Path, *parts: bytes, durable: bool = False) -> Path:
+    """A file of these bytes; none is left where there was no room for it. durable: a power cut does not take it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            file.writelines(parts)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom(*error.args) from error
+        raise
+    return path
 
 
 def _sync(folder: Path) -> None:

@@ -6,6 +6,7 @@ import inspect
 import logging
 import random
 import time
+import traceback
 import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -17,11 +18,13 @@ from hydra.utils import get_object, instantiate
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from overnight.messages import EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
+from overnight.messages import Alive, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
 from overnight.trial import checkpoint
 
 # Seconds between two looks, in the middle of an epoch, at whether the supervisor wants the trial to stop.
 LOOK_EVERY_S = 0.1
+# Seconds between two signs of life in the middle of an epoch.
+ALIVE_EVERY_S = 1.0
 # What a data module may tell a model that names it in its constructor.
 DATA_FACTS = ("input_shape", "classes")
 
@@ -72,11 +75,28 @@ def fit(spec: TrialSpec, link: Link) -> Finished:
             checkpoint.drop_states(spec.folder)
             return Finished(spec.number, "ended", notes=tuple(refused))
         return Finished(spec.number, "saved", notes=tuple(refused))
+    except Exception:
+        if not reporter.restoring:
+            raise
+        return Finished(spec.number, "failed", "checkpoint_unusable", traceback.format_exc(), tuple(refused))
     if not reporter.history:
         raise RuntimeError("the trial trained no epoch: does the data module have a train_dataloader with batches?")
-    if spec.keep_weights:
-        checkpoint.save_weights(spec.folder, reporter.weights(trainer))
+    if spec.keep_weights and not _kept(spec, reporter.weights(trainer), link):
+        return Finished(spec.number, "saved", notes=tuple(refused))
     return Finished(spec.number, "complete", notes=tuple(refused))
+
+
+def _kept(spec: TrialSpec, weights: dict[str, Any], link: Link) -> bool:
+    """Save the trained weights, which waits for room on a full disk; False where the trial is to stop meanwhile."""
+    while True:
+        try:
+            checkpoint.save_weights(spec.folder, weights)
+            return True
+        except checkpoint.NoRoom:
+            if link.stop_wanted():
+                return False
+            link.send(Alive(spec.number))
+            time.sleep(ALIVE_EVERY_S)
 
 
 def build(config: Mapping[str, Any]) -> tuple[pl.LightningDataModule, pl.LightningModule]:
@@ -114,6 +134,7 @@ class _InMemory(CheckpointIO):
 
     def __init__(self, state: dict[str, Any] | None) -> None:
         self._state = state
+        self.restores = state is not None
         self.dumped: dict[str, Any] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
@@ -143,7 +164,8 @@ class _Reporter(pl.callbacks.Checkpoint):
         self._stopping = False
         self._best: tuple[float, dict[str, Any]] | None = None
         self._random: dict[str, Any] | None = None
-        self._started = self._saved_at = self._looked_at = time.monotonic()
+        self._started = self._saved_at = self._looked_at = self._told_at = time.monotonic()
+        self.restoring = memory.restores  # until the saved state has found its place in the model
 
     # Going on
 
@@ -157,6 +179,9 @@ class _Reporter(pl.callbacks.Checkpoint):
     def on_fit_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
         if self._random is not None:  # any later, and a DataLoader would have drawn its order already
             _set_random(self._random)
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
+        self.restoring = False
 
     # An epoch
 
@@ -230,6 +255,9 @@ class _Reporter(pl.callbacks.Checkpoint):
         self._looked_at = now
         if self._link.stop_wanted():
             self._stop()
+        if now - self._told_at >= ALIVE_EVERY_S:
+            self._told_at = now
+            self._link.send(Alive(self._spec.number))
 
     def _stop(self) -> None:
         """Leave with the last boundary on disk; before the first one there is nothing to save, nor to lose."""
@@ -239,8 +267,11 @@ class _Reporter(pl.callbacks.Checkpoint):
 
     def _save(self) -> None:
         assert self._boundary is not None
-        checkpoint.save(self._spec.folder, self._boundary)
         self._saved_at = time.monotonic()
+        try:
+            checkpoint.save(self._spec.folder, self._boundary)
+        except checkpoint.NoRoom:
+            return  # the state before is there still; the supervisor sees to it that trials wait for room
         kept = self._boundary["overnight"]["history"]
         self._link.send(StateSaved(self._spec.number, kept[-1]["epoch"]))
 

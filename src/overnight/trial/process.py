@@ -23,8 +23,11 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def main(spec: TrialSpec, connection: Connection, output: Connection) -> None:
-    """Train one trial and report over `connection`; all that it prints goes to `output`. Does not return."""
+def main(connection: Connection, output: Connection) -> None:
+    """Train the trial that `connection` brings, and report over it; what is printed goes to `output`. Does not return.
+
+    It may have been forked ahead, and wait long for its trial, or for none.
+    """
     # People's DataLoaders have workers: with a session of its own the whole family can be signalled as one, and the
     # terminal's Ctrl-C reaches the supervisor alone.
     os.setsid()
@@ -36,6 +39,10 @@ def main(spec: TrialSpec, connection: Connection, output: Connection) -> None:
     output.close()
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    try:
+        spec: TrialSpec = connection.recv()
+    except (EOFError, OSError):  # there is none to come
+        os._exit(0)
     if spec.device == "cpu":
         # Torch asks at every optimizer step whether there is a GPU, which takes a tenth of a small step.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,0 +1,106 @@
+"""What a study would take: a few epochs of the configuration as written are measured, outside any study."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from overnight import processes
+from overnight.messages import EpochEnd, Finished, TrialSpec, Verdict
+from overnight.plan import Plan
+from overnight.slots import slot_devices
+from overnight.study import view
+
+# Bytes that a trial takes in ledger and MLflow: so much once, and so much an epoch (measured on digits, 3 metrics).
+_BYTES_A_TRIAL, _BYTES_AN_EPOCH = 9_000, 1_400
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a study would take. seconds: wall clock for what is left of the budget, nothing pruned. bytes: on disk."""
+
+    points: float
+    samples: tuple[dict[str, Any], ...]
+    done: int
+    slots: int
+    seconds: float
+    disk_bytes: int
+    seconds_an_epoch: float
+
+
+def forecast(plan: Plan, samples: int = 3) -> Forecast:
+    """Measure three epochs of the configuration as written, outside any study, and reckon from there.
+
+    Raises RuntimeError, with the trial's own words, where that configuration does not train.
+    """
+    settings = plan.settings
+    folder = Path(tempfile.mkdtemp(prefix="overnight-"))
+    try:
+        start_s, epoch_s, weights = measure(plan, min(3, settings.trainer.max_epochs), folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    seen, _ = view(settings.place, plan.name)
+    done = sum(r.done for r in seen.records) if seen is not None else 0
+    left, slots = max(settings.study.trials - done, 0), len(slot_devices(settings.slots))
+    epochs = settings.trainer.max_epochs
+    # A state holds the weights and, for most optimizers, two more tensors of their size; the one before is kept too.
+    states = slots * 2 * 3 * weights
+    disk = left * (_BYTES_A_TRIAL + epochs * _BYTES_AN_EPOCH) + settings.study.keep_checkpoints * 2 * weights + states
+    rng = random.Random(settings.seed)
+    return Forecast(
+        plan.space.size(),
+        tuple(plan.sample(rng) for _ in range(samples)),
+        done,
+        slots,
+        -(-left // slots) * (start_s + epochs * epoch_s),
+        disk,
+        epoch_s,
+    )
+
+
+def measure(plan: Plan, epochs: int, folder: Path) -> tuple[float, float, int]:
+    """Train the configuration as written for a few epochs, outside any study.
+
+    Returns:
+        Seconds from a trial's start to its first epoch's end less that epoch, seconds an epoch (the fastest after
+        the first), and bytes of its weights. Raises RuntimeError with the trial's words where it failed.
+    """
+    config = plan.config({})
+    config["trainer"]["max_epochs"] = epochs
+    study = plan.settings.study
+    spec = TrialSpec(
+        plan.name,
+        0,
+        plan.trial_seed(0),
+        config,
+        study.metric,
+        study.direction,
+        study.objective,
+        folder,
+        every_s=float("inf"),
+        device=slot_devices(1)[0],
+    )
+    processes.warm_up()
+    trial = processes.Starter().start(spec, folder / "log")
+    started, seconds, first = trial.started_at, [], 0.0
+    while trial.finished is None:
+        wait([trial.pipe, trial.output, trial.process.sentinel])
+        trial.drain_output()
+        for message in trial.messages():
+            if isinstance(message, EpochEnd):
+                first = first or message.at - message.seconds - started
+                seconds.append(message.seconds)
+                trial.send(Verdict.GO_ON)
+            elif isinstance(message, Finished):
+                trial.finished = message
+        if trial.finished is None and not trial.process.is_alive():
+            trial.finished = Finished(0, "failed", "error", trial.log.read_text(errors="replace"))
+    trial.end()
+    if trial.finished.ending != "complete":
+        raise RuntimeError(trial.finished.detail)
+    return first, min(seconds[1:] or seconds), (folder / "weights.ckpt").stat().st_size

@@ -1,0 +1,195 @@
+"""Trial processes, from the supervisor's side: the warm forkserver, the one forked ahead, and the end of the pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
+from typing import Any
+
+from overnight.messages import Finished, TrialSpec, Up, Verdict
+from overnight.watchdog import Ruling
+
+LOG_CAP_BYTES = 1_000_000
+DRAIN_READS = 32  # of 64 KiB at a time: a trial that never stops printing must not keep the supervisor from the others
+IMPORTED = "OVERNIGHT_IMPORTED"  # the environment's name of the file to which the forkserver says that it has imported
+_PRELOAD = ["overnight.trial.preload"]
+_imported: int | None = None  # the descriptor on which it says so
+
+
+@dataclass
+class TrialProcess:
+    """One running trial: its process, the pipe to it, and what it prints."""
+
+    spec: TrialSpec
+    process: BaseProcess
+    pipe: Connection
+    output: Connection
+    log: Path
+    started_at: float = field(default_factory=time.time)
+    finished: Finished | None = None
+    ruling: Ruling | None = None  # the watchdog's
+    asked_to_stop: bool = False
+    printing: bool = True  # until it closes its output
+    epoch: int = -1
+
+    def send(self, verdict: Verdict) -> None:
+        with contextlib.suppress(OSError):  # it died; its sentinel says so
+            self.pipe.send(verdict)
+
+    def messages(self) -> Iterator[Up]:
+        """What has arrived, without waiting."""
+        try:
+            while self.pipe.poll():
+                yield self.pipe.recv()
+        except (EOFError, OSError):
+            return
+
+    def drain_output(self) -> bool:
+        """Move what the trial printed into its log, whose first half goes where it grows past the cap.
+
+        Returns whether there was anything.
+        """
+        printed = False
+        for _ in range(DRAIN_READS):
+            try:
+                if not self.output.poll():
+                    return printed
+                data = os.read(self.output.fileno(), 1 << 16)
+            except OSError:
+                data = b""
+            if not data:
+                self.printing = False
+                return printed
+            printed = True
+            with contextlib.suppress(OSError):  # a log that can't be kept is no reason to lose a night
+                self._keep(data)
+        return printed
+
+    def _keep(self, data: bytes) -> None:
+        with open(self.log, "ab") as file:
+            file.write(data)
+            size = file.tell()
+        if size > LOG_CAP_BYTES:
+            tail = self.log.read_bytes()[-LOG_CAP_BYTES // 2 :]
+            self.log.write_bytes(b"[what came before was too long to keep]\n" + tail)
+
+    def kill(self) -> None:
+        """End the process, and whatever it started."""
+        _kill(self.process)
+
+    def end(self) -> None:
+        """Leave nothing of it behind."""
+        self.kill()
+        self.drain_output()
+        self.pipe.close()
+        self.output.close()
+        self.process.close()
+
+
+class Starter:
+    """Starts trials, in a process that was forked ahead where there is one: a freed slot need not wait for a fork."""
+
+    def __init__(self) -> None:
+        self._ahead: tuple[BaseProcess, Connection, Connection] | None = None
+
+    def start(self, spec: TrialSpec, log: Path) -> TrialProcess:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if self._ahead is not None and not self._ahead[0].is_alive():
+            self.close()
+        self.fork_ahead()
+        assert self._ahead is not None
+        trial = TrialProcess(spec, *self._ahead, log)
+        self._ahead = None
+        with contextlib.suppress(OSError):  # it died this very moment; its sentinel says so
+            trial.pipe.send(spec)
+        return trial
+
+    def fork_ahead(self) -> None:
+        """Have a process ready for the next trial."""
+        if self._ahead is not None:
+            return
+        from overnight.trial import process as trial
+
+        ours, theirs = multiprocessing.Pipe()
+        output, printed = multiprocessing.Pipe(duplex=False)
+        process = fork(trial.main, theirs, printed)
+        theirs.close()
+        printed.close()
+        self._ahead = process, ours, output
+
+    def close(self) -> None:
+        """End the process that was forked ahead: nobody else would."""
+        if self._ahead is not None:
+            process, *ends = self._ahead
+            self._ahead = None
+            _kill(process)
+            for end in ends:
+                end.close()
+            process.close()
+
+
+def warm_up() -> None:
+    """Start the forkserver, which imports the stack while the caller does something else."""
+    global _imported
+    forkserver.set_forkserver_preload(_PRELOAD)
+    if _imported is None:
+        path = os.path.join(get_temp_dir(), "imported")
+        os.mkfifo(path)
+        _imported = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        os.environ[IMPORTED] = path
+    # What the terminal or systemd sends goes to every process there is. Only the supervisor heeds it, and tells the
+    # trials to save; a forkserver that died of it would take them all along. The mask is inherited, for good.
+    resource_tracker.ensure_running()  # the forkserver wants one, and starting it would lift the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        with _no_main():
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def is_warm(within_s: float = 0.0) -> bool:
+    """Whether the forkserver has imported the stack; until then a fork would wait for it, deaf to signals."""
+    assert _imported is not None, "warm_up comes first"
+    return bool(wait([_imported], timeout=within_s))
+
+
+def fork(target: Callable[..., None], *args: Any) -> BaseProcess:
+    """A process forked from the warm forkserver that calls `target`; `args` must pickle."""
+    context = multiprocessing.get_context("forkserver")
+    with _no_main():
+        process = context.Process(target=target, args=args, daemon=False)
+        process.start()
+    return process
+
+
+def _kill(process: BaseProcess) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        assert process.pid is not None
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # it may be so young that it leads no group yet
+    process.join(5)
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Hide __main__ while a process starts: multiprocessing would run the caller's script again in every trial, and
+    a script without a guard would then start a study in each."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,48 @@
+"""Where trials run: one slot a GPU of the machine, or one a core."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from pathlib import Path
+
+import psutil
+
+
+def slot_devices(slots: int | None) -> list[str]:
+    """One device a slot: the machine's GPUs in turn, or the CPU, once a core unless told otherwise."""
+    gpus = _gpus()
+    if gpus:
+        return [f"cuda:{i % gpus}" for i in range(slots or gpus)]
+    return ["cpu"] * (slots or _cores())
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this process may use, a container's share included."""
+    total = int(psutil.virtual_memory().total)
+    with contextlib.suppress(OSError, ValueError):
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" where there is no limit
+    return total
+
+
+def _cores() -> int:
+    """The cores that this process may use, a container's share included."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
+
+
+def _gpus() -> int:
+    """How many NVIDIA GPUs there are, asked without torch, which the supervisor never imports."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.splitlines())

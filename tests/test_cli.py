@@ -210,7 +210,7 @@ def test_a_signal_to_every_process_there_is_saves_marks_and_gives_its_exit_code(
     line = [f"home={tmp_path}", "study.trials=40", "trainer.max_epochs=999", "slots=2", "pruner=none"]
     command = [sys.executable, "-m", "overnight", "tune", *line]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
-        while not (tmp_path / "ledger.db").exists():
+        while view(settings.place([f"home={tmp_path}"]))[0] is None:
             time.sleep(0.05)
         while in_training and not _all_in_training(tmp_path):
             time.sleep(0.2)
@@ -224,6 +224,24 @@ def test_a_signal_to_every_process_there_is_saves_marks_and_gives_its_exit_code(
     for record in found.records:
         state = tmp_path / "checkpoints" / "digits-mlp" / f"trial-{record.number:04d}" / "state.ckpt"
         assert state.exists() == bool(record.history), "what was done is saved"
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    bare = ["~model.hidden_sizes", "~model.activation", "~model.dropout", "search=none"]
+    line = [f"home={tmp_path}", "study.trials=2", "slots=2", "model._target_=their_networks.Sleeps", *bare]
+    command = [sys.executable, "-m", "overnight", "tune", *line]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}) as process:
+        while not _all_in_training(tmp_path):
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None, "a trial in the middle of a batch is waited for"
+        process.send_signal(signal.SIGINT)
+        pressed = time.monotonic()
+        assert process.wait() == 130
+        assert time.monotonic() - pressed < 4
+    assert records(tmp_path).count("paused") == 2
 
 
 def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:

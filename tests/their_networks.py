@@ -45,6 +45,14 @@ class Slow(Plain):
         return super().training_step(batch, index)
 
 
+class Sleeps(Plain):
+    """From its fourth epoch on a batch takes a minute."""
+
+    def training_step(self, batch, index):
+        time.sleep(60 if self.current_epoch > 2 else 0)
+        return super().training_step(batch, index)
+
+
 class Raises(Plain):
     def on_train_epoch_start(self):
         print("about to raise")

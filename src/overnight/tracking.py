@@ -10,6 +10,7 @@ from __future__ import annotations
 import getpass
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 WRITE_EVERY_S = 1.0
+TRY_AGAIN_S = 5.0  # after it could not be written
 TRIES_AT_THE_END = 3
 # MLflow's limits for one log_batch, and for one param value.
 _BATCH_METRICS, _BATCH_PARAMS, _PARAM_CHARS = 1000, 100, 6000
@@ -70,7 +72,7 @@ class Tracker:
         self._plan, self._uid, self._with_parent = plan, uid, with_parent
         self._pending: dict[int, TrialRecord] = {}
         self._ledger: list[TrialRecord] = []
-        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._lock, self._wake, self._closing = threading.Lock(), threading.Event(), threading.Event()
         self._ending: str | None = None
         self._weights: str | None = None
         self._best: TrialRecord | None = None
@@ -101,6 +103,7 @@ class Tracker:
         could not be written; the ledger has it all, and the next start writes it.
         """
         self._best, self._weights, self._ending = best, weights, ending
+        self._closing.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(within_s if within_s is None else max(within_s, 0.0))
@@ -127,14 +130,16 @@ class Tracker:
                     return
                 self.trouble = None
             except Exception as error:  # MLflow's, SQLAlchemy's, the network's: all are waited out alike
-                self.trouble = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                self.trouble = _in_short(error)
                 tries += ending is not None
                 if tries >= TRIES_AT_THE_END:
                     print(traceback.format_exc(), file=sys.stderr)
                     return
                 self._wake.set()
-            if self._ending is None:
+            if self._ending is not None and self.trouble:
                 time.sleep(WRITE_EVERY_S)
+            else:
+                self._closing.wait(TRY_AGAIN_S if self.trouble else WRITE_EVERY_S)
 
     def _open(self) -> None:
         self._client = client(self._plan.settings.place)
@@ -329,6 +334,8 @@ def client(place: Place) -> MlflowClient:
         _create_store(place)
     from mlflow import MlflowClient
 
+    # Its store logs a page of traceback at every try, which a full disk or a server that restarts makes many.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=place.tracking_uri)
 
 
@@ -361,6 +368,13 @@ def _search(client: MlflowClient, experiment_id: str, uid: str) -> Iterable[Any]
         token = page.token
         if not token:
             return
+
+
+def _in_short(error: BaseException) -> str:
+    """What is at the bottom of an error, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def _user() -> str:

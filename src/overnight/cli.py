@@ -40,6 +40,7 @@ def cli() -> None:
 @click.option("--cfg", is_flag=True, help="Print the composed config and start nothing.")
 def tune(overrides: tuple[str, ...], config_dir: str | None, dry_run: bool, extend: bool, cfg: bool) -> None:
     """Start a study, or go on with it: the same line, as often as you like."""
+    _warm_up(cfg)
     from overnight import plan as plans
 
     plan = plans.make(_less_job(overrides, cfg), config_dir)
@@ -62,6 +63,7 @@ def tune(overrides: tuple[str, ...], config_dir: str | None, dry_run: bool, exte
 @click.option("--cfg", is_flag=True, help="Print the composed config and start nothing.")
 def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None:
     """Train one configuration, with the same tracking."""
+    _warm_up(cfg)
     from overnight import plan as plans
 
     plan = plans.make(_less_job(overrides, cfg), config_dir, searching=False)
@@ -332,6 +334,14 @@ def _mistake(problems: list[str]) -> NoReturn:
 
 
 # Small parts ----------------------------------------------------------------------------------------------------------
+
+
+def _warm_up(cfg: bool) -> None:
+    """Have the forkserver import the stack while this process still reads and checks what was asked."""
+    if not cfg:
+        from overnight import processes
+
+        processes.warm_up()
 
 
 def _less_job(overrides: tuple[str, ...], cfg: bool) -> tuple[str, ...]:

@@ -80,7 +80,8 @@ def test_a_when_on_a_key_that_is_not_searched_is_a_mistake(tmp_path: Path) -> No
     (tmp_path / "search" / "odd.yaml").write_text(
         "model.dropout:\n  when: model.activation=relu\n  draw: interval(0.0, 0.5)\n"
     )
-    assert "must look at a searched key, got 'model.activation'" in problems_of("search=odd", config_dir=tmp_path)[0]
+    (problem,) = problems_of("search=odd", config_dir=tmp_path)
+    assert problem.startswith("search.model.dropout.when: must look at a key that is searched or fixed, got 'model.act")
 
 
 def test_a_key_that_only_one_option_has_needs_a_when(tmp_path: Path) -> None:
@@ -157,3 +158,154 @@ def test_a_study_searches_over_a_bounded_number_of_group_combinations(tmp_path: 
         (tmp_path / "model" / f"{name}.yaml").write_text("_target_: a.B\n")
     (problem,) = problems_of("search=none", f"model=m0,{','.join(names[1:])}", config_dir=tmp_path)
     assert "at most 64 combinations" in problem
+
+
+def space_file(folder: Path, text: str, group: str = "search", name: str = "odd") -> Path:
+    (folder / group).mkdir(exist_ok=True)
+    (folder / group / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def test_five_mistakes_in_one_space_are_five_messages(tmp_path: Path) -> None:
+    folder = space_file(
+        tmp_path,
+        """
+        optimizer: choice(adam, sdg)
+        optimizer.lr: interval(0.1, 0.01)
+        optimizer.momentum: {when: model.activation=relu, draw: "interval(0, 1)"}
+        model.dropout: {type: float, low: 0.0}
+        model.hidden_sizes: interval(1, 2)
+        """,
+    )
+    assert problems_of("search=odd", config_dir=folder) == [
+        "search.optimizer.lr: interval needs low < high, got 'interval(0.1, 0.01)'",
+        "search.model.dropout: must be a distribution as Optuna writes it: FloatDistribution needs high; got "
+        "{'type': 'float', 'low': 0.0}",
+        "search.optimizer: must choose among adam, adamw, sgd, got 'sdg'",
+        "search.optimizer.momentum.when: must look at a key that is searched or fixed, got 'model.activation=relu'; "
+        "search model.activation, fix it (model.activation: VALUE), or drop the `when`",
+        "search.model.hidden_sizes: draws numbers, and [64] is written there, a list: take length with each, or "
+        "choice([32], [64, 64]); got 1.0 to 2.0",
+    ]
+
+
+def test_a_space_may_fix_values_options_and_epochs(tmp_path: Path) -> None:
+    folder = space_file(
+        tmp_path,
+        """
+        optimizer: sgd
+        optimizer.lr: 0.5
+        optimizer.momentum: {when: optimizer=sgd, draw: "interval(0, 1)"}
+        model.activation: tanh
+        model.dropout: {when: model.activation=tanh, draw: "interval(0, 0.5)"}
+        trainer.max_epochs: 7
+        """,
+    )
+    study = plan.make(["search=odd"], folder)
+    assert [*study.space.describe()] == ["optimizer.momentum", "model.dropout"]
+    config = study.config({})
+    assert (config["optimizer"]["_target_"], config["optimizer"]["lr"]) == ("torch.optim.SGD", 0.5)
+    assert (config["model"]["activation"], study.settings.trainer.max_epochs) == ("tanh", 7)
+    assert plan.make(["search=odd", "optimizer=adam", "optimizer.lr=0.1"], folder).config({})["optimizer"] == {
+        "_target_": "torch.optim.Adam",
+        "lr": 0.1,
+        "weight_decay": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optimizer: sdg", "search.optimizer: must be one of adam, adamw, sgd, got 'sdg'"),
+        ("model.dropout: much", "search.model.dropout: must be a number, got 'much'"),
+        ("model.colour: red", "search.model.colour: no such key, got 'red'"),
+        ("seed: 3", "search.seed: no such key, got 3"),
+    ],
+)
+def test_a_fixed_value_that_can_not_be_is_a_mistake(tmp_path: Path, text: str, words: str) -> None:
+    (problem,) = problems_of("search=odd", config_dir=space_file(tmp_path, text))
+    assert problem.startswith(words)
+
+
+def test_a_value_for_a_key_that_only_a_searched_option_has_counts_there() -> None:
+    study = plan.make(["optimizer.momentum=0.5"])
+    assert "optimizer.momentum" not in study.space.describe()
+    assert study.config({"optimizer": "sgd"})["optimizer"]["momentum"] == 0.5
+    assert "momentum" not in study.config({"optimizer": "adam"})["optimizer"]
+    assert problems_of("optimizer.momentum=high") == ["optimizer.momentum: must be a number, got 'high'"]
+    assert problems_of("optimizer=adam", "optimizer.momentum=0.5")[0].startswith("optimizer.momentum: no such key")
+
+
+def test_a_sweep_keeps_the_condition_of_its_key_or_finds_one() -> None:
+    swept = "optimizer.momentum=interval(0.5,0.9)"
+    for line in ([swept], [swept, "search=none", "optimizer=adam,sgd"]):
+        assert plan.make(line).space.describe()["optimizer.momentum"] == "0.5 to 0.9 when optimizer=sgd"
+
+
+def test_models_that_are_searched_bring_their_spaces(tmp_path: Path) -> None:
+    space_file(tmp_path, "_target_: a.B\nwidth: 3\n", "model", "mine")
+    space_file(
+        tmp_path, "model.width: int(interval(1, 9))\noptimizer.lr: tag(log, interval(1e-4, 1e-1))\n", "search", "mine"
+    )
+    space = plan.make(["model=mlp,mine"], tmp_path).space.describe()
+    assert space["model"] == "choice(mlp, mine)"
+    assert space["model.width"] == "1 to 9 when model=mine"
+    assert space["model.activation"].endswith("when model=mlp")
+    assert space["optimizer.lr"] == "0.0001 to 0.1, log"
+    assert space["optimizer.momentum"] == "0.0 to 0.99 when model=mlp and optimizer=sgd"
+
+
+def test_an_option_that_draws_a_key_its_own_way_shows_it_under_the_key(tmp_path: Path) -> None:
+    folder = space_file(
+        tmp_path,
+        """
+        optimizer:
+          choice:
+            adam: {optimizer.lr: "tag(log, interval(1e-5, 1e-2))"}
+            sgd: {optimizer.lr: "tag(log, interval(1e-3, 1))", optimizer.momentum: "interval(0, 0.99)"}
+        """,
+    )
+    study = plan.make(["search=odd"], folder)
+    assert study.first_trial({}).point == {"optimizer": "adam", "optimizer.lr@adam": 0.001}
+    params = {"optimizer": "sgd", "optimizer.lr": 0.5, "optimizer.momentum": 0.9}
+    assert study.config_of(params)["optimizer"] == {
+        "_target_": "torch.optim.SGD",
+        "lr": 0.5,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+    }
+    fixed = plan.make(["search=odd", "optimizer=sgd"], folder).space.describe()
+    assert fixed == {"optimizer.lr@sgd": "0.001 to 1.0, log", "optimizer.momentum": "0.0 to 0.99"}
+
+
+def test_a_grid_takes_no_continuous_key_and_cma_es_no_space_without_numbers() -> None:
+    (problem,) = problems_of("search=none", "sampler=grid", "optimizer.lr=interval(0.1,1)", "model.dropout=0.0,0.5")
+    assert problem == (
+        "search.optimizer.lr: sampler=grid needs a countable number of values, got 0.1 to 1.0; take "
+        "range(LOW, HIGH, STEP) or choice(A, B), or another sampler"
+    )
+    (problem,) = problems_of("search=none", "sampler=cma_es", "model.activation=relu,tanh")
+    assert problem.startswith("sampler: cma_es needs a number that every trial draws, got model.activation")
+
+
+def test_mistakes_in_what_is_to_be_tried_first_are_all_named() -> None:
+    problems = problems_of(
+        "study.enqueue=[{optimizer.lr:5},{model.activtion:relu},{optimizer.momentum:0.5},{model.hidden_sizes:[8,wide]}]",
+        "study.trials=4",
+    )
+    assert [p.split(":")[0] for p in problems] == [
+        "study.enqueue[0].optimizer.lr",
+        "study.enqueue[1].model.activtion",
+        "study.enqueue[2].optimizer.momentum",
+        "study.enqueue[3].model.hidden_sizes",
+        "study.enqueue",
+    ]
+    assert "did you mean model.activation?" in problems[1]
+    assert "is drawn only when optimizer=sgd, which this entry does not have, got 0.5" in problems[2]
+    assert "raise study.trials to 5" in problems[4]
+    assert problems_of("study.enqueue=[3]")[0].startswith("study.enqueue: must be a list of mappings")
+
+
+def test_a_pruner_that_could_never_prune_is_a_mistake() -> None:
+    (problem,) = problems_of("pruner=hyperband", "pruner.min_epochs=50")
+    assert problem.startswith("pruner.min_epochs: must be at most trainer.max_epochs, which is 20, got 50")

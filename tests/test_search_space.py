@@ -7,12 +7,18 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 
 from overnight import plan
-from overnight.search_space import SearchSpace, parse
+from overnight.grammar import parse
+from overnight.search_space import SearchSpace, shown
+from overnight.settings import look_up
+
+
+def unwritten(key: str, _: Any) -> Any:
+    raise KeyError(key)
 
 
 def space_of(**entries: Any) -> SearchSpace:
@@ -54,8 +60,8 @@ def test_the_grammar_means_what_hydra_says(text: str, distribution: object) -> N
         ("choice(a, a)", "choices must differ"),
         ("interval(1, inf)", "two finite ends"),
         ("interval(1", "must be in Hydra's sweep grammar"),
-        ({"when": "a=b"}, "takes a draw, or `draw` with `when`"),
-        ({"draw": "interval(0, 1)", "wenn": "a=b"}, "takes a draw, or `draw` with `when`"),
+        ({"when": "a=b"}, "takes a draw such as interval(0, 1), a value, or a mapping"),
+        ({"draw": "interval(0, 1)", "wenn": "a=b"}, "takes a draw such as interval(0, 1), a value, or a mapping"),
         ({"draw": "interval(0, 1)", "when": "a"}, "must be KEY=VALUE"),
         ({"length": "int(interval(0, 3))", "each": "interval(0, 1)"}, "length must be whole numbers from 1 up"),
         ({"length": "interval(1, 3)", "each": "interval(0, 1)"}, "length must be whole numbers from 1 up"),
@@ -69,6 +75,93 @@ def test_a_mistake_names_key_value_and_rule(entry: object, words: str) -> None:
     assert words in problems[0]
 
 
+@pytest.mark.parametrize(
+    ("entry", "distribution"),
+    [
+        (json.loads(distribution_to_json(FloatDistribution(1e-4, 0.1, log=True))), FloatDistribution(1e-4, 0.1, True)),
+        (distribution_to_json(IntDistribution(1, 9, step=2)), IntDistribution(1, 9, step=2)),
+        ({"type": "float", "low": 0, "high": 1}, FloatDistribution(0.0, 1.0)),
+        ({"type": "int", "low": 16, "high": 256, "log": True}, IntDistribution(16, 256, log=True)),
+        ({"name": "FloatDistribution", "low": 0.0, "high": 0.5, "step": 0.1}, FloatDistribution(0.0, 0.5, step=0.1)),
+        ({"type": "categorical", "choices": ["a", 1, None]}, CategoricalDistribution(("a", 1, None))),
+        ({"draw": {"type": "int", "low": 1, "high": 3}, "when": "x=1"}, IntDistribution(1, 3)),
+        ({"type": "int", "low": 1, "high": 3, "when": "x=1"}, IntDistribution(1, 3)),
+    ],
+)
+def test_an_optuna_distribution_may_be_pasted(entry: Any, distribution: object) -> None:
+    (parameter,) = space_of(y=entry).parameters
+    assert parameter.each == distribution
+    assert [str(c) for c in parameter.when] == (["x=1"] if "when" in entry and isinstance(entry, dict) else [])
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"type": "float", "low": 1}, "FloatDistribution needs high; got {'type': 'float', 'low': 1}"),
+        ({"type": "float", "low": 2, "high": 1}, "`low <= high` must hold"),
+        ({"type": "int", "low": 1.5, "high": 3}, "needs whole numbers, not 1.5"),
+        ({"type": "float", "low": 0, "high": 1, "log": "yes"}, "log must be true or false, not 'yes'"),
+        ({"type": "float", "low": 0, "high": 1, "log": True}, "must hold"),
+        ({"type": "float", "low": 0, "high": 1, "lgo": True}, "FloatDistribution takes low, high, log, step"),
+        ({"name": "Normal", "attributes": {}}, "there are FloatDistribution, IntDistribution, CategoricalDistribution"),
+        ({"type": "categorical", "choices": "ab"}, "choices must be a list"),
+        ({"choice": ["a", "b"]}, "choice takes a mapping from option to the space that it brings"),
+        ({"choice": {"a": {"y": "interval(2, 1)"}}}, "interval needs low < high"),
+    ],
+)
+def test_a_mistake_in_a_mapping_says_what_it_takes(entry: Any, words: str) -> None:
+    problems: list[str] = []
+    parse({"x": entry}, problems)
+    assert len(problems) == 1
+    assert words in problems[0]
+
+
+def test_an_option_brings_a_space_of_its_own() -> None:
+    both = "choice(1, 2)"
+    space = space_of(
+        optimizer={
+            "choice": {
+                "adam": {"lr": "interval(0, 1)", "batch": both},
+                "sgd": {"lr": "interval(0, 2)", "batch": both, "nesterov": True, "momentum": "interval(0, 1)"},
+            }
+        }
+    )
+    assert space.describe() == {
+        "optimizer": "choice(adam, sgd)",
+        "lr@adam": "0.0 to 1.0 when optimizer=adam",
+        "batch": "choice(1, 2)",
+        "lr@sgd": "0.0 to 2.0 when optimizer=sgd",
+        "nesterov": "choice(true) when optimizer=sgd",
+        "momentum": "0.0 to 1.0 when optimizer=sgd",
+    }
+    drawn = {"optimizer": "sgd", "batch": 1, "lr@sgd": 1.5, "nesterov": True, "momentum": 0.5}
+    values = space.draw(lambda name, _: drawn[name], unwritten)
+    assert values == {"optimizer": "sgd", "batch": 1, "lr": 1.5, "nesterov": True, "momentum": 0.5}
+
+
+def test_a_key_that_two_draws_could_give_at_once_is_a_mistake() -> None:
+    problems: list[str] = []
+    parse({"lr": "interval(0, 1)", "opt": {"choice": {"a": {"lr": "interval(0, 2)"}, "b": None}}}, problems)
+    assert "search.lr: must be given once, or in options that exclude one another" in problems[0]
+
+
+def test_all_conditions_of_a_list_must_hold() -> None:
+    space = space_of(a="choice(x, y)", b="choice(1, 2)", c={"when": ["a=x", "b=1,3"], "draw": "choice(7, 8)"})
+    assert "c" in space.draw(lambda n, _: {"a": "x", "b": 1, "c": 7}[n], unwritten)
+    assert "c" not in space.draw(lambda n, _: {"a": "x", "b": 2}[n], unwritten)
+
+
+def test_the_size_of_a_space_heeds_its_conditions() -> None:
+    space = space_of(
+        a="choice(x, y, z)",
+        b={"when": "a=x", "draw": "choice(1, 2)"},
+        c={"when": "b=1", "draw": "int(interval(1, 5))"},
+        d="choice(p, q)",
+    )
+    assert space.size(unwritten) == ((5 + 1) + 1 + 1) * 2
+    assert space_of(a="choice(x, y)", b={"when": "a=x", "draw": "interval(0, 1)"}).size(unwritten) == float("inf")
+
+
 def test_conditions_that_go_round_in_a_circle_are_a_mistake() -> None:
     problems: list[str] = []
     parse({"a": {"when": "b=1", "draw": "choice(1,2)"}, "b": {"when": "a=1", "draw": "choice(1,2)"}}, problems)
@@ -78,27 +171,36 @@ def test_conditions_that_go_round_in_a_circle_are_a_mistake() -> None:
 def test_a_condition_is_drawn_after_what_it_looks_at_however_it_was_written() -> None:
     space = space_of(late={"when": "early=b", "draw": "interval(0, 1)"}, early="choice(a, b)")
     assert [p.key for p in space.parameters] == ["early", "late"]
-    assert space.draw(lambda n, _: {"early": "a"}[n], lambda _: None) == {"early": "a"}
-    assert space.draw(lambda n, _: {"early": "b", "late": 0.5}[n], lambda _: None) == {"early": "b", "late": 0.5}
+    assert space.draw(lambda n, _: {"early": "a"}[n], unwritten) == {"early": "a"}
+    assert space.draw(lambda n, _: {"early": "b", "late": 0.5}[n], unwritten) == {"early": "b", "late": 0.5}
 
 
 def test_a_list_is_drawn_entry_by_entry_under_names_that_stay_stable() -> None:
     space = space_of(sizes={"length": "int(interval(1, 3))", "each": "int(interval(1, 9))"})
     drawn = {"sizes.length": 2, "sizes.0": 7, "sizes.1": 3}
-    assert space.draw(lambda n, _: drawn[n], lambda _: None) == {"sizes": [7, 3]}
+    assert space.draw(lambda n, _: drawn[n], unwritten) == {"sizes": [7, 3]}
     assert list(space.names()) == ["sizes.length", "sizes.0", "sizes.1", "sizes.2"]
-    assert space.size() == 9 + 81 + 729
+    assert space.size(unwritten) == 9 + 81 + 729
 
 
 def test_choices_among_lists_come_back_as_lists() -> None:
     space = space_of(sizes="[32],[64,64]")
-    assert space.draw(lambda _, dist: dist.choices[1], lambda _: None) == {"sizes": [64, 64]}  # type: ignore[attr-defined]
+    assert space.draw(lambda _, dist: dist.choices[1], unwritten) == {"sizes": [64, 64]}  # type: ignore[attr-defined]
 
 
-def test_the_written_point_leaves_out_what_lies_outside_the_space() -> None:
-    space = space_of(a="interval(0, 1)", b="choice(x, y)", c={"length": "int(interval(1, 2))", "each": "choice(1, 2)"})
-    written = {"a": 5.0, "b": "y", "c": [2]}
-    assert space.written_point(written.__getitem__) == {"b": "y", "c.length": 1, "c.0": 2}
+def test_a_point_is_found_from_its_values_less_what_lies_outside_the_space() -> None:
+    space = space_of(
+        a="interval(0, 1)",
+        b="choice(x, y)",
+        c={"length": "int(interval(1, 2))", "each": "choice(1, 2)"},
+        d={"when": "b=x", "draw": "interval(0, 1)"},
+        e="interval(0, 1)",
+    )
+    written = {"a": 5.0, "b": "y", "c": [2], "d": 0.5}
+    values, point, outside = space.find(lambda key, _: written[key])
+    assert values == {"a": 5.0, "b": "y", "c": [2]}
+    assert point == {"b": "y", "c.length": 1, "c.0": 2}
+    assert outside == ("a",)
 
 
 def test_a_plain_value_in_the_space_is_fixed() -> None:
@@ -150,17 +252,24 @@ def entries(draw: st.DrawFn) -> tuple[str, Any]:
     return "model.hidden_sizes", {"length": f"int(interval(1, {longest}))", "each": each}
 
 
-BASE = plan.make(["search=none"])
+ADAM = {"optimizer.lr": "tag(log, interval(1e-5, 1e-1))", "optimizer.weight_decay": "choice(0.0, 0.1)"}
+SGD = {"optimizer.lr": "interval(0.01, 1)", "optimizer.momentum": {"type": "float", "low": 0, "high": 0.99}}
+BASE = plan.make(["search=none", "optimizer=adam,sgd", "+model.width=null"])
 
 
-@given(st.lists(entries(), min_size=1, max_size=4, unique_by=lambda e: e[0]), st.integers(0, 2**32))
-def test_every_drawn_point_lies_in_the_space_makes_a_config_and_comes_back_from_its_parameters(
-    found: list[tuple[str, Any]], seed: int
+@given(st.lists(entries(), max_size=4, unique_by=lambda e: e[0]), st.booleans(), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_every_drawn_point_composes_lies_within_its_ends_and_comes_back_from_mlflow(
+    found: list[tuple[str, Any]], both: bool, seed: int
 ) -> None:
+    written = {k: v for k, v in found if not (both and k == "optimizer.lr")}
+    if both:
+        written["optimizer"] = {"choice": {"adam": ADAM, "sgd": SGD}}
+        written["model.width"] = {"when": ["optimizer=sgd"], "draw": "null,true,7,seven,0.5,[1,2]"}
     problems: list[str] = []
-    space, _ = parse(dict(found), problems)
+    space, _ = parse(written, problems)
     assert problems == []
-    study = plan.Plan(BASE.settings, space, (), BASE.choices, BASE.variants)
+    study = plan.Plan(BASE.settings, space, BASE.groups, BASE.choices, BASE.variants)
     rng, params = random.Random(seed), {}
 
     def draw(name: str, dist: Any) -> Any:
@@ -170,8 +279,13 @@ def test_every_drawn_point_lies_in_the_space_makes_a_config_and_comes_back_from_
 
     values = space.draw(draw, study.written)
     config = study.config(values)
+    optimizer = values.pop("optimizer", "adam")
+    assert config["optimizer"]["_target_"] == f"torch.optim.{ {'adam': 'Adam', 'sgd': 'SGD'}[optimizer] }"
     for key, value in values.items():
-        assert config[key.split(".")[0]][key.split(".")[1]] == value
+        assert look_up(config, key) == value
     assert study.config_of(params) == config
+
+    texts = {shown(name): str(value) for name, value in params.items()}  # as tracking writes them
+    assert study.config_of(space.read(texts)) == config
     thawed = SearchSpace.from_json(json.loads(json.dumps(space.to_json())))
-    assert thawed.draw(lambda name, _: params[name], study.written) == values
+    assert thawed == space

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from overnight import plan
+from overnight import plan, processes
 from overnight.messages import EpochEnd
 from overnight.plan import Plan
 from overnight.settings import ConfigError
@@ -24,12 +24,14 @@ from overnight.study import Ledger, open_study, view
 
 
 def planned(home: Path, *overrides: str) -> Plan:
-    return plan.make([f"home={home}", "study.trials=14", *overrides])
+    trials = [] if any(o.startswith("study.trials=") for o in overrides) else ["study.trials=14"]
+    return plan.make([f"home={home}", *trials, *overrides])
 
 
 @contextmanager
 def opened(study: Plan, **options: bool) -> Iterator[Ledger]:
     ledger, _ = open_study(study, **options)
+    ledger.help_from(processes.fork)
     try:
         yield ledger
     finally:
@@ -56,21 +58,40 @@ def play(ledger: Ledger, trials: int) -> list[tuple[int, dict[str, Any]]]:
     return played
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_study_cut_anywhere_suggests_what_the_uncut_one_does(tmp_path: Path, sampler: str) -> None:
-    with opened(planned(tmp_path / "whole", f"sampler={sampler}")) as ledger:
-        whole = play(ledger, 99)
-    assert len(whole) == 14
-    assert len({json.dumps(values) for _, values in whole}) == 14
+SMALL_SPACE = ("search=none", "optimizer=adam,sgd", "optimizer.momentum=0.1,0.5", "optimizer.lr=0.5,0.6,0.7")
 
-    cut = planned(tmp_path / "cut", f"sampler={sampler}")
+
+@pytest.mark.parametrize(
+    ("sampler", "line"),
+    [
+        ("tpe", ("study.trials=14",)),
+        ("random", (*SMALL_SPACE,)),  # nine points, so that some are drawn again
+        ("grid", (*SMALL_SPACE, "model.dropout=0.0,0.1")),
+        ("qmc", ()),
+        ("cma_es", ()),
+        ("gp", ("sampler.startup_trials=4",)),
+    ],
+)
+def test_a_study_cut_anywhere_suggests_what_the_uncut_one_does(
+    tmp_path: Path, sampler: str, line: tuple[str, ...]
+) -> None:
+    if sampler == "gp":
+        processes.warm_up()  # as every start does: its helper is forked from the same server
+    line = (f"sampler={sampler}", *(line if sampler == "tpe" else ("study.trials=8", *line)))
+    with opened(planned(tmp_path / "whole", *line)) as ledger:
+        whole = play(ledger, 99)
+    assert len(whole) in (8, 14)
+    assert len({json.dumps(values) for _, values in whole}) == len(whole)
+
+    cut = planned(tmp_path / "cut", *line)
     with opened(cut) as ledger:
-        suggested = play(ledger, 5)
+        suggested = play(ledger, 3)
         ledger.ask()  # asked for, and the machine went down
     with opened(cut) as ledger:
-        suggested += play(ledger, 7)
+        suggested += play(ledger, len(whole) - 5)
         half_asked = ledger.study.ask()  # in the middle of asking
-        half_asked.suggest_int("model.hidden_sizes.length", 1, 3)
+        name, dist = next(iter(cut.space.names().items()))
+        half_asked._suggest(name, dist)
     with opened(cut) as ledger:
         suggested += play(ledger, 99)
     assert suggested == whole
@@ -275,3 +296,135 @@ def test_asking_reporting_and_telling_stay_quick(tmp_path: Path) -> None:
         started = time.perf_counter()
         assert len(play(ledger, 99)) == 40
         assert (time.perf_counter() - started) / 40 < 1.0
+
+
+def test_a_grid_ends_by_itself_when_every_point_has_a_trial(tmp_path: Path) -> None:
+    study = planned(tmp_path, *SMALL_SPACE, "sampler=grid", "study.trials=99")
+    with opened(study) as ledger:
+        played = play(ledger, 99)
+    values = {json.dumps(v) for _, v in played[1:]}
+    # lr: 3, for sgd times 2 of momentum, and trial 0 as written, which lies outside: its lr is none of the three
+    assert (len(played), len(values), study.budget) == (10, 9, 10)
+    found, _ = view(study.settings.place)
+    assert found is not None
+    assert (found.state, found.budget) == ("done", 10)
+    with opened(study) as ledger:
+        assert ledger.ask() is None
+
+
+def test_a_point_that_was_tried_is_drawn_again_while_others_are_left(tmp_path: Path) -> None:
+    space = ("search=none", "optimizer=adam,sgd", "optimizer.momentum=0.1,0.5", "optimizer.lr=0.001,0.5,0.6")
+    study = planned(tmp_path, *space, "sampler=random", "study.trials=13")
+    ledger, said = open_study(study)
+    assert said == [
+        "search: there are 9 points for 13 trials; once each has been tried, points are trained again with another seed"
+    ]
+    played = [json.dumps(v) for _, v in play(ledger, 99)]
+    ledger.close()
+    assert len(set(played[:8])) == 8
+    assert len(played) == 13, "repeats are accepted in the end, each a trial with a seed of its own"
+
+
+@pytest.mark.parametrize("sampler", ["qmc", "cma_es", "gp"])
+def test_a_sampler_that_knows_no_conditions_says_what_it_draws_at_random(tmp_path: Path, sampler: str) -> None:
+    ledger, said = open_study(planned(tmp_path, f"sampler={sampler}"))
+    ledger.close()
+    (line,) = said
+    assert line.startswith(f"sampler: {sampler} draws at random ")
+    assert all(n in line for n in ("model.hidden_sizes.1", "model.hidden_sizes.2", "optimizer.momentum"))
+    assert ("model.activation" in line) == (sampler == "cma_es")
+    assert "optimizer.lr" not in line
+
+
+def test_the_points_of_qmc_are_spread_more_evenly_than_random_ones(tmp_path: Path) -> None:
+    from scipy.stats import qmc
+
+    spread = {}
+    for sampler in ("qmc", "random"):
+        line = ("search=none", "model.dropout=interval(0,1)", "optimizer.weight_decay=interval(0,1)")
+        with opened(planned(tmp_path / sampler, *line, f"sampler={sampler}", "study.trials=17")) as ledger:
+            points = [ledger.ask() for _ in range(17)]
+        drawn = [[p.values["model.dropout"], p.values["optimizer.weight_decay"]] for p in points[1:] if p]
+        spread[sampler] = qmc.discrepancy(drawn)
+    assert spread["qmc"] < spread["random"] / 2
+
+
+ENQUEUED = "study.enqueue=[{optimizer.lr:0.01},{optimizer:sgd,optimizer.momentum:0.5},{optimizer.lr:0.001}]"
+
+
+def test_what_is_to_be_tried_first_follows_trial_0_and_is_enqueued_once(tmp_path: Path) -> None:
+    study = planned(tmp_path, ENQUEUED)
+    with opened(study) as ledger:
+        played = play(ledger, 2)
+    with opened(study) as ledger:
+        played += play(ledger, 2)
+    (_, written), (_, second), (_, third), _ = played
+    assert second == {**written, "optimizer.lr": 0.01}
+    assert third == {**written, "optimizer": "sgd", "optimizer.lr": 0.01, "optimizer.momentum": 0.5}
+    assert len({json.dumps(v) for _, v in played}) == 4, "the third entry says what is written, which is trial 0"
+    more = planned(tmp_path, ENQUEUED.replace("[{", "[{model.activation:gelu},{", 1))
+    with opened(more) as ledger:
+        (_, fifth), (_, sixth) = play(ledger, 2)
+        assert fifth == {**written, "model.activation": "gelu"}
+        assert ledger.read(4).params["model.activation"] == "gelu"
+    with opened(more) as ledger:
+        assert sum(t.state == TrialState.WAITING for t in ledger.trials()) == 0
+    assert sixth not in (written, second, third, fifth)
+
+
+def test_an_entry_that_finds_the_budget_spent_waits_for_room(tmp_path: Path) -> None:
+    with opened(planned(tmp_path, "study.trials=2")) as ledger:
+        play(ledger, 99)
+    late = "study.enqueue=[{optimizer.lr:0.02}]"
+    ledger, said = open_study(planned(tmp_path, "study.trials=2", late))
+    assert ledger.ask() is None
+    ledger.close()
+    assert said == ["study.enqueue: 1 of its entries wait for room in study.trials, which is spent"]
+    with opened(planned(tmp_path, "study.trials=3", late)) as ledger:
+        assert [v["optimizer.lr"] for _, v in play(ledger, 99)] == [0.02]
+
+
+def test_trial_0_keeps_the_values_that_it_started_with(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    file = tmp_path / "model" / "mine.yaml"
+    line = ("model=mine", "search=none", "model.width=int(interval(1,9))", "sampler=random", "study.trials=3")
+    made = []
+    for width in (20, 30):
+        file.write_text(f"_target_: a.B\nwidth: {width}\n")
+        made.append(plan.make([f"home={tmp_path}", *line], tmp_path))
+    for study in made:
+        with opened(study) as ledger:
+            ticket = ledger.ask()
+            assert ticket is not None
+            assert ticket.config["model"]["width"] == 20
+            assert ledger.read(0).params == {"model.width": 20}
+            ledger.pause(0)
+
+
+def test_extending_a_grid_tries_the_points_that_came_in(tmp_path: Path) -> None:
+    line = ("search=none", "sampler=grid", "study.trials=99")
+    with opened(planned(tmp_path, *line, "optimizer.lr=0.5,0.6")) as ledger:
+        assert len(play(ledger, 99)) == 3
+    wider = planned(tmp_path, *line, "optimizer.lr=0.5,0.6,0.7", "model.dropout=0.0,0.1")
+    with opened(wider, extend=True) as ledger:
+        assert len(play(ledger, 99)) == 4
+        assert len({json.dumps(r.params) for r in ledger.records()}) == 7
+
+
+@pytest.mark.parametrize("pruner", ["pruner=median", "pruner=hyperband"])
+def test_the_first_cut_comes_after_as_many_epochs_as_are_written(tmp_path: Path, pruner: str) -> None:
+    at = {"pruner=median": "pruner.warmup_epochs=2", "pruner=hyperband": "pruner.min_epochs=2"}[pruner]
+    more = ["pruner.startup_trials=1"] if pruner == "pruner=median" else ["pruner.reduction_factor=2"]
+    cuts = set()
+    with opened(planned(tmp_path, pruner, at, *more, "trainer.max_epochs=4", "study.trials=12")) as ledger:
+        for number in range(12):
+            ledger.ask()
+            for e in range(4):
+                ledger.record(epoch(number, e, 1.0 / (number + 1)))
+                if ledger.should_prune(number):
+                    cuts.add(e + 1)
+                    ledger.prune(number)
+                    break
+            else:
+                ledger.complete(number)
+    assert min(cuts) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,11 +105,24 @@ def train(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -
     return _trial(result.records[-1])
 
 
-def run(plan: Plan, *, extend: bool = False, screen: Screen | None = None, take_signals: bool = False) -> Result:
-    """Work on a plan's study. take_signals: have SIGINT, SIGTERM and SIGHUP save and stop, as a command should."""
+def run(
+    plan: Plan,
+    *,
+    extend: bool = False,
+    screen: Screen | None = None,
+    take_signals: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Work on a plan's study.
+
+    take_signals: have SIGINT, SIGTERM and SIGHUP save and stop, as a command should. say: told, line by line and
+    before the first trial, what there is to say of this start; the result keeps it too.
+    """
     _check_room(plan)
     processes.warm_up()
     ledger, said = open_study(plan, extend=extend)
+    for line in said:
+        say(line)
     try:
         return _work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None), said, screen, take_signals)
     finally:

@@ -51,10 +51,7 @@ def tune(overrides: tuple[str, ...], config_dir: str | None, dry_run: bool, exte
     else:
         from overnight import api
 
-        result = api.run(plan, extend=extend, take_signals=True)
-        for line in result.said:
-            click.echo(line)
-        _print_result(result)
+        _print_result(api.run(plan, extend=extend, take_signals=True, say=click.echo))
 
 
 @cli.command()
@@ -254,15 +251,18 @@ def _print_result(result: Result) -> NoReturn:
     from overnight.records import describe
 
     study, records = result.plan.settings.study, result.records
-    done = sum(r.done for r in records)
-    if not result.worked:
+    done, budget = sum(r.done for r in records), result.plan.budget
+    tried = budget < study.trials or budget == result.plan.points
+    if result.plan.settings.sampler.name == "grid" and tried and done >= budget:
+        click.echo("every point of the grid has been tried; for more: a wider space under a new study.name")
+    elif not result.worked:
         click.echo(
             f"{result.study_name} is done already; for more: study.trials={study.trials * 2}, or a new study.name"
         )
     counts = ", ".join(
         f"{n} {s}" for s in ("complete", "pruned", "failed", "paused") if (n := sum(r.state == s for r in records))
     )
-    click.echo(f"{result.study_name}: {done} of {study.trials} trials done ({counts})")
+    click.echo(f"{result.study_name}: {done} of {budget} trials done ({counts})")
     best = result.best
     if best is not None:
         record = next(r for r in records if r.number == best.number)
@@ -312,9 +312,9 @@ def _print_forecast(plan: Any) -> None:
     click.echo("three of them, drawn at random:")
     for sample in forecast.samples:
         click.echo("  " + " ".join(f"{k}={search_space.in_grammar(v)}" for k, v in sample.items()))
-    study, trainer = plan.settings.study, plan.settings.trainer
+    trainer = plan.settings.trainer
     click.echo(
-        f"time: at most about {duration(forecast.seconds)} for {max(study.trials - forecast.done, 0)} trials of "
+        f"time: at most about {duration(forecast.seconds)} for {max(plan.budget - forecast.done, 0)} trials of "
         f"{trainer.max_epochs} epochs in {forecast.slots} slots, nothing pruned; measured just now on the "
         f"configuration as written, {forecast.seconds_an_epoch:.3g} s an epoch"
     )

@@ -46,14 +46,14 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
         shutil.rmtree(folder, ignore_errors=True)
     seen, _ = view(settings.place, plan.name)
     done = sum(r.done for r in seen.records) if seen is not None else 0
-    left, slots = max(settings.study.trials - done, 0), len(slot_devices(settings.slots))
+    left, slots = max(plan.budget - done, 0), len(slot_devices(settings.slots))
     epochs = settings.trainer.max_epochs
     # A state holds the weights and, for most optimizers, two more tensors of their size; the one before is kept too.
     states = slots * 2 * 3 * weights
     disk = left * (_BYTES_A_TRIAL + epochs * _BYTES_AN_EPOCH) + settings.study.keep_checkpoints * 2 * weights + states
     rng = random.Random(settings.seed)
     return Forecast(
-        plan.space.size(),
+        plan.points,
         tuple(plan.sample(rng) for _ in range(samples)),
         done,
         slots,

@@ -7,6 +7,7 @@ goes on with the study runs what was asked then.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import math
@@ -18,14 +19,28 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from overnight import search_space, settings
-from overnight.search_space import SearchSpace
+from overnight import fitting, grammar, settings
+from overnight.search_space import Condition, SearchSpace, in_grammar, shown
 from overnight.settings import COMPONENTS, SEARCHABLE, ConfigError, Settings
 
 # A study searches over at most so many combinations of config groups: each is composed once, before the start.
 MAX_VARIANTS = 64
 # The study, and MLflow experiment, of what `overnight train` trains.
 TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class FirstTrial:
+    """A configuration to try before anything is drawn.
+
+    entry: what was asked for it; empty for the configuration as written. values: searched key -> value. point:
+    parameter name -> value, as far as that lies in the space; outside: the keys whose values do not.
+    """
+
+    entry: dict[str, Any]
+    values: dict[str, Any]
+    point: dict[str, Any]
+    outside: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -42,38 +57,63 @@ class Plan:
     def name(self) -> str:
         return self.settings.study_name
 
+    @functools.cached_property
+    def budget(self) -> int:
+        """How many trials there are to be in all; a grid ends when each of its points has one."""
+        trials = self.settings.study.trials
+        if self.settings.sampler.name != "grid":
+            return trials
+        return int(min(trials, self.points + sum(bool(first.outside) for first in self.first_trials())))
+
     def config(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What one trial is built from: data, model, optimizer and trainer, with `values` (key -> value) put in."""
-        combination = tuple(str(values.get(g, self.choices[g])) for g in self.groups)
-        variant = self.variants.get(combination) or self.variants[self._written_combination()]
+        variant = self.variants.get(self._combination(values)) or self.variants[self._combination({})]
         return settings.with_values(variant, {k: v for k, v in values.items() if k not in self.groups})
 
     def config_of(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The config of a trial whose parameters (name -> value) are known; a key without them stays as written."""
+        """The config of a trial whose parameters (name, or name as shown -> value) are known; else as written."""
         values: dict[str, Any] = {}
         for parameter in self.space.parameters:
-            with contextlib.suppress(KeyError):
-                values[parameter.key] = parameter.draw(lambda name, _: params[name])
+            if parameter.active(values, self.written):
+                with contextlib.suppress(KeyError):
+                    values[parameter.key] = parameter.draw(lambda n, _: params[n if n in params else shown(n)])
         return self.config(values)
 
-    def written(self, key: str) -> Any:
-        """The value of a key in the configuration as written; for a config group, the option taken."""
+    def written(self, key: str, values: Mapping[str, Any] | None = None) -> Any:
+        """The value of a key as written, for a config group the option taken; with the options in `values`, if any.
+
+        Raises KeyError where there is no such key.
+        """
         if key in self.choices and "." not in key:
             return self.choices[key]
-        return settings.look_up(self.config({}), key)
+        combination = self._combination(values or {})
+        if combination not in self._resolved:
+            self._resolved[combination] = self.config(dict(zip(self.groups, combination, strict=True)))
+        return settings.look_up(self._resolved[combination], key)
 
-    def baseline(self) -> dict[str, Any]:
-        """Parameter name -> value of the configuration as written, as far as it lies in the space."""
-        return self.space.written_point(self.written)
+    @functools.cached_property
+    def _resolved(self) -> dict[tuple[str, ...], dict[str, Any]]:
+        return {}
 
-    def written_values(self) -> dict[str, Any]:
-        """Searched key -> value of the configuration as written, in or out of the space."""
-        values = {}
-        for p in self.space.parameters:
-            with contextlib.suppress(KeyError):  # a key that the search adds is written nowhere
-                if p.when is None or p.when.met({}, self.written):
-                    values[p.key] = self.written(p.key)
-        return values
+    def first_trials(self) -> list[FirstTrial]:
+        """The configuration as written, and then what `study.enqueue` lists, one for each that differs."""
+        found: dict[str, FirstTrial] = {}
+        for first in map(self.first_trial, [{}, *self.settings.study.enqueue]):
+            found.setdefault(repr(first.values), first)
+        return list(found.values())
+
+    def first_trial(self, entry: Mapping[str, Any]) -> FirstTrial:
+        """The configuration as written but for what `entry`, searched key -> value, says."""
+
+        def value_of(key: str, had: Mapping[str, Any]) -> Any:
+            return entry[key] if key in entry else self.written(key, {**entry, **had})
+
+        return FirstTrial(dict(entry), *self.space.find(value_of))
+
+    @functools.cached_property
+    def points(self) -> float:
+        """How many there are in the space; inf where a float is searched."""
+        return self.space.size(self.written)
 
     def sample(self, rng: random.Random) -> dict[str, Any]:
         """A point drawn at random, key -> value."""
@@ -108,7 +148,7 @@ class Plan:
         Budget, slots, home, pruner, sampler, retries and the like may change: they move no trial's score.
         """
         # Where a condition fails a trial has the written value, so that one counts.
-        searched = {p.key for plan in (self, old) for p in plan.space.parameters if p.when is None}
+        searched = {p.key for plan in (self, old) for p in plan.space.parameters if not p.when}
         mine, theirs = self._measure(searched), old._measure(searched)
         changed = {k for k in {*mine, *theirs} if mine.get(k, "absent") != theirs.get(k, "absent")}
         return [
@@ -130,14 +170,14 @@ class Plan:
         for combination in sorted(self.variants):
             taken = dict(zip(self.groups, combination, strict=True))
             config = self.config(taken)
-            named = "" if combination == self._written_combination() else f"[{','.join(combination)}] "
+            named = "" if combination == self._combination({}) else f"[{','.join(combination)}] "
             for node in SEARCHABLE:
                 flat.update({f"{named}{k}": v for k, v in _flat(config.get(node), node).items()})
         flat = {k: v for k, v in flat.items() if k.rpartition(" ")[2] not in searched}
         return {**flat, **{f"search.{key}": draw for key, draw in self.space.describe().items()}}
 
-    def _written_combination(self) -> tuple[str, ...]:
-        return tuple(self.choices[g] for g in self.groups)
+    def _combination(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(str(values.get(g, self.choices[g])) for g in self.groups)
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -153,26 +193,22 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
         config_dir: a folder of somebody's own configs.
         searching: False for one configuration as it stands; a sweep is then a mistake.
     """
-    draft = settings.compose(overrides, config_dir)
-    problems = draft.problems
-    written = draft.config.get("search") or {}
-    if not isinstance(written, Mapping):
-        problems.append(f"search: must be a mapping from config key to draw, got {written!r}")
-        written = {}
+    given, told = list(overrides), []
+    draft = settings.compose(given, config_dir)
+    if not draft.config:
+        raise ConfigError(draft.problems)
+    if not searching:
+        told += [
+            f"{k}: `train` takes one value, got the sweep {v}; sweeps are for `tune`" for k, v in draft.sweeps.items()
+        ]
+    written, sweeps = _written_search(draft, told) if searching else ({}, {})
+    space, fixed = grammar.parse(written, told, draft.fixed, sweeps)
+    draft, fixed = _with_fixed(draft, fixed, given, config_dir, told)
+    problems = [*draft.problems, *told]
     if searching and draft.settings is not None and draft.settings.study_name == TRAIN:
         problems.append(f"study.name: {TRAIN} is where `overnight train` keeps its trials; take another")
-    entries = dict(written) if searching else {}
-    if not searching:
-        problems.extend(
-            f"{key}: `train` takes one value, got the sweep {text}; sweeps are for `tune`"
-            for key, text in draft.sweeps.items()
-        )
-    entries = {k: v for k, v in entries.items() if k not in draft.fixed}
-    entries.update(draft.sweeps)
-    space, fixed = search_space.parse(entries, problems)
-    if not draft.config:
-        raise ConfigError(problems)
     choices = {g: option for g, option in draft.choices.items() if g in COMPONENTS}
+    space = _settled(space, {g: o for g, o in choices.items() if g in draft.fixed})
     groups, combinations = _combinations(draft, space, choices, problems)
     variants: dict[tuple[str, ...], dict[str, Any]] = {}
     for combination in combinations:
@@ -181,11 +217,16 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
         except Exception as error:  # Hydra's and OmegaConf's share no base class
             named = ", ".join(f"{g}={o}" for g, o in zip(groups, combination, strict=True))
             problems.append(f"search: {named} must compose: {' '.join(str(error).split())}")
-    _put_in(variants, fixed, problems)
-    _check_keys(space, groups, choices, variants, draft, problems)
+    fitting.put_in(variants, fixed, draft.absent, problems)
+    space = _where_there(space, groups, variants, sweeps)
+    fitting.check_keys(space, groups, choices, variants, draft, {*draft.fixed, *fixed}, problems)
     if problems or draft.settings is None:
         raise ConfigError(problems)
-    return Plan(draft.settings, space, groups, choices, variants)
+    plan = Plan(draft.settings, space, groups, choices, variants)
+    problems = [*_check_sampler(plan), *_check_enqueued(plan)] if searching else []
+    if problems:
+        raise ConfigError(problems)
+    return plan
 
 
 def for_training(plan: Plan) -> Plan:
@@ -193,6 +234,76 @@ def for_training(plan: Plan) -> Plan:
     study = replace(plan.settings.study, name=TRAIN, trials=1)
     pruner = replace(plan.settings.pruner, name="none")
     return replace(plan, settings=replace(plan.settings, study=study, pruner=pruner, slots=1), space=SearchSpace(()))
+
+
+def _written_search(draft: settings.Draft, problems: list[str]) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """What is written under `search`, and the sweeps to be put over it.
+
+    Where models are searched, and the space is the one that goes with the model, each brings its own.
+    """
+    written, sweeps = draft.config.get("search") or {}, dict(draft.sweeps)
+    if not isinstance(written, Mapping):
+        problems.append(f"search: must be a mapping from config key to draw, got {written!r}")
+        return {}, sweeps
+    goes_with_it = "search" not in draft.fixed and draft.choices.get("search") == draft.choices.get("model")
+    models = grammar.options_of(sweeps["model"]) if goes_with_it and "model" in sweeps else []
+    if not models or not set(models) <= set(draft.options("model")):
+        return written, sweeps
+    lacking = [m for m in models if m not in draft.options("search")]
+    problems.extend(
+        f"search: there is no search/{m}.yaml for model={m}; write one, or take search=none" for m in lacking
+    )
+    spaces = {m: draft.search_of(m) for m in models if m not in lacking}
+    return ({"model": {"choice": spaces}} if not lacking else written), sweeps
+
+
+def _with_fixed(
+    draft: settings.Draft,
+    fixed: Mapping[str, Any],
+    given: list[str],
+    config_dir: str | Path | None,
+    problems: list[str],
+) -> tuple[settings.Draft, dict[str, Any]]:
+    """The draft with the options and trainer's settings that the search space fixes, and what else it fixes."""
+    taken = {k: v for k, v in fixed.items() if k in COMPONENTS or k.startswith("trainer.")}
+    for group in [k for k in taken if k in COMPONENTS]:
+        known = draft.options(group)
+        if taken[group] not in known:
+            problems.append(f"search.{group}: must be one of {', '.join(known)}, got {taken.pop(group)!r}")
+    if taken:
+        pinned = [] if "search" in draft.fixed else [f"search={draft.choices['search']}"]
+        draft = settings.compose([*given, *pinned, *(f"{k}={in_grammar(v)}" for k, v in taken.items())], config_dir)
+    return draft, {k: v for k, v in fixed.items() if k not in COMPONENTS and not k.startswith("trainer.")}
+
+
+def _settled(space: SearchSpace, chosen: Mapping[str, str]) -> SearchSpace:
+    """The space less the conditions on options that are chosen once for all, and less what they rule out."""
+    searched = space.keys()
+    settled = []
+    for p in space.parameters:
+        decided = [c for c in p.when if c.key in chosen and c.key not in searched]
+        if all(c.holds(chosen[c.key]) for c in decided):
+            settled.append(replace(p, when=tuple(c for c in p.when if c not in decided)))
+    return SearchSpace(tuple(settled))
+
+
+def _where_there(
+    space: SearchSpace,
+    groups: tuple[str, ...],
+    variants: Mapping[tuple[str, ...], dict[str, Any]],
+    sweeps: Mapping[str, str],
+) -> SearchSpace:
+    """The space in which a sweep of the command line is drawn for the options of its group that have the key."""
+    placed = []
+    for p in space.parameters:
+        group = p.key.split(".")[0]
+        if p.key in sweeps and "." in p.key and group in groups and not any(c.key == group for c in p.when):
+            index = groups.index(group)
+            options = sorted({combination[index] for combination, v in variants.items() if settings.has_key(v, p.key)})
+            if options and len(options) < len({combination[index] for combination in variants}):
+                p = replace(p, when=(*p.when, Condition(group, tuple(options))))
+        placed.append(p)
+    return SearchSpace(tuple(grammar.in_order(placed, [])))
 
 
 def _combinations(
@@ -219,80 +330,51 @@ def _combinations(
     return groups, list(itertools.product(*searched.values()))
 
 
-def _put_in(variants: Mapping[Any, dict[str, Any]], fixed: Mapping[str, Any], problems: list[str]) -> None:
-    """Put the values that the search space fixes into every variant."""
-    for key, value in fixed.items():
-        parent, _, last = key.rpartition(".")
-        if not any(parent and settings.has_key(v, key) for v in variants.values()):
-            problems.append(f"search.{key}: no such key, got {value!r}")
-        for variant in variants.values():
-            if parent and settings.has_key(variant, key):
-                settings.look_up(variant, parent)[last] = value
+def _check_sampler(plan: Plan) -> list[str]:
+    """What the sampler can't do with the space."""
+    name = plan.settings.sampler.name
+    if name == "grid":
+        return [
+            f"search.{p.key}: sampler=grid needs a countable number of values, got {p.describe()}; take "
+            f"range(LOW, HIGH, STEP) or choice(A, B), or another sampler"
+            for p in plan.space.parameters
+            if p.size() == math.inf
+        ]
+    numbers = [n for n, d in plan.space.always().items() if not isinstance(d, CategoricalDistribution)]
+    if name == "cma_es" and plan.space.parameters and not numbers:
+        searched = ", ".join(plan.space.keys())
+        return [
+            f"sampler: cma_es needs a number that every trial draws, got {searched}; take another sampler, e.g. tpe"
+        ]
+    return []
 
 
-def _check_keys(
-    space: SearchSpace,
-    groups: tuple[str, ...],
-    choices: Mapping[str, str],
-    variants: Mapping[tuple[str, ...], dict[str, Any]],
-    draft: settings.Draft,
-    problems: list[str],
-) -> None:
-    """Every searched key exists wherever it is drawn, and what is drawn is of the kind that is written there."""
-    searched = {p.key for p in space.parameters}
-    for parameter in space.parameters:
-        where, when = f"search.{parameter.key}", parameter.when
-        if when is not None and when.key not in searched and when.key not in draft.fixed:
-            problems.append(
-                f"{where}.when: must look at a searched key, got {when.key!r}; search it or drop the `when`"
-            )
-        known = _possible(space, when.key, draft) if when is not None else None
-        if when is not None and known is not None:
-            problems.extend(
-                f"{where}.when: {when.key} is one of {', '.join(known)}, and never {value!r}"
-                for value in when.values
-                if value not in known
-            )
-        if parameter.key in groups or (parameter.key in draft.added and parameter.key.split(".")[0] in COMPONENTS):
-            continue
-        if parameter.key.split(".")[0] not in SEARCHABLE or "." not in parameter.key:
-            problems.append(f"{where}: only keys of {', '.join(SEARCHABLE)} can be searched")
-            continue
-        for combination, variant in variants.items():
-            taken = {**choices, **dict(zip(groups, combination, strict=True))}
-            if when is not None and when.key in taken and not when.holds(taken[when.key]):
-                continue
-            problem = _misfit(parameter, variant)
-            if problem:
-                named = ", ".join(f"{g}={taken[g]}" for g in groups)
-                problems.append(f"{where}: {problem}" + (f" (with {named})" if named else ""))
-                break
-
-
-def _possible(space: SearchSpace, key: str, draft: settings.Draft) -> list[str] | None:
-    """The texts that a searched key may hold; None where that is open, or was narrowed for this once by a sweep."""
-    if key in COMPONENTS:
-        return draft.options(key)
-    drawn = next((p.each for p in space.parameters if p.key == key), None)
-    if key in draft.sweeps or not isinstance(drawn, CategoricalDistribution):
-        return None
-    return [search_space.in_grammar(option) for option in drawn.choices]
-
-
-def _misfit(parameter: search_space.Parameter, variant: Mapping[str, Any]) -> str | None:
-    if not settings.has_key(variant, parameter.key):
-        known = ", ".join(settings.look_up(variant, parameter.key.split(".")[0]))
-        return f"no such key; there are {known}; a key that only one option of a group has needs a `when`"
-    written = settings.look_up(variant, parameter.key)
-    if parameter.length is not None:
-        return None if isinstance(written, list | None) else f"draws a list, and {written!r} is written there"
-    if isinstance(parameter.each, CategoricalDistribution):
-        options = parameter.options or parameter.each.choices
-        return next(filter(None, (settings.kind_problem(written, o) for o in options)), None)
-    if isinstance(written, int) and not isinstance(written, bool) and isinstance(parameter.each, FloatDistribution):
-        return f"draws floats, and {written!r} is written there: take int(interval(LOW, HIGH)), or write {written}.0"
-    problem = settings.kind_problem(written, 1)
-    return f"draws numbers, and {written!r} is written there" if problem else None
+def _check_enqueued(plan: Plan) -> list[str]:
+    """What is wrong with the configurations of study.enqueue, all of it."""
+    problems = []
+    known = plan.space.keys()
+    entries = plan.settings.study.enqueue
+    for place, (entry, first) in enumerate(zip(entries, map(plan.first_trial, entries), strict=True)):
+        for key, value in entry.items():
+            where, drawn = f"study.enqueue[{place}].{key}", plan.space.of(key)
+            if not drawn:
+                close = settings.nearest(key, known)
+                problems.append(f"{where}: must be a searched key, one of {', '.join(known)}, got {value!r}{close}")
+            elif key not in first.values:
+                when = "; or ".join(" and ".join(map(str, p.when)) for p in drawn)
+                problems.append(f"{where}: is drawn only when {when}, which this entry does not have, got {value!r}")
+            elif key in first.outside:
+                draws = " or ".join(p.describe() for p in drawn)
+                problems.append(
+                    f"{where}: must lie in the search space, {draws}, got {value!r}; change it, or widen the space"
+                )
+    lacking = 1 + len(entries) - plan.settings.study.trials
+    if lacking > 0:
+        problems.append(
+            f"study.enqueue: {len(entries)} entries and the configuration as written must fit in study.trials, got "
+            f"{plan.settings.study.trials}; raise study.trials to {1 + len(entries)}"
+        )
+    return problems
 
 
 def _random(dist: BaseDistribution, rng: random.Random) -> Any:

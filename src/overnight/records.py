@@ -11,18 +11,24 @@ from optuna.trial import FrozenTrial, TrialState
 
 from overnight.messages import EpochEnd
 from overnight.plan import Plan
+from overnight.search_space import shown
 from overnight.settings import Settings
 
 State = Literal["waiting", "running", "paused", "complete", "pruned", "failed"]
 # Names of what we keep in a trial's user attributes.
 HISTORY, BASELINE, CONFIG = "overnight.history", "overnight.baseline", "overnight.config"
+# Of a trial that was not drawn: key -> value, the keys among them that lie outside the space, and what was asked for.
+VALUES, OUTSIDE, ENTRY = "overnight.values", "overnight.outside", "overnight.entry"
 ASKED = "overnight.asked"  # of a trial that brought its own config: seed, metric, direction, objective
 REASON, DETAIL, ATTEMPTS, NOTES = "overnight.reason", "overnight.detail", "overnight.attempts", "overnight.notes"
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as the ledger has it. Times in seconds since 1970; history in order of epochs; params flat."""
+    """One trial as the ledger has it. Times in seconds since 1970; history in order of epochs; params flat.
+
+    values: searched key -> value of a trial that was not drawn but given, in or out of the space.
+    """
 
     number: int
     state: State
@@ -35,6 +41,7 @@ class TrialRecord:
     ended_at: float | None
     notes: tuple[str, ...] = ()
     config: dict[str, Any] | None = None  # of a trial that brought its own; a study's come from its plan
+    values: dict[str, Any] | None = None
 
     @property
     def done(self) -> bool:
@@ -51,9 +58,10 @@ def record_of(t: FrozenTrial, plan: Plan) -> TrialRecord:
         TrialState.RUNNING: "running",
     }
     waiting: State = "paused" if t.params or attrs.get(HISTORY) or t.datetime_start else "waiting"
-    params = dict(t.params)
-    if attrs.get(BASELINE):  # what lies outside the space is shown all the same
-        params = {**_by_name(plan, plan.written_values()), **params}
+    params = {shown(name): value for name, value in t.params.items()}
+    values = values_of(t, plan)
+    if values is not None:  # what lies outside the space is shown all the same
+        params = {**_by_name(plan, values), **params}
     if CONFIG in attrs:
         params = {**flat_config(attrs[CONFIG]), **attrs.get(ASKED, {})}
     return TrialRecord(
@@ -68,7 +76,22 @@ def record_of(t: FrozenTrial, plan: Plan) -> TrialRecord:
         ended_at=t.datetime_complete.timestamp() if t.datetime_complete else None,
         notes=tuple(attrs.get(NOTES, ())),
         config=attrs.get(CONFIG),
+        values=values,
     )
+
+
+def values_of(t: FrozenTrial, plan: Plan) -> dict[str, Any] | None:
+    """Searched key -> value of a trial that was given, not drawn; None of any other."""
+    if VALUES in t.user_attrs:
+        return dict(t.user_attrs[VALUES])
+    return plan.first_trial({}).values if t.user_attrs.get(BASELINE) else None  # 0.1 did not keep them
+
+
+def config_of(record: TrialRecord, plan: Plan) -> dict[str, Any]:
+    """What the trial is built from."""
+    if record.config is not None:
+        return record.config
+    return plan.config(record.values) if record.values is not None else plan.config_of(record.params)
 
 
 def objective_of(history: Iterable[EpochEnd], settings: Settings) -> float | None:
@@ -114,8 +137,12 @@ def _by_name(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe(record: TrialRecord) -> str:
     """A trial's parameters in one short line; a list's length and entries as one."""
+    return described(record.params)
+
+
+def described(params: Mapping[str, Any]) -> str:
     parts: dict[str, str] = {}
-    for name, value in record.params.items():
+    for name, value in params.items():
         key, _, last = name.rpartition(".")
         shown = f"{value:.3g}" if isinstance(value, float) else str(value)
         if last.isdigit():

@@ -65,7 +65,7 @@ class Glance:
             return None
         typical, now = statistics.median(took), time.time()  # the first one waited for the imports
         running = sum(max(typical - (now - slot.since), 0.0) for slot in self.running)
-        left = max(self.plan.settings.study.trials - self.done - len(self.running), 0)
+        left = max(self.plan.budget - self.done - len(self.running), 0)
         return (left * typical + running) / self.slots
 
 
@@ -129,7 +129,7 @@ class Lines:
             left = now.seconds_left()
             print(
                 f"{trial_name(record.number)} {record.state:8} {_objective(record):>9}  {describe(record)}"
-                f"  [{now.done} of {now.plan.settings.study.trials}"
+                f"  [{now.done} of {now.plan.budget}"
                 + (f", best {best.objective:.4g}" if best and best.objective is not None else "")
                 + (f", {duration(left)} left" if left else "")
                 + "]",
@@ -188,13 +188,13 @@ class Notebook:
 
 def picture(now: Glance) -> Group:
     """The live table."""
-    study, left = now.plan.settings.study, now.seconds_left()
+    study, budget, left = now.plan.settings.study, now.plan.budget, now.seconds_left()
     counts = ", ".join(f"{now.count(s)} {s}" for s in ("complete", "pruned", "failed", "paused") if now.count(s))
     head = Table.grid(padding=(0, 1))
     head.add_row(
         Text(now.plan.name, style="bold"),
-        ProgressBar(total=study.trials, completed=now.done, width=30),
-        Text(f"{now.done} of {study.trials} trials"),
+        ProgressBar(total=budget, completed=now.done, width=30),
+        Text(f"{now.done} of {budget} trials"),
         Text(f"({counts})" if counts else ""),
         Text(
             "saving and stopping ..."

@@ -1,7 +1,7 @@
-"""What is searched: Hydra's sweep grammar read into distributions that Optuna draws from.
+"""What is searched: config keys, each with the distribution that Optuna draws it from, and when it is drawn at all.
 
-A space maps config keys to draws. One trial's point is drawn in order through `SearchSpace.draw`, which every use
-shares: asking Optuna, reading a finished trial's parameters back, sampling for a look, finding the written point.
+One trial's point is drawn in order through `SearchSpace.draw`, which every use shares: asking Optuna, reading a
+finished trial's parameters back, sampling for a look. `grammar` reads a space from what a person writes.
 """
 
 from __future__ import annotations
@@ -22,57 +22,110 @@ from optuna.distributions import (
 
 # How one parameter gets its value: (parameter name, distribution) -> value.
 Draw = Callable[[str, BaseDistribution], Any]
+# A key's value where nothing is drawn for it: (key, the values drawn so far) -> value; KeyError where there is none.
+Written = Callable[[str, Mapping[str, Any]], Any]
 
 
 class NotInSpace(LookupError):
-    """A written value lies outside the space, so that no parameter can stand for it."""
+    """A value lies outside the space, so that no parameter can stand for it."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """`when: optimizer=sgd,rmsprop`: drawn only where `key` holds one of `values` (as texts)."""
+    """`when: optimizer=sgd,rmsprop`: drawn only where `key` holds one of `values`."""
 
     key: str
-    values: tuple[str, ...]
+    values: tuple[Any, ...]
 
     def holds(self, value: Any) -> bool:
-        return in_grammar(value) in self.values
+        return any(same(value, v) for v in self.values)
 
-    def met(self, values: Mapping[str, Any], written: Callable[[str], Any]) -> bool:
+    def met(self, values: Mapping[str, Any], written: Written) -> bool:
         """Whether it holds, given what is drawn and else what is written; a key that is neither meets none."""
         try:
-            return self.holds(values[self.key] if self.key in values else written(self.key))
+            return self.holds(values[self.key] if self.key in values else written(self.key, values))
         except KeyError:
             return False
+
+    def __str__(self) -> str:
+        return f"{self.key}={','.join(in_grammar(v) for v in self.values)}"
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One searched config key.
+    """One draw for a config key.
 
     each: what is drawn. length: for a list of variable length, how many; its entries are named KEY.0, KEY.1 and so
-    on, its length KEY.length. Choices that Optuna cannot hold (lists) are drawn as texts and read back by `options`.
+    on, its length KEY.length. when: drawn only where all of these hold. Choices that Optuna cannot hold (lists) are
+    drawn as texts and read back by `options`. suffix: of the names in Optuna, where a key has several draws of which
+    a trial takes one (`optimizer.lr@sgd`); people see the key (`shown`).
     """
 
     key: str
     each: BaseDistribution
     length: IntDistribution | None = None
-    when: Condition | None = None
+    when: tuple[Condition, ...] = ()
     options: tuple[Any, ...] = ()
+    suffix: str = ""
 
     def draw(self, draw: Draw) -> Any:
         if self.length is None:
-            drawn = draw(self.key, self.each)
+            drawn = draw(self.name(), self.each)
             return self._option(drawn) if self.options else drawn
-        count = draw(f"{self.key}.length", self.length)
-        return [draw(f"{self.key}.{i}", self.each) for i in range(count)]
+        count = draw(self.name("length"), self.length)
+        return [draw(self.name(i), self.each) for i in range(count)]
+
+    def name(self, part: str | int | None = None) -> str:
+        return (self.key if part is None else f"{self.key}.{part}") + self.suffix
 
     def names(self) -> dict[str, BaseDistribution]:
         """Every parameter name that this key may bring, with its distribution."""
         if self.length is None:
-            return {self.key: self.each}
-        entries = {f"{self.key}.{i}": self.each for i in range(self.length.high)}
-        return {f"{self.key}.length": self.length, **entries}
+            return {self.name(): self.each}
+        return {self.name("length"): self.length, **{self.name(i): self.each for i in range(self.length.high)}}
+
+    def always(self) -> list[str]:
+        """The names that every trial has which draws this key: of a list, no more than its least length."""
+        if self.length is None:
+            return [self.name()]
+        return [self.name("length"), *(self.name(i) for i in range(self.length.low))]
+
+    def find(self, value: Any) -> dict[str, Any]:
+        """Name -> value of the parameters that stand for a key's value. Raises NotInSpace where there are none."""
+        if self.length is None:
+            parts = {self.name(): in_grammar(value) if self.options else value}
+        elif isinstance(value, list | tuple):
+            parts = {self.name("length"): len(value), **{self.name(i): v for i, v in enumerate(value)}}
+        else:
+            raise NotInSpace(self.key)
+        dists = self.names()
+        if not all(name in dists and contains(dists[name], v) for name, v in parts.items()):
+            raise NotInSpace(self.key)
+        return {n: float(v) if isinstance(dists[n], FloatDistribution) else v for n, v in parts.items()}
+
+    def active(self, values: Mapping[str, Any], written: Written) -> bool:
+        return all(condition.met(values, written) for condition in self.when)
+
+    def size(self) -> float:
+        """How many values there are; inf where a float is drawn."""
+        each = _count(self.each)
+        if self.length is None:
+            return each
+        return sum(each**n for n in range(self.length.low, self.length.high + 1))
+
+    def holds(self, value: Any) -> bool:
+        try:
+            self.find(value)
+        except NotInSpace:
+            return False
+        return True
+
+    def describe(self) -> str:
+        """The draw in words."""
+        text = describe_draw(self.each)
+        if self.length is not None:
+            text = f"{self.length.low} to {self.length.high} of {text}"
+        return " ".join([text, "when", " and ".join(map(str, self.when))] if self.when else [text])
 
     def log_scaled(self) -> bool:
         return isinstance(self.each, FloatDistribution | IntDistribution) and self.each.log
@@ -84,55 +137,94 @@ class Parameter:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The searched keys, those that a condition looks at before those that have the condition."""
+    """The draws, those of a key that a condition looks at before those that have the condition."""
 
     parameters: tuple[Parameter, ...]
 
-    def draw(self, draw: Draw, written: Callable[[str], Any]) -> dict[str, Any]:
-        """One point, key -> value for the config. `written` gives a key's value where nothing is drawn for it."""
+    def draw(self, draw: Draw, written: Written) -> dict[str, Any]:
+        """One point, key -> value for the config."""
         values: dict[str, Any] = {}
         for parameter in self.parameters:
-            if parameter.when is not None and not parameter.when.met(values, written):
-                continue
-            values[parameter.key] = parameter.draw(draw)
+            if parameter.active(values, written):
+                values[parameter.key] = parameter.draw(draw)
         return values
 
-    def written_point(self, written: Callable[[str], Any]) -> dict[str, Any]:
-        """Parameter name -> value of the configuration as written; keys that lie outside the space are left out."""
+    def find(self, value_of: Written) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+        """The point that holds the values which `value_of` gives.
+
+        Returns:
+            Key -> value of every key that is drawn there; parameter name -> value of those that lie in the space; and
+            the keys of those that do not. A key that only the search adds has no value, and is in none.
+        """
+        values: dict[str, Any] = {}
         point: dict[str, Any] = {}
+        outside: list[str] = []
         for parameter in self.parameters:
-            if parameter.when is not None and not parameter.when.met({}, written):
+            if not parameter.active(values, value_of):
                 continue
-            found: dict[str, Any] = {}
             try:
-                parameter.draw(_finder(parameter, written(parameter.key), found))
-            except (NotInSpace, KeyError):
+                values[parameter.key] = value_of(parameter.key, values)
+                point.update(parameter.find(values[parameter.key]))
+            except NotInSpace:
+                outside.append(parameter.key)
+            except KeyError:
                 continue
-            point.update(found)
-        return point
+        return values, point, tuple(outside)
+
+    def read(self, texts: Mapping[str, str]) -> dict[str, Any]:
+        """Parameters as MLflow keeps them, shown name -> text, as values again; what the space does not know is left.
+
+        Of draws that share a name the first one that holds the text counts: their values are the same.
+        """
+        found: dict[str, Any] = {}
+        for name, dist in self.names().items():
+            text = texts.get(shown(name))
+            if text is not None and shown(name) not in found:
+                with_value = _from_text(dist, text)
+                if with_value:
+                    found[shown(name)] = with_value[0]
+        return found
 
     def names(self) -> dict[str, BaseDistribution]:
         return {name: dist for p in self.parameters for name, dist in p.names().items()}
 
+    def always(self) -> dict[str, BaseDistribution]:
+        """The parameters that every trial has, less those with one value only."""
+        names = self.names()
+        return {n: names[n] for p in self.parameters if not p.when for n in p.always() if not names[n].single()}
+
+    def keys(self) -> list[str]:
+        return list(dict.fromkeys(p.key for p in self.parameters))
+
+    def of(self, key: str) -> list[Parameter]:
+        return [p for p in self.parameters if p.key == key]
+
     def group_choices(self, groups: Iterable[str]) -> dict[str, tuple[Any, ...]]:
         """The searched config groups with the options that are searched."""
-        wanted = set(groups)
-        return {
-            p.key: p.each.choices
-            for p in self.parameters
-            if p.key in wanted and isinstance(p.each, CategoricalDistribution)
-        }
+        found: dict[str, tuple[Any, ...]] = {}
+        for p in self.parameters:
+            if p.key in groups and isinstance(p.each, CategoricalDistribution):
+                found[p.key] = tuple(dict.fromkeys((*found.get(p.key, ()), *p.each.choices)))
+        return found
 
-    def size(self) -> float:
-        """How many points there are, conditions disregarded; inf where a float is searched."""
-        size = 1.0
-        for parameter in self.parameters:
-            each = _count(parameter.each)
-            if parameter.length is None:
-                size *= each
-            else:
-                size *= sum(each**n for n in range(parameter.length.low, parameter.length.high + 1))
-        return size
+    def size(self, written: Written) -> float:
+        """How many points there are; inf where a float is searched."""
+        conditions = [c for p in self.parameters for c in p.when]
+
+        def count(rest: tuple[Parameter, ...], values: dict[str, Any]) -> float:
+            if not rest:
+                return 1
+            first, *others = rest
+            if not first.active(values, written):
+                return count(tuple(others), values)
+            # Each value that some condition names is a branch of its own; those that none does are all alike.
+            asked = {in_grammar(v): v for c in conditions if c.key == first.key for v in c.values}
+            named = [v for v in asked.values() if first.holds(v)]
+            branches = sum(count(tuple(others), {**values, first.key: v}) for v in named)
+            unnamed = first.size() - len(named)
+            return branches + (unnamed * count(tuple(others), {**values, first.key: _NoValue}) if unnamed else 0)
+
+        return count(self.parameters, {})
 
     def to_json(self) -> list[dict[str, Any]]:
         return [
@@ -140,8 +232,9 @@ class SearchSpace:
                 "key": p.key,
                 "each": distribution_to_json(p.each),
                 "length": distribution_to_json(p.length) if p.length else None,
-                "when": {"key": p.when.key, "values": list(p.when.values)} if p.when else None,
+                "when": [{"key": c.key, "values": list(c.values)} for c in p.when],
                 "options": list(p.options),
+                "suffix": p.suffix,
             }
             for p in self.parameters
         ]
@@ -153,217 +246,63 @@ class SearchSpace:
             assert dist is None or isinstance(dist, IntDistribution)
             return dist
 
+        def when_of(kept: Any) -> tuple[Condition, ...]:
+            listed = [kept] if isinstance(kept, Mapping) else kept or []  # 0.1 kept one condition or none
+            return tuple(Condition(c["key"], tuple(c["values"])) for c in listed)
+
         return SearchSpace(
             tuple(
                 Parameter(
                     d["key"],
                     json_to_distribution(d["each"]),
                     length_of(d["length"]),
-                    Condition(d["when"]["key"], tuple(d["when"]["values"])) if d["when"] else None,
+                    when_of(d["when"]),
                     tuple(d["options"]),
+                    d.get("suffix", ""),
                 )
                 for d in data
             )
         )
 
     def describe(self) -> dict[str, str]:
-        """Key -> its draw in words, for people."""
-        return {p.key: _describe(p) for p in self.parameters}
+        """Name -> its draw in words, for people."""
+        said: dict[str, list[str]] = {}
+        for p in self.parameters:
+            said.setdefault(p.name(), []).append(p.describe())
+        return {name: "; ".join(texts) for name, texts in said.items()}
 
     def grew_from(self, old: SearchSpace) -> list[str]:
         """What keeps this space from holding every point of `old`, one line each; empty where it only grew."""
         lacking = []
-        mine = {p.key: p for p in self.parameters}
         for before in old.parameters:
-            now = mine.get(before.key)
+            mine = [p for p in self.parameters if p.name() == before.name()]
+            now = next((p for p in mine if p.when == before.when), mine[0] if mine else None)
             if now is None:
-                lacking.append(f"{before.key}: no longer searched")
+                lacking.append(f"{before.name()}: no longer searched")
             elif (now.length is None) != (before.length is None) or now.when != before.when:
-                lacking.append(f"{before.key}: {_describe(before)} became {_describe(now)}")
+                lacking.append(f"{before.name()}: {before.describe()} became {now.describe()}")
             elif not _holds(now.each, before.each) or (now.length and not _holds(now.length, before.length)):
-                lacking.append(f"{before.key}: {_describe(now)} does not hold all of {_describe(before)}")
+                lacking.append(f"{before.name()}: {now.describe()} does not hold all of {before.describe()}")
         return lacking
 
 
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
-def parse(entries: Mapping[str, Any], problems: list[str]) -> tuple[SearchSpace, dict[str, Any]]:
-    """Read search entries, key -> draw.
-
-    Returns:
-        The space, and the keys that were given one fixed value instead of a draw. Mistakes go to `problems`, each
-        with key, value, rule and remedy.
-    """
-    parameters: dict[str, Parameter] = {}
-    fixed: dict[str, Any] = {}
-    for key, entry in entries.items():
-        found = _parse_entry(key, entry, problems)
-        if isinstance(found, Parameter):
-            parameters[key] = found
-        elif found is not None:
-            fixed[key] = found.value
-    return SearchSpace(tuple(_in_order(parameters, problems))), fixed
-
-
-@dataclass(frozen=True)
-class _Fixed:
-    value: Any
-
-
-def _parse_entry(key: str, entry: Any, problems: list[str]) -> Parameter | _Fixed | None:
-    where = f"search.{key}"
-    if isinstance(entry, str):
-        return _parse_text(key, entry, where, problems)
-    if not isinstance(entry, Mapping):
-        return _Fixed(entry)
-    unknown = set(entry) - {"length", "each", "when", "draw"}
-    has_list, has_draw = {"length", "each"} <= set(entry), "draw" in entry
-    if unknown or has_list == has_draw:
-        problems.append(f"{where}: takes a draw, or `draw` with `when`, or `length` with `each`, got {dict(entry)}")
-        return None
-    found = _parse_text(key, str(entry["draw" if has_draw else "each"]), where, problems)
-    length: IntDistribution | None = None
-    if not isinstance(found, Parameter):
-        if found is not None:
-            problems.append(f"{where}: must be a draw such as interval(0, 1) or choice(a, b), got {dict(entry)}")
-        return None
-    if has_list:
-        counted = _parse_text(key, str(entry["length"]), f"{where}.length", problems)
-        if isinstance(counted, Parameter) and isinstance(counted.each, IntDistribution):
-            length = counted.each
-        if length is None or length.low < 1 or found.options:
-            problems.append(
-                f"{where}: length must be whole numbers from 1 up, e.g. int(interval(1, 3)), and each one "
-                f"number or text, got {dict(entry)}"
-            )
-            return None
-    when = _parse_condition(entry["when"], where, problems) if "when" in entry else None
-    return Parameter(key, found.each, length, when, found.options)
-
-
-def _parse_condition(text: Any, where: str, problems: list[str]) -> Condition | None:
-    key, equals, values = str(text).partition("=")
-    if not equals or not key.strip() or not values.strip():
-        problems.append(f"{where}.when: must be KEY=VALUE or KEY=VALUE,VALUE, got {text!r}")
-        return None
-    return Condition(key.strip(), tuple(v.strip() for v in values.split(",")))
-
-
-def _parse_text(key: str, text: str, where: str, problems: list[str]) -> Parameter | _Fixed | None:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
-    from hydra.errors import HydraException
-
-    try:
-        override = OverridesParser.create().parse_override(f"{key}={text}")
-    except HydraException as error:
-        reason = str(error).splitlines()[0]
-        problems.append(
-            f"{where}: must be in Hydra's sweep grammar, e.g. interval(0, 1), int(interval(1, 8)), "
-            f"range(32, 257, 32) or choice(a, b), got {text!r}: {reason}"
-        )
-        return None
-    if not override.is_sweep_override():
-        return _Fixed(override.value())
-    sweep: Any = override._value  # the only way to a sweep's ends
-    tags: set[str] = getattr(sweep, "tags", set())  # a glob has none
-    log, unknown = "log" in tags, sorted(tags - {"log"})
-    if unknown:
-        problems.append(f"{where}: the only tag is log, got {', '.join(unknown)} in {text!r}")
-        return None
-    try:
-        if isinstance(sweep, ChoiceSweep):
-            return _choice(key, override, log)
-        if isinstance(sweep, IntervalSweep):
-            return Parameter(key, _interval(sweep.start, sweep.end, log))
-        if isinstance(sweep, RangeSweep):
-            return Parameter(key, _range(sweep, log))
-        raise ValueError("must be an interval, a range or a choice")
-    except ValueError as error:
-        problems.append(f"{where}: {error}, got {text!r}")
-        return None
-
-
-def _choice(key: str, override: Any, log: bool) -> Parameter:
-    if log:
-        raise ValueError("log has no meaning for a choice; take tag(log, interval(LOW, HIGH))")
-    if override._value.shuffle:
-        raise ValueError("shuffle has no meaning here, the sampler decides on the order; leave it out")
-    values = tuple(override.sweep_iterator(transformer=_plain_value))
-    if len({in_grammar(v) for v in values}) < len(values):
-        raise ValueError("choices must differ from one another")
-    if all(v is None or isinstance(v, str | int | float | bool) for v in values):
-        return Parameter(key, CategoricalDistribution(values))
-    return Parameter(key, CategoricalDistribution(tuple(in_grammar(v) for v in values)), options=values)
-
-
-def _interval(low: Any, high: Any, log: bool) -> BaseDistribution:
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("interval needs two finite ends")
-    if not low < high:
-        raise ValueError("interval needs low < high")
-    if log and low <= 0:
-        raise ValueError("a logarithmic interval needs low > 0")
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=log)
-    return FloatDistribution(float(low), float(high), log=log)
-
-
-def _range(sweep: Any, log: bool) -> BaseDistribution:
-    if log:
-        raise ValueError("a range has steps and can't be logarithmic; take tag(log, int(interval(LOW, HIGH)))")
-    if sweep.shuffle:
-        raise ValueError("shuffle has no meaning here, the sampler decides on the order; leave it out")
-    if sweep.step <= 0:
-        raise ValueError("range needs a step above 0")
-    values = list(sweep.range())
-    if len(values) < 2:
-        raise ValueError("range(START, STOP, STEP) needs two values or more, its stop is excluded")
-    if all(isinstance(v, int) for v in values):
-        return IntDistribution(values[0], values[-1], step=sweep.step)
-    return FloatDistribution(float(values[0]), float(values[-1]), step=float(sweep.step))
-
-
-def _plain_value(value: Any) -> Any:
-    from hydra.core.override_parser.types import QuotedString
-
-    if isinstance(value, QuotedString):
-        return value.text
-    if isinstance(value, list):
-        return [_plain_value(v) for v in value]
-    if isinstance(value, dict):
-        return {str(_plain_value(k)): _plain_value(v) for k, v in value.items()}
-    return value
-
-
-def _in_order(parameters: dict[str, Parameter], problems: list[str]) -> list[Parameter]:
-    """As they were written, but a condition's key first."""
-    ordered: list[Parameter] = []
-    placing: list[str] = []
-
-    def place(parameter: Parameter) -> None:
-        if parameter in ordered:
-            return
-        if parameter.key in placing:
-            problems.append(
-                f"search.{parameter.key}.when: conditions must not go round in a circle, "
-                f"got {' -> '.join([*placing, parameter.key])}"
-            )
-            return
-        placing.append(parameter.key)
-        if parameter.when is not None and parameter.when.key in parameters:
-            place(parameters[parameter.when.key])
-        placing.pop()
-        if parameter not in ordered:
-            ordered.append(parameter)
-
-    for parameter in parameters.values():
-        place(parameter)
-    return ordered
-
-
 # Small words --------------------------------------------------------------------------------------------------------
+
+
+class _NoValue:
+    """Stands for any value that no condition names."""
+
+
+def shown(name: str) -> str:
+    """A parameter's name as people see it, in MLflow and in tables: the config key, whichever draw it came from."""
+    return name.partition("@")[0]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, up to the rounding of steps, and not merely because true is 1."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9)
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def in_grammar(value: Any) -> str:
@@ -379,49 +318,15 @@ def in_grammar(value: Any) -> str:
     return str(value)
 
 
-def _finder(parameter: Parameter, written: Any, found: dict[str, Any]) -> Draw:
-    """A draw that returns what is written, and notes it, or raises NotInSpace."""
-
-    def find(name: str, dist: BaseDistribution) -> Any:
-        if parameter.length is None:
-            value = in_grammar(written) if parameter.options else written
-        elif not isinstance(written, list):
-            raise NotInSpace(name)
-        else:
-            value = len(written) if name.endswith(".length") else written[int(name.rsplit(".", 1)[1])]
-        if not _contains(dist, value):
-            raise NotInSpace(name)
-        found[name] = float(value) if isinstance(dist, FloatDistribution) else value
-        return found[name]
-
-    return find
-
-
-def _contains(dist: BaseDistribution, value: Any) -> bool:
+def contains(dist: BaseDistribution, value: Any) -> bool:
     if isinstance(dist, CategoricalDistribution):
-        return any(value == c and isinstance(value, bool) == isinstance(c, bool) for c in dist.choices)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+        return any(same(value, c) for c in dist.choices)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return False
     return not (isinstance(dist, IntDistribution) and value != int(value)) and dist._contains(float(value))
 
 
-def _count(dist: BaseDistribution) -> float:
-    if isinstance(dist, CategoricalDistribution):
-        return len(dist.choices)
-    assert isinstance(dist, FloatDistribution | IntDistribution)
-    return math.inf if dist.step is None else round((dist.high - dist.low) / dist.step) + 1
-
-
-def _describe(parameter: Parameter) -> str:
-    text = _describe_draw(parameter.each)
-    if parameter.length is not None:
-        text = f"{parameter.length.low} to {parameter.length.high} of {text}"
-    if parameter.when is not None:
-        text += f" when {parameter.when.key}={','.join(parameter.when.values)}"
-    return text
-
-
-def _describe_draw(dist: BaseDistribution) -> str:
+def describe_draw(dist: BaseDistribution) -> str:
     if isinstance(dist, CategoricalDistribution):
         return f"choice({', '.join(in_grammar(c) for c in dist.choices)})"
     assert isinstance(dist, FloatDistribution | IntDistribution)
@@ -431,13 +336,33 @@ def _describe_draw(dist: BaseDistribution) -> str:
     return text + (", log" if dist.log else "")
 
 
+def _from_text(dist: BaseDistribution, text: str) -> tuple[Any] | None:
+    """The value, alone in a tuple, that `str` writes so; None where the distribution holds none."""
+    if isinstance(dist, CategoricalDistribution):
+        return next(((c,) for c in dist.choices if str(c) == text), None)
+    try:
+        value = int(text) if isinstance(dist, IntDistribution) else float(text)
+    except ValueError:
+        return None
+    return (value,) if contains(dist, value) else None
+
+
+def _count(dist: BaseDistribution) -> float:
+    if isinstance(dist, CategoricalDistribution):
+        return len(dist.choices)
+    assert isinstance(dist, FloatDistribution | IntDistribution)
+    if dist.single():
+        return 1
+    return math.inf if dist.step is None else round((dist.high - dist.low) / dist.step) + 1
+
+
 def _holds(now: BaseDistribution, before: BaseDistribution | None) -> bool:
     """Whether every value of `before` is one of `now`."""
     if isinstance(now, CategoricalDistribution) and isinstance(before, CategoricalDistribution):
-        return all(_contains(now, c) for c in before.choices)
+        return all(contains(now, c) for c in before.choices)
     if type(now) is not type(before):
         return False
     assert isinstance(now, FloatDistribution | IntDistribution)
     assert isinstance(before, FloatDistribution | IntDistribution)
     steps_fit = now.step == before.step or now.step is None or (isinstance(now, IntDistribution) and now.step == 1)
-    return steps_fit and _contains(now, before.low) and _contains(now, before.high)
+    return steps_fit and contains(now, before.low) and contains(now, before.high)

@@ -83,6 +83,7 @@ class StudySettings:
     retries: int = _at_least(0)
     max_consecutive_failures: int = _at_least(1)
     keep_checkpoints: int = _at_least(0)
+    enqueue: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ class TrialSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    name: Literal["tpe", "random"]
+    name: Literal["tpe", "random", "grid", "qmc", "cma_es", "gp"]
     startup_trials: int = _at_least(1, default=10)
 
 
@@ -173,8 +174,9 @@ class Draft:
 
     config: the whole composed tree, interpolations resolved. choices: the option taken in each config group.
     sweeps: key -> text in Hydra's sweep grammar, from the command line; added: those of them that no config holds
-    (`+model.width=8,16`). fixed: the keys that were given a plain value there. settings: None where a problem kept
-    them from being built.
+    (`+model.width=8,16`). fixed: the keys that were given a plain value there; absent: those of them that the
+    configuration as written does not hold, but another option of a searched config group may, with their value and
+    the problem that each is otherwise. settings: None where a problem kept them from being built.
     """
 
     config: dict[str, Any]
@@ -182,16 +184,38 @@ class Draft:
     sweeps: dict[str, str]
     added: tuple[str, ...]
     fixed: tuple[str, ...]
+    absent: dict[str, tuple[Any, str]]
     settings: Settings | None
     problems: list[str]
     config_dir: Path | None
     _overrides: list[str]
 
     def variant(self, groups: Mapping[str, str]) -> dict[str, Any]:
-        """The searchable part of the tree, unresolved, with other options taken in some config groups."""
-        kept = [o for o in self._overrides if _override_key(o) not in groups]
+        """The searchable part of the tree, unresolved, with other options taken in some config groups.
+
+        What was given for a key of such a group counts for the options that have the key.
+        """
+        kept, moved = self._split(groups)
         config, _ = _compose([*kept, *(f"{g}={option}" for g, option in groups.items())], self.config_dir)
-        return _plain(config, resolve=False, only=SEARCHABLE)
+        tree = _plain(config, resolve=False, only=SEARCHABLE)
+        for override in _parse(moved, []):
+            parent, _, last = override.key_or_group.rpartition(".")
+            if has_key(tree, override.key_or_group):
+                node = look_up(tree, parent)
+                node.pop(last) if override.is_delete() else node.update({last: override.value()})
+        return tree
+
+    def search_of(self, model: str) -> dict[str, Any]:
+        """The search space that comes with an option of `model`."""
+        kept, _ = self._split({"model": "", "search": ""})
+        config, _ = _compose([*kept, f"model={model}", f"search={model}"], self.config_dir)
+        return _plain(config.search or {})
+
+    def _split(self, groups: Mapping[str, str]) -> tuple[list[str], list[str]]:
+        """The overrides that hold whatever is taken in these groups, and those of keys that may not be there then."""
+        rest = [o for o in self._overrides if _override_key(o) not in groups]
+        moved = [o for o in rest if not o.startswith("+") and _override_key(o).split(".")[0] in groups]
+        return [o for o in rest if o not in moved], moved
 
     def options(self, group: str) -> list[str]:
         return group_options(group, self.config_dir)
@@ -248,10 +272,18 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
     if len(problems) > told:
         groups = []
     accepted = list(groups)
+    absent: dict[str, tuple[Any, str]] = {}
     for override in values:
         problem = _wrong_value(override, base)
         if problem:
             problems.append(problem)
+            key = override.key_or_group
+            if (
+                key.split(".")[0] in COMPONENTS
+                and not override.is_delete()
+                and problem.startswith(f"{key}: no such key")
+            ):
+                absent[key] = (override.value(), problem)
         else:
             accepted.append(override.input_line)
     for key in list(sweeps):
@@ -269,7 +301,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
     settings = _build_settings(tree, choices, problems) if tree else None
     fixed = tuple(o.key_or_group for o in parsed if not o.is_sweep_override() and not o.is_delete())
     added = tuple(o.key_or_group for o in parsed if o.is_sweep_override() and o.is_add())
-    return Draft(tree, choices, sweeps, added, fixed, settings, problems, folder, accepted)
+    return Draft(tree, choices, sweeps, added, fixed, absent, settings, problems, folder, accepted)
 
 
 def place(overrides: Iterable[str]) -> Place:
@@ -309,6 +341,8 @@ def look_up(tree: Mapping[str, Any], key: str) -> Any:
     """The value at a dotted key. Raises KeyError where there is none."""
     node: Any = tree
     for part in key.split("."):
+        if not isinstance(node, Mapping):
+            raise KeyError(key)
         node = node[part]
     return node
 
@@ -316,7 +350,7 @@ def look_up(tree: Mapping[str, Any], key: str) -> Any:
 def has_key(tree: Mapping[str, Any], key: str) -> bool:
     try:
         look_up(tree, key)
-    except (KeyError, TypeError):
+    except KeyError:
         return False
     return True
 
@@ -342,6 +376,13 @@ def kind_problem(written: Any, value: Any) -> str | None:
                 return f"must be finite, got {value!r}"
             return None if fits else f"must be {name}, got {value!r}"
     return None
+
+
+def nearest(word: str, known: Iterable[str], and_add: bool = False) -> str:
+    """A hint at the known word that comes nearest, to be put at the end of a message."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]}?" if close else "; `overnight tune --cfg` prints every key"
+    return hint + (f" (to hand a new key to the class: +{word}=...)" if and_add else "")
 
 
 def group_options(group: str, config_dir: Path | None = None) -> list[str]:
@@ -463,8 +504,8 @@ def _wrong_option(override: Any, folder: Path | None) -> str | None:
         return f"{group}: can't be taken out; choose one of {_listed(known)}"
     option = override.value()
     if option not in known:
-        nearest = _nearest(option, known) if isinstance(option, str) else ""
-        return f"{group}: must be one of {_listed(known)}, got {option!r}{nearest}"
+        hint = nearest(option, known) if isinstance(option, str) else ""
+        return f"{group}: must be one of {_listed(known)}, got {option!r}{hint}"
     if override.is_add() and group in (*COMPONENTS, *_SECTIONS, "search"):
         return f"{group}: is chosen already; write {group}={option} without the +"
     return None
@@ -484,7 +525,7 @@ def _wrong_value(override: Any, config: Any) -> str | None:
     if override.is_add() and section in COMPONENTS:
         return None  # a key more for somebody's own class
     if not known:
-        return f"{key}: no such key" + _nearest(key, [*_flat(tree), *_INSTANTIATE_KEYS], and_add=section in COMPONENTS)
+        return f"{key}: no such key" + nearest(key, [*_flat(tree), *_INSTANTIATE_KEYS], and_add=section in COMPONENTS)
     if override.is_delete() or section not in COMPONENTS:
         return None  # our own sections are checked by their types
     value = override.value()
@@ -503,12 +544,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _nearest(word: str, known: Iterable[str], and_add: bool = False) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    hint = f"; did you mean {close[0]}?" if close else "; `overnight tune --cfg` prints every key"
-    return hint + (f" (to hand a new key to the class: +{word}=...)" if and_add else "")
-
-
 def _listed(words: Iterable[str]) -> str:
     return ", ".join(words)
 
@@ -517,7 +552,7 @@ def _build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problem
     before = len(problems)
     for key in tree:
         if key not in _SECTIONS and key not in (*COMPONENTS, "search"):
-            problems.append(f"{key}: no such key" + _nearest(key, [*_SECTIONS, *COMPONENTS]))
+            problems.append(f"{key}: no such key" + nearest(key, [*_SECTIONS, *COMPONENTS]))
     for name in COMPONENTS if choices else ():
         node = tree.get(name)
         if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
@@ -532,6 +567,13 @@ def _build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problem
         else:
             values[name] = _checked(declared, kind, tree[name], name, problems)
     if len(problems) > before:
+        return None
+    pruner, max_epochs = values["pruner"], values["trainer"].max_epochs
+    if pruner.name == "hyperband" and pruner.min_epochs > max_epochs:
+        problems.append(
+            f"pruner.min_epochs: must be at most trainer.max_epochs, which is {max_epochs}, got {pruner.min_epochs}; "
+            f"lower it, or train longer"
+        )
         return None
     if values["study"].name is None:
         default = f"{choices.get('data', 'data')}-{choices.get('model', 'model')}"
@@ -548,7 +590,7 @@ def _build(kind: Any, node: Any, path: str, problems: list[str]) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in node:
         if key not in fields:
-            problems.append(f"{path}.{key}: no such key" + _nearest(f"{path}.{key}", [f"{path}.{f}" for f in fields]))
+            problems.append(f"{path}.{key}: no such key" + nearest(f"{path}.{key}", [f"{path}.{f}" for f in fields]))
     for name, declared in fields.items():
         if name in node:
             values[name] = _checked(declared, hints[name], node[name], f"{path}.{name}", problems)
@@ -564,9 +606,17 @@ def _checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str,
     if typing.get_origin(kind) is Literal:
         options = typing.get_args(kind)
         if value not in options:
-            nearest = _nearest(value, map(str, options)) if isinstance(value, str) else ""
-            problems.append(f"{path}: must be one of {_listed(map(str, options))}, got {value!r}{nearest}")
+            hint = nearest(value, map(str, options)) if isinstance(value, str) else ""
+            problems.append(f"{path}: must be one of {_listed(map(str, options))}, got {value!r}{hint}")
         return value
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, Mapping) for v in value):
+            problems.append(
+                f"{path}: must be a list of mappings from searched key to value, e.g. [{{optimizer.lr: 0.01}}], "
+                f"got {value!r}"
+            )
+            return ()
+        return tuple({str(k): v for k, v in entry.items()} for entry in value)
     base: type = next(t for t in allowed if t is not type(None))
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

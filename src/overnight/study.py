@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,17 +22,21 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from overnight import sampling
+from overnight.gp import Fork
 from overnight.messages import EpochEnd
-from overnight.plan import TRAIN, Plan
+from overnight.plan import TRAIN, FirstTrial, Plan
 from overnight.records import (
     ASKED,
     ATTEMPTS,
     BASELINE,
     CONFIG,
     DETAIL,
+    ENTRY,
     HISTORY,
     NOTES,
+    OUTSIDE,
     REASON,
+    VALUES,
     State,
     TrialRecord,
     best_of,
@@ -40,6 +44,7 @@ from overnight.records import (
     pack,
     record_of,
     unpack,
+    values_of,
 )
 from overnight.settings import ConfigError, Place, look_up
 from overnight.storage import dispose, hold, holder_of, open_storage
@@ -82,9 +87,22 @@ class Ledger:
     def ask(self) -> Ticket | None:
         """The next trial to run, a paused one first; None where the budget is spent or on its way to be."""
         trials = self.trials()
-        if not any(t.state == TrialState.WAITING for t in trials) and len(trials) >= self.plan.settings.study.trials:
+        if not any(t.state == TrialState.WAITING for t in trials) and self._spent(trials):
             return None
         return self._ticket(self.study.ask())
+
+    def _spent(self, trials: list[FrozenTrial]) -> bool:
+        """Whether no new trial is to be made."""
+        if self.plan.settings.sampler.name == "grid":
+            points = sum(not t.user_attrs.get(OUTSIDE) for t in trials)
+            if points >= self.plan.points:
+                return True
+        return len(trials) >= self.plan.settings.study.trials
+
+    def help_from(self, fork: Fork) -> None:
+        """Have a sampler that needs torch run in a process that `fork` makes."""
+        assert isinstance(self.study.sampler, sampling.SeededSampler)
+        self.study.sampler.help_from(fork)
 
     def ask_for(self, number: int) -> Ticket:
         """One waiting trial, by its number."""
@@ -109,8 +127,8 @@ class Ledger:
 
     def _ticket(self, trial: optuna.Trial) -> Ticket:
         attrs = trial.user_attrs
-        values: dict[str, Any] = {}
-        if attrs.get(BASELINE):
+        values = values_of(self.storage.get_trial(trial._trial_id), self.plan) or {}
+        if VALUES in attrs or attrs.get(BASELINE):
             for name in self.storage.get_trial_system_attrs(trial._trial_id).get("fixed_params", {}):
                 _suggest(trial, name, self.plan.space.names()[name])
         elif CONFIG not in attrs:
@@ -131,7 +149,7 @@ class Ledger:
         live.unwritten = True
         value = done.metrics[self.plan.settings.study.metric]
         if math.isfinite(value):
-            live.trial.report(value, done.epoch)
+            live.trial.report(value, done.epoch + 1)  # what pruners call a step is a whole epoch trained
         return True
 
     def should_prune(self, number: int) -> bool:
@@ -248,6 +266,8 @@ class Ledger:
         self.study.set_user_attr(_LINKS, {"experiment_id": experiment_id, "parent_run_id": parent_run_id})
 
     def close(self) -> None:
+        assert isinstance(self.study.sampler, sampling.SeededSampler)
+        self.study.sampler.close()
         try:
             self.flush()
         finally:
@@ -281,6 +301,8 @@ def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> 
         ledger = Ledger(plan, study, lock, holder)
         ledger.clear_stop()
         orphans = ledger.put_back_orphans()
+        if comparable and not ledger._spent(ledger.trials()):
+            said += sampling.limits(plan)
         if orphans:
             said.append(f"{len(orphans)} trial(s) were cut off and go on: {', '.join(map(str, orphans))}")
         return ledger, said
@@ -302,7 +324,7 @@ def _continue_or_create(
         study = _load(storage, plan, before.study_name)
         if before.user_attrs[_PLAN] != plan.to_json():
             study.set_user_attr(_PLAN, plan.to_json())  # budget, slots, pruner and the like may change
-        return study, []
+        return study, _enqueue(study, plan) if comparable else []
     moved = [d for d in differences if not d.startswith("search.")]
     lacking = plan.space.grew_from(old.space)
     if not extend or moved or lacking:
@@ -329,10 +351,31 @@ def _create(storage: RDBStorage, plan: Plan, name: str, with_baseline: bool) -> 
     study.set_user_attr(_PLAN, plan.to_json())
     if _UID not in study.user_attrs:
         study.set_user_attr(_UID, uuid.uuid4().hex)
-    if with_baseline and not study.get_trials(deepcopy=False):
-        study.enqueue_trial(plan.baseline(), user_attrs={BASELINE: True})
+    if with_baseline:
+        _enqueue(study, plan)
     study.set_user_attr(_READY, True)
     return study
+
+
+def _enqueue(study: optuna.Study, plan: Plan) -> list[str]:
+    """Have the configurations that come before anything drawn wait in the ledger, each once and no matter how often
+    this is asked; what there is to say of it."""
+    trials = study.get_trials(deepcopy=False)
+    given = [v for t in trials if (v := values_of(t, plan)) is not None]
+    asked = [t.user_attrs[ENTRY] for t in trials if ENTRY in t.user_attrs]
+    drawn = [t.params for t in trials]
+
+    def tried(first: FirstTrial) -> bool:
+        return first.entry in asked or first.values in given or (not first.outside and first.point in drawn)
+
+    new = [first for first in plan.first_trials() if (first.entry or not trials) and not tried(first)]
+    room = max(plan.settings.study.trials - len(trials), 0)
+    for first in new[:room]:
+        kept = {ENTRY: first.entry} if first.entry else {BASELINE: True}
+        study.enqueue_trial(first.point, user_attrs={**kept, VALUES: first.values, OUTSIDE: list(first.outside)})
+    if len(new) > room:
+        return [f"study.enqueue: {len(new) - room} of its entries wait for room in study.trials, which is spent"]
+    return []
 
 
 def _extended(storage: RDBStorage, plan: Plan, old: Plan, source: str, name: str) -> optuna.Study:
@@ -344,27 +387,9 @@ def _extended(storage: RDBStorage, plan: Plan, old: Plan, source: str, name: str
     if any(s.study_name == name for s in optuna.get_all_study_summaries(storage)):
         optuna.delete_study(study_name=name, storage=storage)  # a copy that was cut off
     study = _load(storage, plan, name)
-    names, old_names = plan.space.names(), old.space.names()
     before = optuna.load_study(study_name=source, storage=storage)
     for t in before.get_trials(deepcopy=False):
-        asked = bool(t.params) or t.state != TrialState.WAITING
-        added = plan.space.written_point(_had(old, t.params)) if asked else {}
-        params = {**t.params, **{n: v for n, v in added.items() if n not in old_names}}
-        study.add_trial(
-            optuna.trial.FrozenTrial(
-                number=-1,
-                trial_id=-1,
-                state=t.state,
-                value=t.value if t.state == TrialState.COMPLETE else None,
-                datetime_start=t.datetime_start,
-                datetime_complete=t.datetime_complete,
-                params=params,
-                distributions={n: names[n] for n in params},
-                user_attrs=t.user_attrs,
-                system_attrs=t.system_attrs,
-                intermediate_values=t.intermediate_values,
-            )
-        )
+        study.add_trial(_moved(t, plan, old))
     study.set_user_attr(_PLAN, plan.to_json())
     study.set_user_attr(_UID, before.user_attrs[_UID])
     study.set_user_attr(_LINKS, before.user_attrs.get(_LINKS))
@@ -372,10 +397,40 @@ def _extended(storage: RDBStorage, plan: Plan, old: Plan, source: str, name: str
     return study
 
 
-def _had(plan: Plan, params: Mapping[str, Any]) -> Callable[[str], Any]:
-    """What a trial of these parameters had at a key: its config's value, or the option of a config group."""
-    config = plan.config_of(params)
-    return lambda key: params.get(key, plan.written(key)) if "." not in key else look_up(config, key)
+def _moved(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
+    """An old plan's trial as one of the plan's."""
+    given = values_of(t, old)
+    config = old.config(given) if given is not None else old.config_of(t.params)
+    had = given if given is not None else t.params
+
+    def value_of(key: str, _: Mapping[str, Any]) -> Any:
+        return had.get(key, old.written(key)) if "." not in key else look_up(config, key)
+
+    values, point, outside = plan.space.find(value_of)
+    asked = bool(t.params) or t.state != TrialState.WAITING
+    if given is None:  # what it would have drawn for the old keys is not known
+        point = {n: v for n, v in point.items() if n not in old.space.names()}
+    names = plan.space.names()
+    params = {**point, **t.params} if asked else {}
+    attrs = dict(t.user_attrs)
+    if given is not None:
+        attrs[VALUES] = values
+    if outside and (asked or given is not None):
+        attrs[OUTSIDE] = list(outside)
+    return optuna.trial.FrozenTrial(
+        number=-1,
+        trial_id=-1,
+        state=t.state,
+        value=t.value if t.state == TrialState.COMPLETE else None,
+        datetime_start=t.datetime_start,
+        datetime_complete=t.datetime_complete,
+        params={n: params[n] for n in names if n in params},
+        distributions={n: names[n] for n in names if n in params},
+        user_attrs=attrs,
+        # Not what a sampler kept there: its model is of the old ends.
+        system_attrs={"fixed_params": point} if given is not None else {},
+        intermediate_values=t.intermediate_values,
+    )
 
 
 def _load(storage: RDBStorage, plan: Plan, name: str) -> optuna.Study:
@@ -384,7 +439,7 @@ def _load(storage: RDBStorage, plan: Plan, name: str) -> optuna.Study:
         study_name=name,
         storage=storage,
         direction=settings.study.direction,
-        sampler=sampling.sampler(settings.sampler, settings.seed),
+        sampler=sampling.sampler(plan),
         pruner=sampling.pruner(settings.pruner, settings.trainer.max_epochs),
         load_if_exists=True,
     )
@@ -417,7 +472,7 @@ class StudyView:
     @property
     def budget(self) -> int:
         """Of trials, in all; what was trained one by one counts as asked for."""
-        return max(self.plan.settings.study.trials, len(self.records) if self.name == TRAIN else 0)
+        return max(self.plan.budget, len(self.records) if self.name == TRAIN else 0)
 
     def count(self, *states: State) -> int:
         return sum(r.state in states for r in self.records)

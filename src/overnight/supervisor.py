@@ -47,6 +47,7 @@ class Supervisor:
         self, ledger: Ledger, tracker: Tracker, on_change: Callable[[Supervisor], None], only: int | None = None
     ) -> None:
         self.ledger, self.tracker, self.plan = ledger, tracker, ledger.plan
+        ledger.help_from(processes.fork)
         self.devices = deque(slot_devices(self.plan.settings.slots))
         self.slots = len(self.devices)
         self.running: dict[int, TrialProcess] = {}

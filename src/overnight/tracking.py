@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from overnight import settings as settings_module
 from overnight.paths import trial_name
 from overnight.plan import Plan
-from overnight.records import TrialRecord
+from overnight.records import TrialRecord, config_of
 from overnight.settings import Place
 from overnight.storage import create_whole
 from overnight.study import StudyView
@@ -244,8 +244,8 @@ class Tracker:
 
         run = self._runs.get(record.number) or self._create(record)
         if not run.configured:
-            config = record.config if record.config is not None else self._plan.config_of(record.params)
-            self._client.log_text(run.run_id, settings_module.config_text(config), "config.yaml")
+            text = settings_module.config_text(config_of(record, self._plan))
+            self._client.log_text(run.run_id, text, "config.yaml")
             run.configured = True
         if run.steps is None:
             run.steps = self._logged_steps(run, record)

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from overnight import plan as plans
-from overnight import processes
+from overnight import preflight, processes
 from overnight.awake import awake
 from overnight.plan import Plan
 from overnight.records import TrialRecord, best_of
 from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
 from overnight.settings import ConfigError
 from overnight.storage import free_mib
-from overnight.study import open_study
+from overnight.study import open_study, view
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
 
@@ -120,6 +120,7 @@ def run(
     """
     _check_room(plan)
     processes.warm_up()
+    check(plan, say)
     ledger, said = open_study(plan, extend=extend)
     for line in said:
         say(line)
@@ -127,6 +128,15 @@ def run(
         return _work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None), said, screen, take_signals)
     finally:
         ledger.close()
+
+
+def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> None:
+    """Try the ends of a new study's space, one batch each. Raises ConfigError with every mistake that this shows."""
+    if plan.settings.preflight == "never" or view(plan.settings.place, plan.name)[0] is not None:
+        return
+    mistakes = preflight.mistakes(plan, say)
+    if mistakes:
+        raise ConfigError(mistakes)
 
 
 def run_one(plan: Plan, *, screen: Screen | None = None, take_signals: bool = False) -> Result:

@@ -296,10 +296,11 @@ def _exit(result: Result) -> NoReturn:
 
 
 def _print_forecast(plan: Any) -> None:
+    from overnight import api, search_space
     from overnight import forecast as forecasts
-    from overnight import search_space
     from overnight.records import duration
 
+    api.check(plan, click.echo)
     try:
         forecast = forecasts.forecast(plan)
     except RuntimeError as error:

@@ -104,4 +104,15 @@ class Finished:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Rehearsed:
+    """What came of trying a configuration. metrics: the names it logged, None where it did not get that far;
+    problems: one line each; own_bytes: the most memory that it held of its own."""
+
+    number: int
+    metrics: tuple[str, ...] | None
+    problems: tuple[str, ...]
+    own_bytes: int
+
+
 Up = Alive | EpochEnd | Resumed | StateSaved | Finished

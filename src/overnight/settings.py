@@ -147,6 +147,7 @@ class Settings:
     tracking: TrackingSettings
     seed: int = _rule("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32)
     slots: int | None = _at_least(1)
+    preflight: Literal["auto", "never"]
     min_free_mib: int = _at_least(0)
     stay_awake: Literal["auto", "always", "never"]
     home: str = _rule(

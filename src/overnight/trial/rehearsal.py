@@ -1,0 +1,142 @@
+"""A configuration is tried: one training batch and one validation batch, in a process forked for it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import resource
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from overnight.messages import EpochEnd, Rehearsed, TrialSpec, Up, Verdict
+
+# What would keep the first epoch from ending after one batch, with validation.
+_SHORT = {
+    "limit_train_batches": 1,
+    "limit_val_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "val_check_interval": None,
+    "accumulate_grad_batches": 1,
+}
+
+
+def main(connection: Connection) -> None:
+    """Try what `connection` brings, a spec to train and configs to build; send one Rehearsed; does not return."""
+    import multiprocessing
+
+    from overnight.trial.process import die_with_parent
+
+    os.setsid()
+    die_with_parent()
+    multiprocessing.set_start_method("fork", force=True)
+    spec, builds = connection.recv()
+    if spec.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        tried = rehearse(spec, builds)
+    with contextlib.suppress(OSError):
+        connection.send(tried)
+    os._exit(0)
+
+
+def rehearse(spec: TrialSpec, builds: list[dict[str, Any]]) -> Rehearsed:
+    """Train `spec` for one batch; of each other config no more than data module and model are built."""
+    from overnight.trial.fit import build, fit
+
+    problems = [p for node in ("data", "model", "optimizer") for p in _target(node, spec.config)]
+    link = _Link()
+    if not problems:
+        trainer = {**spec.config["trainer"], **_SHORT, "max_epochs": max(2, spec.config["trainer"]["max_epochs"])}
+        shortened = TrialSpec(**{**vars(spec), "config": {**spec.config, "trainer": trainer}})
+        try:
+            fit(shortened, link)
+        except BaseException as error:
+            problems.append(_told(error))
+    for config in builds if not problems else ():
+        try:
+            build(config)
+        except BaseException as error:
+            problems.append(_told(error))
+    return Rehearsed(spec.number, link.metrics, tuple(dict.fromkeys(problems)), link.own_bytes)
+
+
+class _Link:
+    """A supervisor that has heard enough after one epoch."""
+
+    metrics: tuple[str, ...] | None = None
+    own_bytes = 0
+
+    def send(self, message: Up) -> None:
+        pass
+
+    def ask(self, message: EpochEnd) -> Verdict:
+        self.metrics, self.own_bytes = tuple(sorted(message.metrics)), _own_bytes()
+        return Verdict.END
+
+    def stop_wanted(self) -> bool:
+        return False
+
+
+def _own_bytes() -> int:
+    """The most that this process has held of its own: what it shares with the forkserver is not counted."""
+    import psutil
+
+    now = psutil.Process().memory_full_info()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(now.uss + max(most - now.rss, 0))
+
+
+def _target(node: str, config: dict[str, Any]) -> list[str]:
+    """What is wrong with a component's _target_."""
+    import difflib
+    import importlib
+
+    from hydra.utils import get_object
+
+    path = config[node]["_target_"]
+    try:
+        get_object(path)
+    except Exception as error:
+        parent, _, name = path.rpartition(".")
+        hint, why = "", " ".join(str(error.__cause__ or error).split())
+        with contextlib.suppress(Exception):
+            close = difflib.get_close_matches(name, dir(importlib.import_module(parent)), n=1)
+            hint = f"; did you mean {parent}.{close[0]}?" if close else ""
+        return [f"{node}._target_: must be a class that can be imported, got {path!r}: {why}{hint}"]
+    return []
+
+
+def _told(error: BaseException) -> str:
+    """An exception as one line: what it is about, what it said, and where in a person's code it arose."""
+    cause: BaseException = error
+    while type(cause).__name__ == "InstantiationException" and cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = " ".join(str(cause).split())
+    lower = text.lower()
+    if re.match(r"(data|model|optimizer|trainer)(\.\w+)*: ", text):
+        return text  # its own words name the key
+    said = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+    said += _where(cause)
+    if "precision" in lower:
+        return f"trainer.precision: must be one that Lightning's Trainer takes; {said}"
+    if isinstance(cause, MemoryError) or "out of memory" in lower or "can't allocate memory" in lower:
+        return f"memory: must hold a trial; take a smaller batch or model; {said}"
+    if "target" in lower and "out of bounds" in lower:
+        return f"data: each label must be from 0 to below the number of the model's outputs; {said}"
+    if "output size is too small" in lower or "kernel size can't be greater than actual input size" in lower:
+        return f"model: the image must be larger than its convolutions and pooling leave of it; {said}"
+    return f"conf: must train; {said}"
+
+
+def _where(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    installed = (os.sep + "site-packages" + os.sep, os.sep + "lib" + os.sep + "python", os.sep + "overnight" + os.sep)
+    theirs = [f for f in frames if not any(part in f.filename for part in installed)]
+    return f" ({theirs[-1].filename}:{theirs[-1].lineno}, in {theirs[-1].name})" if theirs else ""

@@ -1,0 +1,113 @@
+"""Mistakes that would fail every trial are told before there is a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from click.testing import CliRunner
+
+from overnight import plan, preflight
+from overnight.cli import cli
+from overnight.messages import Rehearsed
+from overnight.plan import Plan
+from overnight.settings import ConfigError
+from overnight.trial.rehearsal import rehearse
+
+CONV = ("model._target_=their_mistakes.Conv", "~model.hidden_sizes", "~model.activation", "~model.dropout")
+
+
+def planned(*overrides: str) -> Plan:
+    return plan.make(overrides)
+
+
+def told(study: Plan) -> list[str]:
+    """What one rehearsal of the largest configuration says, in this process."""
+    attempt = preflight.attempts_of(study)[0]
+    result = rehearse(preflight._spec(study, 0, attempt, "cpu"), preflight._builds(study, [attempt]))
+    return preflight._problems(study, result)
+
+
+def test_what_trains_has_no_problem_and_says_what_it_logs_and_takes() -> None:
+    study = planned()
+    result = rehearse(preflight._spec(study, 0, preflight.attempts_of(study)[0], "cpu"), [])
+    assert result.problems == ()
+    assert result.metrics == ("train/loss", "val/accuracy", "val/loss")
+    assert result.own_bytes > 1e6
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["model._target_=overnight.models.mlp.MLPP"], "model._target_: must be a class that can be imported"),
+        (["model._target_=overnight.models.mlp.MLPP"], "did you mean overnight.models.mlp.MLP?"),
+        (["model.activation=tahn"], "model.activation: must be one of relu, "),
+        (["model.activation=relu,tahn"], "model.activation: must be one of relu, "),
+        (["trainer.precision=33-true"], "trainer.precision: must be one that Lightning's Trainer takes"),
+        (["study.metric=val/acc"], "got 'val/acc'; it logged train/loss, val/accuracy, val/loss; did you mean val/acc"),
+        (["data._target_=their_mistakes.NineClasses"], "data: each label must be from 0 to below the number"),
+        (["data._target_=their_mistakes.Missing"], "data.root: put train-images.gz into /nowhere"),
+        (
+            [*CONV, "search=none", "+model.blocks=4"],
+            "model: the image must be larger than its convolutions and pooling",
+        ),
+        (["+model.colour=red"], "conf: must train; TypeError: "),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_its_key(line: list[str], words: str) -> None:
+    (problem,) = told(planned(*line))
+    assert words in problem
+    assert "\n" not in problem
+
+
+def test_every_option_of_a_config_group_is_tried_at_an_end_of_the_space(tmp_path: Path) -> None:
+    for group in ("model", "search"):
+        (tmp_path / group).mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: their_mistakes.Conv\nblocks: 1\n")
+    (tmp_path / "search" / "mine.yaml").write_text("model.blocks: int(interval(1, 3))\n")
+    study = plan.make(["model=mlp,mine", "model.activation=relu,tanh"], tmp_path)
+    attempts = preflight.attempts_of(study)
+    tried = [(a.values["model"], a.name.split()[0], a.values.get("model.blocks")) for a in attempts]
+    assert tried == [
+        ("mlp", "largest", None),
+        ("mine", "largest", 3),
+        ("mlp", "smallest", None),
+        ("mine", "smallest", 1),
+    ]
+    assert attempts[0].values["model.hidden_sizes"] == [256, 256, 256]
+    assert attempts[2].values["model.hidden_sizes"] == [16]
+    assert len(preflight.attempts_of(planned("search=none"))) == 1, "what is alike is tried once"
+
+
+def test_memory_that_the_machine_does_not_have_is_told_with_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "machine_memory", lambda: 10 * 2**30)
+    (problem,) = preflight._too_much(planned("slots=4"), 3 * 2**30)
+    assert problem == (
+        "slots: 4 trials of the largest configuration must fit into the machine's 10 GiB, and each takes 3; take "
+        "slots=3, or a smaller space"
+    )
+    assert preflight._too_much(planned("slots=3"), 3 * 2**30) == []
+    assert "trial.memory_gib: must hold" in preflight._too_much(planned("trial.memory_gib=1"), 3 * 2**30)[0]
+
+
+def test_a_process_that_dies_says_how_and_one_that_takes_too_long_says_nothing() -> None:
+    study = planned(*CONV, "model._target_=their_mistakes.Dies", "search=none", "+model.blocks=1")
+    assert preflight.mistakes(study) == ["conf: must train; its process ended by signal 9, as where memory runs out"]
+    assert preflight._problems(study, None) == []
+    assert preflight._problems(study, Rehearsed(0, (), (), 0))[0].endswith("it logged none")
+
+
+def test_tune_and_a_dry_run_say_the_same_and_leave_nothing(
+    overnight: Callable[..., CompletedProcess[str]], tmp_path: Path
+) -> None:
+    line = ("study.metric=val/acc", "model.activation=relu,tahn")
+    real = overnight("tune", *line, "home=made")
+    assert real.returncode == 2
+    assert [p.split(":")[0] for p in real.stderr.splitlines()] == ["study.metric", "model.activation"]
+    assert not list((tmp_path / "cwd").iterdir())
+    dry = CliRunner().invoke(cli, ["tune", *line, f"home={tmp_path / 'made'}", "--dry-run"])
+    assert isinstance(dry.exception, ConfigError)
+    assert dry.exception.problems == real.stderr.splitlines()
+    assert not (tmp_path / "made").exists()

@@ -1,0 +1,46 @@
+"""Networks and data with the mistakes that people make; named by `_target_` in tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from overnight.data.digits import Digits
+
+
+class Conv(pl.LightningModule):
+    """Two poolings too many for eight pixels, where blocks says so."""
+
+    def __init__(self, blocks: int = 1) -> None:
+        super().__init__()
+        layers = [m for _ in range(blocks) for m in (nn.LazyConv2d(4, 3, padding=1), nn.MaxPool2d(2))]
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(10))
+
+    def training_step(self, batch, _):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, _):
+        self.log("val/loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class NineClasses(Digits):
+    """Tells the model of nine classes, and has ten."""
+
+    classes = 9
+
+
+class Missing(Digits):
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        raise FileNotFoundError("data.root: put train-images.gz into /nowhere")
+
+
+class Dies(Conv):
+    def on_train_start(self):
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -147,8 +147,8 @@ class Ledger:
             return False
         live.history[done.epoch] = done
         live.unwritten = True
-        value = done.metrics[self.plan.settings.study.metric]
-        if math.isfinite(value):
+        value = done.metrics.get(self.plan.settings.study.metric)
+        if value is not None and math.isfinite(value):
             live.trial.report(value, done.epoch + 1)  # what pruners call a step is a whole epoch trained
         return True
 

@@ -212,17 +212,8 @@ class Supervisor:
     def _judge(self, trial: TrialProcess, done: EpochEnd) -> Verdict:
         metric = self.plan.settings.study.metric
         value = done.metrics.get(metric)
-        if value is None:
-            trial.finished = Finished(
-                done.number,
-                "failed",
-                "error",
-                f"study.metric: must be a metric that the model logs by the end of an epoch, got {metric!r}; it logged "
-                f"{', '.join(sorted(done.metrics)) or 'none'}",
-            )
-            return Verdict.END
         self.ledger.record(done)
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             trial.finished = Finished(done.number, "failed", "diverged", f"{metric} was {value}, not a finite number")
             return Verdict.END
         if self.why is not None or self.no_room:
@@ -320,6 +311,15 @@ class Supervisor:
             return self.ledger.prune(number, finished.notes)
         if finished.ending == "saved":
             return self.ledger.pause(number, notes=finished.notes)
+        history = self.ledger.read(number).history
+        if self.ledger.objective(history) is None:  # many log it in some epochs only, but it must come
+            logged = sorted({name for e in history for name in e.metrics})
+            metric = self.plan.settings.study.metric
+            detail = (
+                f"study.metric: must be a metric that the model logs by the end of an epoch, got {metric!r}; it logged "
+                f"{', '.join(logged) or 'none'}"
+            )
+            return self.ledger.fail(number, "error", detail, finished.notes)
         return self.ledger.complete(number, finished.notes)
 
     def _crashed(self, trial: TrialProcess) -> TrialRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import random
@@ -14,12 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from hydra.utils import get_object, instantiate
-from pytorch_lightning.plugins.environments import LightningEnvironment
-from pytorch_lightning.plugins.io import CheckpointIO
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from overnight.messages import Alive, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
-from overnight.trial import checkpoint
+from overnight.trial import checkpoint, namespaces, targets
 
 # Seconds between two looks, in the middle of an epoch, at whether the supervisor wants the trial to stop.
 LOOK_EVERY_S = 0.1
@@ -27,6 +27,12 @@ LOOK_EVERY_S = 0.1
 ALIVE_EVERY_S = 1.0
 # What a data module may tell a model that names it in its constructor.
 DATA_FACTS = ("input_shape", "classes")
+# Where Lightning's checkpoints hold what save_hyperparameters() kept, of the model and of the data module.
+_HYPERPARAMETERS = tuple(
+    f"{of}{name}" for of in ("", "datamodule_") for name in ("hyper_parameters", "hparams_name", "hparams_type")
+)
+_PLAIN = (bool, int, float, str, bytes, torch.Tensor, torch.dtype)
+_DROPPED = object()
 
 
 class Link(Protocol):
@@ -43,23 +49,22 @@ def fit(spec: TrialSpec, link: Link) -> Finished:
     Raises whatever the person's own data and model raise.
     """
     torch.set_num_threads(spec.threads)
-    # Lightning's own use of torch, in every trial's log otherwise.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-    for name in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # its tips and device lists
+    quiet()
     pl.seed_everything(spec.seed, workers=True, verbose=False)
     state, refused = checkpoint.load(spec.folder)
     data, model = build(spec.config)
-    memory = _InMemory(state)
-    reporter = _Reporter(spec, link, memory)
+    lightning = namespaces.lightning_of(data, model)
+    environments = importlib.import_module(f"{lightning.__name__}.plugins.environments")
+    memory = namespaces.joined(_InMemory, lightning.plugins.CheckpointIO)(state)
+    reporter = namespaces.joined(_Reporter, lightning.callbacks.Checkpoint)(spec, link, memory)
     options = dict(spec.config["trainer"])
-    trainer = pl.Trainer(
+    trainer = lightning.Trainer(
         **options,
         accelerator="gpu" if spec.device.startswith("cuda") else "cpu",
         devices=[int(spec.device.removeprefix("cuda:"))] if spec.device.startswith("cuda") else 1,
         callbacks=[reporter],
         # Within Slurm Lightning would requeue jobs by itself; going on is the supervisor's business.
-        plugins=[memory, LightningEnvironment()],
+        plugins=[memory, environments.LightningEnvironment()],
         default_root_dir=spec.folder,
         logger=False,
         enable_progress_bar=False,
@@ -68,8 +73,10 @@ def fit(spec: TrialSpec, link: Link) -> Finished:
     )
     if state is not None:
         link.send(Resumed(spec.number, tuple(EpochEnd(**e) for e in state["overnight"]["history"])))
+    here = namespaces.at_home(lightning, data)
+    data.trainer = trainer
     try:
-        trainer.fit(model, datamodule=data, ckpt_path="state in memory" if state is not None else None)
+        trainer.fit(model, datamodule=here, ckpt_path="state in memory" if state is not None else None)
     except _Stop as stop:
         if stop.verdict is Verdict.END:
             checkpoint.drop_states(spec.folder)
@@ -99,26 +106,33 @@ def _kept(spec: TrialSpec, weights: dict[str, Any], link: Link) -> bool:
             time.sleep(ALIVE_EVERY_S)
 
 
-def build(config: Mapping[str, Any]) -> tuple[pl.LightningDataModule, pl.LightningModule]:
-    """The data module and the model of a trial's config.
+def build(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The data module and the model of a trial's config, of either of the two Lightnings.
 
     A model gets the optimizer, as a callable that takes parameters, and the facts that the data module knows
-    (DATA_FACTS), where its constructor names them and the config does not.
+    (DATA_FACTS), where its constructor names them and the config does not. Lists and mappings arrive as plain ones,
+    unless the config says `_convert_` otherwise.
     """
-    data = instantiate(config["data"], _convert_="all")
-    names = inspect.signature(get_object(config["model"]["_target_"])).parameters
+    for key in ("data", "model"):
+        targets.find_all(config, key)
+    data = instantiate({"_convert_": "all", **config["data"]})
+    names = inspect.signature(targets.find("model", config["model"]["_target_"])).parameters
     offered = {fact: getattr(data, fact) for fact in DATA_FACTS if hasattr(data, fact)}
     if "optimizer" in names:
-        offered["optimizer"] = instantiate(config["optimizer"], _partial_=True, _convert_="all")
+        targets.find_all(config, "optimizer")
+        offered["optimizer"] = instantiate({"_convert_": "all", **config["optimizer"]}, _partial_=True)
     wanted = {name: value for name, value in offered.items() if name in names and name not in config["model"]}
-    model = instantiate(config["model"], _convert_="all", **wanted)
-    for key, built, kind in (("data", data, pl.LightningDataModule), ("model", model, pl.LightningModule)):
-        if not isinstance(built, kind):
-            raise TypeError(
-                f"{key}._target_: must be a {kind.__name__} of pytorch_lightning, "
-                f"got {type(built).__module__}.{type(built).__name__}"
-            )
+    model = instantiate({"_convert_": "all", **config["model"]}, **wanted)
+    namespaces.lightning_of(data, model)
     return data, model
+
+
+def quiet() -> None:
+    """Silence what Lightning says to everybody; in a study it would be said in every trial's log."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # its own use of torch
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # one core a trial: they are no help
+    for name in namespaces.NAMES:
+        logging.getLogger(name).setLevel(logging.WARNING)  # its tips and device lists
 
 
 class _Stop(Exception):
@@ -129,8 +143,8 @@ class _Stop(Exception):
         self.verdict = verdict
 
 
-class _InMemory(CheckpointIO):
-    """Lightning's saving and loading, short of a disk: what it dumps is copied here, what it loads comes from here."""
+class _InMemory:
+    """A CheckpointIO, short of a disk: what Lightning dumps is copied here, what it loads comes from here."""
 
     def __init__(self, state: dict[str, Any] | None) -> None:
         self._state = state
@@ -147,10 +161,10 @@ class _InMemory(CheckpointIO):
         pass
 
 
-class _Reporter(pl.callbacks.Checkpoint):
+class _Reporter:
     """Reports epochs and keeps, in memory, the trial's state as of the last epoch boundary.
 
-    A Checkpoint by class, because Lightning calls those after everything else that happens at an epoch's end.
+    A Checkpoint by its base, because Lightning calls those after everything else that happens at an epoch's end.
 
     Lightning's dump at an epoch's end comes before the schedules step, so it is taken there, and completed when the
     next epoch starts; only then is it a boundary that can be gone on from bit by bit.
@@ -164,6 +178,7 @@ class _Reporter(pl.callbacks.Checkpoint):
         self._stopping = False
         self._best: tuple[float, dict[str, Any]] | None = None
         self._random: dict[str, Any] | None = None
+        self._logged: dict[str, Any] = {}  # Lightning's metrics as of the last epoch's end
         self._started = self._saved_at = self._looked_at = self._told_at = time.monotonic()
         self.restoring = memory.restores  # until the saved state has found its place in the model
 
@@ -174,6 +189,7 @@ class _Reporter(pl.callbacks.Checkpoint):
         self.history = [EpochEnd(**e) for e in kept["history"]]
         self._random = kept["random"]
         self._best = (kept["best"]["value"], kept["best"]["weights"]) if kept["best"] else None
+        self._logged = dict(kept["logged"])
         self._boundary = _copied(checkpoint)  # an optimizer goes on in the very tensors that it was given
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
@@ -182,10 +198,11 @@ class _Reporter(pl.callbacks.Checkpoint):
 
     def on_train_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
         self.restoring = False
+        trainer.callback_metrics.update(self._logged)  # a schedule or a callback may look at one of an earlier epoch
 
     # An epoch
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:  # noqa: ARG002
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
         self._started = time.monotonic()
         if not self._boundary_open:
             return
@@ -204,9 +221,12 @@ class _Reporter(pl.callbacks.Checkpoint):
     def on_validation_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:  # noqa: ARG002
         self._look()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         now = time.monotonic()
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # Lightning keeps a metric that was not logged this time as it was.
+        logged = dict(trainer.callback_metrics)
+        metrics = {name: float(value) for name, value in logged.items() if value is not self._logged.get(name)}
+        self._logged = logged
         done = EpochEnd(self._spec.number, trainer.current_epoch, metrics, time.time(), now - self._started)
         self.history.append(done)
         self._note_best(done, module)
@@ -219,28 +239,33 @@ class _Reporter(pl.callbacks.Checkpoint):
         self._stopping = verdict is Verdict.SAVE_AND_STOP
         trainer.save_checkpoint("memory", weights_only=False)
         self._boundary = self._memory.dumped
-        for name in ("hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "datamodule_hparams_name"):
+        for name in _HYPERPARAMETERS:
             self._boundary.pop(name, None)  # the config builds the same objects again
         self._boundary["overnight"] = {
             "history": [vars(e) for e in self.history],
             "random": _get_random(),
+            "logged": _copied(logged),
             "best": {"value": self._best[0], "weights": self._best[1]} if self._best else None,
         }
         self._boundary_open = True
 
     # The end
 
-    def weights(self, trainer: pl.Trainer) -> dict[str, Any]:
+    def weights(self, trainer: Any) -> dict[str, Any]:
         """A checkpoint of the epoch that gives the objective, as Lightning's load_from_checkpoint takes it."""
         trainer.save_checkpoint("memory", weights_only=True)
         dumped = self._memory.dumped
+        for name in _HYPERPARAMETERS:
+            if name in dumped:
+                dumped[name] = _plain(dumped[name])
+        dumped = {name: value for name, value in dumped.items() if value is not _DROPPED}
         if self._best is not None:
             dumped["state_dict"] = self._best[1]
         spec = self._spec
         dumped["overnight"] = {"study": spec.study, "trial": spec.number, "seed": spec.seed, "config": spec.config}
         return dumped
 
-    def _note_best(self, done: EpochEnd, module: pl.LightningModule) -> None:
+    def _note_best(self, done: EpochEnd, module: Any) -> None:
         value = done.metrics.get(self._spec.metric)
         if self._spec.objective != "best" or value is None or value != value:
             return
@@ -285,6 +310,19 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_copied(v) for v in value) if type(value) in (list, tuple) else value
     return value
+
+
+def _plain(value: Any) -> Any:
+    """A module's own hyperparameters as a file of plain data can hold them; _DROPPED for what it can't: a class, a
+    function, an object."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, Mapping):
+        return {k: kept for k, v in value.items() if (kept := _plain(v)) is not _DROPPED}
+    if type(value) in (list, tuple):
+        kept = [_plain(v) for v in value]
+        return type(value)(kept) if not any(v is _DROPPED for v in kept) else _DROPPED
+    return value if value is None or isinstance(value, _PLAIN) else _DROPPED
 
 
 def _get_random() -> dict[str, Any]:

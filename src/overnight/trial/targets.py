@@ -1,0 +1,73 @@
+"""The classes that a config names by `_target_`, found, or missed in words that say what to do."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def find_all(config: Mapping[str, Any], key: str) -> None:
+    """Look up every `_target_` below config[key]. Raises ImportError for the first that can't be had."""
+    for path, target in _targets(config[key], key):
+        find(path, target)
+
+
+def find(key: str, target: str) -> Any:
+    """What a dotted name stands for: a class, or anything that builds an object.
+
+    Raises:
+        ImportError: naming the key, the name, where it was looked for, and the remedy.
+    """
+    parts = target.split(".")
+    found, module = None, ""
+    for count in range(1, len(parts) + 1):
+        name = ".".join(parts[:count])
+        if found is not None and hasattr(found, parts[count - 1]):
+            found = getattr(found, parts[count - 1])
+            continue
+        if found is not None and not hasattr(found, "__path__"):  # a class, or a module that holds no others
+            raise ImportError(_lacks(key, target, found, parts[count - 1]))
+        try:
+            found, module = importlib.import_module(name), name
+        except Exception as error:
+            if not (isinstance(error, ModuleNotFoundError) and error.name == name):
+                # Its own mistake, or a package that it wants: the traceback below this one shows where.
+                words = f"importing {name} raised {type(error).__name__}: {error}"
+                raise ImportError(f"{key}._target_: must be importable, got {target!r}: {words}") from error
+            words = _lacks(key, target, found, parts[count - 1]) if module else _nowhere(key, target, name)
+            raise ImportError(words) from None
+    return found
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("_target_"), str):
+            yield path, node["_target_"]
+        for key, child in node.items():
+            yield from _targets(child, f"{path}.{key}")
+    elif isinstance(node, list | tuple):
+        for index, child in enumerate(node):
+            yield from _targets(child, f"{path}.{index}")
+
+
+def _lacks(key: str, target: str, found: Any, name: str) -> str:
+    where = getattr(found, "__file__", None) or getattr(found, "__module__", "")
+    close = difflib.get_close_matches(name, dir(found), n=1)
+    known = f"did you mean {close[0]}?" if close else "mend the name, or define it there"
+    return (
+        f"{key}._target_: must name something that exists, got {target!r}: "
+        f"{found.__name__} ({where}) has no {name}; {known}"
+    )
+
+
+def _nowhere(key: str, target: str, name: str) -> str:
+    folders = [p for p in sys.path if p and not p.startswith((sys.prefix, sys.base_prefix)) and "site-packages" not in p]
+    looked = f"in {', '.join(folders)} and " if folders else ""
+    return (
+        f"{key}._target_: must name a class that can be imported, got {target!r}: there is no module {name} {looked}"
+        f"among the installed packages; start overnight in the folder that holds {name}.py, or put that folder on "
+        f"PYTHONPATH, or install the package"
+    )

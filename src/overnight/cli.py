@@ -20,6 +20,7 @@ _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
 _CONFIG_DIR = click.option("--config-dir", metavar="DIR", help="A folder of your own configs.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _INTERRUPTED, _MISTAKE = 130, 2
+_STARTED = ("model=mine", "data=mine")  # what `init` wrote is tuned by
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -166,6 +167,20 @@ def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
         tracking.page_of(view, f"http://127.0.0.1:{port}"),
         browser,
     )
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR")
+def init(folder: str) -> None:
+    """Write a network, data and a search space of your own to begin with, ready to tune."""
+    from pathlib import Path
+
+    from overnight import starter
+
+    files = starter.write(Path(folder))
+    click.echo(f"wrote {', '.join(map(str, files))} in {folder}")
+    click.echo(f"  {shlex.join(['python', '-m', 'pytest', folder])}")
+    click.echo("  " + shlex.join(["overnight", "tune", "--config-dir", os.path.join(folder, "conf"), *_STARTED]))
 
 
 def main() -> None:

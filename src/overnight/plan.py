@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import math
 import random
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,13 +191,15 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
 
     Args:
         overrides: Hydra's; a plain value for a searched key takes the key out of the search, a sweep puts it in.
-        config_dir: a folder of somebody's own configs.
+        config_dir: a folder of somebody's own configs; the folder around it joins the import path, for their classes.
         searching: False for one configuration as it stands; a sweep is then a mistake.
     """
     given, told = list(overrides), []
     draft = settings.compose(given, config_dir)
     if not draft.config:
         raise ConfigError(draft.problems)
+    if draft.config_dir is not None and str(draft.config_dir.parent) not in sys.path:
+        sys.path.append(str(draft.config_dir.parent))  # trial processes inherit it
     if not searching:
         told += [
             f"{k}: `train` takes one value, got the sweep {v}; sweeps are for `tune`" for k, v in draft.sweeps.items()

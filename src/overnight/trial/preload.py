@@ -17,7 +17,7 @@ from overnight.models import mlp  # noqa: E402
 from overnight.trial import fit  # noqa: E402
 
 # The other name that people's networks know Lightning by, where it is installed: a tenth of a second in every trial.
-with contextlib.suppress(ImportError):
+with contextlib.suppress(Exception):  # a broken one is the business of those who use it
     import lightning.pytorch  # noqa: F401
 
 # In a forked trial the first full collection would write to every object that was imported, and so copy it: half a

@@ -33,12 +33,13 @@ def home(tmp_path: Path, empty_store: Path) -> Path:
 
 @pytest.fixture
 def tune(home: Path) -> Callable[..., api.Result]:
-    """Run a study in this test's home, in this process, with real trial processes."""
+    """Run a study in this test's home, in this process, with real trial processes; without pictures, which cost time
+    and have tests of their own."""
 
-    def run(*overrides: str, **options: object) -> api.Result:
+    def run(*overrides: str, config_dir: Path | None = None, **options: object) -> api.Result:
         # What a batch would show already is shown by test_preflight; here networks fail in trials.
-        made = plan.make([f"home={home}", "preflight=never", *overrides])
-        return api.run(made, screen=Nothing(), **options)
+        lines = [f"home={home}", "pictures.when=never", "preflight=never", *overrides]
+        return api.run(plan.make(lines, config_dir), screen=Nothing(), **options)
 
     return run
 

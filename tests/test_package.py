@@ -24,8 +24,16 @@ def test_the_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -
     assert made.returncode == 0, made.stderr
     with zipfile.ZipFile(made.stdout.strip()) as wheel:
         wheel.extractall(tmp_path / "site")
-    shipped = {p.relative_to(tmp_path / "site" / "overnight" / "conf") for p in (tmp_path / "site").rglob("*.yaml")}
-    assert shipped == {p.relative_to(ROOT / "conf") for p in (ROOT / "conf").rglob("*.yaml")}
+    inside = tmp_path / "site" / "overnight"
+    for shipped, here in (
+        (inside / "conf", ROOT / "conf"),
+        (inside / "starter" / "files", ROOT / "src" / "overnight" / "starter" / "files"),
+    ):
+        files = [
+            {p.relative_to(folder) for p in folder.rglob("*.*") if p.is_file() and p.suffix != ".pyc"}
+            for folder in (shipped, here)
+        ]
+        assert files[0] == files[1] != set()
     code = (
         "import overnight.paths as p; from overnight import plan; "
         f"assert str(p.conf_dir()).startswith({str(tmp_path)!r}), p.conf_dir(); print(plan.make().name)"

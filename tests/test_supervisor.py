@@ -58,6 +58,13 @@ def test_a_metric_that_nobody_logs_is_named_beside_those_that_are(tune: Tune) ->
     assert "got 'val/acuracy'; it logged train/loss, val/accuracy, val/loss" in result.records[0].detail
 
 
+def test_a_metric_that_comes_in_some_epochs_only_is_the_objective_as_of_the_last_of_them(tune: Tune) -> None:
+    result = tune(*theirs("EveryOther", "study.trials=2", "study.metric=now_and_then"))
+    assert states(result) == [("complete", None)] * 2
+    assert [e.metrics.get("now_and_then") for e in result.records[0].history] == [None, 1.0, None, 3.0]
+    assert result.records[0].objective == 3.0
+
+
 def test_running_out_of_memory_has_a_reason_of_its_own(tune: Tune) -> None:
     assert states(tune(*theirs("OutOfMemory", "study.trials=1"))) == [("failed", "out_of_memory")]
 

@@ -68,7 +68,8 @@ def test_a_network_of_theirs_stopped_anywhere_goes_on_to_the_same_bits(
     tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = CASES[case]
-    assert fit(spec_for(tmp_path / "whole", **options), whole := ListLink()).ending == "complete"
+    whole = ListLink()
+    assert fit(spec_for(tmp_path / "whole", **options), whole).ending == "complete"
     assert all("val/accuracy" in e.metrics for e in whole.epochs) or "second epoch" in case
 
     monkeypatch.setattr(fitting, "LOOK_EVERY_S", 0.0)
@@ -125,7 +126,9 @@ def test_a_network_without_validation_is_judged_by_what_training_logs(tmp_path: 
 
 
 def test_each_of_several_validation_sets_has_its_own_metric(tmp_path: Path) -> None:
-    fit(spec_for(tmp_path, f"{HABITS}SeesTwoValidationSets", f"{HABITS}TwoValidationSets", epochs=1), link := ListLink())
+    fit(
+        spec_for(tmp_path, f"{HABITS}SeesTwoValidationSets", f"{HABITS}TwoValidationSets", epochs=1), link := ListLink()
+    )
     names = set(link.epochs[0].metrics)
     assert {"val/accuracy/dataloader_idx_0", "val/accuracy/dataloader_idx_1"} <= names
 
@@ -179,7 +182,9 @@ def test_a_target_that_cannot_be_imported_is_told_with_where_it_was_looked_for_a
 
 def test_a_target_deep_in_a_config_is_looked_up_too() -> None:
     config = {"data": {"_target_": "torch.nn.Identity", "transforms": [{"_target_": "torchvision.tansforms.ToTensor"}]}}
-    with pytest.raises(ImportError, match=r"^data\.transforms\.0\._target_: .* has no tansforms; did you mean transforms"):
+    with pytest.raises(
+        ImportError, match=r"^data\.transforms\.0\._target_: .* has no tansforms; did you mean transforms"
+    ):
         targets.find_all(config, "data")
 
 

@@ -64,6 +64,12 @@ class Diverges(Plain):
         self.log("val/accuracy2", torch.tensor(float("nan")))
 
 
+class EveryOther(Plain):
+    def on_validation_epoch_end(self):
+        if self.current_epoch % 2:
+            self.log("now_and_then", float(self.current_epoch))
+
+
 class KilledOnce(Plain):
     """Dies of a signal in its third epoch, the first time; `marker` is a file that remembers."""
 

@@ -116,3 +116,24 @@ class Rehearsed:
 
 
 Up = Alive | EpochEnd | Resumed | StateSaved | Finished
+
+
+@dataclass(frozen=True)
+class DrawSpec:
+    """All that a process is told that draws an ended trial's pictures.
+
+    folder: where they go. weights: the file that the trial left; None where it was not kept. history: (epoch,
+    metrics) in order. which, look: as pictures.which and pictures.look. stamp: what the last file written, drawn.json,
+    says. gives_way: to every other process.
+    """
+
+    study: str
+    number: int
+    folder: Path
+    weights: Path | None
+    history: tuple[tuple[int, dict[str, float]], ...]
+    metric: str
+    which: tuple[str, ...]
+    look: str
+    stamp: str = ""
+    gives_way: bool = True

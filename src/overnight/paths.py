@@ -47,3 +47,11 @@ class Home:
     def checkpoints(self, study: str, number: int) -> Path:
         """The folder of one trial's checkpoints: its state while it runs, its weights once it is complete."""
         return self.study_checkpoints(study) / trial_name(number)
+
+    def pictures(self, study: str, number: int) -> Path:
+        """The folder of one trial's pictures."""
+        return self.root / "pictures" / study / trial_name(number)
+
+    def pictures_log(self, study: str) -> Path:
+        """What is said while pictures are drawn."""
+        return self.root / "logs" / study / "pictures.log"

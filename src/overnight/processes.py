@@ -87,7 +87,7 @@ class TrialProcess:
 
     def kill(self) -> None:
         """End the process, and whatever it started."""
-        _kill(self.process)
+        kill(self.process)
 
     def end(self) -> None:
         """Leave nothing of it behind."""
@@ -134,7 +134,7 @@ class Starter:
         if self._ahead is not None:
             process, *ends = self._ahead
             self._ahead = None
-            _kill(process)
+            kill(process)
             for end in ends:
                 end.close()
             process.close()
@@ -175,7 +175,8 @@ def fork(target: Callable[..., None], *args: Any) -> BaseProcess:
     return process
 
 
-def _kill(process: BaseProcess) -> None:
+def kill(process: BaseProcess) -> None:
+    """End a process, and the group that it leads."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         assert process.pid is not None
         os.killpg(process.pid, signal.SIGKILL)

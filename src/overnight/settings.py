@@ -106,6 +106,13 @@ class TrialSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureSettings:
+    when: Literal["best", "winner", "never"]
+    which: list[Literal["weights", "curves", "confusion", "mistakes", "predictions"]]
+    look: Literal["white_zero", "black_zero"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
     name: Literal["tpe", "random", "grid", "qmc", "cma_es", "gp"]
     startup_trials: int = _at_least(1, default=10)
@@ -145,6 +152,7 @@ class Settings:
     pruner: PrunerSettings
     storage: StorageSettings
     tracking: TrackingSettings
+    pictures: PictureSettings
     seed: int = _rule("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32)
     slots: int | None = _at_least(1)
     preflight: Literal["auto", "never"]
@@ -618,6 +626,11 @@ def _checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str,
             )
             return ()
         return tuple({str(k): v for k, v in entry.items()} for entry in value)
+    if typing.get_origin(kind) is list:
+        (options,) = (typing.get_args(entry) for entry in typing.get_args(kind))
+        if not isinstance(value, list) or not set(map(str, value)) <= set(options):
+            problems.append(f"{path}: must be a list of some of {_listed(options)}, got {value!r}")
+        return value
     base: type = next(t for t in allowed if t is not type(None))
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

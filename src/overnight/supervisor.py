@@ -12,6 +12,7 @@ from multiprocessing.connection import wait
 from typing import Any, Literal
 
 from overnight import processes
+from overnight.illustrator import Illustrator
 from overnight.messages import Alive, EpochEnd, Finished, Reason, Resumed, StateSaved, TrialSpec, Up, Verdict
 from overnight.processes import Starter, TrialProcess
 from overnight.records import TrialRecord, best_of
@@ -59,6 +60,7 @@ class Supervisor:
         self.no_room = False  # on the disk: trials save, and wait for it
         wait_while_full(ledger.storage, self._await_room)
         self._starter = Starter()
+        self._illustrator = Illustrator(self.plan, ledger.uid, tracker)
         self._watchdog = Watchdog(self.plan.settings.trial, self.slots, machine_memory())
         self._asked_all = False  # there was nothing more to ask for
         self._kill_at: float | None = None
@@ -104,6 +106,7 @@ class Supervisor:
         weights = (
             self.plan.settings.place.where.checkpoints(self.plan.name, best.number) / "weights.ckpt" if best else None
         )
+        self._illustrator.close(best if why == "done" else None, self.slots, lambda: self.why == "stopped")
         failed = not any(r.state in ("complete", "pruned") for r in self.records.values())
         ending = {"done": "FAILED" if failed else "FINISHED", "stopped": "KILLED", "failures": "FAILED"}[why]
         left_s = self._leave_at - time.monotonic() if why == "stopped" else None
@@ -124,6 +127,7 @@ class Supervisor:
                 self._fill_slots()
                 if not mirroring:  # MLflow takes seconds to open: the first trial need not wait for it
                     self.tracker.start(list(self.records.values()))
+                    self._illustrator.open(self.records)
                     mirroring = True
                 if not self.running and not (self.no_room and self.why is None):
                     return
@@ -224,6 +228,8 @@ class Supervisor:
 
     def _tick(self) -> None:
         self._watchdog.tick()
+        if processes.is_warm() and not self.no_room and self.why is None:
+            self._illustrator.tick()
         now = time.monotonic()
         if now - self._flushed_at >= FLUSH_EVERY_S:
             self._flushed_at = now
@@ -284,6 +290,8 @@ class Supervisor:
         self._note(record)
         if record.done:
             self.ended.append(record)
+            if record.state == "complete" and self.best is record and self.only is None:
+                self._illustrator.want(record)
             self._keep_best_weights(record)
         self._failures = self._failures + 1 if record.done and record.reason in _BROKEN else 0
         if self._failures >= self.plan.settings.study.max_consecutive_failures and self.why is None:

@@ -22,6 +22,7 @@ import traceback
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight import settings as settings_module
@@ -71,6 +72,8 @@ class Tracker:
     def __init__(self, plan: Plan, uid: str, *, with_parent: bool = True) -> None:
         self._plan, self._uid, self._with_parent = plan, uid, with_parent
         self._pending: dict[int, TrialRecord] = {}
+        self._pictures: dict[int, Path] = {}  # trial -> the folder that holds its pictures
+        self._unshown: set[int] = set()
         self._ledger: list[TrialRecord] = []
         self._lock, self._wake, self._closing = threading.Lock(), threading.Event(), threading.Event()
         self._ending: str | None = None
@@ -94,6 +97,13 @@ class Tracker:
         """Have MLflow show the trial as it stands now; returns at once."""
         with self._lock:
             self._pending[record.number] = record
+        self._wake.set()
+
+    def show(self, number: int, folder: Path) -> None:
+        """Have MLflow hold a trial's pictures, the folder's PNGs and their words; returns at once."""
+        with self._lock:
+            self._pictures[number] = folder
+            self._unshown.add(number)
         self._wake.set()
 
     def close(self, ending: str, best: TrialRecord | None, weights: str | None, within_s: float | None = None) -> None:
@@ -124,6 +134,7 @@ class Tracker:
                     self._open()
                     opened = True
                 self._write_pending()
+                self._write_pictures()
                 if ending is not None:
                     self._finish(ending)
                     self.trouble = None
@@ -287,6 +298,20 @@ class Tracker:
             self._client.set_terminated(run.run_id, status, _ms(record.ended_at))
             run.status = status
 
+    def _write_pictures(self) -> None:
+        for number in sorted(self._unshown):
+            if number in self._runs:
+                self._hang(self._runs[number].run_id, self._pictures[number])
+                with self._lock:
+                    self._unshown.discard(number)
+
+    def _hang(self, run_id: str, folder: Path) -> None:
+        """Log what a run lacks of a folder's pictures; a file of another size is another picture."""
+        held = {a.path.rpartition("/")[2]: a.file_size for a in self._client.list_artifacts(run_id, "pictures")}
+        for file in sorted((*folder.glob("*.png"), *folder.glob("*.md"))):
+            if held.get(file.name) != file.stat().st_size:
+                self._client.log_artifact(run_id, str(file), "pictures")
+
     def _create(self, record: TrialRecord) -> _Run:
         tags = {**self._base_tags(), "overnight.role": "trial", "overnight.trial": str(record.number)}
         if self.parent_run_id is not None:
@@ -309,6 +334,8 @@ class Tracker:
             self._client.log_artifact(self._runs[best.number].run_id, self._weights, "weights")
         if self.parent_run_id is None:
             return
+        if best is not None and best.number in self._pictures:
+            self._hang(self.parent_run_id, self._pictures[best.number])
         if best is not None and best.objective is not None:
             if self._client.get_run(self.parent_run_id).data.metrics.get("objective") != best.objective:
                 self._client.log_metric(self.parent_run_id, "objective", best.objective, step=best.number)
@@ -340,8 +367,6 @@ def client(place: Place) -> MlflowClient:
 
 
 def _create_store(place: Place) -> None:
-    from pathlib import Path
-
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     def create(fresh: Path) -> None:

@@ -1,5 +1,7 @@
 """What people do besides: each class one habit."""
 
+import os
+
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
@@ -67,3 +69,16 @@ class SeesTwoValidationSets(Classifier):
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         hits = (self(batch[0]).argmax(1) == batch[1]).float().mean()
         self.log("val/accuracy", hits)
+
+
+class EndsWhoeverDrawsIt(Classifier):
+    """Its weights can't be taken up again: the process dies of it, and notes with which priority it ran."""
+
+    def __init__(self, marker, **options):
+        super().__init__(**options)
+        self.marker = marker
+
+    def load_state_dict(self, *_):
+        with open(self.marker, "a") as file:
+            file.write(f"{os.getpriority(os.PRIO_PROCESS, 0)} ")
+        os._exit(9)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytorch_lightning as pl
 import torch
@@ -21,7 +22,7 @@ class Network(pl.LightningModule):
         self.save_hyperparameters()
         sizes = [math.prod(input_shape), *hidden_sizes]
         layers: list[nn.Module] = [nn.Flatten()]
-        for width, size in zip(sizes, sizes[1:], strict=False):
+        for width, size in pairwise(sizes):
             layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
         self.lr = lr

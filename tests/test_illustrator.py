@@ -1,0 +1,107 @@
+"""Pictures appear in MLflow beside the trials that they are of, cost no slot anything, and can't fail a study."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import SMALL
+from overnight import api, plan, processes, settings, tracking
+from overnight.pictures.process import give_way
+from overnight.screen import Nothing
+from overnight.study import StudyView, view
+
+DRAWN = {"weights.png", "curves.png", "confusion.png", "mistakes.png", "in-words.md"}
+
+
+def held(found: StudyView) -> dict[str, set[str]]:
+    """Run name -> the pictures that MLflow holds of it; runs with none left out."""
+    client = tracking.client(found.plan.settings.place)
+    assert found.experiment_id is not None
+    runs = client.search_runs([found.experiment_id])
+    shown = {r.info.run_name: {a.path for a in client.list_artifacts(r.info.run_id, "pictures")} for r in runs}
+    return {name: {p.removeprefix("pictures/") for p in paths} for name, paths in shown.items() if paths}
+
+
+def new_bests(found: StudyView) -> set[str]:
+    """The trials that were the best so far when they ended, in the order in which they did."""
+    ended = sorted((r for r in found.records if r.state == "complete"), key=lambda r: r.ended_at or 0.0)
+    return {
+        f"trial-{r.number:04d}"
+        for i, r in enumerate(ended)
+        if all((e.objective or 0.0) < (r.objective or 0.0) for e in ended[:i])
+    }
+
+
+def test_every_new_best_and_the_study_itself_have_their_pictures_in_mlflow(finished: StudyView) -> None:
+    shown = held(finished)
+    assert finished.best is not None
+    assert f"trial-{finished.best.number:04d}" in shown
+    assert set(shown) == {*new_bests(finished), finished.name}
+    assert all(pictures == DRAWN for pictures in shown.values())
+
+
+def test_what_a_kill_left_undrawn_is_drawn_for_the_winner_at_the_next_start(
+    finished_home: Path, home: Path, finished: StudyView
+) -> None:
+    for part in ("ledger.db", "checkpoints"):
+        source = finished_home / part
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, home / part)
+    lines = [f"home={home}", *SMALL, "pictures.look=black_zero"]
+    assert api.run(plan.make(lines), screen=Nothing()).why == "done"
+    found, _ = view(settings.place([f"home={home}"]))
+    assert found is not None
+    assert finished.best is not None
+    winner = f"trial-{finished.best.number:04d}"
+    assert held(found) == {winner: DRAWN, found.name: DRAWN}
+    folder = home / "pictures" / "digits-mlp" / winner
+    assert {p.name for p in folder.iterdir()} == {*DRAWN, "drawn.json"}, "the weights held for it are let go"
+    before = (folder / "weights.png").stat().st_mtime_ns
+    api.run(plan.make(lines), screen=Nothing())
+    assert (folder / "weights.png").stat().st_mtime_ns == before, "what is drawn as asked is not drawn again"
+
+
+def test_a_network_that_ends_whoever_draws_it_fails_no_study(tune: Callable[..., api.Result], home: Path) -> None:
+    marker = home / "marker"
+    result = tune(
+        "pictures.when=best", "search=none", "study.trials=2", "trainer.max_epochs=1", "~model.hidden_sizes",
+        "~model.activation", "~model.dropout", f"+model.marker={marker}",
+        "model._target_=their_package.habits.EndsWhoeverDrawsIt", "data._target_=their_package.with_loaders.DigitsData",
+        "~data.split_seed",
+    )  # fmt: skip
+    assert [r.state for r in result.records] == ["complete"] * 2
+    assert result.trouble is None
+    assert marker.read_text().split()[-1] == "0", "nothing is left to give way to once the trials are through"
+    assert not list((home / "pictures").rglob("*.json"))
+
+
+def _priority(path: Path) -> None:
+    give_way()
+    path.write_text(f"{os.getpriority(os.PRIO_PROCESS, 0)} {getattr(os, 'sched_getscheduler', lambda _: '')(0)}")
+
+
+def test_a_drawing_takes_only_what_the_trials_leave_over(tmp_path: Path) -> None:
+    processes.warm_up()
+    child = processes.fork(_priority, tmp_path / "priority")
+    child.join(60)
+    idle = getattr(os, "SCHED_IDLE", "")
+    assert (tmp_path / "priority").read_text().strip() == f"19 {idle}".strip()
+
+
+@pytest.mark.parametrize("when", ["never", "winner"])
+def test_pictures_are_drawn_when_they_are_asked_for(tune: Callable[..., api.Result], home: Path, when: str) -> None:
+    result = tune("search=none", "study.trials=2", "slots=1", "trainer.max_epochs=1", f"pictures.when={when}")
+    assert result.best is not None
+    found = [p.name for p in (home / "pictures").glob("*/*")]
+    assert found == ([f"trial-{result.best.number:04d}"] if when == "winner" else [])
+
+
+def test_the_supervisor_has_pictures_drawn_without_importing_torch_or_matplotlib() -> None:
+    code = "import sys, overnight.illustrator; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

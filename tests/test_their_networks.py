@@ -5,13 +5,19 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from overnight.messages import EpochEnd, Resumed, StateSaved, TrialSpec, Verdict
+from overnight import api, plan, processes
+from overnight.messages import Resumed, StateSaved, TrialSpec, Verdict
+from overnight.study import open_study
+from overnight.supervisor import Supervisor
+from overnight.tracking import Tracker
 from overnight.trial import fit as fitting
 from overnight.trial import namespaces, targets
 from overnight.trial.fit import fit
@@ -50,6 +56,7 @@ def spec_for(
 CASES = {
     "DataLoaders and a schedule": {"model": f"{THEIRS}Classifier"},
     "workers": {"model": f"{THEIRS}Classifier", "of_data": {"num_workers": 2, "noise": 0.3}, "epochs": 4},
+    "a schedule that asks for the steps to come": {"model": f"{THEIRS}OneCycle", "epochs": 3},
     "manual optimisation, two optimizers": {"model": MANUAL},
     "early stopping": {"model": f"{HABITS}StopsEarly", "epochs": 9},
     "validation in every second epoch": {"model": f"{HABITS}ValidatesEverySecondEpoch", "arguments": {"lr": 0.1}},
@@ -188,6 +195,55 @@ def test_a_target_deep_in_a_config_is_looked_up_too() -> None:
         targets.find_all(config, "data")
 
 
-def test_every_epoch_is_still_reported_once(tmp_path: Path) -> None:
-    fit(spec_for(tmp_path, MANUAL), link := ListLink())
-    assert [m.epoch for m in link.said if isinstance(m, EpochEnd)] == list(range(6))
+# In a study
+
+
+def conf_of(folder: Path, model: dict[str, Any], search: dict[str, str]) -> Path:
+    """A folder of configs as their writers have it."""
+    files = {"model": model, "data": {"_target_": f"{THEIRS}DigitsData", "batch_size": 50}, "search": search}
+    for group, content in files.items():
+        (folder / "conf" / group).mkdir(parents=True)
+        (folder / "conf" / group / "theirs.yaml").write_text(yaml.safe_dump(content))
+    return folder / "conf"
+
+
+BRIEF = ("model=theirs", "data=theirs", "slots=1")
+
+
+def test_a_network_with_loaders_is_tuned_from_its_own_configs_and_pruned(
+    tune: Callable[..., api.Result], tmp_path: Path
+) -> None:
+    space = {"model.lr": "choice(1e-2, 1e-9)", "data.batch_size": "int(interval(20, 60))"}
+    conf = conf_of(tmp_path, {"_target_": f"{THEIRS}Classifier", "lr": 1e-2}, space)
+    pruner = ("pruner.startup_trials=1", "pruner.warmup_epochs=0")
+    result = tune(*BRIEF, *pruner, "study.trials=6", "trainer.max_epochs=3", "sampler=random", config_dir=conf)
+    assert result.study_name == "theirs-theirs"
+    ends = {(r.state, r.params["model.lr"]) for r in result.records}
+    assert ends == {("complete", 1e-2), ("pruned", 1e-9)}
+    assert result.best is not None
+    assert result.best.value is not None
+    assert result.best.value > 0.5
+
+
+def test_a_network_with_manual_optimisation_is_stopped_in_a_study_and_gone_on_with(
+    tune: Callable[..., api.Result], home: Path, tmp_path: Path
+) -> None:
+    conf = conf_of(tmp_path, {"_target_": MANUAL, "lr": 2e-3}, {"model.lr": "tag(log, interval(1e-4, 1e-2))"})
+    lines = (*BRIEF, "study.trials=2", "trainer.max_epochs=6", "pruner=none", "pictures.when=never")
+    study = plan.make([f"home={home}", *lines], conf)
+
+    def stop_in_trial_one(worker: Supervisor) -> None:
+        if 1 in worker.running and worker.running[1].epoch >= 1:
+            worker.stop()
+
+    processes.warm_up()
+    ledger, _ = open_study(study)
+    assert Supervisor(ledger, Tracker(study, ledger.uid), stop_in_trial_one).run().why == "stopped"
+    stopped = [(r.state, len(r.history)) for r in ledger.records()]
+    ledger.close()
+    assert stopped[0] == ("complete", 6)
+    assert stopped[1][0] == "paused"
+    assert 2 <= stopped[1][1] < 6
+    result = tune(*lines, config_dir=conf)
+    assert [r.state for r in result.records] == ["complete"] * 2
+    assert [[e.epoch for e in r.history] for r in result.records] == [list(range(6))] * 2

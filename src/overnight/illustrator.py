@@ -76,26 +76,29 @@ class Illustrator:
         while self._wanted and len(self._drawing) < at_once:
             self._start(self._wanted.pop(0), gives_way)
 
-    def close(self, winner: TrialRecord | None, at_once: int, given_up: Callable[[], bool]) -> None:
-        """Draw the winner's pictures and those still wanted; returns once they are, or somebody has given up."""
-        interrupted = [d.record for d in self._drawing if d.process.is_alive()]
+    def rest(self) -> None:
+        """End what is being drawn, to be drawn from the start another time."""
         for drawing in list(self._drawing):
-            # It was told to give way, which can't be taken back; there is nothing left to give way to.
             if drawing.process.is_alive():
                 self._drop(drawing)
+                self._wanted.append(drawing.record)
             else:
                 self._done(drawing)
-        self._wanted = interrupted + self._wanted
+
+    def close(self, winner: TrialRecord | None, at_once: int, given_up: Callable[[], bool]) -> None:
+        """Draw the winner's pictures and those still wanted; returns once they are, or somebody has given up."""
+        self.rest()  # what gives way can't be told to stop doing so, and there is nothing left to give way to
         if winner is not None and self._settings.when != "never" and not self._is_drawn(winner.number):
             self._hold(winner)
             self._wanted = [winner, *(r for r in self._wanted if r.number != winner.number)]
         deadline = time.monotonic() + CLOSED_WITHIN_S
-        while (self._wanted or self._drawing) and not given_up() and time.monotonic() < deadline:
-            if processes.is_warm():
-                self.tick(at_once, gives_way=False)
-            time.sleep(_LOOK_EVERY_S)
-        for drawing in list(self._drawing):
-            self._drop(drawing)
+        try:
+            while (self._wanted or self._drawing) and not given_up() and time.monotonic() < deadline:
+                if processes.is_warm():
+                    self.tick(at_once, gives_way=False)
+                time.sleep(_LOOK_EVERY_S)
+        finally:
+            self.rest()
 
     # Small parts
 
@@ -131,7 +134,7 @@ class Illustrator:
             stamp=self._stamp,
             gives_way=gives_way,
         )
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, EOFError):
             log = self._home.pictures_log(self._plan.name)
             log.parent.mkdir(parents=True, exist_ok=True)
             self._drawing.append(_Drawing(record, processes.fork(draw_and_leave, spec, log)))

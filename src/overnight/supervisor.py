@@ -95,6 +95,7 @@ class Supervisor:
         finally:
             # Whatever went wrong: no trial is left without a supervisor, nor marked as if it had one.
             self._starter.close()
+            self._illustrator.rest()
             for trial in list(self.running.values()):
                 trial.end()
             self.running.clear()
@@ -106,7 +107,10 @@ class Supervisor:
         weights = (
             self.plan.settings.place.where.checkpoints(self.plan.name, best.number) / "weights.ckpt" if best else None
         )
-        self._illustrator.close(best if why == "done" else None, self.slots, lambda: self.why == "stopped")
+        try:
+            self._illustrator.close(best if why == "done" else None, self.slots, lambda: self.why == "stopped")
+        except KeyboardInterrupt:
+            self.stop()
         failed = not any(r.state in ("complete", "pruned") for r in self.records.values())
         ending = {"done": "FAILED" if failed else "FINISHED", "stopped": "KILLED", "failures": "FAILED"}[why]
         left_s = self._leave_at - time.monotonic() if why == "stopped" else None

@@ -72,3 +72,13 @@ class Classifier(pl.LightningModule):
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.lr)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, self.hparams.gamma)
         return [optimizer], [{"scheduler": schedule, "interval": "epoch"}]
+
+
+class OneCycle(Classifier):
+    """Asks the trainer how many steps there will be, for a schedule that moves at each of them."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
+        steps = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams.lr, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

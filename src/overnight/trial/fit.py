@@ -190,10 +190,13 @@ class _Reporter:
         self._random = kept["random"]
         self._best = (kept["best"]["value"], kept["best"]["weights"]) if kept["best"] else None
         self._logged = dict(kept["logged"])
+        # A model whose schedule asks how many steps there will be has the DataLoader draw its order while it is set up.
+        _set_random(self._random)
         self._boundary = _copied(checkpoint)  # an optimizer goes on in the very tensors that it was given
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
-        if self._random is not None:  # any later, and a DataLoader would have drawn its order already
+        # Otherwise it draws it right after this, and what was drawn meanwhile, to set the model up, counts for nothing.
+        if self._random is not None and trainer.train_dataloader is None:
             _set_random(self._random)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002

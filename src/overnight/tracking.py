@@ -299,11 +299,12 @@ class Tracker:
             run.status = status
 
     def _write_pictures(self) -> None:
-        for number in sorted(self._unshown):
-            if number in self._runs:
-                self._hang(self._runs[number].run_id, self._pictures[number])
-                with self._lock:
-                    self._unshown.discard(number)
+        with self._lock:
+            numbers = sorted(self._unshown & self._runs.keys())
+        for number in numbers:
+            self._hang(self._runs[number].run_id, self._pictures[number])
+            with self._lock:
+                self._unshown.discard(number)
 
     def _hang(self, run_id: str, folder: Path) -> None:
         """Log what a run lacks of a folder's pictures; a file of another size is another picture."""

@@ -64,9 +64,8 @@ def _lacks(key: str, target: str, found: Any, name: str) -> str:
 
 
 def _nowhere(key: str, target: str, name: str) -> str:
-    folders = [
-        p for p in sys.path if p and not p.startswith((sys.prefix, sys.base_prefix)) and "site-packages" not in p
-    ]
+    installed = (sys.prefix, sys.base_prefix)
+    folders = dict.fromkeys(p for p in sys.path if p and "site-packages" not in p and not p.startswith(installed))
     looked = f"in {', '.join(folders)} and " if folders else ""
     return (
         f"{key}._target_: must name a class that can be imported, got {target!r}: there is no module {name} {looked}"

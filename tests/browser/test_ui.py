@@ -146,6 +146,20 @@ def test_the_parents_note_leads_to_its_trials_best_first(page: Any, address: str
     shoot(page, "trials")
 
 
+def test_the_studys_page_shows_what_its_winner_looks_like(page: Any, address: str, finished: StudyView) -> None:
+    from playwright.sync_api import expect
+
+    host = address.partition("/#")[0]
+    run = f"{host}/#/experiments/{finished.experiment_id}/runs/{finished.parent_run_id}/artifacts"
+    page.goto(run, wait_until="domcontentloaded")
+    page.get_by_text("pictures", exact=True).click(timeout=PATIENCE_MS)
+    page.get_by_text("weights.png", exact=True).click()
+    picture = page.locator(".image-outer-container img, img[src^='blob:']").first
+    expect(picture).to_be_visible(timeout=PATIENCE_MS)
+    assert picture.evaluate("image => image.naturalWidth") > 300
+    shoot(page, "pictures")
+
+
 def test_the_server_answers_on_this_machine_alone(address: str) -> None:
     port = int(re.search(r":(\d+)/", address)[1])  # type: ignore[index]
     served = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}

@@ -227,7 +227,7 @@ def test_a_signal_to_every_process_there_is_saves_marks_and_gives_its_exit_code(
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
-    bare = ["~model.hidden_sizes", "~model.activation", "~model.dropout", "search=none"]
+    bare = ["~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none"]
     line = [f"home={tmp_path}", "study.trials=2", "slots=2", "model._target_=their_networks.Sleeps", *bare]
     command = [sys.executable, "-m", "overnight", "tune", *line]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])

@@ -1,13 +1,22 @@
-"""What comes with overnight to be tuned: the digits, and the network for them."""
+"""What comes with overnight to be tuned: data that needs no network, and the network for it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression, RidgeCV
 
+from overnight.data.diabetes import Diabetes
 from overnight.data.digits import Digits
+from overnight.data.purchase import Purchase
+from overnight.data.split import SplitData
 from overnight.data.tensors import Batches
 from overnight.models.mlp import ACTIVATIONS, MLP
+from overnight.trial.fit import fit
+from test_trial import ListLink, spec_for
 
 
 def rows(batches: Batches) -> torch.Tensor:
@@ -42,6 +51,68 @@ def test_every_class_has_its_share_of_every_split() -> None:
     counts = torch.cat([targets for _, targets in data.val_dataloader()]).bincount()
     assert counts.min() >= 34
     assert counts.max() <= 38
+
+
+def arrays(data: SplitData) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """(inputs, targets) of train and of validation."""
+    data.setup("fit")
+    parts = []
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        batches = list(loader)
+        parts.append(tuple(torch.cat([batch[i] for batch in batches]).numpy() for i in (0, 1)))
+    return tuple(parts)  # type: ignore[return-value]
+
+
+def test_a_network_learns_who_buys_where_a_linear_model_does_not(tmp_path: Path) -> None:
+    train, validation = arrays(Purchase(normalise="standard"))
+    assert 0.4 < train[1].mean() < 0.6
+    assert LogisticRegression().fit(*train).score(*validation) < 0.85
+    overrides = ["data=purchase", "model.hidden_sizes=[16,16]", "optimizer.lr=0.02", "trainer.max_epochs=30"]
+    fit(spec_for(tmp_path, *overrides), link := ListLink())
+    metrics = link.epochs[-1].metrics
+    assert set(metrics) == {"train/loss", "val/loss", "val/accuracy", "val/auroc", "val/f1"}
+    assert metrics["val/accuracy"] >= 0.97
+
+
+def test_a_network_foretells_diabetes_about_as_well_as_ridge_regression(tmp_path: Path) -> None:
+    train, validation = arrays(Diabetes(normalise="standard"))
+    assert abs(train[1].mean()) < 1e-5
+    assert train[1].std() == pytest.approx(1, abs=1e-4)
+    ridge = RidgeCV(np.logspace(-2, 3, 30)).fit(*train).score(*validation)
+    assert 0.4 < ridge < 0.6
+    overrides = ["data=diabetes", "model.hidden_sizes=[20]", "model.activation=tanh", "optimizer=sgd"]
+    fit(spec_for(tmp_path, *overrides, "optimizer.momentum=0.0", "trainer.max_epochs=20"), link := ListLink())
+    metrics = link.epochs[-1].metrics
+    assert set(metrics) == {"train/loss", "val/loss", "val/mae", "val/rmse", "val/r2"}
+    assert metrics["val/rmse"] ** 2 == pytest.approx(metrics["val/loss"], rel=1e-4)
+    assert metrics["val/r2"] > ridge - 0.02
+
+
+def test_what_is_no_image_can_not_be_augmented() -> None:
+    with pytest.raises(ValueError, match=r"data\.augment: is for images"):
+        Diabetes(augment={"shift": 1})
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_a_subset_is_a_share_of_the_training_rows(share: float) -> None:
+    with pytest.raises(ValueError, match=r"data\.subset: must be above 0 and at most 1"):
+        Digits(subset=share)
+
+
+def test_only_training_is_augmented() -> None:
+    def validation(**options: object) -> torch.Tensor:
+        data = Digits(**options)
+        data.setup("fit")
+        return rows(data.val_dataloader())
+
+    assert torch.equal(validation(), validation(augment={"shift": 2, "rotate": 30, "flip": True}))
+
+
+def test_a_lone_last_row_is_left_out_of_training_and_of_nothing_else() -> None:
+    x = torch.arange(9.0)
+    assert [len(b) for b, _ in Batches(x, x, 4, shuffle=True)] == [4, 4]
+    assert [len(b) for b, _ in Batches(x, x, 4)] == [4, 4, 1]
+    assert [len(b) for b, _ in Batches(x, x, 1, shuffle=True)] == [1] * 9
 
 
 def test_batches_hold_every_row_once_in_an_order_that_changes_with_the_generator_alone() -> None:

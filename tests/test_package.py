@@ -46,7 +46,7 @@ def test_the_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -
 def test_every_config_file_composes() -> None:
     from overnight import plan
 
-    for group in ("optimizer", "sampler", "pruner"):
+    for group in ("data", "model", "optimizer", "schedule", "sampler", "pruner"):
         for file in (ROOT / "conf" / group).glob("*.yaml"):
             plan.make([f"{group}={file.stem}", "search=none"])
     for file in (ROOT / "conf" / "experiment").glob("*.yaml"):

@@ -309,3 +309,20 @@ def test_mistakes_in_what_is_to_be_tried_first_are_all_named() -> None:
 def test_a_pruner_that_could_never_prune_is_a_mistake() -> None:
     (problem,) = problems_of("pruner=hyperband", "pruner.min_epochs=50")
     assert problem.startswith("pruner.min_epochs: must be at most trainer.max_epochs, which is 20, got 50")
+
+
+def test_where_files_lie_makes_no_other_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = plan.make(["data=mnist", "data.root=/here"]), plan.make(["data=mnist", "data.root=/there"])
+    assert there.differences(here) == []
+    assert plan.make(["data=mnist", "data.split_seed=1"]).differences(here) == ["data.split_seed: was 0, is 1"]
+    monkeypatch.setenv("OVERNIGHT_DATA", "/elsewhere")
+    assert plan.make(["data=mnist"]).config({})["data"]["root"] == "/elsewhere"
+    monkeypatch.delenv("OVERNIGHT_DATA")
+    assert plan.make(["data=mnist"]).config({})["data"]["root"] == "./data"
+
+
+def test_a_searched_schedule_composes_each_option_and_its_keys() -> None:
+    study = plan.make(["data=mnist", "model=cnn"])
+    targets = {variant["schedule"]["_target_"].rpartition(".")[2] for variant in study.variants.values()}
+    assert targets == {"constant", "cosine", "one_cycle"}
+    assert study.config({"schedule": "one_cycle"})["schedule"]["warmup"] == 0.3

@@ -16,7 +16,8 @@ from overnight.plan import Plan
 from overnight.settings import ConfigError
 from overnight.trial.rehearsal import rehearse
 
-CONV = ("model._target_=their_mistakes.Conv", "~model.hidden_sizes", "~model.activation", "~model.dropout")
+_KEYS = ("hidden_sizes", "activation", "dropout", "batch_norm")
+CONV = ("model._target_=their_mistakes.Conv", *(f"~model.{key}" for key in _KEYS))
 
 
 def planned(*overrides: str) -> Plan:
@@ -34,7 +35,7 @@ def test_what_trains_has_no_problem_and_says_what_it_logs_and_takes() -> None:
     study = planned()
     result = rehearse(preflight._spec(study, 0, preflight.attempts_of(study)[0], "cpu"), [])
     assert result.problems == ()
-    assert result.metrics == ("train/loss", "val/accuracy", "val/loss")
+    assert result.metrics == ("train/loss", "val/accuracy", "val/f1", "val/loss")
     assert result.own_bytes > 1e6
 
 
@@ -46,13 +47,15 @@ def test_what_trains_has_no_problem_and_says_what_it_logs_and_takes() -> None:
         (["model.activation=tahn"], "model.activation: must be one of relu, "),
         (["model.activation=relu,tahn"], "model.activation: must be one of relu, "),
         (["trainer.precision=33-true"], "trainer.precision: must be one that Lightning's Trainer takes"),
-        (["study.metric=val/acc"], "got 'val/acc'; it logged train/loss, val/accuracy, val/loss; did you mean val/acc"),
-        (["data._target_=their_mistakes.NineClasses"], "data: each label must be from 0 to below the number"),
+        (["study.metric=val/acc"], "got 'val/acc'; it logged train/loss, val/accuracy, val/f1, val/loss; did you mean"),
+        (["data._target_=their_mistakes.NineClasses"], "model.classes: a label must be from 0 to 8, as the network"),
         (["data._target_=their_mistakes.Missing"], "data.root: put train-images.gz into /nowhere"),
         (
             [*CONV, "search=none", "+model.blocks=4"],
             "model: the image must be larger than its convolutions and pooling",
         ),
+        (["schedule=one_cycle", "schedule.warmup=2.0"], "schedule.warmup: must be above 0 and below 1, got 2.0"),
+        (["model=cnn", "model.channels=[4,4,4,4]", "search=none"], "model.channels: each block halves the image"),
         (["+model.colour=red"], "conf: must train; TypeError: "),
     ],
 )

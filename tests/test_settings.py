@@ -17,6 +17,30 @@ def test_the_defaults_compose_without_a_problem() -> None:
     assert draft.settings.study_name == "digits-mlp"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "metric", "direction"),
+    [
+        ([], "val/accuracy", "maximize"),
+        (["data=purchase"], "val/accuracy", "maximize"),
+        (["data=diabetes"], "val/r2", "maximize"),
+        (["~data.task"], "val/accuracy", "maximize"),
+        (["study.metric=val/loss"], "val/loss", "minimize"),
+        (["study.metric=val_rmse"], "val_rmse", "minimize"),
+        (["data=diabetes", "study.metric=val/mae"], "val/mae", "minimize"),
+        (["study.metric=val/auroc"], "val/auroc", "maximize"),
+        (["study.metric=val/score", "study.direction=minimize"], "val/score", "minimize"),
+        (["study.metric=val/loss", "study.direction=maximize"], "val/loss", "maximize"),
+    ],
+)
+def test_the_objective_is_the_tasks_unless_somebody_says_otherwise(
+    overrides: list[str], metric: str, direction: str
+) -> None:
+    draft = compose(overrides)
+    assert draft.problems == []
+    assert draft.settings is not None
+    assert (draft.settings.study.metric, draft.settings.study.direction) == (metric, direction)
+
+
 def test_three_mistakes_are_named_in_one_go_with_the_nearest_right_key() -> None:
     problems = compose(["model.hiden_sizes=3", "optimizer.lr=fast", "study.trials=-1"]).problems
     assert len(problems) == 3
@@ -29,16 +53,21 @@ def test_three_mistakes_are_named_in_one_go_with_the_nearest_right_key() -> None
     ("override", "words"),
     [
         ("study.direction=upwards", "study.direction: must be one of maximize, minimize, got 'upwards'"),
+        ("study.metric=val/score", "study.direction: must be given where the metric's name does not tell which way"),
+        ("data.task=ranking", "data.task: must be one of binary, multiclass, regression, got 'ranking'"),
         ("study.name=a/b", "study.name: must be 1 to 100 letters"),
         ("study.trials=2.5", "study.trials: must be a whole number, got 2.5"),
         ("study.trials=true", "study.trials: must be a whole number, got True"),
         ("seed=-1", "seed: must be from 0 to 4294967295, got -1"),
         ("checkpoint.every_s=nan", "checkpoint.every_s: must be finite, got nan"),
-        ("model=cmm", "model: must be one of mlp, got 'cmm'"),
+        ("model=cmm", "model: must be one of cnn, mlp, got 'cmm'"),
         ("sampler.name=tpee", "did you mean tpe?"),
         ("model.hidden_sizes=32", "model.hidden_sizes: must be a list, got 32"),
         ("model.dropout=[1]", "model.dropout: must be a number, got [1]"),
-        ("search.model.dropout=interval(0,1)", "only keys of data, model, optimizer, trainer can be searched"),
+        (
+            "search.model.dropout=interval(0,1)",
+            "only keys of data, model, optimizer, schedule, trainer can be searched",
+        ),
         ("search.model.dropout=1", "sweep the key itself"),
         ("study.trials=1,2", "can be searched, got a sweep"),
         ("nonsense", "must be KEY=VALUE in Hydra's grammar"),
@@ -103,16 +132,16 @@ def test_a_new_key_can_be_handed_to_somebodys_class() -> None:
     ("override", "words"),
     [
         ("~optimizer", "optimizer: can't be taken out; choose one of adam, adamw, sgd"),
-        ("model=null", "model: must be one of mlp, got None"),
+        ("model=null", "model: must be one of cnn, mlp, got None"),
         ("+optimizer=sgd", "optimizer: is chosen already; write optimizer=sgd without the +"),
-        ("+experiment=nope", "experiment: must be one of quickstart, got 'nope'"),
+        ("+experiment=nope", "experiment: must be one of "),
         ("~study.nmae", "study.nmae: no such key; did you mean study.name?"),
         ("model.dropout=", "model.dropout: must be a number, got ''"),
         ("+study.colour=red", "study.colour: no such key"),
         ("optimizer.lr='interval(1,2'", "optimizer.lr: must be a number"),
         ("optimizer.lr=glob(*)", "must be an interval, a range or a choice"),
         ("study.name=train", "study.name: train is where `overnight train` keeps its trials"),
-        ("search.model.dropout=0,1", "only keys of data, model, optimizer, trainer can be searched"),
+        ("search.model.dropout=0,1", "only keys of data, model, optimizer, schedule, trainer can be searched"),
         ("model.dropout=${nope.nope}", "Interpolation key 'nope.nope' not found"),
     ],
 )

@@ -18,7 +18,14 @@ from overnight.study import open_study, view
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
 
-BARE = ("~model.hidden_sizes", "~model.activation", "~model.dropout", "search=none", "trainer.max_epochs=4")
+BARE = (
+    "~model.hidden_sizes",
+    "~model.activation",
+    "~model.dropout",
+    "~model.batch_norm",
+    "search=none",
+    "trainer.max_epochs=4",
+)
 Tune = Callable[..., api.Result]
 
 
@@ -48,14 +55,14 @@ def test_an_error_is_kept_with_its_traceback_and_stops_the_study_after_a_few_in_
 
 
 def test_a_metric_that_is_not_finite_makes_the_trial_diverged(tune: Tune) -> None:
-    result = tune(*theirs("Diverges", "study.trials=2", "study.metric=val/accuracy2"))
+    result = tune(*theirs("Diverges", "study.trials=2", "study.metric=val/accuracy2", "study.direction=maximize"))
     assert states(result) == [("failed", "diverged")] * 2
     assert result.all_failed
 
 
 def test_a_metric_that_nobody_logs_is_named_beside_those_that_are(tune: Tune) -> None:
-    result = tune("search=none", "study.trials=1", "study.metric=val/acuracy")
-    assert "got 'val/acuracy'; it logged train/loss, val/accuracy, val/loss" in result.records[0].detail
+    result = tune("search=none", "study.trials=1", "study.metric=val/acuracy", "study.direction=maximize")
+    assert "got 'val/acuracy'; it logged train/loss, val/accuracy, val/f1, val/loss" in result.records[0].detail
 
 
 def test_a_metric_that_comes_in_some_epochs_only_is_the_objective_as_of_the_last_of_them(tune: Tune) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from overnight import plan
@@ -52,18 +53,42 @@ def spec_for(folder: Path, *overrides: str, every_s: float = 1e9, **changes: Any
     return TrialSpec("s", 7, 11, study.config({}), folder=folder, every_s=every_s, **given)
 
 
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "weights.ckpt", weights_only=True)["state_dict"]
 
 
-THEIRS = ["model._target_=their_networks.Plain", "~model.hidden_sizes", "~model.activation", "~model.dropout"]
+KEYS = ("hidden_sizes", "activation", "dropout", "batch_norm")
+THEIRS = ["model._target_=their_networks.Plain", *(f"~model.{key}" for key in KEYS)]
 
 
-@pytest.mark.parametrize("overrides", [["model.dropout=0.3"], THEIRS], ids=["ours", "theirs, with a plateau schedule"])
-@pytest.mark.parametrize("how", ["at an epoch's end", "in the middle of an epoch", "killed after a save"])
+MIDDLE = "in the middle of an epoch"
+GOING_ON = {
+    "ours": ["model.dropout=0.3"],
+    "theirs, with a plateau schedule": THEIRS,
+    "cosine, augmented": ["schedule=cosine", "data.augment.shift=1", "data.augment.rotate=9", "data.augment.flip=true"],
+    "one cycle, batch norm": ["schedule=one_cycle", "model.batch_norm=true", "trainer.gradient_clip_val=0.5"],
+    "cnn": ["model=cnn", "model.channels=[4]", "model.dropout=0.2", "schedule=one_cycle", "optimizer=sgd"],
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "how"),
+    [(what, how) for what in list(GOING_ON)[:2] for how in ("at an epoch's end", MIDDLE, "killed after a save")]
+    + [(what, MIDDLE) for what in list(GOING_ON)[2:]],
+)
 def test_a_trial_that_goes_on_ends_with_the_same_bits(
-    tmp_path: Path, overrides: list[str], how: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, what: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    overrides = GOING_ON[what]
     whole = ListLink()
     assert fit(spec_for(tmp_path / "whole", *overrides), whole).ending == "complete"
 
@@ -147,7 +172,7 @@ def test_a_stop_in_the_last_epoch_lets_it_complete(tmp_path: Path) -> None:
 def test_it_reports_every_epoch_with_the_metrics_the_field_knows(tmp_path: Path) -> None:
     fit(spec_for(tmp_path), link := ListLink())
     assert [e.epoch for e in link.epochs] == list(range(6))
-    assert all(set(e.metrics) == {"train/loss", "val/loss", "val/accuracy"} for e in link.epochs)
+    assert all(set(e.metrics) == {"train/loss", "val/loss", "val/accuracy", "val/f1"} for e in link.epochs)
     assert link.epochs[-1].metrics["train/loss"] < link.epochs[0].metrics["train/loss"]
 
 
@@ -178,6 +203,61 @@ def test_the_kept_weights_are_those_of_the_epoch_that_gives_the_objective(tmp_pa
     model = MLP.load_from_checkpoint(tmp_path / "best" / "weights.ckpt", weights_only=True)
     model.eval()
     assert (model(inputs).argmax(1) == targets).float().mean().item() == pytest.approx(max(values))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+model.classes=9"], r"model\.classes: a label must be from 0 to 8, .* got 9"),
+        (["data.task=regression"], r"data\.task: must be multiclass, as the data module says, got regression"),
+        (["model=cnn", "model.channels=[4,4,4,4]"], r"model\.channels: each block halves the image"),
+        (["data.normalise=zscore"], r"data\.normalise: must be one of none, minmax, standard"),
+        (["schedule=one_cycle", "schedule.warmup=2.0"], r"schedule\.warmup: must be above 0 and below 1"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused_by_key(tmp_path: Path, overrides: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fit(spec_for(tmp_path, *overrides), ListLink())
+
+
+def test_a_schedule_reaches_the_optimizer_and_ends_with_the_trial(tmp_path: Path) -> None:
+    spec = spec_for(tmp_path, "schedule=cosine", "trainer.max_epochs=2", "optimizer.lr=0.01")
+    from overnight.trial.fit import build
+
+    data, model = build(spec.config)
+    trainer = pl.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, **QUIET)
+    trainer.fit(model, datamodule=data)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+
+
+def test_trainer_test_gives_the_test_figures_and_a_confusion_matrix(tmp_path: Path) -> None:
+    from overnight.trial.fit import build
+
+    fit(spec_for(tmp_path), ListLink())
+    data, model = build(spec_for(tmp_path).config)
+    model.load_state_dict(weights(tmp_path))
+    ((found,)) = pl.Trainer(logger=False, **QUIET).test(model, datamodule=data, verbose=False)
+    assert set(found) == {"test/loss", "test/accuracy", "test/f1"}
+    counts = model.confusion_counts
+    assert counts.sum() == 360
+    assert counts.trace() / 360 == pytest.approx(found["test/accuracy"])
+
+
+def test_data_that_names_a_cache_is_handed_the_homes(tmp_path: Path) -> None:
+    spec = spec_for(tmp_path / "t", "data=fake", "model.hidden_sizes=[4]", "trainer.max_epochs=1", cache=tmp_path / "c")
+    fit(spec, link := ListLink())
+    assert len(link.epochs) == 1
+    assert (tmp_path / "c" / "fake" / "images.npy").exists()
+
+
+def test_a_task_in_the_config_reaches_a_model_where_the_data_module_says_none() -> None:
+    from overnight.trial.fit import build
+
+    config = plan.make(["search=none"]).config({})
+    config["data"] = {"_target_": "their_networks.Yes", "task": "binary"}
+    config["model"]["input_shape"] = [2]
+    _, model = build(config)
+    assert type(model.task).__name__ == "Binary"
 
 
 def test_a_target_that_is_no_lightning_module_is_refused_by_name(tmp_path: Path) -> None:

@@ -137,3 +137,7 @@ class Grows(Plain):
         if self.current_epoch == 2 and not Path(self.marker).exists():
             Path(self.marker).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Yes(pl.LightningDataModule):
+    """Says nothing about itself."""

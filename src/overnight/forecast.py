@@ -84,6 +84,7 @@ def measure(plan: Plan, epochs: int, folder: Path) -> tuple[float, float, int]:
         folder,
         every_s=float("inf"),
         device=slot_devices(1)[0],
+        cache=plan.settings.place.where.cache,
     )
     processes.warm_up()
     trial = processes.Starter().start(spec, folder / "log")

@@ -22,7 +22,8 @@ class TrialSpec:
     config: the plain tree of data, model, optimizer and trainer, nothing left to resolve.
     seed: of every random generator in the process. device: "cpu" or "cuda:INDEX". threads: of torch, on the CPU.
     folder: where its checkpoints lie; a state found there is gone on with. every_s: seconds between two saved states.
-    keep_weights: False where nobody will want the trained weights.
+    keep_weights: False where nobody will want the trained weights. cache: a folder for decoded data, for every trial
+    of the home; None for none.
     """
 
     study: str
@@ -37,6 +38,7 @@ class TrialSpec:
     device: str = "cpu"
     threads: int = 1
     keep_weights: bool = True
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ class Home:
     def artifacts(self) -> Path:
         return self.root / "artifacts"
 
+    @property
+    def cache(self) -> Path:
+        """Data sets decoded once, for every trial to map into memory."""
+        return self.root / "cache"
+
     def lock(self, study: str) -> Path:
         return self.root / "locks" / f"{study}.lock"
 

@@ -26,6 +26,8 @@ from overnight.settings import COMPONENTS, SEARCHABLE, ConfigError, Settings
 
 # A study searches over at most so many combinations of config groups: each is composed once, before the start.
 MAX_VARIANTS = 64
+# Where things lie moves no score.
+_WHEREABOUTS = ("data.root",)
 # The study, and MLflow experiment, of what `overnight train` trains.
 TRAIN = "train"
 
@@ -146,7 +148,7 @@ class Plan:
     def differences(self, old: Plan) -> list[str]:
         """Why trials of `old` and of this plan cannot stand side by side, one line each; empty where they can.
 
-        Budget, slots, home, pruner, sampler, retries and the like may change: they move no trial's score.
+        Budget, slots, home, data.root, pruner, sampler, retries and the like may change: they move no trial's score.
         """
         # Where a condition fails a trial has the written value, so that one counts.
         searched = {p.key for plan in (self, old) for p in plan.space.parameters if not p.when}
@@ -174,7 +176,7 @@ class Plan:
             named = "" if combination == self._combination({}) else f"[{','.join(combination)}] "
             for node in SEARCHABLE:
                 flat.update({f"{named}{k}": v for k, v in _flat(config.get(node), node).items()})
-        flat = {k: v for k, v in flat.items() if k.rpartition(" ")[2] not in searched}
+        flat = {k: v for k, v in flat.items() if k.rpartition(" ")[2] not in {*searched, *_WHEREABOUTS}}
         return {**flat, **{f"search.{key}": draw for key, draw in self.space.describe().items()}}
 
     def _combination(self, values: Mapping[str, Any]) -> tuple[str, ...]:

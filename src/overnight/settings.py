@@ -22,8 +22,14 @@ from typing import Any, Literal
 from overnight.paths import Home, conf_dir
 
 # Top-level nodes whose keys belong to a `_target_`, ours or somebody else's: any key is fine that its config has.
-COMPONENTS = ("data", "model", "optimizer")
+COMPONENTS = ("data", "model", "optimizer", "schedule")
 SEARCHABLE = (*COMPONENTS, "trainer")
+# What each kind of answer is judged by, unless somebody says otherwise; and which way a metric's last word is better.
+OBJECTIVES = {"binary": "val/accuracy", "multiclass": "val/accuracy", "regression": "val/r2"}
+_BETTER = {
+    "maximize": ("accuracy", "acc", "auroc", "auc", "f1", "precision", "recall", "r2"),
+    "minimize": ("loss", "error", "mae", "mse", "rmse", "nll"),
+}
 # hydra.utils.instantiate's own words may be added to any component.
 _INSTANTIATE_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
@@ -572,7 +578,8 @@ def _build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problem
         if name not in tree:
             problems.append(f"{name}: missing; config.yaml must hold it")
         elif dataclasses.is_dataclass(kind):
-            values[name] = _build(kind, tree[name], name, problems)
+            node = _with_objective(tree, problems) if name == "study" else tree[name]
+            values[name] = _build(kind, node, name, problems)
         else:
             values[name] = _checked(declared, kind, tree[name], name, problems)
     if len(problems) > before:
@@ -588,6 +595,30 @@ def _build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problem
         default = f"{choices.get('data', 'data')}-{choices.get('model', 'model')}"
         values["study"] = dataclasses.replace(values["study"], name=default)
     return Settings(**values)
+
+
+def _with_objective(tree: Mapping[str, Any], problems: list[str]) -> Any:
+    """The study's node with metric and direction filled in: by the data's task, and by what the metric's name says."""
+    study, data = tree["study"], tree.get("data")
+    if not isinstance(study, Mapping):
+        return study
+    filled, task = dict(study), data.get("task") if isinstance(data, Mapping) else None
+    if task is not None and task not in OBJECTIVES:
+        problems.append(f"data.task: must be one of {_listed(OBJECTIVES)}, got {task!r}")
+    if filled.get("metric") is None:
+        filled["metric"] = OBJECTIVES.get(str(task), "val/accuracy")
+    if filled.get("direction") is None:
+        last = re.split(r"[/_.]", str(filled["metric"]).lower())[-1]
+        known = [direction for direction, names in _BETTER.items() if last in names]
+        if known:
+            filled["direction"] = known[0]
+        else:
+            problems.append(
+                f"study.direction: must be given where the metric's name does not tell which way is better, got null "
+                f"for {filled['metric']!r}; add study.direction=maximize or study.direction=minimize"
+            )
+            filled["direction"] = "maximize"
+    return filled
 
 
 def _build(kind: Any, node: Any, path: str, problems: list[str]) -> Any:

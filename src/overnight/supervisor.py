@@ -170,6 +170,7 @@ class Supervisor:
             every_s=settings.checkpoint.every_s,
             device=device,
             keep_weights=settings.study.keep_checkpoints > 0 or self.only is not None,
+            cache=settings.place.where.cache,
         )
         trial = self._starter.start(spec, settings.place.where.log(self.plan.name, ticket.number))
         assert trial.process.pid is not None

@@ -10,11 +10,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -26,7 +28,7 @@ LOOK_EVERY_S = 0.1
 # Seconds between two signs of life in the middle of an epoch.
 ALIVE_EVERY_S = 1.0
 # What a data module may tell a model that names it in its constructor.
-DATA_FACTS = ("input_shape", "classes")
+DATA_FACTS = ("task", "input_shape", "classes")
 # Where Lightning's checkpoints hold what save_hyperparameters() kept, of the model and of the data module.
 _HYPERPARAMETERS = tuple(
     f"{of}{name}" for of in ("", "datamodule_") for name in ("hyper_parameters", "hparams_name", "hparams_type")
@@ -52,7 +54,7 @@ def fit(spec: TrialSpec, link: Link) -> Finished:
     quiet()
     pl.seed_everything(spec.seed, workers=True, verbose=False)
     state, refused = checkpoint.load(spec.folder)
-    data, model = build(spec.config)
+    data, model = build(spec.config, spec.cache)
     lightning = namespaces.lightning_of(data, model)
     environments = importlib.import_module(f"{lightning.__name__}.plugins.environments")
     memory = namespaces.joined(_InMemory, lightning.plugins.CheckpointIO)(state)
@@ -106,25 +108,44 @@ def _kept(spec: TrialSpec, weights: dict[str, Any], link: Link) -> bool:
             time.sleep(ALIVE_EVERY_S)
 
 
-def build(config: Mapping[str, Any]) -> tuple[Any, Any]:
+def build(config: Mapping[str, Any], cache: Path | None = None) -> tuple[Any, Any]:
     """The data module and the model of a trial's config, of either of the two Lightnings.
 
-    A model gets the optimizer, as a callable that takes parameters, and the facts that the data module knows
-    (DATA_FACTS), where its constructor names them and the config does not. Lists and mappings arrive as plain ones,
-    unless the config says `_convert_` otherwise.
+    A model gets the optimizer, as a callable that takes parameters, the schedule, as one that takes the optimizer and
+    how many steps there will be, and the facts that the data module knows (DATA_FACTS), where its constructor names
+    them and the config does not. A data module that names `cache_dir` gets the folder for what it decodes. Lists and
+    mappings arrive as plain ones, unless the config says `_convert_` otherwise.
     """
     for key in ("data", "model"):
         targets.find_all(config, key)
-    data = instantiate({"_convert_": "all", **config["data"]})
+    data = _built("data", config, {"cache_dir": cache}, ours=("task",))
+    facts = {fact: getattr(data, fact) for fact in DATA_FACTS if hasattr(data, fact)}
+    task = config["data"].get("task")
+    if task is not None and facts.setdefault("task", task) != task:
+        raise ValueError(f"data.task: must be {facts['task']}, as the data module says, got {task}")
     names = inspect.signature(targets.find("model", config["model"]["_target_"])).parameters
-    offered = {fact: getattr(data, fact) for fact in DATA_FACTS if hasattr(data, fact)}
-    if "optimizer" in names:
-        targets.find_all(config, "optimizer")
-        offered["optimizer"] = instantiate({"_convert_": "all", **config["optimizer"]}, _partial_=True)
-    wanted = {name: value for name, value in offered.items() if name in names and name not in config["model"]}
-    model = instantiate({"_convert_": "all", **config["model"]}, **wanted)
+    parts = {}
+    for name in ("optimizer", "schedule"):
+        if name in names and name in config:
+            targets.find_all(config, name)
+            parts[name] = instantiate({"_convert_": "all", **config[name]}, _partial_=True)
+    model = _built("model", config, {**facts, **parts})
     namespaces.lightning_of(data, model)
     return data, model
+
+
+def _built(key: str, config: Mapping[str, Any], offered: Mapping[str, Any], ours: tuple[str, ...] = ()) -> Any:
+    """What a component's config describes, handed what is offered and its constructor names, and the config does not.
+
+    ours: keys that are there for us, and are the constructor's only if it names them.
+    """
+    names = inspect.signature(targets.find(key, config[key]["_target_"])).parameters
+    given = {name: value for name, value in config[key].items() if name not in ours or name in names}
+    wanted = {name: value for name, value in offered.items() if name in names and name not in given}
+    try:
+        return instantiate({"_convert_": "all", **given}, **wanted)
+    except InstantiationException as error:  # Hydra's wrapping of what the constructor said
+        raise error.__cause__ or error from None
 
 
 def quiet() -> None:

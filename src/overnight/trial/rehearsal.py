@@ -50,7 +50,7 @@ def rehearse(spec: TrialSpec, builds: list[dict[str, Any]]) -> Rehearsed:
     """Train `spec` for one batch; of each other config no more than data module and model are built."""
     from overnight.trial.fit import build, fit
 
-    problems = [p for node in ("data", "model", "optimizer") for p in _target(node, spec.config)]
+    problems = [p for node in ("data", "model", "optimizer", "schedule") for p in _target(node, spec.config)]
     link = _Link()
     if not problems:
         trainer = {**spec.config["trainer"], **_SHORT, "max_epochs": max(2, spec.config["trainer"]["max_epochs"])}
@@ -120,7 +120,7 @@ def _told(error: BaseException) -> str:
         cause = cause.__cause__
     text = " ".join(str(cause).split())
     lower = text.lower()
-    if re.match(r"(data|model|optimizer|trainer)(\.\w+)*: ", text):
+    if re.match(r"(data|model|optimizer|schedule|trainer)(\.\w+)*: ", text):
         return text  # its own words name the key
     said = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
     said += _where(cause)

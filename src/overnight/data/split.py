@@ -1,0 +1,80 @@
+"""What every data module that comes with overnight does alike: parts that stay apart, thinned, prepared, in batches."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from overnight.data.preparing import Augment, normalise
+from overnight.data.tensors import Batches, Part
+
+# Evaluation keeps no gradients, so its batches can be large.
+_EVALUATION_BATCH = 1024
+
+
+class SplitData(pl.LightningDataModule):
+    """Train, validation and test as tensors. A leaf says `task`, `input_shape`, `classes` and how it is `split`.
+
+    Args:
+        batch_size: rows a training batch.
+        split_seed: fixes which rows are validation, and test where no official one exists; never the trial's.
+        normalise: none, minmax (to 0 to 1) or standard (mean 0, deviation 1), by the training rows alone.
+        subset: share of the training rows to train with, above 0, 1 included; a smaller one lies within a larger.
+        augment: of images while training: {shift: pixels, rotate: degrees, flip: true or false}; see Augment.
+    """
+
+    task: str
+    input_shape: Sequence[int]
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        split_seed: int = 0,
+        normalise: str = "minmax",
+        subset: float = 1.0,
+        augment: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < subset <= 1:
+            raise ValueError(f"data.subset: must be above 0 and at most 1, got {subset!r}")
+        self._augment = Augment.of(augment or {})
+        if self._augment is not None and len(self.input_shape) != 3:
+            raise ValueError("data.augment: is for images, and this data has none; take it out")
+        self._batch_size, self._split_seed = batch_size, split_seed
+        self._how, self._subset = normalise, subset
+        self._parts: dict[str, Part] = {}
+
+    @abstractmethod
+    def split(self, seed: int) -> dict[str, Part]:
+        """The parts train, validation and test, which share no row."""
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        if not self._parts:
+            self._parts = self.split(self._split_seed)
+            train = self._parts["train"]
+            self._parts["train"] = train.first(max(1, round(self._subset * len(train))))
+            self._normalise = normalise(self._parts["train"], self._how)
+
+    def train_dataloader(self) -> Batches:
+        return self._batches("train", self._batch_size)
+
+    def val_dataloader(self) -> Batches:
+        return self._batches("validation", _EVALUATION_BATCH)
+
+    def test_dataloader(self) -> Batches:
+        return self._batches("test", _EVALUATION_BATCH)
+
+    def _batches(self, name: str, batch_size: int) -> Batches:
+        part, training = self._parts[name], name == "train"
+        augment = self._augment if training else None
+
+        def prepare(inputs: Tensor) -> Tensor:
+            # Augmented first: what comes in from outside is then 0 as the data has it.
+            inputs = augment(inputs) if augment else inputs
+            return self._normalise(inputs) if self._normalise else inputs.float()
+
+        return Batches(part.inputs, part.targets, batch_size, shuffle=training, rows=part.rows, prepare=prepare)

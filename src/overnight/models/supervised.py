@@ -1,0 +1,124 @@
+"""What every network that comes with overnight does alike: training, evaluation, metrics, optimizer and schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from overnight.models.schedules import constant
+from overnight.models.tasks import task_of
+
+OptimizerOf = Callable[[Iterable[Any]], torch.optim.Optimizer]
+ScheduleOf = Callable[[torch.optim.Optimizer, int], LRScheduler | None]
+
+
+class Supervised(pl.LightningModule):
+    """Rows of inputs with a target each; a leaf builds `net`, which answers (B, self.task.outputs).
+
+    Logs once an epoch, over all rows of it: `train/loss`, `val/loss`, and the task's metrics as `val/accuracy` and so
+    on. `test/...` come from Trainer.test alone, which nothing here calls. After an evaluation, `confusion_counts` holds
+    how often each class (row) was taken for each (column), or None where there are no classes.
+
+    Args:
+        task: binary, multiclass or regression. classes: how many, for multiclass.
+        optimizer: takes the parameters, returns a torch optimizer.
+        schedule: takes the optimizer and how many steps the whole trial has, returns a scheduler that is stepped after
+            each, or None for a learning rate that stays.
+    """
+
+    net: nn.Module
+
+    def __init__(
+        self,
+        task: str,
+        classes: int | None,
+        optimizer: OptimizerOf = torch.optim.Adam,
+        schedule: ScheduleOf = constant,
+    ) -> None:
+        super().__init__()
+        self.task = task_of(task, classes)
+        self.confusion_counts: Tensor | None = None
+        self._optimizer, self._schedule = optimizer, schedule
+        self._metrics, self._confusion = self.task.metrics(), self.task.confusion()
+        self._loss, self._rows = torch.tensor(0.0), 0
+        self._train_loss, self._train_rows = torch.tensor(0.0), 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, *input_shape) -> (B, outputs), logits where there are classes; (B,) where there is one output."""
+        outputs = self.net(inputs)
+        return outputs.squeeze(1) if self.task.outputs == 1 else outputs
+
+    def predict_step(self, batch: Any, _: int = 0) -> Tensor:
+        """Probabilities, or values, for a batch of (inputs, targets) or of inputs alone."""
+        return self.task.predict(self(batch if isinstance(batch, Tensor) else batch[0]))
+
+    # Training
+
+    def on_train_epoch_start(self) -> None:
+        self._train_loss, self._train_rows = torch.tensor(0.0, device=self.device), 0
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        inputs, targets = batch
+        if self.current_epoch == 0:  # every label once; after that it would only cost
+            self.task.check(targets)
+        loss = self.task.loss(self(inputs), targets)
+        # Summed here and logged once an epoch: self.log in every step would cost as much as a small step does.
+        self._train_loss += loss.detach() * len(targets)
+        self._train_rows += len(targets)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train/loss", self._train_loss / self._train_rows)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer(self.parameters())
+        scheduler = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        self._evaluate(*batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._conclude("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._begin()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:  # noqa: PT019
+        self._evaluate(*batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._conclude("test")
+
+    def _begin(self) -> None:
+        self._loss, self._rows = torch.tensor(0.0, device=self.device), 0
+        self._metrics.reset()
+        if self._confusion is not None:
+            self._confusion.reset()
+
+    def _evaluate(self, inputs: Tensor, targets: Tensor) -> None:
+        self.task.check(targets)
+        outputs = self(inputs)
+        predictions = self.task.predict(outputs)
+        self._loss += self.task.loss(outputs, targets, reduction="sum")
+        self._rows += len(targets)
+        self._metrics.update(predictions, targets)
+        if self._confusion is not None:
+            self._confusion.update(predictions, targets)
+
+    def _conclude(self, stage: str) -> None:
+        self.log(f"{stage}/loss", self._loss / self._rows)
+        self.log_dict({f"{stage}/{name}": value for name, value in self._metrics.compute().items()})
+        self.confusion_counts = self._confusion.compute() if self._confusion is not None else None

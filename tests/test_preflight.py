@@ -42,8 +42,8 @@ def test_what_trains_has_no_problem_and_says_what_it_logs_and_takes() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (["model._target_=overnight.models.mlp.MLPP"], "model._target_: must be a class that can be imported"),
-        (["model._target_=overnight.models.mlp.MLPP"], "did you mean overnight.models.mlp.MLP?"),
+        (["model._target_=overnight.models.mlp.MLPP"], "model._target_: must name something that exists"),
+        (["model._target_=overnight.models.mlp.MLPP"], "did you mean MLP?"),
         (["model.activation=tahn"], "model.activation: must be one of relu, "),
         (["model.activation=relu,tahn"], "model.activation: must be one of relu, "),
         (["trainer.precision=33-true"], "trainer.precision: must be one that Lightning's Trainer takes"),

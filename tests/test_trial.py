@@ -145,6 +145,23 @@ def test_a_trial_stopped_again_soon_after_it_went_on_still_ends_with_the_same_bi
     assert first.curve + third.curve == whole.curve
 
 
+def test_stepping_by_ourselves_trains_what_the_trainer_would_have_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["model.dropout=0.2", "schedule=one_cycle", "trainer.gradient_clip_val=0.5", "trainer.max_epochs=3"]
+    assert fit(spec_for(tmp_path / "ours", *line), ours := ListLink()).ending == "complete"
+    monkeypatch.setattr("overnight.trial.fit._steps_by_itself", lambda *_: False)
+    assert fit(spec_for(tmp_path / "theirs", *line), theirs := ListLink()).ending == "complete"
+    assert ours.curve == theirs.curve
+    assert all(torch.equal(w, weights(tmp_path / "theirs")[n]) for n, w in weights(tmp_path / "ours").items())
+
+
+def test_a_training_step_of_ones_own_is_handed_batches_as_lightning_does(tmp_path: Path) -> None:
+    spec = spec_for(tmp_path, "model._target_=their_networks.OwnStep", "trainer.max_epochs=1")
+    assert fit(spec, link := ListLink()).ending == "complete"
+    assert link.epochs[0].metrics["train/batches"] == 34
+
+
 def test_another_seed_trains_another_network(tmp_path: Path) -> None:
     one, two = spec_for(tmp_path / "1"), spec_for(tmp_path / "2")
     fit(one, first := ListLink())

@@ -12,6 +12,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from overnight.models.mlp import MLP
+
 
 class Plain(pl.LightningModule):
     """Imports nothing of ours, logs by name, brings its own optimizer and a schedule that looks at a metric."""
@@ -141,3 +143,12 @@ class Grows(Plain):
 
 class Yes(pl.LightningDataModule):
     """Says nothing about itself."""
+
+
+class OwnStep(MLP):
+    """One of ours with a training step of its own."""
+
+    def training_step(self, batch, index):
+        inputs, targets = batch
+        self.log("train/batches", float(index + 1), on_step=False, on_epoch=True, reduce_fx="max")
+        return self._loss_of(inputs, targets)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
 
 from overnight.data.preparing import Augment, normalise
-from overnight.data.tensors import Batches, Part
+from overnight.data.tensors import Batches, Part, Several
 
 # Evaluation keeps no gradients, so its batches can be large.
 _EVALUATION_BATCH = 1024
@@ -47,6 +47,7 @@ class SplitData(pl.LightningDataModule):
         self._batch_size, self._split_seed = batch_size, split_seed
         self._how, self._subset = normalise, subset
         self._parts: dict[str, Part] = {}
+        self._several: tuple[int, Callable[[], None]] | None = None
 
     @abstractmethod
     def split(self, seed: int) -> dict[str, Part]:
@@ -59,8 +60,13 @@ class SplitData(pl.LightningDataModule):
             self._parts["train"] = train.first(max(1, round(self._subset * len(train))))
             self._normalise = normalise(self._parts["train"], self._how)
 
-    def train_dataloader(self) -> Batches:
-        return self._batches("train", self._batch_size)
+    def hand_over(self, size: int, between: Callable[[], None]) -> None:
+        """Have training batches come several at a time, for a module that steps by itself; see Several."""
+        self._several = size, between
+
+    def train_dataloader(self) -> Batches | Several:
+        batches = self._batches("train", self._batch_size)
+        return Several(batches, *self._several) if self._several else batches
 
     def val_dataloader(self) -> Batches:
         return self._batches("validation", _EVALUATION_BATCH)

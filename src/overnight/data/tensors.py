@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -67,3 +68,30 @@ class Batches:
         for chosen in rows.split(self._batch_size)[: len(self)]:
             inputs = self._inputs.index_select(0, chosen)
             yield self._prepare(inputs) if self._prepare else inputs, self._targets.index_select(0, chosen)
+
+
+class Several:
+    """Hands over several batches as one: an iterator that picks each when it is asked for.
+
+    A step of the Trainer's costs as much as a small network's own; a module that steps by itself takes several batches
+    in one of them. What is drawn by chance is drawn in the same order, however many there are in one.
+
+    Args:
+        batches: what is handed over. size: how many at a time. between: called after each.
+    """
+
+    def __init__(self, batches: Batches, size: int, between: Callable[[], None]) -> None:
+        self.batches, self._size, self._between = batches, size, between
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.batches) / self._size)
+
+    def __iter__(self) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+        left = iter(self.batches)
+        for _ in range(len(self)):
+            yield self._some(left)
+
+    def _some(self, left: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in itertools.islice(left, self._size):
+            yield batch
+            self._between()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -46,7 +47,8 @@ class Supervised(pl.LightningModule):
         self._optimizer, self._schedule = optimizer, schedule
         self._metrics, self._confusion = self.task.metrics(), self.task.confusion()
         self._loss, self._rows = torch.tensor(0.0), 0
-        self._train_loss, self._train_rows = torch.tensor(0.0), 0
+        self._train: dict[str, Any] = {}  # not attributes: a module's cost as much to set as the sum to reckon
+        self._clip: float | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, *input_shape) -> (B, outputs), logits where there are classes; (B,) where there is one output."""
@@ -59,25 +61,56 @@ class Supervised(pl.LightningModule):
 
     # Training
 
-    def on_train_epoch_start(self) -> None:
-        self._train_loss, self._train_rows = torch.tensor(0.0, device=self.device), 0
+    def step_by_itself(self, clip: float | None) -> None:
+        """Take several batches in one step of the Trainer's, and step after each; clip: greatest norm of the gradient.
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        inputs, targets = batch
+        What is trained is the same, bit by bit, and the Trainer's bookkeeping is paid once for all of them.
+        """
+        self.automatic_optimization = False
+        self._clip = clip
+
+    def on_train_epoch_start(self) -> None:
+        self._train.update(loss=torch.tensor(0.0, device=self.device), rows=0)
+
+    def training_step(self, batch: Any, _: int) -> Tensor | None:
+        """batch: (inputs, targets), or an iterator over several of them for a module that steps by itself."""
+        if self.automatic_optimization:
+            return self._loss_of(*batch)
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        scheduler: Any = self.lr_schedulers()
+        for inputs, targets in batch:
+            optimizer.step(partial(self._gradient, optimizer, inputs.to(self.device), targets.to(self.device)))
+            if scheduler is not None:
+                scheduler.step()
+        return None
+
+    def _gradient(self, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor) -> Tensor:
+        loss = self._loss_of(inputs, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), self._clip)
+        return loss
+
+    def _loss_of(self, inputs: Tensor, targets: Tensor) -> Tensor:
         if self.current_epoch == 0:  # every label once; after that it would only cost
             self.task.check(targets)
         loss = self.task.loss(self(inputs), targets)
         # Summed here and logged once an epoch: self.log in every step would cost as much as a small step does.
-        self._train_loss += loss.detach() * len(targets)
-        self._train_rows += len(targets)
+        self._train["loss"] += loss.detach() * len(targets)
+        self._train["rows"] += len(targets)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.log("train/loss", self._train_loss / self._train_rows)
+        self.log("train/loss", self._train["loss"] / self._train["rows"])
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(self.parameters())
-        scheduler = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = int(self.trainer.estimated_stepping_batches)
+        if not self.automatic_optimization:  # the Trainer counts its own steps
+            loader: Any = self.trainer.train_dataloader
+            steps = int(self.trainer.max_epochs or 0) * len(loader.batches)
+        scheduler = self._schedule(optimizer, steps)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -20,13 +20,17 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from overnight.data.split import SplitData
 from overnight.messages import Alive, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
+from overnight.models.supervised import Supervised
 from overnight.trial import checkpoint, namespaces, targets
 
 # Seconds between two looks, in the middle of an epoch, at whether the supervisor wants the trial to stop.
 LOOK_EVERY_S = 0.1
 # Seconds between two signs of life in the middle of an epoch.
 ALIVE_EVERY_S = 1.0
+# Batches of one step of the Trainer's, for modules of ours: its bookkeeping is some two thirds of a small step.
+STEPS_AT_ONCE = 16
 # What a data module may tell a model that names it in its constructor.
 DATA_FACTS = ("task", "input_shape", "classes")
 # Where Lightning's checkpoints hold what save_hyperparameters() kept, of the model and of the data module.
@@ -60,6 +64,10 @@ def fit(spec: TrialSpec, link: Link) -> Finished:
     memory = namespaces.joined(_InMemory, lightning.plugins.CheckpointIO)(state)
     reporter = namespaces.joined(_Reporter, lightning.callbacks.Checkpoint)(spec, link, memory)
     options = dict(spec.config["trainer"])
+    if _steps_by_itself(data, model) and options["precision"] == "32-true":
+        model.step_by_itself(options.pop("gradient_clip_val", None))
+        # A rehearsal counts the Trainer's steps, and wants one batch in each.
+        data.hand_over(1 if "limit_train_batches" in options else STEPS_AT_ONCE, reporter.look)
     trainer = lightning.Trainer(
         **options,
         accelerator="gpu" if spec.device.startswith("cuda") else "cpu",
@@ -132,6 +140,12 @@ def build(config: Mapping[str, Any], cache: Path | None = None) -> tuple[Any, An
     model = _built("model", config, {**facts, **parts})
     namespaces.lightning_of(data, model)
     return data, model
+
+
+def _steps_by_itself(data: Any, model: Any) -> bool:
+    """Whether both train as ours do: whoever made a step or a loader of their own has them as Lightning does."""
+    ours = isinstance(model, Supervised) and type(model).training_step is Supervised.training_step
+    return ours and isinstance(data, SplitData) and type(data).train_dataloader is SplitData.train_dataloader
 
 
 def _built(key: str, config: Mapping[str, Any], offered: Mapping[str, Any], ours: tuple[str, ...] = ()) -> Any:
@@ -240,10 +254,10 @@ class _Reporter:
             self._save()
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:  # noqa: ARG002
-        self._look()
+        self.look()
 
     def on_validation_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:  # noqa: ARG002
-        self._look()
+        self.look()
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         now = time.monotonic()
@@ -297,7 +311,8 @@ class _Reporter:
         if self._best is None or sign * value > sign * self._best[0]:
             self._best = (value, _copied(module.state_dict()))
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """See whether to stop, once in a while; called between two batches."""
         now = time.monotonic()
         if now - self._looked_at < LOOK_EVERY_S:
             return

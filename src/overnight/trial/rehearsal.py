@@ -9,10 +9,12 @@ import re
 import resource
 import sys
 import traceback
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
 from overnight.messages import EpochEnd, Rehearsed, TrialSpec, Up, Verdict
+from overnight.trial import targets
 
 # What would keep the first epoch from ending after one batch, with validation.
 _SHORT = {
@@ -50,7 +52,7 @@ def rehearse(spec: TrialSpec, builds: list[dict[str, Any]]) -> Rehearsed:
     """Train `spec` for one batch; of each other config no more than data module and model are built."""
     from overnight.trial.fit import build, fit
 
-    problems = [p for node in ("data", "model", "optimizer", "schedule") for p in _target(node, spec.config)]
+    problems = list(_misnamed(spec.config))
     link = _Link()
     if not problems:
         trainer = {**spec.config["trainer"], **_SHORT, "max_epochs": max(2, spec.config["trainer"]["max_epochs"])}
@@ -93,24 +95,13 @@ def _own_bytes() -> int:
     return int(now.uss + max(most - now.rss, 0))
 
 
-def _target(node: str, config: dict[str, Any]) -> list[str]:
-    """What is wrong with a component's _target_."""
-    import difflib
-    import importlib
-
-    from hydra.utils import get_object
-
-    path = config[node]["_target_"]
-    try:
-        get_object(path)
-    except Exception as error:
-        parent, _, name = path.rpartition(".")
-        hint, why = "", " ".join(str(error.__cause__ or error).split())
-        with contextlib.suppress(Exception):
-            close = difflib.get_close_matches(name, dir(importlib.import_module(parent)), n=1)
-            hint = f"; did you mean {parent}.{close[0]}?" if close else ""
-        return [f"{node}._target_: must be a class that can be imported, got {path!r}: {why}{hint}"]
-    return []
+def _misnamed(config: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with each component's _target_."""
+    for node in ("data", "model", "optimizer", "schedule"):
+        try:
+            targets.find_all(config, node)
+        except ImportError as error:
+            yield str(error)
 
 
 def _told(error: BaseException) -> str:

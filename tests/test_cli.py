@@ -18,15 +18,21 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from overnight import settings
+from commands import LATE, running, start
+from overnight import api, plan, settings
+from overnight.api import Result
 from overnight.cli import cli
 from overnight.study import StudyView, view
 
 Overnight = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def look(home: Path) -> StudyView | None:
+    return view(settings.place([f"home={home}"]))[0]
+
+
 def records(home: Path) -> StudyView:
-    found, _ = view(settings.place([f"home={home}"]))
+    found = look(home)
     assert found is not None
     return found
 
@@ -42,13 +48,12 @@ def test_three_mistakes_are_named_together_and_no_file_is_left_behind(overnight:
 
 
 def test_a_study_of_one_slot_interrupted_and_gone_on_with_equals_the_uncut_one_bit_for_bit(
-    overnight: Overnight, tmp_path: Path
+    tune: Callable[..., Result], home: Path, tmp_path: Path
 ) -> None:
     line = ["study.trials=12", "slots=1", "trainer.max_epochs=4", "pruner.startup_trials=3", "pruner.warmup_epochs=1"]
-    assert overnight("tune", *line, f"home={tmp_path / 'whole'}").returncode == 0
-    command = [sys.executable, "-m", "overnight", "tune", *line, f"home={tmp_path / 'cut'}"]
+    cut = f"home={tmp_path / 'cut'}"
     said = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with running("tune", *line, cut, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for text in process.stdout:
             said.append(text)
@@ -57,16 +62,15 @@ def test_a_study_of_one_slot_interrupted_and_gone_on_with_equals_the_uncut_one_b
                 process.send_signal(signal.SIGINT)
                 pressed = time.monotonic()
     assert process.returncode == 130
-    assert time.monotonic() - pressed < 10
-    assert said[-1] == f"to go on: overnight {' '.join(command[3:])}\n"
+    assert time.monotonic() - pressed < 10 * LATE
+    assert said[-1] == f"to go on: overnight tune {' '.join(line)} {cut}\n"
     stopped = records(tmp_path / "cut")
     assert stopped.state == "paused"
     assert 5 <= stopped.count("complete", "pruned") < 12
-    assert overnight("tune", *line, f"home={tmp_path / 'cut'}").returncode == 0
-    one, other = records(tmp_path / "whole").records, records(tmp_path / "cut").records
-    assert len(one) == 12
+    whole, other = tune(*line, f"home={home}").records, tune(*line, cut).records
+    assert len(whole) == 12
     facts = [[(r.number, r.state, r.params, r.objective, [e.metrics for e in r.history]) for r in rs]
-             for rs in (one, other)]  # fmt: skip
+             for rs in (whole, other)]  # fmt: skip
     assert facts[0] == facts[1]
 
 
@@ -148,12 +152,14 @@ def test_a_dry_run_shows_the_space_three_samples_and_a_forecast_and_starts_nothi
     assert not list(overnight.folder.rglob("*"))  # type: ignore[attr-defined]
 
 
-def test_one_configuration_is_trained_and_tracked(overnight: Overnight) -> None:
-    done = overnight("train", "optimizer.lr=0.01", "trainer.max_epochs=3")
+def test_one_configuration_is_trained_and_tracked_and_gives_what_trial_0_of_a_study_gave(
+    overnight: Overnight, finished: StudyView
+) -> None:
+    done = overnight("train", "trainer.max_epochs=6")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"train/trial-0000: complete, val/accuracy 0\.9", done.stdout)
-    overnight("train", "optimizer.lr=0.01", "trainer.max_epochs=2")
+    assert f"train/trial-0000: complete, val/accuracy {finished.records[0].objective:.6g}\n" in done.stdout
     home = overnight.folder / "mlruns"  # type: ignore[attr-defined]
+    api.run_one(plan.make([f"home={home}", "optimizer.lr=0.01", "trainer.max_epochs=2"], searching=False))
     status = json.loads(overnight("status", "train", "--json", f"home={home}").stdout)
     assert status["trials"]["complete"] == status["budget"] == 2
     assert "printed nothing" in overnight("logs", "train/1").stderr
@@ -161,33 +167,26 @@ def test_one_configuration_is_trained_and_tracked(overnight: Overnight) -> None:
 
     client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
     runs = client.search_runs([status["experiment_id"]])
-    assert len(runs) == 2
-    assert {r.data.params["trainer.max_epochs"] for r in runs} == {"2", "3"}
-    assert {r.data.params["optimizer.lr"] for r in runs} == {"0.01"}
+    assert [(r.data.params["trainer.max_epochs"], r.data.params["optimizer.lr"]) for r in runs] == [
+        ("2", "0.01"),
+        ("6", "0.001"),
+    ]
 
 
-def test_training_what_trial_0_trains_gives_what_trial_0_gave(overnight: Overnight, finished: StudyView) -> None:
-    done = overnight("train", "trainer.max_epochs=6")
-    assert f"val/accuracy {finished.records[0].objective:.6g}" in done.stdout
-
-
-def test_stop_lets_the_study_save_and_tune_goes_on(overnight: Overnight, tmp_path: Path) -> None:
-    home = tmp_path / "home"
+def test_stop_lets_the_study_save_and_tune_goes_on(overnight: Overnight, home: Path) -> None:
     line = [f"home={home}", "study.trials=40", "trainer.max_epochs=40"]
-    process = subprocess.Popen([sys.executable, "-m", "overnight", "tune", *line], stdout=subprocess.DEVNULL)
-    while True:
-        now = overnight("status", "--json", f"home={home}")
-        if now.returncode == 0 and json.loads(now.stdout)["trials"]["running"]:
-            break
-        time.sleep(0.2)
-    assert json.loads(now.stdout)["state"] == "running"
-    second = overnight("tune", *line)
-    assert second.returncode == 2
-    assert f"process {process.pid} " in second.stderr
-    asked = time.monotonic()
-    done = overnight("stop", "digits-mlp", f"home={home}")
-    assert (done.returncode, process.wait()) == (0, 0)
-    assert time.monotonic() - asked < 20
+    with running("tune", *line) as process:
+        while (now := look(home)) is None or not now.count("running"):
+            assert process.poll() is None
+            time.sleep(0.1)
+        assert now.state == "running"
+        second = overnight("tune", *line)
+        assert second.returncode == 2
+        assert f"process {process.pid} " in second.stderr
+        asked = time.monotonic()
+        done = overnight("stop", "digits-mlp", f"home={home}")
+        assert (done.returncode, process.wait()) == (0, 0)
+    assert time.monotonic() - asked < 10 * LATE
     stopped = records(home)
     assert stopped.state == "paused"
     assert stopped.count("running") == 0
@@ -195,7 +194,7 @@ def test_stop_lets_the_study_save_and_tune_goes_on(overnight: Overnight, tmp_pat
 
 
 def _all_in_training(home: Path) -> bool:
-    found, _ = view(settings.place([f"home={home}"]))
+    found = look(home)
     return found is not None and found.count("running") == 2 and all(len(r.history) > 2 for r in found.records)
 
 
@@ -208,16 +207,15 @@ def test_a_signal_to_every_process_there_is_saves_marks_and_gives_its_exit_code(
     tmp_path: Path, number: int, code: int, in_training: bool
 ) -> None:
     line = [f"home={tmp_path}", "study.trials=40", "trainer.max_epochs=999", "slots=2", "pruner=none"]
-    command = [sys.executable, "-m", "overnight", "tune", *line]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
-        while view(settings.place([f"home={tmp_path}"]))[0] is None:
+    with running("tune", *line, start_new_session=True) as process:
+        while look(tmp_path) is None:
             time.sleep(0.05)
         while in_training and not _all_in_training(tmp_path):
             time.sleep(0.2)
         os.killpg(process.pid, number)
         sent = time.monotonic()
         assert process.wait() == code
-        assert time.monotonic() - sent < 10
+        assert time.monotonic() - sent < 10 * LATE
     found = records(tmp_path)
     assert found.count("running") == 0
     assert found.count("paused") == (2 if in_training else 0)
@@ -226,13 +224,11 @@ def test_a_signal_to_every_process_there_is_saves_marks_and_gives_its_exit_code(
         assert state.exists() == bool(record.history), "what was done is saved"
 
 
-def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+def test_a_second_interrupt_ends_at_once(home: Path) -> None:
     bare = ["~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none"]
-    line = [f"home={tmp_path}", "study.trials=2", "slots=2", "model._target_=their_networks.Sleeps", *bare]
-    command = [sys.executable, "-m", "overnight", "tune", *line]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}) as process:
-        while not _all_in_training(tmp_path):
+    line = [f"home={home}", "study.trials=2", "slots=2", "model._target_=their_networks.Sleeps", *bare]
+    with running("tune", *line) as process:
+        while not _all_in_training(home):
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         time.sleep(1)
@@ -240,15 +236,15 @@ def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         pressed = time.monotonic()
         assert process.wait() == 130
-        assert time.monotonic() - pressed < 4
-    assert records(tmp_path).count("paused") == 2
+        assert time.monotonic() - pressed < 2 * LATE
+    assert records(home).count("paused") == 2
 
 
-def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:
+def test_on_a_terminal_there_is_a_live_table(home: Path) -> None:
     main, side = pty.openpty()
-    command = [sys.executable, "-m", "overnight", "tune", f"home={tmp_path}", "study.trials=3", "trainer.max_epochs=3"]
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
-    process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=env)
+    line = [f"home={home}", "study.trials=3", "trainer.max_epochs=3"]
+    process = start("tune", *line, stdin=side, stdout=side, stderr=side, env=env)
     os.close(side)
     seen = b""
     while True:
@@ -267,7 +263,7 @@ def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:
     assert "digits-mlp: 3 of 3 trials done (3 complete)" in text
 
 
-def seconds(command: list[str], runs: int = 5) -> float:
+def seconds(command: list[str], runs: int = 3) -> float:
     """The median CPU seconds of a command, its children's included: other work on the machine does not count."""
     took = []
     for _ in range(runs):

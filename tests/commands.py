@@ -1,0 +1,32 @@
+"""Overnight as a process of its own, and how late a loaded machine may be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# What is promised in seconds is asked for in so many times as many: other people's work shares the machine.
+LATE = 2.0
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen[Any]:
+    """Start the command line, silent unless `options`, subprocess.Popen's, say otherwise; it finds their_networks."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    given = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "PYTHONPATH": path}, **options}
+    return subprocess.Popen([sys.executable, "-m", "overnight", *arguments], **given)
+
+
+@contextmanager
+def running(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """The same, waited for at the end; where the test fails before that, it is killed."""
+    with start(*arguments, **options) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise

@@ -169,11 +169,31 @@ def test_another_seed_trains_another_network(tmp_path: Path) -> None:
     assert first.curve != second.curve
 
 
-def test_a_pruned_trial_ends_at_once_and_keeps_nothing(tmp_path: Path) -> None:
+def test_a_pruned_trial_ends_at_once_and_its_state_stays_until_the_ledger_knows(tmp_path: Path) -> None:
     link = ListLink({1: Verdict.END})
     assert fit(spec_for(tmp_path / "t", every_s=0), link).ending == "ended"
     assert len(link.epochs) == 2
-    assert not list((tmp_path / "t").iterdir())
+    state, _ = checkpoint.load(tmp_path / "t")
+    assert state is not None
+    assert len(state["overnight"]["history"]) == 1
+
+
+def test_a_trial_killed_between_its_end_and_its_last_word_is_not_trained_again(tmp_path: Path) -> None:
+    fit(spec_for(tmp_path), first := ListLink())
+    assert fit(spec_for(tmp_path), second := ListLink()).ending == "complete"
+    assert second.said == [Resumed(7, tuple(first.epochs))]
+    (tmp_path / "weights.ckpt").write_bytes(b"torn")
+    fit(spec_for(tmp_path), third := ListLink())
+    assert third.curve == first.curve
+
+
+@pytest.mark.parametrize("ending", [Verdict.GO_ON, Verdict.SAVE_AND_STOP], ids=["weights", "state"])
+def test_what_another_configuration_left_in_the_folder_is_not_gone_on_with(tmp_path: Path, ending: Verdict) -> None:
+    fit(spec_for(tmp_path), ListLink({2: ending}))
+    finished = fit(spec_for(tmp_path, "optimizer.lr=0.02"), link := ListLink())
+    assert len(link.epochs) == 6
+    refused = ("state.ckpt: of another study's trial, or of another configuration",)
+    assert finished.notes == (refused if ending is Verdict.SAVE_AND_STOP else ())
 
 
 def test_a_stop_before_the_first_boundary_has_nothing_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

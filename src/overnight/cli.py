@@ -127,6 +127,34 @@ def stop(arguments: tuple[str, ...], wait_s: float) -> None:
 
 
 @cli.command()
+@click.argument("arguments", nargs=-1, metavar="[STUDY] [OVERRIDE ...]")
+@click.option("--dry-run", is_flag=True, help="Only say what is wrong.")
+@_JSON
+def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Say what kills and accidents left wrong around a study, or around all, and mend it. Exits 1 where any is left."""
+    import json
+
+    from overnight import doctor as office
+
+    place, view, others = _look(arguments)
+    names = [view.name, *others] if view is not None else []
+    found = {name: office.examine(place, name) for name in names}
+    left = found if dry_run else {name: office.mend(place, name) if found[name] else [] for name in names}
+    for name, findings in found.items():
+        for f in findings if not as_json else ():
+            outcome = "to be mended" if dry_run else "still wrong" if f in left[name] else f.mends
+            click.echo(f"{name}: {f.about}: {f.wrong} ({outcome})")
+        if not findings and not as_json:
+            click.echo(f"{name}: nothing is wrong")
+    if as_json:
+        shown = {
+            n: [{"about": f.about, "wrong": f.wrong, "mended": f not in left[n]} for f in fs] for n, fs in found.items()
+        }
+        click.echo(json.dumps({"studies": shown, "left": sum(map(len, left.values()))}))
+    sys.exit(1 if any(left.values()) else 0)
+
+
+@cli.command()
 @click.argument("trial", metavar="STUDY/NUMBER")
 @click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
 def logs(trial: str, overrides: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from overnight import fitting, grammar, settings
 from overnight.search_space import Condition, SearchSpace, in_grammar, shown
-from overnight.settings import COMPONENTS, SEARCHABLE, ConfigError, Settings
+from overnight.settings import COMPONENTS, SEARCHABLE, ConfigError, Place, Settings
 
 # A study searches over at most so many combinations of config groups: each is composed once, before the start.
 MAX_VARIANTS = 64
@@ -144,6 +144,13 @@ class Plan:
             dict(data["choices"]),
             {tuple(k): v for k, v in data["variants"]},
         )
+
+    def at(self, place: Place) -> Plan:
+        """The same study where it lies now: a home may be moved, or looked at from another folder."""
+        s = self.settings
+        storage, tracking = replace(s.storage, url=place.storage_url), s.tracking
+        tracking = replace(tracking, uri=place.given_tracking_uri, artifacts=place.given_artifacts)
+        return replace(self, settings=replace(s, home=place.home, storage=storage, tracking=tracking))
 
     def differences(self, old: Plan) -> list[str]:
         """Why trials of `old` and of this plan cannot stand side by side, one line each; empty where they can.

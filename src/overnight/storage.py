@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +74,23 @@ def free_mib(folder: Path) -> float:
 def holder_of(place: Place, name: str) -> dict[str, Any] | None:
     """Who works on the study on this machine: {"pid", "host", "since"}; None where nobody living does."""
     try:
-        holder: dict[str, Any] = json.loads(_holder_file(place, name).read_text())
+        holder: dict[str, Any] = json.loads(holder_file(place, name).read_text())
         alive = psutil.Process(holder["pid"]).create_time() == holder["created"]
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
     return holder if alive else None
 
 
-def _holder_file(place: Place, name: str) -> Path:
+def held_by(name: str, holder: Mapping[str, Any]) -> str:
+    """Who holds a study, and what to do about it."""
+    since = time.strftime("%H:%M", time.localtime(holder.get("since", time.time())))
+    return (
+        f"{name}: process {holder.get('pid', '?')} on {holder.get('host', 'this machine')} has been at "
+        f"it since {since}; `overnight stop {name}` ends it, `overnight status` looks on"
+    )
+
+
+def holder_file(place: Place, name: str) -> Path:
     return place.where.lock(name).with_suffix(".holder.json")
 
 
@@ -92,13 +101,8 @@ def hold(place: Place, name: str) -> tuple[BaseFileLock, Path]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        found = holder_of(place, name) or {}
-        since = time.strftime("%H:%M", time.localtime(found.get("since", time.time())))
-        raise Held(
-            f"{name}: process {found.get('pid', '?')} on {found.get('host', 'this machine')} has been at "
-            f"it since {since}; `overnight stop {name}` ends it, `overnight status` looks on"
-        ) from None
-    holder = _holder_file(place, name)
+        raise Held(held_by(name, holder_of(place, name) or {})) from None
+    holder = holder_file(place, name)
     me = {
         "pid": os.getpid(),
         "created": psutil.Process().create_time(),

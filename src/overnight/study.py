@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -294,8 +295,7 @@ def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> 
         home.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError([f"home: must be a folder that can be written, got {str(home.root)!r}: {error}"]) from error
-    lock, holder = hold(plan.settings.place, plan.name)
-    try:
+    with _held(plan.settings.place, plan.name) as (lock, holder):
         storage = open_storage(plan.settings.place)
         study, said = _continue_or_create(storage, plan, extend, comparable)
         ledger = Ledger(plan, study, lock, holder)
@@ -306,6 +306,24 @@ def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> 
         if orphans:
             said.append(f"{len(orphans)} trial(s) were cut off and go on: {', '.join(map(str, orphans))}")
         return ledger, said
+
+
+def reopen(place: Place, name: str) -> Ledger:
+    """Hold a study that there is, as it stands, to mend what is around it. Raises Held."""
+    with _held(place, name) as (lock, holder):
+        storage = open_storage(place)
+        _, frozen = _generations(storage, name)
+        assert frozen is not None
+        plan = Plan.from_json(frozen.user_attrs[_PLAN]).at(place)
+        return Ledger(plan, _load(storage, plan, frozen.study_name), lock, holder)
+
+
+@contextmanager
+def _held(place: Place, name: str) -> Iterator[tuple[BaseFileLock, Path]]:
+    """Hold a study, beyond the block too, unless an error leaves it."""
+    lock, holder = hold(place, name)
+    try:
+        yield lock, holder
     except BaseException:
         holder.unlink(missing_ok=True)
         lock.release()
@@ -468,6 +486,7 @@ class StudyView:
     holder: dict[str, Any] | None
     experiment_id: str | None
     parent_run_id: str | None
+    uid: str = ""
 
     @property
     def budget(self) -> int:
@@ -510,11 +529,17 @@ def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[
         if name is None or name not in newest:
             return None, names
         frozen = _generations(storage, name)[1]
-        plan = Plan.from_json(frozen.user_attrs[_PLAN])
+        plan = Plan.from_json(frozen.user_attrs[_PLAN]).at(place)
         links = frozen.user_attrs.get(_LINKS) or {}
         records = tuple(record_of(t, plan) for t in storage.get_all_trials(frozen._study_id, deepcopy=False))
         found = StudyView(
-            name, plan, records, holder_of(place, name), links.get("experiment_id"), links.get("parent_run_id")
+            name,
+            plan,
+            records,
+            holder_of(place, name),
+            links.get("experiment_id"),
+            links.get("parent_run_id"),
+            frozen.user_attrs[_UID],
         )
         return found, names
     finally:

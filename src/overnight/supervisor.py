@@ -15,7 +15,7 @@ from overnight import processes
 from overnight.illustrator import Illustrator
 from overnight.messages import Alive, EpochEnd, Finished, Reason, Resumed, StateSaved, TrialSpec, Up, Verdict
 from overnight.processes import Starter, TrialProcess
-from overnight.records import TrialRecord, best_of
+from overnight.records import TrialRecord, best_of, keepers
 from overnight.slots import machine_memory, slot_devices
 from overnight.storage import NoRoom, free_mib, wait_while_full
 from overnight.study import Ledger, Ticket
@@ -362,15 +362,12 @@ class Supervisor:
             self._linked = True
 
     def _keep_best_weights(self, record: TrialRecord) -> None:
-        """Remove the checkpoints of every ended trial but the best so many."""
+        """Remove the checkpoints of every ended trial but the best so many; what `train` trained keeps its own."""
         settings = self.plan.settings
         if self.only is not None:
-            return
-        sign = 1 if settings.study.direction == "maximize" else -1
-        complete = sorted(
-            (r for r in self.records.values() if r.state == "complete"),
-            key=lambda r: (-sign * (r.objective or 0.0), r.number),
-        )
-        kept = {r.number for r in complete[: settings.study.keep_checkpoints]}
-        for number in {record.number, *(r.number for r in complete)} - kept:
+            gone = set() if record.state == "complete" else {record.number}
+        else:
+            complete = {n for n, r in self.records.items() if r.state == "complete"}
+            gone = {record.number, *complete} - keepers(self.records.values(), settings)
+        for number in gone:
             shutil.rmtree(settings.place.where.checkpoints(self.plan.name, number), ignore_errors=True)

@@ -21,7 +21,6 @@ import time
 import traceback
 import urllib.parse
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from overnight.records import TrialRecord, config_of
 from overnight.settings import Place
 from overnight.storage import create_whole
 from overnight.study import StudyView
+from overnight.survey import STATUS, STUDY_FILES, Run, final_objective, logged_steps, survey
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,7 +41,6 @@ TRY_AGAIN_S = 5.0  # after it could not be written
 TRIES_AT_THE_END = 3
 # MLflow's limits for one log_batch, and for one param value.
 _BATCH_METRICS, _BATCH_PARAMS, _PARAM_CHARS = 1000, 100, 6000
-_STATUS = {"running": "RUNNING", "paused": "KILLED", "complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 _PACKAGES = (
     "overnight",
     "torch",
@@ -53,17 +52,6 @@ _PACKAGES = (
     "numpy",
     "scikit-learn",
 )
-
-
-@dataclass
-class _Run:
-    """What MLflow holds of one trial. steps: metric name -> logged steps; None where that was not asked yet."""
-
-    run_id: str
-    status: str
-    steps: dict[str, set[int]] | None = None
-    params: set[str] = field(default_factory=set)
-    configured: bool = False  # its config.yaml is known to be there
 
 
 class Tracker:
@@ -80,7 +68,7 @@ class Tracker:
         self._weights: str | None = None
         self._best: TrialRecord | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int, Run] = {}
         self.experiment_id = ""
         self.parent_run_id: str | None = None
         self.trouble: str | None = None
@@ -155,27 +143,16 @@ class Tracker:
     def _open(self) -> None:
         self._client = client(self._plan.settings.place)
         self.experiment_id = self._experiment()
-        by_number: dict[int, _Run] = {}
-        parent: Any = None
-        for run in _search(self._client, self.experiment_id, self._uid):
-            tags = run.data.tags
-            number = int(tags.get("overnight.trial", -1))
-            if number < 0:
-                parent = parent or run
-            elif number in by_number or number >= len(self._ledger):
-                self._client.delete_run(run.info.run_id)  # a second run of a trial, or a run of none
-            else:
-                by_number[number] = _Run(run.info.run_id, run.info.status, params=set(run.data.params))
-        self._runs = by_number
+        found = survey(self._client, self.experiment_id, self._uid, self._ledger)
+        for run_id in found.strays:
+            self._client.delete_run(run_id)
+        self._runs = found.runs
         if self._with_parent:
-            self._open_parent(parent)
+            self._open_parent(found.parent)
         self.ready = True
         with self._lock:
             for record in self._ledger:
-                run = by_number.get(record.number)
-                whole = run is not None and record.done and run.status == _STATUS[record.state]
-                whole = whole and run is not None and record.params.keys() <= run.params
-                if record.state != "waiting" and not whole:
+                if record.number in found.lacking:
                     self._pending.setdefault(record.number, record)
         self._ledger = []
 
@@ -198,7 +175,7 @@ class Tracker:
         )
 
     def _open_parent(self, run: Any) -> None:
-        plan, created = self._plan, run is None
+        plan, held = self._plan, set()
         if run is None:
             run = self._client.create_run(
                 self.experiment_id,
@@ -207,6 +184,7 @@ class Tracker:
                 tags={**self._base_tags(), "overnight.role": "study", "overnight.state": "running"},
             )
         else:
+            held = {file.path for file in self._client.list_artifacts(run.info.run_id)}
             self._client.update_run(run.info.run_id, status="RUNNING")
             self._client.set_tag(run.info.run_id, "overnight.state", "running")
         self.parent_run_id = str(run.info.run_id)
@@ -217,7 +195,7 @@ class Tracker:
         self._client.set_tag(self.parent_run_id, "mlflow.note.content", note)
         self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
         for file, text in _study_files(plan).items():
-            if created or file != "environment.json":
+            if file not in held or file != "environment.json":  # where it began stays
                 self._client.log_text(self.parent_run_id, text, file)
 
     def _trials_page(self) -> str:
@@ -259,7 +237,7 @@ class Tracker:
             self._client.log_text(run.run_id, text, "config.yaml")
             run.configured = True
         if run.steps is None:
-            run.steps = self._logged_steps(run, record)
+            run.steps = logged_steps(self._client, run.run_id, record)
         if run.status != "RUNNING" and record.state == "running":
             self._client.update_run(run.run_id, status="RUNNING")
             run.status = "RUNNING"
@@ -269,13 +247,15 @@ class Tracker:
             for name, value in e.metrics.items()
             if math.isfinite(value) and e.epoch not in run.steps.get(name, ())
         ]
-        if record.state in ("complete", "pruned") and record.objective is not None and "objective" not in run.steps:
-            metrics.append(Metric("objective", record.objective, _ms(record.ended_at), record.history[-1].epoch))
+        objective = final_objective(record)
+        if objective is not None and "objective" not in run.steps:
+            metrics.append(Metric("objective", objective, _ms(record.ended_at), record.history[-1].epoch))
         params = [Param(k, str(v)[:_PARAM_CHARS]) for k, v in record.params.items() if k not in run.params]
         tags = {
             "overnight.state": record.state,
             "overnight.reason": record.reason,
             "overnight.notes": "; ".join(record.notes),
+            "mlflow.parentRunId": self.parent_run_id,
         }
         for start in range(0, max(len(metrics), 1), _BATCH_METRICS):
             part = metrics[start : start + _BATCH_METRICS]
@@ -293,7 +273,7 @@ class Tracker:
         if record.state == "failed" and record.detail:
             self._client.log_text(run.run_id, record.detail, "error.txt")
             self._client.set_tag(run.run_id, "mlflow.note.content", f"{record.reason}\n```\n{record.detail}\n```")
-        status = _STATUS[record.state]
+        status = STATUS[record.state]
         if run.status != status:
             self._client.set_terminated(run.run_id, status, _ms(record.ended_at))
             run.status = status
@@ -313,21 +293,13 @@ class Tracker:
             if held.get(file.name) != file.stat().st_size:
                 self._client.log_artifact(run_id, str(file), "pictures")
 
-    def _create(self, record: TrialRecord) -> _Run:
+    def _create(self, record: TrialRecord) -> Run:
         tags = {**self._base_tags(), "overnight.role": "trial", "overnight.trial": str(record.number)}
-        if self.parent_run_id is not None:
-            tags["mlflow.parentRunId"] = self.parent_run_id
         created = self._client.create_run(
             self.experiment_id, start_time=_ms(record.started_at), tags=tags, run_name=trial_name(record.number)
         )
-        run = self._runs[record.number] = _Run(created.info.run_id, "RUNNING", steps={})
+        run = self._runs[record.number] = Run(created.info.run_id, "RUNNING", steps={})
         return run
-
-    def _logged_steps(self, run: _Run, record: TrialRecord) -> dict[str, set[int]]:
-        """Asked once for a run that an earlier process began, so that no step is logged twice."""
-        names = {name for e in record.history for name in e.metrics} | {"objective"}
-        held = {name: {m.step for m in self._client.get_metric_history(run.run_id, name)} for name in names}
-        return {name: steps for name, steps in held.items() if steps}
 
     def _finish(self, ending: str) -> None:
         best = self._best
@@ -339,7 +311,8 @@ class Tracker:
             self._hang(self.parent_run_id, self._pictures[best.number])
         if best is not None and best.objective is not None:
             if self._client.get_run(self.parent_run_id).data.metrics.get("objective") != best.objective:
-                self._client.log_metric(self.parent_run_id, "objective", best.objective, step=best.number)
+                # MLflow shows the value of the greatest step, and trials don't become the best in order.
+                self._client.log_metric(self.parent_run_id, "objective", best.objective, step=len(self._runs))
             self._client.set_tag(self.parent_run_id, "overnight.best", trial_name(best.number))
         state = {"FINISHED": "done", "FAILED": "failed", "KILLED": "paused"}[ending]
         self._client.set_tag(self.parent_run_id, "overnight.state", state)
@@ -354,11 +327,16 @@ def quiet_environment() -> dict[str, str]:
     return {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 
 
+def exists(place: Place) -> bool:
+    """Whether there is a store to ask, or a server that would have one."""
+    return place.given_tracking_uri is not None or place.where.tracking_store.exists()
+
+
 def client(place: Place) -> MlflowClient:
     """A client on the tracking store; the embedded one is created first where there is none."""
     for name, value in quiet_environment().items():
         os.environ.setdefault(name, value)
-    if place.given_tracking_uri is None and not place.where.tracking_store.exists():
+    if not exists(place):
         _create_store(place)
     from mlflow import MlflowClient
 
@@ -377,23 +355,6 @@ def _create_store(place: Place) -> None:
 
     place.where.root.mkdir(parents=True, exist_ok=True)
     create_whole(place.where.tracking_store, create)
-
-
-def _search(client: MlflowClient, experiment_id: str, uid: str) -> Iterable[Any]:
-    """Every run of a study, oldest first."""
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment_id],
-            f"tags.`overnight.uid` = '{uid}'",
-            max_results=1000,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _in_short(error: BaseException) -> str:
@@ -417,11 +378,12 @@ def _ms(seconds: float | None) -> int:
 def _study_files(plan: Plan) -> dict[str, str]:
     """What the parent run keeps: the configuration as written, the search space, and where it all ran."""
     written = {**plan.config({}), **settings_module.to_json(plan.settings)}
-    return {
-        "config.yaml": settings_module.config_text(written),
-        "search_space.yaml": settings_module.config_text(plan.space.describe()),
-        "environment.json": json.dumps(_environment(), indent=2),
-    }
+    texts = (
+        settings_module.config_text(written),
+        settings_module.config_text(plan.space.describe()),
+        json.dumps(_environment(), indent=2),
+    )
+    return dict(zip(STUDY_FILES, texts, strict=True))
 
 
 def _environment() -> dict[str, Any]:

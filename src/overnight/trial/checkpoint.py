@@ -10,13 +10,15 @@ import errno
 import hashlib
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+# Torch is imported where it is needed: the doctor looks at these files, and does without.
 
 _MAGIC = b"overnight state 1\n"
-_STATE, _BEFORE, _WEIGHTS = "state.ckpt", "state.before.ckpt", "weights.ckpt"
+_STATE, _BEFORE, WEIGHTS = "state.ckpt", "state.before.ckpt", "weights.ckpt"
+STATES = (_STATE, _BEFORE)
 
 
 class NoRoom(OSError):
@@ -41,13 +43,19 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     _sync(folder)
 
 
-def load(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest usable state in the folder, or None, and a note on each file that was refused."""
+def load(folder: Path, of: Mapping[str, Any] | None = None) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest usable state in the folder, or None, and a note on each file that was refused.
+
+    of: what the state's ["overnight"]["of"] must equal, because a folder may be an older study's.
+    """
     refused: list[str] = []
-    for name in (_STATE, _BEFORE):
+    for name in STATES:
         if (folder / name).exists():
             try:
-                return read(folder / name), refused
+                state = read(folder / name)
+                if of is not None and state.get("overnight", {}).get("of") != of:
+                    raise Unusable(f"{name}: of another study's trial, or of another configuration")
+                return state, refused
             except Unusable as error:
                 refused.append(str(error))
     return None, refused
@@ -55,12 +63,9 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 def read(path: Path) -> dict[str, Any]:
     """The state in a file. Raises Unusable where it is torn, changed, foreign, or holds more than plain data."""
-    data = path.read_bytes()
-    if not data.startswith(_MAGIC):
-        raise Unusable(f"{path.name}: not a state that overnight wrote")
-    digest, _, payload = data[len(_MAGIC) :].partition(b"\n")
-    if hashlib.sha256(payload).hexdigest().encode() != digest:
-        raise Unusable(f"{path.name}: its bytes are not the ones that were written")
+    import torch
+
+    payload = verified(path)
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
@@ -70,22 +75,43 @@ def read(path: Path) -> dict[str, Any]:
     return state
 
 
+def verified(path: Path) -> bytes:
+    """A state file's payload, the very bytes that were written. Raises Unusable where they are not."""
+    data = path.read_bytes()
+    if not data.startswith(_MAGIC):
+        raise Unusable(f"{path.name}: not a state that overnight wrote")
+    digest, _, payload = data[len(_MAGIC) :].partition(b"\n")
+    if hashlib.sha256(payload).hexdigest().encode() != digest:
+        raise Unusable(f"{path.name}: its bytes are not the ones that were written")
+    return payload
+
+
 def save_weights(folder: Path, checkpoint: dict[str, Any]) -> None:
     """Write a finished trial's weights, as Lightning's load_from_checkpoint takes them, and drop its states.
 
     Raises NoRoom where the disk is full.
     """
-    fresh = _written(folder / f"{_WEIGHTS}.writing", _bytes(checkpoint))
-    os.replace(fresh, folder / _WEIGHTS)
-    drop_states(folder)
-
-
-def drop_states(folder: Path) -> None:
-    for name in (_STATE, _BEFORE, f"{_STATE}.writing"):
+    os.replace(_written(folder / f"{WEIGHTS}.writing", _bytes(checkpoint)), folder / WEIGHTS)
+    for name in (*STATES, f"{_STATE}.writing"):
         (folder / name).unlink(missing_ok=True)
 
 
+def trained(folder: Path, of: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The history of a trial whose weights lie there: it was trained to its end, and killed before it could say so."""
+    import torch
+
+    if not (folder / WEIGHTS).exists():
+        return None
+    try:
+        kept = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)["overnight"]
+        return list(kept["history"]) if kept["of"] == of else None
+    except Exception:  # torn by a power cut, or foreign: it is trained again
+        return None
+
+
 def _bytes(state: dict[str, Any]) -> bytes:
+    import torch
+
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()

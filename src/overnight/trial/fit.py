@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
@@ -57,7 +57,11 @@ def fit(spec: TrialSpec, link: Link) -> Finished:
     torch.set_num_threads(spec.threads)
     quiet()
     pl.seed_everything(spec.seed, workers=True, verbose=False)
-    state, refused = checkpoint.load(spec.folder)
+    history = checkpoint.trained(spec.folder, _of(spec))
+    if history is not None:
+        link.send(Resumed(spec.number, tuple(EpochEnd(**e) for e in history)))
+        return Finished(spec.number, "complete")
+    state, refused = checkpoint.load(spec.folder, _of(spec))
     data, model = build(spec.config, spec.cache)
     lightning = namespaces.lightning_of(data, model)
     environments = importlib.import_module(f"{lightning.__name__}.plugins.environments")
@@ -88,10 +92,9 @@ def fit(spec: TrialSpec, link: Link) -> Finished:
     try:
         trainer.fit(model, datamodule=here, ckpt_path="state in memory" if state is not None else None)
     except _Stop as stop:
-        if stop.verdict is Verdict.END:
-            checkpoint.drop_states(spec.folder)
-            return Finished(spec.number, "ended", notes=tuple(refused))
-        return Finished(spec.number, "saved", notes=tuple(refused))
+        # Its states stay until the ledger knows: whoever is killed on the way goes on from them.
+        ending: Literal["ended", "saved"] = "ended" if stop.verdict is Verdict.END else "saved"
+        return Finished(spec.number, ending, notes=tuple(refused))
     except Exception:
         if not reporter.restoring:
             raise
@@ -280,6 +283,7 @@ class _Reporter:
         for name in _HYPERPARAMETERS:
             self._boundary.pop(name, None)  # the config builds the same objects again
         self._boundary["overnight"] = {
+            "of": _of(self._spec),
             "history": [vars(e) for e in self.history],
             "random": _get_random(),
             "logged": _copied(logged),
@@ -300,7 +304,8 @@ class _Reporter:
         if self._best is not None:
             dumped["state_dict"] = self._best[1]
         spec = self._spec
-        dumped["overnight"] = {"study": spec.study, "trial": spec.number, "seed": spec.seed, "config": spec.config}
+        kept = {"study": spec.study, "trial": spec.number, "seed": spec.seed, "config": spec.config}
+        dumped["overnight"] = {**kept, "of": _of(spec), "history": [vars(e) for e in self.history]}
         return dumped
 
     def _note_best(self, done: EpochEnd, module: Any) -> None:
@@ -338,6 +343,12 @@ class _Reporter:
             return  # the state before is there still; the supervisor sees to it that trials wait for room
         kept = self._boundary["overnight"]["history"]
         self._link.send(StateSaved(self._spec.number, kept[-1]["epoch"]))
+
+
+def _of(spec: TrialSpec) -> dict[str, Any]:
+    """What a checkpoint is of; one of anything else is not gone on from. Data may move, and stay the same data."""
+    data = {key: value for key, value in spec.config["data"].items() if key != "root"}
+    return {"study": spec.study, "trial": spec.number, "seed": spec.seed, "config": {**spec.config, "data": data}}
 
 
 def _copied(value: Any) -> Any:

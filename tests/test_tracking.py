@@ -10,55 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from overnight import api, plan, tracking
 from overnight.messages import EpochEnd
 from overnight.records import TrialRecord
 from overnight.study import StudyView, view
 from overnight.tracking import Tracker
-
-
-def client_of(home: Path) -> MlflowClient:
-    return MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
-
-
-def runs_of(home: Path, experiment_id: str = "1") -> list[Any]:
-    return list(client_of(home).search_runs([experiment_id], max_results=1000))
-
-
-def children(home: Path) -> dict[int, Any]:
-    runs = [r for r in runs_of(home) if "overnight.trial" in r.data.tags]
-    found = {int(r.data.tags["overnight.trial"]): r for r in runs}
-    assert len(found) == len(runs), "one run a trial"
-    return found
-
-
-def assert_equal(home: Path, found: StudyView) -> None:
-    """Every trial of the ledger stands in MLflow with the same params, steps, values, times and state."""
-    client, mirrored = client_of(home), children(home)
-    assert set(mirrored) == {r.number for r in found.records if r.state != "waiting"}
-    for record in found.records:
-        run = mirrored[record.number]
-        assert run.info.status == {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}.get(
-            record.state, "KILLED"
-        )
-        assert run.info.run_name == f"trial-{record.number:04d}"
-        assert run.data.params == {k: str(v) for k, v in record.params.items()}
-        tags = run.data.tags
-        assert (tags["overnight.study"], tags["overnight.state"]) == (found.name, record.state)
-        assert tags.get("overnight.reason") == record.reason
-        assert tags["mlflow.parentRunId"] == found.parent_run_id
-        names = {n for e in record.history for n in e.metrics}
-        for name in names:
-            logged = [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, name)]
-            kept = [(e.epoch, e.metrics[name], round(e.at * 1000)) for e in record.history]
-            assert sorted(logged) == [k for k in kept if math.isfinite(k[1])]
-        if record.state in ("complete", "pruned"):
-            (objective,) = client.get_metric_history(run.info.run_id, "objective")
-            assert objective.value == record.objective
-        else:
-            assert "objective" not in run.data.metrics
+from stores import assert_equal, children, client_of, forget, runs_of
 
 
 def test_a_finished_study_has_one_parent_and_one_child_a_trial_that_equal_the_ledger(
@@ -92,12 +50,19 @@ def test_the_parent_keeps_config_space_and_environment_and_the_best_trial_its_we
         assert f"lr: {finished.records[number].params['optimizer.lr']}" in config
 
 
-def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, tmp_path: Path) -> None:
+def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, finished: StudyView, tmp_path: Path) -> None:
     home = tmp_path / "copy"
     shutil.copytree(finished_home, home)
     client, before = client_of(home), children(home)
     client.delete_run(before[1].info.run_id)  # a run that never arrived
     client.update_run(before[2].info.run_id, status="RUNNING")  # a kill before the run was ended
+    forget(home, before[4].info.run_id, "params", "key = 'optimizer.lr'")  # what the network swallowed
+    for table in ("metrics", "latest_metrics"):
+        forget(home, before[5].info.run_id, table, "key = 'val/loss'")
+    assert finished.parent_run_id is not None
+    client.update_run(finished.parent_run_id, status="RUNNING")  # a kill before the study's summary
+    forget(home, finished.parent_run_id, "latest_metrics", "key = 'objective'")
+    client.delete_tag(finished.parent_run_id, "overnight.best")
     mine = {"overnight.study": "digits-mlp", "overnight.uid": before[0].data.tags["overnight.uid"]}
     ghost = client.create_run("1", tags={**mine, "overnight.trial": "77"})
     twin = client.create_run("1", tags={**mine, "overnight.trial": "3"})
@@ -112,6 +77,20 @@ def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, tmp_pa
     assert theirs.info.run_id in left, "what another ledger's study of the same name logged is not ours to touch"
     client.delete_run(theirs.info.run_id)
     assert_equal(home, found)
+    parent = client.get_run(finished.parent_run_id)
+    assert (parent.info.status, parent.data.tags["overnight.state"]) == ("FINISHED", "done")
+    assert found.best is not None
+    assert parent.data.tags["overnight.best"] == f"trial-{found.best.number:04d}"
+    assert parent.data.metrics["objective"] == found.best.objective
+
+
+def test_the_study_shows_its_best_objective_in_whatever_order_trials_become_the_best(home: Path) -> None:
+    for best in (record(3, 5, "complete"), record(1, 6, "complete")):  # trial 1 was paused, and went on
+        tracker = Tracker(plan.make([f"home={home}"]), "uid")
+        tracker.start([record(n, 2, "complete") if n != best.number else best for n in range(4)])
+        tracker.close("FINISHED", best, None)
+        parent = client_of(home).get_run(tracker.parent_run_id)
+        assert parent.data.metrics["objective"] == best.objective
 
 
 def record(number: int, epochs: int, state: str = "running", **more: Any) -> TrialRecord:

@@ -53,7 +53,7 @@ def mend(place: Place, name: str) -> list[Finding]:
         for finding in (*_in_the_home(place, name), *_in_the_folders(_seen(place, name))):
             if finding.path is not None:
                 shutil.rmtree(finding.path) if finding.path.is_dir() else finding.path.unlink(missing_ok=True)
-        tracker = tracking.Tracker(ledger.plan, ledger.uid, with_parent=name != TRAIN)
+        tracker = tracking.Tracker(ledger.plan, ledger.uid, with_parent=name != TRAIN, deep=True)
         tracker.start(ledger.records())
         found = _seen(place, name)
         best = found.best

@@ -55,10 +55,13 @@ _PACKAGES = (
 
 
 class Tracker:
-    """Mirrors one study into MLflow from a thread of its own; `mirror` and `close` are for the supervisor."""
+    """Mirrors one study into MLflow from a thread of its own; `mirror` and `close` are for the supervisor.
 
-    def __init__(self, plan: Plan, uid: str, *, with_parent: bool = True) -> None:
-        self._plan, self._uid, self._with_parent = plan, uid, with_parent
+    deep: have the survey at the start look at every step.
+    """
+
+    def __init__(self, plan: Plan, uid: str, *, with_parent: bool = True, deep: bool = False) -> None:
+        self._plan, self._uid, self._with_parent, self._deep = plan, uid, with_parent, deep
         self._pending: dict[int, TrialRecord] = {}
         self._pictures: dict[int, Path] = {}  # trial -> the folder that holds its pictures
         self._unshown: set[int] = set()
@@ -143,7 +146,7 @@ class Tracker:
     def _open(self) -> None:
         self._client = client(self._plan.settings.place)
         self.experiment_id = self._experiment()
-        found = survey(self._client, self.experiment_id, self._uid, self._ledger)
+        found = survey(self._client, self.experiment_id, self._uid, self._ledger, deep=self._deep)
         for run_id in found.strays:
             self._client.delete_run(run_id)
         self._runs = found.runs

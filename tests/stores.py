@@ -1,0 +1,62 @@
+"""What MLflow holds of a study, and whether it equals the ledger."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from overnight.study import StudyView
+
+
+def client_of(home: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
+
+
+def runs_of(home: Path, experiment_id: str = "1") -> list[Any]:
+    return list(client_of(home).search_runs([experiment_id], max_results=1000))
+
+
+def children(home: Path) -> dict[int, Any]:
+    runs = [r for r in runs_of(home) if "overnight.trial" in r.data.tags]
+    found = {int(r.data.tags["overnight.trial"]): r for r in runs}
+    assert len(found) == len(runs), "one run a trial"
+    return found
+
+
+def assert_equal(home: Path, found: StudyView) -> None:
+    """Every trial of the ledger stands in MLflow with the same params, steps, values, times and state."""
+    client, mirrored = client_of(home), children(home)
+    assert set(mirrored) == {r.number for r in found.records if r.state != "waiting"}
+    for record in found.records:
+        run = mirrored[record.number]
+        assert run.info.status == {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}.get(
+            record.state, "KILLED"
+        )
+        assert run.info.run_name == f"trial-{record.number:04d}"
+        assert run.data.params == {k: str(v) for k, v in record.params.items()}
+        tags = run.data.tags
+        assert (tags["overnight.study"], tags["overnight.state"]) == (found.name, record.state)
+        assert tags.get("overnight.reason") == record.reason
+        assert tags["mlflow.parentRunId"] == found.parent_run_id
+        names = {n for e in record.history for n in e.metrics}
+        for name in names:
+            logged = [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, name)]
+            kept = [(e.epoch, e.metrics[name], round(e.at * 1000)) for e in record.history]
+            assert sorted(logged) == [k for k in kept if math.isfinite(k[1])]
+        if record.state in ("complete", "pruned"):
+            (objective,) = client.get_metric_history(run.info.run_id, "objective")
+            assert objective.value == record.objective
+        else:
+            assert "objective" not in run.data.metrics
+
+
+def forget(home: Path, run_id: str, table: str, which: str) -> None:
+    """Have MLflow's store lose some rows of a run."""
+    with closing(sqlite3.connect(home / "mlflow.db")) as store, store:
+        gone = store.execute(f"DELETE FROM {table} WHERE run_uuid = ? AND {which}", [run_id])
+        assert gone.rowcount, "there was something to lose"

@@ -17,6 +17,7 @@ from overnight.settings import ConfigError
 from overnight.study import open_study, view
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
+from stores import children
 
 BARE = (
     "~model.hidden_sizes",
@@ -144,6 +145,18 @@ def test_a_trial_whose_state_no_longer_fits_its_network_starts_over_and_says_so(
     assert any("checkpoint_unusable" in note for note in result.records[0].notes)
 
 
+def test_a_trial_whose_states_are_all_refused_starts_over_with_a_tag_that_says_so(
+    tune: Tune, home: Path, tmp_path: Path
+) -> None:
+    marker = tmp_path / "ruined"
+    result = tune(*theirs("RuinsItsStates", "study.trials=1", f"+model.marker={marker}", "checkpoint.every_s=0"))
+    assert states(result) == [("complete", None)]
+    assert Path(f"{marker}.epochs").read_text() == "0 1 0 1 2 3 "
+    notes = children(home)[0].data.tags["overnight.notes"]
+    for name in ("state.ckpt", "state.before.ckpt"):
+        assert f"{name}: not a state that overnight wrote" in notes
+
+
 def test_where_the_disk_is_about_full_trials_save_and_go_on_when_there_is_room(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +270,19 @@ def test_a_supervisor_that_is_killed_takes_its_trials_with_it_within_two_seconds
         process.kill()
     _, alive = psutil.wait_procs(children, timeout=2 * LATE)
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_forkserver_whose_supervisor_died_before_it_could_ask_to_be_told_ends_at_once(tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    path = tmp_path / "imported"
+    os.mkfifo(path)  # nobody reads it
+    code = "import sys; import overnight.trial.preload; print('imported')"
+    env = {**os.environ, processes.IMPORTED: str(path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
 def test_starting_a_trial_does_not_run_the_callers_script_again(home: Path, tmp_path: Path) -> None:

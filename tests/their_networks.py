@@ -85,6 +85,16 @@ class KilledOnce(Plain):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class RuinsItsStates(KilledOnce):
+    """Dies too, and takes along what it had saved."""
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 2 and not Path(self.marker).exists():
+            for path in Path(self.trainer.default_root_dir).glob("*.ckpt"):
+                path.write_bytes(b"rubbish")
+        super().on_train_epoch_start()
+
+
 class AlwaysKilled(Plain):
     def on_train_epoch_start(self):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -152,3 +162,59 @@ class OwnStep(MLP):
         inputs, targets = batch
         self.log("train/batches", float(index + 1), on_step=False, on_epoch=True, reduce_fx="max")
         return self._loss_of(inputs, targets)
+
+
+class Counted(Plain):
+    """Keeps a book, the file `marker`: a line of trial, epoch and its seconds for every epoch trained to its end."""
+
+    def on_train_epoch_start(self):
+        self.began = time.monotonic()
+
+    def training_step(self, batch, index):
+        time.sleep(0.001)
+        return super().training_step(batch, index)
+
+    def on_train_epoch_end(self):
+        trial = Path(self.trainer.default_root_dir).name
+        with open(self.marker, "a") as book:
+            book.write(f"{trial} {self.current_epoch} {time.monotonic() - self.began}\n")
+
+
+class Zoo(Plain):
+    """Does what its trial's number says, in its second epoch."""
+
+    KINDS = ("hangs", "hoards", "has children", "prints", "nan", "inf", "nothing", "dawdles", "is well")
+
+    def __init__(self, marker: str = "") -> None:
+        super().__init__(marker=marker)
+        self.kind = ""
+
+    def on_train_epoch_start(self):
+        self.kind = self.KINDS[int(Path(self.trainer.default_root_dir).name.removeprefix("trial-"))]
+        if self.current_epoch != 1:
+            return
+        if self.kind == "hangs":
+            Hangs.on_train_epoch_start(self)
+        elif self.kind == "hoards":
+            Hoards.on_train_epoch_start(self)
+        elif self.kind == "has children":
+            for _ in range(20):
+                if os.fork() == 0:
+                    with open(self.marker, "a") as children:
+                        children.write(f"{os.getpid()} ")
+                    time.sleep(600)
+        elif self.kind == "prints":
+            for _ in range(1000):
+                os.write(1, b"x" * 999_999 + b"\n")
+        elif self.kind == "dawdles":
+            while True:
+                print("still at it")
+                time.sleep(0.1)
+
+    def validation_step(self, batch, index):
+        if self.kind != "nothing":
+            super().validation_step(batch, index)
+
+    def on_validation_epoch_end(self):
+        if self.kind in ("nan", "inf") and self.current_epoch == 1:
+            self.trainer.callback_metrics["val/accuracy"] = torch.tensor(float(self.kind))

@@ -9,8 +9,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from overnight.trial import process
 
+# Where the supervisor waits to hear that all of this is imported, if anybody does.
+_imported: int | None = None
+
+
+def _supervisor_lives() -> bool:
+    global _imported
+    if "OVERNIGHT_IMPORTED" in os.environ:
+        try:
+            _imported = os.open(os.environ["OVERNIGHT_IMPORTED"], os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads it any more
+            return False
+    return True
+
+
 # A forkserver would outlive a supervisor that is killed, the more so while it still imports.
-process.die_with_parent()
+process.die_with_parent(_supervisor_lives)
+process.forkserver = os.getpid()
 
 # All that comes with it: once torch, Lightning and scikit-learn are there, the rest takes milliseconds (torchmetrics,
 # which Lightning imports, has brought torchvision along).
@@ -27,7 +42,8 @@ with contextlib.suppress(Exception):  # a broken one is the business of those wh
 gc.collect()
 gc.freeze()
 
-with contextlib.suppress(KeyError, OSError):  # nobody waits to hear it
-    os.write(os.open(os.environ["OVERNIGHT_IMPORTED"], os.O_WRONLY | os.O_NONBLOCK), b"1")
+if _imported is not None:
+    with contextlib.suppress(OSError):
+        os.write(_imported, b"1")
 
 __all__ = ["cnn", "diabetes", "digits", "fit", "mlp", "pictures", "process", "purchase"]

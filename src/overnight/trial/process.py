@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Literal
 
@@ -17,10 +18,18 @@ from overnight.messages import EpochEnd, Finished, TrialSpec, Up, Verdict
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent is gone, even where it hangs in C code (Linux only)."""
+forkserver: int | None = None  # the process that trials are forked from; set in it
+
+
+def die_with_parent(lives: Callable[[], bool]) -> None:
+    """Have the kernel kill this process when its parent is gone, even where it hangs in C code (Linux only).
+
+    lives: whether the parent is there still; one that died before the kernel was told would never be missed.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not lives():
+        os._exit(1)
 
 
 def main(connection: Connection, output: Connection) -> None:
@@ -31,7 +40,7 @@ def main(connection: Connection, output: Connection) -> None:
     # People's DataLoaders have workers: with a session of its own the whole family can be signalled as one, and the
     # terminal's Ctrl-C reaches the supervisor alone.
     os.setsid()
-    die_with_parent()
+    die_with_parent(lambda: os.getppid() == forkserver)
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(output.fileno(), 1)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,6 +156,20 @@ def test_a_paused_trial_comes_back_first_with_number_parameters_and_history(tmp_
         assert [h.metrics["val/accuracy"] for h in ledger.read(2).history] == [0.5, 0.6]
 
 
+def test_an_epoch_that_a_kill_took_from_the_history_alone_is_recorded_again_without_a_word(tmp_path: Path) -> None:
+    study = planned(tmp_path)
+    with opened(study) as ledger:
+        ledger.ask()
+        ledger.record(epoch(0, 0, 0.5))
+        ledger._live.clear()  # killed before the flush
+    with opened(study) as ledger:
+        ledger.ask()
+        assert ledger.record(epoch(0, 0, 0.5)), "a warning would be an error here"
+        assert ledger.flush() == [0]
+        assert ledger.flush() == []
+        assert [h.epoch for h in ledger.complete(0).history] == [0]
+
+
 def test_the_budget_is_a_total_and_a_paused_trial_does_not_spend_it(tmp_path: Path) -> None:
     study = planned(tmp_path, "study.trials=3")
     with opened(study) as ledger:
@@ -242,8 +257,14 @@ def test_extending_refuses_a_space_that_shrank(tmp_path: Path) -> None:
 
 def test_a_second_holder_is_told_who_the_first_one_is(tmp_path: Path) -> None:
     study = planned(tmp_path)
-    with opened(study), pytest.raises(Held, match=f"process {os.getpid()} "):
-        open_study(study)
+    with opened(study) as ledger:
+        with pytest.raises(Held, match=f"process {os.getpid()} "):
+            open_study(study)
+        said = ledger.holder.read_text()
+        ledger.holder.unlink()  # it has the lock, and has not said yet who it is
+        threading.Timer(0.2, ledger.holder.write_text, [said]).start()
+        with pytest.raises(Held, match=f"process {os.getpid()} "):
+            open_study(study)
     with opened(study):
         pass
 

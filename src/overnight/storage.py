@@ -101,6 +101,10 @@ def hold(place: Place, name: str) -> tuple[BaseFileLock, Path]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        # Whoever came a moment before may not have said yet who it is.
+        deadline = time.monotonic() + 2
+        while holder_of(place, name) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
         raise Held(held_by(name, holder_of(place, name) or {})) from None
     holder = holder_file(place, name)
     me = {

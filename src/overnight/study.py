@@ -70,6 +70,7 @@ class Ticket:
 class _Live:
     trial: optuna.Trial
     history: dict[int, EpochEnd]
+    reported: set[int]  # the steps that Optuna has, which a kill may have kept while the history lost them
     unwritten: bool = False
 
 
@@ -136,7 +137,9 @@ class Ledger:
             values = self.plan.space.draw(lambda name, dist: _suggest(trial, name, dist), self.plan.written)
         config = attrs[CONFIG] if CONFIG in attrs else self.plan.config(values)
         seed = self.plan.trial_seed(0 if CONFIG in attrs else trial.number)
-        self._live[trial.number] = _Live(trial, {e.epoch: e for e in unpack(trial.number, attrs.get(HISTORY))})
+        history = {e.epoch: e for e in unpack(trial.number, attrs.get(HISTORY))}
+        reported = set(self.storage.get_trial(trial._trial_id).intermediate_values)
+        self._live[trial.number] = _Live(trial, history, reported)
         return Ticket(trial.number, seed, values, config, attrs.get(ATTEMPTS, 0))
 
     # Reports in
@@ -149,19 +152,24 @@ class Ledger:
         live.history[done.epoch] = done
         live.unwritten = True
         value = done.metrics.get(self.plan.settings.study.metric)
-        if value is not None and math.isfinite(value):
+        if value is not None and math.isfinite(value) and done.epoch + 1 not in live.reported:
             live.trial.report(value, done.epoch + 1)  # what pruners call a step is a whole epoch trained
         return True
 
     def should_prune(self, number: int) -> bool:
         return self._live[number].trial.should_prune()
 
-    def flush(self) -> None:
-        """Write what was recorded since the last flush. What a kill takes from memory, a trial's state still holds."""
-        for live in self._live.values():
-            if live.unwritten:
-                live.trial.set_user_attr(HISTORY, pack(live.history.values()))
-                live.unwritten = False
+    def flush(self) -> list[int]:
+        """Write what was recorded since the last flush; the numbers of the trials that it was of.
+
+        What a kill takes from memory, a trial's state still holds.
+        """
+        unwritten = [number for number, live in self._live.items() if live.unwritten]
+        for number in unwritten:
+            live = self._live[number]
+            live.trial.set_user_attr(HISTORY, pack(live.history.values()))
+            live.unwritten = False
+        return unwritten
 
     def progressed(self, number: int) -> None:
         """A state was saved: what crashes from here on has not crashed before."""

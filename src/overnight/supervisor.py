@@ -207,7 +207,6 @@ class Supervisor:
             # The answer first: the trial waits for it, and for nothing else that follows here.
             trial.epoch = message.epoch
             trial.send(self._judge(trial, message))
-            self._note(self.ledger.read(number))
         elif isinstance(message, Resumed):
             for done in message.history:
                 self.ledger.record(done)
@@ -239,7 +238,8 @@ class Supervisor:
         if now - self._flushed_at >= FLUSH_EVERY_S:
             self._flushed_at = now
             self._look_for_room()
-            self.ledger.flush()
+            for number in self.ledger.flush():  # MLflow must not know what the ledger may yet forget
+                self._note(self.ledger.read(number))
             self._keep_links()
             self.on_change(self)
             if self.why is None and self.ledger.stop_requested():

@@ -133,6 +133,17 @@ def test_a_failed_trial_shows_its_traceback(home: Path) -> None:
     assert (Path(run.info.artifact_uri.removeprefix("file://")) / "error.txt").read_text() == "Traceback: the end of it"
 
 
+def test_a_night_of_notes_and_a_long_traceback_fit_into_mlflow(home: Path) -> None:
+    notes = tuple(f"taken up again, crashed: {n:080}" for n in range(200))
+    tracker = Tracker(plan.make([f"home={home}"]), "uid")
+    tracker.start([record(0, 1, "failed", reason="error", detail="x" * 20_000 + "the end", notes=notes)])
+    tracker.close("FAILED", None, None)
+    assert tracker.trouble is None
+    tags = children(home)[0].data.tags
+    assert tags["overnight.notes"].endswith(notes[-1])
+    assert "the end" in tags["mlflow.note.content"]
+
+
 def test_a_study_outlives_an_mlflow_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     blocked = tmp_path / "a-file-where-a-folder-should-be"
     blocked.touch()

@@ -149,5 +149,4 @@ def _in_mlflow(found: StudyView) -> Iterator[Finding]:
         if lacks:
             yield Finding(f"MLflow's run of {found.name}", f"lacks {', '.join(lacks)}", written)
     except Exception as error:  # MLflow's, SQLAlchemy's, the network's: it is wrong, whatever it is
-        reason = str(error).splitlines()[0] if str(error) else ""
-        yield Finding("MLflow", f"can't be read: {type(error).__name__}: {reason}", "the next start tries again")
+        yield Finding("MLflow", f"can't be read: {tracking.in_short(error)}", "the next start tries again")

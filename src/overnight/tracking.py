@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 WRITE_EVERY_S = 1.0
 TRY_AGAIN_S = 5.0  # after it could not be written
 TRIES_AT_THE_END = 3
-# MLflow's limits for one log_batch, and for one param value.
+# MLflow's limits for one log_batch, for one param value and for one tag.
 _BATCH_METRICS, _BATCH_PARAMS, _PARAM_CHARS = 1000, 100, 6000
+_TAG_CHARS = 7900  # of 8000: MLflow would cut off the end, where a traceback says what happened
 _PACKAGES = (
     "overnight",
     "torch",
@@ -132,7 +133,7 @@ class Tracker:
                     return
                 self.trouble = None
             except Exception as error:  # MLflow's, SQLAlchemy's, the network's: all are waited out alike
-                self.trouble = _in_short(error)
+                self.trouble = in_short(error)
                 tries += ending is not None
                 if tries >= TRIES_AT_THE_END:
                     print(traceback.format_exc(), file=sys.stderr)
@@ -257,7 +258,7 @@ class Tracker:
         tags = {
             "overnight.state": record.state,
             "overnight.reason": record.reason,
-            "overnight.notes": "; ".join(record.notes),
+            "overnight.notes": "; ".join(record.notes)[-_TAG_CHARS:],
             "mlflow.parentRunId": self.parent_run_id,
         }
         for start in range(0, max(len(metrics), 1), _BATCH_METRICS):
@@ -275,7 +276,8 @@ class Tracker:
         run.params.update(record.params)
         if record.state == "failed" and record.detail:
             self._client.log_text(run.run_id, record.detail, "error.txt")
-            self._client.set_tag(run.run_id, "mlflow.note.content", f"{record.reason}\n```\n{record.detail}\n```")
+            note = f"{record.reason}\n```\n{record.detail[-_TAG_CHARS:]}\n```"
+            self._client.set_tag(run.run_id, "mlflow.note.content", note)
         status = STATUS[record.state]
         if run.status != status:
             self._client.set_terminated(run.run_id, status, _ms(record.ended_at))
@@ -360,7 +362,7 @@ def _create_store(place: Place) -> None:
     create_whole(place.where.tracking_store, create)
 
 
-def _in_short(error: BaseException) -> str:
+def in_short(error: BaseException) -> str:
     """What is at the bottom of an error, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?=
+KILLS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help study ui test check lint types imports browser clean
+.PHONY: help study ui test check lint types imports browser chaos chaos-quick clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +33,12 @@ test: $(VENV)/.dev.installed  ## Run every test
 
 browser: $(VENV)/.dev.installed  ## Run the browser tests alone
 	$(BIN)/python -m pytest -m browser
+
+chaos: $(VENV)/.dev.installed  ## Kill, stop and starve real studies, at length; KILLS=100
+	$(BIN)/python -m pytest -m chaos tests/chaos --kills=$(KILLS)
+
+chaos-quick: $(VENV)/.dev.installed  ## The same in a few minutes
+	$(BIN)/python -m pytest -m chaos tests/chaos --kills=8
 
 check: lint types imports test  ## What CI runs: lint, types, import rules, tests
 

@@ -1,0 +1,46 @@
+"""A checkpoint's writer is killed in the middle of it, a hundred times."""
+
+from __future__ import annotations
+
+import random
+import time
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+import torch
+
+from overnight import processes
+from overnight.trial import checkpoint
+from writer import write_on
+
+pytestmark = pytest.mark.chaos
+KILLS = 100
+
+
+def test_a_writer_killed_a_hundred_times_leaves_a_whole_state_every_time(tmp_path: Path, rng: random.Random) -> None:
+    processes.warm_up()
+    assert processes.is_warm(within_s=60)
+    inside = 0
+    for _ in range(KILLS):
+        heard, told = Pipe(duplex=False)
+        writer = processes.fork(write_on, tmp_path, told)
+        told.close()
+        assert heard.poll(60)
+        time.sleep(rng.uniform(0, 0.05))
+        writer.kill()
+        writer.join()
+        saved = -1
+        try:
+            while heard.poll():
+                saved = heard.recv()
+        except EOFError:
+            pass
+        heard.close()
+        state, refused = checkpoint.load(tmp_path)
+        assert state is not None
+        assert refused == [], "the newest is whole, and the one before is not needed"
+        assert saved <= state["step"] <= saved + 1, "what was said to be saved is saved"
+        assert torch.equal(state["weights"], torch.full((50_000,), float(state["step"])))
+        inside += (tmp_path / "state.ckpt.writing").exists()
+    assert inside > KILLS // 10, "many of the moments lie inside a write"

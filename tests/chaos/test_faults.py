@@ -1,0 +1,172 @@
+"""Trials that misbehave in every way we know, a disk that fills up, and a machine that falls asleep."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from commands import LATE, running
+from overnight import api, processes, settings
+from overnight.records import TrialRecord
+from overnight.study import StudyView, view
+from stores import assert_equal, children
+from their_networks import Zoo
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+BARE = ("~model.hidden_sizes", "~model.activation", "~model.dropout", "search=none", "pruner=none")
+STALL_S, TIMEOUT_S = 5, 60
+
+
+def seen(home: Path) -> StudyView | None:
+    return view(settings.place([f"home={home}"]))[0]
+
+
+def until(true: Callable[[], object], within_s: float = 120) -> None:
+    deadline = time.monotonic() + within_s * LATE
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@contextmanager
+def served(home: Path) -> Iterator[str]:
+    """`overnight ui` on the study: where its server answers."""
+    with running("ui", f"home={home}", "--no-browser", "--port", "5177", stdout=subprocess.PIPE, text=True) as server:
+        page = server.stdout.readline().strip()
+        assert page.startswith("http://127.0.0.1:"), page
+        yield page.partition("/#")[0]
+        server.send_signal(signal.SIGINT)
+
+
+def test_a_study_of_trials_that_misbehave_ends_on_time_each_with_its_reason(
+    tune: Callable[..., api.Result], home: Path
+) -> None:
+    marker = home / "children"
+    began = time.monotonic()
+    result = tune(
+        *BARE, "model._target_=their_networks.Zoo", f"+model.marker={marker}", f"study.trials={len(Zoo.KINDS)}",
+        "trainer.max_epochs=3", "slots=2", "study.retries=0", "study.max_consecutive_failures=99",
+        f"trial.timeout_s={TIMEOUT_S}", f"trial.stall_s={STALL_S}", "trial.memory_gib=0.7",
+    )  # fmt: skip
+    assert time.monotonic() - began < 3 * TIMEOUT_S * LATE
+    assert result.why == "done"
+    ends = {kind: (r.state, r.reason) for kind, r in zip(Zoo.KINDS, result.records, strict=True)}
+    assert ends == {
+        "hangs": ("failed", "stalled"),
+        "hoards": ("failed", "out_of_memory"),
+        "has children": ("complete", None),
+        "prints": ("complete", None),
+        "nan": ("failed", "diverged"),
+        "inf": ("failed", "diverged"),
+        "nothing": ("failed", "error"),
+        "dawdles": ("failed", "timed_out"),
+        "is well": ("complete", None),
+    }
+    pids = [int(pid) for pid in marker.read_text().split()]
+    assert len(pids) == 20
+    assert not any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids)
+    log = home / "logs" / "digits-mlp" / f"trial-{Zoo.KINDS.index('prints'):04d}.log"
+    assert log.stat().st_size <= processes.LOG_CAP_BYTES
+
+    found = seen(home)
+    assert found is not None
+    assert_equal(home, found)
+    with served(home) as address:
+        for number, run in children(home).items():
+            assert_the_page_opens(address, run.info.run_id, result.records[number])
+
+
+def assert_the_page_opens(address: str, run_id: str, record: TrialRecord) -> None:
+    """MLflow's page of a run is one file, and what it asks for then: the run, its curves, its artifacts."""
+
+    def get(page: str, **query: str) -> bytes:
+        with urllib.request.urlopen(f"{address}/{page}?{urllib.parse.urlencode(query)}", timeout=60) as answer:
+            assert answer.status == 200
+            return bytes(answer.read())
+
+    assert b"<html" in get("")
+    run = json.loads(get("ajax-api/2.0/mlflow/runs/get", run_id=run_id))["run"]
+    assert run["info"]["run_id"] == run_id
+    for metric in run["data"].get("metrics", []):
+        get("ajax-api/2.0/mlflow/metrics/get-history", run_id=run_id, metric_key=metric["key"])
+    listed = json.loads(get("ajax-api/2.0/mlflow/artifacts/list", run_id=run_id))["files"]
+    assert {"config.yaml", *(["error.txt"] if record.state == "failed" else [])} <= {f["path"] for f in listed}
+    if record.state == "failed":
+        assert record.detail.encode() == get("get-artifact", path="error.txt", run_uuid=run_id)
+
+
+@contextmanager
+def small_disk(folder: Path, mib: int) -> Iterator[Path]:
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"a small disk can't be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
+@pytest.mark.parametrize("least_mib", [0, 8], ids=["writes find no room", "trials are paused before"])
+def test_on_a_full_disk_no_store_is_corrupted_and_the_study_goes_on_after_space_returns(
+    tmp_path: Path, empty_store: Path, least_mib: int
+) -> None:
+    with small_disk(tmp_path / "small", 40) as home:
+        (home / "mlflow.db").write_bytes(empty_store.read_bytes())
+        line = [
+            f"home={home}", *BARE, "model._target_=their_networks.Slow", "study.trials=4", "trainer.max_epochs=4",
+            "slots=2", "checkpoint.every_s=0", f"min_free_mib={least_mib}",
+        ]  # fmt: skip
+        with running("tune", *line, stderr=subprocess.PIPE) as process:
+            until(lambda: (now := seen(home)) is not None and any(len(r.history) > 1 for r in now.records))
+            with open(home / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
+                while True:
+                    ballast.write(bytes(1 << 14))
+            time.sleep(6)  # of a full disk
+            assert process.poll() is None, "a full disk ends nothing"
+            (home / "ballast").unlink()
+            assert process.wait(120 * LATE) == 0, process.stderr.read()
+        for store in ("ledger.db", "mlflow.db"):
+            with closing(sqlite3.connect(home / store)) as opened:
+                assert opened.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        found = seen(home)
+        assert found is not None
+        assert [r.state for r in found.records] == ["complete"] * 4
+        assert [[e.epoch for e in r.history] for r in found.records] == [[0, 1, 2, 3]] * 4
+        assert_equal(home, found)
+
+
+def test_a_sleep_of_everything_is_no_stall(home: Path) -> None:
+    line = [
+        f"home={home}", *BARE, "model._target_=their_networks.Slow", "study.trials=3", "trainer.max_epochs=4",
+        "slots=2", f"trial.stall_s={STALL_S}", f"trial.timeout_s={TIMEOUT_S}", "study.retries=0",
+    ]  # fmt: skip
+    with running("tune", *line) as process:
+        until(lambda: (now := seen(home)) is not None and now.count("running") == 2)
+        until(lambda: sum(bool(r.history) for r in seen(home).records) == 2)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in family:
+            one.suspend()
+        time.sleep(3 * STALL_S)
+        for one in family:
+            one.resume()
+        assert process.wait(60 * LATE) == 0
+    found = seen(home)
+    assert found is not None
+    assert [(r.state, r.reason, r.notes) for r in found.records] == [("complete", None, ())] * 3
+    assert [[e.epoch for e in r.history] for r in found.records] == [[0, 1, 2, 3]] * 3
+    assert_equal(home, found)

@@ -1,0 +1,186 @@
+"""Trial processes and supervisors are killed at random moments, and the study ends as if nothing had been."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+import pytest
+
+from commands import LATE, start
+from overnight import api, doctor, settings
+from overnight.records import TrialRecord
+from overnight.study import view
+from stores import assert_equal, runs_of
+
+pytestmark = pytest.mark.chaos
+EVERY_S, EPOCHS = 0.3, 8
+
+
+@dataclass(frozen=True)
+class Kill:
+    """after: epochs of the study that are done by then; delay_s: seconds from there. whom: a trial's process, the
+    supervisor, or one that has just been started, in the middle of its imports."""
+
+    after: int
+    delay_s: float
+    whom: str
+
+
+def drawn(rng: random.Random, kills: int, epochs: int) -> list[Kill]:
+    moments = sorted(rng.randrange(epochs - EPOCHS) for _ in range(kills))
+    whom = rng.choices(("trial", "supervisor", "starting"), weights=(7, 2, 1), k=kills)
+    return [
+        Kill(after, rng.uniform(0, 8 if who == "starting" else 0.2), who)
+        for after, who in zip(moments, whom, strict=True)
+    ]
+
+
+def lines_of(book: Path) -> list[tuple[str, int, float]]:
+    """Trial, epoch and seconds of every epoch that was trained to its end; a kill may tear the last line."""
+    text = book.read_text() if book.exists() else ""
+    rows = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [(row[0], int(row[1]), float(row[2])) for row in rows if len(row) == 3]
+
+
+def facts_of(records: Iterable[TrialRecord]) -> list[tuple[Any, ...]]:
+    return [(r.number, r.state, r.params, r.objective, [(e.epoch, e.metrics) for e in r.history]) for r in records]
+
+
+def losses(book: Path) -> list[list[float]]:
+    """For every time that a trial went on: the seconds of the epochs that it had to train again, in order."""
+    lost = []
+    done: dict[str, dict[int, float]] = {}
+    for trial, epoch, seconds in lines_of(book):
+        mine = done.setdefault(trial, {})
+        if epoch in mine:
+            lost.append([mine.pop(e) for e in sorted(mine) if e >= epoch])
+        mine[epoch] = seconds
+    return lost
+
+
+class Victim:
+    """A study that works, is killed, and is started again with the same line."""
+
+    def __init__(self, line: list[str], book: Path, said: IO[str]) -> None:
+        self.line, self.book, self.said = line, book, said
+        self._start()
+
+    def _start(self) -> None:
+        self.process = start("tune", *self.line, stdout=self.said, stderr=self.said)
+
+    def epochs(self) -> int:
+        return len({(trial, epoch) for trial, epoch, _ in lines_of(self.book)})
+
+    def strike(self, kill: Kill, rng: random.Random) -> None:
+        self._while_working(lambda: self.epochs() < kill.after)
+        if kill.whom == "starting":
+            self._end()  # at the end of a pause, unlike the others: what counts is the kill after it
+            self._start()
+        time.sleep(kill.delay_s)
+        if kill.whom != "trial":
+            self._end()
+            self._start()
+            return
+        self._while_working(lambda: not self._trials())
+        found = self._trials()
+        # The oldest trains; a younger one was forked ahead, for the next trial.
+        with contextlib.suppress(psutil.Error, IndexError):
+            (found[0] if rng.random() < 0.9 else found[-1]).kill()
+
+    def _while_working(self, condition: Callable[[], bool]) -> None:
+        while condition():
+            assert self.process.poll() is None, f"the study ended by itself, exit code {self.process.poll()}"
+            time.sleep(0.01)
+
+    def _end(self) -> None:
+        """SIGKILL, and see that nothing outlives it."""
+        with contextlib.suppress(psutil.Error):
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            self.process.kill()
+            self.process.wait()
+            _, alive = psutil.wait_procs(family, timeout=2 * LATE)
+            assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], "a trial outlived its supervisor"
+
+    def _trials(self) -> list[psutil.Process]:
+        """Trial processes, the oldest first: they lead sessions of their own."""
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            return sorted((p for p in family if os.getsid(p.pid) == p.pid), key=lambda p: p.create_time())
+        return []
+
+
+@pytest.mark.timeout(5400)
+def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
+    request: pytest.FixtureRequest,
+    tune: Callable[..., api.Result],
+    empty_store: Path,
+    tmp_path: Path,
+    rng: random.Random,
+    say: Callable[[str], None],
+) -> None:
+    kills = request.config.getoption("--kills")
+    trials = 40 if kills >= 40 else 10
+    line = [
+        "~model.hidden_sizes", "~model.activation", "~model.dropout", "search=none",
+        "model._target_=their_networks.Counted", "+model.lr=tag(log,interval(1e-4,1e-1))",
+        f"study.trials={trials}", "study.retries=1000", "slots=1", f"trainer.max_epochs={EPOCHS}",
+        f"checkpoint.every_s={EVERY_S}", "pruner.startup_trials=3", "pruner.warmup_epochs=2",
+    ]  # fmt: skip
+    say(f"the undisturbed study of {trials} trials")
+    book = tmp_path / "undisturbed.book"
+    undisturbed = facts_of(tune(*line, f"+model.marker={book}").records)
+    epochs = len(lines_of(book))
+    assert len(undisturbed) == trials
+
+    home, book = tmp_path / "killed", tmp_path / "killed.book"
+    home.mkdir()
+    shutil.copy(empty_store, home / "mlflow.db")
+    with open(tmp_path / "said", "w") as said:
+        victim = Victim([*line, f"home={home}", f"+model.marker={book}"], book, said)
+        try:
+            for struck, kill in enumerate(drawn(rng, kills, epochs), 1):
+                victim.strike(kill, rng)
+                if struck % 10 == 0 or kills < 20:
+                    say(f"{struck} of {kills} kills, {victim.epochs()} of {epochs} epochs: {kill}")
+            assert victim.process.wait(600) == 0
+        finally:
+            victim.process.kill()
+            victim.process.wait()
+
+    place = settings.place([f"home={home}"])
+    found, _ = view(place)
+    assert found is not None
+    assert found.state == "done"
+    assert facts_of(found.records) == undisturbed, "bit for bit"
+    assert_equal(home, found)
+    assert len(runs_of(home)) == trials + 1, "one run a trial, and one for the study"
+    assert doctor.examine(place, found.name) == []
+    lost = losses(book)
+    assert len(lost) <= kills
+    for epochs_lost in lost:
+        assert sum(epochs_lost[:-1]) <= EVERY_S, "at most checkpoint.every_s and one epoch is trained again"
+    again = sum(map(sum, lost))
+    say(f"{kills} kills; {sum(map(len, lost))} of {len(lines_of(book))} epochs were trained again, {again:.1f} s")
+
+
+def test_two_terminals_that_start_the_same_study_at_once_have_one_at_work(home: Path) -> None:
+    line = ["tune", f"home={home}", "study.trials=4", "trainer.max_epochs=2", "slots=1"]
+    both = [start(*line, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2]
+    loser, winner = sorted(both, key=lambda process: -process.returncode)
+    assert f"digits-mlp: process {winner.pid} on " in said[both.index(loser)]
+    found, _ = view(settings.place([f"home={home}"]))
+    assert found is not None
+    assert (found.state, found.count("complete", "pruned")) == ("done", 4)
+    assert_equal(home, found)

@@ -125,6 +125,7 @@ def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path
         (["logs", "digits-mlp"], "trial: must be STUDY/NUMBER"),
         (["logs", "nope/3"], "there is no such study"),
         (["ui"], "study: there is none in"),
+        (["doctor"], "study: there is none in"),
         (["status", "home=a?b"], "home: must name a folder"),
     ],
 )

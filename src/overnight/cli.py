@@ -137,7 +137,9 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     from overnight import doctor as office
 
     place, view, others = _look(arguments)
-    names = [view.name, *others] if view is not None else []
+    if view is None:
+        _mistake([f"study: there is none in {place.where.root}; `overnight tune` starts one"])
+    names = [view.name, *others]
     found = {name: office.examine(place, name) for name in names}
     left = found if dry_run else {name: office.mend(place, name) if found[name] else [] for name in names}
     for name, findings in found.items():

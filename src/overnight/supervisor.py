@@ -366,8 +366,7 @@ class Supervisor:
         settings = self.plan.settings
         if self.only is not None:
             gone = set() if record.state == "complete" else {record.number}
-        else:
-            complete = {n for n, r in self.records.items() if r.state == "complete"}
-            gone = {record.number, *complete} - keepers(self.records.values(), settings)
+        else:  # of all of them, lest a kill left one
+            gone = {n for n, r in self.records.items() if r.done} - keepers(self.records.values(), settings)
         for number in gone:
             shutil.rmtree(settings.place.where.checkpoints(self.plan.name, number), ignore_errors=True)

@@ -91,11 +91,14 @@ class Victim:
             self._end()
             self._start()
             return
-        self._while_working(lambda: not self._trials())
-        found = self._trials()
-        # The oldest trains; a younger one was forked ahead, for the next trial.
-        with contextlib.suppress(psutil.Error, IndexError):
-            (found[0] if rng.random() < 0.9 else found[-1]).kill()
+        which = 0 if rng.random() < 0.9 else -1  # the oldest trains; a younger one was forked ahead, for the next trial
+        self._while_working(lambda: not self._kill_trial(which))
+
+    def _kill_trial(self, which: int) -> bool:
+        with contextlib.suppress(psutil.Error, IndexError):  # it ended this very moment, and the next has not begun
+            self._trials()[which].kill()
+            return True
+        return False
 
     def _while_working(self, condition: Callable[[], bool]) -> None:
         while condition():
@@ -115,8 +118,13 @@ class Victim:
         """Trial processes, the oldest first: they lead sessions of their own."""
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             family = psutil.Process(self.process.pid).children(recursive=True)
-            return sorted((p for p in family if os.getsid(p.pid) == p.pid), key=lambda p: p.create_time())
+            return sorted((p for p in family if _leads(p)), key=lambda p: p.create_time())
         return []
+
+
+def _leads(process: psutil.Process) -> bool:
+    """Whether it is alive and leads a session of its own."""
+    return process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) == process.pid
 
 
 @pytest.mark.timeout(5400)

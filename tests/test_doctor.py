@@ -12,7 +12,6 @@ from click.testing import CliRunner, Result
 
 from overnight import plan
 from overnight.cli import cli
-from overnight.settings import Place
 from overnight.storage import holder_file
 from overnight.study import StudyView, open_study, view
 from stores import assert_equal, children, client_of, forget, runs_of
@@ -29,16 +28,22 @@ def bytes_below(home: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in kept}
 
 
+def seen(home: Path) -> StudyView:
+    found, _ = view(plan.make([f"home={home}"]).settings.place)
+    assert found is not None
+    return found
+
+
 @pytest.fixture
 def copy(finished_home: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_home, tmp_path / "copy"))
 
 
-def damage(home: Path) -> tuple[Place, list[str]]:
+def damage(home: Path) -> list[str]:
     """All that can be wrong, each once; the words that say so."""
     study = plan.make([f"home={home}", *SEVEN])
     where, client, before = study.settings.place.where, client_of(home), children(home)
-    best = view(study.settings.place)[0].best  # type: ignore[union-attr]
+    best = seen(home).best
     assert best is not None
     ledger, _ = open_study(study)
     ledger.ask()  # and its holder is killed
@@ -62,7 +67,7 @@ def damage(home: Path) -> tuple[Place, list[str]]:
     (kept / "state.before.ckpt").touch()
     worse = where.checkpoints(study.name, (best.number + 1) % 6)
     worse.mkdir()
-    return study.settings.place, [
+    return [
         "mlflow.db.creating-999999: a store whose creation was cut off",
         "digits-mlp.holder.json: names a process that is gone",
         "trial-0006: says running, and nobody is at it",
@@ -82,7 +87,7 @@ def damage(home: Path) -> tuple[Place, list[str]]:
 
 
 def test_everything_that_is_wrong_is_said_and_then_mended(copy: Path) -> None:
-    place, words = damage(copy)
+    words = damage(copy)
     before = bytes_below(copy)
     said = doctor(copy, "--dry-run")
     assert said.exit_code == 1
@@ -96,8 +101,7 @@ def test_everything_that_is_wrong_is_said_and_then_mended(copy: Path) -> None:
     assert len(mended.output.splitlines()) == len(words)
     again = doctor(copy, "--dry-run", "--json")
     assert (again.exit_code, json.loads(again.output)) == (0, {"studies": {"digits-mlp": []}, "left": 0})
-    found, _ = view(place)
-    assert found is not None
+    found = seen(copy)
     assert (found.state, found.count("paused")) == ("paused", 1)
     assert_equal(copy, found)
     assert not list(copy.glob("*.creating-*"))
@@ -108,14 +112,13 @@ def test_a_study_that_lost_its_parent_run_or_all_of_mlflow_gets_it_back(copy: Pa
     client_of(copy).delete_run(finished.parent_run_id)
     assert doctor(copy, "--dry-run").output.count("its place below the study's run") == len(finished.records)
     assert doctor(copy).exit_code == 0
-    found, _ = view(plan.make([f"home={copy}"]).settings.place)
-    assert found is not None
-    assert_equal(copy, found)
+    assert_equal(copy, seen(copy))
 
     client_of(copy).delete_experiment("1")
     assert "MLflow: has no experiment digits-mlp" in doctor(copy, "--dry-run").output
     assert doctor(copy).exit_code == 0
-    assert_equal(copy, found)
+    assert_equal(copy, seen(copy))
+    assert len(runs_of(copy)) == len(finished.records) + 1, "the parent that was deleted came back with the experiment"
 
 
 def test_a_finished_study_is_well(finished_home: Path) -> None:

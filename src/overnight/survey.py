@@ -57,8 +57,10 @@ def survey(
     strays: dict[str, str] = {}
     for run in _search(client, experiment_id, uid) if experiment_id is not None else ():
         number = int(run.data.tags.get("overnight.trial", -1))
-        if number < 0:
-            parent = parent or run
+        if number < 0 and parent is None:
+            parent = run
+        elif number < 0:
+            strays[run.info.run_id] = "a second run of the study"
         elif number in found:
             strays[run.info.run_id] = f"a second run of {trial_name(number)}"
         elif number >= len(records):

@@ -32,6 +32,11 @@ def die_with_parent(lives: Callable[[], bool]) -> None:
         os._exit(1)
 
 
+def die_with_forkserver() -> None:
+    """The same, for a process that was forked from it; it dies with the supervisor."""
+    die_with_parent(lambda: os.getppid() == forkserver)
+
+
 def main(connection: Connection, output: Connection) -> None:
     """Train the trial that `connection` brings, and report over it; what is printed goes to `output`. Does not return.
 
@@ -40,7 +45,7 @@ def main(connection: Connection, output: Connection) -> None:
     # People's DataLoaders have workers: with a session of its own the whole family can be signalled as one, and the
     # terminal's Ctrl-C reaches the supervisor alone.
     os.setsid()
-    die_with_parent(lambda: os.getppid() == forkserver)
+    die_with_forkserver()
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(output.fileno(), 1)

@@ -52,9 +52,9 @@ def serve(connection: Connection) -> None:
     """Answer questions until nobody is left to ask."""
     import torch
 
-    from overnight.trial.process import die_with_forkserver
+    from overnight.trial.process import die_with_parent
 
-    die_with_forkserver()
+    die_with_parent()
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
         while True:

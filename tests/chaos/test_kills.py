@@ -139,7 +139,7 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
     kills = request.config.getoption("--kills")
     trials = 40 if kills >= 40 else 10
     line = [
-        "~model.hidden_sizes", "~model.activation", "~model.dropout", "search=none",
+        "~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none",
         "model._target_=their_networks.Counted", "+model.lr=tag(log,interval(1e-4,1e-1))",
         f"study.trials={trials}", "study.retries=1000", "slots=1", f"trainer.max_epochs={EPOCHS}",
         f"checkpoint.every_s={EVERY_S}", "pruner.startup_trials=3", "pruner.warmup_epochs=2",

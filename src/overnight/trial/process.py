@@ -18,10 +18,14 @@ from overnight.messages import EpochEnd, Finished, TrialSpec, Up, Verdict
 _PR_SET_PDEATHSIG = 1
 
 
-forkserver: int | None = None  # the process that trials are forked from; set in it
+forkserver: int | None = None  # the process that all others are forked from; set in it, and inherited
 
 
-def die_with_parent(lives: Callable[[], bool]) -> None:
+def _forkserver_lives() -> bool:
+    return forkserver is None or os.getppid() == forkserver
+
+
+def die_with_parent(lives: Callable[[], bool] = _forkserver_lives) -> None:
     """Have the kernel kill this process when its parent is gone, even where it hangs in C code (Linux only).
 
     lives: whether the parent is there still; one that died before the kernel was told would never be missed.
@@ -32,11 +36,6 @@ def die_with_parent(lives: Callable[[], bool]) -> None:
         os._exit(1)
 
 
-def die_with_forkserver() -> None:
-    """The same, for a process that was forked from it; it dies with the supervisor."""
-    die_with_parent(lambda: os.getppid() == forkserver)
-
-
 def main(connection: Connection, output: Connection) -> None:
     """Train the trial that `connection` brings, and report over it; what is printed goes to `output`. Does not return.
 
@@ -45,7 +44,7 @@ def main(connection: Connection, output: Connection) -> None:
     # People's DataLoaders have workers: with a session of its own the whole family can be signalled as one, and the
     # terminal's Ctrl-C reaches the supervisor alone.
     os.setsid()
-    die_with_forkserver()
+    die_with_parent()
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(output.fileno(), 1)

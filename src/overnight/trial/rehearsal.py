@@ -30,10 +30,10 @@ def main(connection: Connection) -> None:
     """Try what `connection` brings, a spec to train and configs to build; send one Rehearsed; does not return."""
     import multiprocessing
 
-    from overnight.trial.process import die_with_forkserver
+    from overnight.trial.process import die_with_parent
 
     os.setsid()
-    die_with_forkserver()
+    die_with_parent()
     multiprocessing.set_start_method("fork", force=True)
     spec, builds = connection.recv()
     if spec.device == "cpu":

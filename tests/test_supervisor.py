@@ -67,7 +67,7 @@ def test_a_metric_that_nobody_logs_is_named_beside_those_that_are(tune: Tune) ->
 
 
 def test_a_metric_that_comes_in_some_epochs_only_is_the_objective_as_of_the_last_of_them(tune: Tune) -> None:
-    result = tune(*theirs("EveryOther", "study.trials=2", "study.metric=now_and_then"))
+    result = tune(*theirs("EveryOther", "study.trials=2", "study.metric=now_and_then", "study.direction=maximize"))
     assert states(result) == [("complete", None)] * 2
     assert [e.metrics.get("now_and_then") for e in result.records[0].history] == [None, 1.0, None, 3.0]
     assert result.records[0].objective == 3.0

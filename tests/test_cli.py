@@ -110,6 +110,7 @@ def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path
             "value": finished.best.objective,
             "params": finished.best.params,
         },
+        "confirmation": {"done": 0, "budget": 0},
         "experiment_id": finished.experiment_id,
         "parent_run_id": finished.parent_run_id,
     }

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,8 @@ from overnight.tracking import Tracker
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from overnight.answer.finding import Finding
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Result:
     plan: Plan = field(repr=False)
     signal: int | None = None
     worked: bool = True  # False where there was nothing left to do
+    finding: Finding | None = field(default=None, repr=False)  # what it all says, once the search is done
+    report: Path | None = None  # the page that says so
 
     @property
     def best(self) -> Trial | None:
@@ -125,7 +129,8 @@ def run(
     for line in said:
         say(line)
     try:
-        return _work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None), said, screen, take_signals)
+        search = _work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None), said, screen, take_signals)
+        return _with_answer(search, ledger.uid, screen, take_signals) if search.why == "done" else search
     finally:
         ledger.close()
 
@@ -137,6 +142,23 @@ def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> None:
     mistakes = preflight.mistakes(plan, say)
     if mistakes:
         raise ConfigError(mistakes)
+
+
+def _with_answer(search: Result, uid: str, screen: Screen | None, take_signals: bool) -> Result:
+    """A search's result once it is confirmed, as far as somebody lets it."""
+    from overnight.answer import conclusion  # a search need not wait for its imports
+
+    ended = conclusion.conclude(search.plan, search.records, uid, lambda s: _work(s, [], screen, take_signals))
+    last = ended.confirmation or search
+    return replace(
+        search,
+        why=last.why,
+        signal=last.signal,
+        trouble=ended.trouble or last.trouble or search.trouble,
+        worked=search.worked or (last.worked and last is not search),
+        finding=ended.finding,
+        report=ended.report,
+    )
 
 
 def run_one(plan: Plan, *, screen: Screen | None = None, take_signals: bool = False) -> Result:

@@ -182,6 +182,57 @@ def logs(trial: str, overrides: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("arguments", nargs=-1, metavar="[STUDY] [OVERRIDE ...]")
+def report(arguments: tuple[str, ...]) -> None:
+    """What a study has found, how sure that is, what it cost and what to try next; here, and as one HTML file."""
+    from overnight.plan import TRAIN
+
+    place, view, _ = _look(arguments)
+    if view is None or view.name == TRAIN:
+        _mistake([f"study: must be a search's, and there is none in {place.where.root}; `overnight tune` starts one"])
+    from rich.console import Console
+
+    from overnight.answer import conclusion
+    from overnight.answer.report import show
+
+    told, path, trouble = conclusion.tell(view, place)
+    show(told, Console(highlight=False))
+    click.echo(f"\npage: {path}")
+    if trouble:
+        click.echo(f"MLflow does not show it ({trouble}); the same line again tries on", err=True)
+
+
+@cli.command()
+@click.argument("arguments", nargs=-1, required=True, metavar="REF [REF ...] [OVERRIDE ...]")
+@_JSON
+def compare(arguments: tuple[str, ...], as_json: bool) -> None:
+    """Trials or studies side by side; REF is STUDY/NUMBER, or STUDY for its winner. Shows only what differs."""
+    import json
+
+    from overnight import settings
+    from overnight.answer import compare as comparing
+
+    place = settings.place(a for a in arguments if "=" in a)
+    sides, problems = [], []
+    for ref in (a for a in arguments if "=" not in a):
+        try:
+            sides.append(comparing.side_of(*_refer(place, ref)))
+        except settings.ConfigError as error:
+            problems += error.problems
+    if problems or not sides:
+        _mistake(problems or ["REF: must be STUDY or STUDY/NUMBER, got none"])
+    if as_json:
+        click.echo(json.dumps(comparing.as_json(sides)))
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(comparing.table(sides))
+    page = comparing.mlflow_page(place, sides)
+    if page:
+        click.echo(f"in MLflow, while `{_command('ui', home=place.home)}` runs: {page}")
+
+
+@cli.command()
+@click.argument("arguments", nargs=-1, metavar="[STUDY] [OVERRIDE ...]")
 @click.option("--port", default=5000, show_default=True, help="On 127.0.0.1; the next free one where it is taken.")
 @click.option("--browser/--no-browser", default=True, help="Open the page, where there is a screen to open it on.")
 def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
@@ -258,6 +309,7 @@ def status_object(view: StudyView) -> dict[str, Any]:
             "waiting": view.count("waiting", "paused"),
         },
         "best": {"trial": best.number, "value": best.objective, "params": best.params} if best else None,
+        "confirmation": {"done": view.confirmed, "budget": view.confirmations},
         "experiment_id": view.experiment_id,
         "parent_run_id": view.parent_run_id or None,
     }
@@ -282,10 +334,15 @@ def _print_status(view: StudyView) -> None:
             last = record.history[-1] if record.history else None
             where = f"epoch {last.epoch + 1} of {view.plan.settings.trainer.max_epochs}" if last else "starting"
             click.echo(f"  {trial_name(record.number)}: {where} ({describe(record)})")
-    took = [r.ended_at - r.started_at for r in view.records if r.done and r.ended_at and r.started_at]
+    if view.confirmation is not None:
+        click.echo(f"confirmation: {view.confirmed} of {view.confirmations} trials done")
+    records = (*view.records, *(view.confirmation.records if view.confirmation else ()))
+    took = [r.ended_at - r.started_at for r in records if r.done and r.ended_at and r.started_at]
     if view.state == "running" and took:
-        busy = max(view.count("running"), 1)
+        busy = max(sum(r.state == "running" for r in records), 1)
+        # A confirmation's trials run to their last epoch, as the search's longest ones did.
         left = max(view.budget - done, 0) * statistics.median(took) / busy
+        left += (view.confirmations - view.confirmed) * max(took) / busy
         click.echo(f"about {duration(left)} left, until {time.strftime('%H:%M', time.localtime(time.time() + left))}")
     if view.state == "stalled":
         click.echo("its trials say running and nobody is at it: the same `overnight tune` line takes them up")
@@ -328,6 +385,14 @@ def _print_result(result: Result) -> NoReturn:
             f"writes what is missing",
             err=True,
         )
+    if result.finding is not None and result.finding.luckiest is not None:
+        from overnight.answer import finding
+
+        click.echo(finding.sentence(result.finding))
+    if result.report is not None:
+        click.echo(f"report: {result.report}")
+    elif result.finding is not None:
+        click.echo(f"report: {_command('report', result.study_name, home=result.plan.settings.home)}")
     if result.why != "stopped":
         click.echo(f"look: {_command('ui', result.study_name, home=result.plan.settings.home)}")
     _exit(result)
@@ -359,8 +424,9 @@ def _print_forecast(plan: Any) -> None:
     for sample in forecast.samples:
         click.echo("  " + " ".join(f"{k}={search_space.in_grammar(v)}" for k, v in sample.items()))
     trainer = plan.settings.trainer
+    more = f" and {forecast.confirmations} confirmations" if forecast.confirmations else ""
     click.echo(
-        f"time: at most about {duration(forecast.seconds)} for {max(plan.budget - forecast.done, 0)} trials of "
+        f"time: at most about {duration(forecast.seconds)} for {max(plan.budget - forecast.done, 0)} trials{more} of "
         f"{trainer.max_epochs} epochs in {forecast.slots} slots, nothing pruned; measured just now on the "
         f"configuration as written, {forecast.seconds_an_epoch:.3g} s an epoch"
     )
@@ -413,6 +479,26 @@ def _look(arguments: tuple[str, ...]) -> tuple[Place, StudyView | None, list[str
             ]
         )
     return place, view, [] if named or view is None else [n for n in names if n != view.name]
+
+
+def _refer(place: Place, ref: str) -> tuple[StudyView, int | None]:
+    """The study that a STUDY or STUDY/NUMBER speaks of, and the trial's number. Raises ConfigError for any other."""
+    from overnight import study as ledger
+    from overnight.settings import ConfigError
+
+    name, slash, number = ref.partition("/")
+    number = number.removeprefix("trial-")
+    if slash and not number.isdigit():
+        raise ConfigError([f"{ref}: must be STUDY or STUDY/NUMBER, e.g. digits-mlp/7"])
+    view, names = ledger.view(place, name)
+    if view is None:
+        raise ConfigError(
+            [
+                f"{ref}: {name} is not in {place.where.root}; there "
+                + (f"are {', '.join(names)}" if names else "is none")
+            ]
+        )
+    return view, int(number) if slash else None
 
 
 def _command(*words: str, home: str) -> str:

@@ -6,12 +6,11 @@ import random
 import shutil
 import tempfile
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from overnight import processes
-from overnight.messages import EpochEnd, Finished, TrialSpec, Verdict
+from overnight.messages import EpochEnd, TrialSpec
 from overnight.plan import Plan
 from overnight.slots import slot_devices
 from overnight.study import view
@@ -22,11 +21,13 @@ _BYTES_A_TRIAL, _BYTES_AN_EPOCH = 9_000, 1_400
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a study would take. seconds: wall clock for what is left of the budget, nothing pruned. bytes: on disk."""
+    """What a study would take. seconds: wall clock for what is left of the budget, nothing pruned, and for the
+    confirmation's trials, at most `confirmations`. bytes: on disk."""
 
     points: float
     samples: tuple[dict[str, Any], ...]
     done: int
+    confirmations: int
     slots: int
     seconds: float
     disk_bytes: int
@@ -46,7 +47,11 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
         shutil.rmtree(folder, ignore_errors=True)
     seen, _ = view(settings.place, plan.name)
     done = sum(r.done for r in seen.records) if seen is not None else 0
-    left, slots = max(plan.budget - done, 0), len(slot_devices(settings.slots))
+    confirmations = plan.confirmation_trials
+    if seen is not None and seen.confirmation is not None:
+        confirmations = sum(not r.done for r in seen.confirmation.records)
+    left = max(plan.budget - done, 0) + confirmations
+    slots = len(slot_devices(settings.slots))
     epochs = settings.trainer.max_epochs
     # A state holds the weights and, for most optimizers, two more tensors of their size; the one before is kept too.
     states = slots * 2 * 3 * weights
@@ -56,6 +61,7 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
         plan.points,
         tuple(plan.sample(rng) for _ in range(samples)),
         done,
+        confirmations,
         slots,
         -(-left // slots) * (start_s + epochs * epoch_s),
         disk,
@@ -87,21 +93,11 @@ def measure(plan: Plan, epochs: int, folder: Path) -> tuple[float, float, int]:
         cache=plan.settings.place.where.cache,
     )
     processes.warm_up()
-    trial = processes.Starter().start(spec, folder / "log")
-    started, seconds, first = trial.started_at, [], 0.0
-    while trial.finished is None:
-        wait([trial.pipe, trial.output, trial.process.sentinel])
-        trial.drain_output()
-        for message in trial.messages():
-            if isinstance(message, EpochEnd):
-                first = first or message.at - message.seconds - started
-                seconds.append(message.seconds)
-                trial.send(Verdict.GO_ON)
-            elif isinstance(message, Finished):
-                trial.finished = message
-        if trial.finished is None and not trial.process.is_alive():
-            trial.finished = Finished(0, "failed", "error", trial.log.read_text(errors="replace"))
-    trial.end()
+    trial, said = processes.run_alone(spec, folder / "log")
+    assert trial.finished is not None
     if trial.finished.ending != "complete":
         raise RuntimeError(trial.finished.detail)
+    epochs_done = [m for m in said if isinstance(m, EpochEnd)]
+    seconds = [e.seconds for e in epochs_done]
+    first = epochs_done[0].at - seconds[0] - trial.started_at
     return first, min(seconds[1:] or seconds), (folder / "weights.ckpt").stat().st_size

@@ -24,6 +24,7 @@ class TrialSpec:
     folder: where its checkpoints lie; a state found there is gone on with. every_s: seconds between two saved states.
     keep_weights: False where nobody will want the trained weights. cache: a folder for decoded data, for every trial
     of the home; None for none.
+    test: have the weights that lie in the folder tested, and nothing trained.
     """
 
     study: str
@@ -39,6 +40,7 @@ class TrialSpec:
     threads: int = 1
     keep_weights: bool = True
     cache: Path | None = None
+    test: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,16 @@ class Rehearsed:
     own_bytes: int
 
 
-Up = Alive | EpochEnd | Resumed | StateSaved | Finished
+@dataclass(frozen=True)
+class Tested:
+    """What a trained network is worth on the test set. Up. metrics: by name; none where `why` says why."""
+
+    number: int
+    metrics: dict[str, float]
+    why: str = ""
+
+
+Up = Alive | EpochEnd | Resumed | StateSaved | Tested | Finished
 
 
 @dataclass(frozen=True)

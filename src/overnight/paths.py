@@ -40,6 +40,9 @@ class Home:
         """Data sets decoded once, for every trial to map into memory."""
         return self.root / "cache"
 
+    def report(self, study: str) -> Path:
+        return self.root / "reports" / f"{study}.html"
+
     def lock(self, study: str) -> Path:
         return self.root / "locks" / f"{study}.lock"
 

@@ -30,6 +30,8 @@ MAX_VARIANTS = 64
 _WHEREABOUTS = ("data.root",)
 # The study, and MLflow experiment, of what `overnight train` trains.
 TRAIN = "train"
+# The ledger's study of a confirmation is named after the search's.
+CONFIRM = ".confirm"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,17 @@ class Plan:
         if self.settings.sampler.name != "grid":
             return trials
         return int(min(trials, self.points + sum(bool(first.outside) for first in self.first_trials())))
+
+    @property
+    def experiment(self) -> str:
+        """MLflow's experiment: a confirmation's runs lie beside the search's."""
+        return self.name.removesuffix(CONFIRM)
+
+    @property
+    def confirmation_trials(self) -> int:
+        """How many trials the confirmation trains at most; none where nothing is searched, and so nothing chosen."""
+        study = self.settings.study
+        return study.confirm_seeds * (study.confirm.top + 1) if self.space.parameters else 0
 
     def config(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What one trial is built from: data, model, optimizer and trainer, with `values` (key -> value) put in."""
@@ -219,6 +232,8 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
     problems = [*draft.problems, *told]
     if searching and draft.settings is not None and draft.settings.study_name == TRAIN:
         problems.append(f"study.name: {TRAIN} is where `overnight train` keeps its trials; take another")
+    if searching and draft.settings is not None and draft.settings.study_name.endswith(CONFIRM):
+        problems.append(f"study.name: must not end in {CONFIRM}, which names confirmations; take another")
     choices = {g: option for g, option in draft.choices.items() if g in COMPONENTS}
     space = _settled(space, {g: o for g, o in choices.items() if g in draft.fixed})
     groups, combinations = _combinations(draft, space, choices, problems)

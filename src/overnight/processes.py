@@ -18,7 +18,7 @@ from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
-from overnight.messages import Finished, TrialSpec, Up, Verdict
+from overnight.messages import EpochEnd, Finished, TrialSpec, Up, Verdict
 from overnight.watchdog import Ruling
 
 LOG_CAP_BYTES = 1_000_000
@@ -138,6 +138,33 @@ class Starter:
             for end in ends:
                 end.close()
             process.close()
+
+
+def run_alone(spec: TrialSpec, log: Path, silence_s: float | None = None) -> tuple[TrialProcess, list[Up]]:
+    """Run a trial outside any study, every epoch answered with "go on".
+
+    silence_s: nothing heard for so long counts as failed. Returns the ended trial, and all that it said.
+    """
+    said: list[Up] = []
+    trial = Starter().start(spec, log)
+    try:
+        while trial.finished is None:
+            handles: list[Any] = [trial.pipe, trial.process.sentinel, *([trial.output] if trial.printing else [])]
+            ready = wait(handles, timeout=silence_s)
+            trial.drain_output()
+            for message in trial.messages():
+                said.append(message)
+                if isinstance(message, EpochEnd):
+                    trial.send(Verdict.GO_ON)
+                elif isinstance(message, Finished):
+                    trial.finished = message
+            if trial.finished is None and not ready:
+                trial.finished = Finished(spec.number, "failed", "stalled", f"nothing was heard for {silence_s:g} s")
+            elif trial.finished is None and not trial.process.is_alive():
+                trial.finished = Finished(spec.number, "failed", "error", trial.log.read_text(errors="replace"))
+    finally:
+        trial.end()
+    return trial, said
 
 
 def warm_up() -> None:

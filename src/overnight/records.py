@@ -10,6 +10,7 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from overnight.messages import EpochEnd
+from overnight.paths import trial_name
 from overnight.plan import Plan
 from overnight.search_space import shown
 from overnight.settings import Settings
@@ -19,8 +20,18 @@ State = Literal["waiting", "running", "paused", "complete", "pruned", "failed"]
 HISTORY, BASELINE, CONFIG = "overnight.history", "overnight.baseline", "overnight.config"
 # Of a trial that was not drawn: key -> value, the keys among them that lie outside the space, and what was asked for.
 VALUES, OUTSIDE, ENTRY = "overnight.values", "overnight.outside", "overnight.entry"
+PARAMS, CONFIRMS = "overnight.params", "overnight.confirms"  # of a confirmation: what its trial drew; see Confirms
 ASKED = "overnight.asked"  # of a trial that brought its own config: seed, metric, direction, objective
 REASON, DETAIL, ATTEMPTS, NOTES = "overnight.reason", "overnight.detail", "overnight.attempts", "overnight.notes"
+
+
+@dataclass(frozen=True)
+class Confirms:
+    """What a confirmation trains again: a trial of the search, on one of the fresh seeds, which count from 1."""
+
+    trial: int
+    nth_seed: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class TrialRecord:
     notes: tuple[str, ...] = ()
     config: dict[str, Any] | None = None  # of a trial that brought its own; a study's come from its plan
     values: dict[str, Any] | None = None
+    confirms: Confirms | None = None
 
     @property
     def done(self) -> bool:
@@ -64,6 +76,8 @@ def record_of(t: FrozenTrial, plan: Plan) -> TrialRecord:
         params = {**_by_name(plan, values), **params}
     if CONFIG in attrs:
         params = {**flat_config(attrs[CONFIG]), **attrs.get(ASKED, {})}
+    if PARAMS in attrs:
+        params = dict(attrs[PARAMS])
     return TrialRecord(
         number=t.number,
         state=states.get(t.state, waiting),
@@ -77,6 +91,7 @@ def record_of(t: FrozenTrial, plan: Plan) -> TrialRecord:
         notes=tuple(attrs.get(NOTES, ())),
         config=attrs.get(CONFIG),
         values=values,
+        confirms=Confirms(**attrs[CONFIRMS]) if CONFIRMS in attrs else None,
     )
 
 
@@ -105,11 +120,16 @@ def objective_of(history: Iterable[EpochEnd], settings: Settings) -> float | Non
     return max(values) if study.direction == "maximize" else min(values)
 
 
-def best_of(records: Iterable[TrialRecord], settings: Settings) -> TrialRecord | None:
-    """The complete trial with the best objective, the earliest of equals."""
+def ranked(records: Iterable[TrialRecord], settings: Settings) -> list[TrialRecord]:
+    """The complete trials, the best objective first, the earliest of equals."""
     sign = 1 if settings.study.direction == "maximize" else -1
     complete = [r for r in records if r.state == "complete" and r.objective is not None]
-    return max(complete, key=lambda r: (sign * (r.objective or 0.0), -r.number), default=None)
+    return sorted(complete, key=lambda r: (-sign * (r.objective or 0.0), r.number))
+
+
+def best_of(records: Iterable[TrialRecord], settings: Settings) -> TrialRecord | None:
+    """The complete trial with the best objective, the earliest of equals."""
+    return next(iter(ranked(records, settings)), None)
 
 
 def keepers(records: Iterable[TrialRecord], settings: Settings) -> set[int]:
@@ -141,6 +161,12 @@ def _by_name(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
         elif p.key in values:
             params[p.key] = values[p.key]
     return params
+
+
+def title(record: TrialRecord) -> str:
+    """What a trial is called on the screen and in MLflow: trial-0007, or trial-0007-seed-2 for its confirmation."""
+    c = record.confirms
+    return trial_name(record.number) if c is None else f"{trial_name(c.trial)}-seed-{c.nth_seed}"
 
 
 def describe(record: TrialRecord) -> str:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from overnight.paths import trial_name
 from overnight.plan import Plan
-from overnight.records import TrialRecord, best_of, describe, duration
+from overnight.records import TrialRecord, best_of, describe, duration, title
 
 REDRAW_EVERY_S = 0.5
 _COLOURS = {"complete": "green", "pruned": "yellow", "failed": "red", "paused": "blue", "running": "cyan"}
@@ -66,7 +66,8 @@ class Glance:
         typical, now = statistics.median(took), time.time()  # the first one waited for the imports
         running = sum(max(typical - (now - slot.since), 0.0) for slot in self.running)
         left = max(self.plan.budget - self.done - len(self.running), 0)
-        return (left * typical + running) / self.slots
+        # The confirmation's trials run to their last epoch, as the longest ones here did.
+        return (left * typical + running + self.plan.confirmation_trials * max(took)) / self.slots
 
 
 class Screen(Protocol):
@@ -128,7 +129,7 @@ class Lines:
             best = now.best
             left = now.seconds_left()
             print(
-                f"{trial_name(record.number)} {record.state:8} {_objective(record):>9}  {describe(record)}"
+                f"{title(record)} {record.state:8} {_objective(record):>9}  {describe(record)}"
                 f"  [{now.done} of {now.plan.budget}"
                 + (f", best {best.objective:.4g}" if best and best.objective is not None else "")
                 + (f", {duration(left)} left" if left else "")
@@ -214,7 +215,7 @@ def picture(now: Glance) -> Group:
             Text.assemble(
                 "best  ",
                 (f"{study.metric} {best.objective:.4g}", "bold green"),
-                f"  {trial_name(best.number)}  ",
+                f"  {title(best)}  ",
                 (describe(best), "dim"),
             )
         )
@@ -225,7 +226,7 @@ def picture(now: Glance) -> Group:
         record = now.records.get(slot.number)
         slots.add_row(
             str(i),
-            trial_name(slot.number),
+            title(record) if record else trial_name(slot.number),
             f"{slot.epoch + 1}/{now.plan.settings.trainer.max_epochs}",
             "" if slot.value is None else f"{slot.value:.4g}",
             duration(time.time() - slot.since),

@@ -30,6 +30,8 @@ _BETTER = {
     "maximize": ("accuracy", "acc", "auroc", "auc", "f1", "precision", "recall", "r2"),
     "minimize": ("loss", "error", "mae", "mse", "rmse", "nll"),
 }
+# Of a confirmation, unless somebody says otherwise: fewer make the 95% interval of a mean several times as wide.
+CONFIRM_SEEDS = 5
 # hydra.utils.instantiate's own words may be added to any component.
 _INSTANTIATE_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
@@ -78,6 +80,12 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfirmSettings:
+    top: int = _at_least(1)
+    seeds: int | None = _at_least(0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudySettings:
     name: str | None = _rule(
         "must be 1 to 100 letters, digits, '.', '_' or '-', and start with a letter or digit", _is_name
@@ -90,6 +98,14 @@ class StudySettings:
     max_consecutive_failures: int = _at_least(1)
     keep_checkpoints: int = _at_least(0)
     enqueue: tuple[dict[str, Any], ...] = ()
+    confirm: ConfirmSettings = field(default_factory=lambda: ConfirmSettings(top=3, seeds=0))  # as 0.1 had it
+
+    @property
+    def confirm_seeds(self) -> int:
+        """Seeds of the confirmation: as given; else five, or none where that would train more than the search does."""
+        if self.confirm.seeds is not None:
+            return self.confirm.seeds
+        return CONFIRM_SEEDS if self.trials >= CONFIRM_SEEDS * (self.confirm.top + 1) else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -634,12 +650,14 @@ def _build(kind: Any, node: Any, path: str, problems: list[str]) -> Any:
     for name, declared in fields.items():
         if name in node:
             values[name] = _checked(declared, hints[name], node[name], f"{path}.{name}", problems)
-        elif declared.default is dataclasses.MISSING:
+        elif declared.default is dataclasses.MISSING and declared.default_factory is dataclasses.MISSING:
             problems.append(f"{path}.{name}: missing; config.yaml must hold it")
     return kind(**values) if len(problems) == before else None
 
 
 def _checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, path, problems)
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and type(None) in allowed:
         return None

@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,20 +24,23 @@ from optuna.trial import FrozenTrial, TrialState
 
 from overnight import sampling
 from overnight.gp import Fork
-from overnight.messages import EpochEnd
-from overnight.plan import TRAIN, FirstTrial, Plan
+from overnight.messages import EpochEnd, Tested
+from overnight.plan import CONFIRM, TRAIN, FirstTrial, Plan
 from overnight.records import (
     ASKED,
     ATTEMPTS,
     BASELINE,
     CONFIG,
+    CONFIRMS,
     DETAIL,
     ENTRY,
     HISTORY,
     NOTES,
     OUTSIDE,
+    PARAMS,
     REASON,
     VALUES,
+    Confirms,
     State,
     TrialRecord,
     best_of,
@@ -52,6 +55,7 @@ from overnight.storage import dispose, hold, holder_of, open_storage
 
 # Names of what we keep in a study's user attributes.
 _PLAN, _READY, _STOP, _LINKS = "overnight.plan", "overnight.ready", "overnight.stop", "overnight.mlflow"
+_TESTS = "overnight.tests"  # of a confirmation: what the test set says
 _UID = "overnight.uid"  # tells this study's runs from those of another ledger's study of the same name
 
 
@@ -127,6 +131,11 @@ class Ledger:
         self.study.enqueue_trial({}, user_attrs={CONFIG: dict(config), ASKED: asked})
         return self.trials()[-1].number
 
+    def add(self, config: Mapping[str, Any], params: Mapping[str, Any], confirms: Confirms) -> None:
+        """Have a confirmation wait. params: what its trial of the search drew, to be shown."""
+        attrs = {CONFIG: dict(config), PARAMS: dict(params), CONFIRMS: vars(confirms)}
+        self.study.enqueue_trial({}, user_attrs=attrs)
+
     def _ticket(self, trial: optuna.Trial) -> Ticket:
         attrs = trial.user_attrs
         values = values_of(self.storage.get_trial(trial._trial_id), self.plan) or {}
@@ -137,6 +146,8 @@ class Ledger:
             values = self.plan.space.draw(lambda name, dist: _suggest(trial, name, dist), self.plan.written)
         config = attrs[CONFIG] if CONFIG in attrs else self.plan.config(values)
         seed = self.plan.trial_seed(0 if CONFIG in attrs else trial.number)
+        if CONFIRMS in attrs:
+            seed = Confirms(**attrs[CONFIRMS]).seed
         history = {e.epoch: e for e in unpack(trial.number, attrs.get(HISTORY))}
         reported = set(self.storage.get_trial(trial._trial_id).intermediate_values)
         self._live[trial.number] = _Live(trial, history, reported)
@@ -273,6 +284,14 @@ class Ledger:
     def link(self, experiment_id: str, parent_run_id: str | None) -> None:
         """Keep where MLflow shows this study."""
         self.study.set_user_attr(_LINKS, {"experiment_id": experiment_id, "parent_run_id": parent_run_id})
+
+    def tests(self) -> dict[int, Tested]:
+        return tests_of(self.study.user_attrs)
+
+    def keep_test(self, tested: Tested) -> None:
+        """Keep what a trial's network was worth on the test set, for ever: it is asked once."""
+        kept = {**self.tests(), tested.number: tested}
+        self.study.set_user_attr(_TESTS, [vars(t) for t in kept.values()])
 
     def close(self) -> None:
         assert isinstance(self.study.sampler, sampling.SeededSampler)
@@ -495,6 +514,8 @@ class StudyView:
     experiment_id: str | None
     parent_run_id: str | None
     uid: str = ""
+    tests: Mapping[int, Tested] = field(default_factory=dict)
+    confirmation: StudyView | None = None  # of a search, once it has one
 
     @property
     def budget(self) -> int:
@@ -505,12 +526,25 @@ class StudyView:
         return sum(r.state in states for r in self.records)
 
     @property
+    def confirmed(self) -> int:
+        """How many trials of the confirmation are done."""
+        return self.confirmation.count("complete", "pruned", "failed") if self.confirmation is not None else 0
+
+    @property
+    def confirmations(self) -> int:
+        """How many there are to be; at most, as long as the search goes on."""
+        return len(self.confirmation.records) if self.confirmation is not None else self.plan.confirmation_trials
+
+    @property
     def state(self) -> Literal["running", "paused", "stalled", "done"]:
-        """running: somebody works on it. stalled: its trials say running, and nobody is. done: the budget is spent."""
+        """running: somebody works on it. stalled: its trials say running, and nobody is. done: the budget is spent, and
+        what there is to confirm is confirmed."""
         if self.holder is not None:
             return "running"
         if self.count("complete", "pruned", "failed") >= self.budget and not self.count("running", "waiting", "paused"):
-            return "done"
+            if self.best is None or not self.plan.confirmation_trials:
+                return "done"
+            return self.confirmation.state if self.confirmation is not None else "paused"
         return "stalled" if self.count("running") else "paused"
 
     @property
@@ -529,29 +563,38 @@ def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[
     storage = open_storage(place)
     try:
         newest = {f.study_name.partition("~")[0]: f for f in storage.get_all_studies() if f.user_attrs.get(_READY)}
-        names = sorted(newest)
+        names = sorted(n for n in newest if not n.endswith(CONFIRM))
         if len(names) > 1:
             latest = {n: _last_start(storage, newest[n]._study_id) for n in names}
             names.sort(key=lambda n: -latest[n])
         name = name if name is not None else names[0] if names else None
         if name is None or name not in newest:
             return None, names
-        frozen = _generations(storage, name)[1]
-        plan = Plan.from_json(frozen.user_attrs[_PLAN]).at(place)
-        links = frozen.user_attrs.get(_LINKS) or {}
-        records = tuple(record_of(t, plan) for t in storage.get_all_trials(frozen._study_id, deepcopy=False))
-        found = StudyView(
-            name,
-            plan,
-            records,
-            holder_of(place, name),
-            links.get("experiment_id"),
-            links.get("parent_run_id"),
-            frozen.user_attrs[_UID],
-        )
-        return found, names
+        confirmation = _read(storage, place, name + CONFIRM) if name + CONFIRM in newest else None
+        return replace(_read(storage, place, name), confirmation=confirmation), names
     finally:
         dispose(storage)
+
+
+def _read(storage: RDBStorage, place: Place, name: str) -> StudyView:
+    frozen = _generations(storage, name)[1]
+    attrs = frozen.user_attrs
+    plan, links = Plan.from_json(attrs[_PLAN]).at(place), attrs.get(_LINKS) or {}
+    return StudyView(
+        name,
+        plan,
+        tuple(record_of(t, plan) for t in storage.get_all_trials(frozen._study_id, deepcopy=False)),
+        holder_of(place, name),
+        links.get("experiment_id"),
+        links.get("parent_run_id"),
+        attrs[_UID],
+        tests_of(attrs),
+    )
+
+
+def tests_of(study_attrs: Mapping[str, Any]) -> dict[int, Tested]:
+    """Number of a confirmation's trial -> what it is worth on the test set."""
+    return {t["number"]: Tested(**t) for t in study_attrs.get(_TESTS, ())}
 
 
 def _last_start(storage: RDBStorage, study_id: int) -> float:
@@ -562,9 +605,10 @@ def _last_start(storage: RDBStorage, study_id: int) -> float:
 def request_stop(place: Place, name: str) -> None:
     """Ask whoever works on the study to save and stop."""
     storage = open_storage(place)
-    _, frozen = _generations(storage, name)
-    assert frozen is not None
-    storage.set_study_user_attr(frozen._study_id, _STOP, True)
+    for asked in (name, name + CONFIRM):
+        _, frozen = _generations(storage, asked)
+        if frozen is not None:
+            storage.set_study_user_attr(frozen._study_id, _STOP, True)
     dispose(storage)
 
 

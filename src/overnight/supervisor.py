@@ -214,7 +214,7 @@ class Supervisor:
         elif isinstance(message, StateSaved):
             self._attempts[number] = 0
             self.ledger.progressed(number)
-        else:
+        elif isinstance(message, Finished):
             trial.finished = trial.finished or message  # what was ruled already stands
 
     def _judge(self, trial: TrialProcess, done: EpochEnd) -> Verdict:

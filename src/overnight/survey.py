@@ -44,19 +44,25 @@ class Survey:
 
 
 def survey(
-    client: Any, experiment_id: str | None, uid: str, records: Sequence[TrialRecord], *, deep: bool = False
+    client: Any,
+    experiment_id: str | None,
+    uid: str,
+    records: Sequence[TrialRecord],
+    *,
+    deep: bool = False,
+    below: str | None = None,
 ) -> Survey:
     """Set the study's runs against `records`, all that the ledger holds.
 
     A start looks at the last value of every metric, which costs nothing: a run is ended last, so what is ended is
-    whole. deep: look at every step.
+    whole. deep: look at every step. below: the parent run, where it is another study's, as a confirmation's is.
     """
     parent: Any = None
     runs: dict[int, Run] = {}
     found: dict[int, Any] = {}
     strays: dict[str, str] = {}
-    for run in _search(client, experiment_id, uid) if experiment_id is not None else ():
-        number = int(run.data.tags.get("overnight.trial", -1))
+    for run in study_runs(client, experiment_id, uid) if experiment_id is not None else ():
+        number = int(run.data.tags.get("overnight.trial", run.data.tags.get("overnight.confirmation", -1)))
         if number < 0 and parent is None:
             parent = run
         elif number < 0:
@@ -69,10 +75,11 @@ def survey(
             found[number] = run
             runs[number] = Run(run.info.run_id, run.info.status, params=set(run.data.params))
     lacking = {}
+    below = below if below is not None or parent is None else parent.info.run_id
     for record in records:
         if record.state != "waiting":
             run = found.get(record.number)
-            lacks = [_ALL] if run is None else _lacks(run, record, parent)
+            lacks = [_ALL] if run is None else _lacks(run, record, below)
             if run is not None and deep:
                 lacks = lacks or _steps_lacking(client, run, record)
             if lacks:
@@ -108,9 +115,9 @@ def summary_lacking(client: Any, parent: Any | None, best: TrialRecord | None, d
     return lacks + [name for name in STUDY_FILES if name not in held]
 
 
-def _lacks(run: Any, record: TrialRecord, parent: Any | None) -> list[str]:
+def _lacks(run: Any, record: TrialRecord, below: str | None) -> list[str]:
     lacks = []
-    if run.data.tags.get("mlflow.parentRunId") != (parent.info.run_id if parent is not None else None):
+    if run.data.tags.get("mlflow.parentRunId") != below:
         lacks.append("its place below the study's run")
     if run.info.status != STATUS[record.state]:
         lacks.append(f"the status {STATUS[record.state]}: it says {run.info.status}")
@@ -135,7 +142,7 @@ def _steps_lacking(client: Any, run: Any, record: TrialRecord) -> list[str]:
     return [f"values of {name}" for name, steps in wanted.items() if not steps <= held.get(name, set())]
 
 
-def _search(client: Any, experiment_id: str, uid: str) -> Iterable[Any]:
+def study_runs(client: Any, experiment_id: str, uid: str) -> Iterable[Any]:
     """Every run of a study, oldest first."""
     token = None
     while True:

@@ -21,17 +21,18 @@ import time
 import traceback
 import urllib.parse
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight import settings as settings_module
 from overnight.paths import trial_name
 from overnight.plan import Plan
-from overnight.records import TrialRecord, config_of
+from overnight.records import TrialRecord, config_of, title
 from overnight.settings import Place
 from overnight.storage import create_whole
 from overnight.study import StudyView
-from overnight.survey import STATUS, STUDY_FILES, Run, final_objective, logged_steps, survey
+from overnight.survey import STATUS, STUDY_FILES, Run, final_objective, logged_steps, study_runs, survey
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,11 +59,15 @@ _PACKAGES = (
 class Tracker:
     """Mirrors one study into MLflow from a thread of its own; `mirror` and `close` are for the supervisor.
 
-    deep: have the survey at the start look at every step.
+    deep: have the survey at the start look at every step. search_uid: of the search that this study confirms; its runs
+    then lie below that one's parent.
     """
 
-    def __init__(self, plan: Plan, uid: str, *, with_parent: bool = True, deep: bool = False) -> None:
+    def __init__(
+        self, plan: Plan, uid: str, *, with_parent: bool = True, deep: bool = False, search_uid: str | None = None
+    ) -> None:
         self._plan, self._uid, self._with_parent, self._deep = plan, uid, with_parent, deep
+        self._search_uid = search_uid
         self._pending: dict[int, TrialRecord] = {}
         self._pictures: dict[int, Path] = {}  # trial -> the folder that holds its pictures
         self._unshown: set[int] = set()
@@ -147,11 +152,15 @@ class Tracker:
     def _open(self) -> None:
         self._client = client(self._plan.settings.place)
         self.experiment_id = self._experiment()
-        found = survey(self._client, self.experiment_id, self._uid, self._ledger, deep=self._deep)
+        if self._search_uid is not None:
+            self._open_below(self._search_uid)
+        found = survey(
+            self._client, self.experiment_id, self._uid, self._ledger, deep=self._deep, below=self.parent_run_id
+        )
         for run_id in found.strays:
             self._client.delete_run(run_id)
         self._runs = found.runs
-        if self._with_parent:
+        if self._search_uid is None and self._with_parent:
             self._open_parent(found.parent)
         self.ready = True
         with self._lock:
@@ -161,7 +170,7 @@ class Tracker:
         self._ledger = []
 
     def _experiment(self) -> str:
-        name, study = self._plan.name, self._plan.settings.study
+        name, study = self._plan.experiment, self._plan.settings.study
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             if found.lifecycle_stage == "deleted":
@@ -202,6 +211,18 @@ class Tracker:
             if file not in held or file != "environment.json":  # where it began stays
                 self._client.log_text(self.parent_run_id, text, file)
 
+    def _open_below(self, search_uid: str) -> None:
+        """Find the search's parent run, and have it say that it is being confirmed."""
+        self.parent_run_id = _parent_of(self._client, self.experiment_id, search_uid)
+        if self.parent_run_id is not None:
+            self._client.update_run(self.parent_run_id, status="RUNNING")
+            self._client.set_tag(self.parent_run_id, "overnight.state", "confirming")
+
+    @property
+    def _number_tag(self) -> str:
+        """Of a run's number in its ledger study. Whoever counts a search's trials must not count confirmations."""
+        return "overnight.trial" if self._search_uid is None else "overnight.confirmation"
+
     def _trials_page(self) -> str:
         """The flat, sorted list: MLflow nests the trials below their parent, closed, unless it sorts by a metric."""
         query = {
@@ -214,7 +235,7 @@ class Tracker:
 
     def _base_tags(self) -> dict[str, str]:
         return {
-            "overnight.study": self._plan.name,
+            "overnight.study": self._plan.experiment,
             "overnight.uid": self._uid,
             "mlflow.user": _user(),
             "mlflow.source.name": "overnight",
@@ -299,15 +320,19 @@ class Tracker:
                 self._client.log_artifact(run_id, str(file), "pictures")
 
     def _create(self, record: TrialRecord) -> Run:
-        tags = {**self._base_tags(), "overnight.role": "trial", "overnight.trial": str(record.number)}
+        tags = {**self._base_tags(), "overnight.role": "trial", self._number_tag: str(record.number)}
+        if record.confirms is not None:
+            tags["overnight.role"] = "confirmation"
+            tags["overnight.confirms"] = trial_name(record.confirms.trial)
+            tags["overnight.seed"] = str(record.confirms.seed)
         created = self._client.create_run(
-            self.experiment_id, start_time=_ms(record.started_at), tags=tags, run_name=trial_name(record.number)
+            self.experiment_id, start_time=_ms(record.started_at), tags=tags, run_name=title(record)
         )
         run = self._runs[record.number] = Run(created.info.run_id, "RUNNING", steps={})
         return run
 
     def _finish(self, ending: str) -> None:
-        best = self._best
+        best = self._best if self._search_uid is None else None
         if best is not None and best.number in self._runs and self._weights is not None:
             self._client.log_artifact(self._runs[best.number].run_id, self._weights, "weights")
         if self.parent_run_id is None:
@@ -322,6 +347,72 @@ class Tracker:
         state = {"FINISHED": "done", "FAILED": "failed", "KILLED": "paused"}[ending]
         self._client.set_tag(self.parent_run_id, "overnight.state", state)
         self._client.set_terminated(self.parent_run_id, ending)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a study has come to, for its parent run.
+
+    winner: number of the confirmed trial; mean and half_width: of its interval. confirmation: uid of the ledger study
+    that confirmed it; tests: number of a confirmation -> metrics on the test set. files: for the parent run.
+    """
+
+    sentence: str
+    winner: int | None = None
+    mean: float | None = None
+    half_width: float | None = None
+    confirmation: str | None = None
+    tests: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+
+def publish(place: Place, experiment_name: str, uid: str, answer: Answer) -> str | None:
+    """Have MLflow show an answer, as often as this is called; what kept it from that, or None."""
+    try:
+        mlflow = client(place)
+        experiment = mlflow.get_experiment_by_name(experiment_name)
+        parent = _parent_of(mlflow, experiment.experiment_id, uid) if experiment is not None else None
+        if experiment is not None and parent is not None:
+            _show_tests(mlflow, experiment.experiment_id, answer)
+            _show_answer(mlflow, parent, answer)
+    except Exception as error:  # MLflow's, SQLAlchemy's, the network's: the next start says it again
+        return in_short(error)
+    return None
+
+
+def _show_tests(client: MlflowClient, experiment_id: str, answer: Answer) -> None:
+    """Log test metrics on the runs that they are of, each once."""
+    for run in study_runs(client, experiment_id, answer.confirmation) if answer.confirmation is not None else ():
+        metrics = answer.tests.get(int(run.data.tags.get("overnight.confirmation", -1)), {})
+        for name, value in metrics.items():
+            if math.isfinite(value) and name not in run.data.metrics:
+                client.log_metric(run.info.run_id, name, value)
+
+
+def _show_answer(client: MlflowClient, parent: str, answer: Answer) -> None:
+    run = client.get_run(parent)
+    for name, value in (("confirmed/mean", answer.mean), ("confirmed/half_width", answer.half_width)):
+        if value is not None and run.data.metrics.get(name) != value:
+            client.log_metric(parent, name, value)
+    client.set_tag(parent, "overnight.answer", answer.sentence)
+    if answer.winner is not None:
+        client.set_tag(parent, "overnight.winner", trial_name(answer.winner))
+    note = run.data.tags.get("mlflow.note.content", "")
+    client.set_tag(parent, "mlflow.note.content", f"**{answer.sentence}**\n\n{note.rpartition(chr(10))[2]}")
+    for file in answer.files:
+        client.log_artifact(parent, file)
+
+
+def runs_of(place: Place, trials: Iterable[tuple[str, int | None]]) -> list[str]:
+    """MLflow's ids of these trials' runs, each given as its ledger's uid and its number; fewer where it lacks some."""
+    if place.given_tracking_uri is None and not place.where.tracking_store.exists():
+        return []
+    mlflow, found = client(place), []
+    experiments = [e.experiment_id for e in mlflow.search_experiments()]
+    for uid, number in trials:
+        wanted = f"tags.`overnight.uid` = '{uid}' and tags.`overnight.trial` = '{number}'"
+        found += [str(run.info.run_id) for run in mlflow.search_runs(experiments, wanted, max_results=1)]
+    return found
 
 
 # The store ------------------------------------------------------------------------------------------------------------
@@ -360,6 +451,14 @@ def _create_store(place: Place) -> None:
 
     place.where.root.mkdir(parents=True, exist_ok=True)
     create_whole(place.where.tracking_store, create)
+
+
+def _parent_of(client: MlflowClient, experiment_id: str, uid: str) -> str | None:
+    """The id of a study's parent run."""
+    for run in study_runs(client, experiment_id, uid):
+        if run.data.tags.get("overnight.role") == "study":
+            return str(run.info.run_id)
+    return None
 
 
 def in_short(error: BaseException) -> str:

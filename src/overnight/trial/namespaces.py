@@ -51,6 +51,11 @@ def joined(own: type, base: type) -> Any:
     return type(base)(own.__name__, (own, base), {})
 
 
+def own(kind: type, name: str) -> bool:
+    """Whether a class has a method of its own making, and not Lightning's empty one."""
+    return hasattr(kind, name) and not _inherited(kind, name)
+
+
 def _inherited(kind: type, name: str) -> bool:
     """Whether a class has an attribute from Lightning rather than of its own making."""
     owner = next(k for k in kind.__mro__ if name in vars(k))

@@ -64,9 +64,10 @@ def main(connection: Connection, output: Connection) -> None:
     link = PipeLink(connection)
     code = 0
     try:
+        from overnight.trial.evaluate import evaluate
         from overnight.trial.fit import fit
 
-        finished = fit(spec, link)
+        finished = evaluate(spec, link) if spec.test else fit(spec, link)
     except BaseException as error:
         finished = Finished(spec.number, "failed", _reason(error), traceback.format_exc())
         code = 1

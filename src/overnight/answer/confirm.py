@@ -1,0 +1,120 @@
+"""The finalists again, on fresh seeds: what is to be trained, as trials of a second ledger study NAME.confirm.
+
+The search has chosen the finalists by one seed each, and so partly by luck. None of the seeds here had a say in that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+
+from overnight import processes
+from overnight.messages import Tested, TrialSpec
+from overnight.plan import CONFIRM, Plan, derive_seed
+from overnight.records import Confirms, TrialRecord, config_of, ranked
+from overnight.search_space import SearchSpace
+from overnight.slots import slot_devices
+from overnight.study import Ledger
+
+BASELINE = 0  # the configuration as written is a study's first trial
+
+
+def finalists(plan: Plan, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The best complete trials of the search, each configuration once, best first; none where nothing is confirmed."""
+    if not plan.confirmation_trials:
+        return []
+    distinct: dict[str, TrialRecord] = {}
+    for record in ranked(records, plan.settings):
+        distinct.setdefault(_key(plan, record), record)
+    return list(distinct.values())[: plan.settings.study.confirm.top]
+
+
+def baseline(plan: Plan, records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The trial of the configuration as written, or the finalist that equals it; None where it could not train."""
+    first = next((r for r in records if r.number == BASELINE and r.state in ("complete", "pruned")), None)
+    if first is None:
+        return None
+    same = (f for f in finalists(plan, records) if _key(plan, f) == _key(plan, first))
+    return next(same, first)
+
+
+def plan_of(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
+    """The plan by which a search's confirmation runs: nothing searched, nothing pruned, every weight kept."""
+    wanted = len(_wanted(plan, records))
+    study = dataclasses.replace(
+        plan.settings.study, name=plan.name + CONFIRM, trials=max(wanted, 1), keep_checkpoints=wanted, enqueue=()
+    )
+    sampler = dataclasses.replace(plan.settings.sampler, name="random")  # it is never asked
+    pruner = dataclasses.replace(plan.settings.pruner, name="none")
+    pictures = dataclasses.replace(plan.settings.pictures, when="never")
+    settings = dataclasses.replace(plan.settings, study=study, sampler=sampler, pruner=pruner, pictures=pictures)
+    return dataclasses.replace(plan, settings=settings, space=SearchSpace(()))
+
+
+def enqueue(ledger: Ledger, plan: Plan, records: Sequence[TrialRecord]) -> None:
+    """Have every trial wait that the confirmation lacks: as often as this is said, each is trained once.
+
+    Seed by seed, so that a confirmation that was cut has common seeds.
+    """
+    held = {(r.confirms.trial, r.confirms.nth_seed) for r in ledger.records() if r.confirms is not None}
+    for record, confirms in _wanted(plan, records):
+        if (confirms.trial, confirms.nth_seed) not in held:
+            ledger.add(config_of(record, plan), record.params, confirms)
+
+
+def test(ledger: Ledger, trials: Iterable[int]) -> None:
+    """Have the test set's word on these trials' networks kept in the ledger, for those that it was not asked of."""
+    plan, tests = ledger.plan, ledger.tests()
+    settings, where = plan.settings, plan.settings.place.where
+    for record in ledger.records():
+        of = record.confirms
+        if of is None or of.trial not in trials or record.state != "complete" or record.number in tests:
+            continue
+        if not (where.checkpoints(plan.name, record.number) / "weights.ckpt").exists():
+            ledger.keep_test(Tested(record.number, {}, "its weights had been dropped when it won"))
+            continue
+        assert record.config is not None
+        spec = TrialSpec(
+            plan.name,
+            record.number,
+            of.seed,
+            record.config,
+            settings.study.metric,
+            settings.study.direction,
+            settings.study.objective,
+            where.checkpoints(plan.name, record.number),
+            every_s=float("inf"),
+            device=slot_devices(settings.slots)[0],
+            cache=where.cache,
+            test=True,
+        )
+        trial, said = processes.run_alone(spec, where.log(plan.name, record.number), settings.trial.stall_s)
+        heard = next((m for m in said if isinstance(m, Tested)), None)
+        if heard is None:
+            assert trial.finished is not None
+            heard = Tested(record.number, {}, f"the test failed: {trial.finished.detail.strip().splitlines()[-1]}")
+        ledger.keep_test(heard)
+
+
+def drop_weights(ledger: Ledger, kept: int | None) -> None:
+    """Remove the weights of every confirmation but one, the trial `kept`."""
+    for record in ledger.records():
+        if record.number != kept:
+            shutil.rmtree(
+                ledger.plan.settings.place.where.checkpoints(ledger.plan.name, record.number), ignore_errors=True
+            )
+
+
+def _wanted(plan: Plan, records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, Confirms]]:
+    trained = finalists(plan, records)
+    first = baseline(plan, records)
+    if trained and first is not None and first not in trained:
+        trained.append(first)
+    seeds = {n: derive_seed(plan.settings.seed, "confirm", n) for n in range(1, plan.settings.study.confirm_seeds + 1)}
+    return [(r, Confirms(r.number, n, seed)) for n, seed in seeds.items() for r in trained]
+
+
+def _key(plan: Plan, record: TrialRecord) -> str:
+    return json.dumps(config_of(record, plan), sort_keys=True, default=str)

@@ -1,0 +1,65 @@
+"""Trials and studies side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from urllib.parse import unquote
+
+from click.testing import CliRunner, Result
+
+from overnight import tracking
+from overnight.answer.compare import sparkline
+from overnight.cli import cli
+from overnight.study import StudyView
+
+
+def compared(home: Path, *refs: str) -> Result:
+    return CliRunner().invoke(cli, ["compare", *refs, f"home={home}"])
+
+
+def test_only_what_differs_is_shown_beside_what_was_reached_and_what_it_cost(
+    finished_home: Path, finished: StudyView
+) -> None:
+    done = compared(finished_home, "digits-mlp/0", "digits-mlp/trial-0001", "digits-mlp", "--json")
+    assert done.exit_code == 0, done.output
+    one, other, whole = json.loads(done.output)
+    assert (one["name"], other["name"], whole["name"]) == ("digits-mlp/0", "digits-mlp/1", "digits-mlp")
+    assert one["value"] == finished.records[0].objective
+    assert (one["seeds"], one["half_width"]) == (1, None)
+    assert one["curve"] == [e.metrics["val/accuracy"] for e in finished.records[0].history]
+    assert other["params"]["optimizer.lr"] == finished.records[1].params["optimizer.lr"]
+    assert "data.batch_size" not in one["params"], "the same in all"
+    assert whole["trials"] == 6
+    assert whole["seconds"] > one["seconds"] > 0
+    assert whole["value"] == finished.best.objective
+    text = compared(finished_home, "digits-mlp/0", "digits-mlp/1").output
+    assert "val/accuracy" in text
+    assert "batch_size" not in text
+
+
+def test_mlflows_own_page_for_these_runs_is_named(finished_home: Path, finished: StudyView) -> None:
+    text = unquote(compared(finished_home, "digits-mlp/0", "digits-mlp/1").output)
+    client = tracking.client(finished.plan.settings.place)
+    runs = {
+        r.data.tags["overnight.trial"]: r.info.run_id
+        for r in client.search_runs([finished.experiment_id])
+        if "overnight.trial" in r.data.tags
+    }
+    assert f'#/compare-runs?runs=["{runs["0"]}","{runs["1"]}"]&experiments=["{finished.experiment_id}"]' in text
+
+
+def test_every_mistake_in_what_is_referred_to_is_named(finished_home: Path) -> None:
+    done = compared(finished_home, "nobody", "digits-mlp/99", "digits-mlp/first")
+    assert done.exit_code == 2
+    lines = done.output.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["nobody", "digits-mlp/99", "digits-mlp/first"]
+    assert "there are digits-mlp" in lines[0]
+    assert "0 to 5" in lines[1]
+
+
+def test_a_curve_fits_into_a_line_between_its_own_ends() -> None:
+    assert sparkline([0.0, 0.4, 1.0]) == "▁▄█"
+    assert sparkline([0.3] * 4) == "▁▁▁▁"
+    assert len(sparkline(list(range(500)))) == 16
+    assert sparkline([]) == ""

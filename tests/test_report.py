@@ -1,0 +1,189 @@
+"""The morning report of studies of every kind, the sorry ones included."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import random
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from overnight import plan, tracking
+from overnight.answer import advice, page, report
+from overnight.answer.doubts import doubts
+from overnight.answer.importance import importances
+from overnight.cli import cli
+from overnight.messages import EpochEnd
+from overnight.plan import CONFIRM, Plan
+from overnight.records import Confirms, TrialRecord, ranked
+from overnight.study import StudyView
+
+# A planted problem: the learning rate matters most, then the width; dropout is of no use.
+SPACE = (
+    "search=none", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "model.dropout=interval(0,0.5)",
+    "model.activation=relu,tanh,gelu", "study.trials=40", "study.confirm.seeds=3",
+)  # fmt: skip
+BEST_LR = 0.05  # beyond the upper end
+
+
+@functools.cache
+def planned(*overrides: str) -> Plan:
+    return plan.make([*SPACE, *overrides])
+
+
+def record(
+    number: int, params: dict[str, Any], value: float | None, state: str = "complete", **more: Any
+) -> TrialRecord:
+    history = () if value is None else tuple(EpochEnd(number, e, {"val/accuracy": value}, 1e9, 0.5) for e in range(5))
+    reason = "diverged" if state == "failed" else None
+    return TrialRecord(number, state, params, history, value, reason, "why", 1e9, 1e9 + 9, **more)  # type: ignore[arg-type]
+
+
+def planted(params: dict[str, Any]) -> float:
+    from math import log10
+
+    off = log10(params["optimizer.lr"] / BEST_LR)
+    return 0.8 - 0.05 * off**2 + 0.15 * (params["model.activation"] == "gelu")
+
+
+def searched(study: Plan, trials: int = 40, seed: int = 0) -> list[TrialRecord]:
+    rng = random.Random(seed)
+    points = [study.sample(rng) for _ in range(trials)]
+    return [record(i, p, planted(p)) for i, p in enumerate(points)]
+
+
+def seen(records: list[TrialRecord], *overrides: str, confirmed: bool = False) -> StudyView:
+    study = planned(*overrides)
+    whole = StudyView(study.name, study, tuple(records), None, None, None)
+    if not confirmed:
+        return whole
+    finalists = [r.number for r in ranked(records, study.settings)[:3]]
+    runs = [
+        record(i, records[t].params, (records[t].objective or 0) + 0.001 * n, confirms=Confirms(t, n, n))
+        for i, (t, n) in enumerate((t, n) for n in (1, 2, 3) for t in (*finalists, 0))
+    ]
+    second = StudyView(study.name + CONFIRM, study, tuple(runs), None, None, None)
+    return dataclasses.replace(whole, confirmation=second)
+
+
+def printed(view: StudyView, width: int = 100) -> str:
+    out = io.StringIO()
+    report.show(report.report_of(view), Console(file=out, width=width))
+    return out.getvalue()
+
+
+SORRY = {
+    "an empty study": [],
+    "all failed": [record(i, {"optimizer.lr": 0.001}, None, "failed") for i in range(3)],
+    "one trial": [record(0, {"optimizer.lr": 0.001}, 0.9)],
+    "two equal trials": [record(i, {"optimizer.lr": 0.001}, 0.9) for i in range(2)],
+    "a constant objective": [record(r.number, r.params, 0.1) for r in searched(planned(), 12)],
+    "nothing but pruned": [record(i, {"optimizer.lr": 0.001 * (i + 1)}, 0.5, "pruned") for i in range(3)],
+    "one still waiting": [record(0, {}, None, "waiting")],
+}
+
+
+@pytest.mark.parametrize("records", SORRY.values(), ids=SORRY)
+def test_a_sorry_study_has_a_report_that_says_so(records: list[TrialRecord]) -> None:
+    view = seen(records)
+    text, html = printed(view), page.page(report.report_of(view))
+    complete = [r for r in records if r.state == "complete"]
+    assert ("nothing to say yet" in text) == (not complete)
+    assert "What is doubtful" in text
+    assert "Every trial has the same value" in text or len(complete) < 2
+    assert html.count("<h2>") >= 2
+
+
+def test_a_planted_optimum_outside_the_range_is_told_which_end_to_widen_and_the_next_line_finds_more() -> None:
+    study, records = planned(), searched(planned())
+    best = ranked(records, study.settings)[0]
+    (line,) = [d for d in report.report_of(seen(records)).doubts if d.startswith("optimizer.lr")]
+    assert "upper end of its range, 0.01" in line
+    command = shlex.split(advice.next_command(study, records, best))
+    assert command[:2] == ["overnight", "tune"]
+    following = plan.make(command[2:])
+    assert following.name == "digits-mlp-2"
+    assert following.settings.study.trials == 40
+    lr = following.space.names()["optimizer.lr"]
+    assert lr._contains(BEST_LR)  # type: ignore[attr-defined]
+    (first,) = following.settings.study.enqueue
+    assert first["optimizer.lr"] == best.params["optimizer.lr"], "the finding is where it starts"
+    found = ranked(searched(following, 10, seed=1), study.settings)[0]
+    assert (found.objective or 0) > (best.objective or 0), "a quarter of the trials does better there"
+
+
+def test_a_useless_parameter_ranks_last_and_the_one_that_matters_first() -> None:
+    ranking = importances(planned(), searched(planned()))
+    assert ranking[0].name == "optimizer.lr"
+    assert ranking[-1].name == "model.dropout"
+    assert ranking[0].low > ranking[-1].high, "and that does not hang on which trials there were"
+
+
+def test_the_line_to_train_the_winner_again_composes_to_its_configuration() -> None:
+    for lines in (SPACE, ("study.trials=9", "optimizer=sgd", "data.batch_size=64", "trainer.max_epochs=7")):
+        study = plan.make(lines)
+        rng = random.Random(3)
+        values = study.sample(rng)
+        trial = record(0, {}, 0.9, config=study.config(values))
+        trial = dataclasses.replace(trial, params={k: v for k, v in values.items() if not isinstance(v, list)})
+        command = shlex.split(advice.train_command(study, trial))
+        assert plan.make(command[2:], searching=False).config({}) == trial.config
+
+
+def test_the_page_asks_nobody_for_anything_and_every_picture_has_words() -> None:
+    view = seen(searched(planned()), confirmed=True)
+    html = page.page(report.report_of(view))
+    links = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"|url\(([^)]*)\)|@import', html)
+    assert all((a or b).strip("'\"").startswith(("#", "data:")) for a, b in links)
+    assert "<script" not in html
+    titles = re.findall(r"<figure><h3>([^<]*)</h3>", html)
+    assert titles == [
+        "Learning curves on fresh seeds", "The search", "What mattered", "Slices", "The two that matter most",
+        "All parameters at once",
+    ]  # fmt: skip
+    words = re.findall(r'<div role="img" aria-label="([^"]*)"><svg', html)
+    assert len(words) == len(titles)
+    assert all(len(w) > 40 for w in words)
+    assert "prefers-color-scheme: dark" in html
+    assert "#010101" not in html, "every stand-in colour gave way to the page's"
+
+
+def test_a_tie_names_the_cheaper_one_and_a_choice_hardly_tried_is_named() -> None:
+    records = [
+        record(i, {"optimizer.lr": 0.001 * (i + 1), "model.activation": "relu"}, 0.9 - i / 100) for i in range(30)
+    ]
+    view = seen(records, confirmed=True)
+    said = report.report_of(view).doubts
+    assert any("model.activation: hardly tried are tanh (0), gelu (0)" in d for d in said)
+    equal = [dataclasses.replace(r, objective=0.9 + 0.01 * (r.number % 3)) for r in view.confirmation.records]
+    told = report.report_of(
+        dataclasses.replace(view, confirmation=dataclasses.replace(view.confirmation, records=tuple(equal)))
+    )
+    assert any("can't be told apart" in d and "is the cheaper one" in d for d in doubts(told.finding, records))
+
+
+def test_the_report_command_prints_writes_and_shows_it_in_mlflow(finished_home: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", f"home={finished_home}"])
+    assert done.exit_code == 0, done.output
+    for words in ("is the best so far", "to train it again", "What it cost", "What to try next", "6 trials"):
+        assert words in done.output
+    path = finished_home / "reports" / "digits-mlp.html"
+    assert path.read_text().startswith("<!doctype html>")
+    client = tracking.client(plan.make([f"home={finished_home}"]).settings.place)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "digits-mlp"]
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`overnight.role` = 'study'")
+    assert "digits-mlp.html" in {f.path for f in client.list_artifacts(parent.info.run_id)}
+    assert "is the best so far" in parent.data.tags["overnight.answer"]
+
+
+def test_a_study_that_there_is_not_is_said_to_be_missing(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", f"home={tmp_path}"])
+    assert done.exit_code == 2
+    assert "there is none in" in done.output

@@ -38,7 +38,7 @@ chaos: $(VENV)/.dev.installed  ## Kill, stop and starve real studies, at length;
 	$(BIN)/python -m pytest -m chaos tests/chaos --kills=$(KILLS)
 
 chaos-quick: $(VENV)/.dev.installed  ## The same in a few minutes
-	$(BIN)/python -m pytest -m chaos tests/chaos --kills=8
+	$(BIN)/python -m pytest -m chaos tests/chaos --kills=6
 
 check: lint types imports test  ## What CI runs: lint, types, import rules, tests
 

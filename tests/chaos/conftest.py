@@ -12,7 +12,7 @@ Say = Callable[[str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=8, help="how many SIGKILLs a study has to bear")
+    parser.addoption("--kills", type=int, default=6, help="how many SIGKILLs a study has to bear")
     parser.addoption("--kill-seed", type=int, default=None, help="draws the moments again that a run printed")
 
 

@@ -26,7 +26,16 @@ from stores import assert_equal, children
 from their_networks import Zoo
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
-BARE = ("~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none", "pruner=none")
+BARE = (
+    "~model.hidden_sizes",
+    "~model.activation",
+    "~model.dropout",
+    "~model.batch_norm",
+    "search=none",
+    "pruner=none",
+    "preflight=never",
+    "pictures.when=never",
+)
 STALL_S, TIMEOUT_S = 5, 60
 
 

@@ -143,6 +143,7 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
         "model._target_=their_networks.Counted", "+model.lr=tag(log,interval(1e-4,1e-1))",
         f"study.trials={trials}", "study.retries=1000", "slots=1", f"trainer.max_epochs={EPOCHS}",
         f"checkpoint.every_s={EVERY_S}", "pruner.startup_trials=3", "pruner.warmup_epochs=2",
+        "preflight=never", "pictures.when=never",  # whose processes would be taken for trials
     ]  # fmt: skip
     say(f"the undisturbed study of {trials} trials")
     book = tmp_path / "undisturbed.book"
@@ -182,7 +183,7 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
 
 
 def test_two_terminals_that_start_the_same_study_at_once_have_one_at_work(home: Path) -> None:
-    line = ["tune", f"home={home}", "study.trials=4", "trainer.max_epochs=2", "slots=1"]
+    line = ["tune", f"home={home}", "study.trials=4", "trainer.max_epochs=2", "slots=1", "preflight=never"]
     both = [start(*line, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2]

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from commands import SMALL
 from overnight import api, plan, settings, tracking
 from overnight.screen import Nothing
 from overnight.study import StudyView, view
-
-SMALL = ("study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2", "pruner.warmup_epochs=1")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import SMALL
+from commands import SMALL
 from overnight import api, plan, processes, settings, tracking
 from overnight.pictures.process import give_way
 from overnight.screen import Nothing

@@ -6,7 +6,7 @@ STUDY ?=
 KILLS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help study ui test check lint types imports browser chaos chaos-quick clean
+.PHONY: help study ui test check lint types imports browser chaos chaos-quick bench bench-quick clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,10 @@ $(VENV)/.run.installed: pyproject.toml constraints.txt
 
 $(VENV)/.dev.installed: $(VENV)/.run.installed
 	$(BIN)/pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.bench.installed: $(VENV)/.run.installed
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 study: $(VENV)/.run.installed  ## Tune a network on handwritten digits; STUDY='study.trials=50' for overrides
@@ -51,6 +55,12 @@ types: $(VENV)/.dev.installed
 
 imports: $(VENV)/.dev.installed
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.bench.installed  ## Measure against what people use, on a quiet machine; writes benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/.bench.installed  ## The same, small: that every side does its work; its figures say little
+	$(BIN)/python -m benchmarks --quick
 
 clean:  ## Remove the environment; studies stay
 	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""How fast overnight is, measured against what people use: `make bench` and `make bench-quick`; see NOTES.md."""

@@ -1,0 +1,35 @@
+"""How long slots stood empty, from the stamps that trials left (see probes.py)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+STAMPS = "OVERNIGHT_STAMPS"
+
+
+def first_stamp(path: Path, what: str) -> float:
+    """When the first of its kind was left, in seconds since 1970."""
+    return min(at for times in _times(path, what).values() for at in times)
+
+
+def gaps_ms(path: Path, last: str, first: str) -> list[float]:
+    """From each trial's last stamp `last` to the first stamp `first` of the trial that took its slot, in milliseconds.
+
+    Which trial took which slot needs no telling: a slot that is freed goes to the next trial there is. So the first
+    trial to end makes room for the first that starts beyond the slots, the second to end for the second, and so on.
+    """
+    ends = sorted(max(times) for times in _times(path, last).values())
+    starts = sorted(min(times) for times in _times(path, first).values())
+    slots = sum(start < ends[0] for start in starts)
+    return [(start - end) * 1000 for end, start in zip(ends, starts[slots:], strict=False)]
+
+
+def _times(path: Path, what: str) -> dict[str, list[float]]:
+    """Process -> when it left such a stamp."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for line in path.read_text().splitlines():
+        kind, process, at = line.split()
+        if kind == what:
+            found[process].append(float(at))
+    return found

@@ -1,0 +1,173 @@
+"""What a trial costs beyond its training.
+
+Claim: a trial of ours, a fresh process and a whole record of every epoch included, takes no more CPU than calling
+Optuna and MLflow from one loop does; and a slot is hardly empty between two trials.
+
+Workload: 200 trials that train nothing, 5 floating-point parameters (multivariate, grouped TPE), 10 epochs with three
+metrics each, the median pruner asked after each; its answer is never yes, as all trials report the same.
+
+Sides: ours, `overnight tune` with as many slots as there are cores; the peer, one process that calls
+study.ask, trial.suggest_float, trial.report, trial.should_prune, study.tell on SQLite and MlflowClient.log_metric on
+SQLite directly, once a metric and epoch; and the strong peer, the same with one MlflowClient.log_batch an epoch.
+
+CPU seconds a trial are what the kernel counted for the command and every process that came of it (see commands.py), the
+forkserver and its forks too; a study of 20 trials is run beside the one of 200, and the difference divided by 180, so
+that imports and the creation of the stores, which a study pays once, are out on every side. The whole command's CPU is
+reported too.
+
+A slot is empty from the moment a trial says its last word (`Finished` on the pipe, stamped in the trial's process
+just before it is sent) to the first line of a person's code in the trial that takes the slot, the constructor of its
+data module. Reported beside it, and harsher: from the end of a trial's last epoch to the first training step of
+the next, which includes building data, model and Trainer, and saving weights.
+
+Gate: on each side 200 trials complete in Optuna's database with 5 parameters and 10 reports each; 200 runs in MLflow
+FINISHED with 5 parameters and 10 values of each of three metrics.
+
+Limit: CPU a trial at most 1.0 times the peer's; an empty slot at most 60 ms, median over all gaps of a run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+
+from benchmarks import stored
+from benchmarks.commands import ROOT, Ran, python
+from benchmarks.gaps import STAMPS, gaps_ms
+from benchmarks.interleave import Benchmark, Figure, Measured, Round, require
+
+EPOCHS = 10
+METRICS = ("train/loss", "val/loss", "val/accuracy")
+NOTHING = ROOT / "benchmarks" / "conf"
+OURS, PEER, STRONG = "ours", "log_metric", "log_batch"
+
+
+def benchmark(quick: bool) -> Benchmark:
+    few, many = (4, 12) if quick else (20, 200)
+
+    def measured(run: object, folder: Path) -> Measured:
+        short, long = folder / "short", folder / "long"
+        short.mkdir(), long.mkdir()
+        less, more = run(few, short), run(many, long)  # type: ignore[operator]
+        found = {
+            "cpu_s": (more.cpu_s - less.cpu_s) / (many - few),
+            "whole_cpu_s": more.cpu_s / many,
+            "wall_s": (more.wall_s - less.wall_s) / (many - few),
+            "trials": stored.trials(long / "ledger.db", "overhead"),
+            "runs": stored.trial_runs(long / "mlflow.db"),
+        }
+        if (path := long / "stamps").exists():
+            found["gap_ms"] = statistics.median(gaps_ms(path, "last", "first"))
+            found["training_gap_ms"] = statistics.median(gaps_ms(path, "epoch", "step"))
+        return found
+
+    return Benchmark(
+        "overhead",
+        __doc__ or "",
+        {
+            OURS: partial(measured, _ours),
+            PEER: partial(measured, partial(_peer, "log_metric")),
+            STRONG: partial(measured, partial(_peer, "log_batch")),
+        },
+        partial(gate, many=many),
+        [
+            Figure(f"CPU a trial, ours over {PEER}", "", lambda r: r[OURS]["cpu_s"] / r[PEER]["cpu_s"], 1.0),
+            Figure(f"CPU a trial, ours over {STRONG}", "", lambda r: r[OURS]["cpu_s"] / r[STRONG]["cpu_s"]),
+            Figure("empty slot, last word to first line", "ms", lambda r: r[OURS]["gap_ms"], 60),
+            Figure("last epoch to first training step", "ms", lambda r: r[OURS]["training_gap_ms"]),
+            *(
+                Figure(f"{side}: {what}", unit, lambda r, s=side, k=key, m=times: r[s][k] * m)  # type: ignore[misc]
+                for side in (OURS, PEER, STRONG)
+                for what, key, unit, times in (
+                    ("CPU a trial", "cpu_s", "ms", 1000),
+                    ("CPU a trial, imports and all", "whole_cpu_s", "ms", 1000),
+                    ("time a trial", "wall_s", "ms", 1000),
+                )
+            ),
+        ],
+        round_s=40 if quick else 150,
+    )
+
+
+def gate(measured: Round, many: int) -> None:
+    for side, found in measured.items():
+        trials, runs = found["trials"], found["runs"]
+        whole = [t for t in trials if t.state == "COMPLETE" and len(t.params) == 5 and t.reports == EPOCHS]
+        require(len(whole) == len(trials) == many, f"{side}: {len(whole)} of {many} trials are whole in the ledger")
+        written = [
+            r
+            for r in runs
+            if r.status == "FINISHED"
+            and sum(name.startswith("model.") for name in r.params) == 5
+            and all(r.steps.get(metric) == EPOCHS for metric in METRICS)
+        ]
+        require(len(written) == len(runs) == many, f"{side}: {len(written)} of {many} runs are whole in MLflow")
+
+
+def _ours(trials: int, folder: Path) -> Ran:
+    return tune_nothing(folder, "overhead", trials, EPOCHS)
+
+
+def nothing_overrides(home: Path, study: str, trials: int, epochs: int, *more: str) -> list[str]:
+    return [
+        *("model=nothing", "data=nothing", "study.metric=val/accuracy", "study.direction=maximize"),
+        *(f"study.name={study}", f"study.trials={trials}", f"trainer.max_epochs={epochs}", f"home={home}", *more),
+    ]
+
+
+def tune_nothing(home: Path, study: str, trials: int, epochs: int, *more: str) -> Ran:
+    """`overnight tune` on trials that train nothing."""
+    line = nothing_overrides(home, study, trials, epochs, *more)
+    stamps = {STAMPS: str(home / "stamps")}
+    return python("-m", "overnight", "tune", "--config-dir", str(NOTHING), *line, folder=home, environment=stamps)
+
+
+def _peer(how: str, trials: int, folder: Path) -> Ran:
+    return python("-m", "benchmarks.overhead", how, str(trials), str(folder), folder=folder)
+
+
+def peer(how: str, trials: int, folder: Path) -> None:
+    """Optuna on SQLite, MLflow on SQLite, one loop."""
+    import time
+    import warnings
+
+    import optuna
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name="overhead",
+        storage=f"sqlite:///{folder}/ledger.db",
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=0),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=5),
+    )
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.create_experiment("overhead", artifact_location=str(folder / "artifacts"))
+    for _ in range(trials):
+        trial = study.ask()
+        params = {f"model.{name}": trial.suggest_float(f"model.{name}", 0.0, 1.0) for name in "abcde"}
+        run = client.create_run(experiment, tags={"overnight.trial": str(trial.number)}).info.run_id
+        client.log_batch(run, params=[Param(key, str(value)) for key, value in params.items()])
+        for epoch in range(EPOCHS):
+            done = (epoch + 1) / 100
+            values = dict(zip(METRICS, (1 - done, 2 - done, done), strict=True))
+            now = round(time.time() * 1000)
+            if how == "log_batch":
+                client.log_batch(run, [Metric(name, value, now, epoch) for name, value in values.items()])
+            else:
+                for name, value in values.items():
+                    client.log_metric(run, name, value, now, epoch)
+            trial.report(done, epoch)
+            if trial.should_prune():
+                raise RuntimeError("trials that all report the same can't be pruned")
+        study.tell(trial, done)
+        client.set_terminated(run)
+
+
+if __name__ == "__main__":
+    peer(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

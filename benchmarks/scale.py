@@ -1,0 +1,202 @@
+"""What a big study costs.
+
+Claim: the thousandth trial starts as soon as the hundredth, and looking at a thousand takes no longer than one will wait.
+
+Workload: a ledger of 1,000 trials of 50 epochs with three metrics each, 5 floating-point parameters, and the same in
+MLflow, where the first start writes it from the ledger (its time is reported, measured once); and a ledger of 100.
+Both are written by Optuna's add_trial, in our own format. Then, on copies:
+
+- ask: `overnight tune` goes on by 12 trials of 50 epochs of 20 ms that train nothing. How long a slot stands empty is
+  measured as in overhead.py; TPE fits itself to all trials there are before each.
+- status: `overnight status`. compare: `overnight compare` on two trials.
+- reconcile: twenty runs are put back to RUNNING and lose their metrics, as a kill leaves them; the seconds that
+  `overnight tune` takes, one more trial included, less what it takes where nothing is to be healed.
+- memory: the most that the supervisor's process had resident while it went on from 1,000.
+
+Gate: the ledger has 1,012 (112) whole trials after going on, and MLflow as many whole runs; after reconciling, no run
+that is not FINISHED with 50 values of each metric; status says how many trials there are; compare names both.
+
+Limit: an empty slot at 1,000 at most twice the one at 100 (medians); status at most 2 s; memory at most 600 MiB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+
+from benchmarks import stored
+from benchmarks.commands import Ran, python
+from benchmarks.gaps import gaps_ms
+from benchmarks.interleave import Benchmark, Figure, Measured, Round, require
+from benchmarks.overhead import METRICS, NOTHING, nothing_overrides, tune_nothing
+
+EPOCHS, ON, BROKEN = 50, 12, 20
+
+
+def benchmark(quick: bool) -> Benchmark:
+    few, many = (20, 60) if quick else (100, 1000)
+    on = 4 if quick else ON
+    homes: dict[int, Path] = {}
+    filled: dict[str, float] = {}
+
+    def prepare(kept: Path) -> None:
+        for trials in (few, many):
+            homes[trials] = kept / f"home-{trials}"
+            homes[trials].mkdir()
+            python("-m", "benchmarks.scale", str(homes[trials]), str(trials), folder=homes[trials])
+            # One trial is still waiting: the start that runs it also writes MLflow from the ledger.
+            filled["s"] = _tune(homes[trials], trials).wall_s
+
+    def going_on(trials: int, folder: Path) -> Measured:
+        home = _copy(homes[trials], folder)
+        ran = _tune(home, trials + on)
+        return {
+            "gap_ms": statistics.median(gaps_ms(home / "stamps", "last", "first")),
+            "peak_mib": ran.peak_mib,
+            "filled_s": filled["s"],
+            **_kept(home),
+        }
+
+    def reconciling(broken: int, folder: Path) -> Measured:
+        home = _copy(homes[many], folder)
+        _break(home / "mlflow.db", broken)
+        return {"s": _tune(home, many + 1).wall_s, **_kept(home)}
+
+    def looking(*line: str, folder: Path) -> Measured:
+        ran = python("-m", "overnight", *line, f"home={homes[many]}", folder=folder)
+        return {"s": ran.wall_s, "said": ran.output}
+
+    sides = {
+        "ask at few": partial(going_on, few),
+        "ask at many": partial(going_on, many),
+        "whole": partial(reconciling, 0),
+        "broken": partial(reconciling, BROKEN),
+        "status": lambda folder: looking("status", "scale", folder=folder),
+    }
+    if _has_compare():
+        sides["compare"] = lambda folder: looking("compare", "scale/1", "scale/2", folder=folder)
+    return Benchmark(
+        "scale",
+        __doc__ or "",
+        sides,
+        partial(gate, few=few, many=many, on=on),
+        [
+            Figure(
+                f"empty slot at {many} trials over one at {few}",
+                "",
+                lambda r: r["ask at many"]["gap_ms"] / r["ask at few"]["gap_ms"],
+                2.0,
+            ),
+            Figure(f"status of {many} trials", "s", lambda r: r["status"]["s"], 2.0),
+            Figure("memory of the supervisor", "MiB", lambda r: r["ask at many"]["peak_mib"], 600),
+            Figure(f"empty slot at {few} trials", "ms", lambda r: r["ask at few"]["gap_ms"]),
+            Figure(f"empty slot at {many} trials", "ms", lambda r: r["ask at many"]["gap_ms"]),
+            Figure(f"reconcile {BROKEN} broken runs", "s", lambda r: r["broken"]["s"] - r["whole"]["s"]),
+            Figure(f"tune, one trial more, at {many} trials", "s", lambda r: r["whole"]["s"]),
+            Figure(f"write {many} trials into an empty MLflow (once)", "s", lambda r: r["ask at many"]["filled_s"]),
+            *([Figure("compare two trials", "s", lambda r: r["compare"]["s"])] if "compare" in sides else []),
+        ],
+        round_s=60 if quick else 75,
+        prepare=prepare,
+        prepare_s=45 if quick else 200,
+    )
+
+
+def gate(measured: Round, few: int, many: int, on: int) -> None:
+    wanted = {"ask at few": few + on, "ask at many": many + on, "whole": many + 1, "broken": many + 1}
+    for side, trials in wanted.items():
+        found = measured[side]
+        whole = [t for t in found["trials"] if t.state == "COMPLETE" and t.reports == EPOCHS]
+        require(len(whole) == trials, f"{side}: {len(whole)} of {trials} trials are whole in the ledger")
+        runs = [
+            r
+            for r in found["runs"]
+            if r.status == "FINISHED" and all(r.steps.get(metric) == EPOCHS for metric in METRICS)
+        ]
+        require(len(runs) == len(found["runs"]) == trials, f"{side}: {len(runs)} of {trials} runs are whole in MLflow")
+    said = measured["status"]["said"]
+    require(f"{many} of {many} trials done" in said, f"status does not say that {many} trials are done: {said}")
+    if "compare" in measured:
+        said = measured["compare"]["said"]
+        require("1" in said and "2" in said, f"compare does not name both trials: {said}")
+
+
+def _tune(home: Path, trials: int) -> Ran:
+    # Long enough a trial that what is done for the next one may be done while it trains.
+    return tune_nothing(home, "scale", trials, EPOCHS, "model.epoch_s=0.02")
+
+
+def _copy(home: Path, folder: Path) -> Path:
+    """A home to change; MLflow's artifacts stay where they are, and the databases know where that is."""
+    copied = folder / "home"
+    copied.mkdir()
+    for file in home.glob("*.db*"):
+        shutil.copy(file, copied)
+    return copied
+
+
+def _kept(home: Path) -> Measured:
+    return {
+        "trials": stored.trials(home / "ledger.db", "scale"),
+        "runs": stored.trial_runs(home / "mlflow.db"),
+    }
+
+
+def _break(database: Path, runs: int) -> None:
+    """Leave runs as a kill does: said to be running, and without what was not written yet."""
+    with contextlib.closing(sqlite3.connect(database)) as db, db:
+        rows = db.execute("select run_uuid from tags where key = 'overnight.trial' order by run_uuid limit ?", (runs,))
+        for (run,) in rows.fetchall():
+            db.execute("update runs set status = 'RUNNING', end_time = null where run_uuid = ?", (run,))
+            for table in ("metrics", "latest_metrics"):
+                db.execute(f"delete from {table} where run_uuid = ?", (run,))
+
+
+def _has_compare() -> bool:
+    from overnight.cli import cli
+
+    return "compare" in cli.commands
+
+
+def fill(home: Path, trials: int) -> None:
+    """A ledger of so many trials, the first of which still waits."""
+    import random
+    import time
+
+    from optuna.trial import TrialState, create_trial
+
+    from overnight import plan as plans
+    from overnight.messages import EpochEnd
+    from overnight.records import HISTORY, pack
+    from overnight.study import open_study
+
+    plan = plans.make(nothing_overrides(home, "scale", trials, EPOCHS, "model.epoch_s=0.02"), NOTHING)
+    ledger, _ = open_study(plan)
+    chance = random.Random(0)
+    for number in range(1, trials):
+        reached = chance.random()
+        history = [
+            EpochEnd(number, epoch, dict(zip(METRICS, (1 - v, 2 - v, v), strict=True)), time.time(), 0.02)
+            for epoch in range(EPOCHS)
+            for v in [reached * (epoch + 1) / EPOCHS]
+        ]
+        ledger.study.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE,
+                value=reached,
+                params={name: chance.random() for name in plan.space.names()},
+                distributions=plan.space.names(),
+                user_attrs={HISTORY: pack(history)},
+                intermediate_values={e.epoch: e.metrics["val/accuracy"] for e in history},
+            )
+        )
+    ledger.close()
+
+
+if __name__ == "__main__":
+    fill(Path(sys.argv[1]), int(sys.argv[2]))

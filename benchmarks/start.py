@@ -1,0 +1,93 @@
+"""How long one waits after typing a line.
+
+Claim: `overnight tune` trains its first step before a script that only imports what it needs would have begun.
+
+Workload: `overnight --help`; `overnight status` on a finished study of two trials; `overnight tune` on the digits from
+an empty home to its first training step, which the model stamps: a subclass of our MLP, named by model._target_, that
+writes the time down when it is first asked to train on a batch. All from the start of the Python interpreter.
+
+Peer: `python -c "import torch, pytorch_lightning, mlflow, optuna"`, the imports alone. A round is run before the
+ones that count, so that every file is in the system's cache for both.
+
+Gate: help names its commands, status says that the study is done, the tuned trial is complete in the ledger and
+FINISHED in MLflow with its metrics.
+
+Limit: first training step at most 0.8 times the peer's imports; --help at most 0.5 s; status at most 1.5 s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import stored
+from benchmarks.commands import python
+from benchmarks.gaps import STAMPS, first_stamp
+from benchmarks.interleave import Benchmark, Figure, Measured, Round, require
+
+HELP, STATUS, TUNE, PEER = "help", "status", "tune", "imports alone"
+
+
+def benchmark(quick: bool) -> Benchmark:
+    looked_at: list[Path] = []
+
+    def prepare(kept: Path) -> None:
+        looked_at.append(kept)
+        for name in ("seen", "warm"):
+            (kept / name).mkdir()
+        _tune(kept / "seen", trials=2)
+        if not quick:
+            _imports(kept / "warm")
+
+    return Benchmark(
+        "start",
+        __doc__ or "",
+        {HELP: _help, STATUS: lambda folder: _status(folder, looked_at[0] / "seen"), TUNE: _tune, PEER: _imports},
+        gate,
+        [
+            Figure("first training step over the peer's imports", "", lambda r: r[TUNE]["step_s"] / r[PEER]["s"], 0.8),
+            Figure("--help", "s", lambda r: r[HELP]["s"], 0.5),
+            Figure("status", "s", lambda r: r[STATUS]["s"], 1.5),
+            Figure("tune to the first training step", "s", lambda r: r[TUNE]["step_s"]),
+            Figure("the peer's imports", "s", lambda r: r[PEER]["s"]),
+        ],
+        round_s=25,
+        prepare=prepare,
+        prepare_s=30,
+    )
+
+
+def gate(measured: Round) -> None:
+    require("tune" in measured[HELP]["said"], "--help does not name its commands")
+    require("start: done" in measured[STATUS]["said"], "status does not say that the study is done")
+    require([t.state for t in measured[TUNE]["trials"]] == ["COMPLETE"], "the tuned trial is not complete")
+    whole = [r for r in measured[TUNE]["runs"] if r.status == "FINISHED" and r.steps.get("val/accuracy") == 1]
+    require(len(whole) == 1, "the tuned trial is not whole in MLflow")
+
+
+def _help(folder: Path) -> Measured:
+    ran = python("-m", "overnight", "--help", folder=folder)
+    return {"s": ran.wall_s, "said": ran.output}
+
+
+def _status(folder: Path, home: Path) -> Measured:
+    ran = python("-m", "overnight", "status", "start", f"home={home}", folder=folder)
+    return {"s": ran.wall_s, "said": ran.output}
+
+
+def _tune(folder: Path, trials: int = 1) -> Measured:
+    stamps = folder / "stamps"
+    ran = python(
+        *("-m", "overnight", "tune", "study.name=start", f"study.trials={trials}", "trainer.max_epochs=1"),
+        *("model._target_=benchmarks.probes.FirstStep", f"home={folder}"),
+        folder=folder,
+        environment={STAMPS: str(stamps)},
+    )
+    return {
+        "step_s": first_stamp(stamps, "step") - ran.started_at,
+        "trials": stored.trials(folder / "ledger.db", "start"),
+        "runs": stored.trial_runs(folder / "mlflow.db"),
+    }
+
+
+def _imports(folder: Path) -> Measured:
+    return {"s": python("-c", "import torch, pytorch_lightning, mlflow, optuna", folder=folder).wall_s}

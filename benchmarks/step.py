@@ -1,0 +1,124 @@
+"""What a training step costs beyond PyTorch's own.
+
+Claim: our loop, Lightning's Trainer included, adds next to nothing to a bare training step.
+
+Workload: batches of 128 made-up pictures of 28x28 pixels in memory, an MLP with one hidden layer of 64, one with 512, and
+the CNN as it is configured by default; on the CPU with one thread, and on a GPU as well where there is one. Through
+`overnight.trial.fit`, callbacks, reports and all, as a trial runs it; the seconds from an epoch's start to its last
+batch, divided by its steps.
+
+Peer: the bare loop, in the same process, an epoch of ours and an epoch of it in turn: pick a batch, zero_grad, forward,
+cross_entropy, backward, step, with a copy of the same network and the same optimizer with the same options. Reported
+beside it, without a limit: somebody's own module with Lightning's automatic optimisation and self.log in its step.
+
+Gate: as many optimizer steps on both sides, and a training loss in the last epoch that is the same within a fifth and
+lower than at first.
+
+Limit: 1.10 times the bare step for MLP-64, 1.05 for MLP-512 and the CNN (medians over the pairs of a run).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.commands import python
+from benchmarks.interleave import Benchmark, Figure, Measured, Round, require
+
+BATCH = 128
+# name -> class, arguments, steps an epoch, limit
+NETS: dict[str, tuple[str, dict[str, Any], int, float | None]] = {
+    "MLP-64": ("mlp", {"hidden_sizes": [64]}, 200, 1.10),
+    "MLP-512": ("mlp", {"hidden_sizes": [512]}, 100, 1.05),
+    "CNN": ("cnn", {}, 40, 1.05),
+    "MLP-64 of somebody's own": ("own", {}, 200, None),
+}
+
+
+def benchmark(quick: bool) -> Benchmark:
+    devices = ["cpu", "cuda:0"] if _has_gpu() else ["cpu"]
+    sides = {
+        name if device == "cpu" else f"{name} on a GPU": partial(_measure, name, device, 3 if quick else 8)
+        for device in devices
+        for name in NETS
+    }
+    return Benchmark(
+        "step",
+        __doc__ or "",
+        sides,
+        gate,
+        [
+            *(
+                Figure(f"{side}, over bare", "", lambda r, s=side: r[s]["ratio"], NETS[side.split(" on a")[0]][3])  # type: ignore[misc]
+                for side in sides
+            ),
+            *(
+                Figure(f"{side}, a step {whose}", "ms", lambda r, s=side, k=whose: r[s][k])  # type: ignore[misc]
+                for side in sides
+                for whose in ("ours", "bare")
+            ),
+        ],
+        round_s=25 if quick else 45,
+    )
+
+
+def gate(measured: Round) -> None:
+    for side, found in measured.items():
+        require(
+            found["steps"] == found["bare_steps"] > 0, f"{side}: {found['steps']} steps, {found['bare_steps']} bare"
+        )
+        first, last, bare = found["first_loss"], found["loss"], found["bare_loss"]
+        require(last < first, f"{side}: the training loss did not fall: {first:.3f}, then {last:.3f}")
+        require(abs(last - bare) < 0.2 * bare, f"{side}: the training loss is {last:.3f}, and bare {bare:.3f}")
+
+
+def _has_gpu() -> bool:
+    from overnight.slots import slot_devices
+
+    return slot_devices(1)[0] != "cpu"
+
+
+def _measure(net: str, device: str, pairs: int, folder: Path) -> Measured:
+    answer = folder / "answer.json"
+    python("-m", "benchmarks.step", net, device, str(pairs), str(answer), folder=folder)
+    found: Measured = json.loads(answer.read_text())
+    ours, bare = found.pop("ours_s"), found.pop("bare_s")
+    return {
+        **found,
+        "ratio": statistics.median(a / b for a, b in zip(ours, bare, strict=True)),
+        "ours": statistics.median(ours) * 1000,
+        "bare": statistics.median(bare) * 1000,
+    }
+
+
+# In a process of its own ----------------------------------------------------------------------------------------------
+
+
+def train(net: str, device: str, pairs: int) -> dict[str, Any]:
+    """`pairs` epochs of ours, each with a bare one before it; the first pair is thrown away."""
+    from benchmarks import stepping
+    from overnight import plan as plans
+    from overnight.messages import TrialSpec
+    from overnight.trial.fit import fit
+
+    kind, arguments, steps, _ = NETS[net]
+    model = "mlp" if kind == "own" else kind
+    config = plans.make([f"model={model}", "search=none", f"trainer.max_epochs={pairs}"]).config({})
+    config["data"] = {"_target_": "benchmarks.stepping.Rows", "steps": steps, "batch_size": BATCH}
+    config["model"] |= arguments
+    config["model"]["_target_"] = f"benchmarks.stepping.Timed{kind.upper() if kind != 'own' else 'Own'}"
+    if kind == "own":
+        config["model"] = {"_target_": config["model"]["_target_"]}
+    spec = TrialSpec(
+        "step", 0, 0, config, "train/loss", "minimize", "last", Path("never written"), 1e9, device, keep_weights=False
+    )
+    fit(spec, stepping.Silence())
+    return stepping.found(steps)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[4]).write_text(json.dumps(train(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

@@ -1,0 +1,178 @@
+"""How many trials a night.
+
+Claim: a study runs nearly as fast as two bare training loops that keep nothing, and several times as fast as the pieces put
+together as their pages show.
+
+Workload: Fashion-MNIST (55,000 pictures to train on, 5,000 to validate, the same rows on every side), 12 fixed
+configurations of an MLP, one or two hidden layers of 32 to 256, ReLU, Adam at 1e-3, batch 128, 3 epochs, pixels
+standardised, the same way of drawing first weights. Two slots, no GPU. Where there is no Fashion-MNIST (in the folder
+that OVERNIGHT_DATA names, or in shared/data beside the checkout) scikit-learn's digits, enlarged to 28x28, shifted by
+chance and repeated to as many pictures, take its place, and the output says so.
+
+Sides, all in throughput_peers.py but ours:
+- ours: `overnight tune` on a study whose twelve trials were enqueued before; a process a trial.
+- ideal: two processes of one thread, the data as tensors in memory, fused Adam, a bare PyTorch loop; nothing is stored.
+- strong: two warm processes of one thread, the data as tensors in a TensorDataset and DataLoader, fused Adam,
+  Lightning's Trainer without bar, summary, checkpoints and sanity check, self.log an epoch, MLFlowLogger on SQLite,
+  Optuna on SQLite with a report an epoch.
+- stock: one process, Lightning's Trainer as it comes, torchvision with ToTensor and Normalize in a DataLoader, Optuna with
+  MLflowCallback. It takes minutes, so that each round gives it two of the twelve configurations, other ones each time, and
+  its time is a trial's mean times twelve.
+
+Every side is timed from its first trial's start to its last one's end, so imports, loading and opening of stores are out.
+Ours is a command that anybody can run, so its and the strong peer's whole time, from typing to prompt, is reported too.
+
+Gate: each configuration was trained for as many optimizer steps (ours says so in the weights of its best); its validation
+accuracy lies within 0.03 of ideal's, the mean over them within 0.01 (seed noise: three epochs of another seed differ by
+half as much); on ours and the strong side every trial is complete in Optuna and FINISHED in MLflow with train/loss,
+val/loss and val/accuracy of each epoch; MLflowCallback stores one value a trial, and that is there.
+
+Limit, in trials a second: at least 0.85 of ideal, 1.6 times strong, 8 times stock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from functools import partial
+from pathlib import Path
+
+from benchmarks import stored
+from benchmarks.commands import ROOT, python
+from benchmarks.interleave import Benchmark, Figure, Measured, Round, require
+
+# The first is the configuration as conf/model/mlp.yaml has it: a study's trial 0.
+CONFIGURATIONS = (
+    *([64], [32], [128], [256], [32, 32], [64, 64], [128, 128], [256, 256], [64, 32], [128, 64], [256, 128], [256, 64]),
+)
+METRICS = ("train/loss", "val/loss", "val/accuracy")
+SEED = 0  # of the split, as data.split_seed has it
+VALIDATION, BATCH = 5_000, 128
+CPU = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def benchmark(quick: bool) -> Benchmark:
+    configurations, epochs, share = (4, 1, 0.2) if quick else (12, 3, 1.0)
+    steps = epochs * math.ceil(round(share * 55_000) / BATCH)
+    turns = itertools.count()
+    root: list[Path] = []
+
+    def prepare(kept: Path) -> None:
+        root.append(pictures(kept))
+
+    def ours(folder: Path) -> Measured:
+        return _ours(folder, root[0], configurations, epochs, share)
+
+    def peer(side: str, folder: Path) -> Measured:
+        chosen = list(range(configurations))
+        if side == "stock":
+            chosen = chosen[next(turns) % (configurations // 2) :: configurations // 2][: 1 if quick else 2]
+        asked = {"root": str(root[0]), "chosen": chosen, "epochs": epochs, "share": share, "folder": str(folder)}
+        ran = python("-m", "benchmarks.throughput_peers", side, json.dumps(asked), folder=folder, environment=CPU)
+        found = json.loads((folder / "answer.json").read_text())
+        runs = stored.runs(folder / "mlflow.db") if (folder / "mlflow.db").exists() else []
+        return {**found, "runs": runs, "command_s": ran.wall_s, "a_trial_s": found["seconds"] / len(chosen)}
+
+    def faster(side: str, key: str = "a_trial_s"):  # type: ignore[no-untyped-def]
+        return lambda r: r[side][key] / r["ours"][key]
+
+    return Benchmark(
+        "throughput",
+        __doc__ or "",
+        {"ours": ours, **{side: partial(peer, side) for side in ("ideal", "strong", "stock")}},
+        partial(gate, configurations=configurations, epochs=epochs, steps=steps, quick=quick),
+        [
+            Figure("ours over ideal", "times", faster("ideal"), 0.85, least=True),
+            Figure("ours over strong", "times", faster("strong"), 1.6, least=True),
+            Figure("ours over stock", "times", faster("stock"), 8.0, least=True),
+            *(
+                Figure(f"{side}: {configurations} trials", "s", lambda r, s=side: r[s]["a_trial_s"] * configurations)  # type: ignore[misc]
+                for side in ("ours", "ideal", "strong", "stock")
+            ),
+            Figure("ours over strong, from typing to prompt", "times", faster("strong", "command_s")),
+            Figure("ours, from typing to prompt", "s", lambda r: r["ours"]["command_s"]),
+            Figure(
+                "accuracy: ours less ideal, mean over configurations",
+                "",
+                lambda r: _mean_difference(r["ours"]["accuracies"], r["ideal"]["accuracies"]),
+            ),
+        ],
+        prepare=prepare,
+        round_s=60 if quick else 170,
+    )
+
+
+def gate(measured: Round, configurations: int, epochs: int, steps: int, quick: bool) -> None:
+    ideal = measured["ideal"]["accuracies"]
+    for side, found in measured.items():
+        wanted = configurations if side != "stock" else len(found["accuracies"])
+        require(len(found["accuracies"]) == wanted > 0, f"{side}: {len(found['accuracies'])} of {wanted} trials")
+        require(set(found["steps"]) == {steps}, f"{side}: trained for {found['steps']} steps instead of {steps}")
+        for name, accuracy in found["accuracies"].items():
+            apart = abs(accuracy - ideal[name])
+            require(
+                apart < (0.08 if quick else 0.03), f"{side} {name}: accuracy {accuracy:.3f}, ideal {ideal[name]:.3f}"
+            )
+        apart = abs(_mean_difference(found["accuracies"], ideal))
+        allowed = (0.04 if quick else 0.01) * math.sqrt(configurations / wanted)
+        require(apart < allowed, f"{side}: accuracies are {apart:.3f} from ideal's in the mean, allowed {allowed:.3f}")
+    for side in ("ours", "strong"):
+        whole = [
+            r
+            for r in measured[side]["runs"]
+            if r.status == "FINISHED" and all(r.steps.get(metric) == epochs for metric in METRICS) and r.params
+        ]
+        runs = len(measured[side]["runs"])
+        require(len(whole) == runs == configurations, f"{side}: {len(whole)} of {runs} runs are whole in MLflow")
+    runs = [r for r in measured["stock"]["runs"] if r.status == "FINISHED" and r.steps.get("val/accuracy")]
+    require(len(runs) == len(measured["stock"]["accuracies"]), f"stock: {len(runs)} runs in MLflow")
+
+
+def _mean_difference(mine: dict[str, float], theirs: dict[str, float]) -> float:
+    return sum(mine[name] - theirs[name] for name in mine) / len(mine)
+
+
+def _ours(home: Path, root: Path, configurations: int, epochs: int, share: float) -> Measured:
+    overrides = [
+        *("data=fashion_mnist", f"data.root={root}", f"data.subset={share}", f"data.batch_size={BATCH}"),
+        *("data.normalise=standard", "model=mlp", "search=hidden_sizes", "optimizer=adam", "optimizer.lr=1e-3"),
+        *("pruner=none", "slots=2", "study.name=throughput", f"study.trials={configurations}"),
+        *("study.metric=val/accuracy", "study.direction=maximize", f"trainer.max_epochs={epochs}", f"home={home}"),
+    ]
+    python("-m", "benchmarks.throughput_peers", "enqueue", json.dumps(overrides), folder=home, environment=CPU)
+    conf = str(ROOT / "benchmarks" / "conf")
+    ran = python("-m", "overnight", "tune", "--config-dir", conf, *overrides, folder=home, environment=CPU)
+    trials = [t for t in stored.trials(home / "ledger.db", "throughput") if t.state == "COMPLETE"]
+    (weights,) = home.glob("checkpoints/*/*/weights.ckpt")
+    show = f"import torch; print('steps', torch.load({str(weights)!r}, weights_only=True)['global_step'])"
+    said = python("-c", show, folder=home).output
+    seconds = max(t.ended_at for t in trials) - min(t.started_at for t in trials)
+    return {
+        "seconds": seconds,
+        "a_trial_s": seconds / len(trials),
+        "command_s": ran.wall_s,
+        "accuracies": {_sizes(t): t.value for t in trials},
+        "steps": [int(said.rpartition("steps ")[2])],
+        "runs": stored.trial_runs(home / "mlflow.db"),
+    }
+
+
+def _sizes(trial: stored.Trial) -> str:
+    name, params = "model.hidden_sizes", trial.params
+    return name_of([int(params[f"{name}.{i}"]) for i in range(int(params[f"{name}.length"]))])
+
+
+def name_of(sizes: list[int]) -> str:
+    return "-".join(map(str, sizes))
+
+
+def pictures(kept: Path) -> Path:
+    """The folder that holds FashionMNIST/raw: the real one, or one made of enlarged digits."""
+    for folder in (os.environ.get("OVERNIGHT_DATA"), ROOT.parent / "shared" / "data"):
+        if folder and (Path(folder) / "FashionMNIST" / "raw" / "train-images-idx3-ubyte").exists():
+            return Path(folder).absolute()
+    print("  no Fashion-MNIST here: enlarged digits in its place", flush=True)
+    python("-m", "benchmarks.throughput_peers", "digits", json.dumps(str(kept)), folder=kept)
+    return kept

@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from benchmarks import overhead, results, scale, start, step, throughput
-from benchmarks.interleave import Benchmark, Clock, GateFailed, Summary, run, summarise
+from benchmarks.interleave import Clock, GateFailed, Summary, run, summarise
 
 ALL = {"throughput": throughput, "overhead": overhead, "start": start, "scale": scale, "step": step}
 

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
-# A mid-sized part of a command's lines are kept for a failure's message.
-_LAST_WORDS = 3000
+_LAST_WORDS = 3000  # characters of what a command that failed has printed
 _LINGER_S = 15.0
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -41,18 +42,17 @@ def python(
 ) -> Ran:
     """Run this interpreter with `arguments`; its scratch goes into `folder`. Raises RuntimeError where it fails.
 
-    The CPU time is the kernel's own sum. A trial is a child of the forkserver, not of ours, and outlives nobody; so
-    this process has the kernel hand it every orphan (PR_SET_CHILD_SUBREAPER), and waits for all: what a process took
-    then reaches us either through its parent, which waited for it, or directly. Nothing is sampled, nothing that ends
-    early is missed. Linux only; elsewhere orphans are missing from cpu_s, and `counts_all_cpu` is False.
+    The CPU time is the kernel's own sum. A trial is a child of the forkserver, and that outlives its parent: nobody
+    here could wait for them. So this process has the kernel hand it every orphan meanwhile (PR_SET_CHILD_SUBREAPER),
+    and waits for all: what a process took reaches us through its parent, which waited for it, or directly. Nothing is
+    sampled, nothing that ends early is missed. Linux only; elsewhere orphans are missing from cpu_s.
     """
-    if counts_all_cpu():
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    others = _children()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore", **(environment or {})}
     before = _children_cpu_s()
     log = folder / "output.txt"
-    with open(log, "ab") as output:
+    with _orphans_are_ours(), open(log, "ab") as output:
         started_at, started = time.time(), time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, env=variables, stdout=output, stderr=output, start_new_session=True
@@ -62,8 +62,8 @@ def python(
         wall_s = time.perf_counter() - started
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, timer)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    _bury_orphans()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        _bury_orphans(others)
     text = log.read_text(errors="replace")
     if process.returncode != 0:
         line = " ".join(arguments)
@@ -81,25 +81,39 @@ def _children_cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _alarm(pid: int, timeout_s: float) -> signal.Handlers:
+def _alarm(pid: int, timeout_s: float) -> object:
     def kill(*_: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
     before = signal.signal(signal.SIGALRM, kill)
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
-    return before  # type: ignore[return-value]
+    return before
 
 
-def _bury_orphans() -> None:
-    """Wait for what the command left behind; it ends by itself, or is ended."""
+@contextlib.contextmanager
+def _orphans_are_ours() -> Iterator[None]:
+    if not counts_all_cpu():
+        yield
+        return
+    library = ctypes.CDLL(None)
+    library.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        library.prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _bury_orphans(others: set[int]) -> None:
+    """Wait for what the command left behind, which ends by itself: all children but `others`, there before."""
     deadline = time.monotonic() + _LINGER_S
-    while True:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"a command left processes behind that were there {_LINGER_S:.0f} s later")
-            time.sleep(0.01)
+    while left := _children() - others:
+        for pid in left:
+            os.waitpid(pid, os.WNOHANG)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"a command left processes behind that were there {_LINGER_S:.0f} s later: {left}")
+        time.sleep(0.01)
+
+
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}

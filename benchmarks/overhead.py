@@ -50,7 +50,7 @@ def benchmark(quick: bool) -> Benchmark:
     def measured(run: object, folder: Path) -> Measured:
         short, long = folder / "short", folder / "long"
         short.mkdir(), long.mkdir()
-        less, more = run(few, short), run(many, long)  # type: ignore[operator]
+        less, more = run(few, short), run(many, long)
         found = {
             "cpu_s": (more.cpu_s - less.cpu_s) / (many - few),
             "whole_cpu_s": more.cpu_s / many,
@@ -78,7 +78,7 @@ def benchmark(quick: bool) -> Benchmark:
             Figure("empty slot, last word to first line", "ms", lambda r: r[OURS]["gap_ms"], 60),
             Figure("last epoch to first training step", "ms", lambda r: r[OURS]["training_gap_ms"]),
             *(
-                Figure(f"{side}: {what}", unit, lambda r, s=side, k=key, m=times: r[s][k] * m)  # type: ignore[misc]
+                Figure(f"{side}: {what}", unit, lambda r, s=side, k=key, m=times: r[s][k] * m)
                 for side in (OURS, PEER, STRONG)
                 for what, key, unit, times in (
                     ("CPU a trial", "cpu_s", "ms", 1000),

@@ -2,8 +2,8 @@
 
 Claim: our loop, Lightning's Trainer included, adds next to nothing to a bare training step.
 
-Workload: batches of 128 made-up pictures of 28x28 pixels in memory, an MLP with one hidden layer of 64, one with 512, and
-the CNN as it is configured by default; on the CPU with one thread, and on a GPU as well where there is one. Through
+Workload: batches of 128 made-up pictures of 28x28 pixels in memory, an MLP with one hidden layer of 64, one with 512,
+and the CNN as it is configured by default; on the CPU with one thread, and on a GPU as well where there is one. Through
 `overnight.trial.fit`, callbacks, reports and all, as a trial runs it; the seconds from an epoch's start to its last
 batch, divided by its steps.
 
@@ -53,11 +53,11 @@ def benchmark(quick: bool) -> Benchmark:
         gate,
         [
             *(
-                Figure(f"{side}, over bare", "", lambda r, s=side: r[s]["ratio"], NETS[side.split(" on a")[0]][3])  # type: ignore[misc]
+                Figure(f"{side}, over bare", "", lambda r, s=side: r[s]["ratio"], NETS[side.split(" on a")[0]][3])
                 for side in sides
             ),
             *(
-                Figure(f"{side}, a step {whose}", "ms", lambda r, s=side, k=whose: r[s][k])  # type: ignore[misc]
+                Figure(f"{side}, a step {whose}", "ms", lambda r, s=side, k=whose: r[s][k])
                 for side in sides
                 for whose in ("ours", "bare")
             ),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import sys
 import time
 import warnings
@@ -17,20 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SIDE = sys.argv[1] if __name__ == "__main__" else ""
-if SIDE in ("ideal", "strong"):  # before torch is imported: one thread a process, two processes
-    os.environ["OMP_NUM_THREADS"] = "1"
-
 import optuna
 import pytorch_lightning as pl
 import torch
+from overnight.models.activations import initialise
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import datasets, transforms
 
-from benchmarks.throughput import BATCH, CONFIGURATIONS, METRICS, SEED, VALIDATION, name_of
-from overnight.models.activations import initialise
+from benchmarks.throughput import BATCH, CONFIGURATIONS, SEED, VALIDATION, name_of
 
 CLASSES = 10
 
@@ -216,7 +211,7 @@ def stock(asked: Asked) -> None:
     study = optuna.create_study(study_name="throughput", direction="maximize")
     callback = MLflowCallback(tracking_uri=asked.tracking, metric_name="val/accuracy")
     study.optimize(objective, n_trials=len(asked.chosen), callbacks=[callback])
-    times = [(t.datetime_start.timestamp(), t.datetime_complete.timestamp()) for t in study.trials]  # type: ignore[union-attr]
+    times = [(t.datetime_start.timestamp(), t.datetime_complete.timestamp()) for t in study.trials]
     answer(asked, done, times)
 
 
@@ -312,4 +307,4 @@ def main(side: str, given: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(SIDE, json.loads(sys.argv[2]))
+    main(sys.argv[1], json.loads(sys.argv[2]))

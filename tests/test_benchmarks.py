@@ -1,0 +1,94 @@
+"""The benchmarks' own rules: no figure without its gate, gaps by slot, every process's CPU counted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are no part of the wheel
+
+from benchmarks import __main__ as command
+from benchmarks import commands, gaps, overhead, stored
+from benchmarks.interleave import Benchmark, Clock, Figure, GateFailed, require, run, summarise
+
+
+def a_benchmark(seconds: list[float], **others: Any) -> Benchmark:
+    """One side that takes what `seconds` says, round by round, against one that takes 2 s."""
+    left = iter(seconds)
+    return Benchmark(
+        "made-up",
+        "",
+        {"a": lambda _: {"s": next(left)}, "b": lambda _: {"s": 2.0}},
+        others.pop("gate", lambda _: None),
+        [Figure("a over b", "", lambda r: r["a"]["s"] / r["b"]["s"], **others)],
+        round_s=1,
+    )
+
+
+def rounds_of(benchmark: Benchmark, repeats: int) -> list[dict[str, Any]]:
+    return run(benchmark, Clock([benchmark], repeats), lambda _: None)
+
+
+def test_ratios_are_taken_within_a_round_and_summed_up_by_median_and_quartiles() -> None:
+    benchmark = a_benchmark([1.0, 2.0, 3.0, 4.0, 50.0], limit=1.5)
+    (summary,) = summarise(benchmark.figures, rounds_of(benchmark, 5))
+    assert (summary.median, summary.low, summary.high) == (1.5, 1.0, 2.0)
+    assert summary.met
+
+
+def test_a_limit_may_be_a_least() -> None:
+    benchmark = a_benchmark([1.0, 1.0], limit=0.85, least=True)
+    (summary,) = summarise(benchmark.figures, rounds_of(benchmark, 2))
+    assert summary.met is False
+
+
+def test_a_benchmark_whose_gate_fails_prints_no_figure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gate(measured: Any) -> None:
+        require(measured["a"]["s"] < 2, "a did other work")
+
+    class Room:
+        @staticmethod
+        def benchmark(_: bool) -> Benchmark:
+            return a_benchmark([1.0, 3.0], gate=gate)
+
+    monkeypatch.setattr(command, "ALL", {"made-up": Room})
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "made-up"])
+    assert command.main() == 1
+    said = capsys.readouterr().out
+    assert "its gate failed: a did other work" in said
+    assert "a over b" not in said
+
+
+def test_the_overhead_gate_wants_every_trial_and_every_run_whole() -> None:
+    params = {f"model.{name}": 0.5 for name in "abcde"}
+    trial = stored.Trial(0, "COMPLETE", 0.1, params, overhead.EPOCHS, 0.0, 1.0)
+    run = stored.Run(
+        "1", "FINISHED", {}, dict.fromkeys(params, "0.5"), dict.fromkeys(overhead.METRICS, overhead.EPOCHS)
+    )
+    overhead.gate({"ours": {"trials": [trial], "runs": [run]}}, many=1)
+    torn = stored.Run("1", "FINISHED", {}, run.params, {**run.steps, "val/loss": overhead.EPOCHS - 1})
+    with pytest.raises(GateFailed, match="0 of 1 runs are whole"):
+        overhead.gate({"ours": {"trials": [trial], "runs": [torn]}}, many=1)
+
+
+def test_a_gap_runs_from_a_trials_last_word_to_the_trial_that_takes_its_slot(tmp_path: Path) -> None:
+    path = tmp_path / "stamps"
+    path.write_text("first 1 10.0\nfirst 2 10.1\nlast 2 11.0\nfirst 3 11.05\nlast 1 12.0\nlast 3 12.5\nfirst 4 12.02\n")
+    assert gaps.gaps_ms(path, "last", "first") == pytest.approx([50, 20])
+
+
+@pytest.mark.skipif(not commands.counts_all_cpu(), reason="orphans are counted on Linux alone")
+def test_the_cpu_of_a_process_that_outlived_its_parent_is_counted(tmp_path: Path) -> None:
+    burn = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    while time.process_time() < 0.3: pass\n"
+    ran = commands.python("-c", burn, folder=tmp_path)
+    assert ran.cpu_s > 0.3
+
+
+def test_a_command_that_fails_says_what_it_printed(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="out of luck"):
+        commands.python("-c", "raise SystemExit('out of luck')", folder=tmp_path)

@@ -10,10 +10,10 @@ Sides: ours, `overnight tune` with as many slots as there are cores; the peer, o
 study.ask, trial.suggest_float, trial.report, trial.should_prune, study.tell on SQLite and MlflowClient.log_metric on
 SQLite directly, once a metric and epoch; and the strong peer, the same with one MlflowClient.log_batch an epoch.
 
-CPU seconds a trial are what the kernel counted for the command and every process that came of it (see commands.py), the
-forkserver and its forks too; a study of 20 trials is run beside the one of 200, and the difference divided by 180, so
-that imports and the creation of the stores, which a study pays once, are out on every side. The whole command's CPU is
-reported too.
+CPU seconds a trial are what the kernel counted for the command and every process that came of it (see commands.py),
+the forkserver and its forks too. Imports and the creation of the stores, which a study pays once, are out on every
+side: a peer reads its own CPU clock before its loop; of ours a study of 20 trials is run too, and the difference to 200
+divided by 180. The whole command's CPU, divided by 200, is reported beside it.
 
 A slot is empty from the moment a trial says its last word (`Finished` on the pipe, stamped in the trial's process
 just before it is sent) to the first line of a person's code in the trial that takes the slot, the constructor of its
@@ -28,8 +28,10 @@ Limit: CPU a trial at most 1.0 times the peer's; an empty slot at most 60 ms, me
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -47,30 +49,35 @@ OURS, PEER, STRONG = "ours", "log_metric", "log_batch"
 def benchmark(quick: bool) -> Benchmark:
     few, many = (4, 12) if quick else (20, 200)
 
-    def measured(run: object, folder: Path) -> Measured:
+    def ours(folder: Path) -> Measured:
         short, long = folder / "short", folder / "long"
-        short.mkdir(), long.mkdir()
-        less, more = run(few, short), run(many, long)
-        found = {
-            "cpu_s": (more.cpu_s - less.cpu_s) / (many - few),
-            "whole_cpu_s": more.cpu_s / many,
-            "wall_s": (more.wall_s - less.wall_s) / (many - few),
-            "trials": stored.trials(long / "ledger.db", "overhead"),
-            "runs": stored.trial_runs(long / "mlflow.db"),
+        short.mkdir()
+        long.mkdir()
+        less = tune_nothing(short, "overhead", few, EPOCHS)
+        ran = tune_nothing(long, "overhead", many, EPOCHS)
+        return {
+            "cpu_s": (ran.cpu_s - less.cpu_s) / (many - few),
+            "whole_cpu_s": ran.cpu_s / many,
+            "wall_s": (ran.wall_s - less.wall_s) / (many - few),
+            "gap_ms": statistics.median(gaps_ms(long / "stamps", "last", "first")),
+            "training_gap_ms": statistics.median(gaps_ms(long / "stamps", "epoch", "step")),
+            **kept(long, "overhead"),
         }
-        if (path := long / "stamps").exists():
-            found["gap_ms"] = statistics.median(gaps_ms(path, "last", "first"))
-            found["training_gap_ms"] = statistics.median(gaps_ms(path, "epoch", "step"))
-        return found
+
+    def peer(how: str, folder: Path) -> Measured:
+        ran = python("-m", "benchmarks.overhead", how, str(many), str(folder), folder=folder)
+        before = json.loads((folder / "before.json").read_text())
+        return {
+            "cpu_s": (ran.cpu_s - before["cpu_s"]) / many,
+            "whole_cpu_s": ran.cpu_s / many,
+            "wall_s": (ran.started_at + ran.wall_s - before["at"]) / many,
+            **kept(folder, "overhead"),
+        }
 
     return Benchmark(
         "overhead",
         __doc__ or "",
-        {
-            OURS: partial(measured, _ours),
-            PEER: partial(measured, partial(_peer, "log_metric")),
-            STRONG: partial(measured, partial(_peer, "log_batch")),
-        },
+        {OURS: ours, PEER: partial(peer, PEER), STRONG: partial(peer, STRONG)},
         partial(gate, many=many),
         [
             Figure(f"CPU a trial, ours over {PEER}", "", lambda r: r[OURS]["cpu_s"] / r[PEER]["cpu_s"], 1.0),
@@ -106,8 +113,9 @@ def gate(measured: Round, many: int) -> None:
         require(len(written) == len(runs) == many, f"{side}: {len(written)} of {many} runs are whole in MLflow")
 
 
-def _ours(trials: int, folder: Path) -> Ran:
-    return tune_nothing(folder, "overhead", trials, EPOCHS)
+def kept(home: Path, study: str) -> Measured:
+    """What a study left behind."""
+    return {"trials": stored.trials(home / "ledger.db", study), "runs": stored.trial_runs(home / "mlflow.db")}
 
 
 def nothing_overrides(home: Path, study: str, trials: int, epochs: int, *more: str) -> list[str]:
@@ -124,13 +132,8 @@ def tune_nothing(home: Path, study: str, trials: int, epochs: int, *more: str) -
     return python("-m", "overnight", "tune", "--config-dir", str(NOTHING), *line, folder=home, environment=stamps)
 
 
-def _peer(how: str, trials: int, folder: Path) -> Ran:
-    return python("-m", "benchmarks.overhead", how, str(trials), str(folder), folder=folder)
-
-
-def peer(how: str, trials: int, folder: Path) -> None:
-    """Optuna on SQLite, MLflow on SQLite, one loop."""
-    import time
+def call_directly(how: str, trials: int, folder: Path) -> None:
+    """Optuna on SQLite, MLflow on SQLite, one loop. Leaves in before.json what it took until the loop."""
     import warnings
 
     import optuna
@@ -148,6 +151,7 @@ def peer(how: str, trials: int, folder: Path) -> None:
     )
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.create_experiment("overhead", artifact_location=str(folder / "artifacts"))
+    (folder / "before.json").write_text(json.dumps({"cpu_s": time.process_time(), "at": time.time()}))
     for _ in range(trials):
         trial = study.ask()
         params = {f"model.{name}": trial.suggest_float(f"model.{name}", 0.0, 1.0) for name in "abcde"}
@@ -157,7 +161,7 @@ def peer(how: str, trials: int, folder: Path) -> None:
             done = (epoch + 1) / 100
             values = dict(zip(METRICS, (1 - done, 2 - done, done), strict=True))
             now = round(time.time() * 1000)
-            if how == "log_batch":
+            if how == STRONG:
                 client.log_batch(run, [Metric(name, value, now, epoch) for name, value in values.items()])
             else:
                 for name, value in values.items():
@@ -170,4 +174,4 @@ def peer(how: str, trials: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    peer(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    call_directly(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

@@ -30,11 +30,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from benchmarks import stored
 from benchmarks.commands import Ran, python
 from benchmarks.gaps import gaps_ms
 from benchmarks.interleave import Benchmark, Figure, Measured, Round, require
-from benchmarks.overhead import METRICS, NOTHING, nothing_overrides, tune_nothing
+from benchmarks.overhead import METRICS, NOTHING, kept, nothing_overrides, tune_nothing
 
 EPOCHS, ON, BROKEN = 50, 12, 20
 
@@ -45,9 +44,9 @@ def benchmark(quick: bool) -> Benchmark:
     homes: dict[int, Path] = {}
     filled: dict[str, float] = {}
 
-    def prepare(kept: Path) -> None:
+    def prepare(folder: Path) -> None:
         for trials in (few, many):
-            homes[trials] = kept / f"home-{trials}"
+            homes[trials] = folder / f"home-{trials}"
             homes[trials].mkdir()
             python("-m", "benchmarks.scale", str(homes[trials]), str(trials), folder=homes[trials])
             # One trial is still waiting: the start that runs it also writes MLflow from the ledger.
@@ -60,13 +59,13 @@ def benchmark(quick: bool) -> Benchmark:
             "gap_ms": statistics.median(gaps_ms(home / "stamps", "last", "first")),
             "peak_mib": ran.peak_mib,
             "filled_s": filled["s"],
-            **_kept(home),
+            **kept(home, "scale"),
         }
 
     def reconciling(broken: int, folder: Path) -> Measured:
         home = _copy(homes[many], folder)
         _break(home / "mlflow.db", broken)
-        return {"s": _tune(home, many + 1).wall_s, **_kept(home)}
+        return {"s": _tune(home, many + 1).wall_s, **kept(home, "scale")}
 
     def looking(*line: str, folder: Path) -> Measured:
         ran = python("-m", "overnight", *line, f"home={homes[many]}", folder=folder)
@@ -139,13 +138,6 @@ def _copy(home: Path, folder: Path) -> Path:
     for file in home.glob("*.db*"):
         shutil.copy(file, copied)
     return copied
-
-
-def _kept(home: Path) -> Measured:
-    return {
-        "trials": stored.trials(home / "ledger.db", "scale"),
-        "runs": stored.trial_runs(home / "mlflow.db"),
-    }
 
 
 def _break(database: Path, runs: int) -> None:

@@ -42,7 +42,7 @@ NETS: dict[str, tuple[str, dict[str, Any], int, float | None]] = {
 def benchmark(quick: bool) -> Benchmark:
     devices = ["cpu", "cuda:0"] if _has_gpu() else ["cpu"]
     sides = {
-        name if device == "cpu" else f"{name} on a GPU": partial(_measure, name, device, 3 if quick else 8)
+        name if device == "cpu" else f"{name} on a GPU": partial(_measure, name, device, 3 if quick else 7)
         for device in devices
         for name in NETS
     }

@@ -36,6 +36,7 @@ def main() -> int:
         except GateFailed as error:
             failed.append(f"{benchmark.name}: no figure, its gate failed: {error}")
             clock.failed.add(benchmark.name)
+            clock.round_began = None
             say(failed[-1])
         else:
             say(results.table(found[benchmark.name]))

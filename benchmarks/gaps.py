@@ -8,9 +8,9 @@ from pathlib import Path
 STAMPS = "OVERNIGHT_STAMPS"
 
 
-def first_stamp(path: Path, what: str) -> float:
-    """When the first of its kind was left, in seconds since 1970."""
-    return min(at for times in _times(path, what).values() for at in times)
+def first_stamp(path: Path, what: str, since: float) -> float:
+    """When the first of its kind was left; both in seconds since 1970."""
+    return min(at for times in _times(path, what).values() for at in times if at >= since)
 
 
 def gaps_ms(path: Path, last: str, first: str) -> list[float]:

@@ -76,6 +76,7 @@ class Clock:
     took: dict[str, list[float]] = field(default_factory=dict)
     prepared: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
+    round_began: float | None = None
 
     def left(self) -> str:
         seconds = 0.0
@@ -85,6 +86,8 @@ class Clock:
             took = self.took.get(b.name, [])
             seconds += (self.repeats - len(took)) * (statistics.mean(took) if took else b.round_s)
             seconds += 0.0 if b.name in self.prepared else b.prepare_s
+        if self.round_began is not None:
+            seconds -= time.monotonic() - self.round_began
         return f"about {max(seconds, 0) / 60:.0f} min left" if seconds > 90 else f"about {max(seconds, 0):.0f} s left"
 
 
@@ -99,7 +102,7 @@ def run(benchmark: Benchmark, clock: Clock, say: Callable[[str], None]) -> list[
 
 
 def _round(benchmark: Benchmark, kept: Path, number: int, clock: Clock, say: Callable[[str], None]) -> Round:
-    started = time.monotonic()
+    clock.round_began = started = time.monotonic()
     measured: Round = {}
     for side, measure in benchmark.sides.items():
         folder = kept / f"{side.replace(' ', '-')}-{number}"
@@ -110,6 +113,7 @@ def _round(benchmark: Benchmark, kept: Path, number: int, clock: Clock, say: Cal
         say(f"  round {number + 1} of {clock.repeats}, {side}: {time.monotonic() - began:.0f} s; {clock.left()}")
     benchmark.gate(measured)
     clock.took.setdefault(benchmark.name, []).append(time.monotonic() - started)
+    clock.round_began = None
     return measured
 
 

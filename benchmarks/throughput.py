@@ -10,7 +10,7 @@ that OVERNIGHT_DATA names, or in shared/data beside the checkout) scikit-learn's
 chance and repeated to as many pictures, take its place, and the output says so.
 
 Sides, all in throughput_peers.py but ours:
-- ours: `overnight tune` on a study whose twelve trials were enqueued before; a process a trial.
+- ours: `overnight tune` with the configurations in study.enqueue; a process a trial.
 - ideal: two processes of one thread, the data as tensors in memory, fused Adam, a bare PyTorch loop; nothing is stored.
 - strong: two warm processes of one thread, the data as tensors in a TensorDataset and DataLoader, fused Adam,
   Lightning's Trainer without bar, summary, checkpoints and sanity check, self.log an epoch, MLFlowLogger on SQLite,
@@ -140,10 +140,12 @@ def _ours(home: Path, root: Path, configurations: int, epochs: int, share: float
     overrides = [
         *("data=fashion_mnist", f"data.root={root}", f"data.subset={share}", f"data.batch_size={BATCH}"),
         *("data.normalise=standard", "model=mlp", "search=hidden_sizes", "optimizer=adam", "optimizer.lr=1e-3"),
+        "study.enqueue=["
+        + ",".join(f"{{model.hidden_sizes:{sizes}}}" for sizes in CONFIGURATIONS[1:configurations])
+        + "]",
         *("pruner=none", "slots=2", "study.name=throughput", f"study.trials={configurations}"),
         *("study.metric=val/accuracy", "study.direction=maximize", f"trainer.max_epochs={epochs}", f"home={home}"),
     ]
-    python("-m", "benchmarks.throughput_peers", "enqueue", json.dumps(overrides), folder=home, environment=CPU)
     conf = str(ROOT / "benchmarks" / "conf")
     ran = python("-m", "overnight", "tune", "--config-dir", conf, *overrides, folder=home, environment=CPU)
     trials = [t for t in stored.trials(home / "ledger.db", "throughput") if t.state == "COMPLETE"]

@@ -19,13 +19,13 @@ from typing import Any
 import optuna
 import pytorch_lightning as pl
 import torch
-from overnight.models.activations import initialise
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import datasets, transforms
 
 from benchmarks.throughput import BATCH, CONFIGURATIONS, SEED, VALIDATION, name_of
+from overnight.models.activations import initialise
 
 CLASSES = 10
 
@@ -253,20 +253,6 @@ def answer(asked: Asked, done: list[Told], times: list[tuple[float, float]]) -> 
 # What is done before the clock runs -----------------------------------------------------------------------------------
 
 
-def enqueue(overrides: list[str]) -> None:
-    """Put the fixed configurations but the first, which is the written one, into the ledger of a study of ours."""
-    from benchmarks.commands import ROOT
-    from overnight import plan as plans
-    from overnight.study import open_study
-
-    plan = plans.make(overrides, ROOT / "benchmarks" / "conf")
-    ledger, _ = open_study(plan)
-    for sizes in CONFIGURATIONS[1 : plan.settings.study.trials]:
-        entries = {f"model.hidden_sizes.{i}": size for i, size in enumerate(sizes)}
-        ledger.study.enqueue_trial({"model.hidden_sizes.length": len(sizes), **entries})
-    ledger.close()
-
-
 def enlarged_digits(folder: str) -> None:
     """Write FashionMNIST's four files, filled with digits of 28x28 pixels."""
     import numpy as np
@@ -289,9 +275,7 @@ def enlarged_digits(folder: str) -> None:
 
 
 def main(side: str, given: Any) -> None:
-    if side == "enqueue":
-        enqueue(given)
-    elif side == "digits":
+    if side == "digits":
         enlarged_digits(given)
     elif side == "stock":
         stock(Asked(**given))

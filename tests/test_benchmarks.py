@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks are no part of the wheel
 
 from benchmarks import __main__ as command
-from benchmarks import commands, gaps, overhead, stored
+from benchmarks import commands, gaps, overhead, stored, throughput
 from benchmarks.interleave import Benchmark, Clock, Figure, GateFailed, require, run, summarise
 
 
@@ -92,3 +92,29 @@ def test_the_cpu_of_a_process_that_outlived_its_parent_is_counted(tmp_path: Path
 def test_a_command_that_fails_says_what_it_printed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="out of luck"):
         commands.python("-c", "raise SystemExit('out of luck')", folder=tmp_path)
+
+
+def a_throughput_round(**changed: Any) -> dict[str, Any]:
+    """Two configurations, three epochs of 430 steps, as `throughput` measures them; `changed` is of our side."""
+    accuracies = {"64": 0.86, "32": 0.85}
+    params, steps = {"model.hidden_sizes.0": "64"}, dict.fromkeys(throughput.METRICS, 3)
+    runs = [stored.Run(name, "FINISHED", {}, params, steps) for name in accuracies]
+    side = {"accuracies": accuracies, "steps": [1290], "runs": runs}
+    return {"ours": {**side, **changed}, "ideal": side, "strong": side, "stock": side}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"steps": [860]}, r"ours: trained for \[860\] steps instead of 1290"),
+        ({"accuracies": {"64": 0.81, "32": 0.85}}, "ours 64: accuracy 0.810, ideal 0.860"),
+        ({"accuracies": {"64": 0.84, "32": 0.83}}, "ours: accuracies are 0.020 from ideal's in the mean"),
+        ({"accuracies": {"64": 0.86}}, "ours: 1 of 2 trials"),
+        ({"runs": []}, "ours: 0 of 0 runs are whole in MLflow"),
+    ],
+)
+def test_the_throughput_gate_wants_the_same_training_and_everything_stored(changed: dict[str, Any], said: str) -> None:
+    sizes = {"configurations": 2, "epochs": 3, "steps": 1290, "quick": False}
+    throughput.gate(a_throughput_round(), **sizes)
+    with pytest.raises(GateFailed, match=said):
+        throughput.gate(a_throughput_round(**changed), **sizes)

@@ -1,7 +1,7 @@
 """`python -m benchmarks [--quick] [--repeats N] [NAME ...]`: run benchmarks, print their figures, write RESULTS.md.
 
-Exit code 1 where a gate failed: the sides did not do the same work, so that there is no figure. A limit that is missed
-is printed as missed and is no failure: on a machine that others use as well, that would say more about them.
+Exit code 1 where a gate failed or a side did not run: then there is nothing to compare, and no figure. A limit that is
+missed is printed as missed and is no failure: on a machine that others use as well, that would say more about them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def main() -> int:
     for benchmark in benchmarks:
         try:
             found[benchmark.name] = summarise(benchmark.figures, run(benchmark, clock, say))
-        except GateFailed as error:
-            failed.append(f"{benchmark.name}: no figure, its gate failed: {error}")
+        except (GateFailed, RuntimeError) as error:  # a command of one side may fail outright
+            why = "its gate failed" if isinstance(error, GateFailed) else "a side did not run"
+            failed.append(f"{benchmark.name}: no figure, {why}: {error}")
             clock.failed.add(benchmark.name)
             clock.round_began = None
             say(failed[-1])

@@ -13,15 +13,15 @@ def first_stamp(path: Path, what: str, since: float) -> float:
     return min(at for times in _times(path, what).values() for at in times if at >= since)
 
 
-def gaps_ms(path: Path, last: str, first: str) -> list[float]:
+def gaps_ms(path: Path, slots: int, last: str, first: str) -> list[float]:
     """From each trial's last stamp `last` to the first stamp `first` of the trial that took its slot, in milliseconds.
 
     Which trial took which slot needs no telling: a slot that is freed goes to the next trial there is. So the first
-    trial to end makes room for the first that starts beyond the slots, the second to end for the second, and so on.
+    trial to end makes room for the first that starts beyond the `slots`, the second to end for the second, and so on;
+    and as no trial starts without a slot, none of these is negative.
     """
     ends = sorted(max(times) for times in _times(path, last).values())
     starts = sorted(min(times) for times in _times(path, first).values())
-    slots = sum(start < ends[0] for start in starts)
     return [(start - end) * 1000 for end, start in zip(ends, starts[slots:], strict=False)]
 
 

@@ -6,7 +6,7 @@ Optuna and MLflow from one loop does; and a slot is hardly empty between two tri
 Workload: 200 trials that train nothing, 5 floating-point parameters (multivariate, grouped TPE), 10 epochs with three
 metrics each, the median pruner asked after each; its answer is never yes, as all trials report the same.
 
-Sides: ours, `overnight tune` with as many slots as there are cores; the peer, one process that calls
+Sides: ours, `overnight tune` with two slots; the peer, one process that calls
 study.ask, trial.suggest_float, trial.report, trial.should_prune, study.tell on SQLite and MlflowClient.log_metric on
 SQLite directly, once a metric and epoch; and the strong peer, the same with one MlflowClient.log_batch an epoch.
 
@@ -40,7 +40,7 @@ from benchmarks.commands import ROOT, Ran, python
 from benchmarks.gaps import STAMPS, gaps_ms
 from benchmarks.interleave import Benchmark, Figure, Measured, Round, require
 
-EPOCHS = 10
+EPOCHS, SLOTS = 10, 2
 METRICS = ("train/loss", "val/loss", "val/accuracy")
 NOTHING = ROOT / "benchmarks" / "conf"
 OURS, PEER, STRONG = "ours", "log_metric", "log_batch"
@@ -58,8 +58,8 @@ def benchmark(quick: bool) -> Benchmark:
         return {
             "cpu_s": (ran.cpu_s - less.cpu_s) / (many - few),
             "whole_cpu_s": ran.cpu_s / many,
-            "gap_ms": statistics.median(gaps_ms(long / "stamps", "last", "first")),
-            "training_gap_ms": statistics.median(gaps_ms(long / "stamps", "epoch", "step")),
+            "gap_ms": statistics.median(gaps_ms(long / "stamps", SLOTS, "last", "first")),
+            "training_gap_ms": statistics.median(gaps_ms(long / "stamps", SLOTS, "epoch", "step")),
             **kept(long, "overhead"),
         }
 
@@ -98,6 +98,7 @@ def benchmark(quick: bool) -> Benchmark:
 
 def gate(measured: Round, many: int) -> None:
     for side, found in measured.items():
+        require(found.get("gap_ms", 1) > 0, f"{side}: a trial began before its slot was free")
         trials, runs = found["trials"], found["runs"]
         whole = [t for t in trials if t.state == "COMPLETE" and len(t.params) == 5 and t.reports == EPOCHS]
         require(len(whole) == len(trials) == many, f"{side}: {len(whole)} of {many} trials are whole in the ledger")
@@ -120,7 +121,14 @@ def kept(home: Path, study: str) -> Measured:
 
 def nothing_overrides(home: Path, study: str, trials: int, epochs: int, *more: str) -> list[str]:
     return [
-        *("model=nothing", "data=nothing", "preflight=never", "study.metric=val/accuracy", "study.direction=maximize"),
+        *(
+            "model=nothing",
+            "data=nothing",
+            "preflight=never",
+            f"slots={SLOTS}",
+            "study.metric=val/accuracy",
+            "study.direction=maximize",
+        ),
         *(f"study.name={study}", f"study.trials={trials}", f"trainer.max_epochs={epochs}", f"home={home}", *more),
     ]
 

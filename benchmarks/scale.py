@@ -33,7 +33,7 @@ from pathlib import Path
 from benchmarks.commands import Ran, python
 from benchmarks.gaps import gaps_ms
 from benchmarks.interleave import Benchmark, Figure, Measured, Round, require
-from benchmarks.overhead import METRICS, NOTHING, kept, nothing_overrides, tune_nothing
+from benchmarks.overhead import METRICS, NOTHING, SLOTS, kept, nothing_overrides, tune_nothing
 
 EPOCHS, ON, BROKEN = 50, 12, 20
 
@@ -56,7 +56,7 @@ def benchmark(quick: bool) -> Benchmark:
         home = _copy(homes[trials], folder)
         ran = _tune(home, trials + on)
         return {
-            "gap_ms": statistics.median(gaps_ms(home / "stamps", "last", "first")),
+            "gap_ms": statistics.median(gaps_ms(home / "stamps", SLOTS, "last", "first")),
             "peak_mib": ran.peak_mib,
             "filled_s": filled["s"],
             **kept(home, "scale"),

@@ -26,7 +26,7 @@ from benchmarks.commands import python
 from benchmarks.gaps import STAMPS, first_stamp
 from benchmarks.interleave import Benchmark, Figure, Measured, Round, require
 
-HELP, STATUS, TUNE, BOLD, PEER = "help", "status", "tune", "tune preflight=never", "imports alone"
+HELP, STATUS, TUNE, BOLD, PEER = "help", "status", "tune", "tune unrehearsed", "imports alone"
 
 
 def benchmark(quick: bool) -> Benchmark:

@@ -79,7 +79,7 @@ def test_the_overhead_gate_wants_every_trial_and_every_run_whole() -> None:
 def test_a_gap_runs_from_a_trials_last_word_to_the_trial_that_takes_its_slot(tmp_path: Path) -> None:
     path = tmp_path / "stamps"
     path.write_text("first 1 10.0\nfirst 2 10.1\nlast 2 11.0\nfirst 3 11.05\nlast 1 12.0\nlast 3 12.5\nfirst 4 12.02\n")
-    assert gaps.gaps_ms(path, "last", "first") == pytest.approx([50, 20])
+    assert gaps.gaps_ms(path, 2, "last", "first") == pytest.approx([50, 20])
 
 
 @pytest.mark.skipif(not commands.counts_all_cpu(), reason="orphans are counted on Linux alone")
@@ -118,3 +118,9 @@ def test_the_throughput_gate_wants_the_same_training_and_everything_stored(chang
     throughput.gate(a_throughput_round(), **sizes)
     with pytest.raises(GateFailed, match=said):
         throughput.gate(a_throughput_round(**changed), **sizes)
+
+
+def test_a_trial_that_ends_before_the_other_slots_first_one_starts_confuses_no_gap(tmp_path: Path) -> None:
+    path = tmp_path / "stamps"
+    path.write_text("first 1 10.0\nlast 1 10.2\nfirst 2 10.3\nfirst 3 10.31\nlast 2 11.0\nfirst 4 11.02\n")
+    assert gaps.gaps_ms(path, 2, "last", "first") == pytest.approx([110, 20])

@@ -73,8 +73,8 @@ class Timed(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         self.ours_s.append(self._clock() - self._started)
         super().on_train_epoch_end()
-        self.losses.append(self._loss_of(self.net))
-        self.bare_losses.append(self._loss_of(self._bare))
+        self.losses.append(self._timed_loss(self.net))
+        self.bare_losses.append(self._timed_loss(self._bare))
 
     def _bare_epoch(self) -> float:
         data, net, optimizer = self.trainer.datamodule, self._bare, self._bare_optimizer
@@ -96,7 +96,7 @@ class Timed(pl.LightningModule):
         return time.perf_counter()
 
     @torch.no_grad()
-    def _loss_of(self, net: nn.Module) -> float:
+    def _timed_loss(self, net: nn.Module) -> float:
         data = self.trainer.datamodule
         return float(cross_entropy(net(data.inputs[:2000].to(self.device)), data.targets[:2000].to(self.device)))
 

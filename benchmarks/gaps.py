@@ -1,4 +1,4 @@
-"""How long slots stood empty, from the stamps that trials left (see probes.py)."""
+"""What the stamps tell that trials left (see probes.py): above all, how long slots stood empty."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ def first_stamp(path: Path, what: str, since: float) -> float:
     return min(at for times in _times(path, what).values() for at in times if at >= since)
 
 
+def counts(path: Path, what: str) -> list[int]:
+    """The numbers of the stamps that count something: `what`=NUMBER."""
+    kinds = (line.split()[0].partition("=") for line in path.read_text().splitlines())
+    return [int(number) for kind, _, number in kinds if kind == what]
+
+
 def gaps_ms(path: Path, slots: int, last: str, first: str) -> list[float]:
     """From each trial's last stamp `last` to the first stamp `first` of the trial that took its slot, in milliseconds.
 
@@ -20,8 +26,10 @@ def gaps_ms(path: Path, slots: int, last: str, first: str) -> list[float]:
     trial to end makes room for the first that starts beyond the `slots`, the second to end for the second, and so on;
     and as no trial starts without a slot, none of these is negative.
     """
-    ends = sorted(max(times) for times in _times(path, last).values())
-    starts = sorted(min(times) for times in _times(path, first).values())
+    ended, started = _times(path, last), _times(path, first)
+    ends = sorted(max(times) for times in ended.values())
+    # A process that draws the winner's pictures builds data and model too, and is no trial: it ends nothing.
+    starts = sorted(min(times) for process, times in started.items() if process in ended)
     return [(start - end) * 1000 for end, start in zip(ends, starts[slots:], strict=False)]
 
 

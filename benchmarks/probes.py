@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
+from torch import Tensor
 
 from overnight.messages import Finished
 from overnight.models.mlp import MLP
@@ -28,15 +28,23 @@ def stamp(what: str) -> None:
 
 
 class FirstStep(MLP):
-    """Our MLP, which says when it was first asked to train on a batch."""
+    """Our MLP, which says when it is first fed a training batch, and how many it was fed in all.
 
-    _stepped = False
+    It counts in forward, as a module with a training_step of its own would not be trained as ours are.
+    """
 
-    def training_step(self, batch: Any, index: int) -> torch.Tensor:
-        if not self._stepped:
-            self._stepped = True
-            stamp("step")
-        return super().training_step(batch, index)
+    _fed = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training:
+            if not self._fed:
+                stamp("step")
+            self._fed += 1
+        return super().forward(inputs)
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        stamp(f"fed={self._fed}")
 
 
 class NoData(pl.LightningDataModule):

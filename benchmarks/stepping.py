@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from overnight.data.tensors import Batches
+from overnight.data.split import SplitData
+from overnight.data.tensors import Part
 from overnight.messages import EpochEnd, Up, Verdict
 from overnight.models.mlp import MLP
 
@@ -33,22 +34,25 @@ class Silence:
         return False
 
 
-class Rows(pl.LightningDataModule):
-    """Noise in `steps` batches, labelled by a linear map, so that there is something to learn."""
+class Rows(SplitData):
+    """Noise in `steps` batches, labelled by a linear map: something to learn, and nothing to validate on."""
 
     input_shape = SHAPE
     classes = CLASSES
     task = "multiclass"
 
     def __init__(self, steps: int, batch_size: int) -> None:
-        super().__init__()
+        super().__init__(batch_size=batch_size, normalise="none")
         drawn = torch.Generator().manual_seed(0)
         self.inputs = torch.randn(steps * batch_size, *SHAPE, generator=drawn)
         self.targets = (self.inputs.flatten(1) @ torch.randn(784, CLASSES, generator=drawn)).argmax(1)
         self.batch_size = batch_size
 
-    def train_dataloader(self) -> Batches:
-        return Batches(self.inputs, self.targets, self.batch_size, shuffle=True)
+    def split(self, seed: int) -> dict[str, Part]:  # noqa: ARG002
+        return {"train": Part(self.inputs, self.targets, torch.arange(len(self.inputs)))}
+
+    def val_dataloader(self) -> list[Any]:
+        return []
 
 
 class Timed(pl.LightningModule):

@@ -78,7 +78,9 @@ def test_the_overhead_gate_wants_every_trial_and_every_run_whole() -> None:
 
 def test_a_gap_runs_from_a_trials_last_word_to_the_trial_that_takes_its_slot(tmp_path: Path) -> None:
     path = tmp_path / "stamps"
-    path.write_text("first 1 10.0\nfirst 2 10.1\nlast 2 11.0\nfirst 3 11.05\nlast 1 12.0\nlast 3 12.5\nfirst 4 12.02\n")
+    path.write_text(
+        "first 1 10.0\nfirst 2 10.1\nlast 2 11.0\nfirst 3 11.05\nlast 1 12.0\nlast 3 12.5\nfirst 4 12.02\nlast 4 13\n"
+    )
     assert gaps.gaps_ms(path, 2, "last", "first") == pytest.approx([50, 20])
 
 
@@ -99,14 +101,14 @@ def a_throughput_round(**changed: Any) -> dict[str, Any]:
     accuracies = {"64": 0.86, "32": 0.85}
     params, steps = {"model.hidden_sizes.0": "64"}, dict.fromkeys(throughput.METRICS, 3)
     runs = [stored.Run(name, "FINISHED", {}, params, steps) for name in accuracies]
-    side = {"accuracies": accuracies, "steps": [1290], "runs": runs}
+    side = {"accuracies": accuracies, "steps": [1290, 1290], "runs": runs}
     return {"ours": {**side, **changed}, "ideal": side, "strong": side, "stock": side}
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"steps": [860]}, r"ours: trained for \[860\] steps instead of 1290"),
+        ({"steps": [1290, 860]}, r"ours: trained for \[1290, 860\] steps instead of 1290"),
         ({"accuracies": {"64": 0.81, "32": 0.85}}, "ours 64: accuracy 0.810, ideal 0.860"),
         ({"accuracies": {"64": 0.84, "32": 0.83}}, "ours: accuracies are 0.020 from ideal's in the mean"),
         ({"accuracies": {"64": 0.86}}, "ours: 1 of 2 trials"),
@@ -122,5 +124,13 @@ def test_the_throughput_gate_wants_the_same_training_and_everything_stored(chang
 
 def test_a_trial_that_ends_before_the_other_slots_first_one_starts_confuses_no_gap(tmp_path: Path) -> None:
     path = tmp_path / "stamps"
-    path.write_text("first 1 10.0\nlast 1 10.2\nfirst 2 10.3\nfirst 3 10.31\nlast 2 11.0\nfirst 4 11.02\n")
+    path.write_text(
+        "first 1 10.0\nlast 1 10.2\nfirst 2 10.3\nfirst 3 10.31\nlast 2 11.0\nfirst 4 11.02\nlast 3 12\nlast 4 12\n"
+    )
     assert gaps.gaps_ms(path, 2, "last", "first") == pytest.approx([110, 20])
+
+
+def test_a_process_that_only_draws_pictures_takes_no_slot(tmp_path: Path) -> None:
+    path = tmp_path / "stamps"
+    path.write_text("first 1 10.0\nlast 1 11.0\nfirst 9 11.01\nfirst 2 11.05\nlast 2 12.0\n")
+    assert gaps.gaps_ms(path, 1, "last", "first") == pytest.approx([50])

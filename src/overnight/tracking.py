@@ -227,7 +227,8 @@ class Tracker:
         """The flat, sorted list: MLflow nests the trials below their parent, closed, unless it sorts by a metric."""
         query = {
             "workflowType": "machine_learning",
-            "searchFilter": f"tags.mlflow.parentRunId = '{self.parent_run_id}'",
+            # Less the confirmations, which lie below the same parent.
+            "searchFilter": f"tags.`overnight.role` = 'trial' AND tags.mlflow.parentRunId = '{self.parent_run_id}'",
             "orderByKey": "metrics.`objective`",
             "orderByAsc": str(self._plan.settings.study.direction == "minimize").lower(),
         }

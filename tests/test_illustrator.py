@@ -73,7 +73,7 @@ def test_a_network_that_ends_whoever_draws_it_fails_no_study(tune: Callable[...,
         "pictures.when=best", "search=none", "study.trials=2", "trainer.max_epochs=1", "~model.hidden_sizes",
         "~model.activation", "~model.dropout", "~model.batch_norm", f"+model.marker={marker}",
         "model._target_=their_package.habits.EndsWhoeverDrawsIt", "data._target_=their_package.with_loaders.DigitsData",
-        "~data.split_seed",
+        "~data.split_seed", "~data.normalise", "~data.subset", "~data.augment",
     )  # fmt: skip
     assert [r.state for r in result.records] == ["complete"] * 2
     assert result.trouble is None

@@ -210,6 +210,7 @@ def test_a_space_may_fix_values_options_and_epochs(tmp_path: Path) -> None:
         "_target_": "torch.optim.Adam",
         "lr": 0.1,
         "weight_decay": 0.0,
+        "fused": True,
     }
 
 
@@ -273,6 +274,7 @@ def test_an_option_that_draws_a_key_its_own_way_shows_it_under_the_key(tmp_path:
         "lr": 0.5,
         "momentum": 0.9,
         "weight_decay": 0.0,
+        "fused": True,
     }
     fixed = plan.make(["search=odd", "optimizer=sgd"], folder).space.describe()
     assert fixed == {"optimizer.lr@sgd": "0.001 to 1.0, log", "optimizer.momentum": "0.0 to 0.99"}

@@ -28,6 +28,8 @@ from overnight.settings import COMPONENTS, SEARCHABLE, ConfigError, Place, Setti
 MAX_VARIANTS = 64
 # Where things lie moves no score.
 _WHEREABOUTS = ("data.root",)
+# Of a confirmation, unless somebody says otherwise: fewer make the 95% interval of a mean several times as wide.
+CONFIRM_SEEDS = 5
 # The study, and MLflow experiment, of what `overnight train` trains.
 TRAIN = "train"
 # The ledger's study of a confirmation is named after the search's.
@@ -76,10 +78,17 @@ class Plan:
         return self.name.removesuffix(CONFIRM)
 
     @property
+    def confirm_seeds(self) -> int:
+        """Seeds of the confirmation: as given; else five, or none where that would train more than the search does."""
+        confirm = self.settings.study.confirm
+        if confirm.seeds is not None:
+            return confirm.seeds
+        return CONFIRM_SEEDS if self.budget >= CONFIRM_SEEDS * (confirm.top + 1) else 0
+
+    @property
     def confirmation_trials(self) -> int:
         """How many trials the confirmation trains at most; none where nothing is searched, and so nothing chosen."""
-        study = self.settings.study
-        return study.confirm_seeds * (study.confirm.top + 1) if self.space.parameters else 0
+        return self.confirm_seeds * (self.settings.study.confirm.top + 1) if self.space.parameters else 0
 
     def config(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What one trial is built from: data, model, optimizer and trainer, with `values` (key -> value) put in."""

@@ -30,8 +30,6 @@ _BETTER = {
     "maximize": ("accuracy", "acc", "auroc", "auc", "f1", "precision", "recall", "r2"),
     "minimize": ("loss", "error", "mae", "mse", "rmse", "nll"),
 }
-# Of a confirmation, unless somebody says otherwise: fewer make the 95% interval of a mean several times as wide.
-CONFIRM_SEEDS = 5
 # hydra.utils.instantiate's own words may be added to any component.
 _INSTANTIATE_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
@@ -99,13 +97,6 @@ class StudySettings:
     keep_checkpoints: int = _at_least(0)
     enqueue: tuple[dict[str, Any], ...] = ()
     confirm: ConfirmSettings = field(default_factory=lambda: ConfirmSettings(top=3, seeds=0))  # as 0.1 had it
-
-    @property
-    def confirm_seeds(self) -> int:
-        """Seeds of the confirmation: as given; else five, or none where that would train more than the search does."""
-        if self.confirm.seeds is not None:
-            return self.confirm.seeds
-        return CONFIRM_SEEDS if self.trials >= CONFIRM_SEEDS * (self.confirm.top + 1) else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,7 @@ def _wanted(plan: Plan, records: Sequence[TrialRecord]) -> list[tuple[TrialRecor
     first = baseline(plan, records)
     if trained and first is not None and first not in trained:
         trained.append(first)
-    seeds = {n: derive_seed(plan.settings.seed, "confirm", n) for n in range(1, plan.settings.study.confirm_seeds + 1)}
+    seeds = {n: derive_seed(plan.settings.seed, "confirm", n) for n in range(1, plan.confirm_seeds + 1)}
     return [(r, Confirms(r.number, n, seed)) for n, seed in seeds.items() for r in trained]
 
 

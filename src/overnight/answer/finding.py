@@ -72,7 +72,7 @@ def found(
     plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord], tests: Mapping[int, Tested]
 ) -> Finding:
     """What a search's records and its confirmation's say; tests: number of a confirmation -> the test set's word."""
-    seeds = plan.settings.study.confirm_seeds
+    seeds = plan.confirm_seeds
     sign = 1 if plan.settings.study.direction == "maximize" else -1
     chosen = confirm.finalists(plan, records)
     written = confirm.baseline(plan, records) if chosen else None

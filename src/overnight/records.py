@@ -60,9 +60,10 @@ class TrialRecord:
         return self.state in ("complete", "pruned", "failed")
 
 
-def record_of(t: FrozenTrial, plan: Plan) -> TrialRecord:
+def record_of(t: FrozenTrial, plan: Plan, history: tuple[EpochEnd, ...] | None = None) -> TrialRecord:
+    """A trial of Optuna's as a record. history: newer than what the ledger has of it."""
     attrs, settings = t.user_attrs, plan.settings
-    history = unpack(t.number, attrs.get(HISTORY))
+    history = history if history is not None else unpack(t.number, attrs.get(HISTORY))
     states: dict[TrialState, State] = {
         TrialState.COMPLETE: "complete",
         TrialState.PRUNED: "pruned",

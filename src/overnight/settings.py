@@ -351,12 +351,31 @@ def place(overrides: Iterable[str]) -> Place:
 
 def with_values(variant: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A variant's tree with `values` (dotted key -> value) put in and every interpolation resolved."""
+    if not _interpolates(variant) and not _interpolates(values):  # and every trial is spared OmegaConf's 5 to 15 ms
+        tree: dict[str, Any] = copy.deepcopy(dict(variant))
+        for key, value in values.items():
+            *path, last = key.split(".")
+            node = tree
+            for part in path:
+                if not isinstance(node.get(part), dict):
+                    node[part] = {}
+                node = node[part]
+            node[last] = copy.deepcopy(value)
+        return tree
     from omegaconf import OmegaConf
 
     config = OmegaConf.create(copy.deepcopy(dict(variant)))
     for key, value in values.items():
         OmegaConf.update(config, key, value, merge=False)
     return _plain(config)
+
+
+def _interpolates(node: Any) -> bool:
+    if isinstance(node, Mapping):
+        return any(map(_interpolates, node.values()))
+    if isinstance(node, list | tuple):
+        return any(map(_interpolates, node))
+    return isinstance(node, str) and "${" in node
 
 
 def look_up(tree: Mapping[str, Any], key: str) -> Any:

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import psutil
@@ -167,9 +167,11 @@ def wait_while_full(storage: BaseStorage, wait: Callable[[], None]) -> None:
 
 
 def _backend(storage: BaseStorage) -> BaseStorage:
-    """The storage below Optuna's cache."""
-    found: BaseStorage = getattr(storage, "_backend", storage)
-    return found
+    """The storage below what keeps trials in memory, Optuna's cache or a holder's."""
+    for name in ("_backend", "backend"):
+        if hasattr(storage, name):
+            return cast(BaseStorage, getattr(storage, name))
+    return storage
 
 
 def dispose(storage: BaseStorage) -> None:

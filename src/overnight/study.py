@@ -11,7 +11,7 @@ import math
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +19,12 @@ from typing import Any, Literal
 import optuna
 from filelock import BaseFileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from overnight import sampling
 from overnight.gp import Fork
+from overnight.holding import HolderStorage, open_for_work
 from overnight.messages import EpochEnd, Tested
 from overnight.plan import CONFIRM, TRAIN, FirstTrial, Plan
 from overnight.records import (
@@ -95,7 +96,8 @@ class Ledger:
         trials = self.trials()
         if not any(t.state == TrialState.WAITING for t in trials) and self._spent(trials):
             return None
-        return self._ticket(self.study.ask())
+        with self.together():
+            return self._ticket(self.study.ask())
 
     def _spent(self, trials: list[FrozenTrial]) -> bool:
         """Whether no new trial is to be made."""
@@ -113,8 +115,9 @@ class Ledger:
     def ask_for(self, number: int) -> Ticket:
         """One waiting trial, by its number."""
         trial_id = self.trials()[number]._trial_id
-        self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
-        return self._ticket(optuna.Trial(self.study, trial_id))
+        with self.together():
+            self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            return self._ticket(optuna.Trial(self.study, trial_id))
 
     def enqueue(self, config: Mapping[str, Any]) -> int:
         """The number of a waiting trial of exactly this config: a paused one that goes on, or a new one."""
@@ -164,7 +167,8 @@ class Ledger:
         live.unwritten = True
         value = done.metrics.get(self.plan.settings.study.metric)
         if value is not None and math.isfinite(value) and done.epoch + 1 not in live.reported:
-            live.trial.report(value, done.epoch + 1)  # what pruners call a step is a whole epoch trained
+            with self._later():
+                live.trial.report(value, done.epoch + 1)  # what pruners call a step is a whole epoch trained
         return True
 
     def should_prune(self, number: int) -> bool:
@@ -176,10 +180,11 @@ class Ledger:
         What a kill takes from memory, a trial's state still holds.
         """
         unwritten = [number for number, live in self._live.items() if live.unwritten]
-        for number in unwritten:
-            live = self._live[number]
-            live.trial.set_user_attr(HISTORY, pack(live.history.values()))
-            live.unwritten = False
+        with self.together():
+            for number in unwritten:
+                live = self._live[number]
+                live.trial.set_user_attr(HISTORY, pack(live.history.values()))
+                live.unwritten = False
         return unwritten
 
     def progressed(self, number: int) -> None:
@@ -199,19 +204,21 @@ class Ledger:
 
     def fail(self, number: int, reason: str, detail: str, notes: Iterable[str] = ()) -> TrialRecord:
         trial = self._live[number].trial
-        trial.set_user_attr(REASON, reason)
-        trial.set_user_attr(DETAIL, detail[-20_000:])
-        return self._tell(number, TrialState.FAIL, notes=notes)
+        with self.together():
+            trial.set_user_attr(REASON, reason)
+            trial.set_user_attr(DETAIL, detail[-20_000:])
+            return self._tell(number, TrialState.FAIL, notes=notes)
 
     def pause(self, number: int, attempts: int = 0, notes: Iterable[str] = ()) -> TrialRecord:
         """Put a trial back, to be handed out again as it is."""
-        self.flush()
-        self._note(number, notes)
-        live = self._live.pop(number)
-        if attempts or live.trial.user_attrs.get(ATTEMPTS):
-            live.trial.set_user_attr(ATTEMPTS, attempts)
-        self.storage.set_trial_state_values(live.trial._trial_id, TrialState.WAITING)
-        return self.read(number)
+        with self.together():
+            self.flush()
+            self._note(number, notes)
+            live = self._live.pop(number)
+            if attempts or live.trial.user_attrs.get(ATTEMPTS):
+                live.trial.set_user_attr(ATTEMPTS, attempts)
+            self.storage.set_trial_state_values(live.trial._trial_id, TrialState.WAITING)
+            return self.read(number)
 
     def pause_all(self) -> list[int]:
         """Put back every trial that is still out; their numbers."""
@@ -223,11 +230,12 @@ class Ledger:
     def _tell(
         self, number: int, state: TrialState, value: float | None = None, notes: Iterable[str] = ()
     ) -> TrialRecord:
-        self.flush()
-        self._note(number, notes)
-        del self._live[number]
-        self.study.tell(number, value, state=state)
-        return self.read(number)
+        with self.together():
+            self.flush()
+            self._note(number, notes)
+            del self._live[number]
+            self.study.tell(number, value, state=state)
+            return self.read(number)
 
     def _note(self, number: int, notes: Iterable[str]) -> None:
         """Add to what a trial's pages should say."""
@@ -239,9 +247,20 @@ class Ledger:
     def put_back_orphans(self) -> list[int]:
         """Trials that a dead holder left running, put back to be gone on with; their numbers."""
         orphans = [t for t in self.trials() if t.state == TrialState.RUNNING and t.number not in self._live]
-        for t in orphans:
-            self.storage.set_trial_state_values(t._trial_id, TrialState.WAITING)
+        with self.together():
+            for t in orphans:
+                self.storage.set_trial_state_values(t._trial_id, TrialState.WAITING)
         return [t.number for t in orphans]
+
+    # When it is written
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is said in this block is written at its end, at once."""
+        return self.storage.together() if isinstance(self.storage, HolderStorage) else nullcontext()
+
+    def _later(self) -> AbstractContextManager[None]:
+        """What is said in this block is written with the next flush."""
+        return self.storage.later() if isinstance(self.storage, HolderStorage) else nullcontext()
 
     # Reading
 
@@ -254,12 +273,10 @@ class Ledger:
 
     def read(self, number: int) -> TrialRecord:
         live = self._live.get(number)
-        frozen = self.storage.get_trial(live.trial._trial_id) if live else self.trials()[number]
-        record = record_of(frozen, self.plan)
         if live is None:
-            return record
+            return record_of(self.trials()[number], self.plan)
         history = tuple(live.history[e] for e in sorted(live.history))
-        return TrialRecord(**{**vars(record), "history": history})
+        return record_of(self.storage.get_trial(live.trial._trial_id), self.plan, history)
 
     def records(self) -> list[TrialRecord]:
         return [self.read(t.number) for t in self.trials()]
@@ -323,7 +340,7 @@ def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> 
     except OSError as error:
         raise ConfigError([f"home: must be a folder that can be written, got {str(home.root)!r}: {error}"]) from error
     with _held(plan.settings.place, plan.name) as (lock, holder):
-        storage = open_storage(plan.settings.place)
+        storage = open_for_work(plan.settings.place)
         study, said = _continue_or_create(storage, plan, extend, comparable)
         ledger = Ledger(plan, study, lock, holder)
         ledger.clear_stop()
@@ -338,7 +355,7 @@ def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> 
 def reopen(place: Place, name: str) -> Ledger:
     """Hold a study that there is, as it stands, to mend what is around it. Raises Held."""
     with _held(place, name) as (lock, holder):
-        storage = open_storage(place)
+        storage = open_for_work(place)
         _, frozen = _generations(storage, name)
         assert frozen is not None
         plan = Plan.from_json(frozen.user_attrs[_PLAN]).at(place)
@@ -358,7 +375,7 @@ def _held(place: Place, name: str) -> Iterator[tuple[BaseFileLock, Path]]:
 
 
 def _continue_or_create(
-    storage: RDBStorage, plan: Plan, extend: bool, comparable: bool
+    storage: BaseStorage, plan: Plan, extend: bool, comparable: bool
 ) -> tuple[optuna.Study, list[str]]:
     generation, before = _generations(storage, plan.name)
     if before is None:
@@ -390,7 +407,7 @@ def _refusal(plan: Plan, differences: list[str], in_the_way: list[str], extend: 
     ]
 
 
-def _create(storage: RDBStorage, plan: Plan, name: str, with_baseline: bool) -> optuna.Study:
+def _create(storage: BaseStorage, plan: Plan, name: str, with_baseline: bool) -> optuna.Study:
     """Create a study step by step, each of which a cut one repeats; the configuration as written is trial 0."""
     study = _load(storage, plan, name)
     study.set_user_attr(_PLAN, plan.to_json())
@@ -423,7 +440,7 @@ def _enqueue(study: optuna.Study, plan: Plan) -> list[str]:
     return []
 
 
-def _extended(storage: RDBStorage, plan: Plan, old: Plan, source: str, name: str) -> optuna.Study:
+def _extended(storage: BaseStorage, plan: Plan, old: Plan, source: str, name: str) -> optuna.Study:
     """Copy a study's trials, numbers kept, into a new one with the plan's distributions.
 
     Optuna refuses grown choices, and its TPE hardly leaves the old ends of a widened range. A key that is searched
@@ -478,7 +495,7 @@ def _moved(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
     )
 
 
-def _load(storage: RDBStorage, plan: Plan, name: str) -> optuna.Study:
+def _load(storage: BaseStorage, plan: Plan, name: str) -> optuna.Study:
     settings = plan.settings
     return optuna.create_study(
         study_name=name,
@@ -490,7 +507,7 @@ def _load(storage: RDBStorage, plan: Plan, name: str) -> optuna.Study:
     )
 
 
-def _generations(storage: RDBStorage, name: str) -> tuple[int, Any]:
+def _generations(storage: BaseStorage, name: str) -> tuple[int, Any]:
     """The newest whole ledger study under a name, with its generation: NAME is 1, NAME~2 the first extension."""
     found = []
     for frozen in storage.get_all_studies():
@@ -576,7 +593,7 @@ def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[
         dispose(storage)
 
 
-def _read(storage: RDBStorage, place: Place, name: str) -> StudyView:
+def _read(storage: BaseStorage, place: Place, name: str) -> StudyView:
     frozen = _generations(storage, name)[1]
     attrs = frozen.user_attrs
     plan, links = Plan.from_json(attrs[_PLAN]).at(place), attrs.get(_LINKS) or {}
@@ -597,7 +614,7 @@ def tests_of(study_attrs: Mapping[str, Any]) -> dict[int, Tested]:
     return {t["number"]: Tested(**t) for t in study_attrs.get(_TESTS, ())}
 
 
-def _last_start(storage: RDBStorage, study_id: int) -> float:
+def _last_start(storage: BaseStorage, study_id: int) -> float:
     trials = storage.get_all_trials(study_id, deepcopy=False)
     return max((t.datetime_start.timestamp() for t in trials if t.datetime_start), default=0.0)
 

@@ -67,6 +67,7 @@ class Supervisor:
         self._leave_at = math.inf
         self._failures = 0
         self._attempts: dict[int, int] = {}
+        self._unmirrored: dict[int, TrialRecord] = {}
         self._linked = False
         self._flushed_at = time.monotonic()
 
@@ -102,6 +103,7 @@ class Supervisor:
             paused = self.ledger.pause_all()
         for number in paused:
             self._note(self.ledger.read(number))
+        self._mirror()
         why = self.why or "done"
         best = self.best if self.only is None else self.records.get(self.only)
         weights = (
@@ -129,6 +131,7 @@ class Supervisor:
                     self._tick()
                     continue
                 self._fill_slots()
+                self._mirror()
                 if not mirroring:  # MLflow takes seconds to open: the first trial need not wait for it
                     self.tracker.start(list(self.records.values()))
                     self._illustrator.open(self.records)
@@ -139,6 +142,7 @@ class Supervisor:
                     self._starter.fork_ahead()
                 self._wait()
                 self._tick()
+                self._mirror()
             except KeyboardInterrupt:
                 self.stop()
 
@@ -290,19 +294,23 @@ class Supervisor:
         number = trial.spec.number
         del self.running[number]
         self._watchdog.forget(number)
-        record = self._outcome(trial)
-        self.devices.append(trial.spec.device)
-        self._note(record)
+        # The slot waits for no disk: the next trial starts before the ledger has this one's end. What a kill takes in
+        # between, the state of the one still holds, and the other is drawn again as it was.
+        with self.ledger.together():
+            record = self._outcome(trial)
+            self.devices.append(trial.spec.device)
+            self._note(record)
+            if record.done:
+                self.ended.append(record)
+            self._failures = self._failures + 1 if record.done and record.reason in _BROKEN else 0
+            if self._failures >= self.plan.settings.study.max_consecutive_failures and self.why is None:
+                self.stop()
+                self.why = "failures"
+            self._fill_slots()
         if record.done:
-            self.ended.append(record)
             if record.state == "complete" and self.best is record and self.only is None:
                 self._illustrator.want(record)
             self._keep_best_weights(record)
-        self._failures = self._failures + 1 if record.done and record.reason in _BROKEN else 0
-        if self._failures >= self.plan.settings.study.max_consecutive_failures and self.why is None:
-            self.stop()
-            self.why = "failures"
-        self._fill_slots()  # before the old process is buried: the slot should not wait for that
         trial.end()
 
     def _outcome(self, trial: TrialProcess) -> TrialRecord:
@@ -352,8 +360,14 @@ class Supervisor:
 
     def _note(self, record: TrialRecord) -> None:
         self.records[record.number] = record
-        self.tracker.mirror(record)
+        self._unmirrored[record.number] = record
         self.on_change(self)
+
+    def _mirror(self) -> None:
+        """Have MLflow know what the ledger has by now."""
+        for record in self._unmirrored.values():
+            self.tracker.mirror(record)
+        self._unmirrored.clear()
 
     def _keep_links(self) -> None:
         tracker = self.tracker
@@ -369,4 +383,6 @@ class Supervisor:
         else:  # of all of them, lest a kill left one
             gone = {n for n, r in self.records.items() if r.done} - keepers(self.records.values(), settings)
         for number in gone:
-            shutil.rmtree(settings.place.where.checkpoints(self.plan.name, number), ignore_errors=True)
+            folder = settings.place.where.checkpoints(self.plan.name, number)
+            if folder.exists():
+                shutil.rmtree(folder, ignore_errors=True)

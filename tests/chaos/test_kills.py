@@ -81,8 +81,10 @@ class Victim:
     def epochs(self) -> int:
         return len({(trial, epoch) for trial, epoch, _ in lines_of(self.book)})
 
-    def strike(self, kill: Kill, rng: random.Random) -> None:
-        self._while_working(lambda: self.epochs() < kill.after)
+    def strike(self, kill: Kill, rng: random.Random) -> bool:
+        """False where the study was through before."""
+        if not self._comes_to(lambda: self.epochs() >= kill.after):
+            return False
         if kill.whom == "starting":
             self._end()  # at the end of a pause, unlike the others: what counts is the kill after it
             self._start()
@@ -90,9 +92,9 @@ class Victim:
         if kill.whom != "trial":
             self._end()
             self._start()
-            return
+            return True
         which = 0 if rng.random() < 0.9 else -1  # the oldest trains; a younger one was forked ahead, for the next trial
-        self._while_working(lambda: not self._kill_trial(which))
+        return self._comes_to(lambda: self._kill_trial(which))
 
     def _kill_trial(self, which: int) -> bool:
         with contextlib.suppress(psutil.Error, IndexError):  # it ended this very moment, and the next has not begun
@@ -100,10 +102,17 @@ class Victim:
             return True
         return False
 
-    def _while_working(self, condition: Callable[[], bool]) -> None:
-        while condition():
-            assert self.process.poll() is None, f"the study ended by itself, exit code {self.process.poll()}"
+    @property
+    def at_work(self) -> bool:
+        return self.process.poll() is None
+
+    def _comes_to(self, condition: Callable[[], bool]) -> bool:
+        """Wait for it; False where the study ends first."""
+        while not condition():
+            if not self.at_work:
+                return False
             time.sleep(0.01)
+        return True
 
     def _end(self) -> None:
         """SIGKILL, and see that nothing outlives it."""
@@ -158,7 +167,9 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
         victim = Victim([*line, f"home={home}", f"+model.marker={book}"], book, said)
         try:
             for struck, kill in enumerate(drawn(rng, kills, epochs), 1):
-                victim.strike(kill, rng)
+                if not victim.strike(kill, rng):
+                    struck -= 1
+                    break
                 if struck % 10 == 0 or kills < 20:
                     say(f"{struck} of {kills} kills, {victim.epochs()} of {epochs} epochs: {kill}")
             assert victim.process.wait(600) == 0
@@ -171,6 +182,7 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
     assert found is not None
     assert found.state == "done"
     assert facts_of(found.records) == undisturbed, "bit for bit"
+    assert struck == kills, "the study ended before the last of them"
     assert_equal(home, found)
     assert len(runs_of(home)) == trials + 1, "one run a trial, and one for the study"
     assert doctor.examine(place, found.name) == []

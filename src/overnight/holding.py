@@ -1,0 +1,339 @@
+"""The ledger for the one process that writes it: read from memory, written in few transactions.
+
+Optuna's cache keeps the trials that have ended and asks the database anew for every running one, each time that anybody
+looks at the study: at every epoch, and several times in a suggestion. Whoever holds a study's lock is its only writer,
+so what was read once stays true.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import signal
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
+from optuna.storages import BaseStorage
+from optuna.storages._rdb import models
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
+
+from overnight.settings import Place
+from overnight.storage import LedgerStorage, open_storage
+
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+@dataclass
+class _Row:
+    """A trial as it is, and as the database has it (None: not at all), under the id that it has there."""
+
+    now: FrozenTrial
+    written: FrozenTrial | None = None
+    row_id: int = -1
+
+
+class HolderStorage(BaseStorage):
+    """Optuna's storage, for a process that is the only one to write the trials of the studies it opens here.
+
+    A trial's id says its study and number, so that it has one before the database does. Trials are replaced rather than
+    changed: what was handed out stays as it was. Attributes of studies are not kept here, others may set those.
+
+    The ledger's writes come one after another from one thread.
+    """
+
+    def __init__(self, backend: LedgerStorage) -> None:
+        self.backend = backend
+        self._studies: dict[int, list[_Row]] = {}
+        self._drawn_from: dict[tuple[int, str], BaseDistribution] = {}  # study and parameter -> as it was drawn first
+        self._unwritten: dict[int, _Row] = {}  # ids, in the order in which they changed
+        self._waiting = 0  # blocks that want their writes to wait
+
+    # When it is written
+
+    @contextlib.contextmanager
+    def later(self) -> Iterator[None]:
+        """What is said in this block is written with whatever comes next."""
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is said in this block is written at its end, in one transaction."""
+        try:
+            with self.later():
+                yield
+        finally:
+            if not self._waiting:
+                self.write()
+
+    def write(self) -> None:
+        """Bring the database up to what is known here. Waits for room on a full disk, as LedgerStorage does."""
+        while self._unwritten:
+            try:
+                with _undisturbed():
+                    with self.backend.engine.begin() as database:
+                        row_ids = {i: _write(database, i, row) for i, row in self._unwritten.items()}
+                    for trial_id, row_id in row_ids.items():
+                        row = self._unwritten.pop(trial_id)
+                        row.written, row.row_id = row.now, row_id
+            except OperationalError as error:
+                if "disk is full" not in str(error):
+                    raise
+                self.backend.on_full()
+
+    # Trials
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        rows = self._rows(study_id)
+        trial = _as_stored(template_trial) if template_trial is not None else _empty(datetime.now())
+        trial.number = len(rows)
+        trial._trial_id = _id(study_id, trial.number)
+        for name, dist in trial.distributions.items():
+            self._check_drawn(study_id, name, dist)
+        rows.append(_Row(trial))
+        self._changed(trial._trial_id)
+        return trial._trial_id
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        self._check_drawn(trial_id >> 32, param_name, distribution)
+        trial, value = self._now(trial_id), distribution.to_external_repr(param_value_internal)
+        self._set(
+            trial_id,
+            params={**trial.params, param_name: value},
+            distributions={**trial.distributions, param_name: distribution},
+        )
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        now = self._now(trial_id).state
+        self.check_trial_is_updatable(trial_id, now)
+        if state == TrialState.RUNNING and now != TrialState.WAITING:
+            return False
+        changes: dict[str, Any] = {} if values is None else {"values": list(values)}
+        if state == TrialState.RUNNING:
+            changes["datetime_start"] = datetime.now()
+        if state.is_finished():
+            changes["datetime_complete"] = datetime.now()
+        self._set(trial_id, **changes, state=state)
+        return True
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        had = self._now(trial_id).intermediate_values
+        self._set(trial_id, intermediate_values={**had, step: intermediate_value})
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._set(trial_id, user_attrs={**self._now(trial_id).user_attrs, key: _json(value)})
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._set(trial_id, system_attrs={**self._now(trial_id).system_attrs, key: _json(value)})
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        trial = copy.copy(self._now(trial_id))
+        for name in _DICTS:  # Optuna's Trial keeps up what it got here by itself
+            setattr(trial, name, dict(getattr(trial, name)))
+        return trial
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        trials = [row.now for row in self._rows(study_id)]
+        if states is not None:
+            trials = [t for t in trials if t.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def _set(self, trial_id: int, **changes: Any) -> None:
+        row = self._row(trial_id)
+        self.check_trial_is_updatable(trial_id, row.now.state)
+        changed = copy.copy(row.now)
+        for name, value in changes.items():
+            setattr(changed, name, value)
+        row.now = changed
+        self._changed(trial_id)
+
+    def _changed(self, trial_id: int) -> None:
+        self._unwritten.setdefault(trial_id, self._row(trial_id))
+        if not self._waiting:
+            self.write()
+
+    def _now(self, trial_id: int) -> FrozenTrial:
+        return self._row(trial_id).now
+
+    def _row(self, trial_id: int) -> _Row:
+        return self._rows(trial_id >> 32)[trial_id & 0xFFFFFFFF]
+
+    def _rows(self, study_id: int) -> list[_Row]:
+        if study_id not in self._studies:
+            rows = []
+            for trial in sorted(self.backend.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number):
+                row_id, trial._trial_id = trial._trial_id, _id(study_id, trial.number)
+                rows.append(_Row(trial, trial, row_id))
+                for name, dist in trial.distributions.items():
+                    self._drawn_from.setdefault((study_id, name), dist)
+            self._studies[study_id] = rows
+        return self._studies[study_id]
+
+    def _check_drawn(self, study_id: int, name: str, dist: BaseDistribution) -> None:
+        check_distribution_compatibility(self._drawn_from.setdefault((study_id, name), dist), dist)
+
+    # Studies, which the database keeps
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        return self.backend.create_new_study(directions, study_name)
+
+    def delete_study(self, study_id: int) -> None:
+        self._studies.pop(study_id, None)
+        self.backend.delete_study(study_id)
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self.backend.set_study_user_attr(study_id, key, value)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self.backend.set_study_system_attr(study_id, key, value)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return self.backend.get_study_id_from_name(study_name)
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return self.backend.get_study_name_from_id(study_id)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return self.backend.get_study_directions(study_id)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return self.backend.get_study_user_attrs(study_id)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return self.backend.get_study_system_attrs(study_id)
+
+    def get_all_studies(self) -> list[optuna.study._frozen.FrozenStudy]:
+        return self.backend.get_all_studies()
+
+
+def open_for_work(place: Place) -> BaseStorage:
+    """The ledger's storage for the process that holds a study; a SQLite file has no other writer then."""
+    storage = open_storage(place)
+    return HolderStorage(storage) if storage.engine.name == "sqlite" else storage
+
+
+# What the database lacks ----------------------------------------------------------------------------------------------
+
+
+def _write(database: Connection, trial_id: int, row: _Row) -> int:
+    """Write what the database lacks of a trial; its id there."""
+    now, had = row.now, row.written
+    head = {"state": now.state, "datetime_start": now.datetime_start, "datetime_complete": now.datetime_complete}
+    trials = models.TrialModel.__table__
+    if had is None:
+        made = database.execute(trials.insert().values(study_id=trial_id >> 32, number=now.number, **head))
+        row_id, had = int(made.inserted_primary_key[0]), _NOTHING  # type: ignore[index]
+    else:
+        row_id = row.row_id
+        if any(getattr(had, name) != value for name, value in head.items()):
+            database.execute(trials.update().where(trials.c.trial_id == row_id).values(**head))
+
+    def put(model: Any, key: str, columns: Callable[[Any], Mapping[str, Any]], mine: _Lines, theirs: _Lines) -> None:
+        table = model.__table__
+        new = {name: line for name, line in mine.items() if mine is not theirs and theirs.get(name, ...) != line}
+        if changed := [name for name in new if name in theirs]:
+            database.execute(table.delete().where(table.c.trial_id == row_id, table.c[key].in_(changed)))
+        if new:
+            lines = [{"trial_id": row_id, key: name, **columns(line)} for name, line in new.items()]
+            database.execute(table.insert(), lines)
+
+    put(models.TrialParamModel, "param_name", _of_param, _params(now, had), {})
+    put(models.TrialValueModel, "objective", _of_value, _values(now), _values(had))
+    put(models.TrialUserAttributeModel, "key", _of_attr, now.user_attrs, had.user_attrs)
+    put(models.TrialSystemAttributeModel, "key", _of_attr, now.system_attrs, had.system_attrs)
+    put(models.TrialIntermediateValueModel, "step", _of_step, now.intermediate_values, had.intermediate_values)
+    return row_id
+
+
+_Lines = Mapping[Any, Any]  # of one table and trial, each under its value in the table's key column
+
+
+def _params(t: FrozenTrial, had: FrozenTrial) -> _Lines:
+    """Those of `t` that `had` lacks; a parameter does not change once it is drawn."""
+    return {n: (t.params[n], dist) for n, dist in t.distributions.items() if n not in had.params}
+
+
+def _values(t: FrozenTrial) -> _Lines:
+    return dict(enumerate(t.values or ()))
+
+
+def _of_param(line: tuple[Any, BaseDistribution]) -> dict[str, Any]:
+    value, dist = line
+    return {"param_value": dist.to_internal_repr(value), "distribution_json": distribution_to_json(dist)}
+
+
+def _of_value(value: float) -> dict[str, Any]:
+    stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+    return {"value": stored, "value_type": kind}
+
+
+def _of_step(value: float) -> dict[str, Any]:
+    stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+    return {"intermediate_value": stored, "intermediate_value_type": kind}
+
+
+def _of_attr(value: Any) -> dict[str, Any]:
+    return {"value_json": json.dumps(value)}
+
+
+# Small parts ----------------------------------------------------------------------------------------------------------
+
+
+def _id(study_id: int, number: int) -> int:
+    return study_id << 32 | number
+
+
+def _json(value: Any) -> Any:
+    """A value as the database would give it back."""
+    return value if isinstance(value, str) else json.loads(json.dumps(value))
+
+
+def _empty(started_at: datetime | None) -> FrozenTrial:
+    return FrozenTrial(
+        number=-1,
+        state=TrialState.RUNNING,
+        value=None,
+        datetime_start=started_at,
+        datetime_complete=None,
+        params={},
+        distributions={},
+        user_attrs={},
+        system_attrs={},
+        intermediate_values={},
+        trial_id=-1,
+    )
+
+
+_NOTHING = _empty(None)
+_DICTS = ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values")
+
+
+def _as_stored(template: FrozenTrial) -> FrozenTrial:
+    trial = copy.deepcopy(template)
+    trial.user_attrs, trial.system_attrs = _json(trial.user_attrs), _json(trial.system_attrs)
+    return trial
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals wait: what raises between the commit and the word that it was made would have it made twice."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -153,6 +153,7 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
         f"study.trials={trials}", "study.retries=1000", "slots=1", f"trainer.max_epochs={EPOCHS}",
         f"checkpoint.every_s={EVERY_S}", "pruner.startup_trials=3", "pruner.warmup_epochs=2",
         "preflight=never", "pictures.when=never",  # whose processes would be taken for trials
+        "study.confirm.seeds=0",  # whose trials the book would take for the search's
     ]  # fmt: skip
     say(f"the undisturbed study of {trials} trials")
     book = tmp_path / "undisturbed.book"

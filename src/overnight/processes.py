@@ -99,9 +99,13 @@ class TrialProcess:
 
 
 class Starter:
-    """Starts trials, in a process that was forked ahead where there is one: a freed slot need not wait for a fork."""
+    """Starts trials, in a process that was forked ahead where there is one: a freed slot need not wait for a fork.
 
-    def __init__(self) -> None:
+    on_cpu: all of them are for the CPU, so that a process can go through a trial's first lines before it has one.
+    """
+
+    def __init__(self, on_cpu: bool = False) -> None:
+        self._on_cpu = on_cpu
         self._ahead: tuple[BaseProcess, Connection, Connection] | None = None
 
     def start(self, spec: TrialSpec, log: Path) -> TrialProcess:
@@ -124,7 +128,7 @@ class Starter:
 
         ours, theirs = multiprocessing.Pipe()
         output, printed = multiprocessing.Pipe(duplex=False)
-        process = fork(trial.main, theirs, printed)
+        process = fork(trial.main, theirs, printed, self._on_cpu)
         theirs.close()
         printed.close()
         self._ahead = process, ours, output

@@ -59,7 +59,7 @@ class Supervisor:
         self.only = only
         self.no_room = False  # on the disk: trials save, and wait for it
         wait_while_full(ledger.storage, self._await_room)
-        self._starter = Starter()
+        self._starter = Starter(on_cpu=set(self.devices) == {"cpu"})
         self._illustrator = Illustrator(self.plan, ledger.uid, tracker)
         self._watchdog = Watchdog(self.plan.settings.trial, self.slots, machine_memory())
         self._asked_all = False  # there was nothing more to ask for

@@ -106,6 +106,27 @@ def fit(spec: TrialSpec, link: Link) -> Finished:
     return Finished(spec.number, "complete", notes=tuple(refused))
 
 
+def touch() -> None:
+    """Go once through what every trial begins with, before there is one.
+
+    A forked process copies a page of memory when it first writes there: thousands of them before its first step,
+    which a slot would stand empty for.
+    """
+    quiet()
+    torch.set_num_threads(1)
+    pl.seed_everything(0, workers=True, verbose=False)
+    instantiate({"_target_": "builtins.dict", "_convert_": "all", "nothing": [0]})
+    pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
 def _kept(spec: TrialSpec, weights: dict[str, Any], link: Link) -> bool:
     """Save the trained weights, which waits for room on a full disk; False where the trial is to stop meanwhile."""
     while True:

@@ -36,10 +36,10 @@ def die_with_parent(lives: Callable[[], bool] = _forkserver_lives) -> None:
         os._exit(1)
 
 
-def main(connection: Connection, output: Connection) -> None:
+def main(connection: Connection, output: Connection, on_cpu: bool = False) -> None:
     """Train the trial that `connection` brings, and report over it; what is printed goes to `output`. Does not return.
 
-    It may have been forked ahead, and wait long for its trial, or for none.
+    It may have been forked ahead, and wait long for its trial, or for none. on_cpu: that trial will be for the CPU.
     """
     # People's DataLoaders have workers: with a session of its own the whole family can be signalled as one, and the
     # terminal's Ctrl-C reaches the supervisor alone.
@@ -52,13 +52,17 @@ def main(connection: Connection, output: Connection) -> None:
     output.close()
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    if on_cpu:
+        from overnight.trial.fit import touch
+
+        hide_gpus()
+        touch()
     try:
         spec: TrialSpec = connection.recv()
     except (EOFError, OSError):  # there is none to come
         os._exit(0)
     if spec.device == "cpu":
-        # Torch asks at every optimizer step whether there is a GPU, which takes a tenth of a small step.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        hide_gpus()
     # The forkserver's way would start DataLoader workers slowly, and leave them behind at a kill.
     multiprocessing.set_start_method("fork", force=True)
     link = PipeLink(connection)
@@ -76,6 +80,11 @@ def main(connection: Connection, output: Connection) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # tearing the stack down would take longer than many an epoch
+
+
+def hide_gpus() -> None:
+    """Torch asks at every optimizer step whether there is a GPU, which takes a tenth of a small step."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 class PipeLink:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torchvision import datasets
 
+import their_downloads
 from overnight.data.pictures import CIFAR10, KMNIST, MNIST, Fake, FashionMNIST
 
 ROOT = Path(os.environ.get("OVERNIGHT_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -83,6 +84,22 @@ def test_a_missing_set_without_network_names_the_files_and_where_to_put_them(
     assert words.startswith(f"data.root: {tmp_path / 'KMNIST' / 'raw'} must hold train-images-idx3-ubyte, train-labels")
     assert "fetching them failed" in words
     assert "OVERNIGHT_DATA" in words
+
+
+def test_a_missing_set_is_fetched_once_and_its_sums_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with their_downloads.server(broken=True) as mirror:
+        monkeypatch.setattr(their_downloads.Fetched, "mirrors", [mirror])
+        with pytest.raises(FileNotFoundError, match=r"fetching them failed .*not found or corrupted"):
+            their_downloads.Pictures(tmp_path).prepare_data()
+    with their_downloads.server() as mirror:
+        monkeypatch.setattr(their_downloads.Fetched, "mirrors", [mirror])
+        their_downloads.Pictures(tmp_path).prepare_data()
+    data = their_downloads.Pictures(tmp_path)  # and now there is no server any more
+    data.prepare_data()
+    data.setup("fit")
+    assert sum(len(targets) for _, targets in data.train_dataloader()) == 200
 
 
 def test_missing_photographs_are_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

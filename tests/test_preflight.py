@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import PIPE, CompletedProcess
 
 import pytest
 from click.testing import CliRunner
 
+import their_downloads
+from commands import running
 from overnight import plan, preflight
 from overnight.cli import cli
 from overnight.messages import Rehearsed
 from overnight.plan import Plan
 from overnight.settings import ConfigError
-from overnight.trial.rehearsal import rehearse
+from overnight.trial.rehearsal import Bars, rehearse
 
 _KEYS = ("hidden_sizes", "activation", "dropout", "batch_norm")
 CONV = ("model._target_=their_mistakes.Conv", *(f"~model.{key}" for key in _KEYS))
@@ -95,7 +99,7 @@ def test_memory_that_the_machine_does_not_have_is_told_with_what_would_fit(monke
     assert "trial.memory_gib: must hold" in preflight._too_much(planned("trial.memory_gib=1"), 3 * 2**30)[0]
 
 
-def test_a_process_that_dies_says_how_and_one_that_takes_too_long_says_nothing() -> None:
+def test_a_process_that_dies_says_how() -> None:
     study = planned(*CONV, "model._target_=their_mistakes.Dies", "search=none", "+model.blocks=1")
     assert preflight.mistakes(study) == ["conf: must train; its process ended by signal 9, as where memory runs out"]
     assert preflight._problems(study, None) == []
@@ -114,3 +118,41 @@ def test_tune_and_a_dry_run_say_the_same_and_leave_nothing(
     assert isinstance(dry.exception, ConfigError)
     assert dry.exception.problems == real.stderr.splitlines()
     assert not (tmp_path / "made").exists()
+
+
+def test_a_download_is_seen_as_it_goes_and_nothing_else_that_a_rehearsal_prints(tmp_path: Path) -> None:
+    with their_downloads.server(chunk_s=0.3) as mirror:
+        line = ["data=mnist", "data._target_=their_downloads.Pictures", f"data.root={tmp_path / 'data'}"]
+        line += ["study.trials=1", "trainer.max_epochs=1", f"home={tmp_path}", "slots=2", "pictures.when=never"]
+        environment = {**os.environ, their_downloads.MIRROR: mirror, "PYTHONPATH": str(Path(__file__).parent)}
+        with running("tune", *line, stderr=PIPE, text=True, env=environment) as process:
+            said = process.communicate()[1]
+    assert process.returncode == 0, said
+    bars = [text for text in said.splitlines() if "%|" in text]
+    assert sum(text.startswith("100%|") for text in bars) == 4, "each file once, though two rehearsals want it"
+    assert "B/s" in bars[0]
+    assert "GPU available" not in said
+
+
+def test_of_a_rehearsal_that_takes_too_long_somebody_hears(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preflight, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(preflight, "LONGEST_S", 0.1)
+    said: list[str] = []
+    assert preflight.mistakes(planned("slots=1", "search=none", "data._target_=their_mistakes.Slow"), said.append) == []
+    assert said[-1] == "one batch takes more than 0 s: the study starts, and its trials will tell"
+
+
+def test_a_bar_on_a_terminal_is_drawn_as_it_moves_and_its_line_ends() -> None:
+    terminal, moved = Terminal(), []
+    bars = Bars(terminal, lambda: moved.append(1))
+    for text in ("a warning\n", "\r  0%|  | 0/9", "\r 50%|# | 5/9", "\n", "another\n"):
+        print(text, end="", file=bars)
+    assert terminal.getvalue() == "\r  0%|  | 0/9\r 50%|# | 5/9\n"
+    assert len(moved) == 1, "once a second"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytorch_lightning as pl
 import torch
@@ -28,6 +29,14 @@ class Conv(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Slow(Digits):
+    """Takes its time before its first batch."""
+
+    def setup(self, stage: str) -> None:
+        time.sleep(5)
+        super().setup(stage)
 
 
 class NineClasses(Digits):

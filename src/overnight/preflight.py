@@ -21,7 +21,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from overnight import processes
-from overnight.messages import Rehearsed, TrialSpec
+from overnight.messages import Alive, Rehearsed, TrialSpec
 from overnight.plan import Plan
 from overnight.records import described
 from overnight.search_space import in_grammar
@@ -180,16 +180,21 @@ def _answers(
         ready = wait(waiting, timeout=patience)
         if not ready:
             if patience == LONGEST_S:
+                say(f"one batch takes more than {LONGEST_S:.0f} s: the study starts, and its trials will tell")
                 return
             say("trying one batch of the smallest and of the largest configuration ...")
             patience = LONGEST_S
         for pipe in ready:
             assert isinstance(pipe, Connection)
-            waiting.remove(pipe)
             number, process = running[pipe]
             try:
-                yield pipe, pipe.recv()
+                message = pipe.recv()
+                if isinstance(message, Alive):  # it fetches its data, and shows how far it is
+                    continue
+                waiting.remove(pipe)
+                yield pipe, message
             except (EOFError, OSError):
+                waiting.remove(pipe)
                 process.join(5)
                 code = process.exitcode or 0
                 how = f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import resource
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TextIO
 
-from overnight.messages import EpochEnd, Rehearsed, TrialSpec, Up, Verdict
+from overnight.messages import Alive, EpochEnd, Rehearsed, TrialSpec, Up, Verdict
 from overnight.trial import targets
 
+_BAR = re.compile(r"(\d+)%\|")
 # What would keep the first epoch from ending after one batch, with validation.
 _SHORT = {
     "limit_train_batches": 1,
@@ -38,10 +41,11 @@ def main(connection: Connection) -> None:
     spec, builds = connection.recv()
     if spec.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    terminal, nowhere = os.fdopen(os.dup(2), "w"), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    bars = Bars(terminal, lambda: connection.send(Alive(spec.number)))
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bars):
         tried = rehearse(spec, builds)
     with contextlib.suppress(OSError):
         connection.send(tried)
@@ -67,6 +71,44 @@ def rehearse(spec: TrialSpec, builds: list[dict[str, Any]]) -> Rehearsed:
         except BaseException as error:
             problems.append(_told(error))
     return Rehearsed(spec.number, link.metrics, tuple(dict.fromkeys(problems)), link.own_bytes)
+
+
+class Bars(io.TextIOBase):
+    """A stream that passes on progress bars, as tqdm and pip draw them, and nothing else: a download has to be seen.
+
+    moved: called at most once a second while one moves. Where `terminal` is none, a line every ten seconds is enough.
+    """
+
+    def __init__(self, terminal: TextIO, moved: Callable[[], None]) -> None:
+        self._terminal, self._moved = terminal, moved
+        self._told_at = self._drawn_at = -math.inf
+        self._ended = ""
+        self._open = False  # a bar stands there, and its line has not ended
+
+    def write(self, text: str) -> int:
+        now = time.monotonic()
+        bar = _BAR.search(text)
+        if bar is None:
+            if self._open and text.endswith("\n"):
+                self._draw("\n")
+                self._open = False
+            return len(text)
+        if now - self._told_at >= 1:
+            self._told_at = now
+            self._moved()
+        if self._terminal.isatty():
+            self._draw(text)
+            self._open = True
+        elif now - self._drawn_at >= 10 or (bar[1] == "100" and text.partition("[")[0] != self._ended):
+            self._drawn_at = now
+            self._draw(text.strip() + "\n")
+        self._ended = text.partition("[")[0] if bar[1] == "100" else ""  # which tqdm may say once more as it closes
+        return len(text)
+
+    def _draw(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # whoever looked has gone
+            self._terminal.write(text)
+            self._terminal.flush()
 
 
 class _Link:

@@ -17,7 +17,7 @@ from overnight.plan import Plan
 from overnight.records import TrialRecord, best_of
 from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
 from overnight.settings import ConfigError
-from overnight.storage import free_mib
+from overnight.storage import free_mib, get_ready
 from overnight.study import open_study, view
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
@@ -124,6 +124,7 @@ def run(
     """
     _check_room(plan)
     processes.warm_up()
+    get_ready(plan.settings.place)
     check(plan, say)
     ledger, said = open_study(plan, extend=extend)
     for line in said:

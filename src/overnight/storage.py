@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -132,7 +133,7 @@ def open_storage(place: Place) -> LedgerStorage:
             ) from error
     path = place.where.ledger
     if not path.exists():
-        create_whole(path, lambda fresh: dispose(RDBStorage(f"sqlite:///{fresh}")))
+        create_whole(path, _write_blank)
     storage = LedgerStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")
@@ -144,6 +145,28 @@ def open_storage(place: Place) -> LedgerStorage:
 
     storage.engine.dispose()  # the connection that the storage opened before it could be told
     return storage
+
+
+def get_ready(place: Place) -> None:
+    """Make what a ledger begins as, where there is none yet: half a second that somebody who waits has to spare."""
+    if place.storage_url is None and not place.where.ledger.exists():
+        _blank()
+
+
+@functools.cache
+def _blank() -> bytes:
+    """An empty ledger's file."""
+    with tempfile.TemporaryDirectory(prefix="overnight-") as folder:
+        path = Path(folder) / "ledger.db"
+        dispose(RDBStorage(f"sqlite:///{path}"))
+        return path.read_bytes()
+
+
+def _write_blank(path: Path) -> None:
+    with open(path, "wb") as file:
+        file.write(_blank())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def create_whole(path: Path, create: Callable[[Path], None]) -> None:

@@ -8,6 +8,7 @@ import io
 import random
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from overnight import plan, tracking
+from overnight import plan, starter, tracking
 from overnight.answer import advice, page, report
 from overnight.answer.doubts import doubts
 from overnight.answer.importance import importances
@@ -23,6 +24,7 @@ from overnight.cli import cli
 from overnight.messages import EpochEnd
 from overnight.plan import CONFIRM, Plan
 from overnight.records import Confirms, TrialRecord, ranked
+from overnight.settings import WarmStart
 from overnight.study import StudyView
 
 # A planted problem: the learning rate matters most, then the width; dropout is of no use.
@@ -113,8 +115,7 @@ def test_a_planted_optimum_outside_the_range_is_told_which_end_to_widen_and_the_
     assert following.settings.study.trials == 40
     lr = following.space.names()["optimizer.lr"]
     assert lr._contains(BEST_LR)  # type: ignore[attr-defined]
-    (first,) = following.settings.study.enqueue
-    assert first["optimizer.lr"] == best.params["optimizer.lr"], "the finding is where it starts"
+    assert following.settings.study.warm_start_from == WarmStart(study="digits-mlp"), "the finding is where it starts"
     found = ranked(searched(following, 10, seed=1), study.settings)[0]
     assert (found.objective or 0) > (best.objective or 0), "a quarter of the trials does better there"
 
@@ -135,6 +136,25 @@ def test_the_line_to_train_the_winner_again_composes_to_its_configuration() -> N
         trial = dataclasses.replace(trial, params={k: v for k, v in values.items() if not isinstance(v, list)})
         command = shlex.split(advice.train_command(study, trial))
         assert plan.make(command[2:], searching=False).config({}) == trial.config
+
+
+def test_the_lines_to_paste_of_a_network_of_ones_own_find_its_folder_of_configs(tmp_path: Path) -> None:
+    starter.write(tmp_path)
+    study = plan.make(["model=mine", "data=mine"], tmp_path / "conf")
+    values = study.sample(random.Random(0))
+    trial = dataclasses.replace(
+        record(0, {}, 0.9), values=values, params=dict(values, **{"model.hidden_sizes.length": 0})
+    )
+    for line, searching in (
+        (advice.train_command(study, trial), False),
+        (advice.next_command(study, [trial], trial), True),
+    ):
+        words = shlex.split(line)
+        assert words[2:4] == ["--config-dir", str(tmp_path / "conf")]
+        made = plan.make(words[4:], words[3], searching=searching)
+        assert made.choices["model"] == "mine"
+        assert searching or made.config({}) == study.config(values)
+    sys.path.remove(str(tmp_path))
 
 
 def test_the_page_asks_nobody_for_anything_and_every_picture_has_words() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from overnight import plan as plans
-from overnight import preflight, processes
+from overnight import preflight, processes, warm_start
 from overnight.awake import awake
 from overnight.plan import Plan
 from overnight.records import TrialRecord, best_of
@@ -123,10 +123,12 @@ def run(
     before the first trial, what there is to say of this start; the result keeps it too.
     """
     _check_room(plan)
+    plan, taken = warm_start.resolved(plan)
     processes.warm_up()
     get_ready(plan.settings.place)
     check(plan, say)
     ledger, said = open_study(plan, extend=extend)
+    said = [*taken, *said]
     for line in said:
         say(line)
     try:

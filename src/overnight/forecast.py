@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overnight import processes
+from overnight import processes, warm_start
 from overnight.messages import EpochEnd, TrialSpec
 from overnight.plan import Plan
 from overnight.slots import slot_devices
@@ -37,8 +37,10 @@ class Forecast:
 def forecast(plan: Plan, samples: int = 3) -> Forecast:
     """Measure three epochs of the configuration as written, outside any study, and reckon from there.
 
-    Raises RuntimeError, with the trial's own words, where that configuration does not train.
+    Raises RuntimeError, with the trial's own words, where that configuration does not train, and ConfigError where
+    the study that it is to start from is not there.
     """
+    plan, _ = warm_start.resolved(plan)
     settings = plan.settings
     folder = Path(tempfile.mkdtemp(prefix="overnight-"))
     try:

@@ -52,13 +52,19 @@ class FirstTrial:
 
 @dataclass(frozen=True)
 class Plan:
-    """variants: for each combination of searched config groups (in `groups`' order) the composed tree, unresolved."""
+    """variants: for each combination of searched config groups (in `groups`' order) the composed tree, unresolved.
+
+    taken: searched key -> value of each configuration that study.warm_start_from brought, the best first. config_dir:
+    somebody's own folder of configs, which only a line to paste asks for again.
+    """
 
     settings: Settings
     space: SearchSpace
     groups: tuple[str, ...]
     choices: dict[str, str]
     variants: dict[tuple[str, ...], dict[str, Any]]
+    taken: tuple[dict[str, Any], ...] = ()
+    config_dir: str | None = None
 
     @property
     def name(self) -> str:
@@ -121,9 +127,10 @@ class Plan:
         return {}
 
     def first_trials(self) -> list[FirstTrial]:
-        """The configuration as written, and then what `study.enqueue` lists, one for each that differs."""
+        """The configuration as written, then what `study.enqueue` lists and what another study brought; one for each
+        that differs."""
         found: dict[str, FirstTrial] = {}
-        for first in map(self.first_trial, [{}, *self.settings.study.enqueue]):
+        for first in map(self.first_trial, [{}, *self.settings.study.enqueue, *self.taken]):
             found.setdefault(repr(first.values), first)
         return list(found.values())
 
@@ -155,6 +162,8 @@ class Plan:
             "groups": list(self.groups),
             "choices": self.choices,
             "variants": [[list(k), v] for k, v in self.variants.items()],
+            "taken": list(self.taken),
+            "config_dir": self.config_dir,
         }
 
     @staticmethod
@@ -165,6 +174,8 @@ class Plan:
             tuple(data["groups"]),
             dict(data["choices"]),
             {tuple(k): v for k, v in data["variants"]},
+            tuple(data.get("taken", ())),  # 0.1 kept neither
+            data.get("config_dir"),
         )
 
     def at(self, place: Place) -> Plan:
@@ -243,6 +254,8 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
         problems.append(f"study.name: {TRAIN} is where `overnight train` keeps its trials; take another")
     if searching and draft.settings is not None and draft.settings.study_name.endswith(CONFIRM):
         problems.append(f"study.name: must not end in {CONFIRM}, which names confirmations; take another")
+    if searching and draft.settings is not None:
+        problems += _check_warm_start(draft.settings)
     choices = {g: option for g, option in draft.choices.items() if g in COMPONENTS}
     space = _settled(space, {g: o for g, o in choices.items() if g in draft.fixed})
     groups, combinations = _combinations(draft, space, choices, problems)
@@ -258,7 +271,8 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
     fitting.check_keys(space, groups, choices, variants, draft, {*draft.fixed, *fixed}, problems)
     if problems or draft.settings is None:
         raise ConfigError(problems)
-    plan = Plan(draft.settings, space, groups, choices, variants)
+    folder = str(draft.config_dir) if draft.config_dir is not None else None
+    plan = Plan(draft.settings, space, groups, choices, variants, config_dir=folder)
     problems = [*_check_sampler(plan), *_check_enqueued(plan)] if searching else []
     if problems:
         raise ConfigError(problems)
@@ -382,6 +396,18 @@ def _check_sampler(plan: Plan) -> list[str]:
         return [
             f"sampler: cma_es needs a number that every trial draws, got {searched}; take another sampler, e.g. tpe"
         ]
+    return []
+
+
+def _check_warm_start(settings: Settings) -> list[str]:
+    """What can be known to be wrong with study.warm_start_from before there is a ledger to look into."""
+    warm = settings.study.warm_start_from
+    if warm is None:
+        return []
+    if warm.study == settings.study_name:
+        return [f"study.warm_start_from: must be another study, got {warm.study}; take a new study.name"]
+    if warm.study == TRAIN or warm.study.endswith(CONFIRM):
+        return [f"study.warm_start_from: must be a study that searched, got {warm.study}"]
     return []
 
 

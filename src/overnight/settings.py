@@ -84,6 +84,14 @@ class ConfirmSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WarmStart:
+    """Another study of the same home, so many of whose best trials are tried first."""
+
+    study: str = _rule("must be a study's name", _is_name)
+    top: int = _at_least(1, default=5)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudySettings:
     name: str | None = _rule(
         "must be 1 to 100 letters, digits, '.', '_' or '-', and start with a letter or digit", _is_name
@@ -96,6 +104,7 @@ class StudySettings:
     max_consecutive_failures: int = _at_least(1)
     keep_checkpoints: int = _at_least(0)
     enqueue: tuple[dict[str, Any], ...] = ()
+    warm_start_from: WarmStart | None = None
     confirm: ConfirmSettings = field(default_factory=lambda: ConfirmSettings(top=3, seeds=0))  # as 0.1 had it
 
 
@@ -604,7 +613,7 @@ def _build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problem
         if name not in tree:
             problems.append(f"{name}: missing; config.yaml must hold it")
         elif dataclasses.is_dataclass(kind):
-            node = _with_objective(tree, problems) if name == "study" else tree[name]
+            node = _completed(tree, problems) if name == "study" else tree[name]
             values[name] = _build(kind, node, name, problems)
         else:
             values[name] = _checked(declared, kind, tree[name], name, problems)
@@ -623,12 +632,15 @@ def _build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problem
     return Settings(**values)
 
 
-def _with_objective(tree: Mapping[str, Any], problems: list[str]) -> Any:
-    """The study's node with metric and direction filled in: by the data's task, and by what the metric's name says."""
+def _completed(tree: Mapping[str, Any], problems: list[str]) -> Any:
+    """The study's node with metric and direction filled in, by the data's task and by what the metric's name says;
+    and with what may be written in short in full."""
     study, data = tree["study"], tree.get("data")
     if not isinstance(study, Mapping):
         return study
     filled, task = dict(study), data.get("task") if isinstance(data, Mapping) else None
+    if isinstance(filled.get("warm_start_from"), str):
+        filled["warm_start_from"] = {"study": filled["warm_start_from"]}
     if task is not None and task not in OBJECTIVES:
         problems.append(f"data.task: must be one of {_listed(OBJECTIVES)}, got {task!r}")
     if filled.get("metric") is None:
@@ -671,6 +683,9 @@ def _checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str,
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and type(None) in allowed:
         return None
+    sections = [kind for kind in allowed if dataclasses.is_dataclass(kind)]
+    if sections:
+        return _build(sections[0], value, path, problems)
     if typing.get_origin(kind) is Literal:
         options = typing.get_args(kind)
         if value not in options:

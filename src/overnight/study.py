@@ -436,7 +436,8 @@ def _enqueue(study: optuna.Study, plan: Plan) -> list[str]:
         kept = {ENTRY: first.entry} if first.entry else {BASELINE: True}
         study.enqueue_trial(first.point, user_attrs={**kept, VALUES: first.values, OUTSIDE: list(first.outside)})
     if len(new) > room:
-        return [f"study.enqueue: {len(new) - room} of its entries wait for room in study.trials, which is spent"]
+        keys = "study.enqueue, study.warm_start_from" if plan.taken else "study.enqueue"
+        return [f"{keys}: {len(new) - room} of its entries wait for room in study.trials, which is spent"]
     return []
 
 

@@ -23,7 +23,8 @@ EDGE = 0.05
 HARDLY = 3
 # What a line that goes on elsewhere leaves out, and what one that trains a single configuration has no use for.
 _NOT_ASKED = ("study.name", "home", "slots")
-_OF_A_SEARCH = ("study.trials", "study.confirm", "study.keep_checkpoints", "sampler", "pruner")
+_FIRST = ("study.enqueue", "study.warm_start_from")  # what a study began with, which the next one does not
+_OF_A_SEARCH = ("study.trials", "study.confirm", "study.keep_checkpoints", "sampler", "pruner", *_FIRST)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def train_command(plan: Plan, best: TrialRecord) -> str:
     """The line that trains a trial's configuration again."""
     config = config_of(best, plan)
     groups = {g: str(best.params.get(g, plan.choices[g])) for g in plan.choices}
-    return _line("train", *_overrides(plan, config, groups, _OF_A_SEARCH), *_home(plan))
+    return _line("train", *_folder(plan), *_overrides(plan, config, groups, _OF_A_SEARCH), *_home(plan))
 
 
 def next_command(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -> str:
@@ -50,18 +51,17 @@ def next_command(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) 
     config = plan.config({k: v for k, v in fixed.items() if k in plan.choices})
     kept = {p.key for p in plan.space.parameters}
     groups = {g: str(fixed.get(g, plan.choices[g])) for g in plan.choices if g not in searched}
-    written = _overrides(plan, config, groups, tuple(kept))
+    written = _overrides(plan, config, groups, (*kept, *_FIRST))
     written = [w for w in written if w.split("=")[0] not in fixed]
-    values = [f"{key}={in_grammar(value)}" for key, value in fixed.items()]
-    sweeps = [f"{key}={sweep}" for key, sweep in searched.items()]
+    known = _base(plan, groups).config
+    added = {key for key in (*fixed, *searched) if key.split(".")[0] in known and not settings.has_key(known, key)}
+    values = [f"{'+' if key in added else ''}{key}={in_grammar(value)}" for key, value in fixed.items()]
+    sweeps = [f"{'+' if key in added else ''}{key}={sweep}" for key, sweep in searched.items()]
     unsaid = any(c.key in searched for p in plan.space.parameters for c in p.when)
     search = [] if unsaid else ["search=none"]
-    found = {key: best.params[key] for key in searched if key in best.params}
-    first = [f"study.enqueue=[{in_grammar(found)}]"] if found else []  # so that nothing found is lost
-    written = [w for w in written if not w.startswith("study.enqueue=")]
-    return _line(
-        "tune", f"study.name={next_name(plan.name)}", *search, *written, *values, *sweeps, *first, *_home(plan)
-    )
+    first = [f"study.warm_start_from={plan.name}"] if searched else []  # so that nothing found is lost
+    name = f"study.name={next_name(plan.name)}"
+    return _line("tune", *_folder(plan), name, *search, *written, *values, *sweeps, *first, *_home(plan))
 
 
 def next_name(name: str) -> str:
@@ -190,9 +190,7 @@ def _rounded(value: float) -> str:
 
 def _overrides(plan: Plan, config: Mapping[str, Any], groups: Mapping[str, str], without: tuple[str, ...]) -> list[str]:
     """What to write so that the defaults compose to a plan and `config`; what `without` names is left out."""
-    base = settings.compose([f"{g}={option}" for g, option in groups.items()])
-    if base.settings is None:  # options of somebody's own folder of configs: their keys are there as written
-        base = settings.compose([])
+    base = _base(plan, groups)
     lacking = [g for g in base.choices if g in groups and base.choices[g] != groups[g]]
     assert base.settings is not None
     mine = {**settings.to_json(plan.settings), **{n: config[n] for n in SEARCHABLE if n in config}}
@@ -206,6 +204,17 @@ def _overrides(plan: Plan, config: Mapping[str, Any], groups: Mapping[str, str],
             said.append(f"{'' if key in had else '+'}{key}={in_grammar(value)}")
     said += [f"~{key}" for key in had if key not in has and key.split(".")[0] in SEARCHABLE]
     return said
+
+
+def _base(plan: Plan, groups: Mapping[str, str]) -> settings.Draft:
+    """The defaults with these options taken."""
+    base = settings.compose([f"{g}={option}" for g, option in groups.items()], plan.config_dir)
+    # Options of a folder of configs that is gone, or that an older version did not keep, are left as they are.
+    return base if base.settings is not None else settings.compose([])
+
+
+def _folder(plan: Plan) -> list[str]:
+    return [] if plan.config_dir is None else ["--config-dir", plan.config_dir]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

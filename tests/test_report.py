@@ -100,6 +100,8 @@ def test_a_sorry_study_has_a_report_that_says_so(records: list[TrialRecord]) -> 
     assert ("nothing to say yet" in text) == (not complete)
     assert "What is doubtful" in text
     assert "Every trial has the same value" in text or len(complete) < 2
+    assert ("All 3 trials failed" in text) == bool(records and all(r.state == "failed" for r in records))
+    assert "()" not in text
     assert html.count("<h2>") >= 2
 
 
@@ -173,6 +175,19 @@ def test_the_page_asks_nobody_for_anything_and_every_picture_has_words() -> None
     assert all(len(w) > 40 for w in words)
     assert "prefers-color-scheme: dark" in html
     assert "#010101" not in html, "every stand-in colour gave way to the page's"
+
+
+def test_what_it_cost_names_hours_memory_what_pruning_saved_and_why_trials_failed() -> None:
+    records = [dataclasses.replace(r, peak_bytes=r.number << 28) for r in searched(planned(), 5)]
+    records += [record(5, records[0].params, 0.5, "pruned"), record(6, records[0].params, None, "failed")]
+    lines = report.cost_lines(report.report_of(seen(records)))
+    assert lines == [
+        "7 trials (5 complete, 1 pruned, 1 failed): 15 s of training",
+        "from first start to last end 9 s",
+        "the largest trial, trial-0004, held 1.00 GiB of memory of its own",
+        "1 trial was pruned, which saved about 8 s",
+        "1 failed: diverged",
+    ]
 
 
 def test_a_tie_names_the_cheaper_one_and_a_choice_hardly_tried_is_named() -> None:

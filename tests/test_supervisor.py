@@ -135,6 +135,7 @@ def test_a_trial_that_takes_too_long_or_too_much_fails_with_its_reason_and_is_no
     result = tune(*theirs("Hoards", "study.trials=1", "trial.memory_gib=0.5", "study.name=hoards"))
     assert states(result) == [("failed", "out_of_memory")]
     assert "trial.memory_gib: it took" in result.records[0].detail
+    assert (result.records[0].peak_bytes or 0) > 0.5 * 2**30
 
 
 def test_a_trial_whose_state_no_longer_fits_its_network_starts_over_and_says_so(tune: Tune, tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_a_trial_that_takes_more_memory_than_its_share_is_ended_by_name(limits: 
             if ruling is not None:
                 assert ruling.reason == "out_of_memory"
                 assert "GiB of its own, and may take 0.2" in ruling.detail
+            assert mib << 20 < watchdog.forget(0) < (mib + 60) << 20, "the most that it held is known afterwards"
             process.stdin.close()  # type: ignore[union-attr]
 
 

@@ -21,6 +21,7 @@ HISTORY, BASELINE, CONFIG = "overnight.history", "overnight.baseline", "overnigh
 # Of a trial that was not drawn: key -> value, the keys among them that lie outside the space, and what was asked for.
 VALUES, OUTSIDE, ENTRY = "overnight.values", "overnight.outside", "overnight.entry"
 PARAMS, CONFIRMS = "overnight.params", "overnight.confirms"  # of a confirmation: what its trial drew; see Confirms
+PEAK = "overnight.peak_bytes"
 ASKED = "overnight.asked"  # of a trial that brought its own config: seed, metric, direction, objective
 REASON, DETAIL, ATTEMPTS, NOTES = "overnight.reason", "overnight.detail", "overnight.attempts", "overnight.notes"
 
@@ -38,7 +39,8 @@ class Confirms:
 class TrialRecord:
     """One trial as the ledger has it. Times in seconds since 1970; history in order of epochs; params flat.
 
-    values: searched key -> value of a trial that was not drawn but given, in or out of the space.
+    values: searched key -> value of a trial that was not drawn but given, in or out of the space. peak_bytes: the most
+    memory of its own that it was seen to hold; None of one that took less than a second or two.
     """
 
     number: int
@@ -54,6 +56,7 @@ class TrialRecord:
     config: dict[str, Any] | None = None  # of a trial that brought its own; a study's come from its plan
     values: dict[str, Any] | None = None
     confirms: Confirms | None = None
+    peak_bytes: int | None = None
 
     @property
     def done(self) -> bool:
@@ -93,6 +96,7 @@ def record_of(t: FrozenTrial, plan: Plan, history: tuple[EpochEnd, ...] | None =
         config=attrs.get(CONFIG),
         values=values,
         confirms=Confirms(**attrs[CONFIRMS]) if CONFIRMS in attrs else None,
+        peak_bytes=attrs.get(PEAK),
     )
 
 

@@ -39,6 +39,7 @@ from overnight.records import (
     NOTES,
     OUTSIDE,
     PARAMS,
+    PEAK,
     REASON,
     VALUES,
     Confirms,
@@ -191,6 +192,12 @@ class Ledger:
         """A state was saved: what crashes from here on has not crashed before."""
         if self._live[number].trial.user_attrs.get(ATTEMPTS):
             self._live[number].trial.set_user_attr(ATTEMPTS, 0)
+
+    def weighed(self, number: int, peak_bytes: int) -> None:
+        """Keep the most memory that a trial was seen to hold, over all its starts."""
+        trial = self._live[number].trial
+        if peak_bytes > trial.user_attrs.get(PEAK, 0):
+            trial.set_user_attr(PEAK, peak_bytes)
 
     # Trials in
 

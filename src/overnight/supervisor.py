@@ -293,10 +293,11 @@ class Supervisor:
         """A trial's process is through: write down how it ended, and free its slot."""
         number = trial.spec.number
         del self.running[number]
-        self._watchdog.forget(number)
+        peak_bytes = self._watchdog.forget(number)
         # The slot waits for no disk: the next trial starts before the ledger has this one's end. What a kill takes in
         # between, the state of the one still holds, and the other is drawn again as it was.
         with self.ledger.together():
+            self.ledger.weighed(number, peak_bytes)
             record = self._outcome(trial)
             self.devices.append(trial.spec.device)
             self._note(record)

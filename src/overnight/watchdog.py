@@ -14,6 +14,8 @@ from overnight.settings import TrialSettings
 # Between two looks of a supervisor that is awake passes a fraction of a second, a few at the most.
 GAP_S = 3.0
 LOOK_AT_MEMORY_EVERY_S = 1.0
+# A trial's own memory, for its record, is read after 1, 2, 4, ... seconds, and then so often: it takes milliseconds.
+WEIGH_EVERY_S = 30.0
 GIB = 2**30
 # Of the machine's memory, what trials may take between them where no limit is set: the rest is the supervisor's.
 TRIALS_SHARE = 0.9
@@ -29,12 +31,15 @@ class Ruling:
 
 @dataclass
 class _Watched:
-    """Times by the watchdog's clock, in seconds."""
+    """Times by the watchdog's clock, in seconds; peak: of the trial's own memory, in bytes, as far as it was read."""
 
     pid: int
     deadline: float
     heard: float
     looked: float
+    since: float
+    weigh_after: float = LOOK_AT_MEMORY_EVERY_S
+    peak: int = 0
 
 
 class Watchdog:
@@ -69,15 +74,17 @@ class Watchdog:
         """A trial starts, or goes on; trained_s: what its epochs before took, which its time limit counts."""
         now, timeout_s = self._now(), self._limits.timeout_s
         deadline = float("inf") if timeout_s is None else now + timeout_s - trained_s
-        self._watched[number] = _Watched(pid, deadline, now, now)
+        self._watched[number] = _Watched(pid, deadline, now, now, now)
 
     def heard(self, number: int) -> None:
         """The trial has said something, or printed."""
         if number in self._watched:
             self._watched[number].heard = self._now()
 
-    def forget(self, number: int) -> None:
-        self._watched.pop(number, None)
+    def forget(self, number: int) -> int:
+        """The trial is through; the most bytes of its own that were seen, 0 where it was too short to be looked at."""
+        watched = self._watched.pop(number, None)
+        return watched.peak if watched is not None else 0
 
     def ruling(self, number: int) -> Ruling | None:
         """Why the trial must end now; None where it may go on."""
@@ -88,7 +95,7 @@ class Watchdog:
             return Ruling("stalled", f"trial.stall_s: no batch, word or printed line came for {limits.stall_s:g} s")
         if now - watched.looked >= LOOK_AT_MEMORY_EVERY_S:
             watched.looked = now
-            taken = memory_of(watched.pid, self._memory)
+            taken = self._weigh(watched, now)
             if taken > self._memory:
                 return Ruling(
                     "out_of_memory",
@@ -96,6 +103,15 @@ class Watchdog:
                     f"{self._memory / GIB:.2f}; give it more, or run fewer side by side with slots=...",
                 )
         return None
+
+    def _weigh(self, watched: _Watched, now: float) -> float:
+        """Bytes that the trial holds: its own, or the resident ones, read faster, where these keep the limit."""
+        due = now - watched.since >= watched.weigh_after
+        taken = memory_of(watched.pid, 0.0 if due else self._memory)
+        if due or taken > self._memory:
+            watched.peak = max(watched.peak, int(taken))
+            watched.weigh_after = now - watched.since + min(now - watched.since, WEIGH_EVERY_S)
+        return taken
 
     def _now(self) -> float:
         return self._clock() - self._lost

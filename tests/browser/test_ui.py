@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,32 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
+from chrome import PATIENCE_MS, Tab, shoot
 
 from overnight.study import StudyView
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
-]
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-# What a person has clicked away after the first visit: tours, and the assistant's panel over a quarter of the page.
-SEEN = {
-    "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,
-    "mlflow.assistant.panelOpen_v1": False,
-    "mlflow.detectIssues.guidanceShown_v1": True,
-}
-PATIENCE_MS = 60_000
-# Where to leave pictures of what was seen, for somebody to look at: OVERNIGHT_SHOTS=docs/pictures make browser
-SHOTS = os.environ.get("OVERNIGHT_SHOTS")
 
 
 @pytest.fixture(scope="module")
@@ -61,25 +36,9 @@ def address(finished_home: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(address: str) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        context = browser.new_context(viewport={"width": 1440, "height": 900})
-        script = "for (const [k, v] of Object.entries(%s)) localStorage.setItem(k, JSON.stringify(v));"
-        context.add_init_script(script % json.dumps(SEEN))
-        tab = context.new_page()
-        tab.set_default_timeout(PATIENCE_MS)
-        outside: list[str] = []
-        host = address.partition("/#")[0]
-        tab.on(
-            "request",
-            lambda r: None if r.url.startswith((host, "data:", "blob:")) else outside.append(r.url),
-        )
-        yield tab
-        assert outside == [], "the page asks nobody else for anything"
-        browser.close()
+def page(address: str, tab: Tab) -> Iterator[Any]:
+    with tab(address.partition("/#")[0]) as opened:
+        yield opened
 
 
 def row(page: Any, name: str) -> Any:
@@ -87,13 +46,6 @@ def row(page: Any, name: str) -> Any:
     return page.locator(".ag-pinned-left-cols-container [role=row]").filter(
         has=page.get_by_role("link", name=name, exact=True)
     )
-
-
-def shoot(page: Any, name: str) -> None:
-    if SHOTS:
-        page.wait_for_timeout(2500)
-        Path(SHOTS).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=f"{SHOTS}/{name}.png")
 
 
 def test_the_study_is_found_its_trials_lie_below_it_and_two_are_compared(

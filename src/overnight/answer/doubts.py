@@ -21,7 +21,7 @@ def doubts(finding: Finding, records: Sequence[TrialRecord]) -> list[str]:
     """One line each, the gravest first; empty where there is nothing to doubt."""
     plan, best = finding.plan, finding.best
     if best is None:
-        return ["Nothing was measured: no trial is complete."]
+        return ["Nothing was measured: no trial is complete.", *_failed(finding, records)]
     lines = [*_unconfirmed(finding), *_few(plan, records), *_flat(records)]
     lines += [
         f"{e.name}: the winner's {_short(e.value)} lies at the {e.end} end of its range, {_short(e.limit)}; there may "
@@ -110,7 +110,8 @@ def _failed(finding: Finding, records: Sequence[TrialRecord]) -> list[str]:
     if len(failed) < max(2, 0.1 * len(records)):
         return []
     shown = f"overnight logs {finding.plan.name}/{failed[-1].number}"
-    return [f"{len(failed)} of {len(records)} trials failed; `{shown}` shows one."]
+    many = f"All {len(records)}" if len(failed) == len(records) else f"{len(failed)} of {len(records)}"
+    return [f"{many} trials failed; `{shown}` shows one."]
 
 
 def _short(value: float) -> str:

@@ -112,7 +112,8 @@ def _list(lines: Iterable[str]) -> str:
 
 def _figure(picture: Picture) -> str:
     words = html.escape(picture.words)
+    svg = picture.svg.replace("<svg ", '<svg aria-hidden="true" ', 1)  # the words stand for it
     return (
         f"<figure><h3>{html.escape(picture.title)}</h3>"
-        f'<div role="img" aria-label="{words}">{picture.svg}</div><figcaption>{words}</figcaption></figure>'
+        f'<div role="img" aria-label="{words}">{svg}</div><figcaption>{words}</figcaption></figure>'
     )

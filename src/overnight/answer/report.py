@@ -16,7 +16,7 @@ from overnight.answer.finding import Finalist, Finding
 from overnight.answer.importance import Importance, importances
 from overnight.paths import trial_name
 from overnight.plan import Plan
-from overnight.records import TrialRecord, describe, duration
+from overnight.records import TrialRecord, describe, duration, title
 from overnight.study import StudyView
 
 
@@ -24,7 +24,8 @@ from overnight.study import StudyView
 class Cost:
     """Seconds of training, in all slots together, and what was done in them. reasons: of failures, with how often.
 
-    saved_s: what the pruned trials would have trained on, at the pace of the epochs that they did.
+    saved_s: what the pruned trials would have trained on, at the pace of the epochs that they did. peak_bytes: the most
+    memory of its own that one trial was seen to hold, and largest which; 0 and "" where none was looked at.
     """
 
     search_s: float
@@ -33,6 +34,8 @@ class Cost:
     pruned: int
     saved_s: float
     reasons: dict[str, int]
+    peak_bytes: int
+    largest: str
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ def cost_of(plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[
     both = (*records, *confirmations)
     ends = [r.ended_at for r in both if r.ended_at]
     starts = [r.started_at for r in both if r.started_at]
+    largest = max(both, key=lambda r: r.peak_bytes or 0, default=None)
+    peak = largest.peak_bytes or 0 if largest is not None else 0
     return Cost(
         sum(e.seconds for r in records for e in r.history),
         sum(e.seconds for r in confirmations for e in r.history),
@@ -80,6 +85,8 @@ def cost_of(plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[
         len(pruned),
         sum((epochs - len(r.history)) * sum(e.seconds for e in r.history) / len(r.history) for r in pruned),
         dict(Counter(r.reason or "error" for r in both if r.state == "failed")),
+        peak,
+        title(largest) if largest is not None and peak else "",
     )
 
 
@@ -87,14 +94,22 @@ def cost_lines(report: Report) -> list[str]:
     """The cost in words, one line each."""
     cost, records = report.cost, report.records
     states = Counter(r.state for r in records)
-    trials = ", ".join(f"{states[s]} {s}" for s in ("complete", "pruned", "failed", "paused", "waiting") if states[s])
-    lines = [f"{len(records)} trials ({trials}): {duration(cost.search_s)} of training"]
+    trials = ", ".join(
+        f"{states[s]} {s}" for s in ("complete", "pruned", "failed", "running", "paused", "waiting") if states[s]
+    )
+    if not records:
+        return ["nothing yet: no trial has started"]
+    counted = "1 trial" if len(records) == 1 else f"{len(records)} trials"
+    lines = [f"{counted} ({trials}): {duration(cost.search_s)} of training"]
     if cost.confirmation_s:
         lines[0] += f", and {duration(cost.confirmation_s)} for {report.finding.done} confirmations"
     if cost.wall_s:
         lines.append(f"from first start to last end {duration(cost.wall_s)}")
+    if cost.peak_bytes:
+        lines.append(f"the largest trial, {cost.largest}, held {cost.peak_bytes / 2**30:.2f} GiB of memory of its own")
     if cost.pruned:
-        lines.append(f"{cost.pruned} trials were pruned, which saved about {duration(cost.saved_s)}")
+        were = "1 trial was" if cost.pruned == 1 else f"{cost.pruned} trials were"
+        lines.append(f"{were} pruned, which saved about {duration(cost.saved_s)}")
     lines += [f"{n} failed: {reason}" for reason, n in cost.reasons.items()]
     return lines
 

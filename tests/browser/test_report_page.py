@@ -1,0 +1,93 @@
+"""The report's page in a real browser: on a desk and on a phone, of good studies and of sorry ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chrome import Tab, shoot
+
+from overnight.answer import page as pages
+from overnight.answer import report
+from overnight.study import StudyView
+from test_report import SORRY, planned, record, searched, seen
+
+PHONE = {"width": 390, "height": 844, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+
+
+def good() -> StudyView:
+    found = [dataclasses.replace(r, peak_bytes=400 << 20) for r in searched(planned())]
+    params = found[0].params
+    return seen([*found, record(40, params, 0.4, "pruned"), record(41, params, None, "failed")], confirmed=True)
+
+
+SORRIEST = ("an empty study", "all failed", "a constant objective")
+STUDIES: dict[str, StudyView] = {"a good one": good(), **{name: seen(SORRY[name]) for name in SORRIEST}}
+
+
+@functools.cache
+def html_of(name: str) -> str:
+    return pages.page(report.report_of(STUDIES[name]))
+
+
+def written(name: str, folder: Path) -> str:
+    """The address of a study's page."""
+    (folder / "report.html").write_text(html_of(name), encoding="utf-8")
+    return (folder / "report.html").as_uri()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_page_reads_well_at_a_phones_width_and_asks_nobody_for_anything(
+    name: str, tab: Tab, tmp_path: Path
+) -> None:
+    address = written(name, tmp_path)
+    with tab(address, **PHONE) as page:
+        page.goto(address)
+        assert page.locator(".answer").is_visible()
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= PHONE["width"], "nothing has to be scrolled sideways"
+        cut = page.evaluate(
+            "[...document.querySelectorAll('p, li, pre, figure, h1, h2, h3')]"
+            ".filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"
+        )
+        assert cut == [], "and nothing is cut off"
+        smallest = page.evaluate(
+            "Math.min(...[...document.querySelectorAll('main *')].filter(e => e.childNodes.length && "
+            "!e.closest('svg')).map(e => parseFloat(getComputedStyle(e).fontSize)))"
+        )
+        assert smallest >= 12
+        shoot(page, f"report-phone-{name.replace(' ', '-')}", 0, full=True)
+
+
+def test_every_picture_has_words_for_those_who_dont_see_it(tab: Tab, tmp_path: Path) -> None:
+    address = written("a good one", tmp_path)
+    with tab(address) as page:
+        page.goto(address)
+        pictures = page.get_by_role("img")
+        assert pictures.count() == page.locator("figure svg").count() == 6
+        for i in range(pictures.count()):
+            assert len(pictures.nth(i).get_attribute("aria-label") or "") > 40
+        assert page.locator("svg text, svg g").count() > 0
+        shoot(page, "report-desk", 0)
+        page.emulate_media(color_scheme="dark")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 23, 26)"
+        shoot(page, "report-desk-dark", 0)
+
+
+def test_what_it_cost_stands_on_the_page(tab: Tab, tmp_path: Path) -> None:
+    address = written("a good one", tmp_path)
+    with tab(address) as page:
+        page.goto(address)
+        text: Any = page.locator("main").inner_text()
+        for words in ("of training", "0.39 GiB of memory", "was pruned, which saved about", "1 failed: diverged"):
+            assert words in text
+
+
+def test_a_study_with_nothing_to_say_says_so(tab: Tab, tmp_path: Path) -> None:
+    address = written("an empty study", tmp_path)
+    with tab(address) as page:
+        page.goto(address)
+        assert "there is nothing to say yet" in page.locator(".answer").inner_text()

@@ -8,9 +8,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mlflow import MlflowClient
 
 from overnight.study import StudyView
+
+# What conf/search/mlp.yaml draws on a log scale.
+LOG_SCALED = ("optimizer.lr", "optimizer.weight_decay", *(f"model.hidden_sizes.{i}" for i in range(9)))
 
 
 def client_of(home: Path) -> MlflowClient:
@@ -38,7 +42,12 @@ def assert_equal(home: Path, found: StudyView) -> None:
             record.state, "KILLED"
         )
         assert run.info.run_name == f"trial-{record.number:04d}"
-        assert run.data.params == {k: str(v) for k, v in record.params.items()}
+        logs = {f"log10_{name}": value for name, value in record.params.items() if name in LOG_SCALED}
+        own = {k: v for k, v in run.data.params.items() if not k.startswith("log10_")}
+        assert own == {k: str(v) for k, v in record.params.items()}
+        assert run.data.params.keys() - own.keys() == logs.keys()
+        for name, value in logs.items():
+            assert 10 ** float(run.data.params[name]) == pytest.approx(value, rel=1e-4)
         tags = run.data.tags
         assert (tags["overnight.study"], tags["overnight.state"]) == (found.name, record.state)
         assert tags.get("overnight.reason") == record.reason

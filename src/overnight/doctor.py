@@ -140,7 +140,7 @@ def _in_mlflow(found: StudyView) -> Iterator[Finding]:
             if any(r.state != "waiting" for r in records):
                 yield Finding("MLflow", f"has no experiment {found.name}", written)
             return
-        seen = survey(client, experiment.experiment_id, found.uid, records, deep=True)
+        seen = survey(client, experiment.experiment_id, found.uid, found.plan, records, deep=True)
         for run_id, why in seen.strays.items():
             yield Finding(f"MLflow's run {run_id}", why, "removed")
         for number, lacks in seen.lacking.items():

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from overnight.paths import trial_name
+from overnight.plan import Plan
 from overnight.records import TrialRecord
+from overnight.search_space import shown
 
 STATUS = {"running": "RUNNING", "paused": "KILLED", "complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 _ALL = "the whole run"
+_PARAM_CHARS = 6000  # that MLflow takes of one param
 # What the parent run keeps beside its params and metrics.
 STUDY_FILES = ("config.yaml", "search_space.yaml", "environment.json")
 
@@ -47,6 +50,7 @@ def survey(
     client: Any,
     experiment_id: str | None,
     uid: str,
+    plan: Plan,
     records: Sequence[TrialRecord],
     *,
     deep: bool = False,
@@ -79,7 +83,7 @@ def survey(
     for record in records:
         if record.state != "waiting":
             run = found.get(record.number)
-            lacks = [_ALL] if run is None else _lacks(run, record, below)
+            lacks = [_ALL] if run is None else _lacks(run, record, plan, below)
             if run is not None and deep:
                 lacks = lacks or _steps_lacking(client, run, record)
             if lacks:
@@ -99,6 +103,17 @@ def final_objective(record: TrialRecord) -> float | None:
     return record.objective if record.state in ("complete", "pruned") else None
 
 
+def params_of(record: TrialRecord, plan: Plan) -> dict[str, str]:
+    """Name -> text of the params of a trial's run: the trial's own, and the decimal logarithm of what is drawn on a log
+    scale, since MLflow's parallel coordinates have no such axis."""
+    texts = {name: str(value)[:_PARAM_CHARS] for name, value in record.params.items()}
+    for name in {shown(n) for n, dist in plan.space.names().items() if getattr(dist, "log", False)}:
+        value = record.params.get(name)
+        if isinstance(value, int | float) and value > 0:
+            texts[f"log10_{name}"] = f"{math.log10(value):.6g}"
+    return texts
+
+
 def summary_lacking(client: Any, parent: Any | None, best: TrialRecord | None, done: bool) -> list[str]:
     """What the parent run of a study that nobody works on has not got. done: the study's budget is spent."""
     if parent is None:
@@ -115,7 +130,7 @@ def summary_lacking(client: Any, parent: Any | None, best: TrialRecord | None, d
     return lacks + [name for name in STUDY_FILES if name not in held]
 
 
-def _lacks(run: Any, record: TrialRecord, below: str | None) -> list[str]:
+def _lacks(run: Any, record: TrialRecord, plan: Plan, below: str | None) -> list[str]:
     lacks = []
     if run.data.tags.get("mlflow.parentRunId") != below:
         lacks.append("its place below the study's run")
@@ -123,7 +138,7 @@ def _lacks(run: Any, record: TrialRecord, below: str | None) -> list[str]:
         lacks.append(f"the status {STATUS[record.state]}: it says {run.info.status}")
     if run.data.tags.get("overnight.state") != record.state:
         lacks.append(f"the tag overnight.state={record.state}")
-    lacks.extend(f"the param {name}" for name in record.params if name not in run.data.params)
+    lacks.extend(f"the param {name}" for name in params_of(record, plan) if name not in run.data.params)
     last = {n: v for e in record.history for n, v in e.metrics.items() if math.isfinite(v)}
     objective = final_objective(record)
     if objective is not None:

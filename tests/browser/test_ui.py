@@ -16,7 +16,9 @@ import psutil
 import pytest
 from chrome import PATIENCE_MS, Tab, shoot
 
-from overnight.study import StudyView
+from overnight import settings
+from overnight.answer import conclusion
+from overnight.study import StudyView, view
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,16 @@ def address(finished_home: Path) -> Iterator[str]:
         assert not alive, "overnight ui leaves none of MLflow's processes behind"
 
 
+@pytest.fixture(scope="module")
+def told(finished_home: Path) -> str:
+    """The sentence of the study's report, which its run holds."""
+    found, _ = view(settings.place([f"home={finished_home}"]))
+    assert found is not None
+    report, _, trouble = conclusion.tell(found, found.plan.settings.place)
+    assert trouble is None
+    return report.sentence
+
+
 @pytest.fixture
 def page(address: str, tab: Tab) -> Iterator[Any]:
     with tab(address.partition("/#")[0]) as opened:
@@ -48,20 +60,69 @@ def row(page: Any, name: str) -> Any:
     )
 
 
-def test_the_study_is_found_its_trials_lie_below_it_and_two_are_compared(
+def names_down(page: Any) -> list[str]:
+    """The runs in the table, from the top down."""
+    cells = page.locator(".ag-pinned-left-cols-container [role=row] a")
+    tops = {link.inner_text(): link.bounding_box()["y"] for link in cells.all()}
+    return sorted((n for n in tops if re.fullmatch(r"trial-\d{4}|digits-mlp", n)), key=tops.__getitem__)
+
+
+def head(page: Any, column: str) -> Any:
+    return page.locator(f".ag-header-cell[col-id='{column}']")
+
+
+def values_of(finished: StudyView) -> dict[str, float]:
+    return {f"trial-{r.number:04d}": r.objective for r in finished.records}  # type: ignore[misc]
+
+
+def in_order(values: dict[str, float], names: list[str], best_first: bool = True) -> bool:
+    shown = [values[n] for n in names if n in values]
+    return shown == sorted(values.values(), reverse=best_first)
+
+
+def plain(address: str, finished: StudyView) -> str:
+    """The table as MLflow itself would open it."""
+    host = address.partition("/#")[0]
+    return f"{host}/#/experiments/{finished.experiment_id}/runs?workflowType=machine_learning"
+
+
+def test_the_study_is_found_among_the_experiments(page: Any, address: str, finished: StudyView) -> None:
+    from playwright.sync_api import expect
+
+    host = address.partition("/#")[0]
+    page.goto(f"{host}/#/experiments?workflowType=machine_learning", wait_until="domcontentloaded")
+    link = page.get_by_role("link", name=finished.name, exact=True)
+    expect(link).to_be_visible(timeout=PATIENCE_MS)
+    shoot(page, "mlflow-find")
+    assert f"/experiments/{finished.experiment_id}" in (link.get_attribute("href") or "")
+
+
+def test_the_page_that_ui_names_opens_with_the_trials_best_first_and_what_was_searched(
     page: Any, address: str, finished: StudyView
 ) -> None:
     from playwright.sync_api import expect
 
     page.goto(address, wait_until="domcontentloaded")
-    parent = row(page, finished.name)
-    expect(parent).to_be_visible(timeout=PATIENCE_MS)
+    expect(row(page, "trial-0000")).to_be_visible(timeout=PATIENCE_MS)
     assert "workflowType=machine_learning" in page.url, "not MLflow's view for language models"
-    parent.locator('[col-id="attributes.`Run Name`"] button').first.click()
-    for record in finished.records:
-        expect(row(page, f"trial-{record.number:04d}")).to_be_visible()
-    shoot(page, "nested")
-    chosen = ("trial-0001", "trial-0002")
+    assert finished.name in names_down(page), "the study's own run is the way to its report"
+    assert in_order(values_of(finished), names_down(page))
+    for column in ("metrics.`objective`", "params.`model.activation`", "params.`model.hidden_sizes.0`"):
+        expect(head(page, column)).to_be_visible()
+    shoot(page, "mlflow")
+    head(page, "metrics.`objective`").click()
+    page.wait_for_function("location.hash.includes('orderByAsc=true')")
+    page.wait_for_timeout(1000)
+    assert in_order(values_of(finished), names_down(page), best_first=False)
+    shoot(page, "mlflow-sort")
+
+
+def test_three_trials_are_compared(page: Any, address: str, finished: StudyView) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(address, wait_until="domcontentloaded")
+    expect(row(page, "trial-0000")).to_be_visible(timeout=PATIENCE_MS)
+    chosen = [n for n in names_down(page) if n != finished.name][:3]
     for name in chosen:
         box = row(page, name).locator("input.ag-checkbox-input")
         box.check()
@@ -71,10 +132,36 @@ def test_the_study_is_found_its_trials_lie_below_it_and_two_are_compared(
     names = page.get_by_role("row", name="Run Name:")
     for name in chosen:
         expect(names.get_by_role("cell", name=name, exact=True)).to_be_visible(timeout=PATIENCE_MS)
-    shoot(page, "compare")
+    expect(page.get_by_text("log10_optimizer.lr").first).to_be_attached()
+    shoot(page, "mlflow-compare")
 
 
-def test_the_parents_note_leads_to_its_trials_best_first(page: Any, address: str, finished: StudyView) -> None:
+def test_the_report_opens_on_the_studys_page(page: Any, address: str, finished: StudyView, told: str) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(address, wait_until="domcontentloaded")
+    row(page, finished.name).get_by_role("link", name=finished.name, exact=True).click()
+    expect(page.get_by_text(told)).to_be_visible(timeout=PATIENCE_MS)
+    shoot(page, "mlflow-study")
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text(f"{finished.name}.html", exact=True).first.click(timeout=PATIENCE_MS)
+    answer = page.frame_locator("iframe").locator(".answer")
+    expect(answer).to_have_text(told, timeout=PATIENCE_MS)
+    shoot(page, "mlflow-report")
+
+
+def test_the_trials_lie_below_their_study(page: Any, address: str, finished: StudyView) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(plain(address, finished), wait_until="domcontentloaded")
+    parent = row(page, finished.name)
+    expect(parent).to_be_visible(timeout=PATIENCE_MS)
+    parent.locator('[col-id="attributes.`Run Name`"] button').first.click()
+    for record in finished.records:
+        expect(row(page, f"trial-{record.number:04d}")).to_be_visible()
+
+
+def test_the_studys_note_leads_to_its_trials_best_first(page: Any, address: str, finished: StudyView) -> None:
     from playwright.sync_api import expect
 
     host = address.partition("/#")[0]
@@ -83,19 +170,14 @@ def test_the_parents_note_leads_to_its_trials_best_first(page: Any, address: str
     )
     link = page.get_by_role("link", name="its trials, best first")
     expect(link).to_be_visible(timeout=PATIENCE_MS)
+    for words in ("the ones that failed", "the confirmations"):
+        expect(page.get_by_role("link", name=words)).to_be_visible()
     target = link.get_attribute("href")
     page.goto("about:blank")  # a change of the part after # alone does not load the page again
     page.goto(f"{host}/{target}", wait_until="domcontentloaded")
     expect(row(page, "trial-0000")).to_be_visible(timeout=PATIENCE_MS)
-    names = page.locator(".ag-pinned-left-cols-container [role=row] a").all_inner_texts()
-    shown = [n for n in names if re.fullmatch(r"trial-\d{4}", n)]
-    values = {f"trial-{r.number:04d}": r.objective for r in finished.records}
-    assert sorted(shown) == sorted(values)
-    tops = {n: row(page, n).bounding_box()["y"] for n in shown}
-    in_order = sorted(shown, key=tops.__getitem__)
-    assert [values[n] for n in in_order] == sorted(values.values(), reverse=True)  # type: ignore[type-var]
-    assert finished.name not in names
-    shoot(page, "trials")
+    assert sorted(names_down(page)) == sorted(values_of(finished))
+    assert in_order(values_of(finished), names_down(page))
 
 
 def test_the_studys_page_shows_what_its_winner_looks_like(page: Any, address: str, finished: StudyView) -> None:
@@ -109,7 +191,7 @@ def test_the_studys_page_shows_what_its_winner_looks_like(page: Any, address: st
     picture = page.locator(".image-outer-container img, img[src^='blob:']").first
     expect(picture).to_be_visible(timeout=PATIENCE_MS)
     assert picture.evaluate("image => image.naturalWidth") > 300
-    shoot(page, "pictures")
+    shoot(page, "mlflow-pictures")
 
 
 def test_the_server_answers_on_this_machine_alone(address: str) -> None:

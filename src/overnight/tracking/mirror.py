@@ -1,59 +1,38 @@
-"""MLflow mirrors the ledger: the only room that imports it.
+"""The mirror: one thread writes, a second's worth at a time, and works by level rather than by event.
 
-One thread writes, a second's worth at a time, and works by level rather than by event: given a trial's record it
-writes whatever MLflow does not hold yet, and ends the run last of all. So a run that is ended is whole, and going on,
-healing and plain progress are one and the same thing.
+Given a trial's record it writes whatever MLflow does not hold yet, and ends the run last of all. So a run that is ended
+is whole, and going on, healing and plain progress are one and the same thing.
 """
 
 from __future__ import annotations
 
 import getpass
-import importlib.metadata
-import json
-import logging
 import math
 import os
-import platform
-import subprocess
 import sys
 import threading
 import time
 import traceback
 import urllib.parse
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from overnight import settings as settings_module
 from overnight.paths import trial_name
 from overnight.plan import Plan
 from overnight.records import TrialRecord, config_of, title
-from overnight.settings import Place
-from overnight.storage import create_whole
-from overnight.study import StudyView
-from overnight.survey import STATUS, STUDY_FILES, Run, final_objective, logged_steps, study_runs, survey
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from overnight.survey import STATUS, Run, final_objective, logged_steps, params_of, survey
+from overnight.tracking import pages
+from overnight.tracking.origin import study_files
+from overnight.tracking.store import client, in_short, parent_of
 
 WRITE_EVERY_S = 1.0
 TRY_AGAIN_S = 5.0  # after it could not be written
 TRIES_AT_THE_END = 3
-# MLflow's limits for one log_batch, for one param value and for one tag.
-_BATCH_METRICS, _BATCH_PARAMS, _PARAM_CHARS = 1000, 100, 6000
+# MLflow's limits for one log_batch and for one tag.
+_BATCH_METRICS, _BATCH_PARAMS = 1000, 100
 _TAG_CHARS = 7900  # of 8000: MLflow would cut off the end, where a traceback says what happened
-_PACKAGES = (
-    "overnight",
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "optuna",
-    "mlflow",
-    "hydra-core",
-    "numpy",
-    "scikit-learn",
-)
 
 
 class Tracker:
@@ -155,7 +134,13 @@ class Tracker:
         if self._search_uid is not None:
             self._open_below(self._search_uid)
         found = survey(
-            self._client, self.experiment_id, self._uid, self._ledger, deep=self._deep, below=self.parent_run_id
+            self._client,
+            self.experiment_id,
+            self._uid,
+            self._plan,
+            self._ledger,
+            deep=self._deep,
+            below=self.parent_run_id,
         )
         for run_id in found.strays:
             self._client.delete_run(run_id)
@@ -183,6 +168,7 @@ class Tracker:
                 tags={
                     "mlflow.experiment.primaryMetric.name": study.metric,
                     "mlflow.experiment.primaryMetric.greaterIsBetter": str(study.direction == "maximize"),
+                    "mlflow.experimentKind": "custom_model_development",  # not one of language models
                 },
             )
         )
@@ -201,19 +187,18 @@ class Tracker:
             self._client.update_run(run.info.run_id, status="RUNNING")
             self._client.set_tag(run.info.run_id, "overnight.state", "running")
         self.parent_run_id = str(run.info.run_id)
-        note = (
-            f"A study of {plan.settings.study.metric}, to {plan.settings.study.direction}: "
-            f"[its trials, best first]({self._trials_page()})"
-        )
+        note = pages.note(plan, self._uid, self.experiment_id, self.parent_run_id)
         self._client.set_tag(self.parent_run_id, "mlflow.note.content", note)
         self._client.set_experiment_tag(self.experiment_id, "mlflow.note.content", note)
-        for file, text in _study_files(plan).items():
+        for tag, view in pages.views(plan, self._uid, self.parent_run_id).items():
+            self._client.set_experiment_tag(self.experiment_id, tag, view)
+        for file, text in study_files(plan).items():
             if file not in held or file != "environment.json":  # where it began stays
                 self._client.log_text(self.parent_run_id, text, file)
 
     def _open_below(self, search_uid: str) -> None:
         """Find the search's parent run, and have it say that it is being confirmed."""
-        self.parent_run_id = _parent_of(self._client, self.experiment_id, search_uid)
+        self.parent_run_id = parent_of(self._client, self.experiment_id, search_uid)
         if self.parent_run_id is not None:
             self._client.update_run(self.parent_run_id, status="RUNNING")
             self._client.set_tag(self.parent_run_id, "overnight.state", "confirming")
@@ -222,17 +207,6 @@ class Tracker:
     def _number_tag(self) -> str:
         """Of a run's number in its ledger study. Whoever counts a search's trials must not count confirmations."""
         return "overnight.trial" if self._search_uid is None else "overnight.confirmation"
-
-    def _trials_page(self) -> str:
-        """The flat, sorted list: MLflow nests the trials below their parent, closed, unless it sorts by a metric."""
-        query = {
-            "workflowType": "machine_learning",
-            # Less the confirmations, which lie below the same parent.
-            "searchFilter": f"tags.`overnight.role` = 'trial' AND tags.mlflow.parentRunId = '{self.parent_run_id}'",
-            "orderByKey": "metrics.`objective`",
-            "orderByAsc": str(self._plan.settings.study.direction == "minimize").lower(),
-        }
-        return f"#/experiments/{self.experiment_id}/runs?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}"
 
     def _base_tags(self) -> dict[str, str]:
         return {
@@ -276,7 +250,8 @@ class Tracker:
         objective = final_objective(record)
         if objective is not None and "objective" not in run.steps:
             metrics.append(Metric("objective", objective, _ms(record.ended_at), record.history[-1].epoch))
-        params = [Param(k, str(v)[:_PARAM_CHARS]) for k, v in record.params.items() if k not in run.params]
+        wanted = params_of(record, self._plan)
+        params = [Param(name, text) for name, text in wanted.items() if name not in run.params]
         tags = {
             "overnight.state": record.state,
             "overnight.reason": record.reason,
@@ -295,7 +270,7 @@ class Tracker:
                 run.steps.setdefault(metric.key, set()).add(metric.step)
         for start in range(_BATCH_PARAMS, len(params), _BATCH_PARAMS):
             self._client.log_batch(run.run_id, params=params[start : start + _BATCH_PARAMS])
-        run.params.update(record.params)
+        run.params.update(wanted)
         if record.state == "failed" and record.detail:
             self._client.log_text(run.run_id, record.detail, "error.txt")
             note = f"{record.reason}\n```\n{record.detail[-_TAG_CHARS:]}\n```"
@@ -350,125 +325,6 @@ class Tracker:
         self._client.set_terminated(self.parent_run_id, ending)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a study has come to, for its parent run.
-
-    winner: number of the confirmed trial; mean and half_width: of its interval. confirmation: uid of the ledger study
-    that confirmed it; tests: number of a confirmation -> metrics on the test set. files: for the parent run.
-    """
-
-    sentence: str
-    winner: int | None = None
-    mean: float | None = None
-    half_width: float | None = None
-    confirmation: str | None = None
-    tests: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    files: tuple[str, ...] = ()
-
-
-def publish(place: Place, experiment_name: str, uid: str, answer: Answer) -> str | None:
-    """Have MLflow show an answer, as often as this is called; what kept it from that, or None."""
-    try:
-        mlflow = client(place)
-        experiment = mlflow.get_experiment_by_name(experiment_name)
-        parent = _parent_of(mlflow, experiment.experiment_id, uid) if experiment is not None else None
-        if experiment is not None and parent is not None:
-            _show_tests(mlflow, experiment.experiment_id, answer)
-            _show_answer(mlflow, parent, answer)
-    except Exception as error:  # MLflow's, SQLAlchemy's, the network's: the next start says it again
-        return in_short(error)
-    return None
-
-
-def _show_tests(client: MlflowClient, experiment_id: str, answer: Answer) -> None:
-    """Log test metrics on the runs that they are of, each once."""
-    for run in study_runs(client, experiment_id, answer.confirmation) if answer.confirmation is not None else ():
-        metrics = answer.tests.get(int(run.data.tags.get("overnight.confirmation", -1)), {})
-        for name, value in metrics.items():
-            if math.isfinite(value) and name not in run.data.metrics:
-                client.log_metric(run.info.run_id, name, value)
-
-
-def _show_answer(client: MlflowClient, parent: str, answer: Answer) -> None:
-    run = client.get_run(parent)
-    for name, value in (("confirmed/mean", answer.mean), ("confirmed/half_width", answer.half_width)):
-        if value is not None and run.data.metrics.get(name) != value:
-            client.log_metric(parent, name, value)
-    client.set_tag(parent, "overnight.answer", answer.sentence)
-    if answer.winner is not None:
-        client.set_tag(parent, "overnight.winner", trial_name(answer.winner))
-    note = run.data.tags.get("mlflow.note.content", "")
-    client.set_tag(parent, "mlflow.note.content", f"**{answer.sentence}**\n\n{note.rpartition(chr(10))[2]}")
-    for file in answer.files:
-        client.log_artifact(parent, file)
-
-
-def runs_of(place: Place, trials: Iterable[tuple[str, int | None]]) -> list[str]:
-    """MLflow's ids of these trials' runs, each given as its ledger's uid and its number; fewer where it lacks some."""
-    if place.given_tracking_uri is None and not place.where.tracking_store.exists():
-        return []
-    mlflow, found = client(place), []
-    experiments = [e.experiment_id for e in mlflow.search_experiments()]
-    for uid, number in trials:
-        wanted = f"tags.`overnight.uid` = '{uid}' and tags.`overnight.trial` = '{number}'"
-        found += [str(run.info.run_id) for run in mlflow.search_runs(experiments, wanted, max_results=1)]
-    return found
-
-
-# The store ------------------------------------------------------------------------------------------------------------
-
-
-def quiet_environment() -> dict[str, str]:
-    """What keeps MLflow from phoning home and from warning of its own plans."""
-    return {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
-
-
-def exists(place: Place) -> bool:
-    """Whether there is a store to ask, or a server that would have one."""
-    return place.given_tracking_uri is not None or place.where.tracking_store.exists()
-
-
-def client(place: Place) -> MlflowClient:
-    """A client on the tracking store; the embedded one is created first where there is none."""
-    for name, value in quiet_environment().items():
-        os.environ.setdefault(name, value)
-    if not exists(place):
-        _create_store(place)
-    from mlflow import MlflowClient
-
-    # Its store logs a page of traceback at every try, which a full disk or a server that restarts makes many.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    return MlflowClient(tracking_uri=place.tracking_uri)
-
-
-def _create_store(place: Place) -> None:
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    def create(fresh: Path) -> None:
-        store = SqlAlchemyStore(f"sqlite:///{fresh}", place.artifact_root)
-        store.engine.dispose()
-        SqlAlchemyStore._engine_map.pop(store.db_uri, None)
-
-    place.where.root.mkdir(parents=True, exist_ok=True)
-    create_whole(place.where.tracking_store, create)
-
-
-def _parent_of(client: MlflowClient, experiment_id: str, uid: str) -> str | None:
-    """The id of a study's parent run."""
-    for run in study_runs(client, experiment_id, uid):
-        if run.data.tags.get("overnight.role") == "study":
-            return str(run.info.run_id)
-    return None
-
-
-def in_short(error: BaseException) -> str:
-    """What is at the bottom of an error, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-
 def _user() -> str:
     try:
         return getpass.getuser()
@@ -478,81 +334,3 @@ def _user() -> str:
 
 def _ms(seconds: float | None) -> int:
     return round((seconds if seconds is not None else time.time()) * 1000)
-
-
-def _study_files(plan: Plan) -> dict[str, str]:
-    """What the parent run keeps: the configuration as written, the search space, and where it all ran."""
-    written = {**plan.config({}), **settings_module.to_json(plan.settings)}
-    texts = (
-        settings_module.config_text(written),
-        settings_module.config_text(plan.space.describe()),
-        json.dumps(_environment(), indent=2),
-    )
-    return dict(zip(STUDY_FILES, texts, strict=True))
-
-
-def _environment() -> dict[str, Any]:
-    def version(package: str) -> str | None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
-    return {
-        "packages": {p: version(p) for p in _PACKAGES},
-        "python": platform.python_version(),
-        "machine": {"system": platform.platform(), "host": platform.node(), "cores": os.cpu_count()},
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "command": sys.argv,
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says of the folder we were started in; None where there is no git or no repository."""
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-# The pages ------------------------------------------------------------------------------------------------------------
-
-
-def ui_command(place: Place, port: int) -> tuple[list[str], Mapping[str, str]]:
-    """How to serve MLflow's pages on 127.0.0.1: arguments, and the environment that goes with them."""
-    client(place)  # creates the embedded store where there is none yet
-    root = place.artifact_root
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        place.tracking_uri,
-        "--default-artifact-root",
-        root,
-        "--artifacts-destination",
-        root,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_"))}
-    return command, {
-        **kept,
-        **quiet_environment(),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "PYTHONWARNINGS": "ignore",
-    }
-
-
-def page_of(view: StudyView | None, address: str) -> str:
-    """The page of a study's runs; without the last part MLflow would open its view for language models."""
-    if view is None or view.experiment_id is None:
-        return address
-    return f"{address}/#/experiments/{view.experiment_id}/runs?workflowType=machine_learning"

@@ -1,0 +1,8 @@
+"""MLflow mirrors the ledger: the only room that imports it."""
+
+from overnight.tracking.answering import Answer, publish, runs_of
+from overnight.tracking.mirror import Tracker
+from overnight.tracking.pages import page_of, ui_command
+from overnight.tracking.store import client, exists, in_short
+
+__all__ = ["Answer", "Tracker", "client", "exists", "in_short", "page_of", "publish", "runs_of", "ui_command"]

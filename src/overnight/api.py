@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from overnight import notify, preflight, processes, warm_start
 from overnight import plan as plans
-from overnight import preflight, processes, warm_start
 from overnight.awake import awake
+from overnight.notify import Herald
 from overnight.plan import Plan
 from overnight.records import TrialRecord, best_of
 from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
@@ -123,6 +124,7 @@ def run(
     before the first trial, what there is to say of this start; the result keeps it too.
     """
     _check_room(plan)
+    addresses = notify.addresses(plan.settings.notify)
     plan, taken = warm_start.resolved(plan)
     processes.warm_up()
     get_ready(plan.settings.place)
@@ -131,11 +133,31 @@ def run(
     said = [*taken, *said]
     for line in said:
         say(line)
-    try:
-        search = _work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None), said, screen, take_signals)
-        return _with_answer(search, ledger.uid, screen, take_signals) if search.why == "done" else search
-    finally:
-        ledger.close()
+    with contextlib.ExitStack() as ending:
+        news = ending.enter_context(notify.herald(plan, addresses, say))
+        ending.callback(ledger.close)  # first, then the last word is waited for
+
+        def work(supervisor: Supervisor, said: list[str] | None = None) -> Result:
+            return _work(supervisor, said or [], screen, take_signals, news)
+
+        search = work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None), said)
+        result = _with_answer(search, ledger.uid, work) if search.why == "done" else search
+        _tell(news, result)
+        return result
+
+
+def _tell(news: Herald, result: Result) -> None:
+    """Tell how a study has ended, unless somebody stopped it, who knows."""
+    failed = [r for r in result.records if r.state == "failed"]
+    if result.why == "failures":
+        limit = result.plan.settings.study.max_consecutive_failures
+        news.tell("failed", f"stopped: {limit} in a row failed, the last with {failed[-1].reason}")
+    elif result.all_failed:
+        news.tell("failed", f"all {len(failed)} trials failed, the last with {failed[-1].reason}")
+    elif result.why == "done" and result.finding is not None:
+        from overnight.answer import finding
+
+        news.tell("done", finding.sentence(result.finding))
 
 
 def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> None:
@@ -147,11 +169,11 @@ def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> None:
         raise ConfigError(mistakes)
 
 
-def _with_answer(search: Result, uid: str, screen: Screen | None, take_signals: bool) -> Result:
+def _with_answer(search: Result, uid: str, work: Callable[[Supervisor], Result]) -> Result:
     """A search's result once it is confirmed, as far as somebody lets it."""
     from overnight.answer import conclusion  # a search need not wait for its imports
 
-    ended = conclusion.conclude(search.plan, search.records, uid, lambda s: _work(s, [], screen, take_signals))
+    ended = conclusion.conclude(search.plan, search.records, uid, work)
     last = ended.confirmation or search
     return replace(
         search,
@@ -192,16 +214,24 @@ def _check_room(plan: Plan) -> None:
         )
 
 
-def _work(supervisor: Supervisor, said: list[str], screen: Screen | None, take_signals: bool) -> Result:
-    screen = Unfailing(screen or screen_for())
-    supervisor.on_change = lambda s: screen.update(lambda: glance(s))
+def _work(
+    supervisor: Supervisor, said: list[str], screen: Screen | None, take_signals: bool, news: Herald | None = None
+) -> Result:
+    shown = Unfailing(screen or screen_for())
+
+    def changed(s: Supervisor) -> None:
+        shown.update(lambda: glance(s))
+        if news is not None:
+            news.look(s.no_room, s.silent)
+
+    supervisor.on_change = changed
     settings = supervisor.plan.settings
     with _signals(supervisor, take_signals) as received, awake(settings.stay_awake):
         try:
             ending = supervisor.run()
-            screen.update(lambda: glance(supervisor), force=True)
+            shown.update(lambda: glance(supervisor), force=True)
         finally:
-            screen.close()
+            shown.close()
     records = tuple(supervisor.records[n] for n in sorted(supervisor.records))
     return Result(
         supervisor.plan.name,

@@ -84,14 +84,19 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None
 
 @cli.command()
 @click.argument("arguments", nargs=-1, metavar="[STUDY] [OVERRIDE ...]")
+@click.option("--watch", is_flag=True, help="Look on until nobody is at it; Ctrl-C leaves it as it is.")
 @_JSON
-def status(arguments: tuple[str, ...], as_json: bool) -> None:
+def status(arguments: tuple[str, ...], as_json: bool, watch: bool) -> None:
     """How a study stands: running, paused, stalled or done; the best so far; what is left, and when it will end."""
     import json
 
     place, view, others = _look(arguments)
     if view is None:
         _mistake([f"study: there is none in {place.where.root}; `overnight tune` starts one"])
+    if watch and not as_json:
+        from overnight import watching
+
+        view = watching.follow(place, view)
     if as_json:
         click.echo(json.dumps(status_object(view)))
         return

@@ -119,8 +119,9 @@ class Unfailing:
 class Lines:
     """One plain line a finished trial, and one where something is in the way."""
 
-    def __init__(self) -> None:
-        self._told = 0
+    def __init__(self, told: int = 0) -> None:
+        """told: how many of the ended ones need no line."""
+        self._told = told
         self._trouble: str | None = None
 
     def update(self, glance: Callable[[], Glance], force: bool = False) -> None:  # noqa: ARG002

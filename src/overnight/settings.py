@@ -163,6 +163,14 @@ class TrackingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NotifySettings:
+    """Whom to tell; nothing of it is kept, logged or shown, as it may hold secrets."""
+
+    urls: list[str] = field(default_factory=list, repr=False)
+    command: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """A composed and checked configuration, less what belongs to the components and the search space."""
 
@@ -175,6 +183,7 @@ class Settings:
     storage: StorageSettings
     tracking: TrackingSettings
     pictures: PictureSettings
+    notify: NotifySettings = field(default_factory=NotifySettings)
     seed: int = _rule("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32)
     slots: int | None = _at_least(1)
     preflight: Literal["auto", "never"]
@@ -276,6 +285,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
             if (conf_dir() / path.relative_to(folder)).exists()
         )
 
+    overrides = _less_secrets(overrides, problems)
     parsed = _parse(overrides, problems)
     groups, values, sweeps = [], [], {}
     for override in parsed:
@@ -330,6 +340,8 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
         accepted = []  # what does not compose is told once, not again for every variant
     tree = _plain_or_note(config, problems)
     settings = _build_settings(tree, choices, problems) if tree else None
+    if settings is not None and settings.notify.urls:
+        tree["notify"]["urls"] = ["not shown"] * len(settings.notify.urls)
     fixed = tuple(o.key_or_group for o in parsed if not o.is_sweep_override() and not o.is_delete())
     added = tuple(o.key_or_group for o in parsed if o.is_sweep_override() and o.is_add())
     return Draft(tree, choices, sweeps, added, fixed, absent, settings, problems, folder, accepted)
@@ -448,7 +460,8 @@ def config_text(tree: Mapping[str, Any]) -> str:
 
 
 def to_json(settings: Settings) -> dict[str, Any]:
-    return dataclasses.asdict(settings)
+    """What a plan and a run keep: all but whom to tell."""
+    return {key: value for key, value in dataclasses.asdict(settings).items() if key != "notify"}
 
 
 def from_json(data: Mapping[str, Any]) -> Settings:
@@ -473,6 +486,19 @@ def _groups(config_dir: Path | None) -> set[str]:
 
 def _override_key(text: str) -> str:
     return text.split("=", 1)[0].lstrip("+~")
+
+
+def _less_secrets(overrides: Iterable[str], problems: list[str]) -> list[str]:
+    """The overrides less notify's addresses, which a command line would show to everybody on the machine."""
+    secret = re.compile(r"[+~]*notify(\.urls.*)?")
+    given = list(overrides)
+    kept = [text for text in given if not secret.fullmatch(text.split("=", 1)[0].strip())]
+    if len(kept) < len(given):
+        problems.append(
+            "notify.urls: must not stand on a command line, which others can read; put the addresses into the "
+            "environment's OVERNIGHT_NOTIFY_URLS, into a file that OVERNIGHT_NOTIFY_URLS_FILE names, or into a config"
+        )
+    return kept
 
 
 def _parse(overrides: Iterable[str], problems: list[str]) -> list[Any]:
@@ -610,7 +636,9 @@ def _build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problem
     values: dict[str, Any] = {}
     for name, declared in _SECTIONS.items():
         kind = _SECTION_TYPES[name]
-        if name not in tree:
+        if name not in tree and declared.default_factory is not dataclasses.MISSING:
+            values[name] = declared.default_factory()
+        elif name not in tree:
             problems.append(f"{name}: missing; config.yaml must hold it")
         elif dataclasses.is_dataclass(kind):
             node = _completed(tree, problems) if name == "study" else tree[name]
@@ -702,6 +730,11 @@ def _checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str,
         return tuple({str(k): v for k, v in entry.items()} for entry in value)
     if typing.get_origin(kind) is list:
         (options,) = (typing.get_args(entry) for entry in typing.get_args(kind))
+        if not options:  # of texts: addresses, which no message may repeat
+            if isinstance(value, list) and all(isinstance(v, str) and "://" in v for v in value):
+                return value
+            problems.append(f"{path}: must be a list of addresses such as mailto://NAME:PASSWORD@example.com")
+            return []
         if not isinstance(value, list) or not set(map(str, value)) <= set(options):
             problems.append(f"{path}: must be a list of some of {_listed(options)}, got {value!r}")
         return value

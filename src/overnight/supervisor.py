@@ -58,6 +58,7 @@ class Supervisor:
         self.on_change = on_change
         self.only = only
         self.no_room = False  # on the disk: trials save, and wait for it
+        self.silent: list[int] = []  # trials that were ended for that
         wait_while_full(ledger.storage, self._await_room)
         self._starter = Starter(on_cpu=set(self.devices) == {"cpu"})
         self._illustrator = Illustrator(self.plan, ledger.uid, tracker)
@@ -319,6 +320,7 @@ class Supervisor:
         number, finished, ruling = trial.spec.number, trial.finished, trial.ruling
         if ruling is not None and finished is None:
             if ruling.reason == "stalled":
+                self.silent.append(number)
                 return self._try_again(number, ruling.reason, ruling.detail)
             return self.ledger.fail(number, ruling.reason, ruling.detail)
         if finished is None:

@@ -67,7 +67,6 @@ def _show_answer(client: MlflowClient, parent: str, answer: Answer) -> None:
         client.set_tag(parent, "overnight.winner", trial_name(answer.winner))
     note = with_sentence(answer.sentence, run.data.tags.get("mlflow.note.content", ""))
     client.set_tag(parent, "mlflow.note.content", note)
-    client.set_experiment_tag(run.info.experiment_id, "mlflow.note.content", note)
     for file in answer.files:
         client.log_artifact(parent, file)
 

@@ -6,7 +6,7 @@ STUDY ?=
 KILLS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help study ui test check lint types imports browser chaos chaos-quick bench bench-quick clean
+.PHONY: help study ui test check lint types imports browser long chaos chaos-quick bench bench-quick clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ test: $(VENV)/.dev.installed  ## Run every test
 
 browser: $(VENV)/.dev.installed  ## Run the browser tests alone
 	$(BIN)/python -m pytest -m browser
+
+long: $(VENV)/.dev.installed  ## Run the tests that take whole studies in processes of their own
+	$(BIN)/python -m pytest -m long
 
 chaos: $(VENV)/.dev.installed  ## Kill, stop and starve real studies, at length; KILLS=100
 	$(BIN)/python -m pytest -m chaos tests/chaos --kills=$(KILLS)

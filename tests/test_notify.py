@@ -99,6 +99,7 @@ def test_a_study_that_fails_is_told_as_failed(tune: Tune, server: Server, monkey
     assert "1 in a row" in text
 
 
+@pytest.mark.long
 def test_a_killed_study_is_told_as_stalled(home: Path, server: Server) -> None:
     line = ["tune", f"home={home}", "preflight=never", *theirs("Slow", "study.trials=2", "trainer.max_epochs=50")]
     environment = {**os.environ, notify.URLS: server.url(), "PYTHONPATH": _path()}

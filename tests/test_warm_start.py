@@ -67,6 +67,7 @@ def test_a_planted_optimum_beyond_the_range_is_told_which_end_to_widen_and_what_
     assert told.importances[-1].name == "model.noise"
 
 
+@pytest.mark.long
 def test_the_pasted_next_line_runs_starts_from_the_finding_and_does_better(planted: StudyView, told: Report) -> None:
     assert told.next is not None
     words = shlex.split(told.next)

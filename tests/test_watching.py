@@ -10,8 +10,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
 from commands import LATE, running, start
 from overnight import settings
+from overnight.cli import cli
 from overnight.study import view
 from test_supervisor import theirs
 
@@ -44,6 +48,7 @@ def seen_on_a_terminal(home: Path, seconds: float) -> tuple[str, int]:
     return drawn.decode(errors="replace"), code
 
 
+@pytest.mark.long
 def test_it_shows_the_study_until_it_ends_and_ctrl_c_leaves_it(home: Path) -> None:
     line = theirs("Slow", "study.trials=2", "trainer.max_epochs=6", "slots=1")
     with running("tune", f"home={home}", "preflight=never", "pictures.when=never", *line) as study:
@@ -61,6 +66,12 @@ def test_it_shows_the_study_until_it_ends_and_ctrl_c_leaves_it(home: Path) -> No
         assert ended == ["trial-0000", "trial-0001"], printed
         assert any(text.startswith("digits-mlp: done, 2 of 2 trials done") for text in lines), printed
         assert study.wait(30 * LATE) == 0
+
+
+def test_looking_on_and_printing_once_are_not_asked_for_together(finished_home: Path) -> None:
+    done = CliRunner().invoke(cli, ["status", "--watch", "--json", f"home={finished_home}"])
+    assert done.exit_code == 2
+    assert "take one of them" in done.output
 
 
 def test_a_study_that_nobody_works_on_is_shown_as_it_stands(finished_home: Path) -> None:

@@ -147,7 +147,9 @@ def run(
 
 
 def _tell(news: Herald, result: Result) -> None:
-    """Tell how a study has ended, unless somebody stopped it, who knows."""
+    """Tell how a study has ended, unless somebody stopped it, who knows, or it had ended before."""
+    if not result.worked:
+        return
     failed = [r for r in result.records if r.state == "failed"]
     if result.why == "failures":
         limit = result.plan.settings.study.max_consecutive_failures

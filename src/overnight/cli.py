@@ -93,7 +93,9 @@ def status(arguments: tuple[str, ...], as_json: bool, watch: bool) -> None:
     place, view, others = _look(arguments)
     if view is None:
         _mistake([f"study: there is none in {place.where.root}; `overnight tune` starts one"])
-    if watch and not as_json:
+    if watch and as_json:
+        _mistake(["--watch: looks on, and --json prints once, got both; take one of them"])
+    if watch:
         from overnight import watching
 
         view = watching.follow(place, view)

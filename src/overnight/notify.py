@@ -123,7 +123,12 @@ def herald(plan: Plan, urls: Sequence[str], say: Callable[[str], None]) -> Itera
 def _start(study: str, urls: Sequence[str], command: str | None, log: Path) -> subprocess.Popen[str]:
     log.parent.mkdir(parents=True, exist_ok=True)
     messenger = subprocess.Popen(
-        [sys.executable, "-m", "overnight.messenger"],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "overnight.messenger",
+        ],  # -P: nothing of the folder we are in
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -27,7 +27,7 @@ from overnight.settings import COMPONENTS, SEARCHABLE, ConfigError, Place, Setti
 # A study searches over at most so many combinations of config groups: each is composed once, before the start.
 MAX_VARIANTS = 64
 # Where things lie moves no score.
-_WHEREABOUTS = ("data.root",)
+WHEREABOUTS = ("data.root",)
 # Of a confirmation, unless somebody says otherwise: fewer make the 95% interval of a mean several times as wide.
 CONFIRM_SEEDS = 5
 # The study, and MLflow experiment, of what `overnight train` trains.
@@ -205,7 +205,7 @@ class Plan:
             named = "" if combination == self._combination({}) else f"[{','.join(combination)}] "
             for node in SEARCHABLE:
                 flat.update({f"{named}{k}": v for k, v in _flat(config.get(node), node).items()})
-        flat = {k: v for k, v in flat.items() if k.rpartition(" ")[2] not in {*searched, *_WHEREABOUTS}}
+        flat = {k: v for k, v in flat.items() if k.rpartition(" ")[2] not in {*searched, *WHEREABOUTS}}
         return {**flat, **{f"search.{key}": draw for key, draw in self.space.describe().items()}}
 
     def _combination(self, values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -244,7 +244,7 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
     if searching and draft.settings is not None and draft.settings.study_name.endswith(CONFIRM):
         problems.append(f"study.name: must not end in {CONFIRM}, which names confirmations; take another")
     choices = {g: option for g, option in draft.choices.items() if g in COMPONENTS}
-    space = _settled(space, {g: o for g, o in choices.items() if g in draft.fixed})
+    space = settled(space, {g: o for g, o in choices.items() if g in draft.fixed})
     groups, combinations = _combinations(draft, space, choices, problems)
     variants: dict[tuple[str, ...], dict[str, Any]] = {}
     for combination in combinations:
@@ -312,7 +312,7 @@ def _with_fixed(
     return draft, {k: v for k, v in fixed.items() if k not in COMPONENTS and not k.startswith("trainer.")}
 
 
-def _settled(space: SearchSpace, chosen: Mapping[str, str]) -> SearchSpace:
+def settled(space: SearchSpace, chosen: Mapping[str, str]) -> SearchSpace:
     """The space less the conditions on options that are chosen once for all, and less what they rule out."""
     searched = space.keys()
     settled = []

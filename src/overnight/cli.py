@@ -393,6 +393,11 @@ def _print_result(result: Result) -> NoReturn:
         click.echo(f"report: {result.report}")
     elif result.finding is not None:
         click.echo(f"report: {_command('report', result.study_name, home=result.plan.settings.home)}")
+    if result.finding is not None and result.finding.best is not None and result.why == "done":
+        option = f"+experiment=best_{result.study_name}"
+        click.echo(f"winner: {_command('train', option, home=result.plan.settings.home)}")
+        for line in result.left:
+            click.echo(line)
     if result.why != "stopped":
         click.echo(f"look: {_command('ui', result.study_name, home=result.plan.settings.home)}")
     _exit(result)

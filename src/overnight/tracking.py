@@ -7,6 +7,7 @@ healing and plain progress are one and the same thing.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import importlib.metadata
 import json
@@ -14,8 +15,10 @@ import logging
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight import settings as settings_module
+from overnight.messages import Exported
 from overnight.paths import trial_name
 from overnight.plan import Plan
 from overnight.records import TrialRecord, config_of, title
@@ -414,6 +418,82 @@ def runs_of(place: Place, trials: Iterable[tuple[str, int | None]]) -> list[str]
         wanted = f"tags.`overnight.uid` = '{uid}' and tags.`overnight.trial` = '{number}'"
         found += [str(run.info.run_id) for run in mlflow.search_runs(experiments, wanted, max_results=1)]
     return found
+
+
+# The registry ---------------------------------------------------------------------------------------------------------
+
+CHAMPION = "champion"
+WEIGHTS_TAG = "overnight.weights"  # of a version: the sha256 of the checkpoint that it was made from
+
+
+def champion_tags(place: Place, name: str) -> dict[str, str]:
+    """The tags of a registered model's champion; none where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(client(place).get_model_version_by_alias(name, CHAMPION).tags)
+    except MlflowException:
+        return {}
+
+
+def register(view: StudyView, made: Exported, tags: Mapping[str, str], description: str) -> None:
+    """Log an exported network as a model of the study's experiment, and make it the champion of its registered model.
+
+    Raises whatever MLflow and its store raise.
+    """
+    from mlflow.exceptions import MlflowException
+
+    store = client(view.plan.settings.place)
+    experiment = store.get_experiment_by_name(view.plan.experiment)
+    if experiment is None:
+        raise LookupError(f"MLflow has no experiment {view.plan.experiment}")
+    run_id = _parent_of(store, experiment.experiment_id, view.uid)
+    if run_id is None:
+        raise LookupError(f"MLflow has no run of the study {view.name}")
+    logged = store.create_logged_model(experiment.experiment_id, "winner", run_id, dict(tags))
+    with tempfile.TemporaryDirectory() as folder:
+        _write_model(Path(folder), made, logged, run_id)
+        store.log_model_artifacts(logged.model_id, folder)
+    store.finalize_logged_model(logged.model_id, "READY")
+    with contextlib.suppress(MlflowException):  # it is there already
+        store.create_registered_model(view.name, description=f"What the study {view.name} won with.")
+    # By its place: a models:/ address would be looked up in whatever store MLflow takes for this process's own.
+    version = store.create_model_version(
+        view.name, logged.artifact_location, run_id, dict(tags), description=description, model_id=logged.model_id
+    )
+    store.set_registered_model_alias(view.name, CHAMPION, version.version)
+
+
+def _write_model(folder: Path, made: Exported, logged: Any, run_id: str) -> None:
+    """A model as MLflow's flavour for torch lays one out, written without torch, which this side never imports.
+
+    The network is torch.export's pt2 file, of which MLflow loads only those that hold no pickle.
+    """
+    import mlflow
+    import numpy as np
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.models.utils import _save_example
+    from mlflow.types import Schema, TensorSpec
+
+    assert made.file is not None, "there is something to register"
+    pair = [np.array(v, dtype=d) for v, d in zip((made.example, made.answers), made.dtypes, strict=True)]
+    rows, answers = (Schema([TensorSpec(a.dtype, (-1, *a.shape[1:]))]) for a in pair)
+    model = Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
+    model.signature = ModelSignature(rows, answers)
+    model.metadata = {"rows": made.takes, "answers": made.says}
+    _save_example(model, pair[0], str(folder))
+    (folder / "data").mkdir()
+    shutil.copy(made.file, folder / "data" / "model.pt2")
+    model.add_flavor("pytorch", model_data="data", pytorch_version=made.torch, code=None)
+    pyfunc.add_to_model(
+        model, loader_module="mlflow.pytorch", data="data", python_env="python_env.yaml", model_config={"device": None}
+    )
+    model.save(str(folder / "MLmodel"))
+    requirements = [f"mlflow=={mlflow.__version__}", f"torch=={made.torch.partition('+')[0]}", f"numpy=={np.__version__}"]
+    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n")
+    wants = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+    (folder / "python_env.yaml").write_text(json.dumps(wants))  # which is YAML too
 
 
 # The store ------------------------------------------------------------------------------------------------------------

@@ -159,13 +159,19 @@ class Plan:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Plan:
-        return Plan(
-            settings.from_json(data["settings"]),
-            SearchSpace.from_json(data["space"]),
-            tuple(data["groups"]),
-            dict(data["choices"]),
-            {tuple(k): v for k, v in data["variants"]},
-        )
+        """The plan that `to_json` wrote, now or in an older version. Raises ConfigError where it can't be read."""
+        try:
+            return Plan(
+                settings.from_json(data["settings"]),
+                SearchSpace.from_json(data["space"]),
+                tuple(data["groups"]),
+                dict(data["choices"]),
+                {tuple(k): v for k, v in data["variants"]},
+            )
+        except ConfigError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            raise ConfigError([f"plan: {type(error).__name__}: {error}"]) from error
 
     def at(self, place: Place) -> Plan:
         """The same study where it lies now: a home may be moved, or looked at from another folder."""

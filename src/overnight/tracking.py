@@ -7,7 +7,6 @@ healing and plain progress are one and the same thing.
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import importlib.metadata
 import json
@@ -18,7 +17,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -217,7 +215,7 @@ class Tracker:
 
     def _open_below(self, search_uid: str) -> None:
         """Find the search's parent run, and have it say that it is being confirmed."""
-        self.parent_run_id = _parent_of(self._client, self.experiment_id, search_uid)
+        self.parent_run_id = parent_of(self._client, self.experiment_id, search_uid)
         if self.parent_run_id is not None:
             self._client.update_run(self.parent_run_id, status="RUNNING")
             self._client.set_tag(self.parent_run_id, "overnight.state", "confirming")
@@ -266,6 +264,10 @@ class Tracker:
             text = settings_module.config_text(config_of(record, self._plan))
             self._client.log_text(run.run_id, text, "config.yaml")
             run.configured = True
+        if run.reason is not None and record.reason is None:  # it is not bad any more
+            for tag in ("overnight.reason", "overnight.notes"):
+                self._client.delete_tag(run.run_id, tag)
+            run.reason = None
         if run.steps is None:
             run.steps = logged_steps(self._client, run.run_id, record)
         if run.status != "RUNNING" and record.state == "running":
@@ -376,7 +378,7 @@ def publish(place: Place, experiment_name: str, uid: str, answer: Answer) -> str
     try:
         mlflow = client(place)
         experiment = mlflow.get_experiment_by_name(experiment_name)
-        parent = _parent_of(mlflow, experiment.experiment_id, uid) if experiment is not None else None
+        parent = parent_of(mlflow, experiment.experiment_id, uid) if experiment is not None else None
         if experiment is not None and parent is not None:
             _show_tests(mlflow, experiment.experiment_id, answer)
             _show_answer(mlflow, parent, answer)
@@ -420,51 +422,10 @@ def runs_of(place: Place, trials: Iterable[tuple[str, int | None]]) -> list[str]
     return found
 
 
-# The registry ---------------------------------------------------------------------------------------------------------
-
-CHAMPION = "champion"
-WEIGHTS_TAG = "overnight.weights"  # of a version: the sha256 of the checkpoint that it was made from
+# A model --------------------------------------------------------------------------------------------------------------
 
 
-def champion_tags(place: Place, name: str) -> dict[str, str]:
-    """The tags of a registered model's champion; none where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return dict(client(place).get_model_version_by_alias(name, CHAMPION).tags)
-    except MlflowException:
-        return {}
-
-
-def register(view: StudyView, made: Exported, tags: Mapping[str, str], description: str) -> None:
-    """Log an exported network as a model of the study's experiment, and make it the champion of its registered model.
-
-    Raises whatever MLflow and its store raise.
-    """
-    from mlflow.exceptions import MlflowException
-
-    store = client(view.plan.settings.place)
-    experiment = store.get_experiment_by_name(view.plan.experiment)
-    if experiment is None:
-        raise LookupError(f"MLflow has no experiment {view.plan.experiment}")
-    run_id = _parent_of(store, experiment.experiment_id, view.uid)
-    if run_id is None:
-        raise LookupError(f"MLflow has no run of the study {view.name}")
-    logged = store.create_logged_model(experiment.experiment_id, "winner", run_id, dict(tags))
-    with tempfile.TemporaryDirectory() as folder:
-        _write_model(Path(folder), made, logged, run_id)
-        store.log_model_artifacts(logged.model_id, folder)
-    store.finalize_logged_model(logged.model_id, "READY")
-    with contextlib.suppress(MlflowException):  # it is there already
-        store.create_registered_model(view.name, description=f"What the study {view.name} won with.")
-    # By its place: a models:/ address would be looked up in whatever store MLflow takes for this process's own.
-    version = store.create_model_version(
-        view.name, logged.artifact_location, run_id, dict(tags), description=description, model_id=logged.model_id
-    )
-    store.set_registered_model_alias(view.name, CHAMPION, version.version)
-
-
-def _write_model(folder: Path, made: Exported, logged: Any, run_id: str) -> None:
+def write_model(folder: Path, made: Exported, logged: Any, run_id: str) -> None:
     """A model as MLflow's flavour for torch lays one out, written without torch, which this side never imports.
 
     The network is torch.export's pt2 file, of which MLflow loads only those that hold no pickle.
@@ -490,7 +451,11 @@ def _write_model(folder: Path, made: Exported, logged: Any, run_id: str) -> None
         model, loader_module="mlflow.pytorch", data="data", python_env="python_env.yaml", model_config={"device": None}
     )
     model.save(str(folder / "MLmodel"))
-    requirements = [f"mlflow=={mlflow.__version__}", f"torch=={made.torch.partition('+')[0]}", f"numpy=={np.__version__}"]
+    requirements = [
+        f"mlflow=={mlflow.__version__}",
+        f"torch=={made.torch.partition('+')[0]}",
+        f"numpy=={np.__version__}",
+    ]
     (folder / "requirements.txt").write_text("\n".join(requirements) + "\n")
     wants = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
     (folder / "python_env.yaml").write_text(json.dumps(wants))  # which is YAML too
@@ -534,7 +499,7 @@ def _create_store(place: Place) -> None:
     create_whole(place.where.tracking_store, create)
 
 
-def _parent_of(client: MlflowClient, experiment_id: str, uid: str) -> str | None:
+def parent_of(client: MlflowClient, experiment_id: str, uid: str) -> str | None:
     """The id of a study's parent run."""
     for run in study_runs(client, experiment_id, uid):
         if run.data.tags.get("overnight.role") == "study":

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from overnight import processes, tracking
+from overnight import processes, registry
 from overnight.answer import finding, overlay
 from overnight.messages import AskSpec, Exported, ExportSpec, Predicted, Refused
 from overnight.paths import trial_name
@@ -15,6 +15,7 @@ from overnight.plan import CONFIRM, TRAIN
 from overnight.records import TrialRecord
 from overnight.settings import ConfigError
 from overnight.study import StudyView
+from overnight.tracking import in_short
 
 EXPORTED_WITHIN_S = 300.0
 ANSWERED_WITHIN_S = 3600.0  # a folder may hold very many pictures
@@ -84,11 +85,11 @@ def register(view: StudyView) -> str:
         kept = checkpoint_of(view)
     except ConfigError as error:
         return f"no model in MLflow's registry: {error}"
-    place, named = view.plan.settings.place, f"models:/{view.name}@{tracking.CHAMPION}"
+    place, named = view.plan.settings.place, f"models:/{view.name}@{registry.CHAMPION}"
     digest = hashlib.sha256(kept.path.read_bytes()).hexdigest()
     with tempfile.TemporaryDirectory(dir=place.where.root, prefix="model.") as folder:
         try:
-            if tracking.champion_tags(place, view.name).get(tracking.WEIGHTS_TAG) == digest:
+            if registry.champion_tags(place, view.name).get(registry.WEIGHTS_TAG) == digest:
                 return f"model: {named}"
             spec = ExportSpec(kept.path, Path(folder), place.where.cache)
             made = processes.run_errand(spec, place.where.study_logs(view.name) / "model.log", EXPORTED_WITHIN_S)
@@ -99,11 +100,11 @@ def register(view: StudyView) -> str:
                 "overnight.study": view.name,
                 "overnight.uid": view.uid,
                 "overnight.winner": trial_name(kept.trial.number),
-                tracking.WEIGHTS_TAG: digest,
+                registry.WEIGHTS_TAG: digest,
             }
-            tracking.register(view, made, tags, finding.sentence(finding.of(view)))
+            registry.register(view, made, tags, finding.sentence(finding.of(view)))
         except Exception as error:  # MLflow's, SQLAlchemy's, the network's: the next start tries again
-            return f"no model in MLflow's registry: {tracking.in_short(error)}; its weights are kept in {kept.path}"
+            return f"no model in MLflow's registry: {in_short(error)}; its weights are kept in {kept.path}"
     return f"model: {named}"
 
 

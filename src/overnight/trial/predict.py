@@ -83,7 +83,9 @@ def _pictures(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
         if not found:
-            raise Mistakes(f"{path}: must hold pictures ({', '.join(PICTURES)}), and there is none; name another folder")
+            raise Mistakes(
+                f"{path}: must hold pictures ({', '.join(PICTURES)}), and there is none; name another folder"
+            )
         return found
     if path.suffix.lower() not in PICTURES:
         raise Mistakes(
@@ -141,7 +143,9 @@ def _read_table(path: Path, columns: tuple[str, ...], features: int) -> Tensor:
     if path.is_dir() or path.suffix.lower() != ".csv":
         raise Mistakes(f"{path}: the study's data is a table, so it must be a .csv file; name one")
     with open(path, newline="", encoding="utf-8-sig") as file:
-        lines = [(number, line) for number, line in enumerate(csv.reader(file), 1) if any(cell.strip() for cell in line)]
+        lines = [
+            (number, line) for number, line in enumerate(csv.reader(file), 1) if any(cell.strip() for cell in line)
+        ]
     wanted = ", ".join(columns) or f"{features} numbers"
     heads = [cell.strip() for cell in lines[0][1]] if lines else []
     named = any(_number(cell) is None for cell in heads)

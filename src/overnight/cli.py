@@ -295,6 +295,8 @@ def main() -> None:
         if isinstance(error, NoRoom):
             click.echo(str(error), err=True)
             sys.exit(1)
+        if "table schema" in str(error):  # Optuna's word on a ledger of another version of its own
+            _mistake([f"storage: {' '.join(str(error).split())}"])
         if not isinstance(error, Held):
             raise
         _mistake([str(error)])

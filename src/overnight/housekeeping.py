@@ -208,6 +208,12 @@ def _frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
         for r in records
     ]
     frame = pd.DataFrame(rows)
+    names = sorted(map(str, frame.columns), key=lambda n: (n.startswith("metrics."), n.startswith("params.")))
+    frame = frame[names]
+    for column in [c for c in names if c.startswith("params.")]:
+        given = [row[column] for row in rows if row.get(column) is not None]
+        if all(type(v) is int for v in given):  # which the rows without one would have made 64.0
+            frame[column] = frame[column].astype("Int64")
     for column in ("started_at", "ended_at"):
         frame[column] = pd.to_datetime(frame[column], unit="s", utc=True)
     for column in [c for c in frame.columns if str(frame[c].dtype) == "object"]:

@@ -21,6 +21,7 @@ import threading
 import time
 import traceback
 import urllib.parse
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -432,10 +433,13 @@ def write_model(folder: Path, made: Exported, logged: Any, run_id: str) -> None:
     """
     import mlflow
     import numpy as np
-    from mlflow import pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.models.utils import _save_example
-    from mlflow.types import Schema, TensorSpec
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of MLflow's, at MLflow's own type hints
+        from mlflow.models import Model, ModelSignature
+        from mlflow.models.utils import _save_example
+        from mlflow.pyfunc import add_to_model
+        from mlflow.types import Schema, TensorSpec
 
     assert made.file is not None, "there is something to register"
     pair = [np.array(v, dtype=d) for v, d in zip((made.example, made.answers), made.dtypes, strict=True)]
@@ -447,7 +451,7 @@ def write_model(folder: Path, made: Exported, logged: Any, run_id: str) -> None:
     (folder / "data").mkdir()
     shutil.copy(made.file, folder / "data" / "model.pt2")
     model.add_flavor("pytorch", model_data="data", pytorch_version=made.torch, code=None)
-    pyfunc.add_to_model(
+    add_to_model(
         model, loader_module="mlflow.pytorch", data="data", python_env="python_env.yaml", model_config={"device": None}
     )
     model.save(str(folder / "MLmodel"))

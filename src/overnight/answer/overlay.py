@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from overnight.search_space import Parameter, SearchSpace
 from overnight.settings import COMPONENTS
 
 _MARK = "# overnight wrote this: "
+_JUDGED_BY = ("metric", "direction", "objective")
 
 
 def option_of(name: str) -> str:
@@ -33,8 +34,9 @@ def write(plan: Plan, best: TrialRecord) -> tuple[Path, ...]:
     """Leave the winner's config in the home; the files that somebody had changed, and that therefore stand as they
     were."""
     where = plan.settings.place.where
-    texts = {where.overlay(plan.name): _experiment(plan, best)}
-    for group, node in _own_nodes(plan, best).items():
+    winner = _winner(plan, best)
+    texts = {where.overlay(plan.name): _experiment(plan, winner)}
+    for group, node in winner.own.items():
         texts[where.winners / group / f"{option_of(plan.name)}.yaml"] = settings.config_text(node)
     theirs = tuple(path for path in texts if path.exists() and not is_ours(path))
     for path, text in texts.items():
@@ -62,42 +64,43 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _experiment(plan: Plan, best: TrialRecord) -> str:
-    config, own, option = config_of(best, plan), _own_nodes(plan, best), option_of(plan.name)
-    base = _shipped(plan, best)
-    groups = {g: option if g in own else o for g, o in _groups(plan, best).items()}
+def _experiment(plan: Plan, winner: _Winner) -> str:
+    groups = {g: option_of(plan.name) if g in winner.own else o for g, o in winner.groups.items()}
     told: dict[str, Any] = {"defaults": [{f"override /{g}": o} for g, o in {**groups, "search": "none"}.items()]}
     for node in (*COMPONENTS, "trainer"):
-        if node in config and node not in own and (moved := _moved(config[node], base[node], node)):
-            told[node] = moved
+        if node in winner.config and node not in winner.own:
+            told[node] = _moved(winner.config[node], winner.base[node], node)
+    told = {key: value for key, value in told.items() if value}
     s = plan.settings
-    told["study"] = {"name": option, **{k: getattr(s.study, k) for k in ("metric", "direction", "objective")}}
+    told["study"] = {"name": option_of(plan.name), **{k: getattr(s.study, k) for k in _JUDGED_BY}}
     told["seed"] = s.seed
-    if search := _search(plan, groups, best):
+    if search := _search(plan, winner.groups):
         told["search"] = search
-    head = f"# {trial_name(best.number)} of {plan.name}: overnight train +experiment={option}\n"
-    return f"# @package _global_\n{head}{settings.config_text(told)}"
+    line = f"overnight train +experiment={option_of(plan.name)}"
+    return f"# @package _global_\n# {trial_name(winner.number)} of {plan.name}: {line}\n{settings.config_text(told)}"
 
 
-def _groups(plan: Plan, best: TrialRecord) -> dict[str, str]:
-    return {g: str(best.params.get(g, plan.choices[g])) for g in plan.choices}
+@dataclass(frozen=True)
+class _Winner:
+    """groups: config group -> the option that it took. base: the tree of those options that come with overnight.
+
+    own: group -> the whole node, of those that no option of ours becomes by keys set or added: an overlay can't take a
+    key out, and somebody's own option is in a folder of theirs.
+    """
+
+    number: int
+    config: dict[str, Any]
+    groups: dict[str, str]
+    base: dict[str, Any]
+    own: dict[str, dict[str, Any]]
 
 
-def _shipped(plan: Plan, best: TrialRecord) -> dict[str, Any]:
-    """The tree that the winner's options compose to, as far as they come with overnight."""
-    ours = {g: o for g, o in _groups(plan, best).items() if o in settings.group_options(g)}
-    return settings.compose([*(f"{g}={o}" for g, o in ours.items()), "search=none"]).config
-
-
-def _own_nodes(plan: Plan, best: TrialRecord) -> dict[str, dict[str, Any]]:
-    """Group -> the whole node, of those that no option of ours becomes by keys set or added: an overlay can't take a
-    key out, and somebody's own option is in a folder of theirs."""
-    config, base = config_of(best, plan), _shipped(plan, best)
-    return {
-        g: config[g]
-        for g, option in _groups(plan, best).items()
-        if option not in settings.group_options(g) or not _covers(config[g], base[g])
-    }
+def _winner(plan: Plan, best: TrialRecord) -> _Winner:
+    config, groups = config_of(best, plan), {g: str(best.params.get(g, plan.choices[g])) for g in plan.choices}
+    ours = {g: o for g, o in groups.items() if o in settings.group_options(g)}
+    base = settings.compose([*(f"{g}={o}" for g, o in ours.items()), "search=none"]).config
+    own = {g: config[g] for g in groups if g not in ours or not _covers(config[g], base[g])}
+    return _Winner(best.number, config, groups, base, own)
 
 
 def _covers(node: Any, base: Any) -> bool:
@@ -120,10 +123,10 @@ def _moved(node: Mapping[str, Any], base: Mapping[str, Any], path: str) -> dict[
     return moved
 
 
-def _search(plan: Plan, groups: Mapping[str, str], best: TrialRecord) -> dict[str, Any]:
+def _search(plan: Plan, groups: Mapping[str, str]) -> dict[str, Any]:
     """The study's space within the winner's config groups, as a search file has it; empty where it can't be one."""
     rest = SearchSpace(tuple(p for p in plan.space.parameters if p.key not in groups))
-    inside = [replace(p, suffix="") for p in settled(rest, _groups(plan, best)).parameters]
+    inside = [replace(p, suffix="") for p in settled(rest, groups).parameters]
     entries = {p.key: _entry(p) for p in inside}
     read, _ = grammar.parse(entries, [])
     return entries if sorted(read.parameters, key=_key) == sorted(inside, key=_key) else {}

@@ -55,11 +55,13 @@ def checkpoint_of(view: StudyView, number: int | None = None) -> Checkpoint:
         path = where.checkpoints(study, n) / _WEIGHTS
         if path.exists():
             return Checkpoint(path, study, n, trial)
+    remedy = f"`overnight train +experiment={overlay.option_of(view.name)}` trains the winner again"
+    if number is not None:
+        remedy = f"ask {view.name}, which is its winner"
     raise ConfigError(
         [
-            f"study: {view.name}'s {trial_name(trial.number)} has no weights left: study.keep_checkpoints keeps those "
-            f"of the best {view.plan.settings.study.keep_checkpoints}; "
-            f"`overnight train +experiment={overlay.option_of(view.name)}` trains the winner again"
+            f"study: {view.name}'s {trial_name(trial.number)} has no weights left, as study.keep_checkpoints keeps "
+            f"those of the best {view.plan.settings.study.keep_checkpoints}; {remedy}"
         ]
     )
 

@@ -50,7 +50,11 @@ def predict(spec: AskSpec) -> Predicted:
     served, told = Served(taken).eval(), list[Prediction]()
     with torch.no_grad():
         for batch, named in zip(rows.split(_AT_ONCE), _split(sources), strict=True):
-            told += _answers(taken, served(batch), named)
+            try:
+                answers = served(batch)
+            except Exception as error:  # somebody's forward raises any kind
+                raise Mistakes(f"model: {type(taken.model).__name__} can't be asked: {in_short(error)}") from error
+            told += _answers(taken, answers, named)
     return Predicted(tuple(told), notes)
 
 
@@ -110,7 +114,10 @@ def _read_pictures(files: Sequence[Path], shape: tuple[int, ...], invert: bool) 
                 picture = opened.convert("RGBA")
             flat = Image.new("RGBA", picture.size, "white")
             flat.alpha_composite(picture)
-            small = flat.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+            # A mean over each pixel's area where it shrinks, as scanned digits were made small: nothing is smeared.
+            shrinks = picture.size[0] >= width and picture.size[1] >= height
+            how = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+            small = flat.convert("L" if channels == 1 else "RGB").resize((width, height), how)
             values = torch.from_numpy(np.array(small)).float() / 255
             rows[place] = values.reshape(height, width, channels).permute(2, 0, 1)
         except Exception as error:  # Pillow raises many kinds

@@ -191,6 +191,7 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
     place, kept = place_of(home), seen_in(home, "gone-too")
     found = housekeeping.remains(place, "gone")
     assert set(found.ledger) == {"gone", "gone~2", "gone.confirm"} | {n for n in found.ledger if "confirm~" in n}
+    assert found.versions >= 1, "another winner makes another version"
     before = sorted(p for p in home.rglob("*") if p.is_file())
     assert "nothing was deleted" in command("delete", "gone", "--dry-run", f"home={home}")
     assert {p for p in before if p.suffix not in (".db-wal", ".db-shm")} <= set(home.rglob("*"))
@@ -213,6 +214,8 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
     with closing(sqlite3.connect(home / "mlflow.db")) as store:
         assert "gone" not in [n for (n,) in store.execute("SELECT name FROM experiments")], "not even as deleted"
         (runs,) = store.execute("SELECT count(*) FROM runs").fetchone()
+        left = [store.execute(f"SELECT count(*) FROM {t}").fetchone() for t in ("registered_models", "logged_models")]
+    assert left == [(0,), (0,)]
     assert runs == 1 + len(kept.records), "the neighbour's and its parent"
     assert seen_in(home, "gone-too").records == kept.records
     with pytest.raises(ConfigError, match=r"study: must be one of those in .*, got 'gone'; there are: gone-too"):

@@ -29,25 +29,19 @@ def seen(trials: Iterable[FrozenTrial], bad: Mapping[str, str]) -> list[FrozenTr
 
 
 def heeded(study: optuna.Study) -> optuna.Study:
-    """The study, whose samplers and pruners see its marks."""
-    bad = of(study.user_attrs)
-    if bad:
-        study._storage = _Marked(study._storage, bad)  # type: ignore[assignment]
-    return study
+    """The study, whose samplers and pruners see its marks from here on."""
+    bad, storage = of(study.user_attrs), study._storage
+    if not bad:
+        return study
+    as_they_are, mine = storage.get_all_trials, study._study_id
 
-
-class _Marked:
-    """A storage whose marked trials have failed; everything else is the storage's own."""
-
-    def __init__(self, storage: Any, bad: Mapping[str, str]) -> None:
-        self._storage, self._bad = storage, bad
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
-
-    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
-        trials = seen(self._storage.get_all_trials(study_id, deepcopy=deepcopy), self._bad)
+    def get_all_trials(study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
+        trials = as_they_are(study_id, deepcopy=deepcopy)
+        trials = seen(trials, bad) if study_id == mine else trials
         return trials if states is None else [t for t in trials if t.state in states]
+
+    storage.get_all_trials = get_all_trials  # type: ignore[method-assign]
+    return study
 
 
 def _failed(t: FrozenTrial, why: str) -> FrozenTrial:

@@ -132,7 +132,8 @@ def remains(place: Place, name: str) -> Remains:
         known = ", ".join(names_in(place)) or "none"
         raise ConfigError([f"study: must be one of those in {place.where.root}, got {name!r}; there are: {known}"])
     files = _files(place, name)
-    runs, versions = registry.held(place, name, uids)
+    with _told(name):
+        runs, versions = registry.held(place, name, uids)
     return Remains(
         name, tuple(ledger), tuple(sorted(uids)), trials, runs, versions, tuple(files), sum(map(_size, files))
     )
@@ -149,7 +150,8 @@ def delete(place: Place, found: Remains) -> list[str]:
             held.callback(lock.release)
             held.callback(Path(lock.lock_file).unlink, missing_ok=True)
             held.callback(holder_file(place, name).unlink, missing_ok=True)
-        left = registry.forget(place, found.name, found.uids)
+        with _told(found.name):
+            left = registry.forget(place, found.name, found.uids)
         for path in found.files:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         storage = open_storage(place)
@@ -160,6 +162,20 @@ def delete(place: Place, found: Remains) -> list[str]:
         finally:
             dispose(storage)
     return [left] if left else []
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Have what keeps MLflow from answering be a mistake in one line."""
+    try:
+        yield
+    except Exception as error:  # MLflow's, SQLAlchemy's, the network's
+        raise ConfigError(
+            [
+                f"MLflow: must be reached to delete {name}, and can't be ({tracking.in_short(error)}); the ledger has "
+                f"the study still: say it again once it can, or name the right tracking.uri"
+            ]
+        ) from error
 
 
 # A table --------------------------------------------------------------------------------------------------------------

@@ -182,5 +182,5 @@ def test_nothing_is_written_beside_the_home(
     assert tune("study.trials=1", "trainer.max_epochs=1").why == "done"
     assert not list(elsewhere.iterdir())
     assert {p.name for p in home.iterdir()} == {
-        "mlflow.db", "ledger.db", "artifacts", "checkpoints", "logs", "locks", "elsewhere",
+        "mlflow.db", "ledger.db", "artifacts", "checkpoints", "logs", "winners", "locks", "elsewhere",
     }  # fmt: skip

@@ -53,6 +53,7 @@ class Result:
     worked: bool = True  # False where there was nothing left to do
     finding: Finding | None = field(default=None, repr=False)  # what it all says, once the search is done
     report: Path | None = None  # the page that says so
+    left: tuple[str, ...] = ()  # lines on what the winner's config and model have become
 
     @property
     def best(self) -> Trial | None:
@@ -185,6 +186,7 @@ def _with_answer(search: Result, uid: str, work: Callable[[Supervisor], Result])
         worked=search.worked or (last.worked and last is not search),
         finding=ended.finding,
         report=ended.report,
+        left=ended.left,
     )
 
 

@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from overnight import cli_studies
+from overnight.asked import JSON as _JSON
+from overnight.asked import command as _command
+from overnight.asked import look as _look
+from overnight.asked import mistake as _mistake
+from overnight.asked import refer as _refer
+
 if TYPE_CHECKING:
     from overnight.api import Result
-    from overnight.settings import Place
     from overnight.study import StudyView
 
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
 _CONFIG_DIR = click.option("--config-dir", metavar="DIR", help="A folder of your own configs.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-_INTERRUPTED, _MISTAKE = 130, 2
+_INTERRUPTED = 130
 _STARTED = ("model=mine", "data=mine")  # what `init` wrote is tuned by
 
 
@@ -271,6 +276,10 @@ def init(folder: str) -> None:
     click.echo("  " + shlex.join(["overnight", "tune", "--config-dir", os.path.join(folder, "conf"), *_STARTED]))
 
 
+for _command_of_studies in cli_studies.COMMANDS:
+    cli.add_command(_command_of_studies)
+
+
 def main() -> None:
     """Run a command. Exit codes: 0 done, 1 it failed, 2 a mistake in what was asked, 130 Ctrl-C, 143 SIGTERM."""
     sys.path.insert(0, os.getcwd())  # a person's own modules, as `python -m` would find them
@@ -293,6 +302,8 @@ def main() -> None:
         if isinstance(error, NoRoom):
             click.echo(str(error), err=True)
             sys.exit(1)
+        if "table schema" in str(error):  # Optuna's word on a ledger of another version of its own
+            _mistake([f"storage: {' '.join(str(error).split())}"])
         if not isinstance(error, Held):
             raise
         _mistake([str(error)])
@@ -400,6 +411,11 @@ def _print_result(result: Result) -> NoReturn:
         click.echo(f"report: {result.report}")
     elif result.finding is not None:
         click.echo(f"report: {_command('report', result.study_name, home=result.plan.settings.home)}")
+    if result.finding is not None and result.finding.best is not None and result.why == "done":
+        option = f"+experiment=best_{result.study_name}"
+        click.echo(f"winner: {_command('train', option, home=result.plan.settings.home)}")
+        for line in result.left:
+            click.echo(line)
     if result.why != "stopped":
         click.echo(f"look: {_command('ui', result.study_name, home=result.plan.settings.home)}")
     _exit(result)
@@ -446,12 +462,6 @@ def _print_config(overrides: tuple[str, ...], config_dir: str | None) -> None:
     click.echo(settings.config_text(settings.compose(_less_job(overrides, True), config_dir).config), nl=False)
 
 
-def _mistake(problems: list[str]) -> NoReturn:
-    for line in problems:
-        click.echo(line, err=True)
-    sys.exit(_MISTAKE)
-
-
 # Small parts ----------------------------------------------------------------------------------------------------------
 
 
@@ -466,51 +476,6 @@ def _warm_up(cfg: bool) -> None:
 def _less_job(overrides: tuple[str, ...], cfg: bool) -> tuple[str, ...]:
     """Hydra's own spelling is `--cfg job`."""
     return tuple(o for o in overrides if not (cfg and o == "job"))
-
-
-def _look(arguments: tuple[str, ...]) -> tuple[Place, StudyView | None, list[str]]:
-    """Where studies lie, the study that was named or else worked on last, and the names of the others."""
-    from overnight import settings
-    from overnight import study as ledger
-
-    named = [a for a in arguments if "=" not in a]
-    if len(named) > 1:
-        _mistake([f"study: must be one name, got {', '.join(named)}"])
-    place = settings.place(a for a in arguments if "=" in a)
-    view, names = ledger.view(place, named[0] if named else None)
-    if named and view is None:
-        _mistake(
-            [
-                f"study: {named[0]} is not in {place.where.root}; there "
-                + (f"are {', '.join(names)}" if names else "is none yet")
-            ]
-        )
-    return place, view, [] if named or view is None else [n for n in names if n != view.name]
-
-
-def _refer(place: Place, ref: str) -> tuple[StudyView, int | None]:
-    """The study that a STUDY or STUDY/NUMBER speaks of, and the trial's number. Raises ConfigError for any other."""
-    from overnight import study as ledger
-    from overnight.settings import ConfigError
-
-    name, slash, number = ref.partition("/")
-    number = number.removeprefix("trial-")
-    if slash and not number.isdigit():
-        raise ConfigError([f"{ref}: must be STUDY or STUDY/NUMBER, e.g. digits-mlp/7"])
-    view, names = ledger.view(place, name)
-    if view is None:
-        raise ConfigError(
-            [
-                f"{ref}: {name} is not in {place.where.root}; there "
-                + (f"are {', '.join(names)}" if names else "is none")
-            ]
-        )
-    return view, int(number) if slash else None
-
-
-def _command(*words: str, home: str) -> str:
-    """An `overnight` line that finds the same home."""
-    return shlex.join(["overnight", *words, *([] if home == "./mlruns" else [f"home={home}"])])
 
 
 def _free_port(wanted: int) -> int:

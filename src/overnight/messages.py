@@ -132,6 +132,75 @@ Up = Alive | EpochEnd | Resumed | StateSaved | Tested | Finished
 
 
 @dataclass(frozen=True)
+class ExportSpec:
+    """All that a process is told that writes a trained network as a file which needs none of its classes.
+
+    weights: as its trial left them. folder: where the file goes. cache: see TrialSpec.
+    """
+
+    weights: Path
+    folder: Path
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of it. file: in torch.export's format; None where `why` says why there is none.
+
+    example: rows that it takes, (2, *shape), and answers: what it says to them; nested lists of numbers. takes, says:
+    what these rows and answers are, in words. torch: the version that wrote it.
+    """
+
+    file: Path | None
+    example: Any = None
+    answers: Any = None
+    dtypes: tuple[str, str] = ("float32", "float32")
+    takes: str = ""
+    says: str = ""
+    torch: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class AskSpec:
+    """All that a process is told that asks a trained network about a person's rows.
+
+    path: a picture, a folder of pictures, or a CSV file. invert: the pictures are dark on light, the data is light on
+    dark. weights, cache: see ExportSpec.
+    """
+
+    weights: Path
+    path: Path
+    invert: bool = False
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """source: the picture's file name, or the row's number in its file, from 1. probability: of the answer; None
+    where that is a number."""
+
+    source: str
+    answer: str | int | float
+    probability: float | None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """notes: what a person should know of how the rows were taken."""
+
+    rows: tuple[Prediction, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What kept a process from its errand, one line each."""
+
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class DrawSpec:
     """All that a process is told that draws an ended trial's pictures.
 

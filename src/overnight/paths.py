@@ -40,6 +40,15 @@ class Home:
         """Data sets decoded once, for every trial to map into memory."""
         return self.root / "cache"
 
+    @property
+    def winners(self) -> Path:
+        """A folder of configs, found without being named: a study leaves its winner's there."""
+        return self.root / "winners"
+
+    def overlay(self, study: str) -> Path:
+        """The winner's config, as +experiment=best_STUDY."""
+        return self.winners / "experiment" / f"best_{study}.yaml"
+
     def report(self, study: str) -> Path:
         return self.root / "reports" / f"{study}.html"
 
@@ -47,7 +56,13 @@ class Home:
         return self.root / "locks" / f"{study}.lock"
 
     def log(self, study: str, number: int) -> Path:
-        return self.root / "logs" / study / f"{trial_name(number)}.log"
+        return self.study_logs(study) / f"{trial_name(number)}.log"
+
+    def study_logs(self, study: str) -> Path:
+        return self.root / "logs" / study
+
+    def study_pictures(self, study: str) -> Path:
+        return self.root / "pictures" / study
 
     def study_checkpoints(self, study: str) -> Path:
         return self.root / "checkpoints" / study
@@ -58,7 +73,7 @@ class Home:
 
     def pictures(self, study: str, number: int) -> Path:
         """The folder of one trial's pictures."""
-        return self.root / "pictures" / study / trial_name(number)
+        return self.study_pictures(study) / trial_name(number)
 
     def notify_log(self, study: str) -> Path:
         """What became of each notification."""
@@ -66,4 +81,4 @@ class Home:
 
     def pictures_log(self, study: str) -> Path:
         """What is said while pictures are drawn."""
-        return self.root / "logs" / study / "pictures.log"
+        return self.study_logs(study) / "pictures.log"

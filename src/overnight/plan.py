@@ -27,7 +27,7 @@ from overnight.settings import COMPONENTS, SEARCHABLE, ConfigError, Place, Setti
 # A study searches over at most so many combinations of config groups: each is composed once, before the start.
 MAX_VARIANTS = 64
 # Where things lie moves no score.
-_WHEREABOUTS = ("data.root",)
+WHEREABOUTS = ("data.root",)
 # Of a confirmation, unless somebody says otherwise: fewer make the 95% interval of a mean several times as wide.
 CONFIRM_SEEDS = 5
 # The study, and MLflow experiment, of what `overnight train` trains.
@@ -168,15 +168,21 @@ class Plan:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Plan:
-        return Plan(
-            settings.from_json(data["settings"]),
-            SearchSpace.from_json(data["space"]),
-            tuple(data["groups"]),
-            dict(data["choices"]),
-            {tuple(k): v for k, v in data["variants"]},
-            tuple(data.get("taken", ())),  # 0.1 kept neither
-            data.get("config_dir"),
-        )
+        """The plan that `to_json` wrote, now or in an older version. Raises ConfigError where it can't be read."""
+        try:
+            return Plan(
+                settings.from_json(data["settings"]),
+                SearchSpace.from_json(data["space"]),
+                tuple(data["groups"]),
+                dict(data["choices"]),
+                {tuple(k): v for k, v in data["variants"]},
+                tuple(data.get("taken", ())),  # 0.1 kept neither
+                data.get("config_dir"),
+            )
+        except ConfigError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+            raise ConfigError([f"plan: {type(error).__name__}: {error}"]) from error
 
     def at(self, place: Place) -> Plan:
         """The same study where it lies now: a home may be moved, or looked at from another folder."""
@@ -216,7 +222,7 @@ class Plan:
             named = "" if combination == self._combination({}) else f"[{','.join(combination)}] "
             for node in SEARCHABLE:
                 flat.update({f"{named}{k}": v for k, v in _flat(config.get(node), node).items()})
-        flat = {k: v for k, v in flat.items() if k.rpartition(" ")[2] not in {*searched, *_WHEREABOUTS}}
+        flat = {k: v for k, v in flat.items() if k.rpartition(" ")[2] not in {*searched, *WHEREABOUTS}}
         return {**flat, **{f"search.{key}": draw for key, draw in self.space.describe().items()}}
 
     def _combination(self, values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -257,7 +263,7 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
     if searching and draft.settings is not None:
         problems += _check_warm_start(draft.settings)
     choices = {g: option for g, option in draft.choices.items() if g in COMPONENTS}
-    space = _settled(space, {g: o for g, o in choices.items() if g in draft.fixed})
+    space = settled(space, {g: o for g, o in choices.items() if g in draft.fixed})
     groups, combinations = _combinations(draft, space, choices, problems)
     variants: dict[tuple[str, ...], dict[str, Any]] = {}
     for combination in combinations:
@@ -326,7 +332,7 @@ def _with_fixed(
     return draft, {k: v for k, v in fixed.items() if k not in COMPONENTS and not k.startswith("trainer.")}
 
 
-def _settled(space: SearchSpace, chosen: Mapping[str, str]) -> SearchSpace:
+def settled(space: SearchSpace, chosen: Mapping[str, str]) -> SearchSpace:
     """The space less the conditions on options that are chosen once for all, and less what they rule out."""
     searched = space.keys()
     settled = []

@@ -18,7 +18,18 @@ from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
-from overnight.messages import EpochEnd, Finished, TrialSpec, Up, Verdict
+from overnight.messages import (
+    AskSpec,
+    EpochEnd,
+    Exported,
+    ExportSpec,
+    Finished,
+    Predicted,
+    Refused,
+    TrialSpec,
+    Up,
+    Verdict,
+)
 from overnight.watchdog import Ruling
 
 LOG_CAP_BYTES = 1_000_000
@@ -169,6 +180,28 @@ def run_alone(spec: TrialSpec, log: Path, silence_s: float | None = None) -> tup
     finally:
         trial.end()
     return trial, said
+
+
+def run_errand(spec: ExportSpec | AskSpec, log: Path, within_s: float) -> Exported | Predicted | Refused:
+    """Have a process do what `spec` says and report, which it must within so many seconds; what it prints goes to
+    `log`."""
+    from overnight.trial import errand
+
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = fork(errand.main, spec, theirs, log)
+    theirs.close()
+    try:
+        if not ours.poll(within_s):
+            return Refused((f"nothing was heard for {within_s:g} s; {log} holds what it printed",))
+        answer: Exported | Predicted | Refused = ours.recv()
+        return answer
+    except EOFError:
+        return Refused((f"the process ended without a word; {log} holds what it printed",))
+    finally:
+        ours.close()
+        kill(process)
+        process.close()
 
 
 def warm_up() -> None:

@@ -160,6 +160,7 @@ class TrackingSettings:
         "must be a sqlite, postgresql or http address; MLflow no longer takes a folder", lambda v: "://" in v
     )
     artifacts: str | None
+    register: Literal["auto", "never"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +229,7 @@ class Draft:
     settings: Settings | None
     problems: list[str]
     config_dir: Path | None
+    _folders: tuple[Path, ...]
     _overrides: list[str]
 
     def variant(self, groups: Mapping[str, str]) -> dict[str, Any]:
@@ -236,7 +238,7 @@ class Draft:
         What was given for a key of such a group counts for the options that have the key.
         """
         kept, moved = self._split(groups)
-        config, _ = _compose([*kept, *(f"{g}={option}" for g, option in groups.items())], self.config_dir)
+        config, _ = _compose([*kept, *(f"{g}={option}" for g, option in groups.items())], self._folders)
         tree = _plain(config, resolve=False, only=SEARCHABLE)
         for override in _parse(moved, []):
             parent, _, last = override.key_or_group.rpartition(".")
@@ -248,7 +250,7 @@ class Draft:
     def search_of(self, model: str) -> dict[str, Any]:
         """The search space that comes with an option of `model`."""
         kept, _ = self._split({"model": "", "search": ""})
-        config, _ = _compose([*kept, f"model={model}", f"search={model}"], self.config_dir)
+        config, _ = _compose([*kept, f"model={model}", f"search={model}"], self._folders)
         return _plain(config.search or {})
 
     def _split(self, groups: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -258,7 +260,7 @@ class Draft:
         return [o for o in rest if o not in moved], moved
 
     def options(self, group: str) -> list[str]:
-        return group_options(group, self.config_dir)
+        return group_options(group, self._folders)
 
 
 def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> Draft:
@@ -287,13 +289,14 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
 
     overrides = _less_secrets(overrides, problems)
     parsed = _parse(overrides, problems)
+    folders = (*([folder] if folder is not None else []), *_left_at_home(parsed))
     groups, values, sweeps = [], [], {}
     for override in parsed:
         key, text = override.key_or_group, override.input_line or ""
         if override.is_sweep_override():
             sweeps[key] = text.split("=", 1)[1].strip()
-        elif key in _groups(folder):
-            problem = _wrong_option(override, folder)
+        elif key in _groups(folders):
+            problem = _wrong_option(override, folders)
             if problem:
                 problems.append(problem)
             else:
@@ -302,14 +305,14 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
             values.append(override)
 
     taken = {_override_key(g): g.split("=", 1)[1] for g in groups}
-    if "search" not in taken and taken.get("model", "") not in ("", *group_options("search", folder)):
+    if "search" not in taken and taken.get("model", "") not in ("", *group_options("search", folders)):
         problems.append(
             f"search: there is no search/{taken['model']}.yaml for model={taken['model']}; write one, or "
             f"take search=none"
         )
         groups.append("search=none")
     told = len(problems)
-    base, choices = _compose_or_note(groups, folder, problems)
+    base, choices = _compose_or_note(groups, folders, problems)
     if len(problems) > told:
         groups = []
     accepted = list(groups)
@@ -335,7 +338,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
             del sweeps[key]
 
     told = len(problems)
-    config, choices = _compose_or_note(accepted, folder, problems) if len(accepted) > len(groups) else (base, choices)
+    config, choices = _compose_or_note(accepted, folders, problems) if len(accepted) > len(groups) else (base, choices)
     if len(problems) > told:
         accepted = []  # what does not compose is told once, not again for every variant
     tree = _plain_or_note(config, problems)
@@ -344,7 +347,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
         tree["notify"]["urls"] = ["not shown"] * len(settings.notify.urls)
     fixed = tuple(o.key_or_group for o in parsed if not o.is_sweep_override() and not o.is_delete())
     added = tuple(o.key_or_group for o in parsed if o.is_sweep_override() and o.is_add())
-    return Draft(tree, choices, sweeps, added, fixed, absent, settings, problems, folder, accepted)
+    return Draft(tree, choices, sweeps, added, fixed, absent, settings, problems, folder, folders, accepted)
 
 
 def place(overrides: Iterable[str]) -> Place:
@@ -447,9 +450,9 @@ def nearest(word: str, known: Iterable[str], and_add: bool = False) -> str:
     return hint + (f" (to hand a new key to the class: +{word}=...)" if and_add else "")
 
 
-def group_options(group: str, config_dir: Path | None = None) -> list[str]:
-    """The options of a config group: the names of its files."""
-    return sorted({p.stem for folder in _search_path(config_dir) for p in (folder / group).glob("*.yaml")})
+def group_options(group: str, folders: tuple[Path, ...] = ()) -> list[str]:
+    """The options of a config group: the names of its files, in the folders too that somebody has beside ours."""
+    return sorted({p.stem for folder in (conf_dir(), *folders) for p in (folder / group).glob("*.yaml")})
 
 
 def config_text(tree: Mapping[str, Any]) -> str:
@@ -465,23 +468,55 @@ def to_json(settings: Settings) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Settings:
-    """The settings that `to_json` wrote. Raises ConfigError where an older version wrote something else."""
+    """The settings that `to_json` wrote, now or in an older version; what that did not have yet is as we ship it.
+
+    Raises ConfigError for what no version that this one knows of wrote.
+    """
     problems: list[str] = []
-    settings = _build_settings(data, {}, problems)
+    settings = _build_settings(_with_shipped(data), {}, problems)
     if settings is None:
         raise ConfigError(problems)
     return settings
 
 
+def _with_shipped(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Kept settings with every key that must be there and is not, as conf/ has it. A default of our own comes first:
+    it says what a version without the key did."""
+    import yaml
+
+    shipped = yaml.safe_load((conf_dir() / "config.yaml").read_text())
+    taken = {g: o for entry in shipped["defaults"] if isinstance(entry, dict) for g, o in entry.items()}
+    filled = dict(data)
+    for name, kind in _SECTION_TYPES.items():
+        if not dataclasses.is_dataclass(kind):
+            filled.setdefault(name, shipped.get(name))
+            continue
+        kept = dict(filled.get(name) or {})
+        option = conf_dir() / name / f"{kept.get('name') or taken.get(name)}.yaml"
+        texts = shipped.get(name) or (yaml.safe_load(option.read_text()) if option.exists() else {})
+        for f in dataclasses.fields(kind):
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name in texts:
+                kept.setdefault(f.name, texts[f.name])
+        filled[name] = kept
+    return filled
+
+
 # Hydra and OmegaConf ------------------------------------------------------------------------------------------------
 
 
-def _search_path(config_dir: Path | None) -> list[Path]:
-    return [conf_dir(), *([config_dir] if config_dir else [])]
+def _left_at_home(parsed: Iterable[Any]) -> list[Path]:
+    """The folder of winners below the home that `overrides` name; none where no study has left one."""
+    homes = [str(o.value()) for o in parsed if o.key_or_group == "home" and not o.is_sweep_override()]
+    left = Place(homes[-1] if homes else _written_home()).where.winners
+    return [left] if left.is_dir() else []
 
 
-def _groups(config_dir: Path | None) -> set[str]:
-    return {p.name for folder in _search_path(config_dir) for p in folder.iterdir() if p.is_dir()}
+def _written_home() -> str:
+    return str(re.search(r"^home: *(\S+)", (conf_dir() / "config.yaml").read_text(), re.M)[1])  # type: ignore[index]
+
+
+def _groups(folders: tuple[Path, ...]) -> set[str]:
+    return {p.name for folder in (conf_dir(), *folders) for p in folder.iterdir() if p.is_dir()}
 
 
 def _override_key(text: str) -> str:
@@ -515,14 +550,14 @@ def _parse(overrides: Iterable[str], problems: list[str]) -> list[Any]:
     return parsed
 
 
-def _compose(overrides: list[str], config_dir: Path | None) -> tuple[Any, dict[str, str]]:
+def _compose(overrides: list[str], folders: tuple[Path, ...]) -> tuple[Any, dict[str, str]]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf, open_dict
 
-    first, *others = _search_path(config_dir)
-    path = [f"hydra.searchpath=[{','.join(f'file://{p}' for p in others)}]"] if others else []
-    with initialize_config_dir(version_base="1.3", config_dir=str(first)), warnings.catch_warnings():
+    quoted = ("'file://" + str(folder).replace("'", "\\'") + "'" for folder in folders)
+    path = [f"hydra.searchpath=[{','.join(quoted)}]"] if folders else []
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Hydra's word on defaults lists without _self_
         config = hydra_compose("config", overrides=[*overrides, *path], return_hydra_config=True)
     choices = {
@@ -535,16 +570,18 @@ def _compose(overrides: list[str], config_dir: Path | None) -> tuple[Any, dict[s
     return config, choices
 
 
-def _compose_or_note(overrides: list[str], folder: Path | None, problems: list[str]) -> tuple[Any, dict[str, str]]:
+def _compose_or_note(
+    overrides: list[str], folders: tuple[Path, ...], problems: list[str]
+) -> tuple[Any, dict[str, str]]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return _compose(overrides, folder)
+        return _compose(overrides, folders)
     except (HydraException, OmegaConfBaseException) as error:
         problems.append(f"conf: must compose: {' '.join(str(error).split())}")
         if overrides:
-            return _compose_or_note([], folder, [])
+            return _compose_or_note([], folders, [])
         return {}, {}
 
 
@@ -573,9 +610,9 @@ def _plain_or_note(config: Any, problems: list[str]) -> dict[str, Any]:
 # Checks -------------------------------------------------------------------------------------------------------------
 
 
-def _wrong_option(override: Any, folder: Path | None) -> str | None:
+def _wrong_option(override: Any, folders: tuple[Path, ...]) -> str | None:
     """What is wrong with a GROUP=OPTION, or None."""
-    group, known = override.key_or_group, group_options(override.key_or_group, folder)
+    group, known = override.key_or_group, group_options(override.key_or_group, folders)
     if override.is_delete():
         return f"{group}: can't be taken out; choose one of {_listed(known)}"
     option = override.value()

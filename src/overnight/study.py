@@ -22,7 +22,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from overnight import sampling
+from overnight import marks, sampling
 from overnight.gp import Fork
 from overnight.holding import HolderStorage, open_for_work
 from overnight.messages import EpochEnd, Tested
@@ -365,7 +365,7 @@ def reopen(place: Place, name: str) -> Ledger:
         storage = open_for_work(place)
         _, frozen = _generations(storage, name)
         assert frozen is not None
-        plan = Plan.from_json(frozen.user_attrs[_PLAN]).at(place)
+        plan = _plan_of(name, frozen.user_attrs).at(place)
         return Ledger(plan, _load(storage, plan, frozen.study_name), lock, holder)
 
 
@@ -387,7 +387,7 @@ def _continue_or_create(
     generation, before = _generations(storage, plan.name)
     if before is None:
         return _create(storage, plan, plan.name, comparable), []
-    old = Plan.from_json(before.user_attrs[_PLAN])
+    old = _plan_of(plan.name, before.user_attrs)
     differences = plan.differences(old) if comparable else []
     if not differences:
         study = _load(storage, plan, before.study_name)
@@ -463,8 +463,9 @@ def _extended(storage: BaseStorage, plan: Plan, old: Plan, source: str, name: st
     study.set_user_attr(_PLAN, plan.to_json())
     study.set_user_attr(_UID, before.user_attrs[_UID])
     study.set_user_attr(_LINKS, before.user_attrs.get(_LINKS))
+    study.set_user_attr(marks.BAD, marks.of(before.user_attrs))
     study.set_user_attr(_READY, True)
-    return study
+    return marks.heeded(study)
 
 
 def _moved(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
@@ -505,7 +506,7 @@ def _moved(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
 
 def _load(storage: BaseStorage, plan: Plan, name: str) -> optuna.Study:
     settings = plan.settings
-    return optuna.create_study(
+    study = optuna.create_study(
         study_name=name,
         storage=storage,
         direction=settings.study.direction,
@@ -513,6 +514,19 @@ def _load(storage: BaseStorage, plan: Plan, name: str) -> optuna.Study:
         pruner=sampling.pruner(settings.pruner, settings.trainer.max_epochs),
         load_if_exists=True,
     )
+    return marks.heeded(study)
+
+
+def _plan_of(name: str, attrs: Mapping[str, Any]) -> Plan:
+    """The plan that a study keeps. Raises ConfigError with what to do where this version can't read it."""
+    try:
+        return Plan.from_json(attrs[_PLAN])
+    except ConfigError as error:
+        first = (
+            f"study: {name} was made by another version of overnight, whose plan this one can't read; go on with that "
+            f"version, take a new study.name, or `overnight delete {name}`"
+        )
+        raise ConfigError([first, *(f"  {problem}" for problem in error.problems)]) from error
 
 
 def _generations(storage: BaseStorage, name: str) -> tuple[int, Any]:
@@ -587,11 +601,7 @@ def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[
         return None, []
     storage = open_storage(place)
     try:
-        newest = {f.study_name.partition("~")[0]: f for f in storage.get_all_studies() if f.user_attrs.get(_READY)}
-        names = sorted(n for n in newest if not n.endswith(CONFIRM))
-        if len(names) > 1:
-            latest = {n: _last_start(storage, newest[n]._study_id) for n in names}
-            names.sort(key=lambda n: -latest[n])
+        newest, names = _newest(storage)
         name = name if name is not None else names[0] if names else None
         if name is None or name not in newest:
             return None, names
@@ -601,14 +611,36 @@ def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[
         dispose(storage)
 
 
+def names_in(place: Place) -> list[str]:
+    """The names of all studies, the one worked on last first; of those too whose plans this version can't read."""
+    if place.storage_url is None and not place.where.ledger.exists():
+        return []
+    storage = open_storage(place)
+    try:
+        return _newest(storage)[1]
+    finally:
+        dispose(storage)
+
+
+def _newest(storage: BaseStorage) -> tuple[dict[str, Any], list[str]]:
+    """Name -> newest whole ledger study, confirmations among them; and the names of the others, the last one first."""
+    newest = {f.study_name.partition("~")[0]: f for f in storage.get_all_studies() if f.user_attrs.get(_READY)}
+    names = sorted(n for n in newest if not n.endswith(CONFIRM))
+    if len(names) > 1:
+        latest = {n: _last_start(storage, newest[n]._study_id) for n in names}
+        names.sort(key=lambda n: -latest[n])
+    return newest, names
+
+
 def _read(storage: BaseStorage, place: Place, name: str) -> StudyView:
     frozen = _generations(storage, name)[1]
     attrs = frozen.user_attrs
-    plan, links = Plan.from_json(attrs[_PLAN]).at(place), attrs.get(_LINKS) or {}
+    plan, links = _plan_of(name, attrs).at(place), attrs.get(_LINKS) or {}
+    trials = storage.get_all_trials(frozen._study_id, deepcopy=False)
     return StudyView(
         name,
         plan,
-        tuple(record_of(t, plan) for t in storage.get_all_trials(frozen._study_id, deepcopy=False)),
+        tuple(record_of(t, plan) for t in marks.seen(trials, marks.of(attrs))),
         holder_of(place, name),
         links.get("experiment_id"),
         links.get("parent_run_id"),

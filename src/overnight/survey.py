@@ -31,6 +31,7 @@ class Run:
     steps: dict[str, set[int]] | None = None
     params: set[str] = field(default_factory=set)
     configured: bool = False  # its config.yaml is known to be there
+    reason: str | None = None  # why it failed, as far as it says so
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,12 @@ def survey(
             strays[run.info.run_id] = f"a run of {trial_name(number)}, and the ledger has no such trial"
         else:
             found[number] = run
-            runs[number] = Run(run.info.run_id, run.info.status, params=set(run.data.params))
+            runs[number] = Run(
+                run.info.run_id,
+                run.info.status,
+                params=set(run.data.params),
+                reason=run.data.tags.get("overnight.reason"),
+            )
     lacking = {}
     below = below if below is not None or parent is None else parent.info.run_id
     for record in records:

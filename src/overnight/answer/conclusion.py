@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from overnight import tracking
-from overnight.answer import confirm, finding
+from overnight.answer import confirm, finding, winner
 from overnight.answer.finding import Finding
 from overnight.plan import Plan
 from overnight.records import TrialRecord
@@ -38,12 +38,14 @@ W = TypeVar("W", bound=Worked)
 
 @dataclass(frozen=True)
 class Conclusion(Generic[W]):
-    """confirmation: how the work on it ended; None where there is nothing to confirm. trouble: MLflow's."""
+    """confirmation: how the work on it ended; None where there is nothing to confirm. trouble: MLflow's. left: what
+    there is to say of the winner's config and model, one line each."""
 
     finding: Finding
     confirmation: W | None
     report: Path | None = None
     trouble: str | None = None
+    left: tuple[str, ...] = ()
 
 
 def conclude(plan: Plan, records: Sequence[TrialRecord], uid: str, work: Callable[[Supervisor], W]) -> Conclusion[W]:
@@ -68,9 +70,12 @@ def conclude(plan: Plan, records: Sequence[TrialRecord], uid: str, work: Callabl
     assert seen is not None, "it was just worked on"
     found = finding.of(seen)
     if worked is None and len(records) < _WORTH_A_PAGE:
-        return Conclusion(found, None, None, publish(seen, plan.settings.place, found))
+        left = tuple(winner.leave_config(seen))
+        return Conclusion(found, None, None, publish(seen, plan.settings.place, found), left)
     _, page, trouble = tell(seen, plan.settings.place)
-    return Conclusion(found, worked, page, trouble)
+    # As composed for this start: it is not the study that asks for a model, but somebody.
+    registered = [winner.register(seen)] if plan.settings.tracking.register == "auto" and found.best else []
+    return Conclusion(found, worked, page, trouble, (*winner.leave_config(seen), *registered))
 
 
 def tell(seen: StudyView, place: Place) -> tuple[Report, Path, str | None]:

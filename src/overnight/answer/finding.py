@@ -169,7 +169,7 @@ def _on_test(finalist: Finalist, finding: Finding) -> str:
 def _beside_baseline(finding: Finding, base: Finalist | None) -> str:
     metric, winner = finding.plan.settings.study.metric, finding.winner
     if base is None:
-        return "the config you started from did not train"
+        return "the config you started from did not train, or is marked bad"
     assert winner is not None
     if base.trial.number == winner.trial.number:
         return "that is the config you started from"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sklearn.datasets import load_diabetes
+from torch import Tensor
 
 from overnight.data.fifths import by_fifths
 from overnight.data.split import SplitData
@@ -22,11 +25,24 @@ class Diabetes(SplitData):
 
     task = "regression"
     input_shape = (10,)
+    columns = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
 
     def split(self, seed: int) -> dict[str, Part]:
         rows, progression = load_diabetes(return_X_y=True, scaled=False)  # (442, 10), (442,)
         targets = torch.from_numpy(progression)
         parts = by_fifths(torch.from_numpy(rows).float(), targets, seed, stratify=False)
         known = targets[parts["train"].rows]
-        standard = ((targets - known.mean()) / known.std(correction=0)).float()
+        self._mean, self._deviation = float(known.mean()), float(known.std(correction=0))
+        standard = ((targets - self._mean) / self._deviation).float()
         return {name: Part(part.inputs, standard, part.rows) for name, part in parts.items()}
+
+    def in_units(self, answers: Tensor) -> Tensor:
+        """In points of the measure."""
+        return answers * self._deviation + self._mean
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "mean": self._mean, "deviation": self._deviation}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._mean, self._deviation = state_dict["mean"], state_dict["deviation"]

@@ -20,6 +20,7 @@ class Digits(SplitData):
     task = "multiclass"
     input_shape = (1, 8, 8)
     classes = 10
+    brightest = 16.0
 
     def split(self, seed: int) -> dict[str, Part]:
         images, labels = load_digits(return_X_y=True)  # (1797, 64), (1797,)

@@ -29,6 +29,7 @@ class Purchase(SplitData):
     task = "binary"
     input_shape = (2,)
     classes = 2
+    columns = ("price", "usefulness")
 
     def split(self, seed: int) -> dict[str, Part]:
         things = np.random.default_rng(0).random((_ROWS, 2)) * [100, 10]

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from overnight.data.preparing import Augment, normalise
+from overnight.data.preparing import Augment, Normalise, normalise
 from overnight.data.tensors import Batches, Part, Several
 
 # Evaluation keeps no gradients, so its batches can be large.
@@ -29,6 +29,8 @@ class SplitData(pl.LightningDataModule):
 
     task: str
     input_shape: Sequence[int]
+    columns: Sequence[str] = ()  # names of the features, where rows are a table's
+    brightest: float = 255.0  # of a pixel, where rows are images
 
     def __init__(
         self,
@@ -74,6 +76,29 @@ class SplitData(pl.LightningDataModule):
     def test_dataloader(self) -> Batches:
         return self._batches("test", _EVALUATION_BATCH)
 
+    # What a network that was trained on this data is asked later
+
+    def prepared(self, inputs: Tensor) -> Tensor:
+        """Raw rows (B, *input_shape) as the network was fed them; needs a `setup`, or a state to load."""
+        return self._normalise(inputs) if self._normalise else inputs.float()
+
+    def in_units(self, answers: Tensor) -> Tensor:
+        """What the network answers, in the units that people have the targets in."""
+        return answers
+
+    def raw(self, count: int) -> Tensor:
+        """The first so many rows of the validation set as they are, (count, *input_shape), for an example."""
+        part = self._parts["validation"].first(count)
+        return part.inputs.index_select(0, part.rows).float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """How rows are prepared, which a checkpoint keeps: whoever asks the network need not have the data."""
+        return {"normalise": vars(self._normalise) if self._normalise else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        kept = state_dict["normalise"]
+        self._normalise = Normalise(**kept) if kept is not None else None
+
     def _batches(self, name: str, batch_size: int) -> Batches:
         part, training = self._parts[name], name == "train"
         augment = self._augment if training else None
@@ -81,6 +106,6 @@ class SplitData(pl.LightningDataModule):
         def prepare(inputs: Tensor) -> Tensor:
             # Augmented first: what comes in from outside is then 0 as the data has it.
             inputs = augment(inputs) if augment else inputs
-            return self._normalise(inputs) if self._normalise else inputs.float()
+            return self.prepared(inputs)
 
         return Batches(part.inputs, part.targets, batch_size, shuffle=training, rows=part.rows, prepare=prepare)

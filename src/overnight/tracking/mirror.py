@@ -236,6 +236,12 @@ class Tracker:
             text = settings_module.config_text(config_of(record, self._plan))
             self._client.log_text(run.run_id, text, "config.yaml")
             run.configured = True
+        if run.reason is not None and record.reason is None:  # it is not bad any more
+            held = self._client.get_run(run.run_id).data.tags
+            for tag in ("overnight.reason", "overnight.notes"):
+                if tag in held:
+                    self._client.delete_tag(run.run_id, tag)
+            run.reason = None
         if run.steps is None:
             run.steps = logged_steps(self._client, run.run_id, record)
         if run.status != "RUNNING" and record.state == "running":

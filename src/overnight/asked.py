@@ -1,0 +1,67 @@
+"""What was typed, found: the study or the trial that somebody means, and how it is said that there is none."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from overnight.settings import Place
+    from overnight.study import StudyView
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+MISTAKE = 2  # the exit code
+
+
+def mistake(problems: list[str]) -> NoReturn:
+    for line in problems:
+        click.echo(line, err=True)
+    sys.exit(MISTAKE)
+
+
+def look(arguments: tuple[str, ...]) -> tuple[Place, StudyView | None, list[str]]:
+    """Where studies lie, the study that was named or else worked on last, and the names of the others."""
+    from overnight import settings
+    from overnight import study as ledger
+
+    named = [a for a in arguments if "=" not in a]
+    if len(named) > 1:
+        mistake([f"study: must be one name, got {', '.join(named)}"])
+    place = settings.place(a for a in arguments if "=" in a)
+    view, names = ledger.view(place, named[0] if named else None)
+    if named and view is None:
+        mistake(
+            [
+                f"study: {named[0]} is not in {place.where.root}; there "
+                + (f"are {', '.join(names)}" if names else "is none yet")
+            ]
+        )
+    return place, view, [] if named or view is None else [n for n in names if n != view.name]
+
+
+def refer(place: Place, ref: str) -> tuple[StudyView, int | None]:
+    """The study that a STUDY or STUDY/NUMBER speaks of, and the trial's number. Raises ConfigError for any other."""
+    from overnight import study as ledger
+    from overnight.settings import ConfigError
+
+    name, slash, number = ref.partition("/")
+    number = number.removeprefix("trial-")
+    if slash and not number.isdigit():
+        raise ConfigError([f"{ref}: must be STUDY or STUDY/NUMBER, e.g. digits-mlp/7"])
+    view, names = ledger.view(place, name)
+    if view is None:
+        raise ConfigError(
+            [
+                f"{ref}: {name} is not in {place.where.root}; there "
+                + (f"are {', '.join(names)}" if names else "is none")
+            ]
+        )
+    return view, int(number) if slash else None
+
+
+def command(*words: str, home: str) -> str:
+    """An `overnight` line that finds the same home."""
+    return shlex.join(["overnight", *words, *([] if home == "./mlruns" else [f"home={home}"])])

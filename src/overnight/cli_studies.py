@@ -1,0 +1,253 @@
+"""The command line's second half: what a study has left, and studies as things that lie there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from overnight.asked import JSON, command, look, mistake, refer
+
+if TYPE_CHECKING:
+    from overnight.housekeeping import Lying
+    from overnight.messages import Predicted
+    from overnight.settings import Place
+
+_HOME = click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
+
+
+@click.command()
+@click.argument("ref", metavar="STUDY[/NUMBER]")
+@click.argument("path", metavar="FILE|FOLDER")
+@_HOME
+@click.option("--invert", is_flag=True, help="The pictures are dark on light, and what was learned is light on dark.")
+@click.option("--out", metavar="FILE.csv", help="Write the table there.")
+@JSON
+def predict(ref: str, path: str, overrides: tuple[str, ...], invert: bool, out: str | None, as_json: bool) -> None:
+    """Ask a study's winner, or a trial whose weights are kept, about pictures (png, jpg, a folder) or a CSV file."""
+    if out is not None and not out.lower().endswith(".csv"):
+        mistake([f"--out: must end in .csv, got {out!r}; name it so"])
+    from overnight import processes, settings
+
+    processes.warm_up()  # it imports while the ledger is read
+    from overnight.answer import winner
+
+    view, number = refer(settings.place(overrides), ref)
+    kept, said = winner.ask(view, number, Path(path), invert)
+    for note in said.notes:
+        click.echo(note, err=True)
+    if out is not None:
+        _write_answers(said, Path(out))
+        click.echo(f"{len(said.rows)} answers: {out}")
+    if as_json:
+        import json
+
+        rows = [vars(row) for row in said.rows]
+        click.echo(json.dumps({"study": view.name, "trial": kept.trial.number, "predictions": rows}))
+    elif out is None:
+        click.echo(f"answers of {view.name}/{kept.trial.number}, {kept.path}")
+        _print_rows(("", "answer", "probability"), [_answer(row) for row in said.rows])
+
+
+def _answer(row: Any) -> tuple[str, ...]:
+    answer = f"{row.answer:.6g}" if isinstance(row.answer, float) else str(row.answer)
+    return row.source, answer, f"{row.probability:.4f}" if row.probability is not None else ""
+
+
+def _write_answers(said: Predicted, path: Path) -> None:
+    import csv
+
+    try:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("source", "answer", "probability"))
+            writer.writerows((r.source, r.answer, "" if r.probability is None else r.probability) for r in said.rows)
+    except OSError as error:
+        mistake([f"--out: must be a file that can be written, got {str(path)!r}: {error}"])
+
+
+@click.command()
+@click.argument("arguments", nargs=-1, metavar="STUDY [OVERRIDE ...]")
+def register(arguments: tuple[str, ...]) -> None:
+    """Leave a study's winner to take away: its config, its checkpoint, its network in MLflow's model registry."""
+    from overnight import processes
+
+    processes.warm_up()
+    from overnight.answer import winner
+
+    place, view, _ = look(arguments)
+    if view is None:
+        mistake([f"study: there is none in {place.where.root}; `overnight tune` starts one"])
+    kept = winner.checkpoint_of(view)
+    for line in winner.leave_config(view):
+        click.echo(line)
+    click.echo(f"config: {command('train', f'+experiment=best_{view.name}', home=place.home)}")
+    click.echo(f"checkpoint: {kept.path}")
+    said = winner.register(view)
+    click.echo(said)
+    sys.exit(0 if said.startswith("model:") else 1)
+
+
+@click.command("list")
+@_HOME
+@JSON
+def list_(overrides: tuple[str, ...], as_json: bool) -> None:
+    """Every study of a home: state, trials, best, seconds of training, size on disk."""
+    from overnight import housekeeping, settings
+
+    place = settings.place(overrides)
+    found = housekeeping.studies(place)
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"studies": [_lying(s) for s in found]}))
+        return
+    if not found:
+        click.echo(f"no studies in {place.where.root}; `overnight tune` starts one")
+        return
+    _print_rows(("study", "state", "trials", "best", "training", "size"), [_shown(s) for s in found])
+    for study in found:
+        for line in study.trouble:
+            click.echo(line, err=True)
+    where = place.where
+    stores = sum(p.stat().st_size for p in (where.ledger, where.tracking_store) if p.exists())
+    click.echo(f"and the stores that they share: {_bytes(stores)} in {where.root}")
+
+
+def _lying(study: Lying) -> dict[str, Any]:
+    best = study.best
+    return {
+        "study": study.name,
+        "state": study.state,
+        "trials": study.trials,
+        "budget": study.budget,
+        "metric": study.metric,
+        "best": {"trial": best.number, "value": best.objective, "params": best.params} if best else None,
+        "seconds": study.seconds,
+        "bytes": study.bytes,
+        "trouble": list(study.trouble),
+    }
+
+
+def _shown(study: Lying) -> tuple[str, ...]:
+    from overnight.records import duration
+
+    done = sum(study.trials.get(s, 0) for s in ("complete", "pruned", "failed"))
+    trials = f"{done} of {study.budget}" if study.budget is not None else ""
+    best = f"{study.metric} {study.best.objective:.6g} (trial {study.best.number})" if study.best else ""
+    return study.name, study.state, trials, best, duration(study.seconds) if trials else "", _bytes(study.bytes)
+
+
+def _bytes(count: float) -> str:
+    return (
+        f"{count / 1e9:.1f} GB"
+        if count >= 1e9
+        else f"{count / 1e6:.1f} MB"
+        if count >= 1e5
+        else f"{count / 1e3:.0f} kB"
+    )
+
+
+def _print_rows(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """In columns as wide as what they hold: what is piped on must not be cut to a terminal's width."""
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    for row in (heads, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@click.command()
+@click.argument("study", metavar="STUDY")
+@_HOME
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> None:
+    """Delete a study for good: trials, MLflow's runs and models, checkpoints, pictures, logs, report. Asks first."""
+    from overnight import housekeeping, settings
+    from overnight.storage import Held, held_by, holder_of
+
+    place = settings.place(overrides)
+    if holder := holder_of(place, study):
+        raise Held(held_by(study, holder))
+    found = housekeeping.remains(place, study)
+    click.echo(f"{study}: {found.trials} trials, in the ledger as {', '.join(found.ledger)}")
+    click.echo(f"  in MLflow: {found.runs} runs, {found.versions} model versions")
+    for path in found.files:
+        click.echo(f"  {path}")
+    click.echo(f"  {_bytes(found.bytes)} on disk")
+    if dry_run:
+        click.echo("nothing was deleted")
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            mistake(["--yes: must be given where nobody can be asked; nothing was deleted"])
+        if not click.confirm(f"Delete {study} for good?"):
+            click.echo("nothing was deleted")
+            return
+    for line in housekeeping.delete(place, found):
+        click.echo(line)
+    click.echo(f"{study} is deleted")
+
+
+@click.command()
+@click.argument("study", metavar="STUDY")
+@click.argument("path", metavar="FILE.csv|FILE.parquet")
+@_HOME
+def export(study: str, path: str, overrides: tuple[str, ...]) -> None:
+    """Write a study's trials as a table, a row a trial; STUDY.confirm is its confirmation."""
+    from overnight import housekeeping, settings
+
+    view, number = refer(settings.place(overrides), study)
+    if number is not None:
+        mistake([f"study: must be a whole study, got {study!r}; take {view.name}"])
+    count = housekeeping.export(view, Path(path))
+    click.echo(f"{count} trials of {view.name}: {path}")
+
+
+@click.command()
+@click.argument("refs", nargs=-1, required=True, metavar="STUDY/NUMBER [STUDY/NUMBER ...] bad|good")
+@click.option("--why", default="", help="Shown wherever the trial is.")
+def mark(refs: tuple[str, ...], why: str) -> None:
+    """Mark trials bad: sampler, pruner, best, confirmation and report leave them out. `good` takes that back."""
+    from overnight import housekeeping, settings
+    from overnight.answer import conclusion, finding, winner
+    from overnight.plan import TRAIN
+
+    place = settings.place(r for r in refs if "=" in r)
+    *named, verdict = [r for r in refs if "=" not in r]
+    if verdict not in ("bad", "good") or not named:
+        mistake([f"mark: must be STUDY/NUMBER bad or STUDY/NUMBER good, got {' '.join(refs)}; e.g. digits-mlp/7 bad"])
+    for name, numbers in _by_study(place, named).items():
+        seen = housekeeping.mark(place, name, numbers, verdict == "bad", why)
+        for number in numbers:
+            click.echo(f"{name}: {housekeeping.described(seen.records[number])}")
+        if name == TRAIN:
+            continue
+        if seen.state == "done":
+            winner.leave_config(seen)
+            conclusion.publish(seen, place, finding.of(seen))
+        click.echo(finding.sentence(finding.of(seen)))
+        if seen.state != "done":
+            click.echo("`overnight tune` goes on with what there is to confirm now")
+
+
+def _by_study(place: Place, refs: list[str]) -> dict[str, list[int]]:
+    from overnight.settings import ConfigError
+
+    found: dict[str, list[int]] = {}
+    problems: list[str] = []
+    for ref in refs:
+        try:
+            view, number = refer(place, ref)
+            if number is None:
+                raise ConfigError([f"{ref}: must be STUDY/NUMBER, e.g. {view.name}/7"])
+            found.setdefault(view.name, []).append(number)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        mistake(problems)
+    return found
+
+
+COMMANDS = (predict, register, list_, delete, export, mark)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from overnight import plan as plans
 from overnight import preflight, processes
 from overnight.awake import awake
+from overnight.limits import Launch, Searching
 from overnight.plan import Plan
 from overnight.records import TrialRecord, best_of
 from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
 from overnight.settings import ConfigError
+from overnight.slots import slot_devices
 from overnight.storage import free_mib
 from overnight.study import open_study, view
-from overnight.supervisor import Supervisor
+from overnight.supervisor import Supervisor, Why
+from overnight.terminator import Terminator
 from overnight.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -40,10 +44,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """What a study has come to. why: done, stopped or failures; said: what there was to say on opening it."""
+    """What a study has come to. why: done, stopped, failures, or a limit that came before the budget was spent; said:
+    what there was to say on opening it; cut: what the limit ended, line by line."""
 
     study_name: str
-    why: Literal["done", "stopped", "failures"]
+    why: Why
     said: tuple[str, ...]
     trouble: str | None
     records: tuple[TrialRecord, ...] = field(repr=False)
@@ -52,6 +57,7 @@ class Result:
     worked: bool = True  # False where there was nothing left to do
     finding: Finding | None = field(default=None, repr=False)  # what it all says, once the search is done
     report: Path | None = None  # the page that says so
+    cut: tuple[str, ...] = ()
 
     @property
     def best(self) -> Trial | None:
@@ -122,6 +128,7 @@ def run(
     take_signals: have SIGINT, SIGTERM and SIGHUP save and stop, as a command should. say: told, line by line and
     before the first trial, what there is to say of this start; the result keeps it too.
     """
+    began = time.time()
     _check_room(plan)
     processes.warm_up()
     check(plan, say)
@@ -129,8 +136,14 @@ def run(
     for line in said:
         say(line)
     try:
-        search = _work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None), said, screen, take_signals)
-        return _with_answer(search, ledger.uid, screen, take_signals) if search.why == "done" else search
+        launch = Launch(plan, began, ledger.keep_launch)
+        with contextlib.closing(Terminator(plan, processes.fork)) as terminator:
+            limits = Searching(launch, len(slot_devices(plan.settings.slots)), terminator)
+            supervisor = Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None, limits=limits)
+            search = _work(supervisor, said, screen, take_signals)
+        if search.why in ("done", "limit"):
+            search = _with_answer(search, ledger.uid, screen, take_signals, launch)
+        return replace(search, cut=tuple(launch.notes))
     finally:
         ledger.close()
 
@@ -144,15 +157,15 @@ def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> None:
         raise ConfigError(mistakes)
 
 
-def _with_answer(search: Result, uid: str, screen: Screen | None, take_signals: bool) -> Result:
+def _with_answer(search: Result, uid: str, screen: Screen | None, take_signals: bool, launch: Launch) -> Result:
     """A search's result once it is confirmed, as far as somebody lets it."""
     from overnight.answer import conclusion  # a search need not wait for its imports
 
-    ended = conclusion.conclude(search.plan, search.records, uid, lambda s: _work(s, [], screen, take_signals))
+    ended = conclusion.conclude(search.plan, search.records, uid, lambda s: _work(s, [], screen, take_signals), launch)
     last = ended.confirmation or search
     return replace(
         search,
-        why=last.why,
+        why="limit" if last.why == "done" and launch.over is not None else last.why,
         signal=last.signal,
         trouble=ended.trouble or last.trouble or search.trouble,
         worked=search.worked or (last.worked and last is not search),
@@ -208,7 +221,7 @@ def _work(supervisor: Supervisor, said: list[str], screen: Screen | None, take_s
         records,
         supervisor.plan,
         received[0] if received else None,
-        bool(supervisor.ended) or ending.why != "done",
+        bool(supervisor.ended) or ending.why not in ("done", "limit"),
     )
 
 
@@ -225,8 +238,9 @@ def glance(supervisor: Supervisor) -> Glance:
         running,
         tuple(supervisor.ended),
         supervisor.slots,
-        supervisor.why == "stopped",
+        supervisor.why in ("stopped", "limit"),
         _trouble(supervisor),
+        supervisor.ahead,
     )
 
 

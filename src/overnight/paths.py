@@ -60,6 +60,10 @@ class Home:
         """The folder of one trial's pictures."""
         return self.root / "pictures" / study / trial_name(number)
 
+    def launch_log(self, study: str) -> Path:
+        """What a launch was heading for, and what ended it."""
+        return self.root / "logs" / study / "launch.log"
+
     def pictures_log(self, study: str) -> Path:
         """What is said while pictures are drawn."""
         return self.root / "logs" / study / "pictures.log"

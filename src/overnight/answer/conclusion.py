@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from overnight import tracking
+from overnight import deadline, tracking
 from overnight.answer import confirm, finding
 from overnight.answer.finding import Finding
+from overnight.limits import Confirming, Launch
 from overnight.plan import Plan
 from overnight.records import TrialRecord
 from overnight.settings import Place
+from overnight.slots import slot_devices
 from overnight.study import Ledger, StudyView, open_study, view
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
@@ -46,22 +49,28 @@ class Conclusion(Generic[W]):
     trouble: str | None = None
 
 
-def conclude(plan: Plan, records: Sequence[TrialRecord], uid: str, work: Callable[[Supervisor], W]) -> Conclusion[W]:
-    """Confirm what a search has found, as far as it is not confirmed yet, and say what came of it.
+def conclude(
+    plan: Plan, records: Sequence[TrialRecord], uid: str, work: Callable[[Supervisor], W], launch: Launch
+) -> Conclusion[W]:
+    """Confirm what a search has found, as far as it is not confirmed yet and there is time, and say what came of it.
 
     Args:
-        records: the search's, all done. uid: its ledger's. work: has a supervisor run, and says how that ended.
+        records: the search's. uid: its ledger's. work: has a supervisor run, and says how that ended. launch: this one.
     """
     worked: W | None = None
     if confirm.finalists(plan, records):
         ledger, _ = open_study(confirm.plan_of(plan, records), comparable=False)
         try:
-            confirm.enqueue(ledger, plan, records)
-            worked = work(Supervisor(ledger, Tracker(ledger.plan, ledger.uid, search_uid=uid), lambda _: None))
-            found = finding.found(plan, records, worked.records, ledger.tests())
-            if worked.why != "done":
+            top = _affordable(launch, records, ledger.records())
+            limits = Confirming(launch, records, confirm.enqueue(ledger, plan, records, top), deadline.test_s(records))
+            if top != 0:
+                tracker = Tracker(ledger.plan, ledger.uid, search_uid=uid)
+                worked = work(Supervisor(ledger, tracker, lambda _: None, limits=limits))
+            found = finding.found(plan, records, ledger.records(), ledger.tests())
+            if worked is not None and worked.why not in ("done", "limit"):
                 return Conclusion(found, worked)
-            _test(ledger, found)
+            _say_what_was_cut(launch, found)
+            _test(ledger, found, launch, records)
         finally:
             ledger.close()
     seen, _ = view(plan.settings.place, plan.name)
@@ -97,10 +106,40 @@ def publish(seen: StudyView, place: Place, found: Finding, *files: str) -> str |
     return tracking.publish(place, seen.plan.experiment, seen.uid, answer)
 
 
-def _test(ledger: Ledger, found: Finding) -> None:
-    """Ask the test set of the winner and of the configuration as written, then keep the winner's weights alone."""
+def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord]) -> int | None:
+    """How many finalists there is time for; None where nothing presses."""
+    if launch.deadline is None:
+        return None
+    room_s = launch.deadline.ends - launch.close_s - deadline.SWITCH_S - launch.now()
+    slots = len(slot_devices(launch.plan.settings.slots))
+    return confirm.affordable(launch.plan, records, confirmations, room_s, slots).finalists
+
+
+def _say_what_was_cut(launch: Launch, found: Finding) -> None:
+    if launch.deadline is None or found.done >= found.asked:
+        return
+    tried = [f for f in found.finalists if f.values]
+    seeds = sorted({len(f.values) for f in tried})
+    what = (
+        f"cut the confirmation: {len(tried)} of {len(found.finalists)} finalists, "
+        f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} of {found.plan.confirm_seeds} seeds"
+        if tried
+        else "left no time for a confirmation"
+    )
+    launch.end("deadline", f"{launch.deadline.said} {what}")
+
+
+def _test(ledger: Ledger, found: Finding, launch: Launch, records: Sequence[TrialRecord]) -> None:
+    """Ask the test set of the winner and of the configuration as written, then, once all is confirmed, keep the
+    winner's weights alone."""
     if found.winner is None:
         return
-    confirm.test(ledger, {f.trial.number for f in (found.winner, found.baseline) if f is not None})
-    kept = next(r.number for r in found.winner.runs if r.state == "complete")
-    confirm.drop_weights(ledger, kept if found.plan.settings.study.keep_checkpoints else None)
+    asked = {f.trial.number for f in (found.winner, found.baseline) if f is not None}
+    until = launch.deadline.ends - launch.close_s if launch.deadline is not None else math.inf
+    if not confirm.test(ledger, asked, until, deadline.test_s(records)):
+        launch.end(
+            "deadline", f"{launch.deadline.said if launch.deadline else ''} cut the test set: not every seed was tested"
+        )
+    elif found.done >= found.asked:
+        kept = next(r.number for r in found.winner.runs if r.state == "complete")
+        confirm.drop_weights(ledger, kept if found.plan.settings.study.keep_checkpoints else None)

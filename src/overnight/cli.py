@@ -365,7 +365,7 @@ def _ahead(view: StudyView) -> str | None:
         return None
     slots = len(slot_devices(view.plan.settings.slots))
     ahead = deadline.outlook(
-        view.plan, view.records, deadline.Deadline(**given), slots, now, view.launch.get("close_s", deadline.CLOSE_S)
+        view.plan, view.records, deadline.Deadline(**given), slots, now, view.launch.get("started_s", 0.0)
     )
     return deadline.words(ahead, now)
 

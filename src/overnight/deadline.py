@@ -29,8 +29,10 @@ MARGIN = 1.15
 STOP_S, SWITCH_S = 1.0, 3.0
 # Seconds that pictures of the search's best may keep the confirmation waiting.
 PICTURES_S = 6.0
-# Seconds for the report, and for MLflow to have it all, at least. A machine that took longer to start takes longer.
-CLOSE_S = 8.0
+# Seconds for the report, and for MLflow to have it all, at least; as much again for every so many trials. A machine
+# that took longer to start takes longer, but not for ever: that may have been a download. (2 cores, much other work:
+# 3 s with 6 trials, 12 s with 66, 28 s with 300.)
+CLOSE_S, CLOSE_AT_MOST_S, TRIALS_AS_MUCH = 8.0, 16.0, 75
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,15 @@ class Size:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a search is heading for. more: trials that may still be started, None while nothing is measured."""
+    """What a search is heading for. more: trials that may still be started; typical_s: of a whole trial; both None
+    while nothing is measured. beside_s: of a trial beside its epochs."""
 
     ends: float
     search_ends: float
     size: Size
     more: int | None
+    typical_s: float | None
+    beside_s: float
 
 
 def of(study: StudySettings, now: float) -> Deadline | None:
@@ -69,6 +74,11 @@ def of(study: StudySettings, now: float) -> Deadline | None:
     if study.until is not None:
         limits.append((clock.next_time(study.until, now), f"study.until={study.until}"))
     return Deadline(now, *min(limits)) if limits else None
+
+
+def closing_s(trials: int, started_s: float = 0.0) -> float:
+    """Seconds from the last word of the test set to the end. started_s: from the launch to its first trial."""
+    return min(max(CLOSE_S, started_s), CLOSE_AT_MOST_S) * (1 + trials / TRIALS_AS_MUCH)
 
 
 # What trials take -----------------------------------------------------------------------------------------------------
@@ -92,12 +102,10 @@ def typical(records: Sequence[TrialRecord], epochs: int) -> float | None:
     return beside(records) + epochs * statistics.median(paces) if paces else None
 
 
-def left(record: TrialRecord, records: Sequence[TrialRecord], epochs: int) -> float | None:
+def left(record: TrialRecord, ahead: Outlook, epochs: int) -> float | None:
     """Seconds to a trial's last epoch, at its own pace, or, before it has one, at the typical one."""
     own = pace([record])
-    if own is None:
-        return typical(records, epochs)
-    return beside(records) + own * max(epochs - len(record.history), 0)
+    return ahead.typical_s if own is None else ahead.beside_s + own * max(epochs - len(record.history), 0)
 
 
 def makespan(lengths: Iterable[float], slots: int) -> float:
@@ -161,18 +169,19 @@ def planned(plan: Plan, records: Sequence[TrialRecord], slots: int, room_s: floa
 
 
 def outlook(
-    plan: Plan, records: Sequence[TrialRecord], deadline: Deadline, slots: int, now: float, close_s: float = CLOSE_S
+    plan: Plan, records: Sequence[TrialRecord], deadline: Deadline, slots: int, now: float, started_s: float = 0.0
 ) -> Outlook:
     """When a search must end for its confirmation, tests and report to be through by the deadline, and what it can
     still do until then."""
     size = planned(plan, records, slots, SHARE * (deadline.ends - deadline.began))
     pictures = PICTURES_S if plan.settings.pictures.when != "never" and records else 0.0
     switch = SWITCH_S if size.seeds else 0.0
-    ends = deadline.ends - close_s - size.seconds - switch - pictures - STOP_S
+    closing = closing_s(len(records), started_s)
+    ends = deadline.ends - closing - size.seconds - switch - pictures - STOP_S
     usual = typical(records, plan.settings.trainer.max_epochs)
     fit = None if usual is None else max(int((ends - now) / max(usual, 1e-3) * slots), 0)
     unspent = max(plan.budget - sum(r.done or r.state == "running" for r in records), 0)
-    return Outlook(deadline.ends, ends, size, None if fit is None else min(fit, unspent))
+    return Outlook(deadline.ends, ends, size, None if fit is None else min(fit, unspent), usual, beside(records))
 
 
 def fits(seconds: float | None, now: float, ends: float) -> bool:
@@ -197,9 +206,10 @@ def words(ahead: Outlook, now: float) -> str:
 # The confirmation as it runs ------------------------------------------------------------------------------------------
 
 
-def confirming_ends(deadline: Deadline, seeds: int, one_test_s: float, close_s: float) -> float:
-    """When the confirmation's last trial must be through, for so many seeds of two networks to be tested after it."""
-    return deadline.ends - close_s - STOP_S - MARGIN * 2 * seeds * one_test_s
+def confirming_ends(ends: float, seeds: int, one_test_s: float) -> float:
+    """When the confirmation's last trial must be through, for so many seeds of two networks to be tested by
+    `ends`."""
+    return ends - STOP_S - MARGIN * 2 * seeds * one_test_s
 
 
 def confirmation_s(

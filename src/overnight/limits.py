@@ -6,6 +6,7 @@ The supervisor asks which trial is next, and whether the time is up; what it hea
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -56,7 +57,7 @@ class Launch:
     ) -> None:
         self.plan, self.now, self._keep = plan, now, keep
         self.deadline: Deadline | None = deadline.of(plan.settings.study, began)
-        self.close_s = deadline.CLOSE_S
+        self.started_s = 0.0
         self.over: Over | None = None
         self.notes: list[str] = []
         self._logged = ""
@@ -65,8 +66,20 @@ class Launch:
 
     def warm(self, since: float) -> None:
         """The first trial may start: a machine that took longer to get there takes longer to close."""
-        self.close_s = max(deadline.CLOSE_S, since)
+        self.started_s = since
         self.kept()
+
+    def answer_by(self, trials: int) -> float:
+        """When all of a search of so many trials must be confirmed and tested; inf without a deadline."""
+        if self.deadline is None:
+            return math.inf
+        return self.deadline.ends - deadline.closing_s(trials, self.started_s)
+
+    def has_time_to_tell(self, trials: int) -> bool:
+        """Whether the page still gets written; much of what is set aside for closing is set aside for slow machines."""
+        if self.deadline is None:
+            return True
+        return self.deadline.ends - self.now() > deadline.closing_s(trials, self.started_s) / 2
 
     def end(self, over: Over, note: str) -> None:
         self.over = over
@@ -84,7 +97,7 @@ class Launch:
         self._keep(
             {
                 "deadline": None if d is None else vars(d),
-                "close_s": self.close_s,
+                "started_s": self.started_s,
                 "over": self.over,
                 "notes": self.notes,
             }
@@ -127,11 +140,11 @@ class Searching:
         if self._launch.deadline is None:
             return "any"
         ahead, now = self._look(records), self._launch.now()
-        told, epochs = list(records.values()), self._plan.settings.trainer.max_epochs
         for record in waiting:
-            if deadline.fits(deadline.left(record, told, epochs), now, ahead.search_ends):
+            takes = deadline.left(record, ahead, self._plan.settings.trainer.max_epochs)
+            if deadline.fits(takes, now, ahead.search_ends):
                 return record.number
-        if len(records) < self._plan.budget and deadline.fits(deadline.typical(told, epochs), now, ahead.search_ends):
+        if len(records) < self._plan.budget and deadline.fits(ahead.typical_s, now, ahead.search_ends):
             return "new" if waiting else "any"
         return None
 
@@ -184,7 +197,7 @@ class Searching:
         assert d is not None
         if self._outlook is None or now - self._outlook_at >= _LOOK_EVERY_S:
             told = list(records.values())
-            self._outlook = deadline.outlook(self._plan, told, d, self._slots, now, self._launch.close_s)
+            self._outlook = deadline.outlook(self._plan, told, d, self._slots, now, self._launch.started_s)
             self._outlook_at = now
         return self._outlook
 
@@ -205,7 +218,7 @@ class Confirming:
     ) -> None:
         self._launch, self._search = launch, search
         self._order = {pair: i for i, pair in enumerate(wanted)}
-        self._test_s = test_s
+        self._test_s, self._answer_by = test_s, launch.answer_by(len(search))
         self._epochs = launch.plan.settings.trainer.max_epochs
 
     def next(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> Next:
@@ -223,12 +236,10 @@ class Confirming:
         return None
 
     def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:
-        d = self._launch.deadline
-        return d is not None and self._launch.now() >= self._ends(d, records, 0)
+        return self._launch.now() >= self._ends(records, 0)
 
     def is_late(self) -> bool:
-        d = self._launch.deadline
-        return d is not None and self._launch.now() >= d.ends - self._launch.close_s
+        return self._launch.now() >= self._answer_by
 
     def cut(self, records: Mapping[int, TrialRecord]) -> bool:
         return any(self._is_wanted(r) and not r.done for r in records.values())
@@ -237,22 +248,19 @@ class Confirming:
         d, now = self._launch.deadline, self._launch.now()
         if d is None:
             return None
-        said = f"ends by {clock.shown(d.ends, now)}: confirmation until {clock.shown(self._ends(d, records, 0), now)}"
+        said = f"ends by {clock.shown(d.ends, now)}: confirmation until {clock.shown(self._ends(records, 0), now)}"
         self._launch.log(said)
         return said
 
     def _fits(self, record: TrialRecord, records: Mapping[int, TrialRecord]) -> bool:
-        d = self._launch.deadline
-        if d is None:
-            return True
         assert record.confirms is not None
         takes = deadline.confirmation_s(record.confirms, record, list(records.values()), self._search, self._epochs)
-        return deadline.fits(takes, self._launch.now(), self._ends(d, records, _pair(record)[1]))
+        return deadline.fits(takes, self._launch.now(), self._ends(records, _pair(record)[1]))
 
-    def _ends(self, d: Deadline, records: Mapping[int, TrialRecord], seeds: int) -> float:
+    def _ends(self, records: Mapping[int, TrialRecord], seeds: int) -> float:
         """When the last one must be through, the tests of all seeds so far, and of `seeds`, still to come."""
         begun = [_pair(r)[1] for r in records.values() if self._is_wanted(r) and r.state in ("complete", "running")]
-        return deadline.confirming_ends(d, max([seeds, *begun]), self._test_s, self._launch.close_s)
+        return deadline.confirming_ends(self._answer_by, max([seeds, *begun]), self._test_s)
 
     def _is_wanted(self, record: TrialRecord) -> bool:
         return record.confirms is not None and _pair(record) in self._order

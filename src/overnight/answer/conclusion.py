@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +75,9 @@ def conclude(
     seen, _ = view(plan.settings.place, plan.name)
     assert seen is not None, "it was just worked on"
     found = finding.of(seen)
-    if worked is None and len(records) < _WORTH_A_PAGE:
-        return Conclusion(found, None, None, publish(seen, plan.settings.place, found))
+    worth_it = worked is not None or len(records) >= _WORTH_A_PAGE
+    if not worth_it or not launch.has_time_to_tell(len(records)):
+        return Conclusion(found, worked, None, publish(seen, plan.settings.place, found))
     _, page, trouble = tell(seen, plan.settings.place)
     return Conclusion(found, worked, page, trouble)
 
@@ -110,7 +110,7 @@ def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: S
     """How many finalists there is time for; None where nothing presses."""
     if launch.deadline is None:
         return None
-    room_s = launch.deadline.ends - launch.close_s - deadline.SWITCH_S - launch.now()
+    room_s = launch.answer_by(len(records)) - deadline.SWITCH_S - launch.now()
     slots = len(slot_devices(launch.plan.settings.slots))
     return confirm.affordable(launch.plan, records, confirmations, room_s, slots).finalists
 
@@ -135,11 +135,9 @@ def _test(ledger: Ledger, found: Finding, launch: Launch, records: Sequence[Tria
     if found.winner is None:
         return
     asked = {f.trial.number for f in (found.winner, found.baseline) if f is not None}
-    until = launch.deadline.ends - launch.close_s if launch.deadline is not None else math.inf
-    if not confirm.test(ledger, asked, until, deadline.test_s(records)):
-        launch.end(
-            "deadline", f"{launch.deadline.said if launch.deadline else ''} cut the test set: not every seed was tested"
-        )
+    if not confirm.test(ledger, asked, launch.answer_by(len(records)), deadline.test_s(records)):
+        assert launch.deadline is not None
+        launch.end("deadline", f"{launch.deadline.said} cut the test set: not every seed was tested")
     elif found.done >= found.asked:
         kept = next(r.number for r in found.winner.runs if r.state == "complete")
         confirm.drop_weights(ledger, kept if found.plan.settings.study.keep_checkpoints else None)

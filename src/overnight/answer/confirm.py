@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -127,8 +128,12 @@ def test(ledger: Ledger, trials: Iterable[int], until: float, takes_s: float) ->
             cache=where.cache,
             test=True,
         )
-        trial, said = processes.run_alone(spec, where.log(plan.name, record.number), settings.trial.stall_s)
+        silence_s = min(settings.trial.stall_s or math.inf, until - began)
+        log = where.log(plan.name, record.number)
+        trial, said = processes.run_alone(spec, log, silence_s if silence_s < math.inf else None)
         heard = next((m for m in said if isinstance(m, Tested)), None)
+        if heard is None and time.time() >= until:
+            return False
         if heard is None:
             assert trial.finished is not None
             heard = Tested(record.number, {}, f"the test failed: {trial.finished.detail.strip().splitlines()[-1]}")

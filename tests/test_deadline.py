@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -119,7 +120,7 @@ def test_a_confirmation_gives_up_seeds_first_and_the_best_finalist_last(top: int
     offered = list(deadline.sizes(top, seeds))
     assert (offered[0], offered[-1]) == ((top, seeds), (1, 1))
     assert len(set(offered)) == len(offered)
-    for (f, n), (g, m) in zip(offered, offered[1:], strict=False):
+    for (f, n), (g, m) in itertools.pairwise(offered):
         assert (f == g and m == n - 1) or (n == m == min(seeds, deadline.LEAST_SEEDS) and g == f - 1)
     assert all(n >= min(seeds, deadline.LEAST_SEEDS) for f, n in offered if f > 1)
 

@@ -33,6 +33,10 @@ class Limits(Protocol):
         """Whether what is nice to have would cost the answer."""
         ...
 
+    def left_s(self) -> float | None:
+        """Seconds that MLflow has to be told all of it; None for as long as that takes."""
+        ...
+
     def cut(self, records: Mapping[int, TrialRecord]) -> bool:
         """Whether, with nothing running, work is left that a limit kept from being done."""
         ...
@@ -75,11 +79,12 @@ class Launch:
             return math.inf
         return self.deadline.ends - deadline.closing_s(trials, self.started_s)
 
-    def has_time_to_tell(self, trials: int) -> bool:
-        """Whether the page still gets written; much of what is set aside for closing is set aside for slow machines."""
-        if self.deadline is None:
-            return True
-        return self.deadline.ends - self.now() > deadline.closing_s(trials, self.started_s) / 2
+    def left_s(self) -> float | None:
+        return None if self.deadline is None else max(self.page_by() - self.now(), 1.0)
+
+    def page_by(self) -> float:
+        """When the report's page must be there; inf without a deadline."""
+        return math.inf if self.deadline is None else self.deadline.ends - deadline.PUBLISH_S
 
     def end(self, over: Over, note: str) -> None:
         self.over = over
@@ -154,6 +159,9 @@ class Searching:
     def is_late(self) -> bool:
         ahead = self._outlook
         return ahead is not None and self._launch.now() >= ahead.search_ends + deadline.STOP_S + deadline.PICTURES_S
+
+    def left_s(self) -> float | None:
+        return self._launch.left_s()
 
     def cut(self, records: Mapping[int, TrialRecord]) -> bool:
         told = list(records.values())
@@ -240,6 +248,9 @@ class Confirming:
 
     def is_late(self) -> bool:
         return self._launch.now() >= self._answer_by
+
+    def left_s(self) -> float | None:
+        return self._launch.left_s()
 
     def cut(self, records: Mapping[int, TrialRecord]) -> bool:
         return any(self._is_wanted(r) and not r.done for r in records.values())

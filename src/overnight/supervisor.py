@@ -128,7 +128,8 @@ class Supervisor:
         failed = not any(r.state in ("complete", "pruned") for r in self.records.values())
         ended = "FAILED" if failed else "FINISHED"
         ending = {"done": ended, "limit": ended, "stopped": "KILLED", "failures": "FAILED"}[why]
-        left_s = self._leave_at - time.monotonic() if why == "stopped" else None
+        left_s = self.limits.left_s() if self.limits is not None else None
+        left_s = self._leave_at - time.monotonic() if why == "stopped" else left_s
         self.tracker.close(ending, best, str(weights) if weights and weights.exists() else None, left_s)
         self._keep_links()
         return Ending(why, self.tracker.trouble)

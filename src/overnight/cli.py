@@ -310,6 +310,9 @@ def status_object(view: StudyView) -> dict[str, Any]:
         },
         "best": {"trial": best.number, "value": best.objective, "params": best.params} if best else None,
         "confirmation": {"done": view.confirmed, "budget": view.confirmations},
+        "deadline": (view.launch.get("deadline") or {}).get("ends"),  # seconds since 1970
+        "forecast": _ahead(view),
+        "ended": list(view.launch.get("notes", ())),
         "experiment_id": view.experiment_id,
         "parent_run_id": view.parent_run_id or None,
     }

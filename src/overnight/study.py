@@ -118,7 +118,8 @@ class Ledger:
         """A new trial, whoever waits; None where the budget is spent."""
         if self._spent(self.trials()):
             return None
-        return self._ticket(optuna.Trial(self.study, self.storage.create_new_trial(self.study._study_id)))
+        with self.together():
+            return self._ticket(optuna.Trial(self.study, self.storage.create_new_trial(self.study._study_id)))
 
     def ask_for(self, number: int) -> Ticket:
         """One waiting trial, by its number."""
@@ -550,6 +551,7 @@ class StudyView:
     tests: Mapping[int, Tested] = field(default_factory=dict)
     confirmation: StudyView | None = None  # of a search, once it has one
     launch: Mapping[str, Any] = field(default_factory=dict)  # the last one, as limits.Launch keeps it
+    wanted: frozenset[tuple[int, int]] = frozenset()  # of a confirmation: (trial, nth seed) of what is asked for
 
     @property
     def budget(self) -> int:
@@ -605,7 +607,7 @@ def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[
         name = name if name is not None else names[0] if names else None
         if name is None or name not in newest:
             return None, names
-        confirmation = _read(storage, place, name + CONFIRM) if name + CONFIRM in newest else None
+        confirmation = _as_wanted(_read(storage, place, name + CONFIRM)) if name + CONFIRM in newest else None
         return replace(_read(storage, place, name), confirmation=confirmation), names
     finally:
         dispose(storage)
@@ -615,23 +617,27 @@ def _read(storage: BaseStorage, place: Place, name: str) -> StudyView:
     frozen = _generations(storage, name)[1]
     attrs = frozen.user_attrs
     plan, links = Plan.from_json(attrs[_PLAN]).at(place), attrs.get(_LINKS) or {}
-    records = [record_of(t, plan) for t in storage.get_all_trials(frozen._study_id, deepcopy=False)]
-    wanted = {tuple(pair) for pair in attrs[_WANTED]} if _WANTED in attrs else None
     return StudyView(
         name,
         plan,
-        tuple(r for r in records if wanted is None or r.done or r.confirms is None or _pair(r.confirms) in wanted),
+        tuple(record_of(t, plan) for t in storage.get_all_trials(frozen._study_id, deepcopy=False)),
         holder_of(place, name),
         links.get("experiment_id"),
         links.get("parent_run_id"),
         attrs[_UID],
         tests_of(attrs),
         launch=attrs.get(_LAUNCH) or {},
+        wanted=frozenset((trial, nth) for trial, nth in attrs.get(_WANTED, ())),
     )
 
 
-def _pair(confirms: Confirms) -> tuple[int, int]:
-    return confirms.trial, confirms.nth_seed
+def _as_wanted(view: StudyView) -> StudyView:
+    """A confirmation less what still waits for finalists that are none any more."""
+
+    def counts(r: TrialRecord) -> bool:
+        return r.done or r.confirms is None or (r.confirms.trial, r.confirms.nth_seed) in view.wanted
+
+    return replace(view, records=tuple(r for r in view.records if counts(r))) if view.wanted else view
 
 
 def tests_of(study_attrs: Mapping[str, Any]) -> dict[int, Tested]:

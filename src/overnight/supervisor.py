@@ -27,8 +27,8 @@ TICK_S = 0.2
 GRACE_S = 6.0  # for running trials to save, once asked to stop; then they are killed
 STOPPED_WITHIN_S = 8.0  # of the first word to stop everything is marked; what MLflow lacks then, the next start writes
 FLUSH_EVERY_S = 1.0
+Why = Literal["done", "stopped", "failures", "limit"]  # a supervisor's work ended
 # What no point of a search space is to blame for: the night would be wasted if it went on like that.
-Why = Literal["done", "stopped", "failures", "limit"]
 _BROKEN = ("error", "crashed", "stalled", "checkpoint_unusable")
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from overnight import api, patience, plan, processes
-from overnight.answer import report
+from overnight import api, deadline, patience, plan, processes
+from overnight.answer import conclusion, report
+from overnight.limits import Launch
 from overnight.messages import EpochEnd
 from overnight.records import TrialRecord
-from overnight.study import view
+from overnight.study import StudyView, view
 from overnight.terminator import Terminator
 
 Tune = Callable[..., api.Result]
@@ -125,3 +127,26 @@ def test_a_deadline_too_near_for_one_trial_says_so_and_the_trial_goes_on_another
     assert (whole.why, whole.cut) == ("done", ())
     assert [r.state for r in whole.records] == ["complete", "complete"]
     assert [e.epoch for e in whole.records[0].history] == [0, 1, 2]
+
+
+def test_a_page_that_would_be_late_is_left_to_the_report(finished: StudyView) -> None:
+    page = finished.plan.settings.place.where.report(finished.name)
+    page.unlink(missing_ok=True)
+    kept: list[dict[str, object]] = []
+    processes.warm_up()
+    assert processes.is_warm(60)
+
+    def launch(seconds: float) -> Launch:
+        study = replace(finished.plan.settings.study, hours=seconds / 3600)
+        given = replace(finished.plan, settings=replace(finished.plan.settings, study=study))
+        return Launch(given, time.time(), kept.append)
+
+    began = time.monotonic()
+    assert conclusion.page_in_time(finished, launch(deadline.PUBLISH_S + 0.2)) is None
+    assert time.monotonic() - began < 3
+    assert not page.exists()
+    assert kept[-1]["notes"] == [
+        f"study.hours=0.00117 left no time for the page: `overnight report {finished.name}` writes it"
+    ]
+    assert conclusion.page_in_time(finished, launch(60)) == page
+    assert page.read_text().endswith("</html>\n")

@@ -77,12 +77,12 @@ def conclude(
     found = finding.of(seen)
     page = None
     if worked is not None or len(records) >= _WORTH_A_PAGE:
-        page = _page(seen, launch)
+        page = page_in_time(seen, launch)
     files = () if page is None else (str(page),)
     return Conclusion(found, worked, page, publish(seen, plan.settings.place, found, *files))
 
 
-def _page(seen: StudyView, launch: Launch) -> Path | None:
+def page_in_time(seen: StudyView, launch: Launch) -> Path | None:
     """Write a study's page; where there is a deadline, by a process that is ended when it takes too long, and None
     then: a report of many trials on a busy machine may take a minute."""
     place, path = launch.plan.settings.place, launch.plan.settings.place.where.report(seen.name)

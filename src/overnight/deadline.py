@@ -33,8 +33,8 @@ PICTURES_S = 6.0
 # that took longer to start takes longer, but not for ever: that may have been a download. (2 cores, much other work:
 # 3 s with 6 trials, 12 s with 66, 28 s with 300.)
 CLOSE_S, CLOSE_AT_MOST_S, TRIALS_AS_MUCH = 8.0, 16.0, 75
-# Seconds of these that are kept for MLflow: a page that is not there by then is not waited for.
-PUBLISH_S = 4.0
+# Seconds to print the answer and leave: report and MLflow are waited for no longer.
+LEAVE_S = 3.0
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,11 @@ class Launch:
         return self.deadline.ends - deadline.closing_s(trials, self.started_s)
 
     def left_s(self) -> float | None:
-        return None if self.deadline is None else max(self.page_by() - self.now(), 1.0)
+        return None if self.deadline is None else max(self.told_by() - self.now(), 1.0)
 
-    def page_by(self) -> float:
-        """When the report's page must be there; inf without a deadline."""
-        return math.inf if self.deadline is None else self.deadline.ends - deadline.PUBLISH_S
+    def told_by(self) -> float:
+        """When report and MLflow are waited for no longer; inf without a deadline."""
+        return math.inf if self.deadline is None else self.deadline.ends - deadline.LEAVE_S
 
     def end(self, over: Over, note: str) -> None:
         self.over = over

@@ -82,7 +82,8 @@ def test_a_study_with_a_deadline_ends_before_it_and_has_used_its_time(
         assert run.seen.confirmation is not None
         assert run.seen.confirmation.tests
         assert " won: " in run.said
-        assert (tmp_path / str(number) / "reports" / "varied.html").exists()
+        page = tmp_path / str(number) / "reports" / "varied.html"
+        assert page.exists() or "left no time for the page" in run.said
     with capsys.disabled():
         print(f"  {runs} runs: {statistics.fmean(r.used for r in done):.0%} used on the average, "
               f"{min(r.used for r in done):.0%} at least")  # fmt: skip

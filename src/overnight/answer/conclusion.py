@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from overnight import deadline, processes, tracking
+from overnight import deadline, tracking
 from overnight.answer import confirm, finding
 from overnight.answer.finding import Finding
 from overnight.limits import Confirming, Launch
@@ -75,55 +76,46 @@ def conclude(
     seen, _ = view(plan.settings.place, plan.name)
     assert seen is not None, "it was just worked on"
     found = finding.of(seen)
-    page = None
-    if worked is not None or len(records) >= _WORTH_A_PAGE:
-        page = page_in_time(seen, launch)
-    files = () if page is None else (str(page),)
-    return Conclusion(found, worked, page, publish(seen, plan.settings.place, found, *files))
+    worth_a_page = worked is not None or len(records) >= _WORTH_A_PAGE
+    page, trouble = tell_in_time(seen, found, worth_a_page, launch)
+    return Conclusion(found, worked, page, trouble)
 
 
-def page_in_time(seen: StudyView, launch: Launch) -> Path | None:
-    """Write a study's page; where there is a deadline, by a process that is ended when it takes too long, and None
-    then: a report of many trials on a busy machine may take a minute."""
-    place, path = launch.plan.settings.place, launch.plan.settings.place.where.report(seen.name)
+def tell_in_time(seen: StudyView, found: Finding, with_page: bool, launch: Launch) -> tuple[Path | None, str | None]:
+    """Have MLflow say what was found, and write a page where one is wanted; returns the page, and MLflow's trouble.
+
+    A report of many trials on a busy machine may take a minute. Where there is a deadline MLflow comes first, and what
+    is not done by then is not waited for: the page is left to `overnight report`, the rest to the next start.
+    """
+    place = launch.plan.settings.place
+    page: Path | None = None
+    trouble: str | None = "there was no time left"
+
+    def work() -> None:
+        nonlocal page, trouble
+        if launch.deadline is not None or not with_page:
+            trouble = publish(seen, place, found)
+        if with_page:
+            _, written, trouble = tell(seen, place)
+            page = written
+
     if launch.deadline is None:
-        _write(place, seen.name)
-        return path
-    process = processes.fork(write_and_leave, place, seen.name)
-    try:
-        process.join(max(launch.page_by() - launch.now(), 0.0))
-        if process.exitcode == 0:
-            return path
-        late = process.exitcode is None
-    finally:
-        processes.kill(process)
-        process.close()
-    why = f"{launch.deadline.said} left no time for the page" if late else "the page could not be written"
-    launch.note(f"{why}: `overnight report {seen.name}` writes it")
-    return None
-
-
-def write_and_leave(place: Place, name: str) -> None:
-    """In a process of its own: write a study's page."""
-    from overnight.trial.process import die_with_parent
-
-    die_with_parent()
-    _write(place, name)
-
-
-def _write(place: Place, name: str) -> Report:
-    from overnight.answer import page, report  # they take seconds to import
-
-    seen, _ = view(place, name)
-    assert seen is not None, "whoever wants its page has seen it"
-    told = report.report_of(seen)
-    page.write(told, place.where.report(name))
-    return told
+        work()
+        return page, trouble
+    thread = threading.Thread(target=work, name="report", daemon=True)
+    thread.start()
+    thread.join(max(launch.told_by() - launch.now(), 0.0))
+    if with_page and page is None:
+        launch.note(f"{launch.deadline.said} left no time for the page: `overnight report {seen.name}` writes it")
+    return page, trouble
 
 
 def tell(seen: StudyView, place: Place) -> tuple[Report, Path, str | None]:
     """Write a study's page, and have MLflow show it; returns the report, where its page lies, and MLflow's trouble."""
-    told, path = _write(place, seen.name), place.where.report(seen.name)
+    from overnight.answer import page, report  # they take seconds to import
+
+    told, path = report.report_of(seen), place.where.report(seen.name)
+    page.write(told, path)
     return told, path, publish(seen, place, told.finding, str(path))
 
 

@@ -191,10 +191,10 @@ def report(arguments: tuple[str, ...]) -> None:
         _mistake([f"study: must be a search's, and there is none in {place.where.root}; `overnight tune` starts one"])
     from rich.console import Console
 
-    from overnight.answer import conclusion
+    from overnight.answer import telling
     from overnight.answer.report import show
 
-    told, path, trouble = conclusion.tell(view, place)
+    told, path, trouble = telling.tell(view, place)
     show(told, Console(highlight=False))
     click.echo(f"\npage: {path}")
     if trouble:

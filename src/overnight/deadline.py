@@ -33,7 +33,7 @@ PICTURES_S = 6.0
 # that took longer to start takes longer, but not for ever: that may have been a download. (2 cores, much other work:
 # 3 s with 6 trials, 12 s with 66, 28 s with 300.)
 CLOSE_S, CLOSE_AT_MOST_S, TRIALS_AS_MUCH = 8.0, 16.0, 75
-# Seconds to print the answer and leave: report and MLflow are waited for no longer.
+# Seconds of these to print the answer and leave: the page is waited for no longer.
 LEAVE_S = 3.0
 
 
@@ -81,6 +81,11 @@ def of(study: StudySettings, now: float) -> Deadline | None:
 def closing_s(trials: int, started_s: float = 0.0) -> float:
     """Seconds from the last word of the test set to the end. started_s: from the launch to its first trial."""
     return min(max(CLOSE_S, started_s), CLOSE_AT_MOST_S) * (1 + trials / TRIALS_AS_MUCH)
+
+
+def leave_s(started_s: float = 0.0) -> float:
+    """Seconds from the page, or from giving it up, to the end."""
+    return LEAVE_S * min(max(CLOSE_S, started_s), CLOSE_AT_MOST_S) / CLOSE_S
 
 
 # What trials take -----------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ class Launch:
 
     def told_by(self) -> float:
         """When report and MLflow are waited for no longer; inf without a deadline."""
-        return math.inf if self.deadline is None else self.deadline.ends - deadline.LEAVE_S
+        return math.inf if self.deadline is None else self.deadline.ends - deadline.leave_s(self.started_s)
 
     def end(self, over: Over, note: str) -> None:
         self.over = over

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from overnight import deadline, tracking
-from overnight.answer import confirm, finding
+from overnight import deadline
+from overnight.answer import confirm, finding, telling
 from overnight.answer.finding import Finding
 from overnight.limits import Confirming, Launch
 from overnight.plan import Plan
 from overnight.records import TrialRecord
-from overnight.settings import Place
 from overnight.slots import slot_devices
-from overnight.study import Ledger, StudyView, open_study, view
+from overnight.study import Ledger, open_study, view
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
-
-if TYPE_CHECKING:
-    from overnight.answer.report import Report
 
 # Trials. What a smaller search has to say fits into a sentence; `overnight report` makes the page all the same.
 _WORTH_A_PAGE = 20
@@ -76,62 +71,10 @@ def conclude(
     seen, _ = view(plan.settings.place, plan.name)
     assert seen is not None, "it was just worked on"
     found = finding.of(seen)
-    worth_a_page = worked is not None or len(records) >= _WORTH_A_PAGE
-    page, trouble = tell_in_time(seen, found, worth_a_page, launch)
+    if worked is None and len(records) < _WORTH_A_PAGE:
+        return Conclusion(found, None, None, telling.publish(seen, plan.settings.place, found))
+    page, trouble = telling.tell_in_time(seen, found, launch)
     return Conclusion(found, worked, page, trouble)
-
-
-def tell_in_time(seen: StudyView, found: Finding, with_page: bool, launch: Launch) -> tuple[Path | None, str | None]:
-    """Have MLflow say what was found, and write a page where one is wanted; returns the page, and MLflow's trouble.
-
-    A report of many trials on a busy machine may take a minute. Where there is a deadline MLflow comes first, and what
-    is not done by then is not waited for: the page is left to `overnight report`, the rest to the next start.
-    """
-    place = launch.plan.settings.place
-    page: Path | None = None
-    trouble: str | None = "there was no time left"
-
-    def work() -> None:
-        nonlocal page, trouble
-        if launch.deadline is not None or not with_page:
-            trouble = publish(seen, place, found)
-        if with_page:
-            _, written, trouble = tell(seen, place)
-            page = written
-
-    if launch.deadline is None:
-        work()
-        return page, trouble
-    thread = threading.Thread(target=work, name="report", daemon=True)
-    thread.start()
-    thread.join(max(launch.told_by() - launch.now(), 0.0))
-    if with_page and page is None:
-        launch.note(f"{launch.deadline.said} left no time for the page: `overnight report {seen.name}` writes it")
-    return page, trouble
-
-
-def tell(seen: StudyView, place: Place) -> tuple[Report, Path, str | None]:
-    """Write a study's page, and have MLflow show it; returns the report, where its page lies, and MLflow's trouble."""
-    from overnight.answer import page, report  # they take seconds to import
-
-    told, path = report.report_of(seen), place.where.report(seen.name)
-    page.write(told, path)
-    return told, path, publish(seen, place, told.finding, str(path))
-
-
-def publish(seen: StudyView, place: Place, found: Finding, *files: str) -> str | None:
-    """Have MLflow say what was found; what kept it from that, or None."""
-    won, second = found.winner, seen.confirmation
-    answer = tracking.Answer(
-        finding.sentence(found),
-        won.trial.number if won else None,
-        won.estimate.mean if won and won.estimate else None,
-        won.estimate.half_width if won and won.estimate else None,
-        second.uid if second is not None else None,
-        {number: t.metrics for number, t in second.tests.items()} if second is not None else {},
-        files,
-    )
-    return tracking.publish(place, seen.plan.experiment, seen.uid, answer)
 
 
 def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord]) -> int | None:

@@ -132,6 +132,19 @@ def test_a_range_too_fine_for_a_forest_mattered_not_at_all_as_far_as_that_can_te
     assert [i.name for i in importances(study, told)] == ["optimizer.lr"]
 
 
+def test_the_next_line_can_be_given_after_the_deadline_that_it_comes_from() -> None:
+    study = planned("study.until=2999-01-01T07:00", "study.hours=8", "terminator=regret_bound", "study.patience=9")
+    records = searched(study)
+    best = ranked(records, study.settings)[0]
+    command = shlex.split(advice.next_command(study, records, best))
+    assert not any("until" in word for word in command)
+    following = plan.make(command[2:]).settings
+    assert (following.study.hours, following.study.patience) == (8, 9)
+    assert following.terminator == study.settings.terminator
+    trained = advice.train_command(study, best)
+    assert not any(word in trained for word in ("hours", "until", "patience", "terminator"))
+
+
 def test_what_a_deadline_cut_stands_in_the_terminal_and_on_the_page() -> None:
     notes = ["study.until=07:00 ended the search: 40 of 500 trials are done", "study.until=07:00 cut the test set"]
     records = searched(planned())

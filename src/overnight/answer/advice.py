@@ -22,8 +22,11 @@ EDGE = 0.05
 # A choice that was taken less often was hardly tried.
 HARDLY = 3
 # What a line that goes on elsewhere leaves out, and what one that trains a single configuration has no use for.
-_NOT_ASKED = ("study.name", "home", "slots")
-_OF_A_SEARCH = ("study.trials", "study.confirm", "study.keep_checkpoints", "sampler", "pruner")
+_NOT_ASKED = ("study.name", "study.until", "home", "slots")
+_OF_A_SEARCH = (
+    *("study.trials", "study.hours", "study.patience", "study.confirm", "study.keep_checkpoints"),
+    *("sampler", "pruner", "terminator"),
+)
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,10 @@ def _say_what_was_cut(launch: Launch, found: Finding) -> None:
         return
     tried = [f for f in found.finalists if f.values]
     seeds = sorted({len(f.values) for f in tried})
+    several = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else ""
     what = (
-        f"cut the confirmation: {len(tried)} of {len(found.finalists)} finalists, "
-        f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} of {found.plan.confirm_seeds} seeds"
+        f"cut the confirmation to {found.done} of {found.asked} trainings: {len(tried)} of {len(found.finalists)} "
+        f"finalists on {several} of {found.plan.confirm_seeds} seeds"
         if tried
         else "left no time for a confirmation"
     )

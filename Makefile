@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?=
 KILLS ?= 100
+RUNS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help study ui test check lint types imports browser long chaos chaos-quick bench bench-quick clean
+.PHONY: help study ui test check lint types imports browser long chaos chaos-quick deadline deadline-quick bench bench-quick clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +47,12 @@ chaos: $(VENV)/.dev.installed  ## Kill, stop and starve real studies, at length;
 
 chaos-quick: $(VENV)/.dev.installed  ## The same in a few minutes
 	$(BIN)/python -m pytest -m chaos tests/chaos --kills=6
+
+deadline: $(VENV)/.dev.installed  ## Tune studies that have three minutes, one after another; RUNS=20
+	$(BIN)/python -m pytest -m deadline tests/deadline --runs=$(RUNS) --seconds=180
+
+deadline-quick: $(VENV)/.dev.installed  ## The same once, with one minute
+	$(BIN)/python -m pytest -m deadline tests/deadline --runs=1 --seconds=60
 
 check: lint types imports test  ## What CI runs: lint, types, import rules, tests
 

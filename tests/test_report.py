@@ -129,6 +129,39 @@ def test_a_useless_parameter_ranks_last_and_the_one_that_matters_first() -> None
     assert ranking[0].low > ranking[-1].high, "and that does not hang on which trials there were"
 
 
+def test_a_range_too_fine_for_a_forest_mattered_not_at_all_as_far_as_that_can_tell() -> None:
+    study = plan.make(["search=none", "optimizer.lr=interval(1e-9,1e-8)", "study.trials=6"])
+    told = [record(i, {"optimizer.lr": 1e-9 * (i + 1)}, 0.05 + i / 100) for i in range(6)]
+    assert [i.name for i in importances(study, told)] == ["optimizer.lr"]
+
+
+def test_the_next_line_can_be_given_after_the_deadline_that_it_comes_from() -> None:
+    study = planned("study.until=2999-01-01T07:00", "study.hours=8", "terminator=regret_bound", "study.patience=9")
+    records = searched(study)
+    best = ranked(records, study.settings)[0]
+    command = shlex.split(advice.next_command(study, records, best))
+    assert not any("until" in word for word in command)
+    following = plan.make(command[2:]).settings
+    assert (following.study.hours, following.study.patience) == (8, 9)
+    assert following.terminator == study.settings.terminator
+    trained = advice.train_command(study, best)
+    assert not any(word in trained for word in ("hours", "until", "patience", "terminator"))
+
+
+def test_what_a_deadline_cut_stands_in_the_terminal_and_on_the_page() -> None:
+    notes = ["study.until=07:00 ended the search: 40 of 500 trials are done", "study.until=07:00 cut the test set"]
+    records = searched(planned())
+    view = dataclasses.replace(seen(records, confirmed=True), launch={"over": "deadline", "notes": notes})
+    some = tuple(
+        r for r in view.confirmation.records if r.confirms.trial in (0, ranked(records, planned().settings)[0].number)
+    )
+    view = dataclasses.replace(view, confirmation=dataclasses.replace(view.confirmation, records=some))
+    text, html = printed(view), page.page(report.report_of(view))
+    for words in ("How it ended", *notes, "not trained"):
+        assert words in text
+        assert words in html
+
+
 def test_the_line_to_train_the_winner_again_composes_to_its_configuration() -> None:
     for lines in (SPACE, ("study.trials=9", "optimizer=sgd", "data.batch_size=64", "trainer.max_epochs=7")):
         study = plan.make(lines)

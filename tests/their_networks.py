@@ -239,3 +239,17 @@ class Zoo(Plain):
             self.log("val/accuracy", torch.tensor(float(self.kind)))
         elif self.kind != "nothing":
             super().validation_step(batch, index)
+
+
+class Paced(Tested):
+    """An epoch takes `pace` seconds, give or take a tenth."""
+
+    def __init__(self, lr: float = 1e-2, marker: str = "/dev/null", pace: float = 0.1) -> None:
+        super().__init__(lr, marker)
+        self.pace = pace
+
+    def on_train_epoch_start(self):
+        self.until = time.monotonic() + self.pace * (1 + 0.1 * (2 * torch.rand(()).item() - 1))
+
+    def on_train_epoch_end(self):
+        time.sleep(max(self.until - time.monotonic(), 0.0))

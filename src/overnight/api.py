@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from overnight import notify, preflight, processes, warm_start
 from overnight import plan as plans
 from overnight.awake import awake
+from overnight.limits import Launch, Searching
 from overnight.notify import Herald
 from overnight.plan import Plan
 from overnight.records import TrialRecord, best_of
 from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
 from overnight.settings import ConfigError
+from overnight.slots import slot_devices
 from overnight.storage import free_mib, get_ready
 from overnight.study import open_study, view
-from overnight.supervisor import Supervisor
+from overnight.supervisor import Supervisor, Why
+from overnight.terminator import Terminator
 from overnight.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -41,10 +45,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """What a study has come to. why: done, stopped or failures; said: what there was to say on opening it."""
+    """What a study has come to. why: done, stopped, failures, or a limit that came before the budget was spent; said:
+    what there was to say on opening it; cut: what the limit ended, line by line."""
 
     study_name: str
-    why: Literal["done", "stopped", "failures"]
+    why: Why
     said: tuple[str, ...]
     trouble: str | None
     records: tuple[TrialRecord, ...] = field(repr=False)
@@ -54,6 +59,7 @@ class Result:
     finding: Finding | None = field(default=None, repr=False)  # what it all says, once the search is done
     report: Path | None = None  # the page that says so
     left: tuple[str, ...] = ()  # lines on what the winner's config and model have become
+    cut: tuple[str, ...] = ()  # lines on what a limit left undone
 
     @property
     def best(self) -> Trial | None:
@@ -124,6 +130,7 @@ def run(
     take_signals: have SIGINT, SIGTERM and SIGHUP save and stop, as a command should. say: told, line by line and
     before the first trial, what there is to say of this start; the result keeps it too.
     """
+    began = time.time()
     _check_room(plan)
     addresses = notify.addresses(plan.settings.notify)
     plan, taken = warm_start.resolved(plan)
@@ -141,8 +148,13 @@ def run(
         def work(supervisor: Supervisor, said: list[str] | None = None) -> Result:
             return _work(supervisor, said or [], screen, take_signals, news)
 
-        search = work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None), said)
-        result = _with_answer(search, ledger.uid, work) if search.why == "done" else search
+        launch = Launch(plan, began, ledger.keep_launch)
+        with contextlib.closing(Terminator(plan, processes.fork)) as terminator:
+            limits = Searching(launch, len(slot_devices(plan.settings.slots)), terminator)
+            search = work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None, limits=limits), said)
+        if search.why in ("done", "limit"):
+            search = _with_answer(search, ledger.uid, work, launch)
+        result = replace(search, cut=tuple(launch.notes))
         _tell(news, result)
         return result
 
@@ -157,7 +169,7 @@ def _tell(news: Herald, result: Result) -> None:
         news.tell("failed", f"stopped: {limit} in a row failed, the last with {failed[-1].reason}")
     elif result.all_failed:
         news.tell("failed", f"all {len(failed)} trials failed, the last with {failed[-1].reason}")
-    elif result.why == "done" and result.finding is not None:
+    elif result.why in ("done", "limit") and result.finding is not None:
         from overnight.answer import finding
 
         news.tell("done", finding.sentence(result.finding))
@@ -172,15 +184,15 @@ def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> None:
         raise ConfigError(mistakes)
 
 
-def _with_answer(search: Result, uid: str, work: Callable[[Supervisor], Result]) -> Result:
+def _with_answer(search: Result, uid: str, work: Callable[[Supervisor], Result], launch: Launch) -> Result:
     """A search's result once it is confirmed, as far as somebody lets it."""
     from overnight.answer import conclusion  # a search need not wait for its imports
 
-    ended = conclusion.conclude(search.plan, search.records, uid, work)
+    ended = conclusion.conclude(search.plan, search.records, uid, work, launch)
     last = ended.confirmation or search
     return replace(
         search,
-        why=last.why,
+        why="limit" if last.why == "done" and launch.over is not None else last.why,
         signal=last.signal,
         trouble=ended.trouble or last.trouble or search.trouble,
         worked=search.worked or (last.worked and last is not search),
@@ -245,7 +257,7 @@ def _work(
         records,
         supervisor.plan,
         received[0] if received else None,
-        bool(supervisor.ended) or ending.why != "done",
+        bool(supervisor.ended) or ending.why not in ("done", "limit"),
     )
 
 
@@ -262,8 +274,9 @@ def glance(supervisor: Supervisor) -> Glance:
         running,
         tuple(supervisor.ended),
         supervisor.slots,
-        supervisor.why == "stopped",
+        supervisor.why in ("stopped", "limit"),
         _trouble(supervisor),
+        supervisor.ahead,
     )
 
 

@@ -203,10 +203,10 @@ def report(arguments: tuple[str, ...]) -> None:
         _mistake([f"study: must be a search's, and there is none in {place.where.root}; `overnight tune` starts one"])
     from rich.console import Console
 
-    from overnight.answer import conclusion
+    from overnight.answer import telling
     from overnight.answer.report import show
 
-    told, path, trouble = conclusion.tell(view, place)
+    told, path, trouble = telling.tell(view, place)
     show(told, Console(highlight=False))
     click.echo(f"\npage: {path}")
     if trouble:
@@ -328,6 +328,9 @@ def status_object(view: StudyView) -> dict[str, Any]:
         },
         "best": {"trial": best.number, "value": best.objective, "params": best.params} if best else None,
         "confirmation": {"done": view.confirmed, "budget": view.confirmations},
+        "deadline": (view.launch.get("deadline") or {}).get("ends"),  # seconds since 1970
+        "forecast": _ahead(view),
+        "ended": list(view.launch.get("notes", ())),
         "experiment_id": view.experiment_id,
         "parent_run_id": view.parent_run_id or None,
     }
@@ -356,7 +359,12 @@ def _print_status(view: StudyView) -> None:
         click.echo(f"confirmation: {view.confirmed} of {view.confirmations} trials done")
     records = (*view.records, *(view.confirmation.records if view.confirmation else ()))
     took = [r.ended_at - r.started_at for r in records if r.done and r.ended_at and r.started_at]
-    if view.state == "running" and took:
+    ahead = _ahead(view)
+    if ahead is not None:
+        click.echo(ahead)
+    for line in view.launch.get("notes", ()):
+        click.echo(line)
+    if view.state == "running" and took and ahead is None:
         busy = max(sum(r.state == "running" for r in records), 1)
         # A confirmation's trials run to their last epoch, as the search's longest ones did.
         left = max(view.budget - done, 0) * statistics.median(took) / busy
@@ -364,6 +372,23 @@ def _print_status(view: StudyView) -> None:
         click.echo(f"about {duration(left)} left, until {time.strftime('%H:%M', time.localtime(time.time() + left))}")
     if view.state == "stalled":
         click.echo("its trials say running and nobody is at it: the same `overnight tune` line takes them up")
+
+
+def _ahead(view: StudyView) -> str | None:
+    """What a launch with a deadline has still to come; None where nobody is at it or it has none."""
+    import time
+
+    from overnight import deadline
+    from overnight.slots import slot_devices
+
+    given, now = view.launch.get("deadline"), time.time()
+    if view.state != "running" or given is None:
+        return None
+    slots = len(slot_devices(view.plan.settings.slots))
+    ahead = deadline.outlook(
+        view.plan, view.records, deadline.Deadline(**given), slots, now, view.launch.get("started_s", 0.0)
+    )
+    return deadline.words(ahead, now)
 
 
 def _print_result(result: Result) -> NoReturn:
@@ -375,7 +400,7 @@ def _print_result(result: Result) -> NoReturn:
     tried = budget < study.trials or budget == result.plan.points
     if result.plan.settings.sampler.name == "grid" and tried and done >= budget:
         click.echo("every point of the grid has been tried; for more: a wider space under a new study.name")
-    elif not result.worked:
+    elif not result.worked and result.why == "done":
         click.echo(
             f"{result.study_name} is done already; for more: study.trials={study.trials * 2}, or a new study.name"
         )
@@ -397,6 +422,8 @@ def _print_result(result: Result) -> NoReturn:
             f"{result.study_name}/{failed[-1].number}` shows the last, and `overnight tune` goes on",
             err=True,
         )
+    for line in result.cut:
+        click.echo(line)
     if result.trouble:
         click.echo(
             f"MLflow lacks part of it ({result.trouble}); the ledger has it all, and the same line again "

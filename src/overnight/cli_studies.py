@@ -211,7 +211,7 @@ def export(study: str, path: str, overrides: tuple[str, ...]) -> None:
 def mark(refs: tuple[str, ...], why: str) -> None:
     """Mark trials bad: sampler, pruner, best, confirmation and report leave them out. `good` takes that back."""
     from overnight import housekeeping, settings
-    from overnight.answer import conclusion, finding, winner
+    from overnight.answer import finding, telling, winner
     from overnight.plan import TRAIN
 
     place = settings.place(r for r in refs if "=" in r)
@@ -226,7 +226,7 @@ def mark(refs: tuple[str, ...], why: str) -> None:
             continue
         if seen.state == "done":
             winner.leave_config(seen)
-            conclusion.publish(seen, place, finding.of(seen))
+            telling.publish(seen, place, finding.of(seen))
         click.echo(finding.sentence(finding.of(seen)))
         if seen.state != "done":
             click.echo("`overnight tune` goes on with what there is to confirm now")

@@ -79,6 +79,10 @@ class Home:
         """What became of each notification."""
         return self.root / "logs" / study / "notify.log"
 
+    def launch_log(self, study: str) -> Path:
+        """What a launch was heading for, and what ended it."""
+        return self.root / "logs" / study / "launch.log"
+
     def pictures_log(self, study: str) -> Path:
         """What is said while pictures are drawn."""
         return self.study_logs(study) / "pictures.log"

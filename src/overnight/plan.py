@@ -13,6 +13,7 @@ import itertools
 import math
 import random
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from overnight import fitting, grammar, settings
+from overnight import clock, fitting, grammar, settings
 from overnight.search_space import Condition, SearchSpace, in_grammar, shown
 from overnight.settings import COMPONENTS, SEARCHABLE, ConfigError, Place, Settings
 
@@ -279,7 +280,7 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
         raise ConfigError(problems)
     folder = str(draft.config_dir) if draft.config_dir is not None else None
     plan = Plan(draft.settings, space, groups, choices, variants, config_dir=folder)
-    problems = [*_check_sampler(plan), *_check_enqueued(plan)] if searching else []
+    problems = [*_check_sampler(plan), *_check_enqueued(plan), *_check_limits(plan)] if searching else []
     if problems:
         raise ConfigError(problems)
     return plan
@@ -441,6 +442,21 @@ def _check_enqueued(plan: Plan) -> list[str]:
         problems.append(
             f"study.enqueue: {len(entries)} entries and the configuration as written must fit in study.trials, got "
             f"{plan.settings.study.trials}; raise study.trials to {1 + len(entries)}"
+        )
+    return problems
+
+
+def _check_limits(plan: Plan) -> list[str]:
+    """What would end a launch before it began, or never."""
+    until, judge, problems, now = plan.settings.study.until, plan.settings.terminator.improvement, [], time.time()
+    if until is not None and clock.next_time(until, now) <= now:
+        problems.append(
+            f"study.until: must lie ahead, got {until}, which is past; take a later one, or a time of day: '07:00'"
+        )
+    if judge in ("emmr", "regret_bound") and not plan.space.always():
+        problems.append(
+            f"terminator: {judge} needs a key that every trial draws, got {', '.join(plan.space.keys()) or 'none'}; "
+            f"take terminator=stagnation, or study.patience"
         )
     return problems
 

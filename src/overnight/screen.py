@@ -46,6 +46,7 @@ class Glance:
     slots: int
     stopping: bool
     trouble: str | None
+    ahead: str | None = None  # what there is to come before a deadline
 
     def count(self, state: str) -> int:
         return sum(r.state == state for r in self.records.values())
@@ -133,7 +134,7 @@ class Lines:
                 f"{title(record)} {record.state:8} {_objective(record):>9}  {describe(record)}"
                 f"  [{now.done} of {now.plan.budget}"
                 + (f", best {best.objective:.4g}" if best and best.objective is not None else "")
-                + (f", {duration(left)} left" if left else "")
+                + (f"; {now.ahead}" if now.ahead else f", {duration(left)} left" if left else "")
                 + "]",
                 flush=True,
             )
@@ -202,7 +203,7 @@ def picture(now: Glance) -> Group:
             "saving and stopping ..."
             if now.stopping
             else f"about {duration(left)} left"
-            if left is not None
+            if left is not None and not now.ahead
             else "starting ..."
             if not now.ended
             else "",
@@ -211,6 +212,8 @@ def picture(now: Glance) -> Group:
     )
     best = now.best
     lines: list[Any] = [head]
+    if now.ahead and not now.stopping:
+        lines.append(Text(now.ahead, style="dim"))
     if best is not None:
         lines.append(
             Text.assemble(

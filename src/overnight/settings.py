@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from overnight import clock
 from overnight.paths import Home, conf_dir
 
 # Top-level nodes whose keys belong to a `_target_`, ours or somebody else's: any key is fine that its config has.
@@ -106,6 +107,11 @@ class StudySettings:
     enqueue: tuple[dict[str, Any], ...] = ()
     warm_start_from: WarmStart | None = None
     confirm: ConfirmSettings = field(default_factory=lambda: ConfirmSettings(top=3, seeds=0))  # as 0.1 had it
+    hours: float | None = _rule("must be above 0 hours, or null for no limit", lambda v: v > 0, None)
+    until: str | None = _rule(
+        "must be a time of day such as 07:00, or a date with one such as 2026-11-25T07:00", clock.is_time, None
+    )
+    patience: int | None = _at_least(1, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +156,17 @@ class PrunerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TerminatorSettings:
+    """error: what is measured against; threshold: of static in the metric's units, of median a share of it."""
+
+    improvement: Literal["none", "regret_bound", "emmr", "stagnation"] = "none"
+    error: Literal["static", "median"] = "static"
+    threshold: float = _rule("must be 0 or more", lambda v: v >= 0, 0.0)
+    min_trials: int = _at_least(2, 20)
+    stagnation: int = _at_least(1, 30)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StorageSettings:
     url: str | None = _rule("must be a database address such as sqlite:///FILE", lambda v: "://" in v)
 
@@ -185,6 +202,7 @@ class Settings:
     tracking: TrackingSettings
     pictures: PictureSettings
     notify: NotifySettings = field(default_factory=NotifySettings)
+    terminator: TerminatorSettings = field(default_factory=TerminatorSettings)  # which 0.1 had not
     seed: int = _rule("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32)
     slots: int | None = _at_least(1)
     preflight: Literal["auto", "never"]
@@ -780,7 +798,9 @@ def _checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str,
         value = float(value)
     if not isinstance(value, base) or isinstance(value, bool):
         names = {int: "a whole number", float: "a number", str: "a text"}
-        problems.append(f"{path}: must be {names[base]}, got {value!r}")
+        # YAML reads 23:00 as so many minutes.
+        quoted = "; a time in a YAML file wants quotes: '23:00'" if declared.name == "until" else ""
+        problems.append(f"{path}: must be {names[base]}, got {value!r}{quoted}")
     elif isinstance(value, float) and not math.isfinite(value):
         problems.append(f"{path}: must be finite, got {value!r}")
     elif "holds" in declared.metadata and not declared.metadata["holds"](value):

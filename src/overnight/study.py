@@ -57,7 +57,9 @@ from overnight.storage import dispose, hold, holder_of, open_storage
 
 # Names of what we keep in a study's user attributes.
 _PLAN, _READY, _STOP, _LINKS = "overnight.plan", "overnight.ready", "overnight.stop", "overnight.mlflow"
+_WANTED = "overnight.wanted"  # of a confirmation: (trial, nth seed) of what is asked for
 _TESTS = "overnight.tests"  # of a confirmation: what the test set says
+_LAUNCH = "overnight.launch"  # the last one: its deadline, and what ended it; as limits.Launch keeps it
 _UID = "overnight.uid"  # tells this study's runs from those of another ledger's study of the same name
 
 
@@ -112,6 +114,13 @@ class Ledger:
         """Have a sampler that needs torch run in a process that `fork` makes."""
         assert isinstance(self.study.sampler, sampling.SeededSampler)
         self.study.sampler.help_from(fork)
+
+    def ask_new(self) -> Ticket | None:
+        """A new trial, whoever waits; None where the budget is spent."""
+        if self._spent(self.trials()):
+            return None
+        with self.together():
+            return self._ticket(optuna.Trial(self.study, self.storage.create_new_trial(self.study._study_id)))
 
     def ask_for(self, number: int) -> Ticket:
         """One waiting trial, by its number."""
@@ -308,6 +317,14 @@ class Ledger:
     def link(self, experiment_id: str, parent_run_id: str | None) -> None:
         """Keep where MLflow shows this study."""
         self.study.set_user_attr(_LINKS, {"experiment_id": experiment_id, "parent_run_id": parent_run_id})
+
+    def keep_launch(self, launch: Mapping[str, Any]) -> None:
+        """Keep what others should see of the launch that is at work."""
+        self.study.set_user_attr(_LAUNCH, dict(launch))
+
+    def keep_wanted(self, wanted: Iterable[tuple[int, int]]) -> None:
+        """Of a confirmation: keep which (trial, nth seed) are asked for; what else waits is of finalists that were."""
+        self.study.set_user_attr(_WANTED, [list(pair) for pair in wanted])
 
     def tests(self) -> dict[int, Tested]:
         return tests_of(self.study.user_attrs)
@@ -555,6 +572,8 @@ class StudyView:
     uid: str = ""
     tests: Mapping[int, Tested] = field(default_factory=dict)
     confirmation: StudyView | None = None  # of a search, once it has one
+    launch: Mapping[str, Any] = field(default_factory=dict)  # the last one, as limits.Launch keeps it
+    wanted: frozenset[tuple[int, int]] = frozenset()  # of a confirmation: (trial, nth seed) of what is asked for
 
     @property
     def budget(self) -> int:
@@ -580,7 +599,8 @@ class StudyView:
         what there is to confirm is confirmed."""
         if self.holder is not None:
             return "running"
-        if self.count("complete", "pruned", "failed") >= self.budget and not self.count("running", "waiting", "paused"):
+        spent = self.count("complete", "pruned", "failed") >= self.budget and not self.count("waiting", "paused")
+        if (spent or self.launch.get("over") in ("patience", "terminator")) and not self.count("running"):
             if self.best is None or not self.plan.confirmation_trials:
                 return "done"
             return self.confirmation.state if self.confirmation is not None else "paused"
@@ -605,7 +625,7 @@ def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[
         name = name if name is not None else names[0] if names else None
         if name is None or name not in newest:
             return None, names
-        confirmation = _read(storage, place, name + CONFIRM) if name + CONFIRM in newest else None
+        confirmation = _as_wanted(_read(storage, place, name + CONFIRM)) if name + CONFIRM in newest else None
         return replace(_read(storage, place, name), confirmation=confirmation), names
     finally:
         dispose(storage)
@@ -646,7 +666,18 @@ def _read(storage: BaseStorage, place: Place, name: str) -> StudyView:
         links.get("parent_run_id"),
         attrs[_UID],
         tests_of(attrs),
+        launch=attrs.get(_LAUNCH) or {},
+        wanted=frozenset((trial, nth) for trial, nth in attrs.get(_WANTED, ())),
     )
+
+
+def _as_wanted(view: StudyView) -> StudyView:
+    """A confirmation less what still waits for finalists that are none any more."""
+
+    def counts(r: TrialRecord) -> bool:
+        return r.done or r.confirms is None or (r.confirms.trial, r.confirms.nth_seed) in view.wanted
+
+    return replace(view, records=tuple(r for r in view.records if counts(r))) if view.wanted else view
 
 
 def tests_of(study_attrs: Mapping[str, Any]) -> dict[int, Tested]:

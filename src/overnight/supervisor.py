@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from overnight import processes
 from overnight.illustrator import Illustrator
+from overnight.limits import Limits
 from overnight.messages import Alive, EpochEnd, Finished, Reason, Resumed, StateSaved, TrialSpec, Up, Verdict
 from overnight.processes import Starter, TrialProcess
 from overnight.records import TrialRecord, best_of, keepers
@@ -26,15 +27,17 @@ TICK_S = 0.2
 GRACE_S = 6.0  # for running trials to save, once asked to stop; then they are killed
 STOPPED_WITHIN_S = 8.0  # of the first word to stop everything is marked; what MLflow lacks then, the next start writes
 FLUSH_EVERY_S = 1.0
+Why = Literal["done", "stopped", "failures", "limit"]  # a supervisor's work ended
 # What no point of a search space is to blame for: the night would be wasted if it went on like that.
 _BROKEN = ("error", "crashed", "stalled", "checkpoint_unusable")
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a supervisor's work ended. why: done, stopped (by a signal or `overnight stop`), or failures in a row."""
+    """How a supervisor's work ended. why: done, stopped (by a signal or `overnight stop`), failures in a row, or a
+    limit that came before the budget was spent."""
 
-    why: Literal["done", "stopped", "failures"]
+    why: Why
     trouble: str | None = None
 
 
@@ -45,7 +48,12 @@ class Supervisor:
     """
 
     def __init__(
-        self, ledger: Ledger, tracker: Tracker, on_change: Callable[[Supervisor], None], only: int | None = None
+        self,
+        ledger: Ledger,
+        tracker: Tracker,
+        on_change: Callable[[Supervisor], None],
+        only: int | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.ledger, self.tracker, self.plan = ledger, tracker, ledger.plan
         ledger.help_from(processes.fork)
@@ -54,9 +62,11 @@ class Supervisor:
         self.running: dict[int, TrialProcess] = {}
         self.ended: list[TrialRecord] = []  # in this session, in order
         self.records: dict[int, TrialRecord] = {}
-        self.why: Literal["done", "stopped", "failures"] | None = None
+        self.why: Why | None = None
         self.on_change = on_change
         self.only = only
+        self.limits = limits
+        self.ahead: str | None = None  # what there is to come before a deadline
         self.no_room = False  # on the disk: trials save, and wait for it
         self.silent: list[int] = []  # trials that were ended for that
         wait_while_full(ledger.storage, self._await_room)
@@ -76,9 +86,9 @@ class Supervisor:
 
     def stop(self) -> None:
         """Have running trials save and stop; a second time, end them, and this, as they are."""
-        if self.why is None:
+        now, again = time.monotonic(), self._kill_at is not None and self.why != "limit"
+        if self.why in (None, "limit"):
             self.why = "stopped"
-        now, again = time.monotonic(), self._kill_at is not None
         self._kill_at = now + (0.0 if again else GRACE_S)
         self._leave_at = now + (0.0 if again else STOPPED_WITHIN_S)
 
@@ -106,17 +116,21 @@ class Supervisor:
             self._note(self.ledger.read(number))
         self._mirror()
         why = self.why or "done"
+        if self.limits is not None and why in ("done", "limit"):
+            why = "limit" if self.limits.cut(self.records) else "done"
         best = self.best if self.only is None else self.records.get(self.only)
         weights = (
             self.plan.settings.place.where.checkpoints(self.plan.name, best.number) / "weights.ckpt" if best else None
         )
         try:
-            self._illustrator.close(best if why == "done" else None, self.slots, lambda: self.why == "stopped")
+            self._illustrator.close(best if why in ("done", "limit") else None, self.slots, self._hurries)
         except KeyboardInterrupt:
             self.stop()
         failed = not any(r.state in ("complete", "pruned") for r in self.records.values())
-        ending = {"done": "FAILED" if failed else "FINISHED", "stopped": "KILLED", "failures": "FAILED"}[why]
-        left_s = self._leave_at - time.monotonic() if why == "stopped" else None
+        ended = "FAILED" if failed else "FINISHED"
+        ending = {"done": ended, "limit": ended, "stopped": "KILLED", "failures": "FAILED"}[why]
+        left_s = self.limits.left_s() if self.limits is not None else None
+        left_s = self._leave_at - time.monotonic() if why == "stopped" else left_s
         self.tracker.close(ending, best, str(weights) if weights and weights.exists() else None, left_s)
         self._keep_links()
         return Ending(why, self.tracker.trouble)
@@ -157,7 +171,10 @@ class Supervisor:
 
     def _next_ticket(self) -> Ticket | None:
         if self.only is None:
-            return self.ledger.ask()
+            which = "any" if self.limits is None else self.limits.next(self.records, self.running)
+            if which is None or which == "any":
+                return self.ledger.ask() if which else None
+            return self.ledger.ask_new() if which == "new" else self.ledger.ask_for(which)
         number, waiting = self.only, not any(r.number == self.only and r.done for r in self.ended)
         return self.ledger.ask_for(number) if waiting and number not in self.running else None
 
@@ -246,14 +263,21 @@ class Supervisor:
             for number in self.ledger.flush():  # MLflow must not know what the ledger may yet forget
                 self._note(self.ledger.read(number))
             self._keep_links()
+            self.ahead = self.limits.ahead(self.records) if self.limits is not None else None
             self.on_change(self)
             if self.why is None and self.ledger.stop_requested():
                 self.stop()
+        if self.why is None and self.limits is not None and self.limits.time_is_up(self.records):
+            self.stop()
+            self.why = "limit"
         for trial in list(self.running.values()):
             if self.why is not None or self.no_room:
                 self._let_go(trial, now)
             else:
                 self._watch(trial)
+
+    def _hurries(self) -> bool:
+        return self.why == "stopped" or (self.limits is not None and self.limits.is_late())
 
     def _let_go(self, trial: TrialProcess, now: float) -> None:
         """Have a trial save and stop. Before its first epoch's end it has nothing to save, and may hang."""

@@ -17,7 +17,7 @@ import pytest
 from chrome import PATIENCE_MS, Tab, shoot
 
 from overnight import settings
-from overnight.answer import conclusion
+from overnight.answer import telling
 from overnight.study import StudyView, view
 
 
@@ -42,7 +42,7 @@ def told(finished_home: Path) -> str:
     """The sentence of the study's report, which its run holds."""
     found, _ = view(settings.place([f"home={finished_home}"]))
     assert found is not None
-    report, _, trouble = conclusion.tell(found, found.plan.settings.place)
+    report, _, trouble = telling.tell(found, found.plan.settings.place)
     assert trouble is None
     return report.sentence
 

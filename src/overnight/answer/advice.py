@@ -22,9 +22,12 @@ EDGE = 0.05
 # A choice that was taken less often was hardly tried.
 HARDLY = 3
 # What a line that goes on elsewhere leaves out, and what one that trains a single configuration has no use for.
-_NOT_ASKED = ("study.name", "home", "slots")
+_NOT_ASKED = ("study.name", "study.until", "home", "slots")
 _FIRST = ("study.enqueue", "study.warm_start_from")  # what a study began with, which the next one does not
-_OF_A_SEARCH = ("study.trials", "study.confirm", "study.keep_checkpoints", "sampler", "pruner", *_FIRST)
+_OF_A_SEARCH = (
+    *("study.trials", "study.hours", "study.patience", "study.confirm", "study.keep_checkpoints"),
+    *("sampler", "pruner", "terminator", *_FIRST),
+)
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from overnight import tracking
-from overnight.answer import confirm, finding, winner
+from overnight import deadline
+from overnight.answer import confirm, finding, telling, winner
 from overnight.answer.finding import Finding
+from overnight.limits import Confirming, Launch
 from overnight.plan import Plan
 from overnight.records import TrialRecord
-from overnight.settings import Place
-from overnight.study import Ledger, StudyView, open_study, view
+from overnight.slots import slot_devices
+from overnight.study import Ledger, open_study, view
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
 
-if TYPE_CHECKING:
-    from overnight.answer.report import Report
-
 # Trials. What a smaller search has to say fits into a sentence; `overnight report` makes the page all the same.
 _WORTH_A_PAGE = 20
+# Seconds that must be left of a deadline for the winner's network to go into MLflow's registry.
+_A_MODEL_S = 60.0
 
 
 class Worked(Protocol):
@@ -48,64 +48,87 @@ class Conclusion(Generic[W]):
     left: tuple[str, ...] = ()
 
 
-def conclude(plan: Plan, records: Sequence[TrialRecord], uid: str, work: Callable[[Supervisor], W]) -> Conclusion[W]:
-    """Confirm what a search has found, as far as it is not confirmed yet, and say what came of it.
+def conclude(
+    plan: Plan, records: Sequence[TrialRecord], uid: str, work: Callable[[Supervisor], W], launch: Launch
+) -> Conclusion[W]:
+    """Confirm what a search has found, as far as it is not confirmed yet and there is time, and say what came of it.
 
     Args:
-        records: the search's, all done. uid: its ledger's. work: has a supervisor run, and says how that ended.
+        records: the search's. uid: its ledger's. work: has a supervisor run, and says how that ended. launch: this one.
     """
     worked: W | None = None
     if confirm.finalists(plan, records):
         ledger, _ = open_study(confirm.plan_of(plan, records), comparable=False)
         try:
-            confirm.enqueue(ledger, plan, records)
-            worked = work(Supervisor(ledger, Tracker(ledger.plan, ledger.uid, search_uid=uid), lambda _: None))
-            found = finding.found(plan, records, worked.records, ledger.tests())
-            if worked.why != "done":
+            top = _affordable(launch, records, ledger.records())
+            limits = Confirming(launch, records, confirm.enqueue(ledger, plan, records, top), deadline.test_s(records))
+            if top != 0:
+                tracker = Tracker(ledger.plan, ledger.uid, search_uid=uid)
+                worked = work(Supervisor(ledger, tracker, lambda _: None, limits=limits))
+            found = finding.found(plan, records, ledger.records(), ledger.tests())
+            if worked is not None and worked.why not in ("done", "limit"):
                 return Conclusion(found, worked)
-            _test(ledger, found)
+            _say_what_was_cut(launch, found)
+            _test(ledger, found, launch, records)
         finally:
             ledger.close()
     seen, _ = view(plan.settings.place, plan.name)
     assert seen is not None, "it was just worked on"
     found = finding.of(seen)
     if worked is None and len(records) < _WORTH_A_PAGE:
-        left = tuple(winner.leave_config(seen))
-        return Conclusion(found, None, None, publish(seen, plan.settings.place, found), left)
-    _, page, trouble = tell(seen, plan.settings.place)
+        trouble = telling.publish(seen, plan.settings.place, found)
+        return Conclusion(found, None, None, trouble, tuple(winner.leave_config(seen)))
+    left = winner.leave_config(seen)
+    page, trouble = telling.tell_in_time(seen, found, launch)
     # As composed for this start: it is not the study that asks for a model, but somebody.
-    registered = [winner.register(seen)] if plan.settings.tracking.register == "auto" and found.best else []
-    return Conclusion(found, worked, page, trouble, (*winner.leave_config(seen), *registered))
+    if plan.settings.tracking.register == "auto" and found.best:
+        left.append(winner.register(seen) if _time_for_a_model(launch) else _left_to_somebody(launch))
+    return Conclusion(found, worked, page, trouble, tuple(left))
 
 
-def tell(seen: StudyView, place: Place) -> tuple[Report, Path, str | None]:
-    """Write a study's page, and have MLflow show it; returns the report, where its page lies, and MLflow's trouble."""
-    from overnight.answer import page, report  # they take seconds to import
-
-    told, path = report.report_of(seen), place.where.report(seen.name)
-    page.write(told, path)
-    return told, path, publish(seen, place, told.finding, str(path))
+def _time_for_a_model(launch: Launch) -> bool:
+    return launch.deadline is None or launch.told_by() - launch.now() > _A_MODEL_S
 
 
-def publish(seen: StudyView, place: Place, found: Finding, *files: str) -> str | None:
-    """Have MLflow say what was found; what kept it from that, or None."""
-    won, second = found.winner, seen.confirmation
-    answer = tracking.Answer(
-        finding.sentence(found),
-        won.trial.number if won else None,
-        won.estimate.mean if won and won.estimate else None,
-        won.estimate.half_width if won and won.estimate else None,
-        second.uid if second is not None else None,
-        {number: t.metrics for number, t in second.tests.items()} if second is not None else {},
-        files,
+def _left_to_somebody(launch: Launch) -> str:
+    assert launch.deadline is not None
+    name = launch.plan.name
+    return f"no model in MLflow's registry: {launch.deadline.said} left no time; `overnight register {name}` writes it"
+
+
+def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord]) -> int | None:
+    """How many finalists there is time for; None where nothing presses."""
+    if launch.deadline is None:
+        return None
+    room_s = launch.answer_by(len(records)) - deadline.SWITCH_S - launch.now()
+    slots = len(slot_devices(launch.plan.settings.slots))
+    return confirm.affordable(launch.plan, records, confirmations, room_s, slots).finalists
+
+
+def _say_what_was_cut(launch: Launch, found: Finding) -> None:
+    if launch.deadline is None or found.done >= found.asked:
+        return
+    tried = [f for f in found.finalists if f.values]
+    seeds = sorted({len(f.values) for f in tried})
+    several = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else ""
+    what = (
+        f"cut the confirmation to {found.done} of {found.asked} trainings: {len(tried)} of {len(found.finalists)} "
+        f"finalists on {several} of {found.plan.confirm_seeds} seeds"
+        if tried
+        else "left no time for a confirmation"
     )
-    return tracking.publish(place, seen.plan.experiment, seen.uid, answer)
+    launch.end("deadline", f"{launch.deadline.said} {what}")
 
 
-def _test(ledger: Ledger, found: Finding) -> None:
-    """Ask the test set of the winner and of the configuration as written, then keep the winner's weights alone."""
+def _test(ledger: Ledger, found: Finding, launch: Launch, records: Sequence[TrialRecord]) -> None:
+    """Ask the test set of the winner and of the configuration as written, then, once all is confirmed, keep the
+    winner's weights alone."""
     if found.winner is None:
         return
-    confirm.test(ledger, {f.trial.number for f in (found.winner, found.baseline) if f is not None})
-    kept = next(r.number for r in found.winner.runs if r.state == "complete")
-    confirm.drop_weights(ledger, kept if found.plan.settings.study.keep_checkpoints else None)
+    asked = {f.trial.number for f in (found.winner, found.baseline) if f is not None}
+    if not confirm.test(ledger, asked, launch.answer_by(len(records)), deadline.test_s(records)):
+        assert launch.deadline is not None
+        launch.end("deadline", f"{launch.deadline.said} cut the test set: not every seed was tested")
+    elif found.done >= found.asked:
+        kept = next(r.number for r in found.winner.runs if r.state == "complete")
+        confirm.drop_weights(ledger, kept if found.plan.settings.study.keep_checkpoints else None)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 
-from overnight import processes
+from overnight import deadline, processes
+from overnight.deadline import Size
 from overnight.messages import Tested, TrialSpec
 from overnight.plan import CONFIRM, Plan, derive_seed
 from overnight.records import Confirms, TrialRecord, config_of, ranked
@@ -53,19 +56,51 @@ def plan_of(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
     return dataclasses.replace(plan, settings=settings, space=SearchSpace(()))
 
 
-def enqueue(ledger: Ledger, plan: Plan, records: Sequence[TrialRecord]) -> None:
+def affordable(
+    plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord], room_s: float, slots: int
+) -> Size:
+    """The largest confirmation for which `room_s` is enough, less what is done of it."""
+    epochs = plan.settings.trainer.max_epochs
+    held = {_pair(r.confirms): r for r in confirmations if r.confirms is not None}
+    everything = _wanted(plan, records)
+    chosen = [f.number for f in finalists(plan, records)]
+
+    def seconds(top: int, seeds: int) -> float:
+        out = set(chosen[top:]) - {BASELINE}
+        lengths = [
+            deadline.confirmation_s(c, held.get(_pair(c), r), confirmations, records, epochs)
+            for r, c in everything
+            if r.number not in out and c.nth_seed <= seeds and not (_pair(c) in held and held[_pair(c)].done)
+        ]
+        return deadline.confirming_s(lengths, seeds, deadline.test_s(records), slots)
+
+    return deadline.affordable(len(chosen), plan.confirm_seeds, seconds, room_s)
+
+
+def enqueue(
+    ledger: Ledger, plan: Plan, records: Sequence[TrialRecord], top: int | None = None
+) -> list[tuple[int, int]]:
     """Have every trial wait that the confirmation lacks: as often as this is said, each is trained once.
 
-    Seed by seed, so that a confirmation that was cut has common seeds.
+    Seed by seed, so that a confirmation that was cut has common seeds. top: how many finalists there is time for.
+    Returns (trial, nth seed) of all that are wanted, in order.
     """
-    held = {(r.confirms.trial, r.confirms.nth_seed) for r in ledger.records() if r.confirms is not None}
-    for record, confirms in _wanted(plan, records):
-        if (confirms.trial, confirms.nth_seed) not in held:
+    held = {_pair(r.confirms) for r in ledger.records() if r.confirms is not None}
+    wanted = _wanted(plan, records, top)
+    for record, confirms in wanted:
+        if _pair(confirms) not in held:
             ledger.add(config_of(record, plan), record.params, confirms)
+    pairs = [_pair(confirms) for _, confirms in wanted]
+    ledger.keep_wanted(pairs)
+    return pairs
 
 
-def test(ledger: Ledger, trials: Iterable[int]) -> None:
-    """Have the test set's word on these trials' networks kept in the ledger, for those that it was not asked of."""
+def test(ledger: Ledger, trials: Iterable[int], until: float, takes_s: float) -> bool:
+    """Have the test set's word on these trials' networks kept in the ledger, for those that it was not asked of.
+
+    until: when it must be through, in seconds since 1970; takes_s: seconds a network, as far as is known before the
+    first. Returns False where that kept it from asking of all.
+    """
     plan, tests = ledger.plan, ledger.tests()
     settings, where = plan.settings, plan.settings.place.where
     for record in ledger.records():
@@ -75,6 +110,9 @@ def test(ledger: Ledger, trials: Iterable[int]) -> None:
         if not (where.checkpoints(plan.name, record.number) / "weights.ckpt").exists():
             ledger.keep_test(Tested(record.number, {}, "its weights had been dropped when it won"))
             continue
+        began = time.time()
+        if not deadline.fits(takes_s, began, until):
+            return False
         assert record.config is not None
         spec = TrialSpec(
             plan.name,
@@ -90,12 +128,18 @@ def test(ledger: Ledger, trials: Iterable[int]) -> None:
             cache=where.cache,
             test=True,
         )
-        trial, said = processes.run_alone(spec, where.log(plan.name, record.number), settings.trial.stall_s)
+        silence_s = min(settings.trial.stall_s or math.inf, until - began)
+        log = where.log(plan.name, record.number)
+        trial, said = processes.run_alone(spec, log, silence_s if silence_s < math.inf else None)
         heard = next((m for m in said if isinstance(m, Tested)), None)
+        if heard is None and time.time() >= until:
+            return False
         if heard is None:
             assert trial.finished is not None
             heard = Tested(record.number, {}, f"the test failed: {trial.finished.detail.strip().splitlines()[-1]}")
         ledger.keep_test(heard)
+        takes_s = time.time() - began
+    return True
 
 
 def drop_weights(ledger: Ledger, kept: int | None) -> None:
@@ -107,13 +151,17 @@ def drop_weights(ledger: Ledger, kept: int | None) -> None:
             )
 
 
-def _wanted(plan: Plan, records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, Confirms]]:
-    trained = finalists(plan, records)
+def _wanted(plan: Plan, records: Sequence[TrialRecord], top: int | None = None) -> list[tuple[TrialRecord, Confirms]]:
+    trained = finalists(plan, records)[:top]
     first = baseline(plan, records)
     if trained and first is not None and first not in trained:
         trained.append(first)
     seeds = {n: derive_seed(plan.settings.seed, "confirm", n) for n in range(1, plan.confirm_seeds + 1)}
     return [(r, Confirms(r.number, n, seed)) for n, seed in seeds.items() for r in trained]
+
+
+def _pair(confirms: Confirms) -> tuple[int, int]:
+    return confirms.trial, confirms.nth_seed
 
 
 def _key(plan: Plan, record: TrialRecord) -> str:

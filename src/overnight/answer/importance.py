@@ -82,4 +82,7 @@ def _shares(trials: Sequence[optuna.trial.FrozenTrial], seed: int) -> dict[str, 
     evaluator = FanovaImportanceEvaluator(n_trees=_TREES, max_depth=16, seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of forests that a resampled set leaves without variance
-        return dict(get_param_importances(study, evaluator=evaluator, params=names, normalize=False))
+        try:
+            return dict(get_param_importances(study, evaluator=evaluator, params=names, normalize=False))
+        except RuntimeError:  # no tree sees any variance, as where a range is finer than its single precision
+            return dict.fromkeys(names, 0.0)

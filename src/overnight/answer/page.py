@@ -72,6 +72,8 @@ def _sections(report: Report) -> Iterable[str]:
         yield "<h2>The winner</h2>" + _table((), list(settled(report).items()), "")
         yield f"<h3>To train it again</h3><pre>{html.escape(report.train)}</pre>"
     yield from map(_figure, curves)
+    if report.ended:
+        yield f"<h2>How it ended</h2>{_list(report.ended)}"
     if report.doubts:
         yield f"<h2>What is doubtful</h2>{_list(report.doubts)}"
     if report.next is not None:

@@ -51,6 +51,7 @@ class Report:
     importances: list[Importance]
     doubts: list[str]
     cost: Cost
+    ended: tuple[str, ...] = ()  # what a limit ended, before all that was asked for was done
 
 
 def report_of(view: StudyView) -> Report:
@@ -67,6 +68,7 @@ def report_of(view: StudyView) -> Report:
         importances(plan, records),
         doubts(found, records),
         cost_of(plan, records, view.confirmation.records if view.confirmation is not None else ()),
+        tuple(view.launch.get("notes", ())),
     )
 
 
@@ -132,7 +134,7 @@ def ranking(report: Report) -> list[tuple[str, ...]]:
         name = trial_name(f.trial.number)
         if base is not None and f.trial.number == base.trial.number:
             name += " (as written)"
-        mean = finding.shown(f.estimate, metric) if f.estimate else "failed"
+        mean = finding.shown(f.estimate, metric) if f.estimate else "failed" if f.failed else "not trained"
         row = (name, mean, _tested(f, found), _against(found, place, f), describe(f.trial))
         rows.append(row if _any_test(report) else row[:2] + row[3:])
     return rows
@@ -185,6 +187,9 @@ def show(report: Report, console: Console) -> None:
         console.print(_bars(report.importances))
     _heading(console, "What it cost")
     console.print(*map(_item, cost_lines(report)), sep="\n")
+    if report.ended:
+        _heading(console, "How it ended")
+        console.print(*map(_item, report.ended), sep="\n")
     if report.doubts:
         _heading(console, "What is doubtful")
         console.print(*map(_item, report.doubts), sep="\n")

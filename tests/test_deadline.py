@@ -1,0 +1,245 @@
+"""What still fits before a deadline: the rule as functions, and a search and its confirmation on a made-up clock."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overnight import clock, deadline, plan
+from overnight.answer import confirm
+from overnight.deadline import Deadline
+from overnight.limits import Confirming, Launch, Searching
+from overnight.messages import EpochEnd
+from overnight.plan import Plan
+from overnight.processes import fork
+from overnight.records import Confirms, TrialRecord
+from overnight.settings import ConfigError
+from overnight.terminator import Terminator
+
+EPOCHS, NOON = 5, datetime(2026, 11, 24, 12, 0).timestamp()
+LENGTHS = st.lists(st.floats(0.1, 500), min_size=1, max_size=20)
+
+
+@functools.cache
+def study(*overrides: str) -> Plan:
+    return plan.make(["study.trials=500", f"trainer.max_epochs={EPOCHS}", "pictures.when=never", *overrides])
+
+
+def record(number: int, epoch_s: float, epochs: int = EPOCHS, state: str = "complete", **more: Any) -> TrialRecord:
+    began = NOON + 10.0 * number
+    history = tuple(
+        EpochEnd(number, e, {"val/accuracy": 0.5 + number / 1000}, began + 1 + (e + 1) * epoch_s, epoch_s)
+        for e in range(epochs)
+    )
+    params = more.pop("params", {"optimizer.lr": 0.001 * (number + 1)})
+    value = 0.5 + number / 1000 if history else None
+    return TrialRecord(number, state, params, history, value, None, "", began, None, **more)  # type: ignore[arg-type]
+
+
+# Times of day ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("berlin")
+def test_a_time_of_day_is_the_next_one_and_a_night_with_a_change_of_clocks_is_as_long_as_it_is() -> None:
+    evening = datetime(2026, 10, 24, 22, 0).timestamp()
+    assert clock.next_time("23:30", evening) - evening == 1.5 * 3600
+    assert clock.next_time("07:00", evening) - evening == 10 * 3600, "an hour more than on other nights"
+    assert clock.next_time("22:00", evening) - evening == 25 * 3600, "now is not ahead"
+    assert clock.next_time("2026-10-25T07:00", evening) == clock.next_time("07:00", evening)
+    assert clock.next_time("2026-10-25T06:00+00:00", evening) == clock.next_time("07:00", evening)
+    assert clock.shown(evening + 10 * 3600, evening) == "07:00"
+    assert clock.shown(evening + 60, evening) == "22:01:00"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("study.hours=0", "study.hours: must be above 0 hours, or null for no limit, got 0.0"),
+        ("study.hours=-1", "study.hours: must be above 0 hours"),
+        ("study.until=25:00", "study.until: must be a time of day such as 07:00, or a date with one such as "),
+        ("study.until=tomorrow", "got 'tomorrow'"),
+        ("study.until=1380", "study.until: must be a text, got 1380; a time in a YAML file wants quotes: '23:00'"),
+        ("study.until=2026-02-30T07:00", "got '2026-02-30T07:00'"),
+        ("study.until=2020-01-01T07:00", "study.until: must lie ahead, got 2020-01-01T07:00, which is past; take"),
+        ("study.patience=0", "study.patience: must be at least 1, got 0"),
+        ("terminator=optuna", "terminator: must be one of emmr, none, regret_bound, stagnation, got 'optuna'"),
+        ("terminator.min_trials=1", "terminator.min_trials: must be at least 2, got 1"),
+    ],
+)
+def test_a_wrong_limit_is_refused_with_its_rule(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan.make(["terminator=emmr", override] if "terminator." in override else [override])
+    assert words in str(error.value)
+
+
+def test_a_terminator_that_could_never_speak_is_refused() -> None:
+    with pytest.raises(ConfigError, match="terminator: emmr needs a key that every trial draws, got none"):
+        plan.make(["search=none", "terminator=emmr"])
+
+
+def test_the_earliest_limit_of_time_counts() -> None:
+    limits = study("study.hours=8", "study.until=2999-01-01T07:00").settings.study
+    assert deadline.of(limits, NOON) == Deadline(NOON, NOON + 8 * 3600, "study.hours=8")
+    assert deadline.of(replace(limits, hours=None, until="12:30"), NOON) == Deadline(
+        NOON, NOON + 1800, "study.until=12:30"
+    )
+    assert deadline.of(replace(limits, hours=None, until=None), NOON) is None
+
+
+# The rule -------------------------------------------------------------------------------------------------------------
+
+
+@given(LENGTHS, st.integers(1, 8))
+def test_slots_share_the_work_and_wait_for_the_last(lengths: list[float], slots: int) -> None:
+    span, work = deadline.makespan(lengths, slots), sum(lengths)
+    assert max(max(lengths), work / slots) <= span * (1 + 1e-9)
+    assert span <= work / slots + max(lengths) + 1e-6
+
+
+@given(st.integers(1, 6), st.integers(1, 9))
+def test_a_confirmation_gives_up_seeds_first_and_the_best_finalist_last(top: int, seeds: int) -> None:
+    offered = list(deadline.sizes(top, seeds))
+    assert (offered[0], offered[-1]) == ((top, seeds), (1, 1))
+    assert len(set(offered)) == len(offered)
+    for (f, n), (g, m) in itertools.pairwise(offered):
+        assert (f == g and m == n - 1) or (n == m == min(seeds, deadline.LEAST_SEEDS) and g == f - 1)
+    assert all(n >= min(seeds, deadline.LEAST_SEEDS) for f, n in offered if f > 1)
+
+
+@given(LENGTHS, st.integers(1, 7), st.floats(0, 3000), st.integers(1, 4))
+def test_the_confirmation_that_is_chosen_is_the_first_that_fits(
+    lengths: list[float], seeds: int, room_s: float, slots: int
+) -> None:
+    def seconds(top: int, n: int) -> float:
+        return deadline.confirming_s(lengths[:top] * n, n, 1.0, slots)
+
+    size = deadline.affordable(len(lengths), seeds, seconds, room_s)
+    offered = list(deadline.sizes(len(lengths), seeds))
+    refused = offered[: offered.index((size.finalists, size.seeds))] if size.seeds else offered
+    assert size.seconds <= room_s
+    assert all(seconds(*larger) > room_s for larger in refused)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.01, 30), max_size=30), st.floats(10, 40_000), st.integers(1, 4))
+def test_a_search_leaves_time_for_its_confirmation_which_is_at_most_a_third(
+    paces: list[float], window_s: float, slots: int
+) -> None:
+    records = [record(n, p) for n, p in enumerate(paces)]
+    ahead = deadline.outlook(study(), records, Deadline(NOON, NOON + window_s, ""), slots, NOON)
+    assert ahead.search_ends + ahead.size.seconds + deadline.closing_s(len(paces)) < NOON + window_s
+    assert ahead.size.seconds <= window_s / 3
+    assert (ahead.more is None) == (not paces)
+
+
+def test_a_trial_that_goes_on_is_reckoned_by_its_own_pace() -> None:
+    records = [record(0, 1.0), record(1, 2.0), record(2, 9.0, epochs=1, state="paused")]
+    ahead = deadline.outlook(study(), records, Deadline(NOON, NOON + 3600, ""), 2, NOON)
+    assert deadline.left(records[2], ahead, EPOCHS) == pytest.approx(1.0 + 4 * 9.0)
+    assert deadline.left(record(3, 0.0, epochs=0, state="waiting"), ahead, EPOCHS) == pytest.approx(1.0 + 5 * 2.0)
+
+
+# On a made-up clock ---------------------------------------------------------------------------------------------------
+
+
+class Night:
+    """A launch on a clock of its own: slots that train what the limits let them, at the pace that a number has."""
+
+    def __init__(self, home: Path, paces: list[float], window_s: float, slots: int) -> None:
+        self.now, self.paces, self.slots = NOON, paces, slots
+        self.records: dict[int, TrialRecord] = {}
+        given = study().settings
+        given = replace(given, home=str(home), study=replace(given.study, hours=window_s / 3600))
+        self.plan = replace(study(), settings=given)
+        self.launch = Launch(self.plan, NOON, lambda _: None, now=lambda: self.now)
+        self.cut: list[int] = []
+
+    def work(self, limits: Any, records: dict[int, TrialRecord], new: bool) -> None:
+        began: dict[int, float] = {}
+        while True:
+            for number in list(began):
+                if self.now >= began[number] + self._takes(records[number]):
+                    records[number] = self._trained(records[number], began.pop(number), EPOCHS)
+            while len(began) < self.slots and (which := limits.next(records, began)) is not None:
+                number = which if isinstance(which, int) else len(records)
+                if number not in records:
+                    assert new
+                    records[number] = TrialRecord(number, "running", {"optimizer.lr": 0.001 * (number + 1)}, (), None,
+                                                  None, "", self.now, None)  # fmt: skip
+                began[number] = self.now
+                records[number] = replace(records[number], state="running", started_at=self.now)
+            if limits.time_is_up(records):
+                for number, since in began.items():
+                    epochs = int((self.now - since - 1) / self._pace(records[number]))
+                    records[number] = self._trained(records[number], since, max(epochs, 0))
+                    self.cut.append(number)
+                return
+            if not began:
+                return
+            self.now += 0.5
+
+    def _pace(self, r: TrialRecord) -> float:
+        return self.paces[(r.confirms.trial if r.confirms else r.number) % len(self.paces)]
+
+    def _takes(self, r: TrialRecord) -> float:
+        return 1.0 + EPOCHS * self._pace(r)
+
+    def _trained(self, r: TrialRecord, began: float, epochs: int) -> TrialRecord:
+        pace = self._pace(r)
+        history = tuple(
+            EpochEnd(r.number, e, {"val/accuracy": 0.5 + r.number / 1e4}, began + 1 + (e + 1) * pace, pace)
+            for e in range(epochs)
+        )
+        whole = epochs == EPOCHS
+        return replace(
+            r,
+            state="complete" if whole else "paused",
+            history=history,
+            objective=0.5 + r.number / 1e4 if history else None,
+            started_at=began,
+            ended_at=self.now if whole else None,
+        )
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.floats(0.2, 10), min_size=1, max_size=12), st.floats(60, 400), st.integers(1, 4))
+def test_whatever_trials_take_search_and_confirmation_end_in_time_and_what_is_cut_can_go_on(
+    tmp_path_factory: pytest.TempPathFactory, paces: list[float], window_s: float, slots: int
+) -> None:
+    night = Night(tmp_path_factory.getbasetemp(), paces, window_s, slots)
+    ends = NOON + window_s
+    with_terminator = Terminator(night.plan, fork)
+    night.work(Searching(night.launch, slots, with_terminator), night.records, new=True)
+    searched = list(night.records.values())
+    assert night.now < ends - deadline.closing_s(len(searched)) + 1
+    assert all(r.state in ("complete", "paused") for r in searched)
+    complete = [r for r in searched if r.state == "complete"]
+    if complete:  # nothing went by unused: what was left when the search ended, the confirmation takes
+        size = confirm.affordable(night.plan, searched, [], night.launch.answer_by(len(searched)) - night.now, slots)
+        pairs = [(r.number, n) for n in range(1, 6) for r in confirm.finalists(night.plan, searched)[: size.finalists]]
+        confirmations = {
+            i: replace(record(i, 1.0, 0, "waiting"), confirms=Confirms(t, n, n), started_at=None)
+            for i, (t, n) in enumerate(pairs)
+        }
+        night.work(Confirming(night.launch, searched, pairs, deadline.test_s(searched)), confirmations, new=False)
+        assert sum(r.state == "complete" for r in confirmations.values()) >= size.finalists * size.seeds
+    assert night.now <= ends - deadline.closing_s(len(searched)) + 1

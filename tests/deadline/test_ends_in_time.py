@@ -64,12 +64,13 @@ def test_a_study_with_a_deadline_ends_before_it_and_has_used_its_time(
 ) -> None:
     runs, seconds = request.config.getoption("--runs"), request.config.getoption("--seconds")
     done = []
-    for number in range(runs):
+    first = request.config.getoption("--first")
+    for number in range(first, first + runs):
         run = one_run(tmp_path / str(number), seconds, number)
         done.append(run)
         with capsys.disabled():
             print(
-                f"\n  run {number + 1} of {runs}: ended {run.early_s:.1f} s before the deadline, {run.used:.0%} used, "
+                f"\n  run with seed {number}: ended {run.early_s:.1f} s before the deadline, {run.used:.0%} used, "
                 f"{run.trained:.0%} of two slots' time trained; {run.seen.count('complete', 'pruned')} trials, "
                 f"{run.seen.count('paused')} paused, {run.seen.confirmed} confirmations; "
                 + "; ".join(run.seen.launch["notes"]),

@@ -33,7 +33,7 @@ study: $(VENV)/.run.installed  ## Tune a network on handwritten digits; STUDY='s
 ui: $(VENV)/.run.installed  ## Open MLflow's UI on what was tuned
 	$(BIN)/overnight ui
 
-test: $(VENV)/.dev.installed  ## Run every test
+test: $(VENV)/.dev.installed  ## Run the everyday tests; long, chaos and deadline have targets of their own
 	$(BIN)/python -m pytest
 
 browser: $(VENV)/.dev.installed  ## Run the browser tests alone

@@ -111,6 +111,9 @@ def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path
             "params": finished.best.params,
         },
         "confirmation": {"done": 0, "budget": 0},
+        "deadline": None,
+        "ended": [],
+        "forecast": None,
         "experiment_id": finished.experiment_id,
         "parent_run_id": finished.parent_run_id,
     }
@@ -154,6 +157,7 @@ def test_a_dry_run_shows_the_space_three_samples_and_a_forecast_and_starts_nothi
     assert not list(overnight.folder.rglob("*"))  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_one_configuration_is_trained_and_tracked_and_gives_what_trial_0_of_a_study_gave(
     overnight: Overnight, finished: StudyView
 ) -> None:
@@ -175,6 +179,7 @@ def test_one_configuration_is_trained_and_tracked_and_gives_what_trial_0_of_a_st
     ]
 
 
+@pytest.mark.long
 def test_stop_lets_the_study_save_and_tune_goes_on(overnight: Overnight, home: Path) -> None:
     line = [f"home={home}", "study.trials=40", "trainer.max_epochs=40"]
     with running("tune", *line) as process:
@@ -247,7 +252,8 @@ def test_a_second_interrupt_ends_at_once(home: Path) -> None:
 def test_on_a_terminal_there_is_a_live_table(home: Path) -> None:
     main, side = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
-    line = [f"home={home}", "study.trials=3", "trainer.max_epochs=3"]
+    # Long enough to be seen at work.
+    line = [f"home={home}", "study.trials=3", "trainer.max_epochs=100", "pruner=none"]
     process = start("tune", *line, stdin=side, stdout=side, stderr=side, env=env)
     os.close(side)
     seen = b""

@@ -98,6 +98,9 @@ def test_evaluators_that_need_torch_answer_from_a_process_of_their_own(name: str
     try:
         assert terminator.word(records[:5]) is None, "too few"
         assert terminator._started is None
+        assert terminator.word(records) is None, "asked in the midst of a launch, it lets nobody wait"
+        terminator.close()
+        terminator = Terminator(study, processes.fork)  # the next launch's
         word = terminator.word(records)
         assert terminator.trouble is None
         assert terminator._started[0].is_alive()

@@ -120,6 +120,7 @@ def test_tune_and_a_dry_run_say_the_same_and_leave_nothing(
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.long
 def test_a_download_is_seen_as_it_goes_and_nothing_else_that_a_rehearsal_prints(tmp_path: Path) -> None:
     with their_downloads.server(chunk_s=0.3) as mirror:
         line = ["data=mnist", "data._target_=their_downloads.Pictures", f"data.root={tmp_path / 'data'}"]

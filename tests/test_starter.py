@@ -19,6 +19,7 @@ from overnight.settings import ConfigError
 from overnight.study import view
 
 
+@pytest.mark.long
 def test_what_it_prints_tunes_the_network_that_it_wrote(
     overnight: Callable[..., CompletedProcess[str]], tmp_path: Path
 ) -> None:

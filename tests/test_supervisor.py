@@ -286,6 +286,7 @@ def test_a_forkserver_whose_supervisor_died_before_it_could_ask_to_be_told_ends_
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
+@pytest.mark.long
 def test_starting_a_trial_does_not_run_the_callers_script_again(home: Path, tmp_path: Path) -> None:
     import subprocess
     import sys

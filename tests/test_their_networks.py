@@ -225,6 +225,7 @@ def test_a_network_with_loaders_is_tuned_from_its_own_configs_and_pruned(
     assert result.best.value > 0.5
 
 
+@pytest.mark.long
 def test_a_network_with_manual_optimisation_is_stopped_in_a_study_and_gone_on_with(
     tune: Callable[..., api.Result], home: Path, tmp_path: Path
 ) -> None:

@@ -149,6 +149,8 @@ def run(
             return _work(supervisor, said or [], screen, take_signals, news)
 
         launch = Launch(plan, began, ledger.keep_launch)
+        if launch.deadline is not None:
+            news.wait_until(launch.deadline.ends)
         with contextlib.closing(Terminator(plan, processes.fork)) as terminator:
             limits = Searching(launch, len(slot_devices(plan.settings.slots)), terminator)
             search = work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None, limits=limits), said)
@@ -163,12 +165,13 @@ def _tell(news: Herald, result: Result) -> None:
     """Tell how a study has ended, unless somebody stopped it, who knows, or it had ended before."""
     if not result.worked:
         return
-    failed = [r for r in result.records if r.state == "failed"]
+    failed = [r for r in result.records if r.state == "failed"]  # none, where it was the confirmation that failed
+    last = f", the last with {failed[-1].reason}" if failed else ""
     if result.why == "failures":
         limit = result.plan.settings.study.max_consecutive_failures
-        news.tell("failed", f"stopped: {limit} in a row failed, the last with {failed[-1].reason}")
+        news.tell("failed", f"stopped: {limit} in a row failed{last}")
     elif result.all_failed:
-        news.tell("failed", f"all {len(failed)} trials failed, the last with {failed[-1].reason}")
+        news.tell("failed", f"all {len(failed)} trials failed{last}")
     elif result.why in ("done", "limit") and result.finding is not None:
         from overnight.answer import finding
 
@@ -257,7 +260,7 @@ def _work(
         records,
         supervisor.plan,
         received[0] if received else None,
-        bool(supervisor.ended) or ending.why not in ("done", "limit"),
+        bool(supervisor.started) or ending.why not in ("done", "limit"),
     )
 
 

@@ -417,9 +417,10 @@ def _print_result(result: Result) -> NoReturn:
         last = record.detail.strip().splitlines()[-1] if record.detail.strip() else ""
         click.echo(f"{trial_name(record.number)} failed ({record.reason}): {last}", err=True)
     if result.why == "failures":
+        last = f"{result.study_name}/{failed[-1].number}" if failed else f"{result.study_name}.confirm/0"
         click.echo(
             f"stopped: {study.max_consecutive_failures} trials in a row failed with an error; `overnight logs "
-            f"{result.study_name}/{failed[-1].number}` shows the last, and `overnight tune` goes on",
+            f"{last}` shows one, and `overnight tune` goes on",
             err=True,
         )
     for line in result.cut:
@@ -438,7 +439,7 @@ def _print_result(result: Result) -> NoReturn:
         click.echo(f"report: {result.report}")
     elif result.finding is not None:
         click.echo(f"report: {_command('report', result.study_name, home=result.plan.settings.home)}")
-    if result.finding is not None and result.finding.best is not None and result.why == "done":
+    if result.finding is not None and result.finding.best is not None and result.why in ("done", "limit"):
         option = f"+experiment=best_{result.study_name}"
         click.echo(f"winner: {_command('train', option, home=result.plan.settings.home)}")
         for line in result.left:

@@ -29,6 +29,8 @@ def predict(ref: str, path: str, overrides: tuple[str, ...], invert: bool, out: 
     """Ask a study's winner, or a trial whose weights are kept, about pictures (png, jpg, a folder) or a CSV file."""
     if out is not None and not out.lower().endswith(".csv"):
         mistake([f"--out: must end in .csv, got {out!r}; name it so"])
+    if out is not None and Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
+        mistake([f"--out: must be another file than the one asked about, got {out!r}; name another"])
     from overnight import processes, settings
 
     processes.warm_up()  # it imports while the ledger is read
@@ -210,8 +212,9 @@ def export(study: str, path: str, overrides: tuple[str, ...]) -> None:
 @click.option("--why", default="", help="Shown wherever the trial is.")
 def mark(refs: tuple[str, ...], why: str) -> None:
     """Mark trials bad: sampler, pruner, best, confirmation and report leave them out. `good` takes that back."""
-    from overnight import housekeeping, settings
+    from overnight import housekeeping, registry, settings
     from overnight.answer import finding, telling, winner
+    from overnight.paths import trial_name
     from overnight.plan import TRAIN
 
     place = settings.place(r for r in refs if "=" in r)
@@ -219,17 +222,24 @@ def mark(refs: tuple[str, ...], why: str) -> None:
     if verdict not in ("bad", "good") or not named:
         mistake([f"mark: must be STUDY/NUMBER bad or STUDY/NUMBER good, got {' '.join(refs)}; e.g. digits-mlp/7 bad"])
     for name, numbers in _by_study(place, named).items():
-        seen = housekeeping.mark(place, name, numbers, verdict == "bad", why)
+        seen, trouble = housekeeping.mark(place, name, numbers, verdict == "bad", why)
         for number in numbers:
             click.echo(f"{name}: {housekeeping.described(seen.records[number])}")
         if name == TRAIN:
             continue
+        found = finding.of(seen)
         if seen.state == "done":
             winner.leave_config(seen)
-            telling.publish(seen, place, finding.of(seen))
-        click.echo(finding.sentence(finding.of(seen)))
-        if seen.state != "done":
-            click.echo("`overnight tune` goes on with what there is to confirm now")
+            trouble = telling.publish(seen, place, found) or trouble
+        click.echo(finding.sentence(found))
+        if seen.state != "done" or found.done < found.asked:
+            click.echo("`overnight tune` goes on with what there is to train now")
+        if registry.champion_tags(place, name).get("overnight.winner") in {trial_name(n) for n in numbers}:
+            click.echo(
+                f"models:/{name}@champion is that trial's network still: `overnight register {name}` replaces it"
+            )
+        if trouble:
+            click.echo(f"MLflow does not show it yet ({trouble}); the next start does", err=True)
 
 
 def _by_study(place: Place, refs: list[str]) -> dict[str, list[int]]:

@@ -20,7 +20,7 @@ from overnight.settings import StudySettings
 
 # Of a launch's time, for the confirmation and the test set: the search has the rest.
 SHARE = 1 / 3
-# Seeds that a confirmation keeps before it gives up finalists: with two a 95% interval is six times as wide as with
+# Seeds that a confirmation keeps before it gives up finalists: with two a 95% interval is three times as wide as with
 # three and more (Student's t: 12.7 against 4.3 standard errors).
 LEAST_SEEDS = 3
 # What was measured is taken so many times, where an overrun would cost the answer.

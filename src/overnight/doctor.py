@@ -73,7 +73,8 @@ def _seen(place: Place, name: str) -> StudyView:
 
 
 def _spent(found: StudyView) -> bool:
-    return found.count("complete", "pruned", "failed") >= found.budget
+    over = (found.launch or {}).get("over")  # a search that patience or a terminator ended has no more to do
+    return found.count("complete", "pruned", "failed") >= found.budget or over in ("patience", "terminator")
 
 
 def _ending(found: StudyView) -> str:

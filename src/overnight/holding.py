@@ -194,6 +194,7 @@ class HolderStorage(BaseStorage):
 
     def delete_study(self, study_id: int) -> None:
         self._studies.pop(study_id, None)
+        self._drawn_from = {key: dist for key, dist in self._drawn_from.items() if key[0] != study_id}
         self.backend.delete_study(study_id)
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLES = (".csv", ".parquet")
+_COLUMNS = ("number", "state", "reason", "objective", "started_at", "ended_at", "seconds", "epochs", "notes")
 _STATES = ("complete", "pruned", "failed", "running", "paused", "waiting")
 
 
@@ -52,7 +53,8 @@ def studies(place: Place) -> list[Lying]:
     """Every study of a home, the one worked on last first."""
     found = []
     for name in names_in(place):
-        size = sum(map(_size, _files(place, name)))
+        artifacts = [where] if (where := place.where.artifacts / name).exists() else []
+        size = sum(map(_size, [*_files(place, name), *artifacts]))
         try:
             seen, _ = view(place, name)
         except ConfigError as error:
@@ -76,12 +78,11 @@ def studies(place: Place) -> list[Lying]:
 
 
 def _files(place: Place, name: str) -> list[Path]:
-    """The folders and files that are a study's own, those that are there."""
+    """The folders and files that are a study's own, those that are there; its artifacts are MLflow's to know."""
     where, both = place.where, (name, name + CONFIRM)
     folders = [of(n) for n in both for of in (where.study_checkpoints, where.study_logs, where.study_pictures)]
     left = [where.report(name), *overlay.files_of(place, name)]
-    artifacts = [where.artifacts / name] if place.given_artifacts is None else []
-    return [path for path in (*folders, *left, *artifacts) if path.exists()]
+    return [path for path in (*folders, *left) if path.exists() or path.is_symlink()]
 
 
 def _size(path: Path) -> int:
@@ -116,7 +117,7 @@ def remains(place: Place, name: str) -> Remains:
     """What `delete` would delete, plan unread. Raises ConfigError where there is no such study."""
     ledger: list[str] = []
     uids: set[str] = set()
-    trials = 0
+    trials, tracked = 0, place.given_tracking_uri
     if place.storage_url is not None or place.where.ledger.exists():
         storage = open_storage(place)
         try:
@@ -124,13 +125,19 @@ def remains(place: Place, name: str) -> Remains:
                 if re.fullmatch(rf"{re.escape(name)}({re.escape(CONFIRM)})?(~\d+)?", frozen.study_name):
                     ledger.append(frozen.study_name)
                     uids |= {str(v) for k, v in frozen.user_attrs.items() if k == "overnight.uid"}
+                    plan = frozen.user_attrs.get("overnight.plan") or {}
+                    tracked = plan.get("settings", {}).get("tracking", {}).get("uri", tracked)
                     if CONFIRM not in frozen.study_name:
                         trials = max(trials, storage.get_n_trials(frozen._study_id))
         finally:
             dispose(storage)
-    if not ledger or name.endswith(CONFIRM):
+    if not ledger or name not in names_in(place):  # which leaves out generations, confirmations and what is not ours
         known = ", ".join(names_in(place)) or "none"
         raise ConfigError([f"study: must be one of those in {place.where.root}, got {name!r}; there are: {known}"])
+    if tracked != place.given_tracking_uri:
+        raise ConfigError(
+            [f"tracking.uri: must name the MLflow store that {name} was last tuned with, and does not; say it as then"]
+        )
     files = _files(place, name)
     with _told(name):
         runs, versions = registry.held(place, name, uids)
@@ -153,7 +160,7 @@ def delete(place: Place, found: Remains) -> list[str]:
         with _told(found.name):
             left = registry.forget(place, found.name, found.uids)
         for path in found.files:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            _remove(path, found.name)
         storage = open_storage(place)
         try:
             there = {s.study_name for s in storage.get_all_studies()}
@@ -162,6 +169,18 @@ def delete(place: Place, found: Remains) -> list[str]:
         finally:
             dispose(storage)
     return [left] if left else []
+
+
+def _remove(path: Path, name: str) -> None:
+    """Remove a folder or file. Raises ConfigError where that fails: a study made anew would take it for its own."""
+    try:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ConfigError(
+            [f"{path}: must be removable to delete {name}: {error}; the ledger has the study still: say it again"]
+        ) from error
 
 
 @contextlib.contextmanager
@@ -223,7 +242,7 @@ def _frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
         }
         for r in records
     ]
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=_COLUMNS)
     names = sorted(map(str, frame.columns), key=lambda n: (n.startswith("metrics."), n.startswith("params.")))
     frame = frame[names]
     for column in [c for c in names if c.startswith("params.")]:
@@ -242,8 +261,9 @@ def _frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
 # A trial marked bad ---------------------------------------------------------------------------------------------------
 
 
-def mark(place: Place, name: str, numbers: Iterable[int], bad: bool, why: str = "") -> StudyView:
-    """Have trials that have ended count as failed, or as they ended; the study as it stands then, in MLflow too.
+def mark(place: Place, name: str, numbers: Iterable[int], bad: bool, why: str = "") -> tuple[StudyView, str | None]:
+    """Have trials that have ended count as failed, or as they ended; the study as it stands then, in MLflow too, and
+    what kept MLflow from it.
 
     Raises ConfigError for a trial that can't be marked, Held where somebody works on the study.
     """
@@ -262,8 +282,7 @@ def mark(place: Place, name: str, numbers: Iterable[int], bad: bool, why: str = 
         ledger.close()
     seen, _ = view(place, name)
     assert seen is not None, "it was just open"
-    _mirror(place, seen)
-    return seen
+    return seen, _mirror(place, seen)
 
 
 def _unmarkable(name: str, records: Sequence[TrialRecord], numbers: Iterable[int], bad: bool) -> Iterator[str]:
@@ -280,8 +299,8 @@ def _unmarkable(name: str, records: Sequence[TrialRecord], numbers: Iterable[int
             yield f"{name}/{number}: must be marked bad to be marked good, and is {records[number].state}; leave it"
 
 
-def _mirror(place: Place, seen: StudyView) -> None:
-    """Have MLflow show the marks, as far as it can be reached; the next start shows them else."""
+def _mirror(place: Place, seen: StudyView) -> str | None:
+    """Have MLflow show the marks, as far as it can be reached, or say why not; the next start shows them else."""
     ledger = reopen(place, seen.name)
     try:
         tracker = tracking.Tracker(seen.plan, seen.uid, with_parent=seen.name != TRAIN)
@@ -289,6 +308,7 @@ def _mirror(place: Place, seen: StudyView) -> None:
         ending = "KILLED" if seen.state != "done" else "FINISHED" if seen.count("complete", "pruned") else "FAILED"
         best: Any = best_of(seen.records, seen.plan.settings) if seen.name != TRAIN else None
         tracker.close(ending, best, None)
+        return tracker.trouble
     finally:
         ledger.close()
 

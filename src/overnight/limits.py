@@ -129,6 +129,7 @@ class Searching:
         self._plan = launch.plan
         self._asked_at: float | None = None
         self._looked: tuple[int, str | None] = (-1, None)  # patience's word, after so many ended trials
+        self._ended_by: tuple[Literal["patience", "terminator"], str] | None = None  # what `next` was told last
         self._outlook: Outlook | None = None
         self._outlook_at = -_LOOK_EVERY_S
 
@@ -140,7 +141,8 @@ class Searching:
         waiting = [r for n, r in sorted(records.items()) if r.state in ("waiting", "paused") and n not in running]
         if not waiting and len(records) >= self._plan.budget:
             return "any"
-        if self._over(list(records.values())) is not None:
+        self._ended_by = self._over(list(records.values()))
+        if self._ended_by is not None:
             return None
         if self._launch.deadline is None:
             return "any"
@@ -161,7 +163,12 @@ class Searching:
         return ahead is not None and self._launch.now() >= ahead.search_ends + deadline.STOP_S + deadline.PICTURES_S
 
     def left_s(self) -> float | None:
-        return self._launch.left_s()
+        ahead = self._outlook
+        if ahead is None or not ahead.size.seeds:
+            return self._launch.left_s()
+        # What MLflow lacks then, the next start writes: it must not cost the confirmation.
+        by = ahead.search_ends + deadline.STOP_S + deadline.PICTURES_S + deadline.SWITCH_S
+        return max(by - self._launch.now(), deadline.SWITCH_S)
 
     def cut(self, records: Mapping[int, TrialRecord]) -> bool:
         told = list(records.values())
@@ -173,7 +180,7 @@ class Searching:
             f"; {saved} that ran {'was' if saved == 1 else 'were'} saved and go{'es' * (saved == 1)} on another time"
         )
         so_far = f"{done} of {self._plan.budget} trials are done{waits if saved else ''}"
-        over = self._over(told)
+        over = self._ended_by or self._over(told)  # the terminator may have thought again since
         if over is not None:
             self._launch.end(over[0], f"{over[1]}; {so_far}")
         elif self._launch.deadline is not None:

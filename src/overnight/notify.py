@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +69,11 @@ class Herald:
         self._messenger = messenger
         self._told: set[str] = set()
         self._no_room = False
+        self._until = math.inf
+
+    def wait_until(self, at: float) -> None:
+        """Wait for the last word no longer than that, seconds since 1970; the messenger itself goes on."""
+        self._until = at
 
     def tell(self, event: Event | Literal["farewell"], sentence: str = "") -> None:
         """Have it said; returns at once."""
@@ -93,7 +100,7 @@ class Herald:
         with contextlib.suppress(OSError):
             self._messenger.stdin.close()  # type: ignore[union-attr]
         try:
-            return self._messenger.wait(WAIT_S) == 0
+            return self._messenger.wait(min(WAIT_S, max(self._until - time.time(), 0.0))) == 0
         except subprocess.TimeoutExpired:
             # It goes on without us, and is taken note of when it ends, if we are still there.
             threading.Thread(target=self._messenger.wait, daemon=True).start()

@@ -139,10 +139,7 @@ def best_of(records: Iterable[TrialRecord], settings: Settings) -> TrialRecord |
 
 def keepers(records: Iterable[TrialRecord], settings: Settings) -> set[int]:
     """The numbers of the trials whose weights are kept: the best complete ones, the earliest of equals."""
-    sign = 1 if settings.study.direction == "maximize" else -1
-    complete = [r for r in records if r.state == "complete"]
-    ranked = sorted(complete, key=lambda r: (-sign * (r.objective or 0.0), r.number))
-    return {r.number for r in ranked[: settings.study.keep_checkpoints]}
+    return {r.number for r in ranked(records, settings)[: settings.study.keep_checkpoints]}
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import urllib.parse
@@ -38,13 +39,19 @@ def register(view: StudyView, made: Exported, tags: Mapping[str, str], descripti
     run_id = parent_of(store, experiment.experiment_id, view.uid) if experiment is not None else None
     if experiment is None or run_id is None:
         raise LookupError(f"MLflow has no run of the study {view.name}; `overnight doctor {view.name}` writes it")
+    named = store.search_registered_models(f"name = '{view.name}'")
+    if named and named[0].tags.get("overnight.uid") != view.uid:
+        raise LookupError(
+            f"the registry's {view.name} is not this study's, and stays as it is; take another study.name"
+        )
+    if not named:
+        described, mine = f"What the study {view.name} won with.", {"overnight.uid": view.uid}
+        store.create_registered_model(view.name, tags=mine, description=described)
     logged = store.create_logged_model(experiment.experiment_id, "winner", run_id, dict(tags))
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), made, logged, run_id)
         store.log_model_artifacts(logged.model_id, folder)
     store.finalize_logged_model(logged.model_id, "READY")
-    if not store.search_registered_models(f"name = '{view.name}'"):
-        store.create_registered_model(view.name, description=f"What the study {view.name} won with.")
     # By its place: a models:/ address would be looked up in whatever store MLflow takes for this process's own.
     version = store.create_model_version(
         view.name, logged.artifact_location, run_id, dict(tags), description=description, model_id=logged.model_id
@@ -74,9 +81,9 @@ def forget(place: Place, experiment_name: str, uids: Collection[str]) -> str | N
     for_good = hasattr(store, "_hard_delete_run")  # what `mlflow gc` does; a server does it for nobody
     for version in _versions(mlflow, experiment_name, uids):
         mlflow.delete_model_version(experiment_name, version.version)
-    with contextlib.suppress(Exception):  # there is none
-        if not list(mlflow.search_model_versions(f"name = '{experiment_name}'")):
-            mlflow.delete_registered_model(experiment_name)
+    named = mlflow.search_registered_models(f"name = '{experiment_name}'")
+    if named and named[0].tags.get("overnight.uid") in uids:
+        mlflow.delete_registered_model(experiment_name)
     experiment = mlflow.get_experiment_by_name(experiment_name)
     if experiment is None:
         return None
@@ -97,7 +104,6 @@ def forget(place: Place, experiment_name: str, uids: Collection[str]) -> str | N
         mlflow.delete_experiment(experiment.experiment_id)
         if for_good:
             store._hard_delete_experiment(experiment.experiment_id)
-            _remove(experiment.artifact_location)
     return None if for_good else f"{place.tracking_uri} keeps what was deleted until `mlflow gc` is run where it lies"
 
 
@@ -122,5 +128,9 @@ def _versions(client: Any, name: str, uids: Collection[str]) -> list[Any]:
 def _remove(location: str) -> None:
     """Remove a folder of artifacts; one that lies elsewhere than on this machine's disk is left to `mlflow gc`."""
     parsed = urllib.parse.urlparse(location)
-    if parsed.scheme in ("", "file"):
-        shutil.rmtree(urllib.parse.unquote(parsed.path), ignore_errors=True)
+    if parsed.scheme not in ("", "file"):
+        return
+    folder = urllib.parse.unquote(parsed.path) if parsed.scheme else location  # a plain path may hold a # or a ?
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.removedirs(os.path.dirname(folder))  # as far up as nothing is left

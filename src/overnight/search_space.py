@@ -127,9 +127,6 @@ class Parameter:
             text = f"{self.length.low} to {self.length.high} of {text}"
         return " ".join([text, "when", " and ".join(map(str, self.when))] if self.when else [text])
 
-    def log_scaled(self) -> bool:
-        return isinstance(self.each, FloatDistribution | IntDistribution) and self.each.log
-
     def _option(self, drawn: str) -> Any:
         """The option that is written so. Raises KeyError where there is none."""
         return {in_grammar(o): o for o in self.options}[drawn]

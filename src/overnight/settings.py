@@ -363,6 +363,8 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
     settings = _build_settings(tree, choices, problems) if tree else None
     if settings is not None and settings.notify.urls:
         tree["notify"]["urls"] = ["not shown"] * len(settings.notify.urls)
+    if settings is not None and settings.notify.command:
+        tree["notify"]["command"] = "not shown"
     fixed = tuple(o.key_or_group for o in parsed if not o.is_sweep_override() and not o.is_delete())
     added = tuple(o.key_or_group for o in parsed if o.is_sweep_override() and o.is_add())
     return Draft(tree, choices, sweeps, added, fixed, absent, settings, problems, folder, folders, accepted)

@@ -47,21 +47,16 @@ def _patient(name: str) -> Callable[..., Any]:
 
 
 class LedgerStorage(RDBStorage):
-    """Optuna's storage, whose writes wait for room on a full disk instead of failing.
+    """Optuna's storage, which waits for room on a full disk instead of failing where a holder writes to it: its trials
+    through HolderStorage, its studies' attributes here.
 
-    Each of them is one transaction, rolled back where there is no room, and so can be said again as it was.
+    Each write is one transaction, rolled back where there is no room, and so can be said again as it was.
     """
 
     def on_full(self) -> None:
         """Called before a write is tried again; may take its time, or raise NoRoom to give up."""
         raise NoRoom("the ledger's disk is full")
 
-    create_new_trial = _patient("create_new_trial")
-    set_trial_param = _patient("set_trial_param")
-    set_trial_state_values = _patient("set_trial_state_values")
-    set_trial_intermediate_value = _patient("set_trial_intermediate_value")
-    set_trial_user_attr = _patient("set_trial_user_attr")
-    set_trial_system_attr = _patient("set_trial_system_attr")
     set_study_user_attr = _patient("set_study_user_attr")
 
 

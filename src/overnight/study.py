@@ -416,7 +416,8 @@ def _continue_or_create(
     if not extend or moved or lacking:
         raise ConfigError(_refusal(plan, differences, [*moved, *lacking], extend))
     study = _extended(storage, plan, old, before.study_name, f"{plan.name}~{generation + 1}")
-    return study, [f"extended: {len(study.get_trials(deepcopy=False))} trials copied into the wider space"]
+    copied = f"extended: {len(study.get_trials(deepcopy=False))} trials copied into the wider space"
+    return study, [copied, *(_enqueue(study, plan) if comparable else [])]
 
 
 def _refusal(plan: Plan, differences: list[str], in_the_way: list[str], extend: bool) -> list[str]:
@@ -471,7 +472,7 @@ def _extended(storage: BaseStorage, plan: Plan, old: Plan, source: str, name: st
     Optuna refuses grown choices, and its TPE hardly leaves the old ends of a widened range. A key that is searched
     now and was not before had its written value all along, and gets it where the space holds that.
     """
-    if any(s.study_name == name for s in optuna.get_all_study_summaries(storage)):
+    if any(s.study_name == name for s in storage.get_all_studies()):
         optuna.delete_study(study_name=name, storage=storage)  # a copy that was cut off
     study = _load(storage, plan, name)
     before = optuna.load_study(study_name=source, storage=storage)

@@ -60,7 +60,8 @@ class Supervisor:
         self.devices = deque(slot_devices(self.plan.settings.slots))
         self.slots = len(self.devices)
         self.running: dict[int, TrialProcess] = {}
-        self.ended: list[TrialRecord] = []  # in this session, in order
+        self.started = 0  # trials, in this session
+        self.ended: list[TrialRecord] = []  # likewise, in order
         self.records: dict[int, TrialRecord] = {}
         self.why: Why | None = None
         self.on_change = on_change
@@ -126,6 +127,8 @@ class Supervisor:
             self._illustrator.close(best if why in ("done", "limit") else None, self.slots, self._hurries)
         except KeyboardInterrupt:
             self.stop()
+        if self.why == "stopped":  # somebody said so while the winner was drawn
+            why = "stopped"
         failed = not any(r.state in ("complete", "pruned") for r in self.records.values())
         ended = "FAILED" if failed else "FINISHED"
         ending = {"done": ended, "limit": ended, "stopped": "KILLED", "failures": "FAILED"}[why]
@@ -180,6 +183,7 @@ class Supervisor:
 
     def _start(self, ticket: Ticket) -> None:
         settings, device = self.plan.settings, self.devices.popleft()
+        self.started += 1
         spec = TrialSpec(
             study=self.plan.name,
             number=ticket.number,

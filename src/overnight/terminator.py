@@ -84,13 +84,15 @@ def serve(connection: Connection) -> None:
 
 
 class Terminator:
-    """The supervisor's end. Asks again after every trial that completes, without waiting for the answer, but for the
-    first: the same line given once more must not train another trial before it hears that the search is over."""
+    """The supervisor's end. Asks again after every trial that completes, without waiting for the answer, but where a
+    launch finds trials enough: the same line given once more must not train another before it hears that the search is
+    over."""
 
     def __init__(self, plan: Plan, fork: Fork) -> None:
         self._plan, self._fork = plan, fork
         self._space = plan.space.always()
         self._started: tuple[BaseProcess, Connection] | None = None
+        self._began = False
         self._asked = 0  # about so many trials, last
         self._pending = False
         self._word: str | None = None
@@ -101,11 +103,11 @@ class Terminator:
         settings = self._plan.settings.terminator
         if settings.improvement == "none" or self.trouble:
             return None
+        first, self._began = not self._began, True
         complete = self._complete(records)
         if self._pending:
             self._hear(0.0)
         if not self._pending and len(complete) >= settings.min_trials and len(complete) != self._asked:
-            first = self._asked == 0
             self._ask(complete)
             self._hear(FIRST_WORD_S if first else 0.0)
         return self._word

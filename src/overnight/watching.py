@@ -57,6 +57,6 @@ def glance(found: StudyView) -> Glance:
 
 
 def _ended(found: StudyView) -> tuple[TrialRecord, ...]:
-    """What has ended, in order, confirmations after the search."""
+    """What has ended, in the order in which it did: a search may go on after its confirmation."""
     both = (found, found.confirmation) if found.confirmation is not None else (found,)
-    return tuple(r for one in both for r in sorted(one.records, key=lambda r: r.ended_at or 0.0) if r.done)
+    return tuple(sorted((r for one in both for r in one.records if r.done), key=lambda r: r.ended_at or 0.0))

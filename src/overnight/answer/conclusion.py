@@ -14,7 +14,7 @@ from overnight.limits import Confirming, Launch
 from overnight.plan import Plan
 from overnight.records import TrialRecord
 from overnight.slots import slot_devices
-from overnight.study import Ledger, open_study, view
+from overnight.study import Ledger, StudyView, open_study, view
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
 
@@ -82,18 +82,18 @@ def conclude(
     page, trouble = telling.tell_in_time(seen, found, launch)
     # As composed for this start: it is not the study that asks for a model, but somebody.
     if plan.settings.tracking.register == "auto" and found.best:
-        left.append(winner.register(seen) if _time_for_a_model(launch) else _left_to_somebody(launch))
+        left.append(_registered(seen, launch))
     return Conclusion(found, worked, page, trouble, tuple(left))
 
 
-def _time_for_a_model(launch: Launch) -> bool:
-    return launch.deadline is None or launch.told_by() - launch.now() > _A_MODEL_S
-
-
-def _left_to_somebody(launch: Launch) -> str:
-    assert launch.deadline is not None
-    name = launch.plan.name
-    return f"no model in MLflow's registry: {launch.deadline.said} left no time; `overnight register {name}` writes it"
+def _registered(seen: StudyView, launch: Launch) -> str:
+    if launch.deadline is None:
+        return winner.register(seen)
+    time_s = launch.told_by() - launch.now() - _A_MODEL_S / 2
+    if time_s > _A_MODEL_S / 2:
+        return winner.register(seen, min(time_s, winner.EXPORTED_WITHIN_S))
+    said, name = launch.deadline.said, launch.plan.name
+    return f"no model in MLflow's registry: {said} left no time; `overnight register {name}` writes it"
 
 
 def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord]) -> int | None:

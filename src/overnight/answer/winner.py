@@ -78,10 +78,11 @@ def leave_config(view: StudyView) -> list[str]:
     return [f"{path} was changed by somebody, and stands as it was" for path in theirs]
 
 
-def register(view: StudyView) -> str:
+def register(view: StudyView, within_s: float = EXPORTED_WITHIN_S) -> str:
     """Have MLflow's registry hold the winner's network under the study's name, as its champion; a line to be told.
 
-    What the registry has already is not written again. The forkserver must be warm.
+    within_s: seconds for the export, which is given up then. What the registry has already is not written again. The
+    forkserver must be warm.
     """
     try:
         kept = checkpoint_of(view)
@@ -94,7 +95,7 @@ def register(view: StudyView) -> str:
             if registry.champion_tags(place, view.name).get(registry.WEIGHTS_TAG) == digest:
                 return f"model: {named}"
             spec = ExportSpec(kept.path, Path(folder), place.where.cache)
-            made = processes.run_errand(spec, place.where.study_logs(view.name) / "model.log", EXPORTED_WITHIN_S)
+            made = processes.run_errand(spec, place.where.study_logs(view.name) / "model.log", within_s)
             why = made.problems[0] if isinstance(made, Refused) else made.why if isinstance(made, Exported) else ""
             if not isinstance(made, Exported) or made.file is None:
                 return f"no model in MLflow's registry: {why}; its weights are kept in {kept.path}"

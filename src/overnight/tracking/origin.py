@@ -52,9 +52,14 @@ def _environment() -> dict[str, Any]:
         "machine": {"system": platform.platform(), "host": platform.node(), "cores": os.cpu_count()},
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        # A hook's command may hold what is nobody's business.
-        "command": [re.sub(r"^([+~]*notify\b[^=]*=).*", r"\1(not kept)", word, flags=re.DOTALL) for word in sys.argv],
+        # A hook's command may hold what is nobody's business, and so may an address.
+        "command": [_discreet(word) for word in sys.argv],
     }
+
+
+def _discreet(word: str) -> str:
+    word = re.sub(r"^([+~]*notify\b[^=]*=).*", r"\1(not kept)", word, flags=re.DOTALL)
+    return re.sub(r"://[^@/\s]+@", "://(not kept)@", word)  # a name and a password
 
 
 def _git(*arguments: str) -> str | None:

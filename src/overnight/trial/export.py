@@ -63,6 +63,8 @@ def _example(taken: Taken) -> Tensor:
     data.setup("fit")
     if isinstance(data, SplitData):
         return data.raw(2)
+    if taken.prepared is not None:  # a batch is prepared already
+        return torch.rand(2, *data.input_shape) * float(getattr(data, "brightest", 255.0))
     loader = data.val_dataloader()
     batch = next(iter(loader[0] if isinstance(loader, list | tuple) else loader))
     rows = batch[0] if isinstance(batch, list | tuple) else batch

@@ -19,6 +19,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from overnight.data.split import SplitData
 from overnight.messages import Alive, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
@@ -124,6 +125,7 @@ def touch() -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        plugins=[LightningEnvironment()],  # within Slurm it would look for a job of its own
     )
 
 

@@ -48,13 +48,17 @@ def predict(spec: AskSpec) -> Predicted:
         rows = _read_table(spec.path, tuple(getattr(taken.data, "columns", ())), shape[0])
         sources = [str(number) for number in range(1, len(rows) + 1)]
     served, told = Served(taken).eval(), list[Prediction]()
+    certain = not isinstance(taken.model, Supervised) and taken.task != "regression"  # looks like probabilities so far
     with torch.no_grad():
         for batch, named in zip(rows.split(_AT_ONCE), _split(sources), strict=True):
             try:
                 answers = served(batch)
             except Exception as error:  # somebody's forward raises any kind
                 raise Mistakes(f"model: {type(taken.model).__name__} can't be asked: {in_short(error)}") from error
+            certain = certain and bool(((answers >= 0) & (answers <= 1)).all())
             told += _answers(taken, answers, named)
+    if certain:
+        notes += ("every output lies between 0 and 1: forward must return logits, not probabilities, to be read right",)
     return Predicted(tuple(told), notes)
 
 
@@ -85,7 +89,7 @@ def _split(sources: Sequence[str]) -> Iterator[list[str]]:
 def _pictures(path: Path) -> list[Path]:
     """The picture, or those of a folder and the folders in it, by name."""
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.name[:2] != "._")
         if not found:
             raise Mistakes(
                 f"{path}: must hold pictures ({', '.join(PICTURES)}), and there is none; name another folder"
@@ -102,7 +106,7 @@ def _pictures(path: Path) -> list[Path]:
 def _read_pictures(files: Sequence[Path], shape: tuple[int, ...], invert: bool) -> Tensor:
     """(N, C, H, W), 0 to 1: scaled to the data's size, grey where it has one channel, on white where transparent."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     channels, height, width = shape
     if channels not in (1, 3):
@@ -111,7 +115,9 @@ def _read_pictures(files: Sequence[Path], shape: tuple[int, ...], invert: bool) 
     for place, file in enumerate(files):
         try:
             with Image.open(file) as opened:
-                picture = opened.convert("RGBA")
+                if opened.mode.startswith("I") or opened.mode == "F":
+                    raise ValueError(f"it has more than 8 bits a pixel (mode {opened.mode}): save it with 8")
+                picture = ImageOps.exif_transpose(opened).convert("RGBA")
             flat = Image.new("RGBA", picture.size, "white")
             flat.alpha_composite(picture)
             # A mean over each pixel's area where it shrinks, as scanned digits were made small: nothing is smeared.
@@ -149,13 +155,15 @@ def _read_table(path: Path, columns: tuple[str, ...], features: int) -> Tensor:
     """
     if path.is_dir() or path.suffix.lower() != ".csv":
         raise Mistakes(f"{path}: the study's data is a table, so it must be a .csv file; name one")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        lines = [
-            (number, line) for number, line in enumerate(csv.reader(file), 1) if any(cell.strip() for cell in line)
-        ]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = [(n, line) for n, line in enumerate(csv.reader(file), 1) if any(cell.strip() for cell in line)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise Mistakes(f"{path}: must be a CSV file in UTF-8, and is not ({in_short(error)}); save it so") from error
     wanted = ", ".join(columns) or f"{features} numbers"
     heads = [cell.strip() for cell in lines[0][1]] if lines else []
-    named = any(_number(cell) is None for cell in heads)
+    # A first row of data may lack a number; of a data module without names, one with any number is data.
+    named = any(_number(c) is None for c in heads) and (bool(columns) or all(_number(c) is None for c in heads))
     lines = lines[1:] if named else lines
     if not lines:
         raise Mistakes(f"{path}: must hold rows of {wanted}, and has none; add some")
@@ -164,7 +172,12 @@ def _read_table(path: Path, columns: tuple[str, ...], features: int) -> Tensor:
         lacks = f"it lacks {', '.join(missing)}: name them so in its first line" if missing else "one for each feature"
         raise Mistakes(f"{path}: must have the columns {wanted}, got {', '.join(heads)}; {lacks}")
     places = [heads.index(c) for c in columns] if named and columns else list(range(features))
-    problems, rows = [], []
+    rows: list[list[float | None]] = []
+    problems = [
+        f"{path}, line {n}: must have {len(heads)} cells, got {len(line)}; a decimal comma is written as a point"
+        for n, line in lines
+        if any(cell.strip() for cell in line[len(heads) :])
+    ]
     for number, line in lines:
         cells = [line[p].strip() if p < len(line) else "" for p in places]
         rows.append([_number(cell) for cell in cells])

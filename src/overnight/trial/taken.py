@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from overnight.data.split import SplitData
 from overnight.models.supervised import Supervised
 from overnight.trial import fit
 
@@ -45,11 +46,11 @@ def take(weights: Path, cache: Path | None) -> Taken:
     if callable(prepared):
         # By the name that Lightning gave it, of a module that was clothed for the other Lightning the base's.
         state = kept.get(type(data).__qualname__, kept.get("LightningDataModule"))
-        if state is not None:
-            data.load_state_dict(state)
-        else:
+        if state is None or not isinstance(data, SplitData):  # who knows what theirs keeps in its state
             data.prepare_data()
             data.setup("fit")
+        if state is not None:
+            data.load_state_dict(state)
     task = getattr(data, "task", None) or ours["config"]["data"].get("task")
     return Taken(data, model, prepared if callable(prepared) else None, task)
 

@@ -32,9 +32,9 @@ PICTURES_S = 6.0
 # Seconds for the report, and for MLflow to have it all, at least; as much again for every so many trials. A machine
 # that took longer to start takes longer, but not for ever: that may have been a download. (2 cores, much other work:
 # 3 s with 6 trials, 12 s with 66, 28 s with 300.)
-CLOSE_S, CLOSE_AT_MOST_S, TRIALS_AS_MUCH = 8.0, 16.0, 75
+CLOSE_S, CLOSE_AT_MOST_S, TRIALS_AS_MUCH = 11.0, 18.0, 75
 # Seconds of these to print the answer and leave: the page is waited for no longer.
-LEAVE_S = 3.0
+LEAVE_S = 6.0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overnight import processes, tracking
+from overnight import deadline, processes, tracking
 from overnight.answer import finding
 from overnight.answer.finding import Finding
 from overnight.limits import Launch
@@ -50,11 +50,11 @@ def tell_in_time(seen: StudyView, found: Finding, launch: Launch) -> tuple[Path 
 
 
 def _publish_in_time(launch: Launch, seen: StudyView, place: Place, found: Finding, *files: str) -> str | None:
-    """Have MLflow hear the answer, as far as it listens until the launch must have told it."""
+    """Have MLflow hear the answer, as far as it listens until soon after the page is given up."""
     said: list[str | None] = []
     thread = threading.Thread(target=lambda: said.append(publish(seen, place, found, *files)), daemon=True)
     thread.start()
-    thread.join(max(launch.told_by() - launch.now(), 0.0))
+    thread.join(max(launch.told_by() + deadline.LEAVE_S / 3 - launch.now(), 0.0))
     return said[0] if said else "there was no time left"
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -166,7 +167,8 @@ def _write_blank(path: Path) -> None:
 
 def create_whole(path: Path, create: Callable[[Path], None]) -> None:
     """Have `create` make a file under another name, then put it in place unless somebody else was first."""
-    fresh = path.with_name(f"{path.name}.creating-{os.getpid()}")
+    # Two threads of a process may be at it: MLflow's, and the one that tells the answer at a deadline.
+    fresh = path.with_name(f"{path.name}.creating-{os.getpid()}-{threading.get_ident()}")
     fresh.unlink(missing_ok=True)
     create(fresh)
     try:

@@ -13,7 +13,7 @@ import pytest
 from commands import SMALL
 from overnight import api, plan, settings, tracking
 from overnight.screen import Nothing
-from overnight.study import StudyView, view
+from overnight.views import StudyView, view
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from overnight.study import StudyView
+from overnight.views import StudyView
 
 # What conf/search/mlp.yaml draws on a log scale.
 LOG_SCALED = ("optimizer.lr", "optimizer.weight_decay", *(f"model.hidden_sizes.{i}" for i in range(9)))

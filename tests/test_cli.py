@@ -22,7 +22,7 @@ from commands import LATE, running, start
 from overnight import api, plan, settings
 from overnight.api import Result
 from overnight.cli import cli
-from overnight.study import StudyView, view
+from overnight.views import StudyView, view
 
 Overnight = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from overnight import tracking
 from overnight.answer.compare import sparkline
 from overnight.cli import cli
-from overnight.study import StudyView
+from overnight.views import StudyView
 
 
 def compared(home: Path, *refs: str) -> Result:

@@ -18,8 +18,8 @@ from overnight.plan import CONFIRM, Plan
 from overnight.records import Confirms, TrialRecord
 from overnight.screen import Nothing
 from overnight.settings import ConfigError
-from overnight.study import view
 from overnight.supervisor import Supervisor
+from overnight.views import view
 
 SEARCHED = (
     "~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none",

@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from overnight import plan
 from overnight.cli import cli
 from overnight.storage import holder_file
-from overnight.study import StudyView, open_study, view
+from overnight.study import open_study
+from overnight.views import StudyView, view
 from stores import assert_equal, children, client_of, forget, runs_of
 
 SEVEN = ("study.trials=7", "trainer.max_epochs=6", "pruner.startup_trials=2", "pruner.warmup_epochs=1")

@@ -21,7 +21,8 @@ from overnight.plan import Plan
 from overnight.screen import Nothing
 from overnight.settings import ConfigError, Place
 from overnight.storage import Held, dispose, hold, open_storage
-from overnight.study import StudyView, open_study, view
+from overnight.study import open_study
+from overnight.views import StudyView, view
 from stores import assert_equal, client_of
 
 LINE = ("study.trials=5", "trainer.max_epochs=2", "pictures.when=never", "preflight=never", "pruner=none",

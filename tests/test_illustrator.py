@@ -15,7 +15,7 @@ from commands import SMALL
 from overnight import api, plan, processes, settings, tracking
 from overnight.pictures.process import give_way
 from overnight.screen import Nothing
-from overnight.study import StudyView, view
+from overnight.views import StudyView, view
 
 DRAWN = {"weights.png", "curves.png", "confusion.png", "mistakes.png", "in-words.md"}
 

@@ -15,8 +15,8 @@ from overnight.answer import finding, report, telling
 from overnight.limits import Launch
 from overnight.messages import EpochEnd
 from overnight.records import TrialRecord
-from overnight.study import StudyView, view
 from overnight.terminator import Terminator
+from overnight.views import StudyView, view
 
 Tune = Callable[..., api.Result]
 CHEAP = (

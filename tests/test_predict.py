@@ -26,11 +26,11 @@ from overnight.messages import AskSpec, Exported, ExportSpec
 from overnight.records import TrialRecord, config_of
 from overnight.screen import Nothing
 from overnight.settings import ConfigError
-from overnight.study import StudyView, view
 from overnight.trial.errand import Mistakes
 from overnight.trial.export import export
 from overnight.trial.fit import fit
 from overnight.trial.predict import predict
+from overnight.views import StudyView, view
 from stores import client_of
 from test_pictures import write_idx
 from test_trial import KEYS, ListLink, spec_for

@@ -25,7 +25,7 @@ from overnight.messages import EpochEnd
 from overnight.plan import CONFIRM, Plan
 from overnight.records import Confirms, TrialRecord, ranked
 from overnight.settings import WarmStart
-from overnight.study import StudyView
+from overnight.views import StudyView
 
 # A planted problem: the learning rate matters most, then the width; dropout is of no use.
 SPACE = (

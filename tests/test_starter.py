@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from overnight import plan, settings, starter
 from overnight.cli import cli
 from overnight.settings import ConfigError
-from overnight.study import view
+from overnight.views import view
 
 
 @pytest.mark.long

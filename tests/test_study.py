@@ -21,7 +21,8 @@ from overnight.messages import EpochEnd
 from overnight.plan import Plan
 from overnight.settings import ConfigError
 from overnight.storage import Held
-from overnight.study import Ledger, open_study, view
+from overnight.study import Ledger, open_study
+from overnight.views import view
 
 
 def planned(home: Path, *overrides: str) -> Plan:

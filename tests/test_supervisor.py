@@ -14,9 +14,10 @@ from commands import LATE, running
 from overnight import api, plan, processes
 from overnight.screen import Nothing
 from overnight.settings import ConfigError
-from overnight.study import open_study, view
+from overnight.study import open_study
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
+from overnight.views import view
 from stores import children
 
 BARE = (

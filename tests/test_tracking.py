@@ -14,8 +14,8 @@ import pytest
 from overnight import api, plan, tracking
 from overnight.messages import EpochEnd
 from overnight.records import TrialRecord
-from overnight.study import StudyView, view
 from overnight.tracking import Tracker
+from overnight.views import StudyView, view
 from stores import assert_equal, children, client_of, forget, runs_of
 
 

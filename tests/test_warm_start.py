@@ -17,7 +17,8 @@ from overnight.answer.report import Report
 from overnight.records import ranked
 from overnight.screen import Nothing
 from overnight.settings import ConfigError
-from overnight.study import StudyView, open_study, view
+from overnight.study import open_study
+from overnight.views import StudyView, view
 
 # The best learning rate, 0.05, lies beyond the upper end.
 PLANTED = (

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from commands import LATE, running, start
 from overnight import settings
 from overnight.cli import cli
-from overnight.study import view
+from overnight.views import view
 from test_supervisor import theirs
 
 

@@ -22,10 +22,11 @@ from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
 from overnight.settings import ConfigError
 from overnight.slots import slot_devices
 from overnight.storage import free_mib, get_ready
-from overnight.study import open_study, view
+from overnight.study import open_study
 from overnight.supervisor import Supervisor, Why
 from overnight.terminator import Terminator
 from overnight.tracking import Tracker
+from overnight.views import view
 
 if TYPE_CHECKING:
     import pandas as pd

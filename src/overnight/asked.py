@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from overnight.settings import Place
-    from overnight.study import StudyView
+    from overnight.views import StudyView
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 MISTAKE = 2  # the exit code
@@ -24,14 +24,13 @@ def mistake(problems: list[str]) -> NoReturn:
 
 def look(arguments: tuple[str, ...]) -> tuple[Place, StudyView | None, list[str]]:
     """Where studies lie, the study that was named or else worked on last, and the names of the others."""
-    from overnight import settings
-    from overnight import study as ledger
+    from overnight import settings, views
 
     named = [a for a in arguments if "=" not in a]
     if len(named) > 1:
         mistake([f"study: must be one name, got {', '.join(named)}"])
     place = settings.place(a for a in arguments if "=" in a)
-    view, names = ledger.view(place, named[0] if named else None)
+    view, names = views.view(place, named[0] if named else None)
     if named and view is None:
         mistake(
             [
@@ -44,14 +43,14 @@ def look(arguments: tuple[str, ...]) -> tuple[Place, StudyView | None, list[str]
 
 def refer(place: Place, ref: str) -> tuple[StudyView, int | None]:
     """The study that a STUDY or STUDY/NUMBER speaks of, and the trial's number. Raises ConfigError for any other."""
-    from overnight import study as ledger
+    from overnight import views
     from overnight.settings import ConfigError
 
     name, slash, number = ref.partition("/")
     number = number.removeprefix("trial-")
     if slash and not number.isdigit():
         raise ConfigError([f"{ref}: must be STUDY or STUDY/NUMBER, e.g. digits-mlp/7"])
-    view, names = ledger.view(place, name)
+    view, names = views.view(place, name)
     if view is None:
         raise ConfigError(
             [

@@ -20,7 +20,7 @@ from overnight.asked import refer as _refer
 
 if TYPE_CHECKING:
     from overnight.api import Result
-    from overnight.study import StudyView
+    from overnight.views import StudyView
 
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
 _CONFIG_DIR = click.option("--config-dir", metavar="DIR", help="A folder of your own configs.")
@@ -119,7 +119,7 @@ def stop(arguments: tuple[str, ...], wait_s: float) -> None:
     """Let running trials save and stop; `tune` goes on from there."""
     import time
 
-    from overnight import study as ledger
+    from overnight import views
     from overnight.storage import holder_of
 
     place, view, _ = _look(arguments)
@@ -128,7 +128,7 @@ def stop(arguments: tuple[str, ...], wait_s: float) -> None:
     if view.holder is None:
         click.echo(f"{view.name}: nobody is at it ({view.state})")
         return
-    ledger.request_stop(place, view.name)
+    views.request_stop(place, view.name)
     deadline = time.monotonic() + wait_s
     while holder_of(place, view.name) is not None:
         if time.monotonic() > deadline:
@@ -173,15 +173,14 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
 @click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
 def logs(trial: str, overrides: tuple[str, ...]) -> None:
     """Show what a trial printed, and how it failed where it did."""
-    from overnight import settings
-    from overnight import study as ledger
+    from overnight import settings, views
 
     name, _, number = trial.rpartition("/")
     number = number.removeprefix("trial-")
     if not name or not number.isdigit():
         _mistake([f"trial: must be STUDY/NUMBER, e.g. digits-mlp/7, got {trial!r}"])
     place = settings.place(overrides)
-    view, _ = ledger.view(place, name)
+    view, _ = views.view(place, name)
     if view is None or int(number) >= len(view.records):
         known = f"it has trials 0 to {len(view.records) - 1}" if view else "there is no such study"
         _mistake([f"trial: must be one of the ledger's, got {trial!r}; {known} in {place.where.root}"])

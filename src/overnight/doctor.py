@@ -21,9 +21,10 @@ from overnight.plan import TRAIN
 from overnight.records import keepers
 from overnight.settings import Place
 from overnight.storage import Held, held_by, holder_file, holder_of
-from overnight.study import StudyView, reopen, view
+from overnight.study import reopen
 from overnight.survey import summary_lacking, survey
 from overnight.trial import checkpoint
+from overnight.views import StudyView, view
 
 
 @dataclass(frozen=True)

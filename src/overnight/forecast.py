@@ -13,7 +13,7 @@ from overnight import processes, warm_start
 from overnight.messages import EpochEnd, TrialSpec
 from overnight.plan import Plan
 from overnight.slots import slot_devices
-from overnight.study import view
+from overnight.views import view
 
 # Bytes that a trial takes in ledger and MLflow: so much once, and so much an epoch (measured on digits, 3 metrics).
 _BYTES_A_TRIAL, _BYTES_AN_EPOCH = 9_000, 1_400

@@ -20,7 +20,8 @@ from overnight.plan import CONFIRM, TRAIN
 from overnight.records import TrialRecord, best_of
 from overnight.settings import ConfigError, Place
 from overnight.storage import dispose, hold, holder_file, open_storage
-from overnight.study import StudyView, names_in, reopen, view
+from overnight.study import reopen
+from overnight.views import StudyView, names_in, view
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,8 +13,8 @@ from typing import Any
 
 from overnight.messages import Exported
 from overnight.settings import Place
-from overnight.study import StudyView
 from overnight.tracking import client, exists, parent_of, write_model
+from overnight.views import StudyView
 
 CHAMPION = "champion"
 WEIGHTS_TAG = "overnight.weights"  # of a version: the sha256 of the checkpoint that it was made from

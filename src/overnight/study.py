@@ -8,13 +8,12 @@ parameters and its history.
 from __future__ import annotations
 
 import math
-import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from filelock import BaseFileLock
@@ -26,7 +25,7 @@ from overnight import marks, sampling
 from overnight.gp import Fork
 from overnight.holding import HolderStorage, open_for_work
 from overnight.messages import EpochEnd, Tested
-from overnight.plan import CONFIRM, TRAIN, FirstTrial, Plan
+from overnight.plan import FirstTrial, Plan
 from overnight.records import (
     ASKED,
     ATTEMPTS,
@@ -43,9 +42,7 @@ from overnight.records import (
     REASON,
     VALUES,
     Confirms,
-    State,
     TrialRecord,
-    best_of,
     objective_of,
     pack,
     record_of,
@@ -53,14 +50,8 @@ from overnight.records import (
     values_of,
 )
 from overnight.settings import ConfigError, Place, look_up
-from overnight.storage import dispose, hold, holder_of, open_storage
-
-# Names of what we keep in a study's user attributes.
-_PLAN, _READY, _STOP, _LINKS = "overnight.plan", "overnight.ready", "overnight.stop", "overnight.mlflow"
-_WANTED = "overnight.wanted"  # of a confirmation: (trial, nth seed) of what is asked for
-_TESTS = "overnight.tests"  # of a confirmation: what the test set says
-_LAUNCH = "overnight.launch"  # the last one: its deadline, and what ended it; as limits.Launch keeps it
-_UID = "overnight.uid"  # tells this study's runs from those of another ledger's study of the same name
+from overnight.storage import dispose, hold
+from overnight.views import LAUNCH, LINKS, PLAN, READY, STOP, TESTS, UID, WANTED, generations, plan_of, tests_of
 
 
 @dataclass(frozen=True)
@@ -303,28 +294,28 @@ class Ledger:
     @property
     def uid(self) -> str:
         """Of this study in this ledger, for ever."""
-        return str(self.study.user_attrs[_UID])
+        return str(self.study.user_attrs[UID])
 
     # Words between processes
 
     def stop_requested(self) -> bool:
-        return bool(self.storage.get_study_user_attrs(self.study._study_id).get(_STOP))
+        return bool(self.storage.get_study_user_attrs(self.study._study_id).get(STOP))
 
     def clear_stop(self) -> None:
         if self.stop_requested():
-            self.study.set_user_attr(_STOP, False)
+            self.study.set_user_attr(STOP, False)
 
     def link(self, experiment_id: str, parent_run_id: str | None) -> None:
         """Keep where MLflow shows this study."""
-        self.study.set_user_attr(_LINKS, {"experiment_id": experiment_id, "parent_run_id": parent_run_id})
+        self.study.set_user_attr(LINKS, {"experiment_id": experiment_id, "parent_run_id": parent_run_id})
 
     def keep_launch(self, launch: Mapping[str, Any]) -> None:
         """Keep what others should see of the launch that is at work."""
-        self.study.set_user_attr(_LAUNCH, dict(launch))
+        self.study.set_user_attr(LAUNCH, dict(launch))
 
     def keep_wanted(self, wanted: Iterable[tuple[int, int]]) -> None:
         """Of a confirmation: keep which (trial, nth seed) are asked for; what else waits is of finalists that were."""
-        self.study.set_user_attr(_WANTED, [list(pair) for pair in wanted])
+        self.study.set_user_attr(WANTED, [list(pair) for pair in wanted])
 
     def tests(self) -> dict[int, Tested]:
         return tests_of(self.study.user_attrs)
@@ -332,7 +323,7 @@ class Ledger:
     def keep_test(self, tested: Tested) -> None:
         """Keep what a trial's network was worth on the test set, for ever: it is asked once."""
         kept = {**self.tests(), tested.number: tested}
-        self.study.set_user_attr(_TESTS, [vars(t) for t in kept.values()])
+        self.study.set_user_attr(TESTS, [vars(t) for t in kept.values()])
 
     def close(self) -> None:
         assert isinstance(self.study.sampler, sampling.SeededSampler)
@@ -380,9 +371,9 @@ def reopen(place: Place, name: str) -> Ledger:
     """Hold a study that there is, as it stands, to mend what is around it. Raises Held."""
     with _held(place, name) as (lock, holder):
         storage = open_for_work(place)
-        _, frozen = _generations(storage, name)
+        _, frozen = generations(storage, name)
         assert frozen is not None
-        plan = _plan_of(name, frozen.user_attrs).at(place)
+        plan = plan_of(name, frozen.user_attrs).at(place)
         return Ledger(plan, _load(storage, plan, frozen.study_name), lock, holder)
 
 
@@ -401,15 +392,15 @@ def _held(place: Place, name: str) -> Iterator[tuple[BaseFileLock, Path]]:
 def _continue_or_create(
     storage: BaseStorage, plan: Plan, extend: bool, comparable: bool
 ) -> tuple[optuna.Study, list[str]]:
-    generation, before = _generations(storage, plan.name)
+    generation, before = generations(storage, plan.name)
     if before is None:
         return _create(storage, plan, plan.name, comparable), []
-    old = _plan_of(plan.name, before.user_attrs)
+    old = plan_of(plan.name, before.user_attrs)
     differences = plan.differences(old) if comparable else []
     if not differences:
         study = _load(storage, plan, before.study_name)
-        if before.user_attrs[_PLAN] != plan.to_json():
-            study.set_user_attr(_PLAN, plan.to_json())  # budget, slots, pruner and the like may change
+        if before.user_attrs[PLAN] != plan.to_json():
+            study.set_user_attr(PLAN, plan.to_json())  # budget, slots, pruner and the like may change
         return study, _enqueue(study, plan) if comparable else []
     moved = [d for d in differences if not d.startswith("search.")]
     lacking = plan.space.grew_from(old.space)
@@ -435,12 +426,12 @@ def _refusal(plan: Plan, differences: list[str], in_the_way: list[str], extend: 
 def _create(storage: BaseStorage, plan: Plan, name: str, with_baseline: bool) -> optuna.Study:
     """Create a study step by step, each of which a cut one repeats; the configuration as written is trial 0."""
     study = _load(storage, plan, name)
-    study.set_user_attr(_PLAN, plan.to_json())
-    if _UID not in study.user_attrs:
-        study.set_user_attr(_UID, uuid.uuid4().hex)
+    study.set_user_attr(PLAN, plan.to_json())
+    if UID not in study.user_attrs:
+        study.set_user_attr(UID, uuid.uuid4().hex)
     if with_baseline:
         _enqueue(study, plan)
-    study.set_user_attr(_READY, True)
+    study.set_user_attr(READY, True)
     return study
 
 
@@ -478,11 +469,11 @@ def _extended(storage: BaseStorage, plan: Plan, old: Plan, source: str, name: st
     before = optuna.load_study(study_name=source, storage=storage)
     for t in before.get_trials(deepcopy=False):
         study.add_trial(_moved(t, plan, old))
-    study.set_user_attr(_PLAN, plan.to_json())
-    study.set_user_attr(_UID, before.user_attrs[_UID])
-    study.set_user_attr(_LINKS, before.user_attrs.get(_LINKS))
+    study.set_user_attr(PLAN, plan.to_json())
+    study.set_user_attr(UID, before.user_attrs[UID])
+    study.set_user_attr(LINKS, before.user_attrs.get(LINKS))
     study.set_user_attr(marks.BAD, marks.of(before.user_attrs))
-    study.set_user_attr(_READY, True)
+    study.set_user_attr(READY, True)
     return marks.heeded(study)
 
 
@@ -533,172 +524,6 @@ def _load(storage: BaseStorage, plan: Plan, name: str) -> optuna.Study:
         load_if_exists=True,
     )
     return marks.heeded(study)
-
-
-def _plan_of(name: str, attrs: Mapping[str, Any]) -> Plan:
-    """The plan that a study keeps. Raises ConfigError with what to do where this version can't read it."""
-    try:
-        return Plan.from_json(attrs[_PLAN])
-    except ConfigError as error:
-        first = (
-            f"study: {name} was made by another version of overnight, whose plan this one can't read; go on with that "
-            f"version, take a new study.name, or `overnight delete {name}`"
-        )
-        raise ConfigError([first, *(f"  {problem}" for problem in error.problems)]) from error
-
-
-def _generations(storage: BaseStorage, name: str) -> tuple[int, Any]:
-    """The newest whole ledger study under a name, with its generation: NAME is 1, NAME~2 the first extension."""
-    found = []
-    for frozen in storage.get_all_studies():
-        match = re.fullmatch(re.escape(name) + r"(?:~(\d+))?", frozen.study_name)
-        if match and frozen.user_attrs.get(_READY):
-            found.append((int(match[1] or 1), frozen))
-    return max(found, key=lambda pair: pair[0]) if found else (0, None)
-
-
-# Looking on -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StudyView:
-    """A study as somebody who does not hold it sees it."""
-
-    name: str
-    plan: Plan
-    records: tuple[TrialRecord, ...]
-    holder: dict[str, Any] | None
-    experiment_id: str | None
-    parent_run_id: str | None
-    uid: str = ""
-    tests: Mapping[int, Tested] = field(default_factory=dict)
-    confirmation: StudyView | None = None  # of a search, once it has one
-    launch: Mapping[str, Any] = field(default_factory=dict)  # the last one, as limits.Launch keeps it
-    wanted: frozenset[tuple[int, int]] = frozenset()  # of a confirmation: (trial, nth seed) of what is asked for
-
-    @property
-    def budget(self) -> int:
-        """Of trials, in all; what was trained one by one counts as asked for."""
-        return max(self.plan.budget, len(self.records) if self.name == TRAIN else 0)
-
-    def count(self, *states: State) -> int:
-        return sum(r.state in states for r in self.records)
-
-    @property
-    def confirmed(self) -> int:
-        """How many trials of the confirmation are done."""
-        return self.confirmation.count("complete", "pruned", "failed") if self.confirmation is not None else 0
-
-    @property
-    def confirmations(self) -> int:
-        """How many there are to be; at most, as long as the search goes on."""
-        return len(self.confirmation.records) if self.confirmation is not None else self.plan.confirmation_trials
-
-    @property
-    def state(self) -> Literal["running", "paused", "stalled", "done"]:
-        """running: somebody works on it. stalled: its trials say running, and nobody is. done: the budget is spent, and
-        what there is to confirm is confirmed."""
-        if self.holder is not None:
-            return "running"
-        spent = self.count("complete", "pruned", "failed") >= self.budget and not self.count("waiting", "paused")
-        if (spent or self.launch.get("over") in ("patience", "terminator")) and not self.count("running"):
-            if self.best is None or not self.plan.confirmation_trials:
-                return "done"
-            return self.confirmation.state if self.confirmation is not None else "paused"
-        return "stalled" if self.count("running") else "paused"
-
-    @property
-    def best(self) -> TrialRecord | None:
-        """None for `train`: what was trained one by one need not share a metric."""
-        return best_of(self.records, self.plan.settings) if self.name != TRAIN else None
-
-
-def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[str]]:
-    """A study as it stands, without touching it, and the names of all studies, the one worked on last first.
-
-    name: which; without one, the one worked on last. The view is None where the ledger has no such study.
-    """
-    if place.storage_url is None and not place.where.ledger.exists():
-        return None, []
-    storage = open_storage(place)
-    try:
-        newest, names = _newest(storage)
-        name = name if name is not None else names[0] if names else None
-        if name is None or name not in newest:
-            return None, names
-        confirmation = _as_wanted(_read(storage, place, name + CONFIRM)) if name + CONFIRM in newest else None
-        return replace(_read(storage, place, name), confirmation=confirmation), names
-    finally:
-        dispose(storage)
-
-
-def names_in(place: Place) -> list[str]:
-    """The names of all studies, the one worked on last first; of those too whose plans this version can't read."""
-    if place.storage_url is None and not place.where.ledger.exists():
-        return []
-    storage = open_storage(place)
-    try:
-        return _newest(storage)[1]
-    finally:
-        dispose(storage)
-
-
-def _newest(storage: BaseStorage) -> tuple[dict[str, Any], list[str]]:
-    """Name -> newest whole ledger study, confirmations among them; and the names of the others, the last one first."""
-    newest = {f.study_name.partition("~")[0]: f for f in storage.get_all_studies() if f.user_attrs.get(_READY)}
-    names = sorted(n for n in newest if not n.endswith(CONFIRM))
-    if len(names) > 1:
-        latest = {n: _last_start(storage, newest[n]._study_id) for n in names}
-        names.sort(key=lambda n: -latest[n])
-    return newest, names
-
-
-def _read(storage: BaseStorage, place: Place, name: str) -> StudyView:
-    frozen = _generations(storage, name)[1]
-    attrs = frozen.user_attrs
-    plan, links = _plan_of(name, attrs).at(place), attrs.get(_LINKS) or {}
-    trials = storage.get_all_trials(frozen._study_id, deepcopy=False)
-    return StudyView(
-        name,
-        plan,
-        tuple(record_of(t, plan) for t in marks.seen(trials, marks.of(attrs))),
-        holder_of(place, name),
-        links.get("experiment_id"),
-        links.get("parent_run_id"),
-        attrs[_UID],
-        tests_of(attrs),
-        launch=attrs.get(_LAUNCH) or {},
-        wanted=frozenset((trial, nth) for trial, nth in attrs.get(_WANTED, ())),
-    )
-
-
-def _as_wanted(view: StudyView) -> StudyView:
-    """A confirmation less what still waits for finalists that are none any more."""
-
-    def counts(r: TrialRecord) -> bool:
-        return r.done or r.confirms is None or (r.confirms.trial, r.confirms.nth_seed) in view.wanted
-
-    return replace(view, records=tuple(r for r in view.records if counts(r))) if view.wanted else view
-
-
-def tests_of(study_attrs: Mapping[str, Any]) -> dict[int, Tested]:
-    """Number of a confirmation's trial -> what it is worth on the test set."""
-    return {t["number"]: Tested(**t) for t in study_attrs.get(_TESTS, ())}
-
-
-def _last_start(storage: BaseStorage, study_id: int) -> float:
-    trials = storage.get_all_trials(study_id, deepcopy=False)
-    return max((t.datetime_start.timestamp() for t in trials if t.datetime_start), default=0.0)
-
-
-def request_stop(place: Place, name: str) -> None:
-    """Ask whoever works on the study to save and stop."""
-    storage = open_storage(place)
-    for asked in (name, name + CONFIRM):
-        _, frozen = _generations(storage, asked)
-        if frozen is not None:
-            storage.set_study_user_attr(frozen._study_id, _STOP, True)
-    dispose(storage)
 
 
 # Small parts ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from overnight.plan import Plan
 from overnight.records import TrialRecord, config_of, ranked
 from overnight.search_space import same
 from overnight.settings import ConfigError, look_up, nearest
-from overnight.study import StudyView, view
+from overnight.views import StudyView, view
 
 
 def resolved(plan: Plan) -> tuple[Plan, list[str]]:

@@ -11,7 +11,7 @@ from overnight.screen import Glance, Lines, Screen, Slot, Terminal, Unfailing
 from overnight.settings import Place
 from overnight.slots import slot_devices
 from overnight.storage import free_mib
-from overnight.study import StudyView, view
+from overnight.views import StudyView, view
 
 LOOK_EVERY_S = 1.0
 # Reading a long study's ledger takes a while: most of the time should go to the study.

@@ -12,7 +12,7 @@ from chrome import Tab, shoot
 
 from overnight.answer import page as pages
 from overnight.answer import report
-from overnight.study import StudyView
+from overnight.views import StudyView
 from test_report import SORRY, planned, record, searched, seen
 
 PHONE = {"width": 390, "height": 844, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}

@@ -18,7 +18,7 @@ from chrome import PATIENCE_MS, Tab, shoot
 
 from overnight import settings
 from overnight.answer import telling
-from overnight.study import StudyView, view
+from overnight.views import StudyView, view
 
 
 @pytest.fixture(scope="module")

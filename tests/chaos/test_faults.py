@@ -21,7 +21,7 @@ import pytest
 from commands import LATE, running
 from overnight import api, processes, settings
 from overnight.records import TrialRecord
-from overnight.study import StudyView, view
+from overnight.views import StudyView, view
 from stores import assert_equal, children
 from their_networks import Zoo
 

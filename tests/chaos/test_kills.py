@@ -19,7 +19,7 @@ import pytest
 from commands import LATE, start
 from overnight import api, doctor, settings
 from overnight.records import TrialRecord
-from overnight.study import view
+from overnight.views import view
 from stores import assert_equal, runs_of
 
 pytestmark = pytest.mark.chaos

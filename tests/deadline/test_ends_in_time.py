@@ -14,7 +14,7 @@ import pytest
 
 from commands import start
 from overnight import settings
-from overnight.study import StudyView, view
+from overnight.views import StudyView, view
 
 pytestmark = [pytest.mark.deadline, pytest.mark.timeout(0)]
 # A trial takes from 1 to 10 s, unless it is pruned.

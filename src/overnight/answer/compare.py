@@ -19,7 +19,7 @@ from overnight.plan import Plan
 from overnight.records import TrialRecord, config_of, duration, flat_config
 from overnight.search_space import in_grammar
 from overnight.settings import ConfigError, Place
-from overnight.study import StudyView
+from overnight.views import StudyView
 
 
 @dataclass(frozen=True)

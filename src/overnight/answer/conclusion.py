@@ -14,9 +14,10 @@ from overnight.limits import Confirming, Launch
 from overnight.plan import Plan
 from overnight.records import TrialRecord
 from overnight.slots import slot_devices
-from overnight.study import Ledger, StudyView, open_study, view
+from overnight.study import Ledger, open_study
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
+from overnight.views import StudyView, view
 
 # Trials. What a smaller search has to say fits into a sentence; `overnight report` makes the page all the same.
 _WORTH_A_PAGE = 20

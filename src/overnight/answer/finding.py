@@ -11,7 +11,7 @@ from overnight.messages import Tested
 from overnight.paths import trial_name
 from overnight.plan import Plan
 from overnight.records import TrialRecord, best_of
-from overnight.study import StudyView
+from overnight.views import StudyView
 
 # What is told in percent where it lies between 0 and 1.
 _SHARES = ("accuracy", "acc", "precision", "recall", "f1", "auroc", "auc")

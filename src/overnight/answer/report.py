@@ -17,7 +17,7 @@ from overnight.answer.importance import Importance, importances
 from overnight.paths import trial_name
 from overnight.plan import Plan
 from overnight.records import TrialRecord, describe, duration, title
-from overnight.study import StudyView
+from overnight.views import StudyView
 
 
 @dataclass(frozen=True)

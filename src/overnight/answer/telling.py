@@ -11,7 +11,7 @@ from overnight.answer import finding
 from overnight.answer.finding import Finding
 from overnight.limits import Launch
 from overnight.settings import Place
-from overnight.study import StudyView, view
+from overnight.views import StudyView, view
 
 if TYPE_CHECKING:
     from overnight.answer.report import Report

@@ -14,8 +14,8 @@ from overnight.paths import trial_name
 from overnight.plan import CONFIRM, TRAIN
 from overnight.records import TrialRecord
 from overnight.settings import ConfigError
-from overnight.study import StudyView
 from overnight.tracking import in_short
+from overnight.views import StudyView
 
 EXPORTED_WITHIN_S = 300.0
 ANSWERED_WITHIN_S = 3600.0  # a folder may hold very many pictures

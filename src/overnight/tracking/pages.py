@@ -14,8 +14,8 @@ from typing import Any
 from overnight.plan import Plan
 from overnight.search_space import shown
 from overnight.settings import Place
-from overnight.study import StudyView
 from overnight.tracking.store import client, quiet_environment
+from overnight.views import StudyView
 
 # A table's state is kept in an experiment's tag of this name, and asked for in the page's address.
 VIEW = "mlflow.sharedViewState."

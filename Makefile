@@ -7,7 +7,7 @@ KILLS ?= 100
 RUNS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help study ui test check lint types imports browser long chaos chaos-quick deadline deadline-quick bench bench-quick clean
+.PHONY: help study ui test check lint types imports browser long service chaos chaos-quick deadline deadline-quick bench bench-quick clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ browser: $(VENV)/.dev.installed  ## Run the browser tests alone
 
 long: $(VENV)/.dev.installed  ## Run the tests that take whole studies in processes of their own
 	$(BIN)/python -m pytest -m long
+
+service: $(VENV)/.dev.installed  ## Run the tests of many supervisors on real servers
+	$(BIN)/python -m pytest -m service
 
 chaos: $(VENV)/.dev.installed  ## Kill, stop and starve real studies, at length; KILLS=100
 	$(BIN)/python -m pytest -m chaos tests/chaos --kills=$(KILLS)

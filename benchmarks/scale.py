@@ -165,8 +165,8 @@ def fill(home: Path, trials: int) -> None:
 
     from overnight import plan as plans
     from overnight.messages import EpochEnd
+    from overnight.opening import open_study
     from overnight.records import HISTORY, pack
-    from overnight.study import open_study
 
     plan = plans.make(nothing_overrides(home, "scale", trials, EPOCHS, "model.epoch_s=0.02"), NOTHING)
     ledger, _ = open_study(plan)

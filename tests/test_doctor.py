@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 
 from overnight import plan
 from overnight.cli import cli
+from overnight.opening import open_study
 from overnight.storage import holder_file
-from overnight.study import open_study
 from overnight.views import StudyView, view
 from stores import assert_equal, children, client_of, forget, runs_of
 
@@ -48,7 +48,7 @@ def damage(home: Path) -> list[str]:
     assert best is not None
     ledger, _ = open_study(study)
     ledger.ask()  # and its holder is killed
-    ledger.lock.release()
+    ledger.let_go()
     holder_file(study.settings.place, study.name).write_text('{"pid": 999999, "created": 0}')
     client.delete_run(before[1].info.run_id)
     client.update_run(before[2].info.run_id, status="RUNNING")

@@ -17,11 +17,11 @@ from click.testing import CliRunner
 from commands import SMALL
 from overnight import api, housekeeping, marks, plan, settings
 from overnight.cli import cli
+from overnight.opening import open_study
 from overnight.plan import Plan
 from overnight.screen import Nothing
 from overnight.settings import ConfigError, Place
 from overnight.storage import Held, dispose, hold, open_storage
-from overnight.study import open_study
 from overnight.views import StudyView, view
 from stores import assert_equal, client_of
 
@@ -170,13 +170,12 @@ def test_what_cannot_be_marked_is_said_all_at_once(own_home: Path) -> None:
         "digits-mlp/0: must be marked bad to be marked good, and is complete; leave it",
         "digits-mlp/99: must be one of its trials, 0 to 4",
     ]
-    lock, holder = hold(place_of(own_home), "digits-mlp")
+    let_go = hold(place_of(own_home), "digits-mlp")
     try:
         with pytest.raises(Held, match="overnight stop digits-mlp"):
             housekeeping.mark(place_of(own_home), "digits-mlp", [0], bad=True)
     finally:
-        holder.unlink()
-        lock.release()
+        let_go()
 
 
 # Deleting -------------------------------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ from optuna.trial import TrialState
 
 from overnight import plan, processes
 from overnight.messages import EpochEnd
+from overnight.opening import open_study
 from overnight.plan import Plan
 from overnight.settings import ConfigError
-from overnight.storage import Held
-from overnight.study import Ledger, open_study
+from overnight.storage import Held, holder_file
+from overnight.study import Ledger
 from overnight.views import view
 
 
@@ -258,12 +259,13 @@ def test_extending_refuses_a_space_that_shrank(tmp_path: Path) -> None:
 
 def test_a_second_holder_is_told_who_the_first_one_is(tmp_path: Path) -> None:
     study = planned(tmp_path)
-    with opened(study) as ledger:
+    with opened(study):
         with pytest.raises(Held, match=f"process {os.getpid()} "):
             open_study(study)
-        said = ledger.holder.read_text()
-        ledger.holder.unlink()  # it has the lock, and has not said yet who it is
-        threading.Timer(0.2, ledger.holder.write_text, [said]).start()
+        holder = holder_file(study.settings.place, study.name)
+        said = holder.read_text()
+        holder.unlink()  # it has the lock, and has not said yet who it is
+        threading.Timer(0.2, holder.write_text, [said]).start()
         with pytest.raises(Held, match=f"process {os.getpid()} "):
             open_study(study)
     with opened(study):
@@ -272,7 +274,7 @@ def test_a_second_holder_is_told_who_the_first_one_is(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from overnight import plan; from overnight.study import open_study;"
+        "import os, sys; from overnight import plan; from overnight.opening import open_study;"
         "l, _ = open_study(plan.make(sys.argv[1:])); l.ask(); os.kill(os.getpid(), 9)"
     )
     study = planned(tmp_path)
@@ -302,12 +304,12 @@ def test_looking_on_touches_nothing_and_says_how_it_stands(tmp_path: Path) -> No
 
 
 def test_a_study_whose_creation_was_cut_off_is_created_again(tmp_path: Path) -> None:
-    from overnight import study as ledger_room
+    from overnight import opening
     from overnight.storage import open_storage
 
     study = planned(tmp_path)
     tmp_path.mkdir(exist_ok=True)
-    ledger_room._load(open_storage(study.settings.place), study, study.name)
+    opening._load(open_storage(study.settings.place), study, study.name)
     with opened(study) as ledger:
         assert [t.state for t in ledger.trials()] == [TrialState.WAITING]
         assert ledger.ask().config == study.config({})  # type: ignore[union-attr]

@@ -12,9 +12,9 @@ import pytest
 
 from commands import LATE, running
 from overnight import api, plan, processes
+from overnight.opening import open_study
 from overnight.screen import Nothing
 from overnight.settings import ConfigError
-from overnight.study import open_study
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
 from overnight.views import view

@@ -15,7 +15,7 @@ import yaml
 
 from overnight import api, plan, processes
 from overnight.messages import Resumed, StateSaved, TrialSpec, Verdict
-from overnight.study import open_study
+from overnight.opening import open_study
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
 from overnight.trial import fit as fitting

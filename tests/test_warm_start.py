@@ -14,10 +14,10 @@ from commands import start
 from overnight import api, plan, settings, warm_start
 from overnight.answer import report
 from overnight.answer.report import Report
+from overnight.opening import open_study
 from overnight.records import ranked
 from overnight.screen import Nothing
 from overnight.settings import ConfigError
-from overnight.study import open_study
 from overnight.views import StudyView, view
 
 # The best learning rate, 0.05, lies beyond the upper end.

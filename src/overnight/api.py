@@ -16,13 +16,14 @@ from overnight import plan as plans
 from overnight.awake import awake
 from overnight.limits import Launch, Searching
 from overnight.notify import Herald
+from overnight.opening import join, open_study
 from overnight.plan import Plan
 from overnight.records import TrialRecord, best_of
 from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
-from overnight.settings import ConfigError
+from overnight.settings import ConfigError, Place
 from overnight.slots import slot_devices
-from overnight.storage import free_mib, get_ready
-from overnight.study import open_study
+from overnight.storage import free_mib, get_ready, holder_of
+from overnight.study import Ledger
 from overnight.supervisor import Supervisor, Why
 from overnight.terminator import Terminator
 from overnight.tracking import Tracker
@@ -61,6 +62,7 @@ class Result:
     report: Path | None = None  # the page that says so
     left: tuple[str, ...] = ()  # lines on what the winner's config and model have become
     cut: tuple[str, ...] = ()  # lines on what a limit left undone
+    told: bool = True  # False where another process that shares the study told its answer
 
     @property
     def best(self) -> Trial | None:
@@ -142,8 +144,60 @@ def run(
     said = [*taken, *said]
     for line in said:
         say(line)
+    return _carry_on(ledger, began, said, screen, take_signals, notify.herald(plan, addresses, say))
+
+
+def launch(plan: Plan, *, extend: bool = False, say: Callable[[str], None] = lambda _: None) -> list[str]:
+    """Leave a study to whichever workers of its ledger are up; what there is to say of it, line by line."""
+    place = plan.settings.place
+    if not place.shared:
+        raise ConfigError(["--detach: must have a ledger that workers share; take storage=postgres"])
+    plan, taken = warm_start.resolved(plan)
+    processes.warm_up()
+    check(plan, say)
+    ledger, said = open_study(plan, extend=extend)
+    ledger.close()
+    holder = holder_of(place, plan.name)
+    at_it = f"process {holder['pid']} on {holder['host']} is at it" if holder else "no worker is at it yet"
+    return [*taken, *said, f"{plan.name} is launched, and {at_it}; `overnight status {plan.name}` looks on"]
+
+
+def serve(
+    place: Place,
+    name: str,
+    slots: int | None = None,
+    *,
+    screen: Screen | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Work, as one of many, on a study that somebody has launched; signals save and stop.
+
+    Raises Unreachable where its ledger is out of reach at the beginning, or as it ends.
+    """
+    began = time.time()
+    processes.warm_up()
+    ledger = join(place, name, slots)
+    try:
+        _check_room(ledger.plan)
+        news = notify.herald(ledger.plan, notify.addresses(ledger.plan.settings.notify), say)
+    except BaseException:
+        ledger.close()
+        raise
+    return _carry_on(ledger, began, [], screen, True, news)
+
+
+def _carry_on(
+    ledger: Ledger,
+    began: float,
+    said: list[str],
+    screen: Screen | None,
+    take_signals: bool,
+    herald: contextlib.AbstractContextManager[Herald],
+) -> Result:
+    """Search, confirm and tell, as far as somebody lets it."""
+    plan = ledger.plan
     with contextlib.ExitStack() as ending:
-        news = ending.enter_context(notify.herald(plan, addresses, say))
+        news = ending.enter_context(herald)
         ending.callback(ledger.close)  # first, then the last word is waited for
 
         def work(supervisor: Supervisor, said: list[str] | None = None) -> Result:
@@ -154,9 +208,12 @@ def run(
             news.wait_until(launch.deadline.ends)
         with contextlib.closing(Terminator(plan, processes.fork)) as terminator:
             limits = Searching(launch, len(slot_devices(plan.settings.slots)), terminator)
-            search = work(Supervisor(ledger, Tracker(plan, ledger.uid), lambda _: None, limits=limits), said)
+            tracker = Tracker(plan, ledger.uid, company=ledger.company)
+            search = work(Supervisor(ledger, tracker, lambda _: None, limits=limits), said)
         if search.why in ("done", "limit"):
-            search = _with_answer(search, ledger.uid, work, launch)
+            search = _with_answer(search, ledger, work, launch)
+        if search.why == "failures":
+            ledger.end()
         result = replace(search, cut=tuple(launch.notes))
         _tell(news, result)
         return result
@@ -164,7 +221,7 @@ def run(
 
 def _tell(news: Herald, result: Result) -> None:
     """Tell how a study has ended, unless somebody stopped it, who knows, or it had ended before."""
-    if not result.worked:
+    if not result.worked or not result.told:
         return
     failed = [r for r in result.records if r.state == "failed"]  # none, where it was the confirmation that failed
     last = f", the last with {failed[-1].reason}" if failed else ""
@@ -188,11 +245,11 @@ def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> None:
         raise ConfigError(mistakes)
 
 
-def _with_answer(search: Result, uid: str, work: Callable[[Supervisor], Result], launch: Launch) -> Result:
+def _with_answer(search: Result, ledger: Ledger, work: Callable[[Supervisor], Result], launch: Launch) -> Result:
     """A search's result once it is confirmed, as far as somebody lets it."""
     from overnight.answer import conclusion  # a search need not wait for its imports
 
-    ended = conclusion.conclude(search.plan, search.records, uid, work, launch)
+    ended = conclusion.conclude(ledger, search.plan, search.records, work, launch)
     last = ended.confirmation or search
     return replace(
         search,
@@ -203,6 +260,7 @@ def _with_answer(search: Result, uid: str, work: Callable[[Supervisor], Result],
         finding=ended.finding,
         report=ended.report,
         left=ended.left,
+        told=ended.told,
     )
 
 
@@ -214,7 +272,9 @@ def run_one(plan: Plan, *, screen: Screen | None = None, take_signals: bool = Fa
     ledger, said = open_study(plan, comparable=False)
     try:
         number = ledger.enqueue(plan.config({}))
-        supervisor = Supervisor(ledger, Tracker(plan, ledger.uid, with_parent=False), lambda _: None, only=number)
+        supervisor = Supervisor(
+            ledger, Tracker(plan, ledger.uid, company=ledger.company, with_parent=False), lambda _: None, only=number
+        )
         result = _work(supervisor, said, screen, take_signals)
     finally:
         ledger.close()

@@ -44,7 +44,10 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Show the space, three configurations, and what it would take.")
 @click.option("--extend", is_flag=True, help="Go on in a search space that only grew.")
 @click.option("--cfg", is_flag=True, help="Print the composed config and start nothing.")
-def tune(overrides: tuple[str, ...], config_dir: str | None, dry_run: bool, extend: bool, cfg: bool) -> None:
+@click.option("--detach", is_flag=True, help="Leave the work to the workers of a shared ledger.")
+def tune(
+    overrides: tuple[str, ...], config_dir: str | None, dry_run: bool, extend: bool, cfg: bool, detach: bool
+) -> None:
     """Start a study, or go on with it: the same line, as often as you like."""
     _warm_up(cfg)
     from overnight import plan as plans
@@ -54,10 +57,26 @@ def tune(overrides: tuple[str, ...], config_dir: str | None, dry_run: bool, exte
         _print_config(overrides, config_dir)
     elif dry_run:
         _print_forecast(plan)
+    elif detach:
+        from overnight import api
+
+        for line in api.launch(plan, extend=extend, say=click.echo):
+            click.echo(line)
     else:
         from overnight import api
 
         _print_result(api.run(plan, extend=extend, take_signals=True, say=click.echo))
+
+
+@cli.command()
+@click.argument("arguments", nargs=-1, metavar="[STUDY ...] [OVERRIDE ...]")
+@click.option("--until-done", is_flag=True, help="Leave once there is nothing left to do.")
+def worker(arguments: tuple[str, ...], until_done: bool) -> None:
+    """Join as one more machine: work on the named studies of a shared ledger, or on every open one, until stopped."""
+    from overnight import worker as working
+
+    named = [a for a in arguments if "=" not in a]
+    sys.exit(working.serve(named, [a for a in arguments if "=" in a], until_done=until_done))
 
 
 @cli.command()
@@ -296,9 +315,9 @@ def main() -> None:
             raise
         _mistake(error.problems)
     except RuntimeError as error:
-        from overnight.storage import Held, NoRoom
+        from overnight.storage import Held, NoRoom, Unreachable
 
-        if isinstance(error, NoRoom):
+        if isinstance(error, NoRoom | Unreachable):
             click.echo(str(error), err=True)
             sys.exit(1)
         if "table schema" in str(error):  # Optuna's word on a ledger of another version of its own

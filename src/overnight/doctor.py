@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 
 from overnight import tracking
+from overnight.opening import reopen
 from overnight.paths import trial_name
 from overnight.plan import TRAIN
 from overnight.records import keepers
 from overnight.settings import Place
 from overnight.storage import Held, held_by, holder_file, holder_of
-from overnight.study import reopen
 from overnight.survey import summary_lacking, survey
 from overnight.trial import checkpoint
 from overnight.views import StudyView, view

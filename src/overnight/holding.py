@@ -25,14 +25,13 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
-from overnight.settings import Place
-from overnight.storage import LedgerStorage, open_storage
+from overnight.storage import LedgerStorage
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 @dataclass
-class _Row:
+class Row:
     """A trial as it is, and as the database has it (None: not at all), under the id that it has there."""
 
     now: FrozenTrial
@@ -51,9 +50,9 @@ class HolderStorage(BaseStorage):
 
     def __init__(self, backend: LedgerStorage) -> None:
         self.backend = backend
-        self._studies: dict[int, list[_Row]] = {}
+        self._studies: dict[int, list[Row]] = {}
         self._drawn_from: dict[tuple[int, str], BaseDistribution] = {}  # study and parameter -> as it was drawn first
-        self._unwritten: dict[int, _Row] = {}  # ids, in the order in which they changed
+        self._unwritten: dict[int, Row] = {}  # ids, in the order in which they changed
         self._waiting = 0  # blocks that want their writes to wait
 
     # When it is written
@@ -81,9 +80,9 @@ class HolderStorage(BaseStorage):
         """Bring the database up to what is known here. Waits for room on a full disk, as LedgerStorage does."""
         while self._unwritten:
             try:
-                with _undisturbed():
+                with undisturbed():
                     with self.backend.engine.begin() as database:
-                        row_ids = {i: _write(database, i, row) for i, row in self._unwritten.items()}
+                        row_ids = {i: write_trial(database, i, row) for i, row in self._unwritten.items()}
                     for trial_id, row_id in row_ids.items():
                         row = self._unwritten.pop(trial_id)
                         row.written, row.row_id = row.now, row_id
@@ -92,16 +91,25 @@ class HolderStorage(BaseStorage):
                     raise
                 self.backend.on_full()
 
+    @property
+    def unwritten(self) -> int:
+        """How many trials the database does not know all of."""
+        return len(self._unwritten)
+
+    def is_written(self, study_id: int, number: int) -> bool:
+        """Whether the database knows all that is known here of a trial."""
+        return id_of(study_id, number) not in self._unwritten
+
     # Trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         rows = self._rows(study_id)
-        trial = _as_stored(template_trial) if template_trial is not None else _empty(datetime.now())
+        trial = as_stored(template_trial) if template_trial is not None else blank(datetime.now())
         trial.number = len(rows)
-        trial._trial_id = _id(study_id, trial.number)
+        trial._trial_id = id_of(study_id, trial.number)
         for name, dist in trial.distributions.items():
             self._check_drawn(study_id, name, dist)
-        rows.append(_Row(trial))
+        rows.append(Row(trial))
         self._changed(trial._trial_id)
         return trial._trial_id
 
@@ -170,19 +178,23 @@ class HolderStorage(BaseStorage):
     def _now(self, trial_id: int) -> FrozenTrial:
         return self._row(trial_id).now
 
-    def _row(self, trial_id: int) -> _Row:
+    def _row(self, trial_id: int) -> Row:
         return self._rows(trial_id >> 32)[trial_id & 0xFFFFFFFF]
 
-    def _rows(self, study_id: int) -> list[_Row]:
+    def _rows(self, study_id: int) -> list[Row]:
         if study_id not in self._studies:
             rows = []
             for trial in sorted(self.backend.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number):
-                row_id, trial._trial_id = trial._trial_id, _id(study_id, trial.number)
-                rows.append(_Row(trial, trial, row_id))
-                for name, dist in trial.distributions.items():
-                    self._drawn_from.setdefault((study_id, name), dist)
+                rows.append(self._as_row(study_id, trial))
             self._studies[study_id] = rows
         return self._studies[study_id]
+
+    def _as_row(self, study_id: int, trial: FrozenTrial) -> Row:
+        """A trial as the database gave it."""
+        row_id, trial._trial_id = trial._trial_id, id_of(study_id, trial.number)
+        for name, dist in trial.distributions.items():
+            self._drawn_from.setdefault((study_id, name), dist)
+        return Row(trial, trial, row_id)
 
     def _check_drawn(self, study_id: int, name: str, dist: BaseDistribution) -> None:
         check_distribution_compatibility(self._drawn_from.setdefault((study_id, name), dist), dist)
@@ -222,22 +234,16 @@ class HolderStorage(BaseStorage):
         return self.backend.get_all_studies()
 
 
-def open_for_work(place: Place) -> BaseStorage:
-    """The ledger's storage for the process that holds a study; a SQLite file has no other writer then."""
-    storage = open_storage(place)
-    return HolderStorage(storage) if storage.engine.name == "sqlite" else storage
-
-
 # What the database lacks ----------------------------------------------------------------------------------------------
 
 
-def _write(database: Connection, trial_id: int, row: _Row) -> int:
-    """Write what the database lacks of a trial; its id there."""
+def write_trial(database: Connection, of: int, row: Row) -> int:
+    """Write what the database lacks of the trial that has the id `of` here; its id there."""
     now, had = row.now, row.written
     head = {"state": now.state, "datetime_start": now.datetime_start, "datetime_complete": now.datetime_complete}
     trials = models.TrialModel.__table__
     if had is None:
-        made = database.execute(trials.insert().values(study_id=trial_id >> 32, number=now.number, **head))
+        made = database.execute(trials.insert().values(study_id=of >> 32, number=now.number, **head))
         row_id, had = int(made.inserted_primary_key[0]), _NOTHING  # type: ignore[index]
     else:
         row_id = row.row_id
@@ -295,7 +301,7 @@ def _of_attr(value: Any) -> dict[str, Any]:
 # Small parts ----------------------------------------------------------------------------------------------------------
 
 
-def _id(study_id: int, number: int) -> int:
+def id_of(study_id: int, number: int) -> int:
     return study_id << 32 | number
 
 
@@ -304,7 +310,7 @@ def _json(value: Any) -> Any:
     return value if isinstance(value, str) else json.loads(json.dumps(value))
 
 
-def _empty(started_at: datetime | None) -> FrozenTrial:
+def blank(started_at: datetime | None) -> FrozenTrial:
     return FrozenTrial(
         number=-1,
         state=TrialState.RUNNING,
@@ -320,18 +326,18 @@ def _empty(started_at: datetime | None) -> FrozenTrial:
     )
 
 
-_NOTHING = _empty(None)
+_NOTHING = blank(None)
 _DICTS = ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values")
 
 
-def _as_stored(template: FrozenTrial) -> FrozenTrial:
+def as_stored(template: FrozenTrial) -> FrozenTrial:
     trial = copy.deepcopy(template)
     trial.user_attrs, trial.system_attrs = _json(trial.user_attrs), _json(trial.system_attrs)
     return trial
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Signals wait: what raises between the commit and the word that it was made would have it made twice."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:

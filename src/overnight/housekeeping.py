@@ -15,12 +15,12 @@ import optuna
 
 from overnight import marks, registry, tracking
 from overnight.answer import overlay
+from overnight.opening import reopen
 from overnight.paths import trial_name
 from overnight.plan import CONFIRM, TRAIN
 from overnight.records import TrialRecord, best_of
 from overnight.settings import ConfigError, Place
-from overnight.storage import dispose, hold, holder_file, open_storage
-from overnight.study import reopen
+from overnight.storage import dispose, hold, open_storage
 from overnight.views import StudyView, names_in, view
 
 if TYPE_CHECKING:
@@ -154,10 +154,8 @@ def delete(place: Place, found: Remains) -> list[str]:
     """
     with contextlib.ExitStack() as held:
         for name in (found.name, found.name + CONFIRM):
-            lock, _ = hold(place, name)
-            held.callback(lock.release)
-            held.callback(Path(lock.lock_file).unlink, missing_ok=True)
-            held.callback(holder_file(place, name).unlink, missing_ok=True)
+            held.callback(hold(place, name))
+            held.callback(place.where.lock(name).unlink, missing_ok=True)
         with _told(found.name):
             left = registry.forget(place, found.name, found.uids)
         for path in found.files:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import math
+import os
 import random
 import sys
 import time
@@ -191,6 +192,17 @@ class Plan:
         storage, tracking = replace(s.storage, url=place.storage_url), s.tracking
         tracking = replace(tracking, uri=place.given_tracking_uri, artifacts=place.given_artifacts)
         return replace(self, settings=replace(s, home=place.home, storage=storage, tracking=tracking))
+
+    def on_this_machine(self, slots: int | None) -> Plan:
+        """The same study with the slots, and the data's folder, of a machine that did not launch it."""
+        root = os.environ.get("OVERNIGHT_DATA", "./data")
+
+        def moved(variant: dict[str, Any]) -> dict[str, Any]:
+            data = variant.get("data", {})
+            return {**variant, "data": {**data, "root": root}} if "root" in data else variant
+
+        variants = {names: moved(variant) for names, variant in self.variants.items()}
+        return replace(self, settings=replace(self.settings, slots=slots), variants=variants)
 
     def differences(self, old: Plan) -> list[str]:
         """Why trials of `old` and of this plan cannot stand side by side, one line each; empty where they can.

@@ -64,6 +64,11 @@ class Place:
     storage_url: str | None = None
     given_tracking_uri: str | None = None
     given_artifacts: str | None = None
+    lease_s: float = 30.0
+
+    @property
+    def shared(self) -> bool:
+        return self.storage_url is not None and self.storage_url.startswith("postgres")
 
     @property
     def where(self) -> Home:

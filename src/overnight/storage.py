@@ -17,9 +17,11 @@ from typing import Any, cast
 import optuna
 import psutil
 import sqlalchemy
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy.exc import InterfaceError, OperationalError
 
+from overnight import leases
 from overnight.settings import ConfigError, Place
 
 
@@ -29,6 +31,10 @@ class Held(RuntimeError):
 
 class NoRoom(RuntimeError):
     """The ledger's disk is full, and nobody waits for room. Nothing is lost: the same line goes on once there is."""
+
+
+class Unreachable(RuntimeError):
+    """The ledger's database can't be reached at the moment; nothing is lost, and it is tried again."""
 
 
 def _patient(name: str) -> Callable[..., Any]:
@@ -69,13 +75,26 @@ def free_mib(folder: Path) -> float:
 
 
 def holder_of(place: Place, name: str) -> dict[str, Any] | None:
-    """Who works on the study on this machine: {"pid", "host", "since"}; None where nobody living does."""
+    """Who works on the study, on this machine or, where many share the ledger, on any: {"pid", "host", "since", "others":
+    how many do besides}; None where nobody living does."""
+    if place.shared:
+        return _first_seat(place, name)
     try:
         holder: dict[str, Any] = json.loads(holder_file(place, name).read_text())
         alive = psutil.Process(holder["pid"]).create_time() == holder["created"]
     except (OSError, ValueError, KeyError, psutil.Error):
         return None
     return holder if alive else None
+
+
+def _first_seat(place: Place, name: str) -> dict[str, Any] | None:
+    storage = open_storage(place)
+    try:
+        with storage.engine.connect() as connection:
+            seats = leases.seats(connection, name)
+    finally:
+        dispose(storage)
+    return {**vars(seats[0]), "others": len(seats) - 1} if seats else None
 
 
 def held_by(name: str, holder: Mapping[str, Any]) -> str:
@@ -91,7 +110,8 @@ def holder_file(place: Place, name: str) -> Path:
     return place.where.lock(name).with_suffix(".holder.json")
 
 
-def hold(place: Place, name: str) -> tuple[BaseFileLock, Path]:
+def hold(place: Place, name: str) -> Callable[[], None]:
+    """Be the one process of this machine that works on a study; what ends that. Raises Held."""
     path = place.where.lock(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)  # the system lets go of it when its holder dies, however it dies
@@ -113,7 +133,12 @@ def hold(place: Place, name: str) -> tuple[BaseFileLock, Path]:
     fresh = holder.with_suffix(".writing")
     fresh.write_text(json.dumps(me))
     os.replace(fresh, holder)
-    return lock, holder
+
+    def let_go() -> None:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+    return let_go
 
 
 def open_storage(place: Place) -> LedgerStorage:
@@ -121,7 +146,13 @@ def open_storage(place: Place) -> LedgerStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if place.storage_url is not None:
         try:
-            return LedgerStorage(place.storage_url)
+            if place.shared:
+                return _open_shared(place.storage_url)
+            if place.storage_url.startswith("sqlite"):
+                return LedgerStorage(place.storage_url)
+            raise ValueError("only SQLite and PostgreSQL are known to keep a ledger whole")
+        except Unreachable:
+            raise
         except Exception as error:  # SQLAlchemy's and the drivers' share no base class
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(
@@ -141,6 +172,29 @@ def open_storage(place: Place) -> LedgerStorage:
 
     storage.engine.dispose()  # the connection that the storage opened before it could be told
     return storage
+
+
+def _open_shared(url: str) -> LedgerStorage:
+    """A database that many share. Its tables are made by whoever comes first, while the others wait."""
+    # What a restart of the database left of a pool's connections is noticed, and made anew.
+    pooled = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 5}}
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **pooled)
+    try:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            leases.lock_beyond(connection, "tables")
+            storage = LedgerStorage(url, engine_kwargs=pooled)
+            leases.create(connection)
+        return storage
+    except (InterfaceError, OperationalError) as error:
+        raise Unreachable(f"the ledger's database can't be reached: {in_a_line(error)}") from error
+
+
+def in_a_line(error: BaseException) -> str:
+    """What is at the bottom of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def get_ready(place: Place) -> None:

@@ -8,24 +8,21 @@ parameters and its history.
 from __future__ import annotations
 
 import math
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import BaseFileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from overnight import marks, sampling
+from overnight import sampling
 from overnight.gp import Fork
-from overnight.holding import HolderStorage, open_for_work
+from overnight.holding import HolderStorage
 from overnight.messages import EpochEnd, Tested
-from overnight.plan import FirstTrial, Plan
+from overnight.plan import Plan
 from overnight.records import (
     ASKED,
     ATTEMPTS,
@@ -33,7 +30,6 @@ from overnight.records import (
     CONFIG,
     CONFIRMS,
     DETAIL,
-    ENTRY,
     HISTORY,
     NOTES,
     OUTSIDE,
@@ -49,20 +45,24 @@ from overnight.records import (
     unpack,
     values_of,
 )
-from overnight.settings import ConfigError, Place, look_up
-from overnight.storage import dispose, hold
-from overnight.views import LAUNCH, LINKS, PLAN, READY, STOP, TESTS, UID, WANTED, generations, plan_of, tests_of
+from overnight.sharing import Company, SharedStorage, Which
+from overnight.storage import Unreachable, dispose
+from overnight.views import LAUNCH, LINKS, OVER, STOP, TESTS, UID, WANTED, tests_of
+
+_LAST_WORDS_S = 10.0  # for a ledger that is out of reach to be back, before what it lacks is left to those who go on
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """A trial to be run. values: searched key -> value. attempts: how often in a row it crashed without progress."""
+    """A trial to be run. values: searched key -> value. attempts: how often in a row it crashed without progress.
+    was_elsewhere: whether another process may have told MLflow of it."""
 
     number: int
     seed: int
     values: dict[str, Any]
     config: dict[str, Any]
     attempts: int
+    was_elsewhere: bool = False
 
 
 @dataclass
@@ -75,18 +75,20 @@ class _Live:
 
 @dataclass
 class Ledger:
-    """An open study, held by this process. Made by `open_study`; closed by `close`."""
+    """An open study, held by this process alone or with others. Made by `open_study`; closed by `close`."""
 
     plan: Plan
     study: optuna.Study
-    lock: BaseFileLock
-    holder: Path
+    let_go: Callable[[], None]
     _live: dict[int, _Live] = field(default_factory=dict)
 
     # Trials out
 
     def ask(self) -> Ticket | None:
-        """The next trial to run, a paused one first; None where the budget is spent or on its way to be."""
+        """The next trial to run, a paused one first; None where the budget is spent or on its way to be, or the ledger
+        is out of reach."""
+        if self.shared is not None:
+            return self._claimed(self.shared, "any")
         trials = self.trials()
         if not any(t.state == TrialState.WAITING for t in trials) and self._spent(trials):
             return None
@@ -107,14 +109,30 @@ class Ledger:
         self.study.sampler.help_from(fork)
 
     def ask_new(self) -> Ticket | None:
-        """A new trial, whoever waits; None where the budget is spent."""
+        """A new trial, whoever waits; None where the budget is spent, or the ledger is out of reach."""
+        if self.shared is not None:
+            return self._claimed(self.shared, "new")
         if self._spent(self.trials()):
             return None
         with self.together():
             return self._ticket(optuna.Trial(self.study, self.storage.create_new_trial(self.study._study_id)))
 
-    def ask_for(self, number: int) -> Ticket:
-        """One waiting trial, by its number."""
+    def ask_for(self, number: int) -> Ticket | None:
+        """One waiting trial, by its number; None where somebody else was first, or the ledger is out of reach."""
+        if self.shared is not None:
+            return self._claimed(self.shared, number)
+        trial_id = self.trials()[number]._trial_id
+        with self.together():
+            self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            return self._ticket(optuna.Trial(self.study, trial_id))
+
+    def _claimed(self, storage: SharedStorage, which: Which) -> Ticket | None:
+        try:
+            number = storage.claim(self.study._study_id, which, lambda: self._spent(self.trials()))
+        except Unreachable:
+            return None
+        if number is None:
+            return None
         trial_id = self.trials()[number]._trial_id
         with self.together():
             self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
@@ -155,7 +173,8 @@ class Ledger:
         history = {e.epoch: e for e in unpack(trial.number, attrs.get(HISTORY))}
         reported = set(self.storage.get_trial(trial._trial_id).intermediate_values)
         self._live[trial.number] = _Live(trial, history, reported)
-        return Ticket(trial.number, seed, values, config, attrs.get(ATTEMPTS, 0))
+        elsewhere = self.company is not None and self.company.was_elsewhere(trial.number)
+        return Ticket(trial.number, seed, values, config, attrs.get(ATTEMPTS, 0), elsewhere)
 
     # Reports in
 
@@ -259,20 +278,68 @@ class Ledger:
                 self.storage.set_trial_state_values(t._trial_id, TrialState.WAITING)
         return [t.number for t in orphans]
 
+    # Where others are at it too
+
+    @property
+    def shared(self) -> SharedStorage | None:
+        return self.storage if isinstance(self.storage, SharedStorage) else None
+
+    @property
+    def company(self) -> Company | None:
+        return Company(self.shared, self.study._study_id) if self.shared is not None else None
+
+    @property
+    def out_of_reach(self) -> str | None:
+        """Why what is said is not written for the time being."""
+        return self.shared.trouble if self.shared is not None else None
+
+    def is_written(self, number: int) -> bool:
+        """Whether a kill would take nothing of what this process knows of a trial."""
+        return self.storage.is_written(self.study._study_id, number)
+
+    def heard(self) -> list[TrialRecord]:
+        """The trials that others have got further with."""
+        return [self.read(n) for n in self.shared.hear(self.study._study_id)] if self.shared is not None else []
+
+    def lost(self) -> list[int]:
+        """The numbers of trials that this process ran and others have taken over, each told once."""
+        numbers = self.shared.take_lost(self.study._study_id) if self.shared is not None else []
+        for number in numbers:
+            self._live.pop(number, None)
+        return numbers
+
+    def adopt(self) -> list[TrialRecord]:
+        """Trials that have ended, or wait, and of which a supervisor that is gone told MLflow only half: this one's
+        now."""
+        try:
+            return [self.read(n) for n in self.shared.adopt(self.study._study_id)] if self.shared is not None else []
+        except Unreachable:
+            return []
+
+    def settle(self, numbers: Iterable[int]) -> None:
+        """MLflow knows all of these trials: whoever wants one may have it."""
+        if self.shared is not None:
+            self.shared.settle(self.study._study_id, numbers)
+
+    def alone(self, what: str) -> AbstractContextManager[None]:
+        """Be the only one to do something about this study. Raises Unreachable."""
+        return self.company.alone(what) if self.company is not None else nullcontext()
+
     # When it is written
 
     def together(self) -> AbstractContextManager[None]:
         """What is said in this block is written at its end, at once."""
-        return self.storage.together() if isinstance(self.storage, HolderStorage) else nullcontext()
+        return self.storage.together()
 
     def _later(self) -> AbstractContextManager[None]:
         """What is said in this block is written with the next flush."""
-        return self.storage.later() if isinstance(self.storage, HolderStorage) else nullcontext()
+        return self.storage.later()
 
     # Reading
 
     @property
-    def storage(self) -> BaseStorage:
+    def storage(self) -> HolderStorage:
+        assert isinstance(self.study._storage, HolderStorage), "so it was opened"
         return self.study._storage
 
     def trials(self) -> list[FrozenTrial]:
@@ -305,6 +372,16 @@ class Ledger:
         if self.stop_requested():
             self.study.set_user_attr(STOP, False)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether somebody who shares this study has told its answer, or has seen that it comes to nothing."""
+        return bool(self.storage.get_study_user_attrs(self.study._study_id).get(OVER))
+
+    def end(self) -> None:
+        """No worker need look at this study any more, until somebody launches it again."""
+        if self.shared is not None:
+            self.study.set_user_attr(OVER, True)
+
     def link(self, experiment_id: str, parent_run_id: str | None) -> None:
         """Keep where MLflow shows this study."""
         self.study.set_user_attr(LINKS, {"experiment_id": experiment_id, "parent_run_id": parent_run_id})
@@ -330,200 +407,15 @@ class Ledger:
         self.study.sampler.close()
         try:
             self.flush()
+            until = time.monotonic() + _LAST_WORDS_S
+            while self.shared is not None and self.shared.unwritten and time.monotonic() < until:
+                time.sleep(0.2)
+                self.shared.write()
+            if self.shared is not None:
+                self.shared.write()
         finally:
-            self.holder.unlink(missing_ok=True)
-            self.lock.release()
+            self.let_go()
             dispose(self.storage)
-
-
-def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> tuple[Ledger, list[str]]:
-    """Open the plan's study for work: create it, or go on with it.
-
-    Args:
-        extend: where the space only grew, copy the trials into a new ledger study with the new distributions.
-        comparable: False for a study whose trials bring their own configs (`train`).
-
-    Returns:
-        The ledger, and what there is to say about it, one line each.
-
-    Raises:
-        Held: another process works on it. ConfigError: its trials and this plan's would not compare.
-    """
-    home = plan.settings.place.where
-    try:
-        home.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError([f"home: must be a folder that can be written, got {str(home.root)!r}: {error}"]) from error
-    with _held(plan.settings.place, plan.name) as (lock, holder):
-        storage = open_for_work(plan.settings.place)
-        study, said = _continue_or_create(storage, plan, extend, comparable)
-        ledger = Ledger(plan, study, lock, holder)
-        ledger.clear_stop()
-        orphans = ledger.put_back_orphans()
-        if comparable and not ledger._spent(ledger.trials()):
-            said += sampling.limits(plan)
-        if orphans:
-            said.append(f"{len(orphans)} trial(s) were cut off and go on: {', '.join(map(str, orphans))}")
-        return ledger, said
-
-
-def reopen(place: Place, name: str) -> Ledger:
-    """Hold a study that there is, as it stands, to mend what is around it. Raises Held."""
-    with _held(place, name) as (lock, holder):
-        storage = open_for_work(place)
-        _, frozen = generations(storage, name)
-        assert frozen is not None
-        plan = plan_of(name, frozen.user_attrs).at(place)
-        return Ledger(plan, _load(storage, plan, frozen.study_name), lock, holder)
-
-
-@contextmanager
-def _held(place: Place, name: str) -> Iterator[tuple[BaseFileLock, Path]]:
-    """Hold a study, beyond the block too, unless an error leaves it."""
-    lock, holder = hold(place, name)
-    try:
-        yield lock, holder
-    except BaseException:
-        holder.unlink(missing_ok=True)
-        lock.release()
-        raise
-
-
-def _continue_or_create(
-    storage: BaseStorage, plan: Plan, extend: bool, comparable: bool
-) -> tuple[optuna.Study, list[str]]:
-    generation, before = generations(storage, plan.name)
-    if before is None:
-        return _create(storage, plan, plan.name, comparable), []
-    old = plan_of(plan.name, before.user_attrs)
-    differences = plan.differences(old) if comparable else []
-    if not differences:
-        study = _load(storage, plan, before.study_name)
-        if before.user_attrs[PLAN] != plan.to_json():
-            study.set_user_attr(PLAN, plan.to_json())  # budget, slots, pruner and the like may change
-        return study, _enqueue(study, plan) if comparable else []
-    moved = [d for d in differences if not d.startswith("search.")]
-    lacking = plan.space.grew_from(old.space)
-    if not extend or moved or lacking:
-        raise ConfigError(_refusal(plan, differences, [*moved, *lacking], extend))
-    study = _extended(storage, plan, old, before.study_name, f"{plan.name}~{generation + 1}")
-    copied = f"extended: {len(study.get_trials(deepcopy=False))} trials copied into the wider space"
-    return study, [copied, *(_enqueue(study, plan) if comparable else [])]
-
-
-def _refusal(plan: Plan, differences: list[str], in_the_way: list[str], extend: bool) -> list[str]:
-    remedy = "take a new name: study.name=..."
-    if extend:
-        return [*(f"--extend: takes a space that only grew, and {d}" for d in in_the_way), remedy]
-    if not in_the_way:
-        remedy += ", or, as the space only grew, --extend"
-    return [
-        f"study.name: {plan.name} exists and was asked for differently, its trials would not compare; {remedy}",
-        *(f"  {d}" for d in differences),
-    ]
-
-
-def _create(storage: BaseStorage, plan: Plan, name: str, with_baseline: bool) -> optuna.Study:
-    """Create a study step by step, each of which a cut one repeats; the configuration as written is trial 0."""
-    study = _load(storage, plan, name)
-    study.set_user_attr(PLAN, plan.to_json())
-    if UID not in study.user_attrs:
-        study.set_user_attr(UID, uuid.uuid4().hex)
-    if with_baseline:
-        _enqueue(study, plan)
-    study.set_user_attr(READY, True)
-    return study
-
-
-def _enqueue(study: optuna.Study, plan: Plan) -> list[str]:
-    """Have the configurations that come before anything drawn wait in the ledger, each once and no matter how often
-    this is asked; what there is to say of it."""
-    trials = study.get_trials(deepcopy=False)
-    given = [v for t in trials if (v := values_of(t, plan)) is not None]
-    asked = [t.user_attrs[ENTRY] for t in trials if ENTRY in t.user_attrs]
-    drawn = [t.params for t in trials]
-
-    def tried(first: FirstTrial) -> bool:
-        return first.entry in asked or first.values in given or (not first.outside and first.point in drawn)
-
-    new = [first for first in plan.first_trials() if (first.entry or not trials) and not tried(first)]
-    room = max(plan.settings.study.trials - len(trials), 0)
-    for first in new[:room]:
-        kept = {ENTRY: first.entry} if first.entry else {BASELINE: True}
-        study.enqueue_trial(first.point, user_attrs={**kept, VALUES: first.values, OUTSIDE: list(first.outside)})
-    if len(new) > room:
-        keys = "study.enqueue, study.warm_start_from" if plan.taken else "study.enqueue"
-        return [f"{keys}: {len(new) - room} of its entries wait for room in study.trials, which is spent"]
-    return []
-
-
-def _extended(storage: BaseStorage, plan: Plan, old: Plan, source: str, name: str) -> optuna.Study:
-    """Copy a study's trials, numbers kept, into a new one with the plan's distributions.
-
-    Optuna refuses grown choices, and its TPE hardly leaves the old ends of a widened range. A key that is searched
-    now and was not before had its written value all along, and gets it where the space holds that.
-    """
-    if any(s.study_name == name for s in storage.get_all_studies()):
-        optuna.delete_study(study_name=name, storage=storage)  # a copy that was cut off
-    study = _load(storage, plan, name)
-    before = optuna.load_study(study_name=source, storage=storage)
-    for t in before.get_trials(deepcopy=False):
-        study.add_trial(_moved(t, plan, old))
-    study.set_user_attr(PLAN, plan.to_json())
-    study.set_user_attr(UID, before.user_attrs[UID])
-    study.set_user_attr(LINKS, before.user_attrs.get(LINKS))
-    study.set_user_attr(marks.BAD, marks.of(before.user_attrs))
-    study.set_user_attr(READY, True)
-    return marks.heeded(study)
-
-
-def _moved(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
-    """An old plan's trial as one of the plan's."""
-    given = values_of(t, old)
-    config = old.config(given) if given is not None else old.config_of(t.params)
-    had = given if given is not None else t.params
-
-    def value_of(key: str, _: Mapping[str, Any]) -> Any:
-        return had.get(key, old.written(key)) if "." not in key else look_up(config, key)
-
-    values, point, outside = plan.space.find(value_of)
-    asked = bool(t.params) or t.state != TrialState.WAITING
-    if given is None:  # what it would have drawn for the old keys is not known
-        point = {n: v for n, v in point.items() if n not in old.space.names()}
-    names = plan.space.names()
-    params = {**point, **t.params} if asked else {}
-    attrs = dict(t.user_attrs)
-    if given is not None:
-        attrs[VALUES] = values
-    if outside and (asked or given is not None):
-        attrs[OUTSIDE] = list(outside)
-    return optuna.trial.FrozenTrial(
-        number=-1,
-        trial_id=-1,
-        state=t.state,
-        value=t.value if t.state == TrialState.COMPLETE else None,
-        datetime_start=t.datetime_start,
-        datetime_complete=t.datetime_complete,
-        params={n: params[n] for n in names if n in params},
-        distributions={n: names[n] for n in names if n in params},
-        user_attrs=attrs,
-        # Not what a sampler kept there: its model is of the old ends.
-        system_attrs={"fixed_params": point} if given is not None else {},
-        intermediate_values=t.intermediate_values,
-    )
-
-
-def _load(storage: BaseStorage, plan: Plan, name: str) -> optuna.Study:
-    settings = plan.settings
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage,
-        direction=settings.study.direction,
-        sampler=sampling.sampler(plan),
-        pruner=sampling.pruner(settings.pruner, settings.trainer.max_epochs),
-        load_if_exists=True,
-    )
-    return marks.heeded(study)
 
 
 # Small parts ----------------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ TICK_S = 0.2
 GRACE_S = 6.0  # for running trials to save, once asked to stop; then they are killed
 STOPPED_WITHIN_S = 8.0  # of the first word to stop everything is marked; what MLflow lacks then, the next start writes
 FLUSH_EVERY_S = 1.0
+# Where others are at a study too: for a trial that they leave behind, and for one that they did not tell MLflow all of.
+ASK_AGAIN_S, ADOPT_AGAIN_S = 1.0, 5.0
 Why = Literal["done", "stopped", "failures", "limit"]  # a supervisor's work ended
 # What no point of a search space is to blame for: the night would be wasted if it went on like that.
 _BROKEN = ("error", "crashed", "stalled", "checkpoint_unusable")
@@ -81,6 +83,8 @@ class Supervisor:
         self._attempts: dict[int, int] = {}
         self._unmirrored: dict[int, TrialRecord] = {}
         self._linked = False
+        self._refused = False  # by a limit: it said that there is nothing to start
+        self._ask_again_at = self._adopt_again_at = 0.0
         self._flushed_at = time.monotonic()
 
     # What others may ask of it
@@ -135,6 +139,7 @@ class Supervisor:
         left_s = self.limits.left_s() if self.limits is not None else None
         left_s = self._leave_at - time.monotonic() if why == "stopped" else left_s
         self.tracker.close(ending, best, str(weights) if weights and weights.exists() else None, left_s)
+        self.ledger.settle(self.tracker.take_settled())
         self._keep_links()
         return Ending(why, self.tracker.trouble)
 
@@ -154,7 +159,7 @@ class Supervisor:
                     self.tracker.start(list(self.records.values()))
                     self._illustrator.open(self.records)
                     mirroring = True
-                if not self.running and not (self.no_room and self.why is None):
+                if not self.running and not (self.why is None and (self.no_room or self._others_go_on())):
                     return
                 if self.why is None and not self._asked_all and not self.no_room:
                     self._starter.fork_ahead()
@@ -166,15 +171,20 @@ class Supervisor:
 
     def _fill_slots(self) -> None:
         while self.why is None and self.devices and not self.no_room:
+            if time.monotonic() < self._ask_again_at:
+                return
             ticket = self._next_ticket()
             self._asked_all = ticket is None
             if ticket is None:
+                if self.ledger.company is not None:  # others may leave some behind
+                    self._ask_again_at = time.monotonic() + ASK_AGAIN_S
                 return
             self._start(ticket)
 
     def _next_ticket(self) -> Ticket | None:
         if self.only is None:
             which = "any" if self.limits is None else self.limits.next(self.records, self.running)
+            self._refused = which is None
             if which is None or which == "any":
                 return self.ledger.ask() if which else None
             return self.ledger.ask_new() if which == "new" else self.ledger.ask_for(which)
@@ -202,6 +212,8 @@ class Supervisor:
         assert trial.process.pid is not None
         self.running[ticket.number] = trial
         self._attempts[ticket.number] = ticket.attempts
+        if ticket.was_elsewhere:
+            self.tracker.look_again(ticket.number)
         record = self.ledger.read(ticket.number)
         self._watchdog.watch(ticket.number, trial.process.pid, sum(e.seconds for e in record.history))
         self._note(record)
@@ -266,6 +278,7 @@ class Supervisor:
             self._look_for_room()
             for number in self.ledger.flush():  # MLflow must not know what the ledger may yet forget
                 self._note(self.ledger.read(number))
+            self._keep_company()
             self._keep_links()
             self.ahead = self.limits.ahead(self.records) if self.limits is not None else None
             self.on_change(self)
@@ -279,6 +292,32 @@ class Supervisor:
                 self._let_go(trial, now)
             else:
                 self._watch(trial)
+
+    def _keep_company(self) -> None:
+        """Hear what others at this study have done, and say what is done here."""
+        for number in self.ledger.lost():
+            self._unmirrored.pop(number, None)
+            if number in self.running:
+                trial = self.running.pop(number)
+                trial.kill()
+                trial.end()
+                self._watchdog.forget(number)
+                self.devices.append(trial.spec.device)
+        for record in self.ledger.heard():
+            self.records[record.number] = record
+        if self.ledger.company is not None and time.monotonic() >= self._adopt_again_at:
+            self._adopt_again_at = time.monotonic() + ADOPT_AGAIN_S
+            for record in self.ledger.adopt():
+                self.tracker.look_again(record.number)
+                self._note(record)
+        self.ledger.settle(self.tracker.take_settled())
+
+    def _others_go_on(self) -> bool:
+        """Whether trials have yet to end that others run, or may leave behind."""
+        if self.ledger.company is None or self.only is not None:
+            return False
+        left = {r.state for r in self.records.values() if not r.done}
+        return self.ledger.out_of_reach is not None or "running" in left or (bool(left) and not self._refused)
 
     def _hurries(self) -> bool:
         return self.why == "stopped" or (self.limits is not None and self.limits.is_late())
@@ -333,6 +372,7 @@ class Supervisor:
             if record.done:
                 self.ended.append(record)
             self._failures = self._failures + 1 if record.done and record.reason in _BROKEN else 0
+            self._ask_again_at = 0.0
             if self._failures >= self.plan.settings.study.max_consecutive_failures and self.why is None:
                 self.stop()
                 self.why = "failures"
@@ -396,9 +436,8 @@ class Supervisor:
 
     def _mirror(self) -> None:
         """Have MLflow know what the ledger has by now."""
-        for record in self._unmirrored.values():
-            self.tracker.mirror(record)
-        self._unmirrored.clear()
+        for number in [n for n in self._unmirrored if self.ledger.is_written(n)]:
+            self.tracker.mirror(self._unmirrored.pop(number))
 
     def _keep_links(self) -> None:
         tracker = self.tracker

@@ -21,6 +21,7 @@ PLAN, READY, STOP, LINKS = "overnight.plan", "overnight.ready", "overnight.stop"
 WANTED = "overnight.wanted"  # of a confirmation: (trial, nth seed) of what is asked for
 TESTS = "overnight.tests"  # of a confirmation: what the test set says
 LAUNCH = "overnight.launch"  # the last one: its deadline, and what ended it; as limits.Launch keeps it
+OVER = "overnight.over"  # of a study that many share: nobody need work on it until it is launched again
 UID = "overnight.uid"  # tells this study's runs from those of another ledger's study of the same name
 
 
@@ -92,6 +93,18 @@ def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[
             return None, names
         confirmation = _as_wanted(_read(storage, place, name + CONFIRM)) if name + CONFIRM in newest else None
         return replace(_read(storage, place, name), confirmation=confirmation), names
+    finally:
+        dispose(storage)
+
+
+def wanted(place: Place) -> list[str]:
+    """The names of the studies that workers are to work on, the one that was launched first first."""
+    storage = open_storage(place)
+    try:
+        open_ = [f for f in storage.get_all_studies() if f.user_attrs.get(READY) and not f.user_attrs.get(OVER)]
+        open_ = [f for f in open_ if not f.user_attrs.get(STOP)]
+        newest = {n: f for n, f in _newest(storage)[0].items() if n != TRAIN and not n.endswith(CONFIRM)}
+        return [n for n, f in newest.items() if f.study_name in {o.study_name for o in open_}]
     finally:
         dispose(storage)
 

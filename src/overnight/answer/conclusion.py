@@ -11,10 +11,11 @@ from overnight import deadline
 from overnight.answer import confirm, finding, telling, winner
 from overnight.answer.finding import Finding
 from overnight.limits import Confirming, Launch
+from overnight.opening import open_study
 from overnight.plan import Plan
 from overnight.records import TrialRecord
 from overnight.slots import slot_devices
-from overnight.study import Ledger, open_study
+from overnight.study import Ledger
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
 from overnight.views import StudyView, view
@@ -40,22 +41,23 @@ W = TypeVar("W", bound=Worked)
 @dataclass(frozen=True)
 class Conclusion(Generic[W]):
     """confirmation: how the work on it ended; None where there is nothing to confirm. trouble: MLflow's. left: what
-    there is to say of the winner's config and model, one line each."""
+    there is to say of the winner's config and model, one line each. told: False where another process told it."""
 
     finding: Finding
     confirmation: W | None
     report: Path | None = None
     trouble: str | None = None
     left: tuple[str, ...] = ()
+    told: bool = True
 
 
 def conclude(
-    plan: Plan, records: Sequence[TrialRecord], uid: str, work: Callable[[Supervisor], W], launch: Launch
+    search: Ledger, plan: Plan, records: Sequence[TrialRecord], work: Callable[[Supervisor], W], launch: Launch
 ) -> Conclusion[W]:
     """Confirm what a search has found, as far as it is not confirmed yet and there is time, and say what came of it.
 
     Args:
-        records: the search's. uid: its ledger's. work: has a supervisor run, and says how that ended. launch: this one.
+        records: the search's. work: has a supervisor run, and says how that ended. launch: this one.
     """
     worked: W | None = None
     if confirm.finalists(plan, records):
@@ -64,18 +66,32 @@ def conclude(
             top = _affordable(launch, records, ledger.records())
             limits = Confirming(launch, records, confirm.enqueue(ledger, plan, records, top), deadline.test_s(records))
             if top != 0:
-                tracker = Tracker(ledger.plan, ledger.uid, search_uid=uid)
+                tracker = Tracker(ledger.plan, ledger.uid, search_uid=search.uid, company=ledger.company)
                 worked = work(Supervisor(ledger, tracker, lambda _: None, limits=limits))
             found = finding.found(plan, records, ledger.records(), ledger.tests())
             if worked is not None and worked.why not in ("done", "limit"):
                 return Conclusion(found, worked)
             _say_what_was_cut(launch, found)
-            _test(ledger, found, launch, records)
+            with search.alone("test set"):
+                _test(ledger, found, launch, records)
         finally:
             ledger.close()
+    with search.alone("answer"):
+        if search.is_over:  # somebody who shares it was quicker
+            return Conclusion(_seen(plan)[1], worked, told=False)
+        said = _tell(plan, records, worked, launch)
+        search.end()
+        return said
+
+
+def _seen(plan: Plan) -> tuple[StudyView, Finding]:
     seen, _ = view(plan.settings.place, plan.name)
     assert seen is not None, "it was just worked on"
-    found = finding.of(seen)
+    return seen, finding.of(seen)
+
+
+def _tell(plan: Plan, records: Sequence[TrialRecord], worked: W | None, launch: Launch) -> Conclusion[W]:
+    seen, found = _seen(plan)
     if worked is None and len(records) < _WORTH_A_PAGE:
         trouble = telling.publish(seen, plan.settings.place, found)
         return Conclusion(found, None, None, trouble, tuple(winner.leave_config(seen)))

@@ -85,13 +85,15 @@ def enqueue(
     Seed by seed, so that a confirmation that was cut has common seeds. top: how many finalists there is time for.
     Returns (trial, nth seed) of all that are wanted, in order.
     """
-    held = {_pair(r.confirms) for r in ledger.records() if r.confirms is not None}
     wanted = _wanted(plan, records, top)
-    for record, confirms in wanted:
-        if _pair(confirms) not in held:
-            ledger.add(config_of(record, plan), record.params, confirms)
     pairs = [_pair(confirms) for _, confirms in wanted]
-    ledger.keep_wanted(pairs)
+    with ledger.alone("finalists"):
+        ledger.heard()
+        held = {_pair(r.confirms) for r in ledger.records() if r.confirms is not None}
+        for record, confirms in wanted:
+            if _pair(confirms) not in held:
+                ledger.add(config_of(record, plan), record.params, confirms)
+        ledger.keep_wanted(pairs)
     return pairs
 
 

@@ -6,6 +6,7 @@ is whole, and going on, healing and plain progress are one and the same thing.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import math
 import os
@@ -22,12 +23,14 @@ from overnight import settings as settings_module
 from overnight.paths import trial_name
 from overnight.plan import Plan
 from overnight.records import TrialRecord, config_of, title
+from overnight.sharing import Company
 from overnight.survey import STATUS, Run, final_objective, logged_steps, params_of, survey
 from overnight.tracking import pages
 from overnight.tracking.origin import study_files
 from overnight.tracking.store import client, in_short, parent_of
 
 WRITE_EVERY_S = 1.0
+_ASKED_AGAIN_S = 2.0  # an answer that took longer may be to a second question
 TRY_AGAIN_S = 5.0  # after it could not be written
 TRIES_AT_THE_END = 3
 # MLflow's limits for one log_batch and for one tag.
@@ -39,14 +42,24 @@ class Tracker:
     """Mirrors one study into MLflow from a thread of its own; `mirror` and `close` are for the supervisor.
 
     deep: have the survey at the start look at every step. search_uid: of the search that this study confirms; its runs
-    then lie below that one's parent.
+    then lie below that one's parent. company: where others mirror the study too: each writes the runs of the trials
+    that are its own.
     """
 
     def __init__(
-        self, plan: Plan, uid: str, *, with_parent: bool = True, deep: bool = False, search_uid: str | None = None
+        self,
+        plan: Plan,
+        uid: str,
+        *,
+        with_parent: bool = True,
+        deep: bool = False,
+        search_uid: str | None = None,
+        company: Company | None = None,
     ) -> None:
         self._plan, self._uid, self._with_parent, self._deep = plan, uid, with_parent, deep
-        self._search_uid = search_uid
+        self._search_uid, self._company = search_uid, company
+        self._unsure: set[int] = set()  # trials whose runs others may have written to
+        self._settled: set[int] = set()
         self._pending: dict[int, TrialRecord] = {}
         self._pictures: dict[int, Path] = {}  # trial -> the folder that holds its pictures
         self._unshown: set[int] = set()
@@ -74,6 +87,17 @@ class Tracker:
         with self._lock:
             self._pending[record.number] = record
         self._wake.set()
+
+    def look_again(self, number: int) -> None:
+        """Somebody else may have written a trial's run since this last looked."""
+        with self._lock:
+            self._unsure.add(number)
+
+    def take_settled(self) -> set[int]:
+        """The trials that have ended, or wait, and whose runs say so by now; each told once."""
+        with self._lock:
+            settled, self._settled = self._settled, set()
+            return settled
 
     def show(self, number: int, folder: Path) -> None:
         """Have MLflow hold a trial's pictures, the folder's PNGs and their words; returns at once."""
@@ -130,6 +154,10 @@ class Tracker:
 
     def _open(self) -> None:
         self._client = client(self._plan.settings.place)
+        with self._company.alone("mlflow") if self._company is not None else contextlib.nullcontext():
+            self._find_or_create()
+
+    def _find_or_create(self) -> None:
         self.experiment_id = self._experiment()
         if self._search_uid is not None:
             self._open_below(self._search_uid)
@@ -142,7 +170,7 @@ class Tracker:
             deep=self._deep,
             below=self.parent_run_id,
         )
-        for run_id in found.strays:
+        for run_id in found.strays if self._company is None else ():  # others make runs that this one knows nothing of
             self._client.delete_run(run_id)
         self._runs = found.runs
         if self._search_uid is None and self._with_parent:
@@ -150,7 +178,7 @@ class Tracker:
         self.ready = True
         with self._lock:
             for record in self._ledger:
-                if record.number in found.lacking:
+                if record.number in found.lacking and self._may_write(record.number):
                     self._pending.setdefault(record.number, record)
         self._ledger = []
 
@@ -223,15 +251,22 @@ class Tracker:
                 if not self._pending:
                     return
                 number, record = next(iter(self._pending.items()))
-            self._write(record)
+            if self._may_write(number):
+                self._write(record)
             with self._lock:
                 if self._pending.get(number) is record:  # otherwise a newer one came in while this was written
                     del self._pending[number]
+                    if record.state != "running":
+                        self._settled.add(number)
+
+    def _may_write(self, number: int) -> bool:
+        """Whether a trial's run is this process's to write: what others do with theirs, they say themselves."""
+        return self._company is None or self._company.holds(number)
 
     def _write(self, record: TrialRecord) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        run = self._runs.get(record.number) or self._create(record)
+        run = self._run_of(record)
         if not run.configured:
             text = settings_module.config_text(config_of(record, self._plan))
             self._client.log_text(run.run_id, text, "config.yaml")
@@ -301,16 +336,48 @@ class Tracker:
             if held.get(file.name) != file.stat().st_size:
                 self._client.log_artifact(run_id, str(file), "pictures")
 
+    def _run_of(self, record: TrialRecord) -> Run:
+        with self._lock:
+            if record.number in self._unsure:
+                self._runs.pop(record.number, None)
+        run = self._runs.get(record.number) or self._found(record) or self._create(record)
+        with self._lock:
+            self._unsure.discard(record.number)
+        return run
+
+    def _found(self, record: TrialRecord) -> Run | None:
+        """The run of a trial that was another process's, or of one whose creation may have been answered twice; where
+        there are several, the first."""
+        if record.number not in self._unsure:
+            return None
+        asked = f"tags.`overnight.uid` = '{self._uid}' and tags.`{self._number_tag}` = '{record.number}'"
+        found = self._client.search_runs([self.experiment_id], asked, order_by=["attributes.start_time ASC"])
+        for stray in found[1:]:
+            self._client.delete_run(stray.info.run_id)
+        if not found:
+            return None
+        first = found[0]
+        tags = first.data.tags
+        run = Run(
+            first.info.run_id, first.info.status, None, set(first.data.params), reason=tags.get("overnight.reason")
+        )
+        self._runs[record.number] = run
+        return run
+
     def _create(self, record: TrialRecord) -> Run:
         tags = {**self._base_tags(), "overnight.role": "trial", self._number_tag: str(record.number)}
         if record.confirms is not None:
             tags["overnight.role"] = "confirmation"
             tags["overnight.confirms"] = trial_name(record.confirms.trial)
             tags["overnight.seed"] = str(record.confirms.seed)
+        self._unsure.add(record.number)  # until it is answered: a server that restarts may do it, and be asked again
+        began = time.monotonic()
         created = self._client.create_run(
             self.experiment_id, start_time=_ms(record.started_at), tags=tags, run_name=title(record)
         )
         run = self._runs[record.number] = Run(created.info.run_id, "RUNNING", steps={})
+        if time.monotonic() - began > _ASKED_AGAIN_S:  # MLflow's client asks again by itself
+            return self._found(record) or run
         return run
 
     def _finish(self, ending: str) -> None:
@@ -326,6 +393,8 @@ class Tracker:
                 # MLflow shows the value of the greatest step, and trials don't become the best in order.
                 self._client.log_metric(self.parent_run_id, "objective", best.objective, step=len(self._runs))
             self._client.set_tag(self.parent_run_id, "overnight.best", trial_name(best.number))
+        if ending == "KILLED" and self._company is not None and self._company.others():
+            return  # it is this process that stopped, not the study
         state = {"FINISHED": "done", "FAILED": "failed", "KILLED": "paused"}[ending]
         self._client.set_tag(self.parent_run_id, "overnight.state", state)
         self._client.set_terminated(self.parent_run_id, ending)

@@ -1,0 +1,176 @@
+"""Who may write which trial, where many supervisors share a ledger: leases and seats, kept beside Optuna's tables.
+
+A trial belongs to whoever holds its lease. A lease is renewed with every write and ends by the database's clock, so
+that no two machines' clocks need agree. After a restart of the database nothing is taken from anybody for one lease's
+length: its holders could not renew while it was down. Each time a lease changes hands it counts one up, so that a
+holder who comes back late can tell; see "fencing tokens" in Kleppmann, Designing Data-Intensive Applications, ch. 8.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import BigInteger, Column, Connection, DateTime, Integer, MetaData, String, Table, func, text
+
+TABLES = MetaData()
+# owner is null once everything that a holder had to write is written, in MLflow too.
+_LEASES = Table(
+    "overnight_leases",
+    TABLES,
+    Column("study_id", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("owner", String(80)),
+    Column("stint", BigInteger, nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+)
+_SEATS = Table(
+    "overnight_seats",
+    TABLES,
+    Column("study_id", Integer, primary_key=True),
+    Column("owner", String(80), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("since", DateTime(timezone=True), nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+)
+_STUDIES = sqlalchemy.table("studies", sqlalchemy.column("study_id"), sqlalchemy.column("study_name"))  # Optuna's
+_SPACE = 0x6F766E74  # of our advisory locks, so that nobody else's are ours
+_GRACE = "pg_postmaster_start_time() + make_interval(secs => :lease_s) < clock_timestamp()"
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A supervisor that is at a study. since: in seconds since 1970, by the database's clock."""
+
+    owner: str
+    host: str
+    pid: int
+    since: float
+
+
+def create(connection: Connection) -> None:
+    """Make the tables where they are lacking."""
+    TABLES.create_all(connection)
+
+
+def lock(connection: Connection, what: str) -> None:
+    """Be the only one, among all that share the database, until the transaction ends."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:space, :key)"), _key(what))
+
+
+def lock_beyond(connection: Connection, what: str) -> None:
+    """The same until `unlock`, or until the connection ends."""
+    connection.execute(text("SELECT pg_advisory_lock(:space, :key)"), _key(what))
+
+
+def try_lock_beyond(connection: Connection, what: str) -> bool:
+    """The same, unless somebody else has it."""
+    return bool(connection.execute(text("SELECT pg_try_advisory_lock(:space, :key)"), _key(what)).scalar())
+
+
+def unlock(connection: Connection, what: str) -> None:
+    connection.execute(text("SELECT pg_advisory_unlock(:space, :key)"), _key(what))
+
+
+def _key(what: str) -> dict[str, int]:
+    return {"space": _SPACE, "key": int.from_bytes(zlib.crc32(what.encode()).to_bytes(4, "big"), "big", signed=True)}
+
+
+# Trials ---------------------------------------------------------------------------------------------------------------
+
+
+def take(connection: Connection, study_id: int, number: int, owner: str, lease_s: float) -> int | None:
+    """Take a trial's lease where nobody has it or its holder's has ended; how often it changed hands, or None."""
+    statement = text(
+        "INSERT INTO overnight_leases AS held (study_id, number, owner, stint, expires_at) VALUES (:study_id, :number, "
+        ":owner, 1, clock_timestamp() + make_interval(secs => :lease_s)) ON CONFLICT (study_id, number) DO UPDATE "
+        "SET owner = excluded.owner, stint = held.stint + 1, expires_at = excluded.expires_at "
+        f"WHERE held.owner IS NULL OR (held.expires_at < clock_timestamp() AND {_GRACE}) RETURNING stint"
+    )
+    asked = {"study_id": study_id, "number": number, "owner": owner, "lease_s": lease_s}
+    stint = connection.execute(statement, asked).scalar()
+    return int(stint) if stint is not None else None
+
+
+def out_of_reach(connection: Connection, study_id: int, lease_s: float) -> set[int]:
+    """The numbers of a study's trials whose leases hold."""
+    statement = text(
+        "SELECT number FROM overnight_leases WHERE study_id = :study_id AND owner IS NOT NULL "
+        f"AND NOT (expires_at < clock_timestamp() AND {_GRACE})"
+    )
+    return set(connection.execute(statement, {"study_id": study_id, "lease_s": lease_s}).scalars())
+
+
+def abandoned(connection: Connection, study_id: int, lease_s: float) -> set[int]:
+    """The numbers of a study's trials whose holders went before everything was written."""
+    statement = text(
+        "SELECT number FROM overnight_leases WHERE study_id = :study_id AND owner IS NOT NULL "
+        f"AND expires_at < clock_timestamp() AND {_GRACE}"
+    )
+    return set(connection.execute(statement, {"study_id": study_id, "lease_s": lease_s}).scalars())
+
+
+def held(connection: Connection, owner: str) -> dict[tuple[int, int], int]:
+    """(study, number) -> how often it changed hands, of the leases that are an owner's, and stay so until the
+    transaction ends."""
+    statement = sqlalchemy.select(_LEASES.c.study_id, _LEASES.c.number, _LEASES.c.stint)
+    rows = connection.execute(statement.where(_LEASES.c.owner == owner).with_for_update())
+    return {(row.study_id, row.number): row.stint for row in rows}
+
+
+def renew(connection: Connection, owner: str, lease_s: float) -> None:
+    """Have everything that is an owner's last for another lease from now."""
+    for table in (_LEASES, _SEATS):
+        later = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, lease_s)
+        connection.execute(table.update().where(table.c.owner == owner).values(expires_at=later))
+
+
+def release(connection: Connection, owner: str, trials: Iterable[tuple[int, int]]) -> None:
+    for study_id, number in trials:
+        mine = (_LEASES.c.study_id == study_id) & (_LEASES.c.number == number) & (_LEASES.c.owner == owner)
+        connection.execute(_LEASES.update().where(mine).values(owner=None))
+
+
+def forget(connection: Connection, study_id: int) -> None:
+    """Remove what is kept of a study."""
+    for table in (_LEASES, _SEATS):
+        connection.execute(table.delete().where(table.c.study_id == study_id))
+
+
+# Supervisors ----------------------------------------------------------------------------------------------------------
+
+
+def sit(connection: Connection, study_id: int, owner: str, lease_s: float) -> None:
+    """Say that this process is at a study."""
+    statement = text(
+        "INSERT INTO overnight_seats (study_id, owner, host, pid, since, expires_at) VALUES (:study_id, :owner, :host, "
+        ":pid, clock_timestamp(), clock_timestamp() + make_interval(secs => :lease_s)) ON CONFLICT DO NOTHING"
+    )
+    me: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "lease_s": lease_s}
+    connection.execute(statement, {"study_id": study_id, "owner": owner, **me})
+
+
+def leave(connection: Connection, study_id: int, owner: str) -> None:
+    """Say that a supervisor is at a study no more."""
+    connection.execute(_SEATS.delete().where((_SEATS.c.study_id == study_id) & (_SEATS.c.owner == owner)))
+
+
+def seats(connection: Connection, study: int | str) -> list[Seat]:
+    """Who is at a study, by its id, or by its name whatever it was extended to; the one who came first first."""
+    if isinstance(study, int):
+        which = _SEATS.c.study_id == study
+    else:
+        names = _STUDIES.c.study_name
+        ids = sqlalchemy.select(_STUDIES.c.study_id).where(
+            (names == study) | names.startswith(f"{study}~", autoescape=True)
+        )
+        which = _SEATS.c.study_id.in_(ids)
+    alive = which & (_SEATS.c.expires_at > func.clock_timestamp())
+    rows = connection.execute(sqlalchemy.select(_SEATS).where(alive).order_by(_SEATS.c.since))
+    return [Seat(row.owner, row.host, row.pid, row.since.timestamp()) for row in rows]

@@ -1,0 +1,414 @@
+"""The ledger for one of many processes that write it: its own trials from memory, everybody else's as last read.
+
+A trial is claimed, which takes a lease on it; every transaction that writes one first locks its lease's row, and what
+has been taken over is not written. While the database is out of reach trials go on: what they say is written once it is
+back. See `leases`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, TypeVar
+
+from optuna.exceptions import StorageInternalError
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from overnight import leases
+from overnight.holding import HolderStorage, Row, as_stored, blank, id_of, undisturbed, write_trial
+from overnight.settings import Place
+from overnight.storage import Held, LedgerStorage, Unreachable, held_by, in_a_line, open_storage
+
+Which = Literal["any", "new"] | int
+T = TypeVar("T")
+# Seconds between two tries at a database that is out of reach.
+_TRY_AGAIN_S = 2.0
+_RENEW_AFTER = 0.2  # of a lease
+
+
+class SharedStorage(HolderStorage):
+    """Optuna's storage for one of several processes that write the trials of a study, each its own.
+
+    lease_s: seconds for which a trial stays this process's after it was last heard of. owner: what this process is
+    called there; the same for all the storages that it opens.
+    """
+
+    def __init__(self, backend: LedgerStorage, lease_s: float, owner: str | None = None) -> None:
+        super().__init__(backend)
+        self.owner, self.lease_s = owner or _this_process(), lease_s
+        self.trouble: str | None = None  # why the database is out of reach
+        self._mine: dict[int, int] = {}  # ids of the trials that are this process's -> how often they changed hands
+        self._lost: set[int] = set()  # ids of those that were, and that nobody was told of yet
+        self._settled: set[int] = set()  # ids of those of which everything is written, in MLflow too
+        self._stale: set[int] = set()  # ids of those that somebody else may have written since
+        self._unsure: set[int] = set()  # ids of those of which the last transaction may have been made, or not
+        self._renewed_at, self._try_at = -1e9, 0.0
+        self._said: dict[tuple[int, str], Any] = {}  # attributes of studies that are not written yet
+        self._attrs: dict[tuple[int, str], dict[str, Any]] = {}  # of studies, as last read
+        self._directions: dict[int, list[StudyDirection]] = {}
+        self._names: dict[int, str] = {}
+
+    # Trials that are this process's
+
+    def claim(self, study_id: int, which: Which, spent: Callable[[], bool]) -> int | None:
+        """Make a trial this process's: one that waits or was left behind, or a new one; its number.
+
+        which: any, a new one, or the one of this number. spent: whether no new one is to be made; asked when nobody
+        else can make one. Raises Unreachable.
+        """
+
+        def work(database: Connection) -> tuple[int, int, Row | None] | None:
+            self.refresh(study_id)
+            rows = self._rows(study_id)
+            for (study, number), stint in leases.held(database, self.owner).items():
+                if study == study_id and id_of(study, number) not in self._mine:
+                    return number, stint, None  # it was claimed, and the answer was lost on the way
+            for number in self._claimable(database, study_id, which):
+                if self._keeps(study_id, number):  # it was put back, and MLflow does not know yet
+                    return number, self._mine[id_of(study_id, number)], None
+                taken = leases.take(database, study_id, number, self.owner, self.lease_s)
+                if taken is not None:
+                    return number, taken, None
+            if isinstance(which, int) or spent():
+                return None
+            new = blank(datetime.now())
+            new.number, new._trial_id = len(rows), id_of(study_id, len(rows))
+            row = Row(new, new, write_trial(database, new._trial_id, Row(new)))
+            first = leases.take(database, study_id, new.number, self.owner, self.lease_s)
+            assert first is not None, "nobody else knows of it yet"
+            return new.number, first, row
+
+        claimed = self._transact(work, lock=f"trials of {study_id}")
+        if claimed is None:
+            return None
+        number, stint, row = claimed
+        rows = self._rows(study_id)
+        if row is not None:
+            rows.append(row)
+        self._mine[id_of(study_id, number)] = stint
+        return number
+
+    def _claimable(self, database: Connection, study_id: int, which: Which) -> Iterable[int]:
+        """Numbers of trials that wait, and of those that run and whose holder is gone."""
+        if which == "new":
+            return []
+        rows = self._rows(study_id)
+        open_ = [n for n, row in enumerate(rows) if which in ("any", n) and not row.now.state.is_finished()]
+        taken = leases.out_of_reach(database, study_id, self.lease_s)
+        waits = {n for n in open_ if rows[n].now.state == TrialState.WAITING}
+        return sorted(
+            (n for n in open_ if n not in taken or (n in waits and self._keeps(study_id, n))),
+            key=lambda n: (n not in waits, n),
+        )
+
+    def _keeps(self, study_id: int, number: int) -> bool:
+        i = id_of(study_id, number)
+        return i in self._mine and i not in self._settled
+
+    def adopt(self, study_id: int) -> list[int]:
+        """Make those trials this process's that have ended, or wait, and whose holder went before everybody was told;
+        their numbers. Raises Unreachable."""
+
+        def work(database: Connection) -> dict[int, int]:
+            left = leases.abandoned(database, study_id, self.lease_s)
+            if not left:
+                return {}
+            self.refresh(study_id)
+            states = [row.now.state for row in self._rows(study_id)]
+            ended = sorted(n for n in left if n < len(states) and states[n] != TrialState.RUNNING)
+            taken = {n: leases.take(database, study_id, n, self.owner, self.lease_s) for n in ended}
+            return {n: stint for n, stint in taken.items() if stint is not None}
+
+        adopted = self._transact(work)
+        self._mine.update({id_of(study_id, n): stint for n, stint in adopted.items()})
+        return list(adopted)
+
+    def holds(self, study_id: int, number: int) -> bool:
+        """Whether a trial is this process's beyond doubt. Other threads may ask."""
+        return id_of(study_id, number) in self._mine and time.monotonic() < self._renewed_at + self.lease_s
+
+    def was_elsewhere(self, study_id: int, number: int) -> bool:
+        """Whether a trial of this process's was somebody's before. Other threads may ask."""
+        return self._mine.get(id_of(study_id, number), 1) > 1
+
+    def settle(self, study_id: int, numbers: Iterable[int]) -> None:
+        """Let go of trials that have ended, or wait, now that everything of them is written."""
+        self._settled.update(i for n in numbers if (i := id_of(study_id, n)) in self._mine)
+
+    def take_lost(self, study_id: int) -> list[int]:
+        """The numbers of trials that somebody has taken over, each told once."""
+        lost = {i for i in self._lost if i >> 32 == study_id}
+        self._lost -= lost
+        return sorted(i & 0xFFFFFFFF for i in lost)
+
+    # One of several
+
+    def sit(self, study_id: int, alone: bool = False) -> None:
+        """Say that this process is at a study. Raises Held where `alone` is asked for and somebody is; Unreachable."""
+
+        def work(database: Connection) -> None:
+            there = leases.seats(database, study_id) if alone else []
+            if there:
+                raise Held(held_by(self.get_study_name_from_id(study_id), vars(there[0])))
+            leases.sit(database, study_id, self.owner, self.lease_s)
+
+        self._transact(work, lock=f"seats of {study_id}")
+
+    def leave(self, study_id: int) -> None:
+        """Say that this process is at a study no more. What of its trials is not written stays out of others' reach
+        until its lease ends."""
+        with contextlib.suppress(Unreachable):
+            self._transact(lambda database: leases.leave(database, study_id, self.owner))
+
+    def others(self, study_id: int) -> int:
+        """How many other processes are at a study. Other threads may ask."""
+        with self.backend.engine.connect() as connection:
+            return sum(seat.owner != self.owner for seat in leases.seats(connection, study_id))
+
+    @contextlib.contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Be the only process to do something, of all that share the database; waits for its turn. Other threads may
+        ask. Raises Unreachable."""
+        try:
+            connection = self.backend.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        except (InterfaceError, OperationalError) as error:
+            raise Unreachable(in_a_line(error)) from error
+        with connection:
+            pause_s = 0.02
+            while not leases.try_lock_beyond(connection, what):  # asleep here, not there: signals are heeded
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 0.5)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(DBAPIError):  # then it ended with its connection
+                    leases.unlock(connection, what)
+
+    # When it is written, and read
+
+    def write(self) -> None:
+        """Bring the database up to what is known here; where it is out of reach, another time."""
+        due = time.monotonic() > self._renewed_at + _RENEW_AFTER * self.lease_s
+        if self._unwritten or self._settled or self._said or (due and self._mine):
+            with contextlib.suppress(Unreachable):
+                self._transact(lambda _: None)
+
+    def hear(self, study_id: int) -> list[int]:
+        """Read what others wrote of a study's trials; the numbers of those that changed, none where the database is out
+        of reach."""
+        if time.monotonic() < self._try_at:
+            return []
+        try:
+            return self.refresh(study_id)
+        except StorageInternalError as error:
+            self._out_of_reach(error)
+            return []
+
+    def refresh(self, study_id: int) -> list[int]:
+        """The same. Raises StorageInternalError."""
+        fresh = study_id not in self._studies
+        rows = self._rows(study_id)
+        if fresh or not rows:
+            if not rows:
+                del self._studies[study_id]
+            return list(range(len(self._rows(study_id))))
+        theirs = {
+            row.row_id
+            for number, row in enumerate(rows)
+            if (i := id_of(study_id, number)) in self._stale
+            or (i not in self._mine and not row.now.state.is_finished())
+        }
+        changed = []
+        for trial in self.backend._get_trials(study_id, None, theirs, rows[-1].row_id):
+            row = self._as_row(study_id, trial)
+            if trial.number == len(rows):
+                rows.append(row)
+            elif _differ(rows[trial.number].now, row.now):
+                rows[trial.number] = row
+            else:
+                continue
+            changed.append(trial.number)
+        self._stale = {i for i in self._stale if i >> 32 != study_id}
+        return changed
+
+    def _transact(self, work: Callable[[Connection], T], lock: str | None = None) -> T:
+        """Do something in a transaction that first writes what there is to write. Raises Unreachable."""
+        if time.monotonic() < self._try_at:
+            raise Unreachable(self.trouble)
+        unwritten, settled, before = dict(self._unwritten), set(self._settled), time.monotonic()
+        try:
+            with undisturbed():
+                if self._unsure:
+                    self._make_sure()
+                with self.backend.engine.begin() as database:
+                    if lock is not None:
+                        leases.lock(database, lock)
+                    held = leases.held(database, self.owner)
+                    for i in [i for i, stint in self._mine.items() if held.get(_pair(i)) != stint]:
+                        self._lose(i)
+                        unwritten.pop(i, None)
+                    nows = {i: row.now for i, row in unwritten.items()}
+                    for i, row in unwritten.items():
+                        assert i in self._mine, "a trial is written by whoever has claimed it"
+                        write_trial(database, i, row)
+                    leases.release(database, self.owner, map(_pair, settled & self._mine.keys()))
+                    leases.renew(database, self.owner, self.lease_s)
+                    done = work(database)
+        except (InterfaceError, OperationalError, StorageInternalError) as error:
+            self._unsure |= unwritten.keys()
+            self._out_of_reach(error)
+            raise Unreachable(self.trouble) from error
+        self._renewed_at, self.trouble = before, None
+        for i, now in nows.items():
+            self._unwritten.pop(i).written = now
+        for i in settled:
+            self._mine.pop(i, None)
+        self._settled -= settled
+        self._say()
+        return done
+
+    def _lose(self, i: int) -> None:
+        """Somebody has taken a trial over: what is known here of it does not count."""
+        del self._mine[i]
+        self._unwritten.pop(i, None)
+        self._settled.discard(i)
+        self._lost.add(i)
+        self._stale.add(i)
+
+    def _make_sure(self) -> None:
+        """See what the database has of the trials that the last transaction was to write."""
+        for i in self._unsure & self._unwritten.keys():
+            row = self._unwritten[i]
+            found = [
+                t
+                for t in self.backend._get_trials(i >> 32, None, {row.row_id}, row.row_id)
+                if t._trial_id == row.row_id
+            ]
+            row.written = self._as_row(i >> 32, found[0]).now
+        self._unsure.clear()
+
+    def _out_of_reach(self, error: BaseException) -> None:
+        if isinstance(error, StorageInternalError) and not isinstance(
+            error.__cause__, InterfaceError | OperationalError
+        ):
+            raise error
+        self.trouble = in_a_line(error)
+        self._try_at = time.monotonic() + _TRY_AGAIN_S
+
+    # Optuna's own questions
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Have a trial wait, for whoever claims it. Raises Unreachable."""
+        assert template_trial is not None, "a trial that is to run is claimed"
+        trial = as_stored(template_trial)
+        for name, dist in trial.distributions.items():
+            self._check_drawn(study_id, name, dist)
+
+        def work(database: Connection) -> Row:
+            self.refresh(study_id)
+            trial.number = len(self._rows(study_id))
+            trial._trial_id = id_of(study_id, trial.number)
+            return Row(trial, trial, write_trial(database, trial._trial_id, Row(trial)))
+
+        self._rows(study_id).append(self._transact(work, lock=f"trials of {study_id}"))
+        return trial._trial_id
+
+    def delete_study(self, study_id: int) -> None:
+        self._transact(lambda database: leases.forget(database, study_id))
+        super().delete_study(study_id)
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._said[study_id, key] = value
+        self._say()
+
+    def _say(self) -> None:
+        """Write what was said of studies, where the database can be reached."""
+        try:
+            for (study_id, key), value in list(self._said.items()):
+                if time.monotonic() >= self._try_at:
+                    self.backend.set_study_user_attr(study_id, key, value)
+                    del self._said[study_id, key]
+        except StorageInternalError as error:
+            self._out_of_reach(error)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        said = {key: value for (study, key), value in self._said.items() if study == study_id}
+        return {**self._last_known(study_id, "user", self.backend.get_study_user_attrs), **said}
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._last_known(study_id, "system", self.backend.get_study_system_attrs)
+
+    def _last_known(self, study_id: int, kind: str, ask: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+        """A study's attributes; as they were last read where the database is out of reach."""
+        known = self._attrs.get((study_id, kind))
+        if known is None or time.monotonic() >= self._try_at:
+            try:
+                self._attrs[study_id, kind] = known = ask(study_id)
+            except StorageInternalError as error:
+                if known is None:
+                    raise
+                self._out_of_reach(error)
+        return dict(known)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        if study_id not in self._directions:
+            self._directions[study_id] = self.backend.get_study_directions(study_id)
+        return self._directions[study_id]
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        if study_id not in self._names:
+            self._names[study_id] = self.backend.get_study_name_from_id(study_id)
+        return self._names[study_id]
+
+
+@dataclass(frozen=True)
+class Company:
+    """A study's place among those that share its ledger, for the thread that writes MLflow."""
+
+    storage: SharedStorage
+    study_id: int
+
+    def alone(self, what: str) -> AbstractContextManager[None]:
+        return self.storage.alone(f"{what} of {self.study_id}")
+
+    def holds(self, number: int) -> bool:
+        return self.storage.holds(self.study_id, number)
+
+    def was_elsewhere(self, number: int) -> bool:
+        return self.storage.was_elsewhere(self.study_id, number)
+
+    def others(self) -> int:
+        return self.storage.others(self.study_id)
+
+
+def open_for_work(place: Place) -> HolderStorage:
+    """The ledger's storage for a process that works on studies: the one that holds them, or one of many."""
+    storage = open_storage(place)
+    if storage.engine.name == "sqlite":
+        return HolderStorage(storage)
+    return SharedStorage(storage, place.lease_s)
+
+
+@functools.cache
+def _this_process() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"[-80:]
+
+
+def _pair(i: int) -> tuple[int, int]:
+    return i >> 32, i & 0xFFFFFFFF
+
+
+def _differ(a: FrozenTrial, b: FrozenTrial) -> bool:
+    names: Sequence[str] = ("state", "values", "params", "user_attrs", "system_attrs", "intermediate_values")
+    return any(getattr(a, name) != getattr(b, name) for name in names)

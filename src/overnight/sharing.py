@@ -52,6 +52,7 @@ class SharedStorage(HolderStorage):
         self._lost: set[int] = set()  # ids of those that were, and that nobody was told of yet
         self._settled: set[int] = set()  # ids of those of which everything is written, in MLflow too
         self._stale: set[int] = set()  # ids of those that somebody else may have written since
+        self._news: set[int] = set()  # ids of those that somebody else has written, and that nobody was told of yet
         self._unsure: set[int] = set()  # ids of those of which the last transaction may have been made, or not
         self._renewed_at, self._try_at = -1e9, 0.0
         self._said: dict[tuple[int, str], Any] = {}  # attributes of studies that are not written yet
@@ -205,31 +206,29 @@ class SharedStorage(HolderStorage):
                 self._transact(lambda _: None)
 
     def hear(self, study_id: int) -> list[int]:
-        """Read what others wrote of a study's trials; the numbers of those that changed, none where the database is out
-        of reach."""
-        if time.monotonic() < self._try_at:
-            return []
+        """Read what others wrote of a study's trials; the numbers of those that changed since this was last asked."""
         try:
-            return self.refresh(study_id)
+            if time.monotonic() >= self._try_at:
+                self.refresh(study_id)
         except StorageInternalError as error:
             self._out_of_reach(error)
-            return []
+        news = {i for i in self._news if i >> 32 == study_id}
+        self._news -= news
+        return sorted(_pair(i)[1] for i in news)
 
-    def refresh(self, study_id: int) -> list[int]:
-        """The same. Raises StorageInternalError."""
-        fresh = study_id not in self._studies
+    def refresh(self, study_id: int) -> None:
+        """Read what others wrote of a study's trials. Raises StorageInternalError."""
         rows = self._rows(study_id)
-        if fresh or not rows:
-            if not rows:
-                del self._studies[study_id]
-            return list(range(len(self._rows(study_id))))
+        if not rows:
+            del self._studies[study_id]
+            self._news.update(id_of(study_id, n) for n in range(len(self._rows(study_id))))
+            return
         theirs = {
             row.row_id
             for number, row in enumerate(rows)
             if (i := id_of(study_id, number)) in self._stale
             or (i not in self._mine and not row.now.state.is_finished())
         }
-        changed = []
         for trial in self.backend._get_trials(study_id, None, theirs, rows[-1].row_id):
             row = self._as_row(study_id, trial)
             if trial.number == len(rows):
@@ -238,9 +237,8 @@ class SharedStorage(HolderStorage):
                 rows[trial.number] = row
             else:
                 continue
-            changed.append(trial.number)
+            self._news.add(id_of(study_id, trial.number))
         self._stale = {i for i in self._stale if i >> 32 != study_id}
-        return changed
 
     def _transact(self, work: Callable[[Connection], T], lock: str | None = None) -> T:
         """Do something in a transaction that first writes what there is to write. Raises Unreachable."""

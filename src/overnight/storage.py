@@ -75,8 +75,8 @@ def free_mib(folder: Path) -> float:
 
 
 def holder_of(place: Place, name: str) -> dict[str, Any] | None:
-    """Who works on the study, on this machine or, where many share the ledger, on any: {"pid", "host", "since", "others":
-    how many do besides}; None where nobody living does."""
+    """Who works on the study, on this machine or, where many share the ledger, on any: {"pid", "host", "since",
+    "others" (how many do besides)}; None where nobody living does."""
     if place.shared:
         return _first_seat(place, name)
     try:

@@ -1,0 +1,196 @@
+"""One ledger, many supervisors: who may run which trial, and what becomes of what a late one says."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from overnight import plan
+from overnight.messages import EpochEnd
+from overnight.opening import open_study
+from overnight.plan import Plan
+from overnight.study import Ledger
+from servers import Cable, Postgres
+
+Join = Callable[..., Ledger]
+
+
+@pytest.fixture
+def study(tmp_path: Path, database: Callable[[], str]) -> Plan:
+    return plan.make([f"home={tmp_path}", f"storage.url='{database()}'", "study.trials=3", "sampler=random"])
+
+
+@pytest.fixture
+def join(study: Plan) -> Iterator[Join]:
+    """Be one more supervisor at the study, in this process; its leases last half a second unless told otherwise."""
+    with ExitStack() as open_:
+
+        def join(owner: str, lease_s: float = 0.5, of: Plan = study) -> Ledger:
+            ledger, _ = open_study(of)
+            assert ledger.shared is not None
+            ledger.shared.owner, ledger.shared.lease_s = owner, lease_s
+            open_.callback(ledger.close)
+            return ledger
+
+        yield join
+
+
+def epoch(number: int, e: int, value: float = 0.5) -> EpochEnd:
+    return EpochEnd(number, e, {"val/accuracy": value}, 1000.0 + e, 0.1)
+
+
+def asked(ledger: Ledger) -> int | None:
+    ticket = ledger.ask()
+    return ticket.number if ticket is not None else None
+
+
+def test_many_that_ask_at_once_get_each_trial_once_and_no_more_than_the_budget(study: Plan, join: Join) -> None:
+    wider = plan.make(
+        [f"home={study.settings.home}", f"storage.url='{study.settings.place.storage_url}'", "study.trials=10"]
+    )
+    ledgers = [join(f"owner-{i}", 30.0, wider) for i in range(3)]
+    got: list[int] = []
+
+    def ask_on(ledger: Ledger) -> None:
+        while (number := asked(ledger)) is not None:
+            got.append(number)
+            ledger.record(epoch(number, 0))
+            ledger.complete(number)
+
+    threads = [threading.Thread(target=ask_on, args=(ledger,)) for ledger in ledgers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == list(range(10))
+    assert [r.state for r in join("looks").records()] == ["complete"] * 10
+
+
+def test_everybody_sees_what_the_others_have_done(join: Join) -> None:
+    a, b = join("a"), join("b")
+    assert (asked(a), asked(b)) == (0, 1)
+    a.record(epoch(0, 0, 0.9))
+    a.flush()
+    heard = {r.number: r for r in b.heard()}
+    assert (heard[0].state, heard[0].objective) == ("running", 0.9)
+    a.complete(0)
+    assert {r.number: r.state for r in b.heard()} == {0: "complete"}
+    assert b.heard() == []
+
+
+def test_nothing_is_taken_from_an_owner_who_is_heard_of(join: Join) -> None:
+    a, b = join("a"), join("b", 30.0)
+    assert asked(a) == 0
+    for _ in range(5):
+        time.sleep(0.2)
+        a.flush()  # which renews, though there is nothing to write
+        a.shared.write()  # type: ignore[union-attr]
+        assert b.ask_for(0) is None
+
+
+def test_a_trial_whose_owner_was_not_heard_of_goes_on_elsewhere_and_its_late_word_does_not_count(join: Join) -> None:
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    a.record(epoch(0, 0, 0.1))
+    a.flush()
+    time.sleep(0.7)
+    ticket = b.ask_for(0)
+    assert ticket is not None
+    assert ticket.was_elsewhere
+    b.record(epoch(0, 1, 0.2))
+    b.flush()
+    a.record(epoch(0, 1, 0.99))
+    a.complete(0)
+    assert a.lost() == [0]
+    assert a.lost() == []
+    record = b.complete(0)
+    assert [e.metrics["val/accuracy"] for e in record.history] == [0.1, 0.2]
+    assert join("looks").read(0).objective == 0.2
+    assert {r.number: r.objective for r in a.heard()} == {0: 0.2}
+
+
+def test_a_trial_that_was_put_back_waits_until_everything_of_it_is_told(join: Join) -> None:
+    a, b = join("a", 30.0), join("b", 30.0)
+    assert asked(a) == 0
+    a.pause(0)
+    assert b.ask_for(0) is None
+    a.settle([0])
+    a.shared.write()  # type: ignore[union-attr]
+    assert b.ask_for(0) is not None
+
+
+def test_what_an_owner_that_is_gone_did_not_tell_of_is_somebody_elses_to_tell(join: Join) -> None:
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    a.record(epoch(0, 0))
+    a.complete(0)
+    assert b.adopt() == []
+    time.sleep(0.7)
+    assert [r.number for r in b.adopt()] == [0]
+    assert b.company is not None
+    assert b.company.holds(0)
+    assert b.company.was_elsewhere(0)
+
+
+def test_a_trial_is_not_asked_for_again_when_the_answer_was_lost_on_the_way(join: Join) -> None:
+    a, again = join("a", 30.0), join("a", 30.0)
+    assert asked(a) == 0
+    assert asked(again) == 0  # as if the first had never heard
+    assert len(again.trials()) == 1
+
+
+def test_trials_go_on_while_the_database_is_out_of_reach_and_all_of_it_is_written_after(
+    tmp_path: Path, study: Plan, postgres: Postgres, join: Join
+) -> None:
+    cable = Cable(tmp_path / "cable", postgres)
+    by_cable = cable.through(str(study.settings.place.storage_url))
+    a = join("a", 30.0, plan.make([f"home={tmp_path}", f"storage.url='{by_cable}'", "study.trials=3"]))
+    b = join("b", 30.0)
+    assert asked(a) == 0
+    cable.cut()
+    a.record(epoch(0, 0, 0.7))
+    a.flush()
+    assert not a.should_prune(0)
+    assert a.out_of_reach is not None
+    assert not a.is_written(0)
+    assert a.ask() is None
+    assert not a.stop_requested()
+    a.complete(0)
+    cable.mend()
+    until = time.monotonic() + 10
+    while not a.is_written(0) and time.monotonic() < until:
+        time.sleep(0.1)
+        a.shared.write()  # type: ignore[union-attr]
+    assert a.out_of_reach is None
+    assert {r.number: (r.state, r.objective) for r in b.heard()} == {0: ("complete", 0.7)}
+    assert asked(a) == 1
+
+
+def test_after_a_restart_of_the_database_leases_have_grace(postgres: Postgres, join: Join) -> None:
+    a, b = join("a", 4.0), join("b", 4.0)
+    assert asked(a) == 0
+    postgres.stop()
+    time.sleep(4.2)
+    postgres.start()
+    assert b.ask_for(0) is None
+    assert b.out_of_reach is None  # it did ask
+    a.record(epoch(0, 0))
+    a.flush()
+    assert a.is_written(0)
+    assert a.lost() == []
+
+
+def test_a_trial_that_nobody_is_at_any_more_is_the_first_to_be_asked_for(join: Join) -> None:
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    time.sleep(0.7)
+    assert asked(b) == 0
+    assert asked(b) == 1
+    states = [t.state for t in b.trials()]
+    assert states == [TrialState.RUNNING, TrialState.RUNNING]

@@ -187,10 +187,7 @@ class Plan:
 
     def at(self, place: Place) -> Plan:
         """The same study where it lies now: a home may be moved, or looked at from another folder."""
-        s = self.settings
-        storage, tracking = replace(s.storage, url=place.storage_url), s.tracking
-        tracking = replace(tracking, uri=place.given_tracking_uri, artifacts=place.given_artifacts)
-        return replace(self, settings=replace(s, home=place.home, storage=storage, tracking=tracking))
+        return replace(self, settings=replace(self.settings, home=place.home, lies=place))
 
     def differences(self, old: Plan) -> list[str]:
         """Why trials of `old` and of this plan cannot stand side by side, one line each; empty where they can.

@@ -20,7 +20,10 @@ import sqlalchemy
 from filelock import BaseFileLock, FileLock, Timeout
 from optuna.storages import BaseStorage, RDBStorage
 
+from overnight import credentials, postgres
 from overnight.settings import ConfigError, Place
+
+_LAST_MADE = ("version_info", "alembic_version")  # what a whole ledger has, beside all that Optuna makes before them
 
 
 class Held(RuntimeError):
@@ -121,12 +124,9 @@ def open_storage(place: Place) -> LedgerStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if place.storage_url is not None:
         try:
-            return LedgerStorage(place.storage_url)
+            return _open_shared(place.storage_url) if place.shared else LedgerStorage(place.storage_url)
         except Exception as error:  # SQLAlchemy's and the drivers' share no base class
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(
-                [f"storage.url: must be a database that can be opened, got {place.storage_url!r}: {reason}"]
-            ) from error
+            raise ConfigError([_unopened(place, error)]) from error
     path = place.where.ledger
     if not path.exists():
         create_whole(path, _write_blank)
@@ -141,6 +141,36 @@ def open_storage(place: Place) -> LedgerStorage:
 
     storage.engine.dispose()  # the connection that the storage opened before it could be told
     return storage
+
+
+def _open_shared(url: str) -> LedgerStorage:
+    """A PostgreSQL's ledger; its tables are made by one alone, however many come first at once."""
+    if not postgres.holds(url, *_LAST_MADE):
+        with postgres.alone(url):
+            make_tables(url)
+    return LedgerStorage(url, engine_kwargs=postgres.engine_options(url), skip_table_creation=True)
+
+
+def make_tables(url: str) -> None:
+    """Make the tables of a ledger in a PostgreSQL, or bring them up to date; whoever calls is alone at it."""
+    storage = LedgerStorage(url, engine_kwargs=postgres.engine_options(url), skip_compatibility_check=True)
+    try:
+        storage.upgrade()
+        _make_our_tables(storage)
+    finally:
+        dispose(storage)
+
+
+def _make_our_tables(storage: LedgerStorage) -> None:
+    """Make what the ledger holds beside Optuna's tables, unless it is there."""
+
+
+def _unopened(place: Place, error: Exception) -> str:
+    named = credentials.STORAGE_URL if place.storage == "postgres" else "storage.url"
+    if "table schema" in str(error):  # Optuna's word on a ledger of another version of its own
+        return f"{named}: holds the tables of another version of Optuna; `overnight migrate` brings old ones up to date"
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"{named}: must be a database that can be opened: {credentials.redacted(reason)}"
 
 
 def get_ready(place: Place) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from overnight import credentials
 from overnight import settings as settings_module
 from overnight.paths import trial_name
 from overnight.plan import Plan
@@ -120,7 +121,7 @@ class Tracker:
                 self.trouble = in_short(error)
                 tries += ending is not None
                 if tries >= TRIES_AT_THE_END:
-                    print(traceback.format_exc(), file=sys.stderr)
+                    print(credentials.redacted(traceback.format_exc()), file=sys.stderr)
                     return
                 self._wake.set()
             if self._ending is not None and self.trouble:
@@ -161,10 +162,11 @@ class Tracker:
             if found.lifecycle_stage == "deleted":
                 self._client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
+        root = self._plan.settings.place.artifact_root  # a server keeps artifacts where it likes
         return str(
             self._client.create_experiment(
                 name,
-                artifact_location=f"{self._plan.settings.place.artifact_root}/{urllib.parse.quote(name)}",
+                artifact_location=f"{root}/{urllib.parse.quote(name)}" if root is not None else None,
                 tags={
                     "mlflow.experiment.primaryMetric.name": study.metric,
                     "mlflow.experiment.primaryMetric.greaterIsBetter": str(study.direction == "maximize"),

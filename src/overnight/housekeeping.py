@@ -138,8 +138,8 @@ def remains(place: Place, name: str) -> Remains:
     if not tracked:
         raise ConfigError(
             [
-                f"tracking: must name the MLflow store that {name} was last tuned with, and does not; say tracking= and "
-                f"tracking.uri= as then"
+                f"tracking: must name the MLflow store that {name} was last tuned with, and does not; say tracking= "
+                f"and tracking.uri= as then"
             ]
         )
     files = _files(place, name)

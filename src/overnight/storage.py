@@ -155,7 +155,8 @@ def make_tables(url: str) -> None:
     """Make the tables of a ledger in a PostgreSQL, or bring them up to date; whoever calls is alone at it."""
     storage = LedgerStorage(url, engine_kwargs=postgres.engine_options(url), skip_compatibility_check=True)
     try:
-        storage.upgrade()
+        if storage.get_current_version() != storage.get_head_version():
+            storage.upgrade()
         _make_our_tables(storage)
     finally:
         dispose(storage)

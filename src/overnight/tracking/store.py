@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
 
 def quiet_environment() -> dict[str, str]:
-    """What keeps MLflow from phoning home and from warning of its own plans."""
-    return {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    """What keeps MLflow from phoning home, from warning of its own plans, and from printing a link a run."""
+    return {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
 
 
 def exists(place: Place) -> bool:

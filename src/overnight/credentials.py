@@ -25,7 +25,8 @@ SECRET = frozenset(
     | {"PGPASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"}
 )
 _POSTGRES = re.compile(r"postgres(ql(\+psycopg)?)?://")
-_PASSWORD_IN = re.compile(r"://[^\s]*:[^\s]*@|[?&](password|token|secret)=", re.IGNORECASE)
+_SECRET_KEY = r"\w*(password|token|secret|passwd)"
+_PASSWORD_IN = re.compile(rf"://\S*:\S*@|[?&]{_SECRET_KEY}=", re.IGNORECASE)
 _GIVES_WAY = "(not shown)"
 _lent: dict[str, str] = {}  # what this process put into its own environment, for MLflow's client
 
@@ -168,7 +169,8 @@ def holds_password(text: str) -> bool:
 
 def discreet(text: str) -> str:
     """A text without the name and the password of the addresses in it."""
-    return re.sub(r"://\S*@", f"://{_GIVES_WAY}@", text)
+    text = re.sub(r"://\S*@", f"://{_GIVES_WAY}@", text)
+    return re.sub(rf"([?&]{_SECRET_KEY}=)[^&\s]*", rf"\1{_GIVES_WAY}", text, flags=re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
@@ -187,9 +189,11 @@ def _known() -> set[str]:
             continue
         found.add(value)
         parts = _split(value) if "://" in value else None
-        if parts is not None and parts.password:
-            found |= {parts.password, urllib.parse.unquote(parts.password)}
+        if parts is not None:
             found.add(value.partition("://")[2])
+            asked = urllib.parse.parse_qsl(parts.query)
+            secrets = [parts.password or "", *(v for k, v in asked if re.fullmatch(_SECRET_KEY, k, re.IGNORECASE))]
+            found |= {*secrets, *map(urllib.parse.unquote, secrets)}
     return {secret for secret in found if len(secret) > 3}  # of less, any word might be one
 
 

@@ -82,15 +82,20 @@ def same_database(one: str, other: str | None) -> bool:
 def create_database(url: str) -> bool:
     """Create the database that an address names, where its server lacks it and lets us; whether it was made.
 
-    Raises SQLAlchemy's errors.
+    Raises SQLAlchemy's errors: what the server says of that database, where it says nothing better.
     """
     wanted = make_url(url)
     try:
         with _connection(wanted):
             return False
-    except DBAPIError as error:
-        if not _is_missing(error, wanted):
-            raise
+    except DBAPIError as error:  # which says why in the server's own language, and with no code
+        try:
+            return _create_missing(wanted)
+        except DBAPIError as second:
+            raise (second if _said_by_a_statement(second) else error) from None
+
+
+def _create_missing(wanted: URL) -> bool:
     server = wanted.set(database=_MAINTENANCE)
     with alone(server.render_as_string(hide_password=False)), _connection(server) as connection:
         asked = sqlalchemy.text("SELECT 1 FROM pg_database WHERE datname = :name")
@@ -101,10 +106,8 @@ def create_database(url: str) -> bool:
         return True
 
 
-def _is_missing(error: DBAPIError, url: URL) -> bool:
-    # What fails while connecting has no SQLSTATE in psycopg, and its words are in the server's language.
-    said = str(error.orig)
-    return "3D000" in (getattr(error.orig, "sqlstate", "") or "") or (f'"{url.database}"' in said and "FATAL" in said)
+def _said_by_a_statement(error: DBAPIError) -> bool:
+    return getattr(error.orig, "sqlstate", None) is not None
 
 
 @contextlib.contextmanager

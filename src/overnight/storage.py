@@ -148,7 +148,15 @@ def _open_shared(url: str) -> LedgerStorage:
     if not postgres.holds(url, *_LAST_MADE):
         with postgres.alone(url):
             make_tables(url)
-    return LedgerStorage(url, engine_kwargs=postgres.engine_options(url), skip_table_creation=True)
+    storage = LedgerStorage(
+        url, engine_kwargs=postgres.engine_options(url), skip_table_creation=True, skip_compatibility_check=True
+    )
+    try:
+        storage._version_manager.check_table_schema_compatibility()
+    except BaseException:
+        dispose(storage)
+        raise
+    return storage
 
 
 def make_tables(url: str) -> None:
@@ -171,7 +179,8 @@ def _unopened(place: Place, error: Exception) -> str:
     if "table schema" in str(error):  # Optuna's word on a ledger of another version of its own
         return f"{named}: holds the tables of another version of Optuna; `overnight migrate` brings old ones up to date"
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"{named}: must be a database that can be opened: {credentials.redacted(reason)}"
+    remedy = "; `overnight migrate` creates one that is not there" if place.shared and "exist" in reason else ""
+    return f"{named}: must be a database that can be opened: {credentials.redacted(reason)}{remedy}"
 
 
 def get_ready(place: Place) -> None:

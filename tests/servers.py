@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 import warnings
@@ -69,10 +70,12 @@ class Postgres:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    server = Postgres(tmp_path_factory.mktemp("postgres"))
-    yield server
-    server.server.cleanup()
+def postgres() -> Iterator[Postgres]:
+    # Not below pytest's own folder: each other session that starts shuts it to the user that a root's PostgreSQL has.
+    with tempfile.TemporaryDirectory(prefix="overnight-postgres-", ignore_cleanup_errors=True) as folder:
+        server = Postgres(Path(folder))
+        yield server
+        server.server.cleanup()
 
 
 @pytest.fixture

@@ -258,8 +258,8 @@ class Paced(Tested):
 class TellsAll(MLP):
     """Prints all that its process has in its environment, and fails with it where that is asked for."""
 
-    def __init__(self, fails: bool = False, **given) -> None:
-        super().__init__(**given)
+    def __init__(self, input_shape, classes=None, optimizer=torch.optim.Adam, fails: bool = False) -> None:
+        super().__init__(input_shape, classes, optimizer=optimizer)
         self.fails = fails
         kernels = Path("/proc/self/environ")
         self.known = f"{dict(os.environ)} {kernels.read_text() if kernels.exists() else ''}"

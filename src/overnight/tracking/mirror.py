@@ -263,7 +263,7 @@ class Tracker:
         tags = {
             "overnight.state": record.state,
             "overnight.reason": record.reason,
-            "overnight.notes": "; ".join(record.notes)[-_TAG_CHARS:],
+            "overnight.notes": _kept("; ".join(record.notes)),
             "mlflow.parentRunId": self.parent_run_id,
         }
         for start in range(0, max(len(metrics), 1), _BATCH_METRICS):
@@ -281,7 +281,7 @@ class Tracker:
         run.params.update(wanted)
         if record.state == "failed" and record.detail:
             self._client.log_text(run.run_id, record.detail, "error.txt")
-            note = f"{record.reason}\n```\n{record.detail[-_TAG_CHARS:]}\n```"
+            note = f"{record.reason}\n```\n{_kept(record.detail)}\n```"
             self._client.set_tag(run.run_id, "mlflow.note.content", note)
         status = STATUS[record.state]
         if run.status != status:
@@ -331,6 +331,11 @@ class Tracker:
         state = {"FINISHED": "done", "FAILED": "failed", "KILLED": "paused"}[ending]
         self._client.set_tag(self.parent_run_id, "overnight.state", state)
         self._client.set_terminated(self.parent_run_id, ending)
+
+
+def _kept(text: str) -> str:
+    """As much of a text as a tag takes; a PostgreSQL takes no NUL, which people's errors may hold."""
+    return text[-_TAG_CHARS:].replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _user() -> str:

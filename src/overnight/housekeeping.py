@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,7 @@ def remains(place: Place, name: str) -> Remains:
     """What `delete` would delete, plan unread. Raises ConfigError where there is no such study."""
     ledger: list[str] = []
     uids: set[str] = set()
-    trials, tracked = 0, place.given_tracking_uri
+    trials, tracked = 0, True
     if place.storage_url is not None or place.where.ledger.exists():
         storage = open_storage(place)
         try:
@@ -127,17 +127,20 @@ def remains(place: Place, name: str) -> Remains:
                     ledger.append(frozen.study_name)
                     uids |= {str(v) for k, v in frozen.user_attrs.items() if k == "overnight.uid"}
                     plan = frozen.user_attrs.get("overnight.plan") or {}
-                    tracked = plan.get("settings", {}).get("tracking", {}).get("uri", tracked)
+                    tracked = _tracked_in(place, plan.get("settings", {}).get("tracking", {}))
                     if CONFIRM not in frozen.study_name:
                         trials = max(trials, storage.get_n_trials(frozen._study_id))
         finally:
             dispose(storage)
     if not ledger or name not in names_in(place):  # which leaves out generations, confirmations and what is not ours
         known = ", ".join(names_in(place)) or "none"
-        raise ConfigError([f"study: must be one of those in {place.where.root}, got {name!r}; there are: {known}"])
-    if tracked != place.given_tracking_uri:
+        raise ConfigError([f"study: must be one of those in {place.ledger_said}, got {name!r}; there are: {known}"])
+    if not tracked:
         raise ConfigError(
-            [f"tracking.uri: must name the MLflow store that {name} was last tuned with, and does not; say it as then"]
+            [
+                f"tracking: must name the MLflow store that {name} was last tuned with, and does not; say tracking= "
+                f"and tracking.uri= as then"
+            ]
         )
     files = _files(place, name)
     with _told(name):
@@ -145,6 +148,13 @@ def remains(place: Place, name: str) -> Remains:
     return Remains(
         name, tuple(ledger), tuple(sorted(uids)), trials, runs, versions, tuple(files), sum(map(_size, files))
     )
+
+
+def _tracked_in(place: Place, kept: Mapping[str, Any]) -> bool:
+    """Whether a study's runs are in the MLflow store that a place speaks of; a server goes by many addresses."""
+    if kept.get("name", "local") != "local" or place.tracking != "local":
+        return kept.get("name") == place.tracking
+    return kept.get("uri", place.given_tracking_uri) == place.given_tracking_uri
 
 
 def delete(place: Place, found: Remains) -> list[str]:

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from overnight.credentials import SECRET
+
 DELIVER_WITHIN_S = 30.0
 FAREWELL = "farewell"
-# What holds addresses, and is nothing for a hook to inherit.
-SECRET = ("OVERNIGHT_NOTIFY_URLS", "OVERNIGHT_NOTIFY_URLS_FILE")
 _DIED = "whoever worked on it died; what was saved is kept, and the same `overnight tune` line goes on"
 
 

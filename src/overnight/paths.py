@@ -1,9 +1,11 @@
-"""Where things lie: the one owner of every path below a home, and of the folder that holds conf/."""
+"""Where things lie: the one owner of every path below a home, of the stores, and of the folder that holds conf/."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from overnight import credentials
 
 
 def conf_dir() -> Path:
@@ -86,3 +88,60 @@ class Home:
     def pictures_log(self, study: str) -> Path:
         """What is said while pictures are drawn."""
         return self.study_logs(study) / "pictures.log"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where studies lie: all that somebody who only looks on has to know. None stands for what the home holds.
+
+    storage, tracking: the options taken. lease_s: seconds after which a trial whose owner was not heard of is taken
+    over, where machines share a ledger.
+    """
+
+    home: str
+    storage_url: str | None = field(default=None, repr=False)  # with its password
+    given_tracking_uri: str | None = None
+    given_artifacts: str | None = None
+    storage: str = "sqlite"
+    tracking: str = "local"
+    lease_s: float = 30.0
+
+    @property
+    def where(self) -> Home:
+        return Home(Path(self.home).expanduser().absolute())
+
+    @property
+    def shared(self) -> bool:
+        """Whether the ledger is a PostgreSQL, which supervisors on several machines work on."""
+        return credentials.is_postgres(self.storage_url)
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.given_tracking_uri or f"sqlite:///{self.where.tracking_store}"
+
+    @property
+    def server(self) -> str | None:
+        """The address of MLflow's server, which holds no secret; None where its store is opened here."""
+        uri = self.given_tracking_uri
+        return uri if uri is not None and uri.startswith(("http://", "https://")) else None
+
+    @property
+    def artifact_root(self) -> str | None:
+        """Where experiments keep their artifacts; None where MLflow's server says that."""
+        return self.given_artifacts or (None if self.server else self.where.artifacts.as_uri())
+
+    @property
+    def ledger_said(self) -> str:
+        """Where the ledger is, in words."""
+        if self.storage == "postgres":
+            return f"the ledger that {credentials.STORAGE_URL} names"
+        return str(self.where.root)
+
+    @property
+    def overrides(self) -> list[str]:
+        """What a line has to say to speak of this place."""
+        return [
+            *([] if self.home == "./mlruns" else [f"home={self.home}"]),
+            *([] if self.storage == "sqlite" else [f"storage={self.storage}"]),
+            *([] if self.tracking == "local" else [f"tracking={self.tracking}"]),
+        ]

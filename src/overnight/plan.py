@@ -188,10 +188,7 @@ class Plan:
 
     def at(self, place: Place) -> Plan:
         """The same study where it lies now: a home may be moved, or looked at from another folder."""
-        s = self.settings
-        storage, tracking = replace(s.storage, url=place.storage_url), s.tracking
-        tracking = replace(tracking, uri=place.given_tracking_uri, artifacts=place.given_artifacts)
-        return replace(self, settings=replace(s, home=place.home, storage=storage, tracking=tracking))
+        return replace(self, settings=replace(self.settings, home=place.home, lies=place))
 
     def on_this_machine(self, slots: int | None) -> Plan:
         """The same study with the slots, and the data's folder, of a machine that did not launch it."""

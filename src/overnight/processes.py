@@ -18,6 +18,7 @@ from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
+from overnight import credentials
 from overnight.messages import (
     AskSpec,
     EpochEnd,
@@ -215,10 +216,11 @@ def warm_up() -> None:
         os.environ[IMPORTED] = path
     # What the terminal or systemd sends goes to every process there is. Only the supervisor heeds it, and tells the
     # trials to save; a forkserver that died of it would take them all along. The mask is inherited, for good.
-    resource_tracker.ensure_running()  # the forkserver wants one, and starting it would lift the mask
+    with credentials.hidden():
+        resource_tracker.ensure_running()  # the forkserver wants one, and starting it would lift the mask
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
-        with _no_main():
+        with _no_main(), credentials.hidden():
             forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -232,6 +234,8 @@ def is_warm(within_s: float = 0.0) -> bool:
 
 def fork(target: Callable[..., None], *args: Any) -> BaseProcess:
     """A process forked from the warm forkserver that calls `target`; `args` must pickle."""
+    if _imported is None:
+        warm_up()
     context = multiprocessing.get_context("forkserver")
     with _no_main():
         process = context.Process(target=target, args=args, daemon=False)

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from overnight import clock
-from overnight.paths import Home, conf_dir
+from overnight import clock, credentials
+from overnight.paths import Place, conf_dir
 
 # Top-level nodes whose keys belong to a `_target_`, ours or somebody else's: any key is fine that its config has.
 COMPONENTS = ("data", "model", "optimizer", "schedule")
@@ -52,35 +52,12 @@ def _at_least(low: int, default: Any = dataclasses.MISSING) -> Any:
     return _rule(f"must be at least {low}", lambda v: v >= low, default)
 
 
+def _is_address(text: str) -> bool:
+    return "://" in text and not credentials.holds_password(text)
+
+
 def _is_name(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text) is not None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where studies lie: all that somebody who only looks on has to know. None stands for what the home holds."""
-
-    home: str
-    storage_url: str | None = None
-    given_tracking_uri: str | None = None
-    given_artifacts: str | None = None
-    lease_s: float = 30.0
-
-    @property
-    def shared(self) -> bool:
-        return self.storage_url is not None and self.storage_url.startswith("postgres")
-
-    @property
-    def where(self) -> Home:
-        return Home(Path(self.home).expanduser().absolute())
-
-    @property
-    def tracking_uri(self) -> str:
-        return self.given_tracking_uri or f"sqlite:///{self.where.tracking_store}"
-
-    @property
-    def artifact_root(self) -> str:
-        return self.given_artifacts or self.where.artifacts.as_uri()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,13 +150,31 @@ class TerminatorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StorageSettings:
-    url: str | None = _rule("must be a database address such as sqlite:///FILE", lambda v: "://" in v)
+    """name: postgres has its address from the environment, and nothing of it here."""
+
+    name: Literal["sqlite", "postgres"] = "sqlite"
+    url: str | None = _rule(
+        f"must be a database address such as sqlite:///FILE, without a password: storage=postgres takes one from the "
+        f"environment's {credentials.STORAGE_URL}",
+        _is_address,
+        None,
+    )
+    lease_s: float = _rule(
+        "must be at least 5 seconds: a busy machine is late, and its trials would be taken from it",
+        lambda v: v >= 5,
+        30.0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSettings:
+    """name: server has its address and its login from the environment, and nothing of them here."""
+
+    name: Literal["local", "server"] = "local"
     uri: str | None = _rule(
-        "must be a sqlite, postgresql or http address; MLflow no longer takes a folder", lambda v: "://" in v
+        "must be a sqlite, postgresql or http address without a password; MLflow no longer takes a folder",
+        _is_address,
+        None,
     )
     artifacts: str | None
     register: Literal["auto", "never"] = "auto"
@@ -217,6 +212,8 @@ class Settings:
         "must name a folder, without ? and %, which a database's address can't hold",
         lambda v: v and not set("?%") & set(v),
     )
+    # Where it lies, secrets included, found in the environment and told to nobody: no key, and not kept.
+    lies: Place | None = field(default=None, repr=False, compare=False)
 
     @property
     def study_name(self) -> str:
@@ -225,11 +222,15 @@ class Settings:
 
     @property
     def place(self) -> Place:
+        if self.lies is not None:
+            return self.lies
+        assert (self.storage.name, self.tracking.name) == ("sqlite", "local"), "Plan.at says where a kept one lies"
         return Place(self.home, self.storage.url, self.tracking.uri, self.tracking.artifacts)
 
 
-_SECTIONS = {f.name: f for f in dataclasses.fields(Settings)}
-_SECTION_TYPES = typing.get_type_hints(Settings)
+_UNKEPT = ("notify", "lies")
+_SECTIONS = {f.name: f for f in dataclasses.fields(Settings) if f.name != "lies"}
+_SECTION_TYPES = {name: kind for name, kind in typing.get_type_hints(Settings).items() if name in _SECTIONS}
 
 
 @dataclass
@@ -310,7 +311,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
             if (conf_dir() / path.relative_to(folder)).exists()
         )
 
-    overrides = _less_secrets(overrides, problems)
+    overrides = credentials.off_the_command_line(overrides, problems)
     parsed = _parse(overrides, problems)
     folders = (*([folder] if folder is not None else []), *_left_at_home(parsed))
     groups, values, sweeps = [], [], {}
@@ -366,6 +367,8 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
         accepted = []  # what does not compose is told once, not again for every variant
     tree = _plain_or_note(config, problems)
     settings = _build_settings(tree, choices, problems) if tree else None
+    if settings is not None:
+        settings = dataclasses.replace(settings, lies=_place_of(settings, problems))
     if settings is not None and settings.notify.urls:
         tree["notify"]["urls"] = ["not shown"] * len(settings.notify.urls)
     if settings is not None and settings.notify.command:
@@ -396,6 +399,22 @@ def place(overrides: Iterable[str]) -> Place:
         yaml.safe_load((conf_dir() / group / f"{taken[group]}.yaml").read_text()) for group in ("storage", "tracking")
     )
     return Place(homes[-1] if homes else config["home"], storage["url"], tracking["uri"], tracking["artifacts"])
+
+
+def _place_of(settings: Settings, problems: list[str]) -> Place:
+    """Where a composed study lies, with what the environment says of it."""
+    storage, tracking = settings.storage, settings.tracking
+    url, uri = storage.url, tracking.uri
+    if storage.name == "postgres":
+        url = credentials.storage_url(problems)
+    elif credentials.is_postgres(url):
+        url = credentials.postgres_url("storage.url", str(url), problems)
+    if tracking.name == "server":
+        uri = credentials.tracking_uri(problems)
+    found = Place(settings.home, url, uri, tracking.artifacts, storage.name, tracking.name, storage.lease_s)
+    if found.server is not None:
+        credentials.login(problems)
+    return found
 
 
 def with_values(variant: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -488,8 +507,8 @@ def config_text(tree: Mapping[str, Any]) -> str:
 
 
 def to_json(settings: Settings) -> dict[str, Any]:
-    """What a plan and a run keep: all but whom to tell."""
-    return {key: value for key, value in dataclasses.asdict(settings).items() if key != "notify"}
+    """What a plan and a run keep: all but whom to tell, and where it lies."""
+    return {key: value for key, value in dataclasses.asdict(settings).items() if key not in _UNKEPT}
 
 
 def from_json(data: Mapping[str, Any]) -> Settings:
@@ -546,19 +565,6 @@ def _groups(folders: tuple[Path, ...]) -> set[str]:
 
 def _override_key(text: str) -> str:
     return text.split("=", 1)[0].lstrip("+~")
-
-
-def _less_secrets(overrides: Iterable[str], problems: list[str]) -> list[str]:
-    """The overrides less notify's addresses, which a command line would show to everybody on the machine."""
-    secret = re.compile(r"[+~]*notify(\.urls.*)?")
-    given = list(overrides)
-    kept = [text for text in given if not secret.fullmatch(text.split("=", 1)[0].strip())]
-    if len(kept) < len(given):
-        problems.append(
-            "notify.urls: must not stand on a command line, which others can read; put the addresses into the "
-            "environment's OVERNIGHT_NOTIFY_URLS, into a file that OVERNIGHT_NOTIFY_URLS_FILE names, or into a config"
-        )
-    return kept
 
 
 def _parse(overrides: Iterable[str], problems: list[str]) -> list[Any]:
@@ -811,5 +817,6 @@ def _checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str,
     elif isinstance(value, float) and not math.isfinite(value):
         problems.append(f"{path}: must be finite, got {value!r}")
     elif "holds" in declared.metadata and not declared.metadata["holds"](value):
-        problems.append(f"{path}: {declared.metadata['rule']}, got {value!r}")
+        shown = credentials.discreet(value) if isinstance(value, str) else value
+        problems.append(f"{path}: {declared.metadata['rule']}, got {shown!r}")
     return value

@@ -21,8 +21,11 @@ from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from overnight import leases
+from overnight import credentials, leases, postgres
 from overnight.settings import ConfigError, Place
+
+# What a whole ledger has, beside all that is made before them.
+_LAST_MADE = ("version_info", "alembic_version", "overnight_seats")
 
 
 class Held(RuntimeError):
@@ -151,13 +154,12 @@ def open_storage(place: Place) -> LedgerStorage:
             if place.storage_url.startswith("sqlite"):
                 return LedgerStorage(place.storage_url)
             raise ValueError("only SQLite and PostgreSQL are known to keep a ledger whole")
-        except Unreachable:
-            raise
+        except (InterfaceError, OperationalError) as error:
+            if place.shared and not _is_settled(error):
+                raise Unreachable(f"the ledger's database can't be reached: {in_a_line(error)}") from error
+            raise ConfigError([_unopened(place, error)]) from error
         except Exception as error:  # SQLAlchemy's and the drivers' share no base class
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(
-                [f"storage.url: must be a database that can be opened, got {place.storage_url!r}: {reason}"]
-            ) from error
+            raise ConfigError([_unopened(place, error)]) from error
     path = place.where.ledger
     if not path.exists():
         create_whole(path, _write_blank)
@@ -175,26 +177,59 @@ def open_storage(place: Place) -> LedgerStorage:
 
 
 def _open_shared(url: str) -> LedgerStorage:
-    """A database that many share. Its tables are made by whoever comes first, while the others wait."""
-    # What a restart of the database left of a pool's connections is noticed, and made anew.
-    pooled = {"pool_pre_ping": True, "connect_args": {"connect_timeout": 5}}
-    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **pooled)
+    """A PostgreSQL's ledger; its tables are made by one alone, however many come first at once."""
+    if not postgres.holds(url, *_LAST_MADE):
+        with postgres.alone(url):
+            make_tables(url)
+    storage = LedgerStorage(
+        url, engine_kwargs=postgres.engine_options(url), skip_table_creation=True, skip_compatibility_check=True
+    )
     try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            leases.lock_beyond(connection, "tables")
-            storage = LedgerStorage(url, engine_kwargs=pooled)
-            leases.create(connection)
-        return storage
-    except (InterfaceError, OperationalError) as error:
-        raise Unreachable(f"the ledger's database can't be reached: {in_a_line(error)}") from error
+        storage._version_manager.check_table_schema_compatibility()
+    except BaseException:
+        dispose(storage)
+        raise
+    return storage
+
+
+def make_tables(url: str) -> None:
+    """Make the tables of a ledger in a PostgreSQL, or bring them up to date; whoever calls is alone at it."""
+    storage = LedgerStorage(url, engine_kwargs=postgres.engine_options(url), skip_compatibility_check=True)
+    try:
+        if storage.get_current_version() != storage.get_head_version():
+            storage.upgrade()
+        _make_our_tables(storage)
+    finally:
+        dispose(storage)
+
+
+def _make_our_tables(storage: LedgerStorage) -> None:
+    """Make what the ledger holds beside Optuna's tables, unless it is there."""
+    with storage.engine.begin() as connection:
+        leases.create(connection)
 
 
 def in_a_line(error: BaseException) -> str:
-    """What is at the bottom of an error."""
+    """What is at the bottom of an error, less passwords."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return credentials.redacted(text.splitlines()[0]) if text else type(error).__name__
+
+
+def _is_settled(error: Exception) -> bool:
+    """Whether an error of connecting is the server's own word, which waiting changes nothing about."""
+    said = ("does not exist", "authentication failed", "no password", "permission denied", "not permitted")
+    return any(words in str(error) for words in said)
+
+
+def _unopened(place: Place, error: Exception) -> str:
+    named = credentials.STORAGE_URL if place.storage == "postgres" else "storage.url"
+    if "table schema" in str(error):  # Optuna's word on a ledger of another version of its own
+        return f"{named}: holds the tables of another version of Optuna; `overnight migrate` brings old ones up to date"
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    remedy = "; `overnight migrate` creates one that is not there" if place.shared and "exist" in reason else ""
+    return f"{named}: must be a database that can be opened: {credentials.redacted(reason)}{remedy}"
 
 
 def get_ready(place: Place) -> None:

@@ -30,7 +30,7 @@ def resolved(plan: Plan) -> tuple[Plan, list[str]]:
     if source is None:
         there = f"one of {', '.join(names)}" if names else "a study, and there is none"
         hint = nearest(asked.study, names) if names else "; run that one first, or leave this out"
-        raise ConfigError([f"study.warm_start_from: must be {there} in {place.where.root}, got {asked.study}{hint}"])
+        raise ConfigError([f"study.warm_start_from: must be {there} in {place.ledger_said}, got {asked.study}{hint}"])
     taken = best_in(plan, source, asked.top)
     return replace(plan, taken=tuple(taken.values())), [_told(source, list(taken))]
 

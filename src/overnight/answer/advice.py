@@ -231,7 +231,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _home(plan: Plan) -> list[str]:
-    return [] if plan.settings.home == "./mlruns" else [f"home={plan.settings.home}"]
+    return plan.settings.place.overrides
 
 
 def _line(*words: str) -> str:

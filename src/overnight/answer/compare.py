@@ -145,7 +145,8 @@ def mlflow_page(place: Place, sides: Sequence[Side], port: int = 5000) -> str | 
         return None
     chosen = quote(json.dumps(runs, separators=(",", ":")))
     experiments = quote(json.dumps(list(dict.fromkeys(s.experiment_id for s in sides)), separators=(",", ":")))
-    return f"http://127.0.0.1:{port}/#/compare-runs?runs={chosen}&experiments={experiments}"
+    address = place.server or f"http://127.0.0.1:{port}"
+    return f"{address}/#/compare-runs?runs={chosen}&experiments={experiments}"
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from overnight import credentials
 from overnight import settings as settings_module
 from overnight.paths import trial_name
 from overnight.plan import Plan
@@ -144,7 +145,7 @@ class Tracker:
                 self.trouble = in_short(error)
                 tries += ending is not None
                 if tries >= TRIES_AT_THE_END:
-                    print(traceback.format_exc(), file=sys.stderr)
+                    print(credentials.redacted(traceback.format_exc()), file=sys.stderr)
                     return
                 self._wake.set()
             if self._ending is not None and self.trouble:
@@ -189,10 +190,11 @@ class Tracker:
             if found.lifecycle_stage == "deleted":
                 self._client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
+        root = self._plan.settings.place.artifact_root  # a server keeps artifacts where it likes
         return str(
             self._client.create_experiment(
                 name,
-                artifact_location=f"{self._plan.settings.place.artifact_root}/{urllib.parse.quote(name)}",
+                artifact_location=f"{root}/{urllib.parse.quote(name)}" if root is not None else None,
                 tags={
                     "mlflow.experiment.primaryMetric.name": study.metric,
                     "mlflow.experiment.primaryMetric.greaterIsBetter": str(study.direction == "maximize"),
@@ -296,7 +298,7 @@ class Tracker:
         tags = {
             "overnight.state": record.state,
             "overnight.reason": record.reason,
-            "overnight.notes": "; ".join(record.notes)[-_TAG_CHARS:],
+            "overnight.notes": _kept("; ".join(record.notes)),
             "mlflow.parentRunId": self.parent_run_id,
         }
         for start in range(0, max(len(metrics), 1), _BATCH_METRICS):
@@ -314,7 +316,7 @@ class Tracker:
         run.params.update(wanted)
         if record.state == "failed" and record.detail:
             self._client.log_text(run.run_id, record.detail, "error.txt")
-            note = f"{record.reason}\n```\n{record.detail[-_TAG_CHARS:]}\n```"
+            note = f"{record.reason}\n```\n{_kept(record.detail)}\n```"
             self._client.set_tag(run.run_id, "mlflow.note.content", note)
         status = STATUS[record.state]
         if run.status != status:
@@ -398,6 +400,11 @@ class Tracker:
         state = {"FINISHED": "done", "FAILED": "failed", "KILLED": "paused"}[ending]
         self._client.set_tag(self.parent_run_id, "overnight.state", state)
         self._client.set_terminated(self.parent_run_id, ending)
+
+
+def _kept(text: str) -> str:
+    """As much of a text as a tag takes; a PostgreSQL takes no NUL, which people's errors may hold."""
+    return text[-_TAG_CHARS:].replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _user() -> str:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import Any
 
+from overnight import credentials
 from overnight import settings as settings_module
 from overnight.plan import Plan
 from overnight.survey import STUDY_FILES
@@ -59,7 +60,7 @@ def _environment() -> dict[str, Any]:
 
 def _discreet(word: str) -> str:
     word = re.sub(r"^([+~]*notify\b[^=]*=).*", r"\1(not kept)", word, flags=re.DOTALL)
-    return re.sub(r"://[^@/\s]+@", "://(not kept)@", word)  # a name and a password
+    return credentials.discreet(word)
 
 
 def _git(*arguments: str) -> str | None:

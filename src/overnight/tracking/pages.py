@@ -11,6 +11,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+from overnight.credentials import SECRET
 from overnight.plan import Plan
 from overnight.search_space import shown
 from overnight.settings import Place
@@ -97,9 +98,10 @@ def _view(plan: Plan, name: str, runs: str) -> str:
 
 
 def ui_command(place: Place, port: int) -> tuple[list[str], Mapping[str, str]]:
-    """How to serve MLflow's pages on 127.0.0.1: arguments, and the environment that goes with them."""
+    """How to serve the pages of a store that no server serves yet on 127.0.0.1: arguments, and their environment."""
     client(place)  # creates the embedded store where there is none yet
     root = place.artifact_root
+    assert root is not None, "a server serves its own pages"
     command = [
         sys.executable,
         "-m",
@@ -118,7 +120,7 @@ def ui_command(place: Place, port: int) -> tuple[list[str], Mapping[str, str]]:
         "--workers",
         "1",
     ]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_")) and k not in SECRET}
     return command, {
         **kept,
         **quiet_environment(),

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from overnight import credentials
 from overnight.settings import Place
 from overnight.storage import create_whole
 from overnight.survey import study_runs
@@ -16,8 +17,13 @@ if TYPE_CHECKING:
 
 
 def quiet_environment() -> dict[str, str]:
-    """What keeps MLflow from phoning home and from warning of its own plans."""
-    return {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    """What keeps MLflow from phoning home, from warning of its own plans, and from printing a link a run."""
+    return {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
 
 
 def exists(place: Place) -> bool:
@@ -26,9 +32,14 @@ def exists(place: Place) -> bool:
 
 
 def client(place: Place) -> MlflowClient:
-    """A client on the tracking store; the embedded one is created first where there is none."""
+    """A client on the tracking store; the embedded one is created first where there is none.
+
+    Raises LookupError where the login at a server can't be read any more.
+    """
     for name, value in quiet_environment().items():
         os.environ.setdefault(name, value)
+    if place.server is not None:
+        credentials.lend_login()
     if not exists(place):
         _create_store(place)
     from mlflow import MlflowClient
@@ -42,7 +53,7 @@ def _create_store(place: Place) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     def create(fresh: Path) -> None:
-        store = SqlAlchemyStore(f"sqlite:///{fresh}", place.artifact_root)
+        store = SqlAlchemyStore(f"sqlite:///{fresh}", str(place.artifact_root))
         store.engine.dispose()
         SqlAlchemyStore._engine_map.pop(store.db_uri, None)
 
@@ -59,7 +70,15 @@ def parent_of(client: MlflowClient, experiment_id: str, uid: str) -> str | None:
 
 
 def in_short(error: BaseException) -> str:
-    """What is at the bottom of an error, in one line."""
+    """What is at the bottom of an error, in one line and without secrets; and what to do about a login."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    said = credentials.redacted(str(error).splitlines()[0] if str(error) else "")
+    code = getattr(error, "get_http_status_code", int)()
+    return f"{type(error).__name__}: {said}{_LOCKED_OUT.get(code, '')}"
+
+
+_LOCKED_OUT = {
+    401: f"; set {credentials.USERNAME} and {credentials.PASSWORD}, or {credentials.TOKEN}, to a login of the server's",
+    403: "; the login may not do this: whoever runs the server can allow it",
+}

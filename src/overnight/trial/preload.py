@@ -7,7 +7,11 @@ import os
 # One thread a slot: two trials side by side on two cores finish several times sooner than one on two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from overnight import credentials
 from overnight.trial import process
+
+# Whoever started this hid them, unless multiprocessing did so by itself, after a forkserver had died.
+credentials.forget()
 
 # Where the supervisor waits to hear that all of this is imported, if anybody does.
 _imported: int | None = None

@@ -1,0 +1,178 @@
+"""Addresses and secrets come from the environment, or from files that it names, and go nowhere else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from overnight import credentials, plan, settings
+from overnight.credentials import PASSWORD, SECRET, STORAGE_URL, TOKEN, TRACKING_URI, USERNAME
+from overnight.settings import ConfigError, compose
+
+WORD = "pl4nted-word"
+URL = f"postgresql://night:{WORD}@db.example.com/ledger"
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SECRET:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_both_stores_come_from_the_environment_and_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STORAGE_URL, URL)
+    monkeypatch.setenv(TRACKING_URI, "http://mlflow.example.com:5000/")
+    monkeypatch.setenv(USERNAME, "night")
+    monkeypatch.setenv(PASSWORD, WORD)
+    made = plan.make(["storage=postgres", "tracking=server", "storage.lease_s=12"])
+    place = made.settings.place
+    assert place.storage_url == URL.replace("postgresql://", "postgresql+psycopg://")
+    assert (place.shared, place.lease_s) == (True, 12.0)
+    assert place.server == "http://mlflow.example.com:5000"
+    assert place.artifact_root is None, "which the server says"
+    assert place.overrides == ["storage=postgres", "tracking=server"]
+    kept = plan.Plan.from_json(made.to_json())
+    assert kept.at(place).settings.place == place
+    shown = [made.to_json(), kept.at(place).to_json(), made, place, compose(["storage=postgres"]).config]
+    for told in map(repr, shown):
+        assert WORD not in told
+        assert "db.example.com" not in told
+
+
+def test_what_the_home_holds_needs_no_environment_and_no_line_says_so() -> None:
+    place = settings.place([])
+    assert (place.storage_url, place.server, place.shared, place.overrides) == (None, None, False, [])
+    assert str(place.artifact_root).startswith("file://")
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_a_mounted_file_may_hold_an_address_and_psycopg_drives_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    (tmp_path / "url").write_text(f"  {URL.replace('postgresql', scheme)}\n")
+    monkeypatch.setenv(STORAGE_URL, "")  # which counts as none: a compose file can't leave it out
+    monkeypatch.setenv(f"{STORAGE_URL}_FILE", str(tmp_path / "url"))
+    assert settings.place(["storage=postgres"]).storage_url == URL.replace("postgresql", "postgresql+psycopg")
+
+
+def test_all_that_lacks_is_said_at_once_with_what_to_set() -> None:
+    first, second = compose(["storage=postgres", "tracking=server"]).problems
+    assert first.startswith(f"{STORAGE_URL}: must be set with storage=postgres, to postgresql://NAME:PASSWORD@HOST")
+    assert f"or {STORAGE_URL}_FILE to a file" in first
+    assert second.startswith(f"{TRACKING_URI}: must be set with tracking=server")
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({STORAGE_URL: f"mysql://a:{WORD}@h/d"}, f"{STORAGE_URL}: must be a PostgreSQL's address"),
+        ({STORAGE_URL: f"sqlite:///{WORD}.db"}, f"{STORAGE_URL}: must be a PostgreSQL's address"),
+        ({STORAGE_URL: f"postgresql://a:{WORD}@x@h/d"}, "a password's own @ : / ? # and % are written %40"),
+        ({STORAGE_URL: f"postgresql://a:{WORD}/x@h/d"}, "a password's own @ : / ? # and % are written %40"),
+        ({STORAGE_URL: f"postgresql://a:{WORD}@h"}, "must be postgresql://NAME:PASSWORD@HOST:PORT/DATABASE"),
+        ({f"{STORAGE_URL}_FILE": "absent"}, f"{STORAGE_URL}_FILE: must name a file that can be read, got 'absent'"),
+        ({f"{STORAGE_URL}_FILE": "empty"}, "must name a file that holds the value, and 'empty' is empty"),
+        ({f"{STORAGE_URL}_FILE": "other", STORAGE_URL: URL}, "names a file with another value; unset one of them"),
+        (
+            {TRACKING_URI: f"http://a:{WORD}@h:5000"},
+            f"must hold no name and no password, as it is shown; set {USERNAME}",
+        ),
+        ({TRACKING_URI: f"sqlite:///{WORD}.db"}, f"{TRACKING_URI}: must be a server's address"),
+        ({USERNAME: "night"}, f"{PASSWORD}: must be set, or {PASSWORD}_FILE, where {USERNAME} is"),
+        ({PASSWORD: WORD}, f"{USERNAME}: must be set, or {USERNAME}_FILE, where {PASSWORD} is"),
+        ({PASSWORD: WORD, USERNAME: "night", TOKEN: WORD}, f"{TOKEN}: must not be set together with {USERNAME}"),
+        ({f"{TOKEN}_FILE": "absent"}, f"{TOKEN}_FILE: must name a file that can be read"),
+    ],
+)
+def test_a_mistake_names_the_variable_the_rule_and_the_remedy_but_no_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "other").write_text(URL.replace("ledger", "another"))
+    for name, value in {STORAGE_URL: URL, TRACKING_URI: "http://h:5000", **environment}.items():
+        if f"{name}_FILE" not in environment or name in environment:
+            monkeypatch.setenv(name, value)
+    (problem,) = compose(["storage=postgres", "tracking=server"]).problems
+    assert words in problem
+    assert WORD not in problem
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"storage.url=postgresql://a:{WORD}@h/d",
+        f"++storage.url='postgresql://h/d?password={WORD}'",
+        f"storage={{url: 'postgresql://a:{WORD}@h/d'}}",
+        f"tracking.uri=http://a:{WORD}@h:5000",
+    ],
+)
+def test_a_password_on_a_command_line_is_refused_with_the_remedy(override: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan.make([override])
+    (problem,) = error.value.problems
+    assert "a password must not stand on a command line, which others can read; take " in problem
+    assert STORAGE_URL in problem or PASSWORD in problem
+    assert WORD not in problem
+
+
+def test_a_password_in_a_config_file_is_refused_too_since_configs_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "storage").mkdir()
+    (tmp_path / "storage" / "mine.yaml").write_text(f"url: postgresql://a:{WORD}@h/d\n")
+    (problem,) = compose(["storage=mine"], tmp_path).problems
+    assert problem.startswith("storage.url: must be a database address such as sqlite:///FILE, without a password")
+    assert WORD not in problem
+
+
+def test_without_the_driver_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STORAGE_URL, URL)
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as Python marks what is not there
+    (problem,) = compose(["storage=postgres"]).problems
+    assert problem == f"{STORAGE_URL}: needs the package psycopg; pip install 'overnight[service]'"
+
+
+def test_a_lease_of_less_than_five_seconds_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STORAGE_URL, URL)
+    (problem,) = compose(["storage=postgres", "storage.lease_s=4"]).problems
+    assert problem.startswith("storage.lease_s: must be at least 5 seconds")
+
+
+def test_what_others_say_is_told_without_the_secrets_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STORAGE_URL, "postgresql://night:p%40ss-w0rd@h/d?sslpassword=inner-word")
+    (tmp_path / "token").write_text("t0ken-of-mine")
+    monkeypatch.setenv(f"{TOKEN}_FILE", str(tmp_path / "token"))
+    said = "at postgresql+psycopg://night:p%40ss-w0rd@h/d with p@ss-w0rd, inner-word, t0ken-of-mine; http://a:b@c/d"
+    told = credentials.redacted(said)
+    for secret in ("p%40ss-w0rd", "p@ss-w0rd", "inner-word", "t0ken-of-mine", "a:b@"):
+        assert secret not in told
+    assert told.startswith("at postgresql+psycopg://")
+
+
+def test_mlflow_is_lent_the_login_of_a_file_again_and_again_though_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "token"
+    monkeypatch.setenv(f"{TOKEN}_FILE", str(file))
+    monkeypatch.setenv(TOKEN, "")  # put back at the end
+    for token in ("first", "second"):
+        file.write_text(token)
+        credentials.lend_login()
+        assert os.environ[TOKEN] == token
+    file.unlink()
+    with pytest.raises(LookupError, match="must name a file that can be read"):
+        credentials.lend_login()
+
+
+def test_a_process_started_while_they_are_hidden_inherits_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SECRET:
+        monkeypatch.setenv(name, WORD)
+    shown = "import os; print(dict(os.environ))"
+    with credentials.hidden():
+        inherited = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True).stdout
+    assert "PATH" in inherited
+    assert WORD not in inherited
+    assert all(os.environ[name] == WORD for name in SECRET)

@@ -76,6 +76,8 @@ def postgres() -> Iterator[Postgres]:
     with tempfile.TemporaryDirectory(prefix="overnight-postgres-", ignore_cleanup_errors=True) as folder:
         server = Postgres(Path(folder))
         yield server
+        with contextlib.suppress(subprocess.CalledProcessError):  # it waits for no client
+            server.stop()
         server.server.cleanup()
 
 

@@ -1,9 +1,13 @@
 """Who may write which trial, where many supervisors share a ledger: leases and seats, kept beside Optuna's tables.
 
 A trial belongs to whoever holds its lease. A lease is renewed with every write and ends by the database's clock, so
-that no two machines' clocks need agree. After a restart of the database nothing is taken from anybody for one lease's
-length: its holders could not renew while it was down. Each time a lease changes hands it counts one up, so that a
-holder who comes back late can tell; see "fencing tokens" in Kleppmann, Designing Data-Intensive Applications, ch. 8.
+that no two machines' clocks need agree. Each time it changes hands it counts one up, so that a holder who comes back
+late can tell; see "fencing tokens" in Kleppmann, Designing Data-Intensive Applications, ch. 8.
+
+While the database is down nobody can renew, and after that nobody is to blame. So a lease that has ended may be taken
+by those alone who have been renewing their own seats without a break for as long as a lease lasts: all that time its
+holder could have, too. That asks the server neither when it was started, which is before it has recovered, nor for
+rights that a user seldom has.
 """
 
 from __future__ import annotations
@@ -37,11 +41,17 @@ _SEATS = Table(
     Column("host", String(255), nullable=False),
     Column("pid", Integer, nullable=False),
     Column("since", DateTime(timezone=True), nullable=False),
+    Column("unbroken_since", DateTime(timezone=True), nullable=False),  # renewed, with gaps of half a lease at most
     Column("expires_at", DateTime(timezone=True), nullable=False),
 )
 _STUDIES = sqlalchemy.table("studies", sqlalchemy.column("study_id"), sqlalchemy.column("study_name"))  # Optuna's
 _SPACE = 0x6F766E74  # of our advisory locks, so that nobody else's are ours
-_GRACE = "pg_postmaster_start_time() + make_interval(secs => :lease_s) < clock_timestamp()"
+_LEASE = "make_interval(secs => :lease_s)"
+# Of a lease: it has ended, and :owner was there all the time to see that.
+_ENDED = (
+    "expires_at < clock_timestamp() AND EXISTS (SELECT 1 FROM overnight_seats AS seat WHERE seat.owner = :owner AND "
+    f"seat.study_id = :study_id AND seat.unbroken_since + {_LEASE} < clock_timestamp())"
+)
 
 
 @dataclass(frozen=True)
@@ -89,31 +99,30 @@ def take(connection: Connection, study_id: int, number: int, owner: str, lease_s
     """Take a trial's lease where nobody has it or its holder's has ended; how often it changed hands, or None."""
     statement = text(
         "INSERT INTO overnight_leases AS held (study_id, number, owner, stint, expires_at) VALUES (:study_id, :number, "
-        ":owner, 1, clock_timestamp() + make_interval(secs => :lease_s)) ON CONFLICT (study_id, number) DO UPDATE "
+        f":owner, 1, clock_timestamp() + {_LEASE}) ON CONFLICT (study_id, number) DO UPDATE "
         "SET owner = excluded.owner, stint = held.stint + 1, expires_at = excluded.expires_at "
-        f"WHERE held.owner IS NULL OR (held.expires_at < clock_timestamp() AND {_GRACE}) RETURNING stint"
+        f"WHERE held.owner IS NULL OR (held.{_ENDED}) RETURNING stint"
     )
     asked = {"study_id": study_id, "number": number, "owner": owner, "lease_s": lease_s}
     stint = connection.execute(statement, asked).scalar()
     return int(stint) if stint is not None else None
 
 
-def out_of_reach(connection: Connection, study_id: int, lease_s: float) -> set[int]:
-    """The numbers of a study's trials whose leases hold."""
-    statement = text(
-        "SELECT number FROM overnight_leases WHERE study_id = :study_id AND owner IS NOT NULL "
-        f"AND NOT (expires_at < clock_timestamp() AND {_GRACE})"
-    )
-    return set(connection.execute(statement, {"study_id": study_id, "lease_s": lease_s}).scalars())
+def out_of_reach(connection: Connection, study_id: int, owner: str, lease_s: float) -> set[int]:
+    """The numbers of a study's trials that an owner can't take."""
+    return _numbers(connection, f"NOT ({_ENDED})", study_id, owner, lease_s)
 
 
-def abandoned(connection: Connection, study_id: int, lease_s: float) -> set[int]:
-    """The numbers of a study's trials whose holders went before everything was written."""
-    statement = text(
-        "SELECT number FROM overnight_leases WHERE study_id = :study_id AND owner IS NOT NULL "
-        f"AND expires_at < clock_timestamp() AND {_GRACE}"
-    )
-    return set(connection.execute(statement, {"study_id": study_id, "lease_s": lease_s}).scalars())
+def abandoned(connection: Connection, study_id: int, owner: str, lease_s: float) -> set[int]:
+    """The numbers of a study's trials whose holders went before everything was written, and that an owner can take."""
+    return _numbers(connection, _ENDED, study_id, owner, lease_s)
+
+
+def _numbers(connection: Connection, which: str, study_id: int, owner: str, lease_s: float) -> set[int]:
+    somebodys = "study_id = :study_id AND overnight_leases.owner IS NOT NULL"
+    statement = text(f"SELECT number FROM overnight_leases WHERE {somebodys} AND {which}")
+    asked = {"study_id": study_id, "owner": owner, "lease_s": lease_s}
+    return set(connection.execute(statement, asked).scalars())
 
 
 def held(connection: Connection, owner: str) -> dict[tuple[int, int], int]:
@@ -126,9 +135,13 @@ def held(connection: Connection, owner: str) -> dict[tuple[int, int], int]:
 
 def renew(connection: Connection, owner: str, lease_s: float) -> None:
     """Have everything that is an owner's last for another lease from now."""
-    for table in (_LEASES, _SEATS):
-        later = func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, lease_s)
-        connection.execute(table.update().where(table.c.owner == owner).values(expires_at=later))
+    asked = {"owner": owner, "lease_s": lease_s}
+    later = f"expires_at = clock_timestamp() + {_LEASE}"
+    unbroken = f"CASE WHEN expires_at - {_LEASE} / 2 < clock_timestamp() THEN clock_timestamp() ELSE unbroken_since END"
+    connection.execute(text(f"UPDATE overnight_leases SET {later} WHERE owner = :owner"), asked)
+    connection.execute(
+        text(f"UPDATE overnight_seats SET {later}, unbroken_since = {unbroken} WHERE owner = :owner"), asked
+    )
 
 
 def release(connection: Connection, owner: str, trials: Iterable[tuple[int, int]]) -> None:
@@ -149,8 +162,9 @@ def forget(connection: Connection, study_id: int) -> None:
 def sit(connection: Connection, study_id: int, owner: str, lease_s: float) -> None:
     """Say that this process is at a study."""
     statement = text(
-        "INSERT INTO overnight_seats (study_id, owner, host, pid, since, expires_at) VALUES (:study_id, :owner, :host, "
-        ":pid, clock_timestamp(), clock_timestamp() + make_interval(secs => :lease_s)) ON CONFLICT DO NOTHING"
+        "INSERT INTO overnight_seats (study_id, owner, host, pid, since, unbroken_since, expires_at) VALUES "
+        "(:study_id, :owner, :host, :pid, clock_timestamp(), clock_timestamp(), "
+        f"clock_timestamp() + {_LEASE}) ON CONFLICT DO NOTHING"
     )
     me: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "lease_s": lease_s}
     connection.execute(statement, {"study_id": study_id, "owner": owner, **me})

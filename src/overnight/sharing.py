@@ -32,9 +32,9 @@ from overnight.storage import Held, LedgerStorage, Unreachable, held_by, in_a_li
 
 Which = Literal["any", "new"] | int
 T = TypeVar("T")
-# Seconds between two tries at a database that is out of reach.
-_TRY_AGAIN_S = 2.0
-_RENEW_AFTER = 0.2  # of a lease
+_TRY_AGAIN_S = 2.0  # at a database that is out of reach
+# Of a lease. With a break of half a one, as long as others may have and still take over, that leaves time to spare.
+_RENEW_AFTER = 0.15
 
 
 class SharedStorage(HolderStorage):
@@ -54,6 +54,7 @@ class SharedStorage(HolderStorage):
         self._stale: set[int] = set()  # ids of those that somebody else may have written since
         self._news: set[int] = set()  # ids of those that somebody else has written, and that nobody was told of yet
         self._unsure: set[int] = set()  # ids of those of which the last transaction may have been made, or not
+        self._seated = False
         self._renewed_at, self._try_at = -1e9, 0.0
         self._said: dict[tuple[int, str], Any] = {}  # attributes of studies that are not written yet
         self._attrs: dict[tuple[int, str], dict[str, Any]] = {}  # of studies, as last read
@@ -106,7 +107,7 @@ class SharedStorage(HolderStorage):
             return []
         rows = self._rows(study_id)
         open_ = [n for n, row in enumerate(rows) if which in ("any", n) and not row.now.state.is_finished()]
-        taken = leases.out_of_reach(database, study_id, self.lease_s)
+        taken = leases.out_of_reach(database, study_id, self.owner, self.lease_s)
         waits = {n for n in open_ if rows[n].now.state == TrialState.WAITING}
         return sorted(
             (n for n in open_ if n not in taken or (n in waits and self._keeps(study_id, n))),
@@ -122,7 +123,7 @@ class SharedStorage(HolderStorage):
         their numbers. Raises Unreachable."""
 
         def work(database: Connection) -> dict[int, int]:
-            left = leases.abandoned(database, study_id, self.lease_s)
+            left = leases.abandoned(database, study_id, self.owner, self.lease_s)
             if not left:
                 return {}
             self.refresh(study_id)
@@ -165,6 +166,7 @@ class SharedStorage(HolderStorage):
             leases.sit(database, study_id, self.owner, self.lease_s)
 
         self._transact(work, lock=f"seats of {study_id}")
+        self._seated = True
 
     def leave(self, study_id: int) -> None:
         """Say that this process is at a study no more. What of its trials is not written stays out of others' reach
@@ -201,7 +203,7 @@ class SharedStorage(HolderStorage):
     def write(self) -> None:
         """Bring the database up to what is known here; where it is out of reach, another time."""
         due = time.monotonic() > self._renewed_at + _RENEW_AFTER * self.lease_s
-        if self._unwritten or self._settled or self._said or (due and self._mine):
+        if self._unwritten or self._settled or self._said or (due and self._seated):
             with contextlib.suppress(Unreachable):
                 self._transact(lambda _: None)
 
@@ -302,7 +304,7 @@ class SharedStorage(HolderStorage):
         ):
             raise error
         self.trouble = in_a_line(error)
-        self._try_at = time.monotonic() + _TRY_AGAIN_S
+        self._try_at = time.monotonic() + min(_TRY_AGAIN_S, _RENEW_AFTER * self.lease_s)
 
     # Optuna's own questions
 

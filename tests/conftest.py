@@ -80,3 +80,7 @@ def overnight(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
 
     run.folder = folder  # type: ignore[attr-defined]
     return run
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--away", default="12", help="seconds that a group's store is away, one outage after another")

@@ -1,0 +1,202 @@
+"""Several supervisors at one study, each with a home of its own: one PostgreSQL, and one MLflow server with a login."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+
+from overnight import settings, tracking
+from overnight.views import StudyView, view
+from servers import Cable, MlflowServer, Postgres
+
+pytestmark = [pytest.mark.service, pytest.mark.timeout(900)]
+
+STORES = ("storage=postgres", "tracking=server")
+QUICK = ("preflight=never", "pictures.when=never", "study.confirm.seeds=0", "sampler=random", "pruner=none")
+
+
+class Group:
+    """A ledger of its own, and the supervisors that were started on it."""
+
+    def __init__(self, folder: Path, url: str, server: MlflowServer, lease_s: float) -> None:
+        self.folder, self.url = folder, url
+        self.stores = (*STORES, f"storage.lease_s={lease_s}")
+        self.environment = {**os.environ, **server.login, "OVERNIGHT_STORAGE_URL": url}
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def launch(self, name: str, *line: str) -> None:
+        """Leave a study to whoever is up."""
+        command = ["tune", "--detach", f"study.name={name}", *QUICK, *line]
+        said = self._start(self.folder / "launcher", *command)
+        output = said.communicate(timeout=120)[0]
+        assert said.returncode == 0, output
+        assert f"{name} is launched" in output
+
+    def work(self, *arguments: str, url: str | None = None) -> subprocess.Popen[str]:
+        """One more supervisor, with a slot and a home of its own."""
+        home = self.folder / f"home-{len(self.processes)}"
+        process = self._start(home, *arguments, "slots=1", url=url)
+        self.processes.append(process)
+        return process
+
+    def _start(self, home: Path, *arguments: str, url: str | None = None) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "overnight", *arguments, f"home={home}", *self.stores]
+        environment = {**self.environment, "OVERNIGHT_STORAGE_URL": url or self.url}
+        piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, env=environment, cwd=self.folder, **piped)
+
+    def said(self, timeout_s: float = 300) -> list[str]:
+        """What the supervisors printed, once all have left."""
+        return [p.communicate(timeout=timeout_s)[0] for p in self.processes]
+
+    def study(self, name: str) -> StudyView:
+        found, _ = view(settings.place([f"home={self.folder / 'looks'}", *self.stores]), name)
+        assert found is not None
+        return found
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        engine = sqlalchemy.create_engine(self.url)
+        with engine.connect() as connection:
+            rows = [tuple(row) for row in connection.execute(sqlalchemy.text(query))]
+        engine.dispose()
+        return rows
+
+    def wait_for(self, name: str, holds: Callable[[StudyView], bool], within_s: float = 120) -> StudyView:
+        until = time.monotonic() + within_s
+        while not holds(seen := self.study(name)):
+            assert time.monotonic() < until, [(r.number, r.state) for r in seen.records]
+            time.sleep(0.2)
+        return seen
+
+
+@pytest.fixture
+def group(
+    tmp_path: Path, database: Callable[[], str], mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Group]]:
+    with ExitStack() as ending:
+
+        def group(lease_s: float = 30.0) -> Group:
+            made = Group(tmp_path, database(), mlflow_server, lease_s)
+            for name in (*mlflow_server.login, "OVERNIGHT_STORAGE_URL"):
+                monkeypatch.setenv(name, made.environment[name])
+            ending.callback(_end, made)
+            return made
+
+        yield group
+
+
+def _end(group: Group) -> None:
+    for process in group.processes:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def is_exact(group: Group, name: str, trials: int, epochs: int) -> None:
+    """So many trials have ended, each is one run, and each epoch of each is there once; in both stores."""
+    seen = group.study(name)
+    assert [r.number for r in seen.records] == list(range(trials))
+    assert {r.state for r in seen.records} == {"complete"}
+    assert all([e.epoch for e in r.history] == list(range(epochs)) for r in seen.records)
+    client = tracking.client(seen.plan.settings.place)
+    runs = client.search_runs([str(seen.experiment_id)], max_results=1000)
+    children = {int(r.data.tags["overnight.trial"]): r for r in runs if "overnight.trial" in r.data.tags}
+    assert len(runs) == trials + 1, [r.data.tags for r in runs]
+    assert sorted(children) == list(range(trials))
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    for number, run in children.items():
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, "val/accuracy")]
+        assert sorted(steps) == list(range(epochs)), number
+    assert group.rows("SELECT count(*) FROM overnight_leases WHERE owner IS NOT NULL") == [(0,)]
+
+
+def test_three_supervisors_do_exactly_what_was_asked_for(group: Callable[..., Group]) -> None:
+    ours = group()
+    ours.launch("sixty", "study.trials=60", "trainer.max_epochs=2")
+    for _ in range(3):
+        ours.work("worker", "sixty", "--until-done")
+    said = ours.said()
+    assert [p.returncode for p in ours.processes] == [0, 0, 0], said
+    is_exact(ours, "sixty", 60, 2)
+    assert ours.rows("SELECT max(stint) FROM overnight_leases") == [(1,)]  # no trial was anybody else's as well
+    assert all("trial-00" in text for text in said)
+
+
+def test_eight_that_start_at_once_on_empty_databases_make_one_study(group: Callable[..., Group]) -> None:
+    ours = group()
+    for _ in range(8):
+        ours.work("tune", "study.name=eight", "study.trials=8", "trainer.max_epochs=1", *QUICK)
+    said = ours.said()
+    assert [p.returncode for p in ours.processes] == [0] * 8, said
+    assert not [text for text in said if "rror" in text]
+    assert ours.rows("SELECT study_name FROM studies") == [("eight",)]
+    is_exact(ours, "eight", 8, 1)
+
+
+def test_a_killed_supervisors_trial_goes_on_elsewhere(group: Callable[..., Group]) -> None:
+    ours = group(lease_s=5)
+    ours.launch("killed", "study.trials=4", "trainer.max_epochs=40", "checkpoint.every_s=0")
+    first = ours.work("worker", "killed")
+    ours.wait_for("killed", lambda s: bool(s.records and len(s.records[0].history) > 3))
+    ours.work("worker", "killed", "--until-done")
+    time.sleep(1)
+    first.send_signal(signal.SIGKILL)
+    ours.said()
+    is_exact(ours, "killed", 4, 40)
+
+
+def test_a_supervisor_that_was_cut_off_discards_what_it_did_too_late(
+    group: Callable[..., Group], tmp_path: Path, postgres: Postgres
+) -> None:
+    ours = group(lease_s=5)
+    cable = Cable(tmp_path / "cable", postgres)
+    ours.launch("cut", "study.trials=6", "trainer.max_epochs=60", "checkpoint.every_s=0")
+    late = ours.work("worker", "cut", "--until-done", url=cable.through(ours.url))
+    ours.wait_for("cut", lambda s: s.count("running") == 1 and len(s.records[0].history) > 3)
+    cable.cut()
+    ours.work("worker", "cut", "--until-done")
+    ours.wait_for("cut", lambda s: s.records[0].done)
+    cable.mend()
+    said = ours.said()
+    assert late.returncode == 0, said
+    assert ours.rows("SELECT stint FROM overnight_leases WHERE number = 0") == [(2,)]
+    is_exact(ours, "cut", 6, 60)
+
+
+@pytest.mark.parametrize("store", ["ledger", "mlflow"])
+def test_a_store_that_is_away_for_a_while_costs_nothing(
+    group: Callable[..., Group],
+    postgres: Postgres,
+    mlflow_server: MlflowServer,
+    store: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    """away: seconds, one outage after another; the first is a restart at once."""
+    ours = group(lease_s=10)
+    aways = [0.0, *map(float, request.config.getoption("--away").split(","))]
+    trials = 8 + round(sum(aways) / 2)
+    ours.launch("away", f"study.trials={trials}", "trainer.max_epochs=12")
+    for _ in range(2):
+        ours.work("worker", "away", "--until-done")
+    for i, away_s in enumerate(aways):
+        ours.wait_for("away", lambda s, i=i: s.count("complete") > 2 * i)
+        stop, start = (
+            (postgres.stop, postgres.start) if store == "ledger" else (mlflow_server.stop, mlflow_server.start)
+        )
+        stop()
+        time.sleep(away_s)
+        start()
+    said = ours.said()
+    assert [p.returncode for p in ours.processes] == [0, 0], said
+    assert ours.rows("SELECT max(stint) FROM overnight_leases") == [(1,)]  # nothing was taken from anybody
+    is_exact(ours, "away", trials, 12)

@@ -7,6 +7,6 @@ from overnight.tracking.pages import page_of, ui_command
 from overnight.tracking.store import client, exists, get_ready, in_short, parent_of
 
 __all__ = [
-    "Answer", "Tracker", "client", "exists", "get_ready", "in_short", "page_of", "parent_of", "publish", "runs_of", "ui_command",
-    "write_model",
+    "Answer", "Tracker", "client", "exists", "get_ready", "in_short", "page_of", "parent_of", "publish", "runs_of",
+    "ui_command", "write_model",
 ]  # fmt: skip

@@ -101,7 +101,7 @@ def benchmark(quick: bool) -> Benchmark:
             Figure(f"write {many} trials into an empty MLflow (once)", "s", lambda r: r["ask at many"]["filled_s"]),
             *([Figure("compare two trials", "s", lambda r: r["compare"]["s"])] if "compare" in sides else []),
         ],
-        round_s=60 if quick else 75,
+        round_s=60 if quick else 90,
         prepare=prepare,
         prepare_s=45 if quick else 200,
     )

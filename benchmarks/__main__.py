@@ -18,14 +18,14 @@ ALL = {"throughput": throughput, "overhead": overhead, "start": start, "scale": 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(ALL)}; all where none is named")
-    parser.add_argument("--quick", action="store_true", help="smaller, twice, and RESULTS.md stays as it is")
-    parser.add_argument("--repeats", type=int, help="rounds of each; 5, or 2 with --quick")
+    parser.add_argument("--quick", action="store_true", help="small, once: the gates; RESULTS.md stays as it is")
+    parser.add_argument("--repeats", type=int, help="rounds of each; 5, or 1 with --quick")
     asked = parser.parse_args()
     unknown = [name for name in asked.names if name not in ALL]
     if unknown:
         parser.error(f"must be among {', '.join(ALL)}, got {', '.join(unknown)}")
     benchmarks = [ALL[name].benchmark(asked.quick) for name in asked.names or ALL]
-    clock = Clock(benchmarks, asked.repeats or (2 if asked.quick else 5))
+    clock = Clock(benchmarks, asked.repeats or (1 if asked.quick else 5))
     machine = results.machine()
     say(machine)
     found: dict[str, list[Summary]] = {}

@@ -24,6 +24,7 @@ class Figure:
     """A number of one round: a time, or a ratio of two sides that ran next to each other.
 
     limit: the most that its median over the rounds may be, or with `least` the least; None where it is only reported.
+    needs: sides without which a round has no such number; see Benchmark.seldom.
     """
 
     name: str
@@ -31,13 +32,15 @@ class Figure:
     of: Callable[[Round], float]
     limit: float | None = None
     least: bool = False
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """sides: name -> run it in a folder of its own. gate: raises GateFailed for a round. round_s: a guess, for a start.
 
-    prepare: what all rounds share, given a folder that is kept for them.
+    prepare: what all rounds share, given a folder that is kept for them. seldom: sides that take long -> in how many
+    rounds, the first ones, they run; the gate is given rounds without them too.
     """
 
     name: str
@@ -48,16 +51,19 @@ class Benchmark:
     round_s: float
     prepare: Callable[[Path], None] = lambda _: None
     prepare_s: float = 0.0
+    seldom: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A figure over all rounds. low and high: the quartiles. met: None where there is no limit."""
+    """A figure over all rounds that have it. low and high: the quartiles. count: how many rounds those are. met: None
+    where there is no limit."""
 
     figure: Figure
     median: float
     low: float
     high: float
+    count: int
 
     @property
     def met(self) -> bool | None:
@@ -105,6 +111,8 @@ def _round(benchmark: Benchmark, kept: Path, number: int, clock: Clock, say: Cal
     clock.round_began = started = time.monotonic()
     measured: Round = {}
     for side, measure in benchmark.sides.items():
+        if number >= benchmark.seldom.get(side, clock.repeats):
+            continue
         folder = kept / f"{side.replace(' ', '-')}-{number}"
         folder.mkdir()
         began = time.monotonic()
@@ -120,9 +128,9 @@ def _round(benchmark: Benchmark, kept: Path, number: int, clock: Clock, say: Cal
 def summarise(figures: Sequence[Figure], rounds: Sequence[Round]) -> list[Summary]:
     found = []
     for figure in figures:
-        values = [figure.of(r) for r in rounds]
+        values = [figure.of(r) for r in rounds if all(side in r for side in figure.needs)]
         low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-        found.append(Summary(figure, statistics.median(values), low, high))
+        found.append(Summary(figure, statistics.median(values), low, high, len(values)))
     return found
 
 

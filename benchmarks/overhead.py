@@ -125,6 +125,7 @@ def nothing_overrides(home: Path, study: str, trials: int, epochs: int, *more: s
             "model=nothing",
             "data=nothing",
             "preflight=never",
+            "study.confirm.seeds=0",  # the search is measured, and nothing after it
             f"slots={SLOTS}",
             "study.metric=val/accuracy",
             "study.direction=maximize",

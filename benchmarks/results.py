@@ -41,13 +41,14 @@ def machine() -> str:
 
 
 def table(summaries: Sequence[Summary]) -> str:
-    rows = [("figure", "median", "quartiles", "limit", "")]
+    rows = [("figure", "median", "quartiles", "n", "limit", "")]
     for s in summaries:
         f = s.figure
         limit = "" if f.limit is None else f"{'at least' if f.least else 'at most'} {f.limit:g}"
         met = {None: "", True: "met", False: "missed"}[s.met]
         unit = f" {f.unit}" if f.unit else ""
-        rows.append((f.name, f"{_number(s.median)}{unit}", f"{_number(s.low)} to {_number(s.high)}", limit, met))
+        quartiles = f"{_number(s.low)} to {_number(s.high)}"
+        rows.append((f.name, f"{_number(s.median)}{unit}", quartiles, str(s.count), limit, met))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
@@ -66,7 +67,8 @@ def write(where: str, benchmarks: Sequence[Benchmark], found: Mapping[str, Seque
     parts = [
         "# Results",
         f"`make bench`: every benchmark {repeats} times, its sides in turn in each; medians and quartiles over the "
-        "rounds, ratios taken within a round. A benchmark whose gate fails has no figures here.",
+        "n rounds that have a figure (throughput's stock peer takes minutes, and runs in few), ratios taken within a "
+        "round. A benchmark whose gate fails has no figures here.",
         f"{where}.",
     ]
     for b in benchmarks:

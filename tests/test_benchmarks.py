@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ def test_ratios_are_taken_within_a_round_and_summed_up_by_median_and_quartiles()
     assert summary.met
 
 
+def test_a_side_that_takes_long_runs_in_few_rounds_and_its_figures_are_of_those() -> None:
+    benchmark = replace(a_benchmark([3.0, 5.0], needs=("a",)), seldom={"a": 2})
+    rounds = rounds_of(benchmark, 4)
+    assert [sorted(r) for r in rounds] == [["a", "b"], ["a", "b"], ["b"], ["b"]]
+    (summary,) = summarise(benchmark.figures, rounds)
+    assert (summary.median, summary.count) == (2.0, 2)
+
+
 def test_a_limit_may_be_a_least() -> None:
     benchmark = a_benchmark([1.0, 1.0], limit=0.85, least=True)
     (summary,) = summarise(benchmark.figures, rounds_of(benchmark, 2))
@@ -57,7 +66,7 @@ def test_a_benchmark_whose_gate_fails_prints_no_figure(
             return a_benchmark([1.0, 3.0], gate=gate)
 
     monkeypatch.setattr(command, "ALL", {"made-up": Room})
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "made-up"])
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--repeats", "2", "made-up"])
     assert command.main() == 1
     said = capsys.readouterr().out
     assert "its gate failed: a did other work" in said

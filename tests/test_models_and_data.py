@@ -7,13 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.model_selection import train_test_split
 
 from overnight.data.diabetes import Diabetes
 from overnight.data.digits import Digits
+from overnight.data.fifths import parted
+from overnight.data.preparing import normalise
 from overnight.data.purchase import Purchase
 from overnight.data.split import SplitData
-from overnight.data.tensors import Batches
+from overnight.data.tensors import Batches, Part
 from overnight.models.mlp import ACTIVATIONS, MLP
 from overnight.trial.fit import fit
 from test_trial import ListLink, spec_for
@@ -43,6 +47,36 @@ def test_the_split_depends_on_its_own_seed_alone() -> None:
     torch.manual_seed(2)
     assert torch.equal(first, validation(batch_size=7))
     assert not torch.equal(first, validation(split_seed=1))
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+def test_rows_are_parted_as_scikit_learn_parts_them(stratify: bool) -> None:
+    for seed in range(10):
+        classes = np.random.default_rng(seed).integers(0, 3 + seed, 251 + seed)
+        whose = classes if stratify else None
+        wanted = train_test_split(range(len(classes)), test_size=0.2, stratify=whose, random_state=seed)
+        found = parted(classes, 0.2, seed, stratify)
+        assert [part.tolist() for part in found] == [list(part) for part in wanted]
+
+
+def test_the_bundled_tables_are_the_ones_that_scikit_learn_loads() -> None:
+    images, labels = load_digits(return_X_y=True)
+    train = Digits().split(0)["train"]
+    assert np.array_equal(train.inputs.flatten(1), images)
+    assert np.array_equal(train.targets, labels)
+    assert np.allclose(Diabetes().split(0)["train"].inputs, load_diabetes(return_X_y=True, scaled=False)[0])
+
+
+@pytest.mark.parametrize("how", ["minmax", "standard"])
+def test_pictures_of_bytes_are_normalised_as_the_same_numbers_are(how: str) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    pictures = torch.randint(3, 250, (300, 3, 5, 4), generator=drawn, dtype=torch.uint8)
+    pictures[:, 1] = 7  # a channel that is the same everywhere
+    rows = torch.arange(20, 300)
+    before = pictures.clone()
+    ours, theirs = (normalise(Part(p, torch.zeros(300), rows), how) for p in (pictures, pictures.double()))
+    assert torch.allclose(ours(pictures), theirs(pictures.float()), atol=1e-6)
+    assert torch.equal(pictures, before)
 
 
 def test_every_class_has_its_share_of_every_split() -> None:

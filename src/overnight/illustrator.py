@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 
 from overnight import processes
 from overnight.messages import DrawSpec
+from overnight.pictures.process import be_quick
 from overnight.pictures.process import main as draw_and_leave
 from overnight.plan import Plan
 from overnight.records import TrialRecord
@@ -150,5 +151,8 @@ class Illustrator:
 
     def _drop(self, drawing: _Drawing) -> None:
         self._drawing.remove(drawing)
+        assert drawing.process.pid is not None
+        be_quick(drawing.process.pid)
         processes.kill(drawing.process)
-        drawing.process.close()
+        with contextlib.suppress(ValueError):  # it is killed, and has not got round to dying yet
+            drawing.process.close()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sklearn.datasets import load_diabetes
 from torch import Tensor
 
+from overnight.data.bundled import table
 from overnight.data.fifths import by_fifths
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
@@ -28,9 +28,9 @@ class Diabetes(SplitData):
     columns = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
 
     def split(self, seed: int) -> dict[str, Part]:
-        rows, progression = load_diabetes(return_X_y=True, scaled=False)  # (442, 10), (442,)
-        targets = torch.from_numpy(progression)
-        parts = by_fifths(torch.from_numpy(rows).float(), targets, seed, stratify=False)
+        rows = torch.from_numpy(table("diabetes_data_raw", delimiter=" ")).float()  # (442, 10)
+        targets = torch.from_numpy(table("diabetes_target", delimiter=" "))  # (442,)
+        parts = by_fifths(rows, targets, seed, stratify=False)
         known = targets[parts["train"].rows]
         self._mean, self._deviation = float(known.mean()), float(known.std(correction=0))
         standard = ((targets - self._mean) / self._deviation).float()

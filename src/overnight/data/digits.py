@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 
+from overnight.data.bundled import table
 from overnight.data.fifths import by_fifths
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
@@ -23,6 +23,6 @@ class Digits(SplitData):
     brightest = 16.0
 
     def split(self, seed: int) -> dict[str, Part]:
-        images, labels = load_digits(return_X_y=True)  # (1797, 64), (1797,)
-        inputs = torch.from_numpy(images).float().reshape(-1, *self.input_shape)
-        return by_fifths(inputs, torch.from_numpy(labels).long(), seed, stratify=True)
+        rows = torch.from_numpy(table("digits", delimiter=","))  # (1797, 64 + 1)
+        inputs = rows[:, :-1].float().reshape(-1, *self.input_shape)
+        return by_fifths(inputs, rows[:, -1].long(), seed, stratify=True)

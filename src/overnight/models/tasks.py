@@ -114,8 +114,9 @@ class Multiclass(Task):
         _check_shape(targets)
         if targets.is_floating_point():
             raise ValueError(f"data.task: multiclass takes whole numbers as targets, got {targets.dtype}")
-        wrong = targets[(targets < 0) | (targets >= self.outputs)]
-        if len(wrong):
+        lowest, highest = targets.aminmax()  # one look at a batch, of which a small step would feel two
+        if lowest < 0 or highest >= self.outputs:
+            wrong = targets[(targets < 0) | (targets >= self.outputs)]
             raise ValueError(
                 f"model.classes: a label must be from 0 to {self.outputs - 1}, as the network has {self.outputs} "
                 f"outputs, got {wrong[0].item()}; the data module's `classes` says how many there are"

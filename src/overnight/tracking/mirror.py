@@ -1,4 +1,4 @@
-"""The mirror: one thread writes, a second's worth at a time, and works by level rather than by event.
+"""The mirror: one thread writes, some seconds' worth at a time, and works by level rather than by event.
 
 Given a trial's record it writes whatever MLflow does not hold yet, and ends the run last of all. So a run that is ended
 is whole, and going on, healing and plain progress are one and the same thing.
@@ -32,6 +32,7 @@ from overnight.tracking.store import client, in_short, parent_of
 
 WRITE_EVERY_S = 1.0
 _ASKED_AGAIN_S = 2.0  # an answer that took longer may be to a second question
+PROGRESS_EVERY_S = 3.0  # of a running trial, as each write takes as much CPU as a small network's twenty steps
 TRY_AGAIN_S = 5.0  # after it could not be written
 TRIES_AT_THE_END = 3
 # MLflow's limits for one log_batch and for one tag.
@@ -71,6 +72,7 @@ class Tracker:
         self._best: TrialRecord | None = None
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._runs: dict[int, Run] = {}
+        self._written_at: dict[int, float] = {}
         self.experiment_id = ""
         self.parent_run_id: str | None = None
         self.trouble: str | None = None
@@ -127,14 +129,14 @@ class Tracker:
         tries = 0
         opened = False
         while True:
-            self._wake.wait()
+            self._wake.wait(WRITE_EVERY_S if self._pending else None)
             self._wake.clear()
             ending = self._ending
             try:
                 if not opened:
                     self._open()
                     opened = True
-                self._write_pending()
+                self._write_pending(ending is not None)
                 self._write_pictures()
                 if ending is not None:
                     self._finish(ending)
@@ -247,19 +249,26 @@ class Tracker:
             "mlflow.source.type": "LOCAL",
         }
 
-    def _write_pending(self) -> None:
-        while True:
-            with self._lock:
-                if not self._pending:
-                    return
-                number, record = next(iter(self._pending.items()))
+    def _write_pending(self, everything: bool) -> None:
+        """Write what begins or ends a trial, and of the running ones what was not written for some seconds."""
+        while (record := self._next(everything)) is not None:
+            number = record.number
             if self._may_write(number):
                 self._write(record)
+            self._written_at[number] = time.monotonic()
             with self._lock:
                 if self._pending.get(number) is record:  # otherwise a newer one came in while this was written
                     del self._pending[number]
                     if record.state != "running":
                         self._settled.add(number)
+
+    def _next(self, everything: bool) -> TrialRecord | None:
+        since = time.monotonic() - PROGRESS_EVERY_S
+        with self._lock:
+            for record in self._pending.values():
+                if everything or record.state != "running" or self._written_at.get(record.number, since) <= since:
+                    return record
+        return None
 
     def _may_write(self, number: int) -> bool:
         """Whether a trial's run is this process's to write: what others do with theirs, they say themselves."""

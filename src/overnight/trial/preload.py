@@ -31,8 +31,8 @@ def _supervisor_lives() -> bool:
 process.die_with_parent(_supervisor_lives)
 process.forkserver = os.getpid()
 
-# All that comes with it: once torch, Lightning and scikit-learn are there, the rest takes milliseconds (torchmetrics,
-# which Lightning imports, has brought torchvision along).
+# All that comes with it: once torch and Lightning are there, the rest takes milliseconds (torchmetrics, which Lightning
+# imports, has brought torchvision along).
 from overnight.data import diabetes, digits, pictures, purchase  # noqa: E402
 from overnight.models import cnn, mlp  # noqa: E402
 from overnight.trial import fit  # noqa: E402

@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?=
 KILLS ?= 100
+BACKUP ?=
 RUNS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help study ui test check lint types imports browser long service chaos chaos-quick deadline deadline-quick bench bench-quick clean
+.PHONY: help study ui test check lint types imports browser long service chaos chaos-quick deadline deadline-quick bench bench-quick audit secrets up down backup restore clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -74,6 +75,25 @@ bench: $(VENV)/.bench.installed  ## Measure against what people use, on a quiet 
 
 bench-quick: $(VENV)/.bench.installed  ## The same, small: that every side does its work; its figures say little
 	$(BIN)/python -m benchmarks --quick
+
+audit: $(VENV)/.dev.installed  ## Ask which of the pinned versions have known holes; needs the network
+	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt 'pip-audit>=2.7,<3'
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+secrets:  ## Write what the service asks for, .env and secrets/; never overwrites
+	deploy/secrets.sh
+
+up:  ## Start the service, or bring it up to date; docs/service.md
+	docker compose up --build --detach
+
+down:  ## Stop the service; studies stay
+	docker compose down
+
+backup:  ## Write the service's databases and artifacts to backups/TIME
+	deploy/backup.sh
+
+restore:  ## Bring a backup into an empty service; BACKUP=backups/TIME
+	deploy/restore.sh '$(BACKUP)'
 
 clean:  ## Remove the environment; studies stay
 	rm -rf $(VENV)

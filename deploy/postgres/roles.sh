@@ -1,0 +1,18 @@
+#!/bin/bash
+# The databases of the service and their owners, made by PostgreSQL's image when its volume is new. A worker's password
+# opens the ledger and nothing else: who may log in at MLflow is not its business.
+set -euo pipefail
+
+[ -s "${LEDGER_PASSWORD_FILE:?}" ] && [ -s "${MLFLOW_PASSWORD_FILE:?}" ] || { echo "a role's password is missing" >&2; exit 1; }
+
+psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 --username=postgres --dbname=postgres <<'SQL'
+\set ledger_password `cat "$LEDGER_PASSWORD_FILE"`
+\set mlflow_password `cat "$MLFLOW_PASSWORD_FILE"`
+REVOKE CONNECT, TEMPORARY ON DATABASE postgres, template1 FROM PUBLIC;
+CREATE ROLE overnight LOGIN PASSWORD :'ledger_password';
+CREATE ROLE mlflow LOGIN PASSWORD :'mlflow_password';
+CREATE DATABASE overnight OWNER overnight;
+CREATE DATABASE mlflow OWNER mlflow;
+CREATE DATABASE mlflow_auth OWNER mlflow;
+REVOKE CONNECT, TEMPORARY ON DATABASE overnight, mlflow, mlflow_auth FROM PUBLIC;
+SQL

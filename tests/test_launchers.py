@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -272,13 +271,14 @@ def test_ray_knows_none_of_the_secrets_and_asks_for_its_own(ray_nodes: RayNodes,
         "except ConfigError as error:\n    print('REFUSED', error)"
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
-    for token in ({}, {"RAY_AUTH_TOKEN": secrets.token_hex(32)}):
+    for token, told in (
+        ({}, "REFUSED launcher: ray's cluster must be joined with its token, and there is none"),
+        (
+            {"RAY_AUTH_TOKEN": secrets.token_hex(32)},
+            "REFUSED launcher.address: must be of a Ray cluster that answers and",
+        ),
+    ):
         done = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**env, **token},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
+            [sys.executable, "-c", code], env={**env, **token}, cwd=tmp_path, capture_output=True, text=True, check=True
         )
-        assert re.search(r"REFUSED launcher: ray's cluster must be joined with its token", done.stdout), done
+        assert done.stdout.startswith(told)

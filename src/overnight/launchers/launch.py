@@ -75,8 +75,9 @@ def run(settings: Settings, worker: Sequence[str], folder: Path, say: Callable[[
 
     The first SIGINT, SIGTERM or SIGHUP has all of them save and stop, a second one ends them.
     """
-    with _signals() as received:
+    with _signals() as (received, take):
         workers = _MAKERS[settings.launcher.name](worker, settings.launcher, folder)
+        take()  # again: Ray sets handlers of its own
         told: set[int] = set()
         try:
             say(f"{settings.launcher.workers} workers, launcher={settings.launcher.name}; their logs: {folder}")
@@ -116,19 +117,28 @@ def _said(number: int, end: Ended) -> str:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The signals to stop that came meanwhile; outside the main thread none are heard."""
+def _signals() -> Iterator[tuple[list[int], Callable[[], None]]]:
+    """The signals to stop that came meanwhile, and what to call to have them noted again where somebody else took them.
+
+    Outside the main thread none are heard.
+    """
     received: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield received, lambda: None
         return
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         received.append(number)
 
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    def take() -> None:
+        for kind in kinds:
+            signal.signal(kind, note)
+
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+    take()
     try:
-        yield received
+        yield received, take
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

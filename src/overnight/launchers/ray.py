@@ -110,7 +110,7 @@ def _connected(address: str | None) -> Any:
     except ray.exceptions.AuthenticationError as error:
         raise ConfigError(
             [
-                "launcher: ray's cluster must be joined with its token, and there is none, or another; put it into the "
+                "launcher: ray's cluster must be joined with its token, and there is none here; put it into the "
                 "file ~/.ray/auth_token, or let RAY_AUTH_TOKEN_PATH name its file; RAY_AUTH_MODE=disabled for a "
                 "cluster that checks none"
             ]
@@ -118,6 +118,9 @@ def _connected(address: str | None) -> Any:
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
         raise ConfigError(
-            [f"launcher.address: must be of a Ray cluster that answers, got {where}: {str(error).splitlines()[0]}"]
+            [
+                f"launcher.address: must be of a Ray cluster that answers and takes this machine's token, got {where}: "
+                f"{str(error).splitlines()[0]}"
+            ]
         ) from error
     return ray

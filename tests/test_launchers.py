@@ -18,9 +18,12 @@ from typing import Any
 import psutil
 import pytest
 
-from overnight import settings
+from overnight import api, settings
+from overnight import plan as plans
 from overnight.launchers import launch
+from overnight.records import State
 from overnight.settings import ConfigError, LauncherSettings, Settings
+from overnight.views import StudyView, view
 
 STAND_IN = Path(__file__).parent / "stand_in.py"
 PASSWORD = f"planted-{secrets.token_hex(8)}"
@@ -56,6 +59,27 @@ class RayNodes:
     @property
     def address(self) -> str:
         return str(self.cluster.address)
+
+    def busy(self) -> Any:
+        """A node that has a worker."""
+        return next(
+            n for n in self.nodes if any("Guardian" in " ".join(p.cmdline()) for p in self.raylet(n).children())
+        )
+
+    def raylet(self, node: Any) -> psutil.Process:
+        return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
+    def kill(self, node: Any) -> None:
+        """As a machine dies that loses its power: all of it at once, with no word to anybody."""
+        raylet = self.raylet(node)
+        for process in [raylet, *raylet.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.cluster.remove_node(node, allow_graceful=False)
+        self.nodes.remove(node)
+
+    def grow(self) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +219,7 @@ def test_what_is_not_shared_is_served_by_nobody_else() -> None:
             launch.launch(composed(*launcher), [], print)
         assert [p.partition(":")[0] for p in caught.value.problems] == ["storage", "tracking"]
         assert "take storage=postgres" in caught.value.problems[0]
-    assert not launch.is_wanted(composed())
+    assert not composed().launcher.elsewhere
 
 
 @pytest.mark.parametrize(("launcher", "package"), [("ray", "ray"), ("slurm", "submitit")])
@@ -229,6 +253,63 @@ def test_a_worker_gets_what_is_its_machines_business_and_nothing_else() -> None:
     assert shares[-1] == "slots=4"
 
 
+# Real workers -----------------------------------------------------------------------------------------------------
+
+
+class RealStudy:
+    """A study in a PostgreSQL that real workers serve, one trial at a time each."""
+
+    def __init__(self, home: Path, url: str, *overrides: str) -> None:
+        quick = ["pictures.when=never", "preflight=never", "pruner=none", "study.confirm.seeds=0", "slots=1"]
+        self.plan = plans.make([f"home={home}", f"storage.url='{url}'", *quick, *overrides])
+        api.launch(self.plan)
+        stores = [f"home={home}", "storage=sqlite", f"storage.url='{url}'", "tracking=local", "slots=1"]
+        self.worker = ["-m", "overnight", "worker", self.plan.name, "--until-done", *stores]
+
+    def view(self) -> StudyView:
+        found, _ = view(self.plan.settings.place, self.plan.name)
+        assert found is not None
+        return found
+
+    def numbers(self, *states: State) -> list[int]:
+        return sorted(r.number for r in self.view().records if r.state in states)
+
+
+@pytest.mark.service
+def test_real_workers_share_a_study(two: Settings, home: Path, database: Callable[[], str]) -> None:
+    study, said = RealStudy(home, database(), "study.trials=8", "trainer.max_epochs=10"), list[str]()
+    assert launch.run(two, study.worker, home / "launch", said.append) == 0, said
+    assert study.numbers("complete") == [*range(8)]
+    logs = [path.read_text() for path in (home / "launch").rglob("worker-*.log")]
+    assert len(logs) == 2
+    assert all("8 of 8 trials are done" in log for log in logs)
+
+
+@pytest.mark.service
+def test_a_study_goes_on_elsewhere_when_a_node_dies(
+    ray_nodes: RayNodes, home: Path, database: Callable[[], str]
+) -> None:
+    two = with_launcher(name="ray", workers=2, cpus_per_worker=1, address=ray_nodes.address)
+    study = RealStudy(
+        home, database(), "study.trials=6", "trainer.max_epochs=60", "checkpoint.every_s=0", "search=none"
+    )
+
+    def kill_a_node() -> None:
+        def both_train() -> bool:
+            return sum(r.state == "running" and len(r.history) > 5 for r in study.view().records) == 2
+
+        await_true(both_train, "both train", 120)
+        ray_nodes.kill(ray_nodes.busy())
+
+    with meanwhile(kill_a_node):
+        assert launch.run(two, study.worker, home / "launch", lambda _: None) == 0
+    records = study.view().records
+    assert [r.number for r in records if r.state == "complete"] == [*range(6)] == [r.number for r in records]
+    for r in records:
+        assert [e.epoch for e in r.history] == [*range(60)]
+    ray_nodes.grow()
+
+
 @pytest.mark.service
 def test_a_worker_goes_on_elsewhere_when_its_node_dies(ray_nodes: RayNodes, tmp_path: Path) -> None:
     two = with_launcher(name="ray", workers=2, cpus_per_worker=1, address=ray_nodes.address)
@@ -236,20 +317,14 @@ def test_a_worker_goes_on_elsewhere_when_its_node_dies(ray_nodes: RayNodes, tmp_
 
     def kill_a_node() -> None:
         await_true(lambda: len(study.pids) == 2 and study.done_by, "both work")
-        owner = {p.pid for p in psutil.Process(study.pids[0]).parents()}
-        raylets = {
-            n: {info.process.pid for infos in n.all_processes.values() for info in infos} for n in ray_nodes.nodes
-        }
-        node = next(n for n, pids in raylets.items() if pids & owner)
-        ray_nodes.cluster.remove_node(node, allow_graceful=False)
-        ray_nodes.nodes.remove(node)
+        ray_nodes.kill(ray_nodes.busy())
         await_true(lambda: len(study.pids) == 3, "another node took it up", 90)
-        await_true(lambda: study.pids[0] not in study.alive() or len(study.alive()) == 2, "no more than two work")
+        assert len(study.alive()) == 2
 
     with meanwhile(kill_a_node):
         assert launch.run(two, study.worker, tmp_path / "logs", lambda _: None) == 0
     assert len(study.done_by) == 120
-    ray_nodes.nodes.append(ray_nodes.cluster.add_node(num_cpus=1))
+    ray_nodes.grow()
 
 
 @pytest.mark.service

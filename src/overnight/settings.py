@@ -206,6 +206,11 @@ class LauncherSettings:
     account: str | None = None
     cluster: Literal["slurm", "local"] = "slurm"
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a study is worked on by workers, and not by the process that is asked to."""
+        return self.name != "local" or self.workers > 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:

@@ -26,17 +26,12 @@ _MAKERS: dict[str, Callable[..., Workers]] = {"local": local.Local, "ray": ray.R
 _MACHINES = re.compile(r"(slots|min_free_mib|stay_awake|storage|tracking|storage\.lease_s)=.*")
 
 
-def is_wanted(settings: Settings) -> bool:
-    """Whether a study is to be worked on elsewhere, and not by the process that was asked to."""
-    return settings.launcher.name != "local" or settings.launcher.workers > 1
-
-
 def problems(settings: Settings) -> list[str]:
     """What keeps a study from being launched so, one line each."""
     launcher, place = settings.launcher, settings.place
     found = _ROOMS[launcher.name].problems(launcher)
     who = f"launcher={launcher.name}" if launcher.name != "local" else f"launcher.workers={launcher.workers}"
-    if not (place.storage_url or "").startswith("postgres"):
+    if not place.shared:
         found.append(
             f"storage: must be shared where {who}, got a file of this machine; take storage=postgres, or one worker of "
             f"launcher=local"
@@ -58,14 +53,19 @@ def arguments(settings: Settings, overrides: Iterable[str]) -> list[str]:
     return ["-m", "overnight", "worker", settings.study_name, "--until-done", f"home={quoted}", *handed]
 
 
+def check(settings: Settings) -> None:
+    """Raise ConfigError where a study can't be launched so."""
+    found = problems(settings)
+    if found:
+        raise ConfigError(found)
+
+
 def launch(settings: Settings, overrides: Iterable[str], say: Callable[[str], None]) -> int:
     """Have a study that stands in the ledger worked on until it is done or somebody says stop; an exit code.
 
     Raises ConfigError, before anything is started.
     """
-    found = problems(settings)
-    if found:
-        raise ConfigError(found)
+    check(settings)
     folder = settings.place.where.launches(settings.study_name)
     return run(settings, arguments(settings, overrides), folder, say)
 

@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
+from commands import start
 from overnight import api, settings
 from overnight import plan as plans
 from overnight.launchers import launch
-from overnight.records import State
 from overnight.settings import ConfigError, LauncherSettings, Settings
 from overnight.views import StudyView, view
 
@@ -217,7 +217,8 @@ def test_what_is_not_shared_is_served_by_nobody_else() -> None:
     for launcher in (["launcher=ray"], ["launcher=slurm", "launcher.cluster=local"], ["launcher.workers=2"]):
         with pytest.raises(ConfigError) as caught:
             launch.launch(composed(*launcher), [], print)
-        assert [p.partition(":")[0] for p in caught.value.problems] == ["storage", "tracking"]
+        wanted = ["storage"] if launcher == ["launcher.workers=2"] else ["storage", "tracking"]
+        assert [p.partition(":")[0] for p in caught.value.problems] == wanted
         assert "take storage=postgres" in caught.value.problems[0]
     assert not composed().launcher.elsewhere
 
@@ -248,7 +249,14 @@ def test_a_worker_gets_what_is_its_machines_business_and_nothing_else() -> None:
     ]
     handed = launch.arguments(composed(*typed), typed)
     assert handed[:5] == ["-m", "overnight", "worker", "digits-cnn", "--until-done"]
-    assert handed[5:] == ["home='/mine/a b'", "slots=3", "stay_awake=never"]
+    assert handed[5] == "home='/mine/a b'"
+    assert handed[6:] == [
+        "tracking=local",
+        "storage=sqlite",
+        "slots=3",
+        "stay_awake=never",
+        "storage.url=postgresql://x",
+    ]
     shares = launch.arguments(composed("launcher=ray", "launcher.cpus_per_worker=4"), [])
     assert shares[-1] == "slots=4"
 
@@ -271,18 +279,20 @@ class RealStudy:
         assert found is not None
         return found
 
-    def numbers(self, *states: State) -> list[int]:
-        return sorted(r.number for r in self.view().records if r.state in states)
-
 
 @pytest.mark.service
-def test_real_workers_share_a_study(two: Settings, home: Path, database: Callable[[], str]) -> None:
-    study, said = RealStudy(home, database(), "study.trials=8", "trainer.max_epochs=10"), list[str]()
-    assert launch.run(two, study.worker, home / "launch", said.append) == 0, said
-    assert study.numbers("complete") == [*range(8)]
-    logs = [path.read_text() for path in (home / "launch").rglob("worker-*.log")]
+def test_tune_places_the_workers_that_its_launcher_names(home: Path, database: Callable[[], str]) -> None:
+    quick = ["pictures.when=never", "preflight=never", "pruner=none", "study.confirm.seeds=0", "study.trials=6"]
+    url = f"storage.url='{database()}'"
+    line = [f"home={home}", "slots=1", "launcher.workers=2", url, "trainer.max_epochs=20", *quick]
+    with start("tune", *line, stdout=subprocess.PIPE, text=True) as tune:
+        said, _ = tune.communicate(timeout=280)
+    assert tune.returncode == 0, said
+    assert "worker 0 on" in said
+    assert "6 of 6" in said
+    logs = [path.read_text() for path in (home / "logs/digits-mlp/workers").glob("worker-*.log")]
     assert len(logs) == 2
-    assert all("8 of 8 trials are done" in log for log in logs)
+    assert all("trial-000" in log for log in logs), "each had its share"
 
 
 @pytest.mark.service
@@ -290,9 +300,7 @@ def test_a_study_goes_on_elsewhere_when_a_node_dies(
     ray_nodes: RayNodes, home: Path, database: Callable[[], str]
 ) -> None:
     two = with_launcher(name="ray", workers=2, cpus_per_worker=1, address=ray_nodes.address)
-    study = RealStudy(
-        home, database(), "study.trials=6", "trainer.max_epochs=60", "checkpoint.every_s=0", "search=none"
-    )
+    study = RealStudy(home, database(), "study.trials=3", "trainer.max_epochs=60", "checkpoint.every_s=0")
 
     def kill_a_node() -> None:
         def both_train() -> bool:
@@ -304,7 +312,7 @@ def test_a_study_goes_on_elsewhere_when_a_node_dies(
     with meanwhile(kill_a_node):
         assert launch.run(two, study.worker, home / "launch", lambda _: None) == 0
     records = study.view().records
-    assert [r.number for r in records if r.state == "complete"] == [*range(6)] == [r.number for r in records]
+    assert [r.number for r in records if r.state == "complete"] == [*range(3)] == [r.number for r in records]
     for r in records:
         assert [e.epoch for e in r.history] == [*range(60)]
     ray_nodes.grow()

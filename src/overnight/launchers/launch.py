@@ -22,8 +22,8 @@ from overnight.settings import ConfigError, Settings
 TICK_S = 0.2
 _ROOMS = {"local": local, "ray": ray, "slurm": slurm}
 _MAKERS: dict[str, Callable[..., Workers]] = {"local": local.Local, "ray": ray.Ray, "slurm": slurm.Slurm}
-# What of a command line is a worker's business, too; a study brings the rest of it. Groups, no address in sight.
-_MACHINES = re.compile(r"(slots|min_free_mib|stay_awake|storage|tracking|storage\.lease_s)=.*")
+# What of a command line is a worker's business, too; a study brings the rest of it. A password never stands there.
+_MACHINES = re.compile(r"(slots|min_free_mib|stay_awake|(storage|tracking)(\.\w+)?)=.*")
 
 
 def problems(settings: Settings) -> list[str]:
@@ -36,7 +36,7 @@ def problems(settings: Settings) -> list[str]:
             f"storage: must be shared where {who}, got a file of this machine; take storage=postgres, or one worker of "
             f"launcher=local"
         )
-    if not place.tracking_uri.startswith(("http://", "https://")):
+    if launcher.name != "local" and not place.tracking_uri.startswith(("http://", "https://")):
         found.append(f"tracking: must be a server where {who}, got a file of this machine; take tracking=server")
     return found
 
@@ -44,6 +44,9 @@ def problems(settings: Settings) -> list[str]:
 def arguments(settings: Settings, overrides: Iterable[str]) -> list[str]:
     """A worker's, for the Python of its machine. overrides: the launch's, of which it gets those about machines."""
     handed = [o for o in overrides if _MACHINES.fullmatch(o)]
+    for group, shipped in (("storage", "sqlite"), ("tracking", "local")):  # a worker's own defaults are others
+        if not any(o.startswith(f"{group}=") for o in handed):
+            handed.insert(0, f"{group}={getattr(getattr(settings, group), 'name', shipped)}")
     launcher = settings.launcher
     if launcher.cpus_per_worker is not None and not launcher.gpus_per_worker and settings.slots is None:
         handed.append(f"slots={launcher.cpus_per_worker}")

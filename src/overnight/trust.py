@@ -48,7 +48,7 @@ def adopted(plan: Plan, own: Settings) -> Plan:
 
     That is home, stores, slots, notifications, room on the disk and sleep; and no folder of the launcher's is read.
     """
-    machine = ("home", "storage", "tracking", "slots", "launcher", "notify", "min_free_mib", "stay_awake")
+    machine = ("home", "storage", "tracking", "lies", "slots", "launcher", "notify", "min_free_mib", "stay_awake")
     settings = replace(plan.settings, **{name: getattr(own, name) for name in machine})
     return replace(plan, settings=settings, config_dir=None)
 

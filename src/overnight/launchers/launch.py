@@ -44,9 +44,9 @@ def problems(settings: Settings) -> list[str]:
 def arguments(settings: Settings, overrides: Iterable[str]) -> list[str]:
     """A worker's, for the Python of its machine. overrides: the launch's, of which it gets those about machines."""
     handed = [o for o in overrides if _MACHINES.fullmatch(o)]
-    for group, shipped in (("storage", "sqlite"), ("tracking", "local")):  # a worker's own defaults are others
-        if not any(o.startswith(f"{group}=") for o in handed):
-            handed.insert(0, f"{group}={getattr(getattr(settings, group), 'name', shipped)}")
+    named = {"storage": settings.storage.name, "tracking": settings.tracking.name}  # a worker's own defaults are others
+    lacking = [group for group in named if not any(o.startswith(f"{group}=") for o in handed)]
+    handed = [*(f"{group}={named[group]}" for group in lacking), *handed]
     launcher = settings.launcher
     if launcher.cpus_per_worker is not None and not launcher.gpus_per_worker and settings.slots is None:
         handed.append(f"slots={launcher.cpus_per_worker}")

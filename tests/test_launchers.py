@@ -251,8 +251,8 @@ def test_a_worker_gets_what_is_its_machines_business_and_nothing_else() -> None:
     assert handed[:5] == ["-m", "overnight", "worker", "digits-cnn", "--until-done"]
     assert handed[5] == "home='/mine/a b'"
     assert handed[6:] == [
-        "tracking=local",
         "storage=sqlite",
+        "tracking=local",
         "slots=3",
         "stay_awake=never",
         "storage.url=postgresql://x",

@@ -20,6 +20,7 @@ from overnight.asked import refer as _refer
 
 if TYPE_CHECKING:
     from overnight.api import Result
+    from overnight.plan import Plan
     from overnight.views import StudyView
 
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
@@ -62,6 +63,8 @@ def tune(
 
         for line in api.launch(plan, extend=extend, say=click.echo):
             click.echo(line)
+    elif plan.settings.launcher.elsewhere:
+        _launch_elsewhere(plan, overrides, extend)
     else:
         from overnight import api
 
@@ -509,6 +512,22 @@ def _print_forecast(plan: Any) -> None:
         f"configuration as written, {forecast.seconds_an_epoch:.3g} s an epoch"
     )
     click.echo(f"disk: about {forecast.disk_bytes / 1e6:.1f} MB in {plan.settings.place.where.root}")
+
+
+def _launch_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool) -> NoReturn:
+    """Have workers, placed as the launcher says, work on the study; leave with what they came to."""
+    from overnight import api
+    from overnight.launchers import launch
+    from overnight.views import view
+
+    launch.check(plan.settings)
+    for line in api.launch(plan, extend=extend, say=click.echo):
+        click.echo(line)
+    code = launch.launch(plan.settings, overrides, click.echo)
+    seen, _ = view(plan.settings.place, plan.name)
+    if seen is not None:
+        _print_status(seen)
+    sys.exit(code)
 
 
 def _print_config(overrides: tuple[str, ...], config_dir: str | None) -> None:

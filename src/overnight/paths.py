@@ -85,6 +85,10 @@ class Home:
         """What a launch was heading for, and what ended it."""
         return self.root / "logs" / study / "launch.log"
 
+    def launches(self, study: str) -> Path:
+        """What the workers of a study's launches print, each in a file of its own."""
+        return self.study_logs(study) / "workers"
+
     def pictures_log(self, study: str) -> Path:
         """What is said while pictures are drawn."""
         return self.study_logs(study) / "pictures.log"

@@ -189,6 +189,30 @@ class NotifySettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LauncherSettings:
+    """Where the supervisors run that work on a study; what means nothing to a launcher is no key of its config.
+
+    cpus_per_worker: None where nobody parcels them out. address: of a Ray cluster. cluster: where submitit sends jobs.
+    """
+
+    name: Literal["local", "ray", "slurm"] = "local"
+    workers: int = _at_least(1, 1)
+    cpus_per_worker: int | None = _at_least(1, None)
+    gpus_per_worker: int = _at_least(0, 0)
+    address: str | None = None
+    memory_gib: float | None = _rule("must be above 0 GiB, or null for what the cluster gives", lambda v: v > 0, None)
+    timeout_min: int = _at_least(5, 480)
+    partition: str | None = None
+    account: str | None = None
+    cluster: Literal["slurm", "local"] = "slurm"
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a study is worked on by workers, and not by the process that is asked to."""
+        return self.name != "local" or self.workers > 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """A composed and checked configuration, less what belongs to the components and the search space."""
 
@@ -203,6 +227,7 @@ class Settings:
     pictures: PictureSettings
     notify: NotifySettings = field(default_factory=NotifySettings)
     terminator: TerminatorSettings = field(default_factory=TerminatorSettings)  # which 0.1 had not
+    launcher: LauncherSettings = field(default_factory=LauncherSettings)  # likewise
     seed: int = _rule("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32)
     slots: int | None = _at_least(1)
     preflight: Literal["auto", "never"]

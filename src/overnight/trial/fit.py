@@ -25,6 +25,7 @@ from overnight.data.split import SplitData
 from overnight.messages import Alive, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
 from overnight.models.supervised import Supervised
 from overnight.trial import checkpoint, namespaces, targets
+from overnight.trusted import guarded
 
 # Seconds between two looks, in the middle of an epoch, at whether the supervisor wants the trial to stop.
 LOOK_EVERY_S = 0.1
@@ -148,8 +149,9 @@ def build(config: Mapping[str, Any], cache: Path | None = None) -> tuple[Any, An
     A model gets the optimizer, as a callable that takes parameters, the schedule, as one that takes the optimizer and
     how many steps there will be, and the facts that the data module knows (DATA_FACTS), where its constructor names
     them and the config does not. A data module that names `cache_dir` gets the folder for what it decodes. Lists and
-    mappings arrive as plain ones, unless the config says `_convert_` otherwise.
+    mappings arrive as plain ones, unless the config says `_convert_` otherwise. Raises Untrusted on a guarded machine.
     """
+    config = guarded(config)
     for key in ("data", "model"):
         targets.find_all(config, key)
     data = _built("data", config, {"cache_dir": cache}, ours=("task",))

@@ -1,0 +1,328 @@
+"""A worker looks through what others ask it to run, and imports nothing of what its operator does not trust."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overnight import plan as plans
+from overnight import trust, trusted
+from overnight.plan import Plan
+from overnight.settings import group_options
+
+# Put where a class is asked for, each of these would run something, or hand over what does.
+GADGETS = [
+    "os.system",
+    "torch.load",
+    "torch.hub.load",
+    "builtins.open",
+    "builtins.eval",
+    "posix.system",
+    "subprocess.Popen",
+    "functools.partial",
+    "hydra.utils.get_method",
+    "hydra.utils.instantiate",
+    "torch.nn.modules.os.system",
+    "torch.serialization.os.system",
+    "torch.optim.Adam.__init__.__globals__",
+    "overnight.data.os.system",
+    "overnight.data.split.os.system",
+    "overnight.data.cache.load",
+    "overnight.models.mlp.MLP.load_from_checkpoint",
+    "overnight.notify._start",
+    "overnight.trial.targets.find",
+    "overnight.cli.main",
+]
+# A package whose operator is right to trust it: what it does not define itself is not part of that.
+SOURCES = {
+    "__init__.py": "import os\nfrom .nets import Net\nfrom my_nets.nets import *\n",
+    "nets.py": """
+import os, subprocess as tools
+from os import system as fit
+from os.path import *
+import torch as t
+
+open((os.environ.get("CANARY") or os.devnull), "a").write("imported")  # to see whether somebody does
+
+class Net:
+    build = os.system
+    @classmethod
+    def small(cls): return cls()
+
+class Loud(Net): pass
+
+try:
+    from my_nets.other import Maybe
+except ImportError:
+    class Maybe: pass
+
+run = os.system
+def make(): return Net()
+""",
+    "other.py": "from .circle import Maybe\n",
+    "circle.py": "from .other import Maybe\n",
+}
+
+
+@pytest.fixture
+def my_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "my_nets").mkdir()
+    for name, text in SOURCES.items():
+        (tmp_path / "my_nets" / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(trusted.PACKAGES, "my_nets")
+    return tmp_path
+
+
+def frozen(change: Callable[[dict[str, Any]], Any], *overrides: str) -> Plan:
+    """A plan as it comes out of the ledger, changed by whoever can write there. change: takes the plan's JSON."""
+    kept = json.loads(_composed(overrides))
+    change(kept)
+    return Plan.from_json(kept)
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> str:
+    return json.dumps(plans.make(overrides).to_json())
+
+
+def model_of(kept: dict[str, Any]) -> dict[str, Any]:
+    return kept["variants"][0][1]["model"]
+
+
+@pytest.mark.parametrize("gadget", GADGETS)
+def test_what_could_run_anything_is_refused(gadget: str) -> None:
+    (told,) = trust.problems(frozen(lambda kept: model_of(kept).update(_target_=gadget), "search=none"))
+    assert told.startswith("model._target_: must be under a package that this worker's operator trusts (overnight's")
+    assert f"got {gadget}; the operator can add its package to OVERNIGHT_TRUSTED_PACKAGES" in told
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["", ".os.system", "os..system", "os:system", "${oc.env:HOME}", "${model.activation}", 7, ["os.system"], None],
+)
+def test_a_target_that_is_no_plain_name_is_refused(target: Any) -> None:
+    told = trust.problems(frozen(lambda kept: model_of(kept).update(_target_=target), "search=none"))
+    assert any(
+        f"model._target_: must be the name of a class, written out, such as package.module.Class, got {target!r}" == t
+        for t in told
+    )
+
+
+def test_a_target_is_found_however_deep_it_lies_and_all_of_them_at_once() -> None:
+    def hide(kept: dict[str, Any]) -> None:
+        model_of(kept)["layers"] = [{"rest": [[{"_target_": "os.system", "_partial_": True}]]}]
+        model_of(kept)["_args_"] = [{"_target_": "hydra.utils.get_method", "path": "os.system"}]
+        kept["variants"][0][1]["trainer"]["callbacks"] = [{"_target_": "builtins.open"}]
+
+    told = trust.problems(frozen(hide))
+    for key in ("model.layers.0.rest.0.0._target_", "model._args_.0._target_", "trainer.callbacks.0._target_"):
+        assert sum(line.startswith(f"{key}: must be under") for line in told) == 1
+    assert any(line.startswith("trainer.callbacks: must be one of max_epochs") for line in told)
+
+
+def test_every_variant_of_a_searched_group_is_looked_through() -> None:
+    def change(kept: dict[str, Any]) -> None:
+        (sgd,) = [tree for options, tree in kept["variants"] if options == ["sgd"]]
+        sgd["optimizer"]["_target_"] = "os.system"
+
+    (told,) = trust.problems(frozen(change))
+    assert told.startswith("optimizer._target_: must be under")
+
+
+def test_what_a_search_may_put_there_is_looked_through() -> None:
+    (told,) = trust.problems(plans.make(["search=none", "optimizer._target_=torch.optim.Adam,os.system"]))
+    assert told.startswith("search.optimizer._target_: must be under")
+
+    def options(kept: dict[str, Any]) -> None:
+        kept["space"][0].update(key="model.head", options=[{"_target_": "os.system"}, [{"_target_": "torch.load"}]])
+
+    told_of = trust.problems(frozen(options, "search=none", "model.activation=relu,gelu"))
+    assert [line.partition(":")[0] for line in told_of] == [
+        "search.model.head._target_",
+        "search.model.head.0._target_",
+    ]
+    drawn = trust.problems(
+        frozen(lambda k: k["space"][0].update(key="model._target_"), "search=none", "model.dropout=interval(0,1)")
+    )
+    assert drawn == [
+        "search.model._target_: must be the name of a class, written out, such as package.module.Class, got 0.0"
+    ]
+    bracketed = trust.problems(
+        frozen(lambda k: k["space"][0].update(key="model[_target_]"), "search=none", "model.activation=relu,gelu")
+    )
+    (told,) = bracketed
+    assert told.startswith("search.model[_target_]: must be a dotted key of data, model, optimizer, schedule, trainer")
+
+
+def test_what_is_tried_first_is_looked_through() -> None:
+    def change(kept: dict[str, Any]) -> None:
+        kept["settings"]["study"]["enqueue"] = [{"optimizer.lr": 0.1}, {"model._target_": "os.system"}]
+        kept["taken"] = [{"model": {"_target_": "torch.load", "f": "x.pt"}}]
+
+    told = trust.problems(frozen(change))
+    assert [line.partition(":")[0] for line in told] == [
+        "study.enqueue[1].model._target_",
+        "study.warm_start_from[0].model._target_",
+    ]
+
+
+def test_a_plan_reads_no_secret_of_the_worker_and_runs_no_command() -> None:
+    def change(kept: dict[str, Any]) -> None:
+        model_of(kept)["a"] = "${oc.env:OVERNIGHT_STORAGE_URL}"
+        model_of(kept)["b"] = r"\${oc.env:HOME}"
+        model_of(kept)["c"] = "${oc.env:${model.activation}}"
+        model_of(kept)["fine"] = "${optimizer.lr} of ${oc.env:OVERNIGHT_DATA,./data}"
+        kept["settings"]["notify"] = {"command": "touch canary"}
+
+    told = trust.problems(frozen(change))
+    assert [line.partition(":")[0] for line in told] == ["model.a", "model.b", "model.c", "notify"]
+    assert "touch" not in told[-1], "a command may hold a secret"
+
+
+def test_a_sampler_that_loads_pickles_from_the_ledger_wants_the_operators_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = plans.make(["sampler=cma_es"])
+    (told,) = trust.problems(study)
+    assert told.startswith("sampler: must not be cma_es for a worker")
+    monkeypatch.setenv(trusted.PACKAGES, "cmaes")
+    assert trust.problems(study) == []
+
+
+def test_all_that_comes_with_overnight_is_trusted() -> None:
+    for group in ("data", "model", "optimizer", "schedule"):
+        options = group_options(group)
+        study = plans.make(["search=none", f"{group}={','.join(options)}"])
+        assert len(study.variants) == len(options)
+        assert trust.problems(study) == []
+    for experiment in group_options("experiment"):
+        assert trust.problems(plans.make([f"+experiment={experiment}"])) == [], experiment
+    assert {"overnight.models.mlp.MLP", "torch.optim.SGD"} < trusted.our_names()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "my_nets.nets.Net",
+        "my_nets.Net",
+        "my_nets.Loud",
+        "my_nets.nets.make",
+        "my_nets.nets.Net.small",
+    ],
+)
+@pytest.mark.usefixtures("my_nets")
+def test_what_a_named_package_defines_is_trusted(target: str) -> None:
+    assert trusted.target_problem("model._target_", target) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("my_nets.os.system", "got my_nets.os.system, which is os.system"),
+        ("my_nets.nets.os.system", "which is os.system"),
+        ("my_nets.nets.fit", "got my_nets.nets.fit, which is os.system"),
+        ("my_nets.nets.tools.Popen", "which is subprocess.Popen"),
+        ("my_nets.nets.t.load", "which is torch.load"),
+        ("my_nets.nets.join", "does not define join"),  # `from os.path import *`
+        ("my_nets.nets.run", "which my_nets.nets assigns"),
+        ("my_nets.nets.Net.build", "does not itself define build"),
+        ("my_nets.Loud.small", "does not itself define small"),  # inherited, from who knows where
+        ("my_nets.nets.make.__globals__", "does not itself define __globals__"),
+        ("my_nets.nets.__builtins__.eval", "does not define __builtins__"),
+        ("my_nets.nets", "which is a module"),
+        ("my_nets.nets.Maybe", "is imported in a circle"),
+        ("my_nets.nowhere.Net", "does not define nowhere"),
+        ("my_nets_of_another.Net", "must be under a package"),
+    ],
+)
+@pytest.mark.usefixtures("my_nets")
+def test_what_a_named_package_only_holds_is_refused(target: str, said: str) -> None:
+    told = trusted.target_problem("model._target_", target)
+    assert told is not None
+    assert said in told
+
+
+def test_large_packages_are_followed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(trusted.PACKAGES, "torch.nn, torchvision.models")
+    for name in ("torch.nn.ReLU", "torch.nn.modules.linear.Linear", "torchvision.models.resnet18"):
+        assert trusted.target_problem("model._target_", name) is None, name
+    for name in ("torch.nn.modules.torch.load", "torchvision.models.resnet.partial", "torchvision.io.read_file"):
+        assert trusted.target_problem("model._target_", name), name
+
+
+def test_the_operators_own_list_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(trusted.PACKAGES, "my nets, os, torch, hydra.utils,,my_nets")
+    told = trust.problems(plans.make())
+    assert [line.rpartition("got ")[2].partition(";")[0] for line in told] == [
+        "'my nets'",
+        "os",
+        "torch",
+        "hydra.utils",
+    ]
+    assert trusted.trusted_packages() == ("my_nets",)
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from overnight import trust
+from overnight.plan import Plan
+told = trust.problems(Plan.from_json(json.loads(Path("plan.json").read_text())))
+print(json.dumps([told, sorted(sys.modules)]))
+"""
+
+
+def test_nothing_untrusted_is_imported_to_find_out(my_nets: Path) -> None:
+    def change(kept: dict[str, Any]) -> None:
+        model_of(kept)["parts"] = [
+            {"_target_": name} for name in ("antigravity.webbrowser", "my_nets.nets.fit", "my_nets.Net")
+        ]
+        model_of(kept)["command"] = f"touch {my_nets / 'canary'}"
+        model_of(kept)["_target_"] = "my_nets.os.system"
+
+    (my_nets / "plan.json").write_text(json.dumps(frozen(change).to_json()))
+    env = {**os.environ, "CANARY": str(my_nets / "canary"), "PYTHONPATH": os.pathsep.join([str(my_nets), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=my_nets, env=env, capture_output=True, text=True, check=True
+    )
+    told, modules = json.loads(done.stdout)
+    assert len(told) == 3
+    assert not {"my_nets", "antigravity", "webbrowser", "torch", "pytorch_lightning"} & set(modules)
+    assert not (my_nets / "canary").exists()
+
+
+def test_a_trials_own_config_is_checked_where_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from overnight.trial.fit import build
+
+    config = plans.make(["data=mnist", "data.root=/somebody/elses", "search=none"]).config({})
+    evil = json.loads(json.dumps(config))
+    evil["model"].update({"_target_": "os.system", "command": f"touch {tmp_path / 'canary'}", "x": "${model.y}"})
+    monkeypatch.setenv("OVERNIGHT_DATA", str(tmp_path / "here"))
+    monkeypatch.setenv(trusted.GUARDED, "")
+    assert str(build(config)[0]._root) == "/somebody/elses"
+    trusted.guard()
+    data, model = build(config)
+    assert (str(data._root), type(model).__name__) == (str(tmp_path / "here"), "MLP")
+    with pytest.raises(trusted.Untrusted) as caught:
+        build(evil)
+    target, looked_up = str(caught.value).splitlines()
+    assert target.startswith("model._target_: must be under a package")
+    assert looked_up.startswith("model.x: must be resolved by now, got '${model.y}'")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_machines_own_settings_are_its_workers() -> None:
+    foreign = plans.make(["home=/theirs", "slots=7", "study.trials=9", "min_free_mib=1", "trial.stall_s=5"])
+    own = plans.make(["home=/mine", "slots=2"]).settings
+    mine = trust.adopted(foreign, own)
+    assert (mine.settings.home, mine.settings.slots, mine.settings.min_free_mib) == ("/mine", 2, own.min_free_mib)
+    assert (mine.settings.study.trials, mine.settings.trial.stall_s) == (9, 5)
+    assert mine.config_dir is None
+    assert mine.differences(foreign) == []

@@ -200,3 +200,27 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(
     assert [p.returncode for p in ours.processes] == [0, 0], said
     assert ours.rows("SELECT max(stint) FROM overnight_leases") == [(1,)]  # nothing was taken from anybody
     is_exact(ours, "away", trials, 12)
+
+
+def test_a_study_that_asks_for_more_than_is_trusted_is_refused_and_whoever_launched_it_is_told(
+    group: Callable[..., Group], tmp_path: Path
+) -> None:
+    ours, canary = group(), tmp_path / "canary"
+    conf = tmp_path / "conf"
+    (conf / "model").mkdir(parents=True)
+    (conf / "model" / "evil.yaml").write_text(f"_target_: os.system\ncommand: touch {canary}\n")
+    worker = ours.work("worker")
+    said = ours._start(
+        tmp_path / "launcher", "tune", "--detach", "--config-dir", str(conf), "model=evil", "search=none", *QUICK
+    ).communicate(timeout=120)[0]
+    assert "refuses it: model._target_: must be" in said, said
+    assert "OVERNIGHT_TRUSTED_PACKAGES" in said
+    status = ours._start(tmp_path / "launcher", "status", "digits-evil").communicate(timeout=120)[0]
+    assert "refused by the worker on" in status
+    assert worker.poll() is None  # and it works on for others
+    ours.launch("good", "study.trials=1", "trainer.max_epochs=1")
+    ours.wait_for("good", lambda s: s.count("complete") == 1)
+    worker.send_signal(signal.SIGTERM)
+    assert "refused" in ours.said()[0]
+    assert worker.returncode == 143
+    assert not canary.exists()

@@ -20,7 +20,7 @@ from overnight.opening import join, open_study
 from overnight.plan import Plan
 from overnight.records import TrialRecord, best_of
 from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
-from overnight.settings import ConfigError, Place
+from overnight.settings import ConfigError, Place, Settings
 from overnight.slots import slot_devices
 from overnight.storage import free_mib, get_ready, holder_of
 from overnight.study import Ledger
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from overnight.answer.finding import Finding
+
+
+_TAKEN_UP_WITHIN_S = 6.0  # by a worker that is idle, after a study was launched
 
 
 @dataclass(frozen=True)
@@ -158,26 +161,39 @@ def launch(plan: Plan, *, extend: bool = False, say: Callable[[str], None] = lam
     check(plan, say)
     ledger, said = open_study(plan, extend=extend)
     ledger.close()
-    holder = holder_of(place, plan.name)
+    return [*taken, *said, *_taken_up(place, plan.name)]
+
+
+def _taken_up(place: Place, name: str) -> list[str]:
+    """What becomes of a study that was just launched, as far as that shows soon."""
+    until = time.monotonic() + _TAKEN_UP_WITHIN_S
+    while True:
+        holder, (seen, _) = holder_of(place, name), view(place, name)
+        refused = seen.refused if seen is not None else {}
+        if holder or refused or time.monotonic() > until:
+            break
+        time.sleep(0.5)
     at_it = f"process {holder['pid']} on {holder['host']} is at it" if holder else "no worker is at it yet"
-    return [*taken, *said, f"{plan.name} is launched, and {at_it}; `overnight status {plan.name}` looks on"]
+    why = [f"the worker on {host} refuses it: {line}" for host, lines in refused.items() for line in lines]
+    return [f"{name} is launched, and {at_it}; `overnight status {name}` looks on", *why]
 
 
 def serve(
-    place: Place,
     name: str,
-    slots: int | None = None,
+    own: Settings,
     *,
     screen: Screen | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Result:
-    """Work, as one of many, on a study that somebody has launched; signals save and stop.
+    """Work, as one of many, on a study that somebody has launched, on a machine with these settings; signals save and
+    stop.
 
-    Raises Unreachable where its ledger is out of reach at the beginning, or as it ends.
+    Raises ConfigError where the study asks for what the machine's operator does not trust, and Unreachable where the
+    ledger is out of reach at the beginning, or as it ends.
     """
     began = time.time()
+    ledger = join(name, own)
     processes.warm_up()
-    ledger = join(place, name, slots)
     try:
         _check_room(ledger.plan)
         news = notify.herald(ledger.plan, notify.addresses(ledger.plan.settings.notify), say)

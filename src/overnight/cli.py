@@ -377,6 +377,12 @@ def _print_status(view: StudyView) -> None:
     done = view.count("complete", "pruned", "failed")
     counts = ", ".join(f"{view.count(s)} {s}" for s in states if view.count(s))  # type: ignore[arg-type]
     click.echo(f"{view.name}: {view.state}, {done} of {view.budget} trials done ({counts})")
+    for host, why in view.refused.items():
+        for line in why:
+            click.echo(f"refused by the worker on {host}: {line}")
+    if view.holder is not None and "others" in view.holder:
+        others = f" and {n} more" if (n := view.holder["others"]) else ""
+        click.echo(f"at it: process {view.holder['pid']} on {view.holder['host']}{others}")
     best, metric = view.best, view.plan.settings.study.metric
     if best is not None:
         click.echo(f"best: {metric} {best.objective:.6g}, {trial_name(best.number)} ({describe(best)})")

@@ -11,14 +11,14 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from overnight import marks, sampling
+from overnight import marks, sampling, trust
 from overnight.plan import FirstTrial, Plan
 from overnight.records import BASELINE, ENTRY, OUTSIDE, VALUES, values_of
-from overnight.settings import ConfigError, Place, look_up
+from overnight.settings import ConfigError, Place, Settings, look_up
 from overnight.sharing import SharedStorage, open_for_work
-from overnight.storage import hold
+from overnight.storage import dispose, hold
 from overnight.study import Ledger
-from overnight.views import LINKS, OVER, PLAN, READY, UID, generations, plan_of
+from overnight.views import LINKS, OVER, PLAN, READY, REFUSED, UID, generations, plan_of
 
 
 def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> tuple[Ledger, list[str]]:
@@ -62,6 +62,8 @@ def _open_shared(plan: Plan, extend: bool, comparable: bool) -> tuple[Ledger, li
         if not storage.others(study._study_id):
             ledger.clear_stop()
         study.set_user_attr(OVER, False)
+        for key in [k for k, refused in study.user_attrs.items() if k.startswith(REFUSED) and refused]:
+            study.set_user_attr(key, [])  # it may ask for something else now
         return ledger, said + _limits(ledger, comparable)
 
 
@@ -75,12 +77,18 @@ def _seated(storage: SharedStorage, plan: Plan, study: optuna.Study, alone: bool
     return Ledger(plan, study, lambda: storage.leave(study_id))
 
 
-def join(place: Place, name: str, slots: int | None) -> Ledger:
-    """Work on a study that there is, as one of many and with this machine's own slots and data. Raises Unreachable."""
-    storage = open_for_work(place)
+def join(name: str, own: Settings) -> Ledger:
+    """Work on a study that there is, as one of many; what belongs to a machine is as its own settings have it.
+
+    Raises ConfigError where the study asks for what this machine's operator does not trust; Unreachable.
+    """
+    storage = open_for_work(own.place)
     assert isinstance(storage, SharedStorage), "a worker's ledger is shared"
-    plan, study = _as_it_stands(storage, place, name)
-    return _seated(storage, plan.on_this_machine(slots), study)
+    plan, study = _as_it_stands(storage, own.place, name)
+    if problems := trust.problems(plan):
+        dispose(storage)
+        raise ConfigError(problems)
+    return _seated(storage, trust.adopted(plan, own), study)
 
 
 def reopen(place: Place, name: str) -> Ledger:

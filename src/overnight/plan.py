@@ -11,7 +11,6 @@ import functools
 import hashlib
 import itertools
 import math
-import os
 import random
 import sys
 import time
@@ -189,17 +188,6 @@ class Plan:
     def at(self, place: Place) -> Plan:
         """The same study where it lies now: a home may be moved, or looked at from another folder."""
         return replace(self, settings=replace(self.settings, home=place.home, lies=place))
-
-    def on_this_machine(self, slots: int | None) -> Plan:
-        """The same study with the slots, and the data's folder, of a machine that did not launch it."""
-        root = os.environ.get("OVERNIGHT_DATA", "./data")
-
-        def moved(variant: dict[str, Any]) -> dict[str, Any]:
-            data = variant.get("data", {})
-            return {**variant, "data": {**data, "root": root}} if "root" in data else variant
-
-        variants = {names: moved(variant) for names, variant in self.variants.items()}
-        return replace(self, settings=replace(self.settings, slots=slots), variants=variants)
 
     def differences(self, old: Plan) -> list[str]:
         """Why trials of `old` and of this plan cannot stand side by side, one line each; empty where they can.

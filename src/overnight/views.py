@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ WANTED = "overnight.wanted"  # of a confirmation: (trial, nth seed) of what is a
 TESTS = "overnight.tests"  # of a confirmation: what the test set says
 LAUNCH = "overnight.launch"  # the last one: its deadline, and what ended it; as limits.Launch keeps it
 OVER = "overnight.over"  # of a study that many share: nobody need work on it until it is launched again
+REFUSED = "overnight.refused."  # and a machine's name: why its worker does not work on the study, line by line
 UID = "overnight.uid"  # tells this study's runs from those of another ledger's study of the same name
 
 
@@ -39,6 +41,7 @@ class StudyView:
     tests: Mapping[int, Tested] = field(default_factory=dict)
     confirmation: StudyView | None = None  # of a search, once it has one
     launch: Mapping[str, Any] = field(default_factory=dict)  # the last one, as limits.Launch keeps it
+    refused: Mapping[str, Sequence[str]] = field(default_factory=dict)  # a machine's name -> why its worker does not
     wanted: frozenset[tuple[int, int]] = frozenset()  # of a confirmation: (trial, nth seed) of what is asked for
 
     @property
@@ -109,6 +112,27 @@ def wanted(place: Place) -> list[str]:
         dispose(storage)
 
 
+def refuse(place: Place, name: str, why: Sequence[str]) -> None:
+    """Have whoever looks at a study see why this machine's worker does not work on it."""
+    storage = open_storage(place)
+    try:
+        _, frozen = generations(storage, name)
+        if frozen is not None:
+            storage.set_study_user_attr(frozen._study_id, REFUSED + socket.gethostname(), list(why))
+    finally:
+        dispose(storage)
+
+
+def refused(place: Place, name: str) -> list[str]:
+    """Why this machine's worker does not work on a study, as the ledger keeps it; empty once it is launched anew."""
+    storage = open_storage(place)
+    try:
+        _, frozen = generations(storage, name)
+        return list(frozen.user_attrs.get(REFUSED + socket.gethostname()) or ()) if frozen is not None else []
+    finally:
+        dispose(storage)
+
+
 def names_in(place: Place) -> list[str]:
     """The names of all studies, the one worked on last first; of those too whose plans this version can't read."""
     if place.storage_url is None and not place.where.ledger.exists():
@@ -145,6 +169,7 @@ def _read(storage: BaseStorage, place: Place, name: str) -> StudyView:
         attrs[UID],
         tests_of(attrs),
         launch=attrs.get(LAUNCH) or {},
+        refused={key.removeprefix(REFUSED): why for key, why in attrs.items() if key.startswith(REFUSED) and why},
         wanted=frozenset((trial, nth) for trial, nth in attrs.get(WANTED, ())),
     )
 

@@ -12,8 +12,8 @@ from typing import Any
 import click
 from optuna.exceptions import StorageInternalError
 
-from overnight import api, settings, views
-from overnight.settings import ConfigError, Place
+from overnight import api, settings, trusted, views
+from overnight.settings import ConfigError, Settings
 from overnight.storage import Unreachable
 
 _LOOK_EVERY_S = 2.0  # for a study to serve
@@ -30,15 +30,24 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
 
     Returns the exit code: 0, or 1 where a study failed, and 128 + the signal that ended it.
     """
-    place, slots = _whereabouts(overrides)
+    own = _machine(overrides)
+    trusted.guard()  # before anything is started that would build what a study asks for
     failed, idle = False, False
+    refused: dict[str, list[str]] = {}
     with _leaving():
         while True:
             try:
-                name = next((n for n in views.wanted(place) if not names or n in names), None)
+                open_ = [n for n in views.wanted(own.place) if not names or n in names]
+                name = next((n for n in open_ if n not in refused), None)
                 if name is not None:
                     idle = False
-                    result = api.serve(place, name, slots, say=click.echo)
+                    try:
+                        result = api.serve(name, own, say=click.echo)
+                    except ConfigError as error:
+                        refused[name], failed = error.problems, True
+                        views.refuse(own.place, name, error.problems)
+                        click.echo("\n  ".join([f"{name}: refused", *error.problems]), err=True)
+                        continue
                     click.echo(f"{name}: {_ended(result)}")
                     failed = failed or result.why == "failures" or result.all_failed
                     if result.signal is not None:
@@ -49,22 +58,24 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
                 if not idle:
                     click.echo("nothing to do; waiting for a study to be launched")
                 idle = True
+                refused = {n: why for n, why in refused.items() if views.refused(own.place, n)}  # launched anew
             except (Unreachable, StorageInternalError) as error:
                 click.echo(f"trying on: {error}", err=True)
             time.sleep(_LOOK_EVERY_S)
 
 
-def _whereabouts(overrides: Sequence[str]) -> tuple[Place, int | None]:
-    """Where the ledger is, and how many slots this machine gives. Raises ConfigError."""
-    said = {text.partition("=")[0].partition(".")[0] for text in overrides}
+def _machine(overrides: Sequence[str]) -> Settings:
+    """This machine's settings: where the stores are, its home, its slots and the like. Raises ConfigError."""
+    said = {text.partition("=")[0].partition(".")[0] for text in overrides if not text.startswith("storage.lease_s")}
     defaults = [f"{group}={option}" for group, option in _SHARED.items() if group not in said]
     draft = settings.compose([*defaults, *overrides])
     if draft.problems or draft.settings is None:
-        raise ConfigError(draft.problems)
-    place = draft.settings.place
-    if not place.shared:
+        raise ConfigError([*draft.problems, *trusted.list_problems()])
+    if not draft.settings.place.shared:
         raise ConfigError(["storage: must be one that many machines share, for a worker; take storage=postgres"])
-    return place, draft.settings.slots
+    if wrong := trusted.list_problems():
+        raise ConfigError(wrong)
+    return draft.settings
 
 
 def _ended(result: api.Result) -> str:

@@ -84,3 +84,4 @@ def overnight(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--away", default="12", help="seconds that a group's store is away, one outage after another")
+    parser.addoption("--pages", default="100", help="trials of the study whose pages are asked for")

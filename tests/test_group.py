@@ -183,13 +183,14 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(
 ) -> None:
     """away: seconds, one outage after another; the first is a restart at once."""
     ours = group(lease_s=10)
+    name = f"away-{store}"
     aways = [0.0, *map(float, request.config.getoption("--away").split(","))]
     trials = 8 + round(sum(aways) / 2)
-    ours.launch("away", f"study.trials={trials}", "trainer.max_epochs=12")
+    ours.launch(name, f"study.trials={trials}", "trainer.max_epochs=12")
     for _ in range(2):
-        ours.work("worker", "away", "--until-done")
+        ours.work("worker", name, "--until-done")
     for i, away_s in enumerate(aways):
-        ours.wait_for("away", lambda s, i=i: s.count("complete") > 2 * i)
+        ours.wait_for(name, lambda s, i=i: s.count("complete") > 2 * i)
         stop, start = (
             (postgres.stop, postgres.start) if store == "ledger" else (mlflow_server.stop, mlflow_server.start)
         )
@@ -199,7 +200,7 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(
     said = ours.said()
     assert [p.returncode for p in ours.processes] == [0, 0], said
     assert ours.rows("SELECT max(stint) FROM overnight_leases") == [(1,)]  # nothing was taken from anybody
-    is_exact(ours, "away", trials, 12)
+    is_exact(ours, name, trials, 12)
 
 
 def test_a_study_that_asks_for_more_than_is_trusted_is_refused_and_whoever_launched_it_is_told(

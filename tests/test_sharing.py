@@ -151,7 +151,7 @@ def test_what_an_owner_that_is_gone_did_not_tell_of_is_somebody_elses_to_tell(jo
     stay(b)
     assert [r.number for r in b.adopt()] == [0]
     assert b.company is not None
-    assert b.company.holds(0)
+    assert b.company.standing(0) == "mine"
     assert b.company.was_elsewhere(0)
 
 

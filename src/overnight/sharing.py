@@ -31,6 +31,7 @@ from overnight.settings import Place
 from overnight.storage import Held, LedgerStorage, Unreachable, held_by, in_a_line, open_storage
 
 Which = Literal["any", "new"] | int
+Standing = Literal["mine", "unsure", "theirs"]
 T = TypeVar("T")
 _TRY_AGAIN_S = 2.0  # at a database that is out of reach
 # Of a lease. With a break of half a one, as long as others may have and still take over, that leaves time to spare.
@@ -136,9 +137,12 @@ class SharedStorage(HolderStorage):
         self._mine.update({id_of(study_id, n): stint for n, stint in adopted.items()})
         return list(adopted)
 
-    def holds(self, study_id: int, number: int) -> bool:
-        """Whether a trial is this process's beyond doubt. Other threads may ask."""
-        return id_of(study_id, number) in self._mine and time.monotonic() < self._renewed_at + self.lease_s
+    def standing(self, study_id: int, number: int) -> Standing:
+        """Whose a trial is; unsure where it was this process's, and could have been taken over since. Other threads may
+        ask."""
+        if id_of(study_id, number) not in self._mine:
+            return "theirs"
+        return "mine" if time.monotonic() < self._renewed_at + self.lease_s else "unsure"
 
     def was_elsewhere(self, study_id: int, number: int) -> bool:
         """Whether a trial of this process's was somebody's before. Other threads may ask."""
@@ -382,8 +386,8 @@ class Company:
     def alone(self, what: str) -> AbstractContextManager[None]:
         return self.storage.alone(f"{what} of {self.study_id}")
 
-    def holds(self, number: int) -> bool:
-        return self.storage.holds(self.study_id, number)
+    def standing(self, number: int) -> Standing:
+        return self.storage.standing(self.study_id, number)
 
     def was_elsewhere(self, number: int) -> bool:
         return self.storage.was_elsewhere(self.study_id, number)

@@ -321,6 +321,11 @@ class Ledger:
         if self.shared is not None:
             self.shared.settle(self.study._study_id, numbers)
 
+    def stay(self) -> None:
+        """Be heard of, so that nothing of this process's is taken over."""
+        if self.shared is not None:
+            self.shared.write()
+
     def alone(self, what: str) -> AbstractContextManager[None]:
         """Be the only one to do something about this study. Raises Unreachable."""
         return self.company.alone(what) if self.company is not None else nullcontext()

@@ -138,7 +138,8 @@ class Supervisor:
         ending = {"done": ended, "limit": ended, "stopped": "KILLED", "failures": "FAILED"}[why]
         left_s = self.limits.left_s() if self.limits is not None else None
         left_s = self._leave_at - time.monotonic() if why == "stopped" else left_s
-        self.tracker.close(ending, best, str(weights) if weights and weights.exists() else None, left_s)
+        kept = str(weights) if weights and weights.exists() else None
+        self.tracker.close(ending, best, kept, left_s, self._still_waits)
         self.ledger.settle(self.tracker.take_settled())
         self._keep_links()
         return Ending(why, self.tracker.trouble)
@@ -311,6 +312,11 @@ class Supervisor:
                 self.tracker.look_again(record.number)
                 self._note(record)
         self.ledger.settle(self.tracker.take_settled())
+
+    def _still_waits(self) -> bool:
+        """Stay this process's trials while MLflow is told; whether anybody waits for that."""
+        self.ledger.stay()
+        return time.monotonic() < self._leave_at
 
     def _others_go_on(self) -> bool:
         """Whether trials have yet to end that others run, or may leave behind."""

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from overnight import settings as settings_module
 from overnight.paths import trial_name
 from overnight.plan import Plan
 from overnight.records import TrialRecord, config_of, title
-from overnight.sharing import Company
+from overnight.sharing import Company, Standing
+from overnight.storage import Unreachable
 from overnight.survey import STATUS, Run, final_objective, logged_steps, params_of, survey
 from overnight.tracking import pages
 from overnight.tracking.origin import study_files
@@ -34,7 +35,7 @@ WRITE_EVERY_S = 1.0
 _ASKED_AGAIN_S = 2.0  # an answer that took longer may be to a second question
 PROGRESS_EVERY_S = 3.0  # of a running trial, as each write takes as much CPU as a small network's twenty steps
 TRY_AGAIN_S = 5.0  # after it could not be written
-TRIES_AT_THE_END = 3
+TRIES_AT_THE_END, TRIES_OF_MANY = 3, 60  # a second apart at least, and as long as MLflow's client takes to give up
 # MLflow's limits for one log_batch and for one tag.
 _BATCH_METRICS, _BATCH_PARAMS = 1000, 100
 _TAG_CHARS = 7900  # of 8000: MLflow would cut off the end, where a traceback says what happened
@@ -109,17 +110,26 @@ class Tracker:
             self._unshown.add(number)
         self._wake.set()
 
-    def close(self, ending: str, best: TrialRecord | None, weights: str | None, within_s: float | None = None) -> None:
+    def close(
+        self,
+        ending: str,
+        best: TrialRecord | None,
+        weights: str | None,
+        within_s: float | None = None,
+        meanwhile: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Write what is left and end the parent run as `ending`, FINISHED, FAILED or KILLED; waits for it.
 
-        weights: the file of the best trial's weights, kept with its run. within_s: give up then. `trouble` says what
-        could not be written; the ledger has it all, and the next start writes it.
+        weights: the file of the best trial's weights, kept with its run. within_s: give up then. meanwhile: called
+        every second; False to give up. `trouble` says what could not be written; the ledger has it all, and the next
+        start writes it.
         """
         self._best, self._weights, self._ending = best, weights, ending
         self._closing.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(within_s if within_s is None else max(within_s, 0.0))
+        until = time.monotonic() + (math.inf if within_s is None else max(within_s, 0.0))
+        while self._thread.is_alive() and time.monotonic() < until and meanwhile():
+            self._thread.join(min(1.0, until - time.monotonic()))
         if self._thread.is_alive():
             self.trouble = self.trouble or "there was no time left"
 
@@ -146,7 +156,8 @@ class Tracker:
             except Exception as error:  # MLflow's, SQLAlchemy's, the network's: all are waited out alike
                 self.trouble = in_short(error)
                 tries += ending is not None
-                if tries >= TRIES_AT_THE_END:
+                # Who works on alone writes it at the next start; a study of many may have none.
+                if tries >= (TRIES_AT_THE_END if self._company is None else TRIES_OF_MANY):
                     print(credentials.redacted(traceback.format_exc()), file=sys.stderr)
                     return
                 self._wake.set()
@@ -181,7 +192,7 @@ class Tracker:
         self.ready = True
         with self._lock:
             for record in self._ledger:
-                if record.number in found.lacking and self._may_write(record.number):
+                if record.number in found.lacking and self._standing(record.number) != "theirs":
                     self._pending.setdefault(record.number, record)
         self._ledger = []
 
@@ -252,27 +263,31 @@ class Tracker:
     def _write_pending(self, everything: bool) -> None:
         """Write what begins or ends a trial, and of the running ones what was not written for some seconds."""
         while (record := self._next(everything)) is not None:
-            number = record.number
-            if self._may_write(number):
+            number, mine = record.number, self._standing(record.number) == "mine"
+            if mine:
                 self._write(record)
             self._written_at[number] = time.monotonic()
             with self._lock:
                 if self._pending.get(number) is record:  # otherwise a newer one came in while this was written
                     del self._pending[number]
-                    if record.state != "running":
+                    if mine and record.state != "running":
                         self._settled.add(number)
+        if everything and self._pending:
+            raise Unreachable("the ledger is away, and with it the word on whose trials these are")
 
     def _next(self, everything: bool) -> TrialRecord | None:
         since = time.monotonic() - PROGRESS_EVERY_S
         with self._lock:
             for record in self._pending.values():
+                if self._standing(record.number) == "unsure":
+                    continue
                 if everything or record.state != "running" or self._written_at.get(record.number, since) <= since:
                     return record
         return None
 
-    def _may_write(self, number: int) -> bool:
-        """Whether a trial's run is this process's to write: what others do with theirs, they say themselves."""
-        return self._company is None or self._company.holds(number)
+    def _standing(self, number: int) -> Standing:
+        """Whose a trial's run is to write: what others do with theirs, they say themselves."""
+        return "mine" if self._company is None else self._company.standing(number)
 
     def _write(self, record: TrialRecord) -> None:
         from mlflow.entities import Metric, Param, RunTag

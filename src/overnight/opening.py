@@ -11,8 +11,8 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from overnight import marks, sampling, trust
-from overnight.plan import FirstTrial, Plan
+from overnight import marks, sampling, sharing, trust
+from overnight.plan import CONFIRM, FirstTrial, Plan
 from overnight.records import BASELINE, ENTRY, OUTSIDE, VALUES, values_of
 from overnight.settings import ConfigError, Place, Settings, look_up
 from overnight.sharing import SharedStorage, open_for_work
@@ -54,6 +54,8 @@ def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> 
 
 
 def _open_shared(plan: Plan, extend: bool, comparable: bool) -> tuple[Ledger, list[str]]:
+    if not plan.name.endswith(CONFIRM):  # a confirmation is part of its search
+        sharing.begin()
     storage = open_for_work(plan.settings.place)
     assert isinstance(storage, SharedStorage), "so the place says"
     with storage.alone(f"study {plan.name}"):
@@ -61,7 +63,8 @@ def _open_shared(plan: Plan, extend: bool, comparable: bool) -> tuple[Ledger, li
         ledger = _seated(storage, plan, study)
         if not storage.others(study._study_id):
             ledger.clear_stop()
-        study.set_user_attr(OVER, False)
+        with storage.alone(f"answer of {study._study_id}"):  # else whoever is telling it would say that it is over
+            study.set_user_attr(OVER, False)
         for key in [k for k, refused in study.user_attrs.items() if k.startswith(REFUSED) and refused]:
             study.set_user_attr(key, [])  # it may ask for something else now
         return ledger, said + _limits(ledger, comparable)
@@ -82,6 +85,7 @@ def join(name: str, own: Settings) -> Ledger:
 
     Raises ConfigError where the study asks for what this machine's operator does not trust; Unreachable.
     """
+    sharing.begin()
     storage = open_for_work(own.place)
     assert isinstance(storage, SharedStorage), "a worker's ledger is shared"
     plan, study = _as_it_stands(storage, own.place, name)
@@ -94,6 +98,7 @@ def join(name: str, own: Settings) -> Ledger:
 def reopen(place: Place, name: str) -> Ledger:
     """Hold a study that there is, as it stands and alone, to mend what is around it. Raises Held."""
     if place.shared:
+        sharing.begin()
         storage = open_for_work(place)
         assert isinstance(storage, SharedStorage), "so the place says"
         return _seated(storage, *_as_it_stands(storage, place, name), alone=True)

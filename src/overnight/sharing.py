@@ -8,7 +8,6 @@ back. See `leases`.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import socket
 import time
@@ -75,8 +74,9 @@ class SharedStorage(HolderStorage):
             self.refresh(study_id)
             rows = self._rows(study_id)
             for (study, number), stint in leases.held(database, self.owner).items():
-                if study == study_id and id_of(study, number) not in self._mine:
-                    return number, stint, None  # it was claimed, and the answer was lost on the way
+                lost_on_the_way = study == study_id and id_of(study, number) not in self._mine
+                if lost_on_the_way and which in ("any", "new", number) and not rows[number].now.state.is_finished():
+                    return number, stint, None  # it was claimed, and the answer did not arrive
             for number in self._claimable(database, study_id, which):
                 if self._keeps(study_id, number):  # it was put back, and MLflow does not know yet
                     return number, self._mine[id_of(study_id, number)], None
@@ -120,18 +120,18 @@ class SharedStorage(HolderStorage):
         return i in self._mine and i not in self._settled
 
     def adopt(self, study_id: int) -> list[int]:
-        """Make those trials this process's that have ended, or wait, and whose holder went before everybody was told;
-        their numbers. Raises Unreachable."""
+        """Make those trials this process's whose holder went before they had ended, or before everybody was told; their
+        numbers. Raises Unreachable."""
 
         def work(database: Connection) -> dict[int, int]:
+            held = {n: stint for (study, n), stint in leases.held(database, self.owner).items() if study == study_id}
+            unheard = {n: stint for n, stint in held.items() if id_of(study_id, n) not in self._mine}
             left = leases.abandoned(database, study_id, self.owner, self.lease_s)
-            if not left:
-                return {}
-            self.refresh(study_id)
-            states = [row.now.state for row in self._rows(study_id)]
-            ended = sorted(n for n in left if n < len(states) and states[n] != TrialState.RUNNING)
-            taken = {n: leases.take(database, study_id, n, self.owner, self.lease_s) for n in ended}
-            return {n: stint for n, stint in taken.items() if stint is not None}
+            if left or unheard:
+                self.refresh(study_id)
+            known = sorted(n for n in left if n < len(self._rows(study_id)))
+            taken = {n: leases.take(database, study_id, n, self.owner, self.lease_s) for n in known}
+            return {**unheard, **{n: stint for n, stint in taken.items() if stint is not None}}
 
         adopted = self._transact(work)
         self._mine.update({id_of(study_id, n): stint for n, stint in adopted.items()})
@@ -142,7 +142,7 @@ class SharedStorage(HolderStorage):
         ask."""
         if id_of(study_id, number) not in self._mine:
             return "theirs"
-        return "mine" if time.monotonic() < self._renewed_at + self.lease_s else "unsure"
+        return "mine" if _awake_or_not_s() < self._renewed_at + self.lease_s else "unsure"
 
     def was_elsewhere(self, study_id: int, number: int) -> bool:
         """Whether a trial of this process's was somebody's before. Other threads may ask."""
@@ -150,7 +150,9 @@ class SharedStorage(HolderStorage):
 
     def settle(self, study_id: int, numbers: Iterable[int]) -> None:
         """Let go of trials that have ended, or wait, now that everything of them is written."""
-        self._settled.update(i for n in numbers if (i := id_of(study_id, n)) in self._mine)
+        for i in (id_of(study_id, n) for n in numbers):
+            if i in self._mine and self._row(i).now.state != TrialState.RUNNING:  # it may be under way again
+                self._settled.add(i)
 
     def take_lost(self, study_id: int) -> list[int]:
         """The numbers of trials that somebody has taken over, each told once."""
@@ -180,22 +182,25 @@ class SharedStorage(HolderStorage):
 
     def others(self, study_id: int) -> int:
         """How many other processes are at a study. Other threads may ask."""
-        with self.backend.engine.connect() as connection:
+        with _reached(), self.backend.engine.connect() as connection:
             return sum(seat.owner != self.owner for seat in leases.seats(connection, study_id))
+
+    @property
+    def unwritten(self) -> int:
+        return len(self._unwritten) + len(self._said)
 
     @contextlib.contextmanager
     def alone(self, what: str) -> Iterator[None]:
         """Be the only process to do something, of all that share the database; waits for its turn. Other threads may
         ask. Raises Unreachable."""
-        try:
+        with _reached():
             connection = self.backend.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        except (InterfaceError, OperationalError) as error:
-            raise Unreachable(in_a_line(error)) from error
         with connection:
             pause_s = 0.02
-            while not leases.try_lock_beyond(connection, what):  # asleep here, not there: signals are heeded
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, 0.5)
+            with _reached():
+                while not leases.try_lock_beyond(connection, what):  # asleep here, not there: signals are heeded
+                    time.sleep(pause_s)
+                    pause_s = min(2 * pause_s, 0.5)
             try:
                 yield
             finally:
@@ -206,7 +211,7 @@ class SharedStorage(HolderStorage):
 
     def write(self) -> None:
         """Bring the database up to what is known here; where it is out of reach, another time."""
-        due = time.monotonic() > self._renewed_at + _RENEW_AFTER * self.lease_s
+        due = _awake_or_not_s() > self._renewed_at + _RENEW_AFTER * self.lease_s
         if self._unwritten or self._settled or self._said or (due and self._seated):
             with contextlib.suppress(Unreachable):
                 self._transact(lambda _: None)
@@ -250,7 +255,7 @@ class SharedStorage(HolderStorage):
         """Do something in a transaction that first writes what there is to write. Raises Unreachable."""
         if time.monotonic() < self._try_at:
             raise Unreachable(self.trouble)
-        unwritten, settled, before = dict(self._unwritten), set(self._settled), time.monotonic()
+        unwritten, settled, before = dict(self._unwritten), set(self._settled), _awake_or_not_s()
         try:
             with undisturbed():
                 if self._unsure:
@@ -261,33 +266,37 @@ class SharedStorage(HolderStorage):
                     held = leases.held(database, self.owner)
                     for i in [i for i, stint in self._mine.items() if held.get(_pair(i)) != stint]:
                         self._lose(i)
-                        unwritten.pop(i, None)
+                    for i in [i for i in self._unwritten if i not in self._mine]:  # said after it was lost
+                        self._forget(i)
+                    unwritten = dict(self._unwritten)
                     nows = {i: row.now for i, row in unwritten.items()}
                     for i, row in unwritten.items():
-                        assert i in self._mine, "a trial is written by whoever has claimed it"
                         write_trial(database, i, row)
                     leases.release(database, self.owner, map(_pair, settled & self._mine.keys()))
                     leases.renew(database, self.owner, self.lease_s)
                     done = work(database)
+                self._renewed_at, self.trouble = before, None
+                for i, now in nows.items():
+                    self._unwritten.pop(i).written = now
+                for i in settled:
+                    self._mine.pop(i, None)
+                self._settled -= settled
         except (InterfaceError, OperationalError, StorageInternalError) as error:
             self._unsure |= unwritten.keys()
             self._out_of_reach(error)
             raise Unreachable(self.trouble) from error
-        self._renewed_at, self.trouble = before, None
-        for i, now in nows.items():
-            self._unwritten.pop(i).written = now
-        for i in settled:
-            self._mine.pop(i, None)
-        self._settled -= settled
         self._say()
         return done
 
     def _lose(self, i: int) -> None:
         """Somebody has taken a trial over: what is known here of it does not count."""
         del self._mine[i]
+        self._lost.add(i)
+        self._forget(i)
+
+    def _forget(self, i: int) -> None:
         self._unwritten.pop(i, None)
         self._settled.discard(i)
-        self._lost.add(i)
         self._stale.add(i)
 
     def _make_sure(self) -> None:
@@ -404,9 +413,31 @@ def open_for_work(place: Place) -> HolderStorage:
     return SharedStorage(storage, place.lease_s)
 
 
-@functools.cache
+@contextlib.contextmanager
+def _reached() -> Iterator[None]:
+    try:
+        yield
+    except (InterfaceError, OperationalError) as error:
+        raise Unreachable(in_a_line(error)) from error
+
+
+def begin() -> None:
+    """From here on this process goes by another name: what it left unsaid of an earlier study is anybody's, in time."""
+    _name["now"] = f"{socket.gethostname()[:50]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+_name: dict[str, str] = {}
+
+
 def _this_process() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"[-80:]
+    if not _name:
+        begin()
+    return _name["now"]
+
+
+def _awake_or_not_s() -> float:
+    """Seconds of a clock that goes on while the machine sleeps, as the database's does; where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _pair(i: int) -> tuple[int, int]:

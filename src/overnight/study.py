@@ -309,17 +309,29 @@ class Ledger:
         return numbers
 
     def adopt(self) -> list[TrialRecord]:
-        """Trials that have ended, or wait, and of which a supervisor that is gone told MLflow only half: this one's
-        now."""
+        """Trials that a supervisor that is gone left running, put back; and those that have ended, or wait, of which it
+        told MLflow only half: this one's now."""
+        if self.shared is None:
+            return []
         try:
-            return [self.read(n) for n in self.shared.adopt(self.study._study_id)] if self.shared is not None else []
+            numbers = self.shared.adopt(self.study._study_id)
         except Unreachable:
             return []
+        with self.together():
+            for t in (self.trials()[n] for n in numbers):
+                if t.state == TrialState.RUNNING:
+                    self.storage.set_trial_state_values(t._trial_id, TrialState.WAITING)
+        return [self.read(n) for n in numbers]
 
     def settle(self, numbers: Iterable[int]) -> None:
         """MLflow knows all of these trials: whoever wants one may have it."""
         if self.shared is not None:
             self.shared.settle(self.study._study_id, numbers)
+
+    def stand_up(self) -> None:
+        """Be at this study no more; what is this process's stays so until it is settled."""
+        if self.shared is not None:
+            self.shared.leave(self.study._study_id)
 
     def stay(self) -> None:
         """Be heard of, so that nothing of this process's is taken over."""

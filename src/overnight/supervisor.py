@@ -116,6 +116,7 @@ class Supervisor:
             for trial in list(self.running.values()):
                 trial.end()
             self.running.clear()
+            self.ledger.lost()
             paused = self.ledger.pause_all()
         for number in paused:
             self._note(self.ledger.read(number))
@@ -138,6 +139,8 @@ class Supervisor:
         ending = {"done": ended, "limit": ended, "stopped": "KILLED", "failures": "FAILED"}[why]
         left_s = self.limits.left_s() if self.limits is not None else None
         left_s = self._leave_at - time.monotonic() if why == "stopped" else left_s
+        if why == "stopped":  # whoever is the last to go says so of the study
+            self.ledger.stand_up()
         kept = str(weights) if weights and weights.exists() else None
         self.tracker.close(ending, best, kept, left_s, self._still_waits)
         self.ledger.settle(self.tracker.take_settled())
@@ -175,6 +178,7 @@ class Supervisor:
             if time.monotonic() < self._ask_again_at:
                 return
             ticket = self._next_ticket()
+            self._drop_lost()
             self._asked_all = ticket is None
             if ticket is None:
                 if self.ledger.company is not None:  # others may leave some behind
@@ -228,6 +232,8 @@ class Supervisor:
                 handles[trial.output] = trial
         ready = {id(t): t for t in (handles[h] for h in wait(list(handles), timeout=TICK_S))}
         for trial in ready.values():
+            if self.running.get(trial.spec.number) is not trial:  # it was taken over while others were heard
+                continue
             if trial.drain_output():
                 self._watchdog.heard(trial.spec.number)
             for message in trial.messages():
@@ -296,14 +302,6 @@ class Supervisor:
 
     def _keep_company(self) -> None:
         """Hear what others at this study have done, and say what is done here."""
-        for number in self.ledger.lost():
-            self._unmirrored.pop(number, None)
-            if number in self.running:
-                trial = self.running.pop(number)
-                trial.kill()
-                trial.end()
-                self._watchdog.forget(number)
-                self.devices.append(trial.spec.device)
         for record in self.ledger.heard():
             self.records[record.number] = record
         if self.ledger.company is not None and time.monotonic() >= self._adopt_again_at:
@@ -312,11 +310,23 @@ class Supervisor:
                 self.tracker.look_again(record.number)
                 self._note(record)
         self.ledger.settle(self.tracker.take_settled())
+        self._drop_lost()
+
+    def _drop_lost(self) -> None:
+        """End what others have taken over: what it would say does not count."""
+        for number in self.ledger.lost():
+            self._unmirrored.pop(number, None)
+            if number in self.running:
+                trial = self.running.pop(number)
+                trial.kill()
+                trial.end()
+                self._watchdog.forget(number)
+                self.devices.append(trial.spec.device)
 
     def _still_waits(self) -> bool:
         """Stay this process's trials while MLflow is told; whether anybody waits for that."""
         self.ledger.stay()
-        return time.monotonic() < self._leave_at
+        return self.why != "stopped" or time.monotonic() < self._leave_at
 
     def _others_go_on(self) -> bool:
         """Whether trials have yet to end that others run, or may leave behind."""

@@ -90,6 +90,7 @@ class Tracker:
         """Have MLflow show the trial as it stands now; returns at once."""
         with self._lock:
             self._pending[record.number] = record
+            self._settled.discard(record.number)
         self._wake.set()
 
     def look_again(self, number: int) -> None:

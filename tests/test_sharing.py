@@ -92,7 +92,7 @@ def test_many_that_ask_at_once_get_each_trial_once_and_no_more_than_the_budget(
 
 
 def test_everybody_sees_what_the_others_have_done(join: Join) -> None:
-    a, b = join("a"), join("b")
+    a, b = join("a", 30.0), join("b", 30.0)
     assert (asked(a), asked(b)) == (0, 1)
     a.record(epoch(0, 0, 0.9))
     a.flush()

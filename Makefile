@@ -8,7 +8,7 @@ BACKUP ?=
 RUNS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help study ui test check lint types imports browser long service chaos chaos-quick deadline deadline-quick bench bench-quick audit secrets up down backup restore clean
+.PHONY: help study ui test check lint types imports browser long service service-quick chaos chaos-quick deadline deadline-quick bench bench-quick audit secrets up down backup restore clean
 
 help:  ## Show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ long: $(VENV)/.dev.installed  ## Run the tests that take whole studies in proces
 
 service: $(VENV)/.dev.installed  ## Run the tests of many supervisors on real servers
 	$(BIN)/python -m pytest -m service
+
+service-quick: $(VENV)/.dev.installed  ## The ones of a group that loses a member, and of a study that is refused
+	$(BIN)/python -m pytest -m service tests/test_group.py -k "killed or cut_off or refused"
 
 chaos: $(VENV)/.dev.installed  ## Kill, stop and starve real studies, at length; KILLS=100
 	$(BIN)/python -m pytest -m chaos tests/chaos --kills=$(KILLS)

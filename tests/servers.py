@@ -34,7 +34,8 @@ class Postgres:
 
     def url(self, database: str = "postgres") -> str:
         """A database's address, as SQLAlchemy takes it."""
-        return self.server.get_uri(database).replace("postgresql://", "postgresql+psycopg://", 1)
+        uri = self.server.get_uri(database).replace(":@", "@", 1)  # it asks for no password
+        return uri.replace("postgresql://", "postgresql+psycopg://", 1)
 
     def create(self) -> str:
         """The address of a new, empty database."""

@@ -200,11 +200,10 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
         2, "--yes: must be given where nobody can be asked; nothing was deleted",
     )  # fmt: skip
 
-    lock, holder = hold(place, "gone")
+    let_go = hold(place, "gone")
     with pytest.raises(Held):
         housekeeping.delete(place, found)
-    holder.unlink()
-    lock.release()
+    let_go()
 
     assert "gone is deleted" in command("delete", "gone", "--yes", f"home={home}")
     assert housekeeping.studies(place)[0].name == "gone-too"

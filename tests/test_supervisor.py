@@ -12,6 +12,7 @@ import pytest
 
 from commands import LATE, running
 from overnight import api, plan, processes
+from overnight.messages import EpochEnd
 from overnight.opening import open_study
 from overnight.screen import Nothing
 from overnight.settings import ConfigError
@@ -221,6 +222,34 @@ def test_a_trial_that_is_behind_is_pruned(tune: Tune, pruner: str) -> None:
     assert any(r.params["optimizer.lr"] == 1e-7 for r in pruned)
     assert result.best is not None
     assert result.best.params["optimizer.lr"] == 1e-2
+
+
+def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_one_does(
+    home: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = [
+        "search=none", "optimizer.lr=choice(1e-2,1e-7)", "sampler=random", "pruner.startup_trials=2",
+        "pruner.warmup_epochs=0", "study.trials=6", "trainer.max_epochs=6", "slots=1",
+    ]  # fmt: skip
+    whole = tune(*line).records
+    behind = next(r for r in whole if r.state == "pruned")
+    cut = plan.make([f"home={home}", "study.name=cut", "pictures.when=never", "preflight=never", *line])
+    ledger, _ = open_study(cut)
+    worker = Supervisor(ledger, Tracker(cut, ledger.uid), lambda _: None)
+    record = ledger.record
+
+    def stop_there(done: EpochEnd) -> bool:
+        if (done.number, done.epoch) == (behind.number, behind.history[-1].epoch):
+            worker.stop()
+        return record(done)
+
+    monkeypatch.setattr(ledger, "record", stop_there)
+    assert worker.run().why == "stopped"
+    ledger.close()
+    rest = tune(*line, "study.name=cut").records
+    assert [(r.state, len(r.history), r.objective) for r in rest] == [
+        (r.state, len(r.history), r.objective) for r in whole
+    ]
 
 
 def test_only_the_best_trials_keep_their_weights(finished_home: Path) -> None:

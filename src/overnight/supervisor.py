@@ -269,11 +269,12 @@ class Supervisor:
         if value is not None and not math.isfinite(value):
             trial.finished = Finished(done.number, "failed", "diverged", f"{metric} was {value}, not a finite number")
             return Verdict.END
-        if self.why is not None or self.no_room:
-            return Verdict.SAVE_AND_STOP
-        if done.epoch + 1 >= trial.spec.config["trainer"]["max_epochs"]:
-            return Verdict.GO_ON  # it is complete: to prune it now would save nothing and lose its value
-        return Verdict.END if self.ledger.should_prune(done.number) else Verdict.GO_ON
+        # To prune a trial that is complete would save nothing and lose its value. One that is told to stop is judged
+        # all the same: nobody judges this epoch again, and it would go on where the uncut study ends it.
+        complete = done.epoch + 1 >= trial.spec.config["trainer"]["max_epochs"]
+        if not complete and self.ledger.should_prune(done.number):
+            return Verdict.END
+        return Verdict.SAVE_AND_STOP if self.why is not None or self.no_room else Verdict.GO_ON
 
     def _tick(self) -> None:
         self._watchdog.tick()

@@ -16,6 +16,8 @@ from typing import Literal
 from overnight.messages import EpochEnd, Finished, TrialSpec, Up, Verdict
 
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_MMAP_BYTES, _TRIM_BYTES = 32 << 20, 256 << 20  # 32 MiB is the most that it takes
 
 
 forkserver: int | None = None  # the process that all others are forked from; set in it, and inherited
@@ -45,6 +47,7 @@ def main(connection: Connection, output: Connection, on_cpu: bool = False) -> No
     # terminal's Ctrl-C reaches the supervisor alone.
     os.setsid()
     die_with_parent()
+    keep_freed_memory()
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(output.fileno(), 1)
@@ -80,6 +83,18 @@ def main(connection: Connection, output: Connection, on_cpu: bool = False) -> No
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # tearing the stack down would take longer than many an epoch
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what a batch has let go of for the next one (glibc alone).
+
+    It would hand it back to the system, and touch every page anew: 5,000 page faults in one validation of 5,000
+    pictures, a third of its time.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
 
 
 def hide_gpus() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from commands import LATE, running
 from overnight import api, plan, processes
-from overnight.messages import EpochEnd
+from overnight.messages import EpochEnd, Verdict
 from overnight.opening import open_study
 from overnight.screen import Nothing
 from overnight.settings import ConfigError
@@ -224,8 +224,9 @@ def test_a_trial_that_is_behind_is_pruned(tune: Tune, pruner: str) -> None:
     assert result.best.params["optimizer.lr"] == 1e-2
 
 
+@pytest.mark.parametrize("unasked", [False, True], ids=["in answer", "before it is answered"])
 def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_one_does(
-    home: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch
+    home: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch, unasked: bool
 ) -> None:
     line = [
         "search=none", "optimizer.lr=choice(1e-2,1e-7)", "sampler=random", "pruner.startup_trials=2",
@@ -241,6 +242,8 @@ def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_on
     def stop_there(done: EpochEnd) -> bool:
         if (done.number, done.epoch) == (behind.number, behind.history[-1].epoch):
             worker.stop()
+            if unasked:
+                worker.running[done.number].send(Verdict.SAVE_AND_STOP)
         return record(done)
 
     monkeypatch.setattr(ledger, "record", stop_there)

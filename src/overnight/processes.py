@@ -53,6 +53,7 @@ class TrialProcess:
     finished: Finished | None = None
     ruling: Ruling | None = None  # the watchdog's
     asked_to_stop: bool = False
+    judged_out: bool = False  # the pruner ends it, though it may have heard before that it is to stop
     printing: bool = True  # until it closes its output
     epoch: int = -1
 

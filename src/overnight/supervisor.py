@@ -273,6 +273,7 @@ class Supervisor:
         # all the same: nobody judges this epoch again, and it would go on where the uncut study ends it.
         complete = done.epoch + 1 >= trial.spec.config["trainer"]["max_epochs"]
         if not complete and self.ledger.should_prune(done.number):
+            trial.judged_out = True
             return Verdict.END
         return Verdict.SAVE_AND_STOP if self.why is not None or self.no_room else Verdict.GO_ON
 
@@ -408,6 +409,8 @@ class Supervisor:
                 self.silent.append(number)
                 return self._try_again(number, ruling.reason, ruling.detail)
             return self.ledger.fail(number, ruling.reason, ruling.detail)
+        if trial.judged_out and (finished is None or finished.ending in ("ended", "saved")):
+            return self.ledger.prune(number, finished.notes if finished is not None else ())
         if finished is None:
             return self.ledger.pause(number) if self.why is not None else self._crashed(trial)
         if finished.reason == "checkpoint_unusable":
@@ -416,8 +419,6 @@ class Supervisor:
             return self._try_again(number, finished.reason, finished.detail, finished.notes)
         if finished.ending == "failed":
             return self.ledger.fail(number, finished.reason or "error", finished.detail, finished.notes)
-        if finished.ending == "ended":
-            return self.ledger.prune(number, finished.notes)
         if finished.ending == "saved":
             return self.ledger.pause(number, notes=finished.notes)
         history = self.ledger.read(number).history

@@ -74,13 +74,8 @@ def lock(connection: Connection, what: str) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(:space, :key)"), _key(what))
 
 
-def lock_beyond(connection: Connection, what: str) -> None:
-    """The same until `unlock`, or until the connection ends."""
-    connection.execute(text("SELECT pg_advisory_lock(:space, :key)"), _key(what))
-
-
 def try_lock_beyond(connection: Connection, what: str) -> bool:
-    """The same, unless somebody else has it."""
+    """The same until `unlock`, or until the connection ends; whether nobody else has it."""
     return bool(connection.execute(text("SELECT pg_try_advisory_lock(:space, :key)"), _key(what)).scalar())
 
 

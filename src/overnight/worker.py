@@ -32,7 +32,7 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
     """
     own = _machine(overrides)
     trusted.guard()  # before anything is started that would build what a study asks for
-    failed, idle = False, False
+    failed, idle, trouble = False, False, None
     refused: dict[str, list[str]] = {}
     with _leaving():
         while True:
@@ -59,8 +59,11 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
                     click.echo("nothing to do; waiting for a study to be launched")
                 idle = True
                 refused = {n: why for n, why in refused.items() if views.refused(own.place, n)}  # launched anew
+                trouble = None
             except (Unreachable, StorageInternalError) as error:
-                click.echo(f"trying on: {error}", err=True)
+                if trouble is None:  # once an outage
+                    click.echo(f"trying on: {error}", err=True)
+                trouble = error
             time.sleep(_LOOK_EVERY_S)
 
 
@@ -69,12 +72,11 @@ def _machine(overrides: Sequence[str]) -> Settings:
     said = {text.partition("=")[0].partition(".")[0] for text in overrides if not text.startswith("storage.lease_s")}
     defaults = [f"{group}={option}" for group, option in _SHARED.items() if group not in said]
     draft = settings.compose([*defaults, *overrides])
-    if draft.problems or draft.settings is None:
-        raise ConfigError([*draft.problems, *trusted.list_problems()])
+    wrong = [*draft.problems, *trusted.list_problems()]
+    if wrong or draft.settings is None:
+        raise ConfigError(wrong)
     if not draft.settings.place.shared:
         raise ConfigError(["storage: must be one that many machines share, for a worker; take storage=postgres"])
-    if wrong := trusted.list_problems():
-        raise ConfigError(wrong)
     return draft.settings
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overnight import notify, preflight, processes, tracking, warm_start
+from overnight import notify, preflight, processes, warm_start
 from overnight import plan as plans
 from overnight.awake import awake
 from overnight.limits import Launch, Searching
@@ -142,7 +142,6 @@ def run(
     plan, taken = warm_start.resolved(plan)
     processes.warm_up()
     get_ready(plan.settings.place)
-    tracking.get_ready(plan.settings.place)
     check(plan, say)
     ledger, said = open_study(plan, extend=extend)
     said = [*taken, *said]

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import os
-import sqlite3
-import tempfile
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overnight import credentials
 from overnight.settings import Place
-from overnight.slots import cores
 from overnight.storage import create_whole
 from overnight.survey import study_runs
 
@@ -47,8 +41,7 @@ def client(place: Place) -> MlflowClient:
     if place.server is not None:
         credentials.lend_login()
     if not exists(place):
-        place.where.root.mkdir(parents=True, exist_ok=True)
-        create_whole(place.where.tracking_store, functools.partial(_write_blank, str(place.artifact_root)))
+        _create_store(place)
     from mlflow import MlflowClient
 
     # Its store logs a page of traceback at every try, which a full disk or a server that restarts makes many.
@@ -56,54 +49,16 @@ def client(place: Place) -> MlflowClient:
     return MlflowClient(tracking_uri=place.tracking_uri)
 
 
-def get_ready(place: Place) -> None:
-    """Import MLflow, and make what a store begins as, in a thread; returns at once.
-
-    While the forkserver imports another core has seconds to spare; later they would be the first trials'.
-    """
-    if cores() > 1:
-        threading.Thread(target=_import_ahead, args=(exists(place),), name="mlflow ahead", daemon=True).start()
-
-
-def _import_ahead(store_exists: bool) -> None:
-    for name, value in quiet_environment().items():
-        os.environ.setdefault(name, value)
-    with contextlib.suppress(Exception):  # what is wrong is told to whoever needs it, once they do
-        import mlflow  # noqa: F401
-
-        if not store_exists:
-            _blank()
-
-
-_making = threading.Lock()
-
-
-def _blank() -> bytes:
-    """An empty store's file, made once: MLflow writes one step by step through all that its tables ever were."""
-    with _making:
-        return _made()
-
-
-@functools.cache
-def _made() -> bytes:
+def _create_store(place: Place) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with tempfile.TemporaryDirectory(prefix="overnight-") as folder:
-        path = Path(folder) / "mlflow.db"
-        store = SqlAlchemyStore(f"sqlite:///{path}", folder)
+    def create(fresh: Path) -> None:
+        store = SqlAlchemyStore(f"sqlite:///{fresh}", str(place.artifact_root))
         store.engine.dispose()
         SqlAlchemyStore._engine_map.pop(store.db_uri, None)
-        return path.read_bytes()
 
-
-def _write_blank(artifact_root: str, path: Path) -> None:
-    from mlflow.utils.uri import append_to_uri_path
-
-    path.write_bytes(_blank())
-    with contextlib.closing(sqlite3.connect(path)) as db, db:
-        # MLflow has an experiment 0 from the start; it lies where all others do.
-        location = append_to_uri_path(artifact_root, "0")
-        db.execute("update experiments set artifact_location = ? where experiment_id = 0", (location,))
+    place.where.root.mkdir(parents=True, exist_ok=True)
+    create_whole(place.where.tracking_store, create)
 
 
 def parent_of(client: MlflowClient, experiment_id: str, uid: str) -> str | None:

@@ -7,6 +7,9 @@ KILLS ?= 100
 BACKUP ?=
 RUNS ?= 20
 
+# Set in many images, it has each of the hundred processes of a suite compile the source anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help study ui test check lint types imports browser long service service-quick chaos chaos-quick deadline deadline-quick bench bench-quick audit secrets up down backup restore clean
 

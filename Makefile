@@ -6,6 +6,8 @@ STUDY ?=
 KILLS ?= 100
 BACKUP ?=
 RUNS ?= 20
+# Of tests, side by side: most wait for processes of theirs, and one worker leaves a core of two idle.
+WORKERS ?= 2
 
 # Set in many images, it has each of the hundred processes of a suite compile the source anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -38,7 +40,7 @@ ui: $(VENV)/.run.installed  ## Open MLflow's UI on what was tuned
 	$(BIN)/overnight ui
 
 test: $(VENV)/.dev.installed  ## Run the everyday tests; long, chaos and deadline have targets of their own
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 browser: $(VENV)/.dev.installed  ## Run the browser tests alone
 	$(BIN)/python -m pytest -m browser

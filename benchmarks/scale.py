@@ -9,7 +9,7 @@ Both are written by Optuna's add_trial, in our own format. Then, on copies:
 
 - ask: `overnight tune` goes on by 12 trials of 50 epochs of 20 ms that train nothing. How long a slot stands empty is
   measured as in overhead.py; TPE fits itself to all trials there are before each.
-- status: `overnight status`. compare: `overnight compare` on two trials.
+- status: `overnight status`. compare: `overnight compare` on two trials. report: `overnight report`, pictures and all.
 - reconcile: twenty runs are put back to RUNNING and lose their metrics, as a kill leaves them; the seconds that
   `overnight tune` takes, one more trial included, less what it takes where nothing is to be healed.
 - memory: the most that the supervisor's process had resident while it went on from 1,000.
@@ -77,9 +77,9 @@ def benchmark(quick: bool) -> Benchmark:
         "whole": partial(reconciling, 0),
         "broken": partial(reconciling, BROKEN),
         "status": lambda folder: looking("status", "scale", folder=folder),
+        "report": lambda folder: looking("report", "scale", folder=folder),
+        "compare": lambda folder: looking("compare", "scale/1", "scale/2", folder=folder),
     }
-    if _has_compare():
-        sides["compare"] = lambda folder: looking("compare", "scale/1", "scale/2", folder=folder)
     return Benchmark(
         "scale",
         __doc__ or "",
@@ -99,7 +99,8 @@ def benchmark(quick: bool) -> Benchmark:
             Figure(f"reconcile {BROKEN} broken runs", "s", lambda r: r["broken"]["s"] - r["whole"]["s"]),
             Figure(f"tune, one trial more, at {many} trials", "s", lambda r: r["whole"]["s"]),
             Figure(f"write {many} trials into an empty MLflow (once)", "s", lambda r: r["ask at many"]["filled_s"]),
-            *([Figure("compare two trials", "s", lambda r: r["compare"]["s"])] if "compare" in sides else []),
+            Figure("compare two trials", "s", lambda r: r["compare"]["s"]),
+            Figure(f"report of {many} trials", "s", lambda r: r["report"]["s"]),
         ],
         round_s=60 if quick else 90,
         prepare=prepare,
@@ -121,9 +122,10 @@ def gate(measured: Round, few: int, many: int, on: int) -> None:
         require(len(runs) == len(found["runs"]) == trials, f"{side}: {len(runs)} of {trials} runs are whole in MLflow")
     said = measured["status"]["said"]
     require(f"{many} of {many} trials done" in said, f"status does not say that {many} trials are done: {said}")
-    if "compare" in measured:
-        said = measured["compare"]["said"]
-        require("1" in said and "2" in said, f"compare does not name both trials: {said}")
+    said = measured["compare"]["said"]
+    require("1" in said and "2" in said, f"compare does not name both trials: {said}")
+    said = measured["report"]["said"]
+    require(f"{many} trials ({many} complete)" in said, f"report does not say that {many} trials are complete: {said}")
 
 
 def _tune(home: Path, trials: int) -> Ran:
@@ -148,12 +150,6 @@ def _break(database: Path, runs: int) -> None:
             db.execute("update runs set status = 'RUNNING', end_time = null where run_uuid = ?", (run,))
             for table in ("metrics", "latest_metrics"):
                 db.execute(f"delete from {table} where run_uuid = ?", (run,))
-
-
-def _has_compare() -> bool:
-    from overnight.cli import cli
-
-    return "compare" in cli.commands
 
 
 def fill(home: Path, trials: int) -> None:

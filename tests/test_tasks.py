@@ -39,14 +39,14 @@ def test_one_of_many_is_a_logit_a_class_with_cross_entropy_accuracy_f1_and_a_con
     p = task.predict(z)
     assert torch.allclose(p, z.exp() / z.exp().sum(1, keepdim=True))
     assert task.loss(z, y).item() == pytest.approx(-p[range(200), y].log().mean().item(), rel=1e-5)
-    found = {name: value.item() for name, value in task.metrics()(p, y).items()}
+    found = {name: value.item() for name, value in task.metrics()(task.decide(z), y).items()}
     chosen = p.argmax(1)
     assert found == pytest.approx(
         {"accuracy": reference.accuracy_score(y, chosen), "f1": reference.f1_score(y, chosen, average="macro")}
     )
     confusion = task.confusion()
     assert confusion is not None
-    assert confusion(p, y).tolist() == reference.confusion_matrix(y, chosen).tolist()
+    assert confusion(task.decide(z), y).tolist() == reference.confusion_matrix(y, chosen).tolist()
 
 
 def test_a_number_is_one_output_with_mse_mae_rmse_and_r2_and_no_confusion() -> None:

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric, MetricCollection
 
 from overnight.models.schedules import constant
 from overnight.models.tasks import task_of
@@ -47,6 +48,7 @@ class Supervised(pl.LightningModule):
         self._optimizer, self._schedule = optimizer, schedule
         self._metrics, self._confusion = self.task.metrics(), self.task.confusion()
         self._loss, self._rows = torch.tensor(0.0), 0
+        self._decided: list[tuple[Tensor, Tensor]] = []
         self._train: dict[str, Any] = {}  # not attributes: a module's cost as much to set as the sum to reckon
         self._clip: float | None = None
 
@@ -137,21 +139,25 @@ class Supervised(pl.LightningModule):
 
     def _begin(self) -> None:
         self._loss, self._rows = torch.tensor(0.0, device=self.device), 0
-        self._metrics.reset()
-        if self._confusion is not None:
-            self._confusion.reset()
+        self._decided.clear()
 
     def _evaluate(self, inputs: Tensor, targets: Tensor) -> None:
         self.task.check(targets)
         outputs = self(inputs)
-        predictions = self.task.predict(outputs)
         self._loss += self.task.loss(outputs, targets, reduction="sum")
         self._rows += len(targets)
-        self._metrics.update(predictions, targets)
-        if self._confusion is not None:
-            self._confusion.update(predictions, targets)
+        # Measured once for all rows: a metric takes as long for a batch as the network does.
+        self._decided.append((self.task.decide(outputs), targets))
 
     def _conclude(self, stage: str) -> None:
+        decided, targets = (torch.cat(parts) for parts in zip(*self._decided, strict=True))
         self.log(f"{stage}/loss", self._loss / self._rows)
-        self.log_dict({f"{stage}/{name}": value for name, value in self._metrics.compute().items()})
-        self.confusion_counts = self._confusion.compute() if self._confusion is not None else None
+        self.log_dict({f"{stage}/{name}": value for name, value in _measured(self._metrics, decided, targets).items()})
+        if self._confusion is not None:
+            self.confusion_counts = _measured(self._confusion, decided, targets)
+
+
+def _measured(metric: MetricCollection | Metric, decided: Tensor, targets: Tensor) -> Any:
+    metric.reset()
+    metric.update(decided, targets)
+    return metric.compute()

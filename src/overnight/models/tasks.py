@@ -33,9 +33,13 @@ class Task(ABC):
     def predict(self, outputs: Tensor) -> Tensor:
         """Outputs in the terms of the question, of the same shape."""
 
+    def decide(self, outputs: Tensor) -> Tensor:
+        """What the metrics compare with the targets, one a row, (B,): the class, or what is predicted."""
+        return self.predict(outputs)
+
     @abstractmethod
     def metrics(self) -> MetricCollection:
-        """The figures that the field reports, by name; updated with predictions and targets."""
+        """The figures that the field reports, by name; updated with what was decided and the targets."""
 
     def confusion(self) -> Metric | None:
         """Counts of (true class, predicted class), or None where there are no classes."""
@@ -98,6 +102,10 @@ class Multiclass(Task):
     def predict(self, outputs: Tensor) -> Tensor:
         """The probability of each class."""
         return outputs.softmax(1)
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        """The most probable class."""
+        return outputs.argmax(1)
 
     def metrics(self) -> MetricCollection:
         return MetricCollection(

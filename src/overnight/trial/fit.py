@@ -32,7 +32,7 @@ LOOK_EVERY_S = 0.1
 # Seconds between two signs of life in the middle of an epoch.
 ALIVE_EVERY_S = 1.0
 # Batches of one step of the Trainer's, for modules of ours: its bookkeeping is some two thirds of a small step.
-STEPS_AT_ONCE = 16
+STEPS_AT_ONCE = 64
 # What a data module may tell a model that names it in its constructor.
 DATA_FACTS = ("task", "input_shape", "classes")
 # Where Lightning's checkpoints hold what save_hyperparameters() kept, of the model and of the data module.

@@ -32,6 +32,7 @@ from overnight.storage import Held, LedgerStorage, Unreachable, held_by, in_a_li
 Which = Literal["any", "new"] | int
 Standing = Literal["mine", "unsure", "theirs"]
 T = TypeVar("T")
+_WORD_EVERY_S = 3.0  # each takes some hundredth of a second here, and at a database that all of them share
 _TRY_AGAIN_S = 2.0  # at a database that is out of reach
 # Of a lease. With a break of half a one, as long as others may have and still take over, that leaves time to spare.
 _RENEW_AFTER = 0.15
@@ -391,6 +392,11 @@ class Company:
 
     storage: SharedStorage
     study_id: int
+
+    @property
+    def word_every_s(self) -> float:
+        """Seconds between two looks at what others have done: ten in a lease, so that some may fail."""
+        return min(max(self.storage.lease_s / 10, 1.0), _WORD_EVERY_S)
 
     def alone(self, what: str) -> AbstractContextManager[None]:
         return self.storage.alone(f"{what} of {self.study_id}")

@@ -26,7 +26,7 @@ from overnight.watchdog import Watchdog
 TICK_S = 0.2
 GRACE_S = 6.0  # for running trials to save, once asked to stop; then they are killed
 STOPPED_WITHIN_S = 8.0  # of the first word to stop everything is marked; what MLflow lacks then, the next start writes
-FLUSH_EVERY_S = 1.0
+LOOK_EVERY_S = FLUSH_EVERY_S = 1.0
 # Where others are at a study too: for a trial that they leave behind, and for one that they did not tell MLflow all of.
 ASK_AGAIN_S, ADOPT_AGAIN_S = 1.0, 5.0
 Why = Literal["done", "stopped", "failures", "limit"]  # a supervisor's work ended
@@ -85,7 +85,8 @@ class Supervisor:
         self._linked = False
         self._refused = False  # by a limit: it said that there is nothing to start
         self._ask_again_at = self._adopt_again_at = 0.0
-        self._flushed_at = time.monotonic()
+        self._flushed_at = self._looked_at = time.monotonic()
+        self._flush_every_s = ledger.company.word_every_s if ledger.company is not None else FLUSH_EVERY_S
 
     # What others may ask of it
 
@@ -282,17 +283,19 @@ class Supervisor:
         if processes.is_warm() and not self.no_room and self.why is None:
             self._illustrator.tick()
         now = time.monotonic()
-        if now - self._flushed_at >= FLUSH_EVERY_S:
+        if now - self._flushed_at >= self._flush_every_s:
             self._flushed_at = now
-            self._look_for_room()
             for number in self.ledger.flush():  # MLflow must not know what the ledger may yet forget
                 self._note(self.ledger.read(number))
             self._keep_company()
+            if self.why is None and self.ledger.stop_requested():
+                self.stop()
+        if now - self._looked_at >= LOOK_EVERY_S:
+            self._looked_at = now
+            self._look_for_room()
             self._keep_links()
             self.ahead = self.limits.ahead(self.records) if self.limits is not None else None
             self.on_change(self)
-            if self.why is None and self.ledger.stop_requested():
-                self.stop()
         if self.why is None and self.limits is not None and self.limits.time_is_up(self.records):
             self.stop()
             self.why = "limit"
@@ -367,7 +370,7 @@ class Supervisor:
         self.on_change(self)
         if self.why is not None:
             raise NoRoom("the disk is full; nothing is lost, and the same line goes on once there is room")
-        time.sleep(FLUSH_EVERY_S)
+        time.sleep(LOOK_EVERY_S)
 
     def _look_for_room(self) -> None:
         """Trials save and wait while the disk is about full: what they save still has the rest of it."""

@@ -33,7 +33,9 @@ from overnight.tracking.store import client, in_short, parent_of
 
 WRITE_EVERY_S = 1.0
 _ASKED_AGAIN_S = 2.0  # an answer that took longer may be to a second question
-PROGRESS_EVERY_S = 3.0  # of a running trial, as each write takes as much CPU as a small network's twenty steps
+# Of a running trial, as each write takes as much CPU as a small network's twenty steps; at a server it takes as much
+# there, for everybody.
+PROGRESS_EVERY_S, PROGRESS_TO_SERVER_EVERY_S = 3.0, 10.0
 TRY_AGAIN_S = 5.0  # after it could not be written
 TRIES_AT_THE_END, TRIES_OF_MANY = 3, 60  # a second apart at least, and as long as MLflow's client takes to give up
 # MLflow's limits for one log_batch and for one tag.
@@ -277,7 +279,8 @@ class Tracker:
             raise Unreachable("the ledger is away, and with it the word on whose trials these are")
 
     def _next(self, everything: bool) -> TrialRecord | None:
-        since = time.monotonic() - PROGRESS_EVERY_S
+        at_server = self._plan.settings.place.server is not None
+        since = time.monotonic() - (PROGRESS_TO_SERVER_EVERY_S if at_server else PROGRESS_EVERY_S)
         with self._lock:
             for record in self._pending.values():
                 if self._standing(record.number) == "unsure":

@@ -6,6 +6,7 @@ import pytest
 import torch
 from sklearn import metrics as reference
 
+from overnight.models.mlp import MLP
 from overnight.models.tasks import task_of
 
 
@@ -94,3 +95,28 @@ def test_an_unknown_task_is_refused(name: str, classes: int | None, words: str) 
 def test_targets_that_do_not_fit_the_task_are_refused(name: str, targets: torch.Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         task_of(name, 4).check(targets)
+
+
+@torch.inference_mode()
+def test_an_evaluation_in_several_batches_measures_all_rows_and_each_time_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, inputs, targets = MLP((4,), classes=3, hidden_sizes=[8]), torch.randn(100, 4), torch.randint(0, 3, (100,))
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(model, "log", lambda name, value: logged.update({name: float(value)}))
+    monkeypatch.setattr(model, "log_dict", lambda found: logged.update({n: float(v) for n, v in found.items()}))
+    for _ in range(2):
+        model.on_validation_epoch_start()
+        for batch in zip(inputs.split(30), targets.split(30), strict=True):
+            model.validation_step(batch, 0)
+        model.on_validation_epoch_end()
+    outputs = model(inputs)
+    chosen = outputs.argmax(1)
+    assert logged == pytest.approx(
+        {
+            "val/loss": torch.nn.functional.cross_entropy(outputs, targets).item(),
+            "val/accuracy": reference.accuracy_score(targets, chosen),
+            "val/f1": reference.f1_score(targets, chosen, average="macro"),
+        }
+    )
+    assert model.confusion_counts is not None
+    assert model.confusion_counts.tolist() == reference.confusion_matrix(targets, chosen).tolist()

@@ -16,7 +16,7 @@ from overnight.search_space import contains
 
 RESAMPLES = 20
 # The time grows with the square of a tree's leaves: 16 deep, a thousand trials take 15 seconds a forest, and 6 deep
-# half a second; the shares differ by less than resampling moves them.
+# half a second; no share moved by more than 0.025 (benchmarks/NOTES.md).
 _TREES, _DEPTH = 16, 6
 # Fewer say nothing: a forest would explain them by whatever was drawn.
 FEWEST = 6

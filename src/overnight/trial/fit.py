@@ -19,7 +19,6 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from overnight.data.split import SplitData
 from overnight.messages import Alive, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
@@ -117,17 +116,8 @@ def touch() -> None:
     quiet()
     torch.set_num_threads(1)
     pl.seed_everything(0, workers=True, verbose=False)
-    instantiate({"_target_": "builtins.dict", "_convert_": "all", "nothing": [0]})
-    pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        plugins=[LightningEnvironment()],  # within Slurm it would look for a job of its own
-    )
+    # Not to a dict: Hydra holds one against every imported module, and so would copy them all.
+    instantiate({"_target_": "types.SimpleNamespace", "_convert_": "all", "nothing": [0]})
 
 
 def _kept(spec: TrialSpec, weights: dict[str, Any], link: Link) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -251,10 +252,10 @@ def _objective(record: TrialRecord) -> str:
 
 
 def _in_notebook() -> bool:
-    try:
-        from IPython import get_ipython
-    except ImportError:
+    if "IPython" not in sys.modules:  # nobody started one
         return False
+    from IPython import get_ipython
+
     shell = get_ipython()
     return (
         shell is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from overnight import plan, settings
 from overnight.settings import ConfigError, compose, kind_problem
@@ -150,3 +151,13 @@ def test_an_odd_line_gets_one_clear_answer(override: str, words: str) -> None:
         plan.make([override])
     assert len(caught.value.problems) == 1, caught.value.problems
     assert words in caught.value.problems[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1e-3", "1E5", "+1", "1.", "inf", "nan", "0x1f", "1_000", "1:20", "yes", "null", "~", "", "2026-11-26", "a: b",
+     "#", "two\nlines", "\u00e4\u00f6", "'", "- x", "[1]"],
+)  # fmt: skip
+def test_what_is_written_as_yaml_is_read_back_by_hydra_as_it_was(text: str) -> None:
+    tree = {"text": text, text or "empty": [text, {"n": None}], "numbers": [1e-5, 1e20, 3, True]}
+    assert OmegaConf.to_container(OmegaConf.create(settings.config_text(tree))) == tree

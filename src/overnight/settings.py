@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import types
@@ -525,10 +526,37 @@ def group_options(group: str, folders: tuple[Path, ...] = ()) -> list[str]:
 
 
 def config_text(tree: Mapping[str, Any]) -> str:
-    """A tree as YAML."""
-    from omegaconf import OmegaConf
+    """A plain tree as YAML that Hydra reads back as it was.
 
-    return OmegaConf.to_yaml(OmegaConf.create(dict(tree)))
+    Without OmegaConf, which takes ten times as long: one is written for every trial.
+    """
+    import yaml
+
+    written = yaml.dump(dict(tree), Dumper=_dumper(), default_flow_style=False, allow_unicode=True, sort_keys=False)
+    return str(written)
+
+
+@functools.cache
+def _dumper() -> type[Any]:
+    """YAML's own, which leaves no text bare that Hydra would take for a number where YAML does not, as 1e-3."""
+    import yaml
+
+    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+        pass
+
+    def text(dumper: Any, value: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="'" if _is_number(value) else None)
+
+    Dumper.add_representer(str, text)
+    return Dumper
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def to_json(settings: Settings) -> dict[str, Any]:

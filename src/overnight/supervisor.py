@@ -80,6 +80,7 @@ class Supervisor:
         self._kill_at: float | None = None
         self._leave_at = math.inf
         self._failures = 0
+        self._gone: set[int] = set()  # trials whose checkpoints were removed
         self._attempts: dict[int, int] = {}
         self._unmirrored: dict[int, TrialRecord] = {}
         self._linked = False
@@ -473,6 +474,7 @@ class Supervisor:
             gone = set() if record.state == "complete" else {record.number}
         else:  # of all of them, lest a kill left one
             gone = {n for n, r in self.records.items() if r.done} - keepers(self.records.values(), settings)
+            gone, self._gone = gone - self._gone, gone  # a thousand folders need not be looked for at every end
         for number in gone:
             folder = settings.place.where.checkpoints(self.plan.name, number)
             if folder.exists():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,22 @@ def test_a_finished_study_has_one_parent_and_one_child_a_trial_that_equal_the_le
     assert parent.data.metrics["objective"] == finished.best.objective
     for record in finished.records:
         assert {"train/loss", "val/loss", "val/accuracy"} <= set(record.history[0].metrics)
+
+
+def test_mlflow_is_made_ready_ahead_and_leaves_nothing_until_it_is_opened(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, threading\n"
+        "from overnight import settings, tracking\n"
+        f"place = settings.place(['home={tmp_path}'])\n"
+        "tracking.store.cores = lambda: 2\n"
+        "tracking.get_ready(place)\n"
+        "[t.join() for t in threading.enumerate() if t.name == 'mlflow-ahead']\n"
+        "print('mlflow' in sys.modules, os.listdir(place.where.root))\n"
+        "experiments = tracking.client(place).search_experiments()\n"
+        "print([e.name for e in experiments], os.listdir(place.where.root))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == ["True []", "['Default'] ['mlflow.db']"]
 
 
 def test_the_parent_keeps_config_space_and_environment_and_the_best_trial_its_weights(

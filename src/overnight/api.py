@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overnight import notify, preflight, processes, warm_start
+from overnight import notify, preflight, processes, storage, tracking, warm_start
 from overnight import plan as plans
 from overnight.awake import awake
 from overnight.limits import Launch, Searching
@@ -22,7 +22,7 @@ from overnight.records import TrialRecord, best_of
 from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
 from overnight.settings import ConfigError, Place, Settings
 from overnight.slots import slot_devices
-from overnight.storage import free_mib, get_ready, holder_of
+from overnight.storage import free_mib, holder_of
 from overnight.study import Ledger
 from overnight.supervisor import Supervisor, Why
 from overnight.terminator import Terminator
@@ -140,8 +140,7 @@ def run(
     _check_room(plan)
     addresses = notify.addresses(plan.settings.notify)
     plan, taken = warm_start.resolved(plan)
-    processes.warm_up()
-    get_ready(plan.settings.place)
+    _get_ready(plan.settings.place)
     check(plan, say)
     ledger, said = open_study(plan, extend=extend)
     said = [*taken, *said]
@@ -192,7 +191,7 @@ def serve(
     """
     began = time.time()
     ledger = join(name, own)
-    processes.warm_up()
+    _get_ready(own.place)
     try:
         _check_room(ledger.plan)
         news = notify.herald(ledger.plan, notify.addresses(ledger.plan.settings.notify), say)
@@ -284,7 +283,7 @@ def run_one(plan: Plan, *, screen: Screen | None = None, take_signals: bool = Fa
     """Train a plan's written configuration as one trial more of the study `train`; its record is the result's last."""
     plan = plans.for_training(plan)
     _check_room(plan)
-    processes.warm_up()
+    _get_ready(plan.settings.place)
     ledger, said = open_study(plan, comparable=False)
     try:
         number = ledger.enqueue(plan.config({}))
@@ -296,6 +295,13 @@ def run_one(plan: Plan, *, screen: Screen | None = None, take_signals: bool = Fa
         ledger.close()
     mine = next(r for r in result.records if r.number == number)
     return Result(**{**vars(result), "records": (mine,)})
+
+
+def _get_ready(place: Place) -> None:
+    """Begin what the first trial has to wait for; what others wait for later is done meanwhile."""
+    processes.warm_up()
+    storage.get_ready(place)
+    tracking.get_ready(place)
 
 
 def _check_room(plan: Plan) -> None:

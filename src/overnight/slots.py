@@ -15,7 +15,7 @@ def slot_devices(slots: int | None) -> list[str]:
     gpus = _gpus()
     if gpus:
         return [f"cuda:{i % gpus}" for i in range(slots or gpus)]
-    return ["cpu"] * (slots or _cores())
+    return ["cpu"] * (slots or cores())
 
 
 def machine_memory() -> int:
@@ -26,7 +26,7 @@ def machine_memory() -> int:
     return total
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use, a container's share included."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -162,7 +163,7 @@ def open_storage(place: Place) -> LedgerStorage:
             raise ConfigError([_unopened(place, error)]) from error
     path = place.where.ledger
     if not path.exists():
-        create_whole(path, _write_blank)
+        create_whole(path, _blank())
     storage = LedgerStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")
@@ -247,25 +248,19 @@ def _blank() -> bytes:
         return path.read_bytes()
 
 
-def _write_blank(path: Path) -> None:
-    with open(path, "wb") as file:
-        file.write(_blank())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def create_whole(path: Path, create: Callable[[Path], None]) -> None:
-    """Have `create` make a file under another name, then put it in place unless somebody else was first."""
+def create_whole(path: Path, content: bytes) -> None:
+    """Write a file under another name, then put it in place unless somebody else was first."""
     # Two threads of a process may be at it: MLflow's, and the one that tells the answer at a deadline.
     fresh = path.with_name(f"{path.name}.creating-{os.getpid()}-{threading.get_ident()}")
-    fresh.unlink(missing_ok=True)
-    create(fresh)
     try:
-        os.link(fresh, path)
-    except FileExistsError:
-        pass
+        with open(fresh, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
     finally:
-        fresh.unlink()
+        fresh.unlink(missing_ok=True)
 
 
 def wait_while_full(storage: BaseStorage, wait: Callable[[], None]) -> None:

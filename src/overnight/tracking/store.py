@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
+import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overnight import credentials
 from overnight.settings import Place
+from overnight.slots import cores
 from overnight.storage import create_whole
 from overnight.survey import study_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+_getting_ready: threading.Thread | None = None
 
 
 def quiet_environment() -> dict[str, str]:
@@ -31,13 +38,35 @@ def exists(place: Place) -> bool:
     return place.given_tracking_uri is not None or place.where.tracking_store.exists()
 
 
+def get_ready(place: Place) -> None:
+    """Have a thread import MLflow, and make what a store begins as; returns at once.
+
+    That takes two seconds of CPU, which there are to spare while the forkserver imports what trials need, if there is
+    a core for it. Later the trials would have to give them up.
+    """
+    global _getting_ready
+    if _getting_ready is None and cores() > 1:
+        _keep_quiet()
+        _getting_ready = threading.Thread(target=_import_and_prepare, args=(place,), name="mlflow-ahead", daemon=True)
+        _getting_ready.start()
+
+
+def _import_and_prepare(place: Place) -> None:
+    with contextlib.suppress(Exception):  # whoever opens the store meets it again, and says so
+        from mlflow import MlflowClient  # noqa: F401
+
+        if not exists(place):
+            _blank(str(place.artifact_root))
+
+
 def client(place: Place) -> MlflowClient:
     """A client on the tracking store; the embedded one is created first where there is none.
 
     Raises LookupError where the login at a server can't be read any more.
     """
-    for name, value in quiet_environment().items():
-        os.environ.setdefault(name, value)
+    if _getting_ready is not None:
+        _getting_ready.join()
+    _keep_quiet()
     if place.server is not None:
         credentials.lend_login()
     if not exists(place):
@@ -49,16 +78,27 @@ def client(place: Place) -> MlflowClient:
     return MlflowClient(tracking_uri=place.tracking_uri)
 
 
+def _keep_quiet() -> None:
+    for name, value in quiet_environment().items():
+        os.environ.setdefault(name, value)
+
+
 def _create_store(place: Place) -> None:
+    place.where.root.mkdir(parents=True, exist_ok=True)
+    create_whole(place.where.tracking_store, _blank(str(place.artifact_root)))
+
+
+@functools.cache
+def _blank(artifact_root: str) -> bytes:
+    """The file of a store that holds nothing yet."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    def create(fresh: Path) -> None:
-        store = SqlAlchemyStore(f"sqlite:///{fresh}", str(place.artifact_root))
+    with tempfile.TemporaryDirectory(prefix="overnight-") as folder:
+        path = Path(folder) / "mlflow.db"
+        store = SqlAlchemyStore(f"sqlite:///{path}", artifact_root)
         store.engine.dispose()
         SqlAlchemyStore._engine_map.pop(store.db_uri, None)
-
-    place.where.root.mkdir(parents=True, exist_ok=True)
-    create_whole(place.where.tracking_store, create)
+        return path.read_bytes()
 
 
 def parent_of(client: MlflowClient, experiment_id: str, uid: str) -> str | None:

@@ -74,6 +74,30 @@ def test_the_split_depends_on_its_seed_and_a_subset_on_nothing_else(root: Path) 
     assert quarter < half
 
 
+def test_how_pictures_are_normalised_is_counted_once_for_all_trials(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fed(cache_dir: Path | None, **options: object) -> torch.Tensor:
+        data = Small(root, normalise="standard", cache_dir=cache_dir, **options)
+        data.setup("fit")
+        return next(iter(data.val_dataloader()))[0]
+
+    def changed(train: np.ndarray) -> None:
+        write_idx(root / "MNIST" / "raw" / "train-images-idx3-ubyte", train)
+
+    kept = root / "cache"
+    for options in ({}, {"subset": 0.5}, {"split_seed": 1}):
+        counted = fed(None, **options)
+        assert torch.equal(fed(kept, **options), counted)
+        with monkeypatch.context() as patch:
+            patch.setattr("overnight.data.split.normalise", lambda *_: pytest.fail("it is counted again"))
+            assert torch.equal(fed(kept, **options), counted)
+    pictures = np.zeros((100, 28, 28))
+    pictures[::2] = 200
+    changed(pictures)
+    assert torch.equal(fed(kept), fed(None)), "other pictures in the file of the same name are counted anew"
+
+
 def test_a_missing_set_without_network_names_the_files_and_where_to_put_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,7 +60,11 @@ class SplitData(pl.LightningDataModule):
             self._parts = self.split(self._split_seed)
             train = self._parts["train"]
             self._parts["train"] = train.first(max(1, round(self._subset * len(train))))
-            self._normalise = normalise(self._parts["train"], self._how)
+            self._normalise = self.normalisation(self._parts["train"], self._how)
+
+    def normalisation(self, part: Part, how: str) -> Normalise | None:
+        """How rows are normalised, by the training part; see normalise()."""
+        return normalise(part, how)
 
     def hand_over(self, size: int, between: Callable[[], None]) -> None:
         """Have training batches come several at a time, for a module that steps by itself; see Several."""

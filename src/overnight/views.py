@@ -15,7 +15,7 @@ from overnight.messages import Tested
 from overnight.plan import CONFIRM, TRAIN, Plan
 from overnight.records import State, TrialRecord, best_of, record_of
 from overnight.settings import ConfigError, Place
-from overnight.storage import dispose, holder_of, open_storage
+from overnight.storage import dispose, holder_of, open_storage, without_collecting
 
 # Names of what we keep in a study's user attributes.
 PLAN, READY, STOP, LINKS = "overnight.plan", "overnight.ready", "overnight.stop", "overnight.mlflow"
@@ -158,11 +158,13 @@ def _read(storage: BaseStorage, place: Place, name: str) -> StudyView:
     frozen = generations(storage, name)[1]
     attrs = frozen.user_attrs
     plan, links = plan_of(name, attrs).at(place), attrs.get(LINKS) or {}
-    trials = storage.get_all_trials(frozen._study_id, deepcopy=False)
+    with without_collecting():
+        trials = storage.get_all_trials(frozen._study_id, deepcopy=False)
+        records = tuple(record_of(t, plan) for t in marks.seen(trials, marks.of(attrs)))
     return StudyView(
         name,
         plan,
-        tuple(record_of(t, plan) for t in marks.seen(trials, marks.of(attrs))),
+        records,
         holder_of(place, name),
         links.get("experiment_id"),
         links.get("parent_run_id"),

@@ -113,7 +113,6 @@ def touch() -> None:
     A forked process copies a page of memory when it first writes there: thousands of them before its first step,
     which a slot would stand empty for.
     """
-    quiet()
     torch.set_num_threads(1)
     pl.seed_everything(0, workers=True, verbose=False)
     # Not to a dict: Hydra holds one against every imported module, and so would copy them all.
@@ -184,8 +183,9 @@ def quiet() -> None:
     """Silence what Lightning says to everybody; in a study it would be said in every trial's log."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # its own use of torch
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # one core a trial: they are no help
-    for name in namespaces.NAMES:
-        logging.getLogger(name).setLevel(logging.WARNING)  # its tips and device lists
+    for logger in map(logging.getLogger, namespaces.NAMES):
+        if logger.level != logging.WARNING:  # to set it touches every logger there is
+            logger.setLevel(logging.WARNING)  # its tips and device lists
 
 
 class _Stop(Exception):

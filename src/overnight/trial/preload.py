@@ -41,6 +41,8 @@ from overnight.trial import fit  # noqa: E402
 with contextlib.suppress(Exception):  # a broken one is the business of those who use it
     import lightning.pytorch  # noqa: F401
 
+fit.quiet()
+
 # In a forked trial the first full collection would write to every object that was imported, and so copy it: half a
 # second of a trial's first epoch.
 gc.collect()

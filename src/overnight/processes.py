@@ -221,7 +221,7 @@ def warm_up() -> None:
         resource_tracker.ensure_running()  # the forkserver wants one, and starting it would lift the mask
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
-        with _no_main(), credentials.hidden():
+        with _no_main(), credentials.hidden(), _huge_pages():
             forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -251,6 +251,25 @@ def kill(process: BaseProcess) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()  # it may be so young that it leads no group yet
     process.join(5)
+
+
+@contextlib.contextmanager
+def _huge_pages() -> Iterator[None]:
+    """Have the C library of a process that starts here ask for huge pages, where the system gives them to who asks.
+
+    A fork, and the end of what was forked, go through every page of the half gigabyte that is imported: 21 ms, where
+    small pages alone take 30.
+    """
+    name = "GLIBC_TUNABLES"
+    before = os.environ.get(name)
+    os.environ[name] = ":".join(["glibc.malloc.hugetlb=1", *([before] if before else [])])  # what is theirs is heeded
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -12,12 +12,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sqlalchemy
 
 from overnight import settings, tracking
 from overnight.views import StudyView, view
 from servers import Cable, MlflowServer, Postgres
+from test_pictures import write_idx
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(900)]
 
@@ -225,3 +227,29 @@ def test_a_study_that_asks_for_more_than_is_trusted_is_refused_and_whoever_launc
     assert "refused" in ours.said()[0]
     assert worker.returncode == 143
     assert not canary.exists()
+
+
+def test_a_worker_without_the_data_refuses_the_study_and_leaves_it_to_one_that_has_it(
+    group: Callable[..., Group], tmp_path: Path
+) -> None:
+    ours, has, lacks = group(), tmp_path / "has", tmp_path / "lacks"
+    for part, count in (("train", 5_100), ("t10k", 10)):
+        write_idx(has / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", np.zeros((count, 28, 28)))
+        write_idx(has / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
+    line = ["study.name=pictures", "data=mnist", "study.trials=4", "trainer.max_epochs=1", "study.confirm.seeds=0"]
+    ours.environment["OVERNIGHT_DATA"] = str(has)
+    said = ours._start(tmp_path / "launcher", "tune", "--detach", *line).communicate(timeout=120)[0]
+    assert "pictures is launched" in said, said
+    # Where there is a network it must not be fetched.
+    ours.environment |= {"OVERNIGHT_DATA": str(lacks), "https_proxy": "http://127.0.0.1:9"}
+    ours.work("worker", "pictures", "--until-done")
+    refusing = ours.wait_for("pictures", lambda seen: bool(seen.refused))
+    (why,) = next(iter(refusing.refused.values()))
+    assert why.startswith(f"data.root: {lacks / 'MNIST' / 'raw'} must hold train-images-idx3-ubyte, ")
+    assert {r.state for r in refusing.records} == {"waiting"}, "no trial was spent on finding that out"
+    ours.environment["OVERNIGHT_DATA"] = str(has)
+    ours.work("worker", "pictures", "--until-done")
+    texts = ours.said()
+    assert [p.returncode for p in ours.processes] == [1, 0], texts
+    assert "refused" in texts[0]
+    is_exact(ours, "pictures", 4, 1)

@@ -186,14 +186,17 @@ def serve(
     """Work, as one of many, on a study that somebody has launched, on a machine with these settings; signals save and
     stop.
 
-    Raises ConfigError where the study asks for what the machine's operator does not trust, and Unreachable where the
-    ledger is out of reach at the beginning, or as it ends.
+    Raises ConfigError where the study asks for what the machine's operator does not trust, or for data that can't be
+    had here; Unreachable where the ledger is out of reach at the beginning, or as it ends.
     """
     began = time.time()
     ledger = join(name, own)
-    _get_ready(own.place)
     try:
+        _get_ready(own.place)
         _check_room(ledger.plan)
+        # Every trial of this machine's would fail, and after a few of them the study would end for everybody.
+        if ledger.plan.settings.preflight != "never" and (lacking := preflight.lacking(ledger.plan, say)):
+            raise ConfigError(lacking)
         news = notify.herald(ledger.plan, notify.addresses(ledger.plan.settings.notify), say)
     except BaseException:
         ledger.close()

@@ -109,9 +109,17 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class DataSpec:
+    """Data to get ready before any trial wants it: of each of the configs. Down. cache: see TrialSpec."""
+
+    configs: tuple[dict[str, Any], ...]
+    cache: Path | None
+
+
+@dataclass(frozen=True)
 class Rehearsed:
-    """What came of trying a configuration. metrics: the names it logged, None where it did not get that far;
-    problems: one line each; own_bytes: the most memory that it held of its own."""
+    """What came of trying a configuration, or of getting data ready. Up. metrics: the names it logged, None where it
+    did not get that far; problems: one line each; own_bytes: the most memory that it held of its own."""
 
     number: int
     metrics: tuple[str, ...] | None

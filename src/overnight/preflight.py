@@ -21,7 +21,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from overnight import processes
-from overnight.messages import Alive, Rehearsed, TrialSpec
+from overnight.messages import Alive, DataSpec, Rehearsed, TrialSpec
 from overnight.plan import Plan
 from overnight.records import described
 from overnight.search_space import in_grammar
@@ -53,6 +53,17 @@ def mistakes(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[st
             found.setdefault(problem, []).append(attempt.name)
     told = [text if len(names) == len(attempts) else f"{text} (the {names[0]})" for text, names in found.items()]
     return [*told, *_too_much(plan, max((r.own_bytes for r in results if r is not None), default=0))]
+
+
+def lacking(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[str]:
+    """What keeps this machine from having the data of a study that was tried on another, one line each.
+
+    Whatever can be fetched is; a trial would have it here. Nothing is trained: that was tried where the study began.
+    """
+    wanted = {a.values.get("data", plan.choices["data"]): plan.config(a.values) for a in attempts_of(plan)}
+    with _rehearsal(DataSpec(tuple(wanted.values()), plan.settings.place.where.cache)) as (process, pipe):
+        answers = [*_answers({pipe: (0, process)}, say, "getting the data ready", "getting the data ready")]
+    return [problem for _, found in answers for problem in found.problems]
 
 
 def attempts_of(plan: Plan) -> list[Attempt]:
@@ -145,7 +156,7 @@ def _tried(plan: Plan, attempts: list[Attempt], say: Callable[[str], None]) -> l
             running = {}
             for (number, attempt), device in zip(wave, devices, strict=False):
                 spec = _spec(plan, number, attempt, device)
-                process, pipe = stack.enter_context(_rehearsal(spec, builds if number == len(attempts) - 1 else []))
+                process, pipe = stack.enter_context(_rehearsal((spec, builds if number == len(attempts) - 1 else [])))
                 running[pipe] = (number, process)
             for pipe, result in _answers(running, say):
                 results[running[pipe][0]] = result
@@ -153,14 +164,14 @@ def _tried(plan: Plan, attempts: list[Attempt], say: Callable[[str], None]) -> l
 
 
 @contextlib.contextmanager
-def _rehearsal(spec: TrialSpec, builds: list[dict[str, Any]]) -> Iterator[tuple[BaseProcess, Connection]]:
+def _rehearsal(asked: DataSpec | tuple[TrialSpec, list[dict[str, Any]]]) -> Iterator[tuple[BaseProcess, Connection]]:
     from overnight.trial import rehearsal
 
     ours, theirs = multiprocessing.Pipe()
     process = processes.fork(rehearsal.main, theirs)
     theirs.close()
     try:
-        ours.send((spec, builds))
+        ours.send(asked)
         yield process, ours
     finally:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -173,16 +184,19 @@ def _rehearsal(spec: TrialSpec, builds: list[dict[str, Any]]) -> Iterator[tuple[
 
 
 def _answers(
-    running: Mapping[Connection, tuple[int, BaseProcess]], say: Callable[[str], None]
+    running: Mapping[Connection, tuple[int, BaseProcess]],
+    say: Callable[[str], None],
+    trying: str = "trying one batch of the smallest and of the largest configuration",
+    what: str = "one batch",
 ) -> Iterator[tuple[Connection, Rehearsed]]:
     waiting, patience = list(running), PATIENCE_S
     while waiting:
         ready = wait(waiting, timeout=patience)
         if not ready:
             if patience == LONGEST_S:
-                say(f"one batch takes more than {LONGEST_S:.0f} s: the study starts, and its trials will tell")
+                say(f"{what} takes more than {LONGEST_S:.0f} s: the study starts, and its trials will tell")
                 return
-            say("trying one batch of the smallest and of the largest configuration ...")
+            say(f"{trying} ...")
             patience = LONGEST_S
         for pipe in ready:
             assert isinstance(pipe, Connection)

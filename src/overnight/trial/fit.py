@@ -140,10 +140,9 @@ def build(config: Mapping[str, Any], cache: Path | None = None) -> tuple[Any, An
     them and the config does not. A data module that names `cache_dir` gets the folder for what it decodes. Lists and
     mappings arrive as plain ones, unless the config says `_convert_` otherwise. Raises Untrusted on a guarded machine.
     """
+    data = build_data(config, cache)
     config = guarded(config)
-    for key in ("data", "model"):
-        targets.find_all(config, key)
-    data = _built("data", config, {"cache_dir": cache}, ours=("task",))
+    targets.find_all(config, "model")
     facts = {fact: getattr(data, fact) for fact in DATA_FACTS if hasattr(data, fact)}
     task = config["data"].get("task")
     if task is not None and facts.setdefault("task", task) != task:
@@ -157,6 +156,13 @@ def build(config: Mapping[str, Any], cache: Path | None = None) -> tuple[Any, An
     model = _built("model", config, {**facts, **parts})
     namespaces.lightning_of(data, model)
     return data, model
+
+
+def build_data(config: Mapping[str, Any], cache: Path | None = None) -> Any:
+    """The data module alone; see build."""
+    config = guarded(config)
+    targets.find_all(config, "data")
+    return _built("data", config, {"cache_dir": cache}, ours=("task",))
 
 
 def _steps_by_itself(data: Any, model: Any) -> bool:

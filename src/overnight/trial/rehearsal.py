@@ -1,4 +1,4 @@
-"""A configuration is tried: one training batch and one validation batch, in a process forked for it."""
+"""A configuration is tried: one training batch and one validation batch, in a process forked for it; or its data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
-from overnight.messages import Alive, EpochEnd, Rehearsed, TrialSpec, Up, Verdict
+from overnight.messages import Alive, DataSpec, EpochEnd, Rehearsed, TrialSpec, Up, Verdict
 from overnight.trial import targets
 
 _BAR = re.compile(r"(\d+)%\|")
@@ -30,7 +30,10 @@ _SHORT = {
 
 
 def main(connection: Connection) -> None:
-    """Try what `connection` brings, a spec to train and configs to build; send one Rehearsed; does not return."""
+    """Try what `connection` brings, send one Rehearsed, and do not return.
+
+    It brings a spec to train and configs to build, or a DataSpec.
+    """
     import multiprocessing
 
     from overnight.trial.process import die_with_parent
@@ -38,15 +41,15 @@ def main(connection: Connection) -> None:
     os.setsid()
     die_with_parent()
     multiprocessing.set_start_method("fork", force=True)
-    spec, builds = connection.recv()
-    if spec.device == "cpu":
+    asked = connection.recv()
+    if isinstance(asked, DataSpec) or asked[0].device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     terminal, nowhere = os.fdopen(os.dup(2), "w"), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    bars = Bars(terminal, lambda: connection.send(Alive(spec.number)))
+    bars = Bars(terminal, lambda: connection.send(Alive(0)))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bars):
-        tried = rehearse(spec, builds)
+        tried = get_ready(asked) if isinstance(asked, DataSpec) else rehearse(*asked)
     with contextlib.suppress(OSError):
         connection.send(tried)
     os._exit(0)
@@ -71,6 +74,21 @@ def rehearse(spec: TrialSpec, builds: list[dict[str, Any]]) -> Rehearsed:
         except BaseException as error:
             problems.append(_told(error))
     return Rehearsed(spec.number, link.metrics, tuple(dict.fromkeys(problems)), link.own_bytes)
+
+
+def get_ready(asked: DataSpec) -> Rehearsed:
+    """Fetch the data of each config, and read it as a trial would."""
+    from overnight.trial.fit import build_data
+
+    problems = []
+    for config in asked.configs:
+        try:
+            data = build_data(config, asked.cache)
+            data.prepare_data()
+            data.setup("fit")
+        except BaseException as error:
+            problems.append(_told(error))
+    return Rehearsed(0, None, tuple(dict.fromkeys(problems)), 0)
 
 
 class Bars(io.TextIOBase):

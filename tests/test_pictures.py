@@ -92,6 +92,8 @@ def test_how_pictures_are_normalised_is_counted_once_for_all_trials(
         with monkeypatch.context() as patch:
             patch.setattr("overnight.data.split.normalise", lambda *_: pytest.fail("it is counted again"))
             assert torch.equal(fed(kept, **options), counted)
+    (root / "a file").touch()
+    assert torch.equal(fed(root / "a file" / "cache"), fed(None)), "where nothing can be kept it is counted each time"
     pictures = np.zeros((100, 28, 28))
     pictures[::2] = 200
     changed(pictures)

@@ -109,7 +109,9 @@ class MNIST(Pictures):
             fresh = super(MNIST, self).normalisation(part, how)
             return {name: tensor.numpy() for name, tensor in vars(fresh).items()}
 
-        return Normalise(**cache.load(self._cache_dir, f"{self.dataset.__name__.lower()}-{how}-{key}", counted))
+        with contextlib.suppress(OSError):  # a disk that is full, or may not be written: it is counted all the same
+            return Normalise(**cache.load(self._cache_dir, f"{self.dataset.__name__.lower()}-{how}-{key}", counted))
+        return super().normalisation(part, how)
 
     @property
     def _folder(self) -> Path:

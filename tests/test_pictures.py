@@ -92,6 +92,16 @@ def test_how_pictures_are_normalised_is_counted_once_for_all_trials(
         with monkeypatch.context() as patch:
             patch.setattr("overnight.data.split.normalise", lambda *_: pytest.fail("it is counted again"))
             assert torch.equal(fed(kept, **options), counted)
+
+    class Inverted(Small):
+        def read(self) -> dict[str, torch.Tensor]:
+            found = super().read()
+            return {key: 255 - tensor if "images" in key else tensor for key, tensor in found.items()}
+
+    inverted = [Inverted(root, normalise="standard", cache_dir=folder) for folder in (kept, None)]
+    for data in inverted:
+        data.setup("fit")
+    assert torch.equal(*(next(iter(data.val_dataloader()))[0] for data in inverted)), "others' rows are not these"
     (root / "a file").touch()
     assert torch.equal(fed(root / "a file" / "cache"), fed(None)), "where nothing can be kept it is counted each time"
     pictures = np.zeros((100, 28, 28))

@@ -44,12 +44,12 @@ def test_mlflow_is_made_ready_ahead_and_leaves_nothing_until_it_is_opened(tmp_pa
         "tracking.store.cores = lambda: 2\n"
         "tracking.get_ready(place)\n"
         "[t.join() for t in threading.enumerate() if t.name == 'mlflow-ahead']\n"
-        "print('mlflow' in sys.modules, os.listdir(place.where.root))\n"
+        "print('mlflow' in sys.modules, tracking.store._blank.cache_info().currsize, os.listdir(place.where.root))\n"
         "experiments = tracking.client(place).search_experiments()\n"
         "print([e.name for e in experiments], os.listdir(place.where.root))\n"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.splitlines() == ["True []", "['Default'] ['mlflow.db']"]
+    assert said.splitlines() == ["True 1 []", "['Default'] ['mlflow.db']"]
 
 
 def test_the_parent_keeps_config_space_and_environment_and_the_best_trial_its_weights(

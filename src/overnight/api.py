@@ -190,13 +190,15 @@ def serve(
     had here; Unreachable where the ledger is out of reach at the beginning, or as it ends.
     """
     began = time.time()
-    ledger = join(name, own)
+
+    def lacking(plan: Plan) -> list[str]:
+        # Every trial of this machine's would fail, and after a few of them the study would end for everybody.
+        return preflight.lacking(plan, say) if plan.settings.preflight != "never" else []
+
+    ledger = join(name, own, lacking)
     try:
         _get_ready(own.place)
         _check_room(ledger.plan)
-        # Every trial of this machine's would fail, and after a few of them the study would end for everybody.
-        if ledger.plan.settings.preflight != "never" and (lacking := preflight.lacking(ledger.plan, say)):
-            raise ConfigError(lacking)
         news = notify.herald(ledger.plan, notify.addresses(ledger.plan.settings.notify), say)
     except BaseException:
         ledger.close()

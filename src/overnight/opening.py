@@ -80,19 +80,21 @@ def _seated(storage: SharedStorage, plan: Plan, study: optuna.Study, alone: bool
     return Ledger(plan, study, lambda: storage.leave(study_id))
 
 
-def join(name: str, own: Settings) -> Ledger:
+def join(name: str, own: Settings, lacking: Callable[[Plan], list[str]] = lambda _: []) -> Ledger:
     """Work on a study that there is, as one of many; what belongs to a machine is as its own settings have it.
 
-    Raises ConfigError where the study asks for what this machine's operator does not trust; Unreachable.
+    lacking: what this machine lacks for it. Raises ConfigError where that is anything, or where the study asks for what
+    its operator does not trust; Unreachable.
     """
     sharing.begin()
     storage = open_for_work(own.place)
     assert isinstance(storage, SharedStorage), "a worker's ledger is shared"
     plan, study = _as_it_stands(storage, own.place, name)
-    if problems := trust.problems(plan):
+    adopted = trust.adopted(plan, own)
+    if problems := trust.problems(plan) or lacking(adopted):  # before it has a seat, or a launcher would count on it
         dispose(storage)
         raise ConfigError(problems)
-    return _seated(storage, trust.adopted(plan, own), study)
+    return _seated(storage, adopted, study)
 
 
 def reopen(place: Place, name: str) -> Ledger:

@@ -56,12 +56,13 @@ def mistakes(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[st
 
 
 def lacking(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[str]:
-    """What keeps this machine from having the data of a study that was tried on another, one line each.
+    """What keeps this machine from having the data of a study that was tried on another, a line each.
 
     Whatever can be fetched is; a trial would have it here. Nothing is trained: that was tried where the study began.
     """
-    wanted = {a.values.get("data", plan.choices["data"]): plan.config(a.values) for a in attempts_of(plan)}
-    with _rehearsal(DataSpec(tuple(wanted.values()), plan.settings.place.where.cache)) as (process, pipe):
+    others = [o for o in plan.space.group_choices(plan.groups).get("data", ()) if o != plan.choices["data"]]
+    wanted = [plan.config({}), *(plan.config(_extreme(plan, {"data": o}, True, 0)) for o in others)]
+    with _rehearsal(DataSpec(tuple(wanted), plan.settings.place.where.cache)) as (process, pipe):
         answers = [*_answers({pipe: (0, process)}, say, "getting the data ready", "getting the data ready")]
     return [problem for _, found in answers for problem in found.problems]
 

@@ -252,10 +252,9 @@ def _objective(record: TrialRecord) -> str:
 
 
 def _in_notebook() -> bool:
-    if "IPython" not in sys.modules:  # nobody started one
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    if get_ipython is None:  # nobody started one, and to import it takes a while
         return False
-    from IPython import get_ipython
-
     shell = get_ipython()
     return (
         shell is not None

@@ -37,7 +37,7 @@ class Pictures(SplitData):
 
     Args:
         root: the folder in which torchvision looks for the set, and where it is put if it can be fetched.
-        cache_dir: where decoded pictures are kept for other trials to map into memory; None for nowhere.
+        cache_dir: where decoded pictures, and what was counted of them, are kept for other trials; None for nowhere.
         others: see SplitData.
 
     Raises:
@@ -92,7 +92,10 @@ class MNIST(Pictures):
 
     def normalisation(self, part: Part, how: str) -> Normalise | None:
         """As everybody's, but counted once for all trials: it takes as long as a twentieth of a short one."""
-        if how not in NORMALISATIONS or how == "none":
+        as_it_is = (
+            type(self).read is MNIST.read and type(self).split is Pictures.split
+        )  # else the files do not say it all
+        if how not in NORMALISATIONS or how == "none" or not as_it_is:
             return super().normalisation(part, how)
         # All that the rows depend on. A file that changes has another time, or another size.
         found = [os.stat(self._folder / file) for file in self._files]

@@ -47,7 +47,7 @@ def get_ready(place: Place) -> None:
     global _getting_ready
     if _getting_ready is None and cores() > 1:
         _keep_quiet()
-        _getting_ready = threading.Thread(target=_import_and_prepare, args=(place,), name="mlflow-ahead", daemon=True)
+        _getting_ready = threading.Thread(target=_import_and_prepare, args=(place,), name="mlflow-ahead")
         _getting_ready.start()
 
 

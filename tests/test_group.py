@@ -189,7 +189,8 @@ def test_a_supervisor_that_was_cut_off_discards_what_it_did_too_late(
     cable.mend()
     said = ours.said()
     assert late.returncode == 0, said
-    assert ours.rows("SELECT stint FROM overnight_leases WHERE number = 0") == [(2,)]
+    # Once it was taken from whoever was late; once more where it then waited for a slot, and MLflow was told meanwhile.
+    assert ours.rows("SELECT stint FROM overnight_leases WHERE number = 0")[0][0] in (2, 3), said
     is_exact(ours, "cut", 6, 60)
 
 

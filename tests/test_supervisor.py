@@ -90,6 +90,7 @@ def test_a_killed_trial_goes_on_from_its_last_checkpoint(tune: Tune, tmp_path: P
 
 def test_an_error_in_the_loop_leaves_no_trial_behind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = plan.make([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")])
+    processes.warm_up()
     ledger, _ = open_study(study)
     worker = Supervisor(ledger, Tracker(study, ledger.uid), lambda _: None)
     started: list[int] = []

@@ -10,15 +10,17 @@ from subprocess import PIPE, CompletedProcess
 
 import pytest
 from click.testing import CliRunner
+from pytorch_lightning import LightningDataModule
+from torchvision import datasets
 
 import their_downloads
 from commands import running
 from overnight import plan, preflight
 from overnight.cli import cli
-from overnight.messages import Rehearsed
+from overnight.messages import DataSpec, Rehearsed
 from overnight.plan import Plan
 from overnight.settings import ConfigError
-from overnight.trial.rehearsal import Bars, rehearse
+from overnight.trial.rehearsal import Bars, get_ready, rehearse
 
 _KEYS = ("hidden_sizes", "activation", "dropout", "batch_norm")
 CONV = ("model._target_=their_mistakes.Conv", *(f"~model.{key}" for key in _KEYS))
@@ -157,3 +159,23 @@ def test_a_bar_on_a_terminal_is_drawn_as_it_moves_and_its_line_ends() -> None:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+class WantsATrainer(LightningDataModule):
+    """Somebody's own, which is set up by what a Trainer knows."""
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        assert self.trainer is not None
+        self.share = 1 / self.trainer.world_size
+
+
+def test_only_files_that_are_lacking_keep_a_worker_from_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.KMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    lacks = planned("data=kmnist", f"data.root={tmp_path}").config({})
+    has = planned().config({})
+    theirs = {**has, "data": {"_target_": "test_preflight.WantsATrainer"}}
+    assert get_ready(DataSpec((has, theirs), None)).problems == ()
+    (why,) = get_ready(DataSpec((has, lacks, theirs), None)).problems
+    assert why.startswith(f"data.root: {tmp_path / 'KMNIST' / 'raw'} must hold train-images-idx3-ubyte, ")

@@ -132,6 +132,39 @@ def test_a_trial_whose_owner_was_not_heard_of_goes_on_elsewhere_and_its_late_wor
     assert {r.number: r.objective for r in a.heard()} == {0: 0.2}
 
 
+@pytest.mark.parametrize("asks", ["for any", "once it is late", "what was left behind"])
+def test_a_trial_that_ends_while_somebody_asks_for_one_stays_as_it_ended(
+    join: Join, monkeypatch: pytest.MonkeyPatch, asks: str
+) -> None:
+    """After an outage the end of a trial is written, and its lease let go of, in one transaction."""
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    a.record(epoch(0, 0))
+    a.flush()
+    if asks != "for any":  # so that b may take it
+        stay(b)
+    read, was = b.shared.refresh, []  # type: ignore[union-attr]
+
+    def end_after_it_was_read(study_id: int) -> None:
+        read(study_id)
+        if not was:
+            was.append(b.read(0).state)
+            a.complete(0)
+            a.settle([0])
+            a.shared.write()  # type: ignore[union-attr]
+
+    monkeypatch.setattr(b.shared, "refresh", end_after_it_was_read)
+    if asks == "what was left behind":
+        b.adopt()
+    else:
+        assert asked(b) == 1
+    assert was == ["running"]
+    b.flush()
+    for who in (b, join("looks")):
+        who.heard()
+        assert who.read(0).state == "complete"
+
+
 def test_a_trial_that_was_put_back_waits_until_everything_of_it_is_told(join: Join) -> None:
     a, b = join("a", 30.0), join("b", 30.0)
     assert asked(a) == 0

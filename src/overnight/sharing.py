@@ -72,18 +72,23 @@ class SharedStorage(HolderStorage):
         """
 
         def work(database: Connection) -> tuple[int, int, Row | None] | None:
+            # Leases, then trials: what is let go of in between has ended, and is seen to have.
+            taken = leases.out_of_reach(database, study_id, self.owner, self.lease_s)
             self.refresh(study_id)
             rows = self._rows(study_id)
             for (study, number), stint in leases.held(database, self.owner).items():
                 lost_on_the_way = study == study_id and id_of(study, number) not in self._mine
                 if lost_on_the_way and which in ("any", "new", number) and not rows[number].now.state.is_finished():
                     return number, stint, None  # it was claimed, and the answer did not arrive
-            for number in self._claimable(database, study_id, which):
+            for number in self._claimable(study_id, which, taken):
                 if self._keeps(study_id, number):  # it was put back, and MLflow does not know yet
                     return number, self._mine[id_of(study_id, number)], None
-                taken = leases.take(database, study_id, number, self.owner, self.lease_s)
-                if taken is not None:
-                    return number, taken, None
+                stint_now = self._take(database, study_id, number)
+                if stint_now is None:
+                    continue
+                if not rows[number].now.state.is_finished():
+                    return number, stint_now, None
+                leases.release(database, self.owner, [(study_id, number)])  # whoever was late had all but let go of it
             if isinstance(which, int) or spent():
                 return None
             new = blank(datetime.now())
@@ -103,18 +108,26 @@ class SharedStorage(HolderStorage):
         self._mine[id_of(study_id, number)] = stint
         return number
 
-    def _claimable(self, database: Connection, study_id: int, which: Which) -> Iterable[int]:
-        """Numbers of trials that wait, and of those that run and whose holder is gone."""
+    def _claimable(self, study_id: int, which: Which, taken: set[int]) -> Iterable[int]:
+        """Numbers of trials that wait, and of those that run and whose holder is gone; but for those that are taken."""
         if which == "new":
             return []
         rows = self._rows(study_id)
         open_ = [n for n, row in enumerate(rows) if which in ("any", n) and not row.now.state.is_finished()]
-        taken = leases.out_of_reach(database, study_id, self.owner, self.lease_s)
         waits = {n for n in open_ if rows[n].now.state == TrialState.WAITING}
         return sorted(
             (n for n in open_ if n not in taken or (n in waits and self._keeps(study_id, n))),
             key=lambda n: (n not in waits, n),
         )
+
+    def _take(self, database: Connection, study_id: int, number: int) -> int | None:
+        """Take a trial's lease, and then read what its last holder wrote, who writes no more; how often it changed
+        hands, or None."""
+        stint = leases.take(database, study_id, number, self.owner, self.lease_s)
+        if stint is not None:
+            self._stale.add(id_of(study_id, number))
+            self.refresh(study_id)
+        return stint
 
     def _keeps(self, study_id: int, number: int) -> bool:
         i = id_of(study_id, number)
@@ -131,7 +144,7 @@ class SharedStorage(HolderStorage):
             if left or unheard:
                 self.refresh(study_id)
             known = sorted(n for n in left if n < len(self._rows(study_id)))
-            taken = {n: leases.take(database, study_id, n, self.owner, self.lease_s) for n in known}
+            taken = {n: self._take(database, study_id, n) for n in known}
             return {**unheard, **{n: stint for n, stint in taken.items() if stint is not None}}
 
         adopted = self._transact(work)

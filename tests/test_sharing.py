@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
 
-from overnight import plan
+from overnight import api, plan
 from overnight.messages import EpochEnd
 from overnight.opening import open_study
 from overnight.plan import Plan
+from overnight.screen import Nothing
+from overnight.sharing import SharedStorage
+from overnight.storage import Unreachable
 from overnight.study import Ledger
 from servers import Cable, Postgres
 
@@ -208,7 +212,8 @@ def test_trials_go_on_while_the_database_is_out_of_reach_and_all_of_it_is_writte
     assert not a.should_prune(0)
     assert a.out_of_reach is not None
     assert not a.is_written(0)
-    assert a.ask() is None
+    with pytest.raises(Unreachable):
+        a.ask()
     assert not a.stop_requested()
     a.complete(0)
     cable.mend()
@@ -248,3 +253,49 @@ def test_a_trial_that_nobody_is_at_any_more_is_the_first_to_be_asked_for(join: J
     assert asked(b) == 1
     states = [t.state for t in b.trials()]
     assert states == [TrialState.RUNNING, TrialState.RUNNING]
+
+
+AT_ONCE = ("trainer.max_epochs=1", "preflight=never", "pictures.when=never", "study.confirm.seeds=0", "slots=1")
+
+
+def test_a_ledger_that_can_not_be_asked_for_a_moment_is_no_reason_to_call_a_study_done(
+    planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the next loop looks, it is back."""
+    asks, claim = iter(range(100)), SharedStorage.claim
+
+    def away_once(self: SharedStorage, *args: Any) -> int | None:
+        if next(asks) == 1:
+            raise Unreachable("the line was cut")
+        return claim(self, *args)
+
+    monkeypatch.setattr(SharedStorage, "claim", away_once)
+    result = api.run(planned(database(), *AT_ONCE), screen=Nothing())
+    assert next(asks) > 3
+    assert (result.why, [r.state for r in result.records]) == ("done", ["complete"] * 3)
+
+
+def test_a_study_whose_last_trial_somebody_else_has_just_begun_is_not_done_yet(
+    planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = planned(database(), *AT_ONCE, "study.trials=2")
+    b, claim, runs = join("b", 30.0, study), SharedStorage.claim, []
+
+    def end() -> None:
+        time.sleep(2)
+        b.record(epoch(1, 0))
+        b.complete(1)
+
+    def second(self: SharedStorage, *args: Any) -> int | None:
+        if runs:  # before it is asked for the one that is lacking
+            monkeypatch.setattr(SharedStorage, "claim", claim)
+            runs.append(asked(b))
+            threading.Thread(target=end).start()
+        else:
+            runs.append(0)
+        return claim(self, *args)
+
+    monkeypatch.setattr(SharedStorage, "claim", second)
+    result = api.run(study, screen=Nothing())
+    assert runs == [0, 1]
+    assert [r.state for r in result.records] == ["complete", "complete"]

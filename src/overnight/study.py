@@ -85,8 +85,8 @@ class Ledger:
     # Trials out
 
     def ask(self) -> Ticket | None:
-        """The next trial to run, a paused one first; None where the budget is spent or on its way to be, or the ledger
-        is out of reach."""
+        """The next trial to run, a paused one first; None where the budget is spent or on its way to be. Raises
+        Unreachable."""
         if self.shared is not None:
             return self._claimed(self.shared, "any")
         trials = self.trials()
@@ -109,7 +109,7 @@ class Ledger:
         self.study.sampler.help_from(fork)
 
     def ask_new(self) -> Ticket | None:
-        """A new trial, whoever waits; None where the budget is spent, or the ledger is out of reach."""
+        """A new trial, whoever waits; None where the budget is spent. Raises Unreachable."""
         if self.shared is not None:
             return self._claimed(self.shared, "new")
         if self._spent(self.trials()):
@@ -118,7 +118,7 @@ class Ledger:
             return self._ticket(optuna.Trial(self.study, self.storage.create_new_trial(self.study._study_id)))
 
     def ask_for(self, number: int) -> Ticket | None:
-        """One waiting trial, by its number; None where somebody else was first, or the ledger is out of reach."""
+        """One waiting trial, by its number; None where somebody else was first. Raises Unreachable."""
         if self.shared is not None:
             return self._claimed(self.shared, number)
         trial_id = self.trials()[number]._trial_id
@@ -127,10 +127,7 @@ class Ledger:
             return self._ticket(optuna.Trial(self.study, trial_id))
 
     def _claimed(self, storage: SharedStorage, which: Which) -> Ticket | None:
-        try:
-            number = storage.claim(self.study._study_id, which, lambda: self._spent(self.trials()))
-        except Unreachable:
-            return None
+        number = storage.claim(self.study._study_id, which, lambda: self._spent(self.trials()))
         if number is None:
             return None
         trial_id = self.trials()[number]._trial_id

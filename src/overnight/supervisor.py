@@ -18,7 +18,7 @@ from overnight.messages import Alive, EpochEnd, Finished, Reason, Resumed, State
 from overnight.processes import Starter, TrialProcess
 from overnight.records import TrialRecord, best_of, keepers
 from overnight.slots import machine_memory, slot_devices
-from overnight.storage import NoRoom, free_mib, wait_while_full
+from overnight.storage import NoRoom, Unreachable, free_mib, wait_while_full
 from overnight.study import Ledger, Ticket
 from overnight.tracking import Tracker
 from overnight.watchdog import Watchdog
@@ -77,6 +77,7 @@ class Supervisor:
         self._illustrator = Illustrator(self.plan, ledger.uid, tracker)
         self._watchdog = Watchdog(self.plan.settings.trial, self.slots, machine_memory())
         self._asked_all = False  # there was nothing more to ask for
+        self._unanswered = False  # the ledger was out of reach when it was asked
         self._kill_at: float | None = None
         self._leave_at = math.inf
         self._failures = 0
@@ -165,7 +166,7 @@ class Supervisor:
                     self.tracker.start(list(self.records.values()))
                     self._illustrator.open(self.records)
                     mirroring = True
-                if not self.running and not (self.why is None and (self.no_room or self._others_go_on())):
+                if not self.running and not (self.why is None and self._is_to_go_on()):
                     return
                 if self.why is None and not self._asked_all and not self.no_room:
                     self._starter.fork_ahead()
@@ -179,12 +180,16 @@ class Supervisor:
         while self.why is None and self.devices and not self.no_room:
             if time.monotonic() < self._ask_again_at:
                 return
-            ticket = self._next_ticket()
+            try:
+                ticket, self._unanswered = self._next_ticket(), False
+            except Unreachable:
+                ticket, self._unanswered = None, True
             self._drop_lost()
             self._asked_all = ticket is None
             if ticket is None:
                 if self.ledger.company is not None:  # others may leave some behind
                     self._ask_again_at = time.monotonic() + ASK_AGAIN_S
+                    self._hear_others()  # there may be nothing left because they have begun it
                 return
             self._start(ticket)
 
@@ -308,8 +313,7 @@ class Supervisor:
 
     def _keep_company(self) -> None:
         """Hear what others at this study have done, and say what is done here."""
-        for record in self.ledger.heard():
-            self.records[record.number] = record
+        self._hear_others()
         if self.ledger.company is not None and time.monotonic() >= self._adopt_again_at:
             self._adopt_again_at = time.monotonic() + ADOPT_AGAIN_S
             for record in self.ledger.adopt():
@@ -317,6 +321,10 @@ class Supervisor:
                 self._note(record)
         self.ledger.settle(self.tracker.take_settled())
         self._drop_lost()
+
+    def _hear_others(self) -> None:
+        for record in self.ledger.heard():
+            self.records[record.number] = record
 
     def _drop_lost(self) -> None:
         """End what others have taken over: what it would say does not count."""
@@ -333,6 +341,10 @@ class Supervisor:
         """Stay this process's trials while MLflow is told; whether anybody waits for that."""
         self.ledger.stay()
         return self.why != "stopped" or time.monotonic() < self._leave_at
+
+    def _is_to_go_on(self) -> bool:
+        """Whether there may be something to do yet, now that nothing runs here."""
+        return self.no_room or self._unanswered or self._others_go_on()
 
     def _others_go_on(self) -> bool:
         """Whether trials have yet to end that others run, or may leave behind."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,12 @@ from torchvision import datasets
 
 import their_downloads
 from commands import running
-from overnight import plan, preflight
+from overnight import plan, preflight, processes
 from overnight.cli import cli
 from overnight.messages import DataSpec, Rehearsed
 from overnight.plan import Plan
 from overnight.settings import ConfigError
+from overnight.trial import rehearsal
 from overnight.trial.rehearsal import Bars, get_ready, rehearse
 
 _KEYS = ("hidden_sizes", "activation", "dropout", "batch_norm")
@@ -145,6 +147,16 @@ def test_of_a_rehearsal_that_takes_too_long_somebody_hears(
     said: list[str] = []
     assert preflight.mistakes(planned("slots=1", "search=none", "data._target_=their_mistakes.Slow"), said.append) == []
     assert said[-1] == "one batch takes more than 0 s: the study starts, and its trials will tell"
+
+
+def test_a_rehearsal_that_nobody_wants_any_more_ends_without_a_word() -> None:
+    """Its process is forked once the stack is imported, and somebody may have pressed Ctrl-C meanwhile."""
+    ours, theirs = multiprocessing.Pipe()
+    process = processes.fork(rehearsal.main, theirs)
+    ours.close()
+    theirs.close()
+    process.join(60)
+    assert process.exitcode == 0, "an error's would be 1, and its traceback on somebody's terminal"
 
 
 def test_a_bar_on_a_terminal_is_drawn_as_it_moves_and_its_line_ends() -> None:

@@ -41,7 +41,10 @@ def main(connection: Connection) -> None:
     os.setsid()
     die_with_parent()
     multiprocessing.set_start_method("fork", force=True)
-    asked = connection.recv()
+    try:
+        asked = connection.recv()
+    except (EOFError, OSError):  # somebody pressed Ctrl-C before it was said
+        os._exit(0)
     if isinstance(asked, DataSpec) or asked[0].device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     terminal, nowhere = os.fdopen(os.dup(2), "w"), os.open(os.devnull, os.O_WRONLY)

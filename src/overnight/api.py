@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from overnight.plan import Plan
 from overnight.records import TrialRecord, best_of
 from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
 from overnight.settings import ConfigError, Place, Settings
+from overnight.signals import Signals
 from overnight.slots import slot_devices
 from overnight.storage import free_mib, holder_of
 from overnight.study import Ledger
@@ -128,13 +127,13 @@ def run(
     *,
     extend: bool = False,
     screen: Screen | None = None,
-    take_signals: bool = False,
+    signals: Signals | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Result:
     """Work on a plan's study.
 
-    take_signals: have SIGINT, SIGTERM and SIGHUP save and stop, as a command should. say: told, line by line and
-    before the first trial, what there is to say of this start; the result keeps it too.
+    signals: those that have it save and stop. say: told, line by line and before the first trial, what there is to say
+    of this start; the result keeps it too.
     """
     began = time.time()
     _check_room(plan)
@@ -146,7 +145,7 @@ def run(
     said = [*taken, *said]
     for line in said:
         say(line)
-    return _carry_on(ledger, began, said, screen, take_signals, notify.herald(plan, addresses, say))
+    return _carry_on(ledger, began, said, screen, signals or Signals(), notify.herald(plan, addresses, say))
 
 
 def launch(plan: Plan, *, extend: bool = False, say: Callable[[str], None] = lambda _: None) -> list[str]:
@@ -179,12 +178,12 @@ def _taken_up(place: Place, name: str) -> list[str]:
 def serve(
     name: str,
     own: Settings,
+    signals: Signals,
     *,
     screen: Screen | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Result:
-    """Work, as one of many, on a study that somebody has launched, on a machine with these settings; signals save and
-    stop.
+    """Work, as one of many, on a study that somebody has launched, on a machine with these settings.
 
     Raises ConfigError where the study asks for what the machine's operator does not trust, or for data that can't be
     had here; Unreachable where the ledger is out of reach at the beginning, or as it ends.
@@ -203,7 +202,7 @@ def serve(
     except BaseException:
         ledger.close()
         raise
-    return _carry_on(ledger, began, [], screen, True, news)
+    return _carry_on(ledger, began, [], screen, signals, news)
 
 
 def _carry_on(
@@ -211,7 +210,7 @@ def _carry_on(
     began: float,
     said: list[str],
     screen: Screen | None,
-    take_signals: bool,
+    signals: Signals,
     herald: contextlib.AbstractContextManager[Herald],
 ) -> Result:
     """Search, confirm and tell, as far as somebody lets it."""
@@ -221,7 +220,7 @@ def _carry_on(
         ending.callback(ledger.close)  # first, then the last word is waited for
 
         def work(supervisor: Supervisor, said: list[str] | None = None) -> Result:
-            return _work(supervisor, said or [], screen, take_signals, news)
+            return _work(supervisor, said or [], screen, signals, news)
 
         launch = Launch(plan, began, ledger.keep_launch)
         if launch.deadline is not None:
@@ -284,7 +283,7 @@ def _with_answer(search: Result, ledger: Ledger, work: Callable[[Supervisor], Re
     )
 
 
-def run_one(plan: Plan, *, screen: Screen | None = None, take_signals: bool = False) -> Result:
+def run_one(plan: Plan, *, screen: Screen | None = None, signals: Signals | None = None) -> Result:
     """Train a plan's written configuration as one trial more of the study `train`; its record is the result's last."""
     plan = plans.for_training(plan)
     _check_room(plan)
@@ -295,7 +294,7 @@ def run_one(plan: Plan, *, screen: Screen | None = None, take_signals: bool = Fa
         supervisor = Supervisor(
             ledger, Tracker(plan, ledger.uid, company=ledger.company, with_parent=False), lambda _: None, only=number
         )
-        result = _work(supervisor, said, screen, take_signals)
+        result = _work(supervisor, said, screen, signals or Signals())
     finally:
         ledger.close()
     mine = next(r for r in result.records if r.number == number)
@@ -322,7 +321,7 @@ def _check_room(plan: Plan) -> None:
 
 
 def _work(
-    supervisor: Supervisor, said: list[str], screen: Screen | None, take_signals: bool, news: Herald | None = None
+    supervisor: Supervisor, said: list[str], screen: Screen | None, signals: Signals, news: Herald | None = None
 ) -> Result:
     shown = Unfailing(screen or screen_for())
 
@@ -333,7 +332,7 @@ def _work(
 
     supervisor.on_change = changed
     settings = supervisor.plan.settings
-    with _signals(supervisor, take_signals) as received, awake(settings.stay_awake):
+    with signals.working(supervisor.stop), awake(settings.stay_awake):
         try:
             ending = supervisor.run()
             shown.update(lambda: glance(supervisor), force=True)
@@ -347,7 +346,7 @@ def _work(
         ending.trouble,
         records,
         supervisor.plan,
-        received[0] if received else None,
+        signals.received[0] if signals.received else None,
         bool(supervisor.started) or ending.why not in ("done", "limit"),
     )
 
@@ -380,28 +379,6 @@ def _trouble(supervisor: Supervisor) -> str | None:
         f"less than {settings.min_free_mib} MiB are free in {settings.place.where.root}: trials are saved and go on "
         f"when there is room"
     )
-
-
-@contextlib.contextmanager
-def _signals(supervisor: Supervisor, take: bool) -> Iterator[list[int]]:
-    """While the study runs the first signal saves and stops, the second ends running trials as they are."""
-    received: list[int] = []
-    if not take or threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def stop(number: int, _: Any) -> None:
-        received.append(number)
-        supervisor.stop()
-
-    # What is ignored already stays so: under nohup a closed terminal is none of our business.
-    heeded = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
-    before = {s: signal.signal(s, stop) for s in heeded}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _trial(record: TrialRecord) -> Trial:

@@ -17,6 +17,7 @@ from overnight.asked import command as _command
 from overnight.asked import look as _look
 from overnight.asked import mistake as _mistake
 from overnight.asked import refer as _refer
+from overnight.signals import Signals
 
 if TYPE_CHECKING:
     from overnight.api import Result
@@ -50,6 +51,7 @@ def tune(
     overrides: tuple[str, ...], config_dir: str | None, dry_run: bool, extend: bool, cfg: bool, detach: bool
 ) -> None:
     """Start a study, or go on with it: the same line, as often as you like."""
+    signals = click.get_current_context().with_resource(Signals())
     _warm_up(cfg)
     from overnight import plan as plans
 
@@ -68,7 +70,7 @@ def tune(
     else:
         from overnight import api
 
-        _print_result(api.run(plan, extend=extend, take_signals=True, say=click.echo))
+        _print_result(api.run(plan, extend=extend, signals=signals, say=click.echo))
 
 
 @cli.command()
@@ -88,6 +90,7 @@ def worker(arguments: tuple[str, ...], until_done: bool) -> None:
 @click.option("--cfg", is_flag=True, help="Print the composed config and start nothing.")
 def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None:
     """Train one configuration, with the same tracking."""
+    signals = click.get_current_context().with_resource(Signals())
     _warm_up(cfg)
     from overnight import plan as plans
 
@@ -98,7 +101,7 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None
     from overnight import api
     from overnight.paths import trial_name
 
-    result = api.run_one(plan, take_signals=True)
+    result = api.run_one(plan, signals=signals)
     record, study = result.records[0], result.plan.settings.study
     if record.done:
         outcome = f"{study.metric} {record.objective:.6g}" if record.objective is not None else record.reason

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import click
 from optuna.exceptions import StorageInternalError
 
 from overnight import api, settings, trusted, views
 from overnight.settings import ConfigError, Settings
+from overnight.signals import Signals
 from overnight.storage import Unreachable
 
 _LOOK_EVERY_S = 2.0  # for a study to serve
@@ -34,15 +31,16 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
     trusted.guard()  # before anything is started that would build what a study asks for
     failed, idle, trouble = False, False, None
     refused: dict[str, list[str]] = {}
-    with _leaving():
+    with Signals() as signals:
         while True:
+            signals.check()
             try:
                 open_ = [n for n in views.wanted(own.place) if not names or n in names]
                 name = next((n for n in open_ if n not in refused), None)
                 if name is not None:
                     idle = False
                     try:
-                        result = api.serve(name, own, say=click.echo)
+                        result = api.serve(name, own, signals, say=click.echo)
                     except ConfigError as error:
                         refused[name], failed = error.problems, True
                         views.refuse(own.place, name, error.problems)
@@ -83,18 +81,3 @@ def _machine(overrides: Sequence[str]) -> Settings:
 def _ended(result: api.Result) -> str:
     done = sum(r.done for r in result.records)
     return f"{result.why}, {done} of {result.plan.budget} trials are done"
-
-
-@contextmanager
-def _leaving() -> Iterator[None]:
-    """Between two studies a signal ends the worker at once, with its exit code; at one, it saves and stops."""
-
-    def leave(number: int, _: Any) -> None:
-        sys.exit(128 + number)
-
-    before = {s: signal.signal(s, leave) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

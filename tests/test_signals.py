@@ -1,0 +1,100 @@
+"""What Ctrl-C, SIGTERM and a closed terminal do to a command, wherever it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overnight import api, plan
+from overnight.opening import open_study
+from overnight.screen import Nothing
+from overnight.signals import Signals
+from overnight.study import Ledger
+
+
+class Gone:
+    """Something to refer to weakly."""
+
+
+def signalled_where_exceptions_are_dropped(number: int) -> None:
+    gone = Gone()
+    callback = weakref.ref(gone, lambda _: os.kill(os.getpid(), number))
+    del gone
+    assert callback() is None
+
+
+@pytest.fixture
+def stopped() -> list[str]:
+    return []
+
+
+@pytest.fixture(autouse=True)
+def handlers_are_put_back() -> Iterator[None]:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    yield
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_work_is_told_each_time(stopped: list[str]) -> None:
+    with Signals() as signals, signals.working(lambda: stopped.append("stop")):
+        assert stopped == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopped == ["stop", "stop"]
+    assert signals.received == [signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_where_nothing_is_under_way_the_command_is_left_with_the_signals_exit_code(number: int, code: int) -> None:
+    with pytest.raises(SystemExit) as left, Signals():
+        os.kill(os.getpid(), number)
+    assert left.value.code == code
+
+
+def test_ctrl_c_leaves_it_as_ctrl_c_does() -> None:
+    with Signals() as signals:
+        with signals.working(lambda: None):
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.received == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_is_dropped_is_told_once_there_is_work(stopped: list[str]) -> None:
+    with Signals() as signals:
+        signalled_where_exceptions_are_dropped(signal.SIGINT)
+        with signals.working(lambda: stopped.append("stop")):
+            assert stopped == ["stop"]
+        with pytest.raises(KeyboardInterrupt):
+            signals.check()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_study_that_was_stopped_as_it_was_opened_starts_no_trial(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*args: Any, **options: Any) -> tuple[Ledger, list[str]]:
+        made = open_study(*args, **options)
+        signalled_where_exceptions_are_dropped(signal.SIGINT)
+        return made
+
+    monkeypatch.setattr(api, "open_study", opened)
+    study = plan.make([f"home={home}", "study.trials=2", "preflight=never"])
+    with Signals() as signals:
+        result = api.run(study, screen=Nothing(), signals=signals)
+    assert (result.why, result.signal) == ("stopped", signal.SIGINT)
+    assert not [r.number for r in result.records if r.history]

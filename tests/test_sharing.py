@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from overnight import api, plan
+from overnight import api, leases, plan
 from overnight.messages import EpochEnd
 from overnight.opening import open_study
 from overnight.plan import Plan
@@ -190,6 +190,23 @@ def test_what_an_owner_that_is_gone_did_not_tell_of_is_somebody_elses_to_tell(jo
     assert b.company is not None
     assert b.company.standing(0) == "mine"
     assert b.company.was_elsewhere(0)
+
+
+@pytest.mark.parametrize(("told", "stint"), [(False, 2), (True, 3)])
+def test_what_was_left_behind_is_taken_once_and_once_more_where_it_was_let_go_of_before_it_runs(
+    join: Join, told: bool, stint: int
+) -> None:
+    """told: MLflow, before a slot was free."""
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    stay(b)
+    assert [r.number for r in b.adopt()] == [0]
+    if told:
+        b.settle([0])
+        b.shared.write()  # type: ignore[union-attr]
+    assert b.ask_for(0) is not None
+    with b.shared.backend.engine.connect() as database:  # type: ignore[union-attr]
+        assert leases.held(database, "b") == {(b.study._study_id, 0): stint}
 
 
 def test_a_trial_is_not_asked_for_again_when_the_answer_was_lost_on_the_way(join: Join) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from overnight import cli_studies
+from overnight import cli_studies, printed
 from overnight.asked import JSON as _JSON
 from overnight.asked import command as _command
 from overnight.asked import look as _look
@@ -22,7 +20,6 @@ from overnight.signals import Signals
 if TYPE_CHECKING:
     from overnight.api import Result
     from overnight.plan import Plan
-    from overnight.views import StudyView
 
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
 _CONFIG_DIR = click.option("--config-dir", metavar="DIR", help="A folder of your own configs.")
@@ -59,7 +56,7 @@ def tune(
     if cfg:
         _print_config(overrides, config_dir)
     elif dry_run:
-        _print_forecast(plan)
+        printed.forecast(plan)
     elif detach:
         from overnight import api
 
@@ -70,7 +67,9 @@ def tune(
     else:
         from overnight import api
 
-        _print_result(api.run(plan, extend=extend, signals=signals, say=click.echo))
+        result = api.run(plan, extend=extend, signals=signals, say=click.echo)
+        printed.ended(result)
+        _exit(result)
 
 
 @cli.command()
@@ -130,9 +129,9 @@ def status(arguments: tuple[str, ...], as_json: bool, watch: bool) -> None:
 
         view = watching.follow(place, view)
     if as_json:
-        click.echo(json.dumps(status_object(view)))
+        click.echo(json.dumps(printed.status_object(view)))
         return
-    _print_status(view)
+    printed.status(view)
     if others:
         click.echo(f"other studies here: {', '.join(others)}")
 
@@ -277,7 +276,7 @@ def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
 
     With tracking=server that server has the pages, and they are opened there.
     """
-    from overnight import tracking
+    from overnight import browsing, tracking
 
     place, view, _ = _look(arguments)
     if view is None:
@@ -285,10 +284,10 @@ def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
     if place.server is not None:
         page = tracking.page_of(view, place.server)
         click.echo(page)
-        _open(page, browser)
+        browsing.show(page, browser)
         return
-    _serve(
-        *tracking.ui_command(place, port := _free_port(port)),
+    browsing.serve(
+        *tracking.ui_command(place, port := browsing.free_port(port)),
         port,
         tracking.page_of(view, f"http://127.0.0.1:{port}"),
         browser,
@@ -342,185 +341,11 @@ def main() -> None:
         _mistake([str(error)])
 
 
-# What is printed ------------------------------------------------------------------------------------------------------
-
-
-def status_object(view: StudyView) -> dict[str, Any]:
-    """What `status --json` prints."""
-    best = view.best
-    return {
-        "study": view.name,
-        "state": view.state,
-        "budget": view.budget,
-        "trials": {
-            "complete": view.count("complete"),
-            "pruned": view.count("pruned"),
-            "failed": view.count("failed"),
-            "running": view.count("running"),
-            "waiting": view.count("waiting", "paused"),
-        },
-        "best": {"trial": best.number, "value": best.objective, "params": best.params} if best else None,
-        "confirmation": {"done": view.confirmed, "budget": view.confirmations},
-        "deadline": (view.launch.get("deadline") or {}).get("ends"),  # seconds since 1970
-        "forecast": _ahead(view),
-        "ended": list(view.launch.get("notes", ())),
-        "experiment_id": view.experiment_id,
-        "parent_run_id": view.parent_run_id or None,
-    }
-
-
-def _print_status(view: StudyView) -> None:
-    import statistics
-    import time
-
-    from overnight.paths import trial_name
-    from overnight.records import describe, duration
-
-    states = ("complete", "pruned", "failed", "running", "paused", "waiting")
-    done = view.count("complete", "pruned", "failed")
-    counts = ", ".join(f"{view.count(s)} {s}" for s in states if view.count(s))  # type: ignore[arg-type]
-    click.echo(f"{view.name}: {view.state}, {done} of {view.budget} trials done ({counts})")
-    for host, why in view.refused.items():
-        for line in why:
-            click.echo(f"refused by the worker on {host}: {line}")
-    if view.holder is not None and "others" in view.holder:
-        others = f" and {n} more" if (n := view.holder["others"]) else ""
-        click.echo(f"at it: process {view.holder['pid']} on {view.holder['host']}{others}")
-    best, metric = view.best, view.plan.settings.study.metric
-    if best is not None:
-        click.echo(f"best: {metric} {best.objective:.6g}, {trial_name(best.number)} ({describe(best)})")
-    for record in view.records:
-        if record.state == "running":
-            last = record.history[-1] if record.history else None
-            where = f"epoch {last.epoch + 1} of {view.plan.settings.trainer.max_epochs}" if last else "starting"
-            click.echo(f"  {trial_name(record.number)}: {where} ({describe(record)})")
-    if view.confirmation is not None:
-        click.echo(f"confirmation: {view.confirmed} of {view.confirmations} trials done")
-    records = (*view.records, *(view.confirmation.records if view.confirmation else ()))
-    took = [r.ended_at - r.started_at for r in records if r.done and r.ended_at and r.started_at]
-    ahead = _ahead(view)
-    if ahead is not None:
-        click.echo(ahead)
-    for line in view.launch.get("notes", ()):
-        click.echo(line)
-    if view.state == "running" and took and ahead is None:
-        busy = max(sum(r.state == "running" for r in records), 1)
-        # A confirmation's trials run to their last epoch, as the search's longest ones did.
-        left = max(view.budget - done, 0) * statistics.median(took) / busy
-        left += (view.confirmations - view.confirmed) * max(took) / busy
-        click.echo(f"about {duration(left)} left, until {time.strftime('%H:%M', time.localtime(time.time() + left))}")
-    if view.state == "stalled":
-        click.echo("its trials say running and nobody is at it: the same `overnight tune` line takes them up")
-
-
-def _ahead(view: StudyView) -> str | None:
-    """What a launch with a deadline has still to come; None where nobody is at it or it has none."""
-    import time
-
-    from overnight import deadline
-    from overnight.slots import slot_devices
-
-    given, now = view.launch.get("deadline"), time.time()
-    if view.state != "running" or given is None:
-        return None
-    slots = len(slot_devices(view.plan.settings.slots))
-    ahead = deadline.outlook(
-        view.plan, view.records, deadline.Deadline(**given), slots, now, view.launch.get("started_s", 0.0)
-    )
-    return deadline.words(ahead, now)
-
-
-def _print_result(result: Result) -> NoReturn:
-    from overnight.paths import trial_name
-    from overnight.records import describe
-
-    study, records = result.plan.settings.study, result.records
-    done, budget = sum(r.done for r in records), result.plan.budget
-    tried = budget < study.trials or budget == result.plan.points
-    if result.plan.settings.sampler.name == "grid" and tried and done >= budget:
-        click.echo("every point of the grid has been tried; for more: a wider space under a new study.name")
-    elif not result.worked and result.why == "done":
-        click.echo(
-            f"{result.study_name} is done already; for more: study.trials={study.trials * 2}, or a new study.name"
-        )
-    counts = ", ".join(
-        f"{n} {s}" for s in ("complete", "pruned", "failed", "paused") if (n := sum(r.state == s for r in records))
-    )
-    click.echo(f"{result.study_name}: {done} of {budget} trials done ({counts})")
-    best = result.best
-    if best is not None:
-        record = next(r for r in records if r.number == best.number)
-        click.echo(f"best: {study.metric} {best.value:.4f}, {trial_name(best.number)} ({describe(record)})")
-    failed = [r for r in records if r.state == "failed"]
-    for record in failed[-3:]:
-        last = record.detail.strip().splitlines()[-1] if record.detail.strip() else ""
-        click.echo(f"{trial_name(record.number)} failed ({record.reason}): {last}", err=True)
-    if result.why == "failures":
-        last = f"{result.study_name}/{failed[-1].number}" if failed else f"{result.study_name}.confirm/0"
-        click.echo(
-            f"stopped: {study.max_consecutive_failures} trials in a row failed with an error; `overnight logs "
-            f"{last}` shows one, and `overnight tune` goes on",
-            err=True,
-        )
-    for line in result.cut:
-        click.echo(line)
-    if result.trouble:
-        click.echo(
-            f"MLflow lacks part of it ({result.trouble}); the ledger has it all, and the same line again "
-            f"writes what is missing",
-            err=True,
-        )
-    if result.finding is not None and result.finding.luckiest is not None:
-        from overnight.answer import finding
-
-        click.echo(finding.sentence(result.finding))
-    if result.report is not None:
-        click.echo(f"report: {result.report}")
-    elif result.finding is not None:
-        click.echo(f"report: {_command('report', result.study_name, place=result.plan.settings.place)}")
-    if result.finding is not None and result.finding.best is not None and result.why in ("done", "limit"):
-        option = f"+experiment=best_{result.study_name}"
-        click.echo(f"winner: {_command('train', option, place=result.plan.settings.place)}")
-        for line in result.left:
-            click.echo(line)
-    if result.why != "stopped":
-        click.echo(f"look: {_command('ui', result.study_name, place=result.plan.settings.place)}")
-    _exit(result)
-
-
 def _exit(result: Result) -> NoReturn:
     if result.why == "stopped":
         click.echo(f"to go on: {shlex.join(['overnight', *sys.argv[1:]])}")
         sys.exit(128 + result.signal if result.signal else 0)
     sys.exit(1 if result.why == "failures" or result.all_failed else 0)
-
-
-def _print_forecast(plan: Any) -> None:
-    from overnight import api, search_space
-    from overnight import forecast as forecasts
-    from overnight.records import duration
-
-    api.check(plan, click.echo)
-    try:
-        forecast = forecasts.forecast(plan)
-    except RuntimeError as error:
-        click.echo(str(error), err=True)
-        _mistake(["conf: the configuration as written must train, and fails as above"])
-    size = "no end of" if forecast.points == float("inf") else f"{forecast.points:,.0f}"
-    click.echo(f"{plan.name}: {size} points in the space")
-    for key, draw in plan.space.describe().items():
-        click.echo(f"  {key}: {draw}")
-    click.echo("three of them, drawn at random:")
-    for sample in forecast.samples:
-        click.echo("  " + " ".join(f"{k}={search_space.in_grammar(v)}" for k, v in sample.items()))
-    trainer = plan.settings.trainer
-    more = f" and {forecast.confirmations} confirmations" if forecast.confirmations else ""
-    click.echo(
-        f"time: at most about {duration(forecast.seconds)} for {max(plan.budget - forecast.done, 0)} trials{more} of "
-        f"{trainer.max_epochs} epochs in {forecast.slots} slots, nothing pruned; measured just now on the "
-        f"configuration as written, {forecast.seconds_an_epoch:.3g} s an epoch"
-    )
-    click.echo(f"disk: about {forecast.disk_bytes / 1e6:.1f} MB in {plan.settings.place.where.root}")
 
 
 def _launch_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool) -> NoReturn:
@@ -535,7 +360,7 @@ def _launch_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool) -> N
     code = launch.launch(plan.settings, overrides, click.echo)
     seen, _ = view(plan.settings.place, plan.name)
     if seen is not None:
-        _print_status(seen)
+        printed.status(seen)
     sys.exit(code)
 
 
@@ -559,80 +384,3 @@ def _warm_up(cfg: bool) -> None:
 def _less_job(overrides: tuple[str, ...], cfg: bool) -> tuple[str, ...]:
     """Hydra's own spelling is `--cfg job`."""
     return tuple(o for o in overrides if not (cfg and o == "job"))
-
-
-def _free_port(wanted: int) -> int:
-    import socket
-
-    for port in (*range(wanted, wanted + 20), 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise click.ClickException(f"--port: no free port from {wanted} on")
-
-
-def _serve(command: list[str], environment: Any, port: int, page: str, browser: bool) -> None:
-    """Run MLflow's server until a signal, and leave none of its processes behind."""
-    import signal
-    import subprocess
-    import tempfile
-    import threading
-    from collections import deque
-
-    with tempfile.TemporaryDirectory(prefix="overnight-ui-") as folder:  # whatever it writes beside its stores
-        server = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=folder,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        ended = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
-        said: deque[bytes] = deque(maxlen=20)
-        assert server.stderr is not None
-        threading.Thread(target=said.extend, args=(server.stderr,), daemon=True).start()
-        try:
-            if _answers(port, lambda: server.poll() is not None or ended.is_set()):
-                click.echo(f"{page}\nCtrl-C ends it")
-                _open(page, browser)
-                while server.poll() is None and not ended.wait(0.2):
-                    pass
-            if not ended.is_set():
-                click.echo(b"".join(said).decode(errors="replace"), err=True)
-                raise click.ClickException(f"MLflow's server ended by itself, exit code {server.returncode}")
-        finally:
-            server.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(5)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
-
-
-def _open(page: str, browser: bool) -> None:
-    if browser and (os.environ.get("DISPLAY") or sys.platform == "darwin"):
-        click.launch(page)
-
-
-def _answers(port: int, given_up: Callable[[], bool]) -> bool:
-    import http.client
-    import time
-
-    while not given_up():
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-        try:
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                return True
-        except OSError:
-            time.sleep(0.1)
-        finally:
-            connection.close()
-    return False

@@ -1,7 +1,8 @@
 """Before the first trial of a new study: does it train at all, does it log the metric, does it fit into memory?
 
 One training batch and one validation batch of the largest and of the smallest configuration are tried, in processes
-forked for it, and nothing is written. A mistake that would fail every trial is told before there is a study.
+forked for it, and nothing is written but data that had to be fetched or decoded. A mistake that would fail every trial
+is told before there is a study.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Data decoded once, and mapped into the memory of every trial that wants it.
+"""Data decoded, or counted, once, and mapped into the memory of every trial that wants it.
 
 An entry is a folder of .npy files and a list of them with size, time and sha256. It is written under another name and
 renamed, so that it is there whole or not at all. A file with the size and time that it was written with is taken at its

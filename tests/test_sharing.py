@@ -17,6 +17,7 @@ from overnight.messages import EpochEnd
 from overnight.opening import open_study
 from overnight.plan import Plan
 from overnight.screen import Nothing
+from overnight.settings import ConfigError
 from overnight.sharing import SharedStorage
 from overnight.storage import Unreachable
 from overnight.study import Ledger
@@ -270,6 +271,17 @@ def test_a_trial_that_nobody_is_at_any_more_is_the_first_to_be_asked_for(join: J
     assert asked(b) == 1
     states = [t.state for t in b.trials()]
     assert states == [TrialState.RUNNING, TrialState.RUNNING]
+
+
+def test_a_machine_without_the_data_of_a_study_that_others_began_is_told_before_it_takes_a_trial(
+    planned: Callable[..., Plan], database: Callable[[], str]
+) -> None:
+    study = planned(database(), "data._target_=their_mistakes.Missing", "search=none", "slots=1")
+    ledger, _ = open_study(study)
+    with pytest.raises(ConfigError, match=r"^data\.root: put train-images\.gz into /nowhere$"):
+        api.run(study, screen=Nothing())
+    assert ledger.trials() == []
+    ledger.close()
 
 
 AT_ONCE = ("trainer.max_epochs=1", "preflight=never", "pictures.when=never", "study.confirm.seeds=0", "slots=1")

@@ -140,7 +140,7 @@ def run(
     addresses = notify.addresses(plan.settings.notify)
     plan, taken = warm_start.resolved(plan)
     _get_ready(plan.settings.place)
-    check(plan, say)
+    check(plan, say, works_here=True)
     ledger, said = open_study(plan, extend=extend)
     said = [*taken, *said]
     for line in said:
@@ -191,7 +191,6 @@ def serve(
     began = time.time()
 
     def lacking(plan: Plan) -> list[str]:
-        # Every trial of this machine's would fail, and after a few of them the study would end for everybody.
         return preflight.lacking(plan, say) if plan.settings.preflight != "never" else []
 
     ledger = join(name, own, lacking)
@@ -255,11 +254,17 @@ def _tell(news: Herald, result: Result) -> None:
         news.tell("done", finding.sentence(result.finding))
 
 
-def check(plan: Plan, say: Callable[[str], None] = lambda _: None) -> None:
-    """Try the ends of a new study's space, one batch each. Raises ConfigError with every mistake that this shows."""
-    if plan.settings.preflight == "never" or view(plan.settings.place, plan.name)[0] is not None:
+def check(plan: Plan, say: Callable[[str], None] = lambda _: None, works_here: bool = False) -> None:
+    """Try the ends of a new study's space, one batch each. Raises ConfigError with every mistake that this shows.
+
+    works_here: and where it was begun on another machine, as far as this one may know, see to the data.
+    """
+    if plan.settings.preflight == "never":
         return
-    mistakes = preflight.mistakes(plan, say)
+    if view(plan.settings.place, plan.name)[0] is None:
+        mistakes = preflight.mistakes(plan, say)
+    else:
+        mistakes = preflight.lacking(plan, say) if works_here and plan.settings.place.shared else []
     if mistakes:
         raise ConfigError(mistakes)
 

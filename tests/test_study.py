@@ -21,7 +21,7 @@ from overnight.messages import EpochEnd
 from overnight.opening import open_study
 from overnight.plan import Plan
 from overnight.settings import ConfigError
-from overnight.storage import Held, holder_file
+from overnight.storage import Held, holder_file, holder_of
 from overnight.study import Ledger
 from overnight.views import view
 
@@ -270,6 +270,19 @@ def test_a_second_holder_is_told_who_the_first_one_is(tmp_path: Path) -> None:
             open_study(study)
     with opened(study):
         pass
+
+
+@pytest.mark.parametrize("moved", ["created", "after_boot_s"])
+def test_a_clock_that_is_set_anew_makes_no_holder_look_dead(tmp_path: Path, moved: str) -> None:
+    study = planned(tmp_path)
+    ledger, _ = open_study(study)
+    file = holder_file(study.settings.place, study.name)
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, moved: said[moved] + 3600}))
+    assert holder_of(study.settings.place, study.name)["pid"] == os.getpid()  # type: ignore[index]
+    file.write_text(json.dumps({**said, **{k: said[k] + 3600 for k in ("created", "after_boot_s")}}))
+    assert holder_of(study.settings.place, study.name) is None, "somebody else's process by now"
+    ledger.close()
 
 
 def test_the_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:

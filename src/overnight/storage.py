@@ -30,6 +30,10 @@ from overnight.settings import ConfigError, Place
 _LAST_MADE = ("version_info", "alembic_version", "overnight_seats")
 
 
+# Seconds by which two looks at when a process began may differ; no other has its number so soon.
+_APART_S = 2.0
+
+
 class Held(RuntimeError):
     """Another process works on the study; the message says which."""
 
@@ -86,10 +90,17 @@ def holder_of(place: Place, name: str) -> dict[str, Any] | None:
         return _first_seat(place, name)
     try:
         holder: dict[str, Any] = json.loads(holder_file(place, name).read_text())
-        alive = psutil.Process(holder["pid"]).create_time() == holder["created"]
-    except (OSError, ValueError, KeyError, psutil.Error):
+        now = _began(holder["pid"])
+        alive = any(abs(now[key] - holder[key]) < _APART_S for key in now if key in holder)
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
     return holder if alive else None
+
+
+def _began(pid: int) -> dict[str, float]:
+    """When a process began, said in two ways, one of which a clock that is set anew leaves as it was."""
+    created = psutil.Process(pid).create_time()
+    return {"created": created, "after_boot_s": created - psutil.boot_time()}
 
 
 def _first_seat(place: Place, name: str) -> dict[str, Any] | None:
@@ -131,7 +142,7 @@ def hold(place: Place, name: str) -> Callable[[], None]:
     holder = holder_file(place, name)
     me = {
         "pid": os.getpid(),
-        "created": psutil.Process().create_time(),
+        **_began(os.getpid()),
         "host": socket.gethostname(),
         "since": time.time(),
     }

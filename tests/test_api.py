@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -68,7 +70,7 @@ def test_an_interrupt_is_raised_once_everything_is_saved(home: Path, monkeypatch
         real(self)
         if not pressed and any(t.epoch >= 1 for t in self.running.values()):
             pressed.append(True)
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Supervisor, "_wait", wait)
     line = [f"home={home}", "study.trials=2", "slots=1", "trainer.max_epochs=9"]

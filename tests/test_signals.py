@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from overnight import api, plan
+from overnight.holding import undisturbed
 from overnight.opening import open_study
 from overnight.screen import Nothing
 from overnight.signals import Signals
@@ -98,3 +101,25 @@ def test_a_study_that_was_stopped_as_it_was_opened_starts_no_trial(home: Path, m
         result = api.run(study, screen=Nothing(), signals=signals)
     assert (result.why, result.signal) == ("stopped", signal.SIGINT)
     assert not [r.number for r in result.records if r.history]
+
+
+def test_a_signal_waits_for_the_end_of_a_write_whichever_thread_the_system_gives_it_to() -> None:
+    ended, did = threading.Event(), []
+    other = threading.Thread(target=ended.wait)
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write(did)
+    finally:
+        ended.set()
+        other.join()
+    assert did == ["written"]
+
+
+def write(did: list[str]) -> None:
+    with undisturbed():
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            time.sleep(0)
+        did.append("written")
+    did.append("and not left")

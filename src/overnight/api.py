@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -108,7 +109,8 @@ def tune(overrides: Iterable[str] = (), config_dir: str | Path | None = None, *,
         ConfigError: with every mistake in what was asked, nothing started. Held: another process is at this study.
         KeyboardInterrupt: after running trials were saved; the same call goes on.
     """
-    result = run(plans.make(overrides, config_dir), extend=extend)
+    with _interrupts() as signals:
+        result = run(plans.make(overrides, config_dir), extend=extend, signals=signals)
     if result.why == "stopped":
         raise KeyboardInterrupt(f"{result.study_name} is paused; the same call goes on with it")
     return result
@@ -116,10 +118,16 @@ def tune(overrides: Iterable[str] = (), config_dir: str | Path | None = None, *,
 
 def train(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -> Trial:
     """Train one configuration, tracked in the study and MLflow experiment `train`. Raises as `tune` does."""
-    result = run_one(plans.make(overrides, config_dir, searching=False))
+    with _interrupts() as signals:
+        result = run_one(plans.make(overrides, config_dir, searching=False), signals=signals)
     if result.why == "stopped":
         raise KeyboardInterrupt("the trial is paused; the same call goes on with it")
     return _trial(result.records[-1])
+
+
+def _interrupts() -> Signals:
+    """Ctrl-C, or a notebook's button, asks for a stop; whatever else ends a process is the program's own."""
+    return Signals([signal.SIGINT])
 
 
 def run(

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import json
 import signal
+import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +28,7 @@ from sqlalchemy.exc import OperationalError
 
 from overnight.storage import LedgerStorage
 
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -338,9 +339,25 @@ def as_stored(template: FrozenTrial) -> FrozenTrial:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Signals wait: what raises between the commit and the word that it was made would have it made twice."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    """Signals wait: what raises between the commit and the word that it was made would have it made twice.
+
+    Their handlers do, not the signals: the system hands a signal that one thread does not take to another, and Python
+    has the main thread handle it all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before: dict[signal.Signals, Any] = {}
     try:
+        for kind in _SIGNALS:
+            handler = signal.getsignal(kind)
+            if handler not in (signal.SIG_IGN, None):
+                before[kind] = handler
+                signal.signal(kind, lambda number, _: came.append(number))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+        for number in came:
+            signal.raise_signal(number)

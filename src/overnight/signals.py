@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -22,7 +22,8 @@ class Signals:
     received: the numbers of those that came, in their order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Iterable[signal.Signals] = _ENDING) -> None:
+        self._kinds = tuple(kinds)
         self.received: list[int] = []
         self._stop: Callable[[], None] | None = None
         self._before: dict[int, Any] = {}
@@ -30,7 +31,7 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             # What is ignored already stays so: under nohup a closed terminal is none of our business.
-            heeded = [s for s in _ENDING if signal.getsignal(s) is not signal.SIG_IGN]
+            heeded = [s for s in self._kinds if signal.getsignal(s) is not signal.SIG_IGN]
             self._before = {s: signal.signal(s, self._receive) for s in heeded}
         return self
 
@@ -38,7 +39,7 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
     @contextlib.contextmanager
     def working(self, stop: Callable[[], None]) -> Iterator[None]:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from commands import LATE, running
-from overnight import api, plan, processes
+from overnight import api, plan, processes, reaping
 from overnight.messages import EpochEnd, Verdict
 from overnight.opening import open_study
 from overnight.screen import Nothing
@@ -115,6 +115,25 @@ def test_a_trial_that_keeps_dying_fails_after_its_retries(tune: Tune) -> None:
     assert states(result) == [("failed", "crashed")]
     assert "signal 9" in result.records[0].detail
     assert "2 times in a row" in result.records[0].detail
+
+
+def test_trials_that_keep_dying_stop_the_study_after_a_few_however_often_each_is_tried(tune: Tune) -> None:
+    lines = ("study.trials=8", "study.retries=1", "study.max_consecutive_failures=2", "slots=1")
+    result = tune(*theirs("AlwaysKilled", *lines))
+    assert result.why == "failures"
+    assert states(result) == [("failed", "crashed")] * 2
+
+
+def test_a_process_that_is_slow_to_die_is_nobodys_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the middle of a driver's call; here nobody waits for any."""
+    monkeypatch.setattr(reaping, "_DIES_WITHIN_S", 0.0)
+    process = processes.fork(time.sleep, 60)
+    pid = process.pid
+    reaping.discard(process)
+    until = time.monotonic() + 5
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_trial_that_hangs_in_c_code_is_tried_again_and_then_failed_and_its_slot_is_free_within_five_seconds(

@@ -16,6 +16,8 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
 
+from overnight.reaping import discard
+
 # Forks a process that calls a function with these arguments from the warm forkserver, which has torch.
 Fork = Callable[..., BaseProcess]
 
@@ -97,6 +99,4 @@ class Helper:
             process, connection = self._started
             self._started = None
             connection.close()
-            process.kill()
-            process.join(5)
-            process.close()
+            discard(process)

@@ -21,6 +21,7 @@ from overnight.messages import DrawSpec
 from overnight.pictures.process import be_quick
 from overnight.pictures.process import main as draw_and_leave
 from overnight.plan import Plan
+from overnight.reaping import discard
 from overnight.records import TrialRecord
 from overnight.tracking import Tracker
 
@@ -153,6 +154,4 @@ class Illustrator:
         self._drawing.remove(drawing)
         assert drawing.process.pid is not None
         be_quick(drawing.process.pid)
-        processes.kill(drawing.process)
-        with contextlib.suppress(ValueError):  # it is killed, and has not got round to dying yet
-            drawing.process.close()
+        discard(drawing.process)

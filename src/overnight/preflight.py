@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from overnight import processes
 from overnight.messages import Alive, DataSpec, Rehearsed, TrialSpec
 from overnight.plan import Plan
+from overnight.reaping import discard
 from overnight.records import described
 from overnight.search_space import in_grammar
 from overnight.settings import nearest
@@ -177,12 +177,7 @@ def _rehearsal(asked: DataSpec | tuple[TrialSpec, list[dict[str, Any]]]) -> Iter
         ours.send(asked)
         yield process, ours
     finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            assert process.pid is not None
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        process.join(5)
-        process.close()
+        discard(process)
         ours.close()
 
 

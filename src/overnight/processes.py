@@ -31,6 +31,7 @@ from overnight.messages import (
     Up,
     Verdict,
 )
+from overnight.reaping import discard, forget, kill
 from overnight.watchdog import Ruling
 
 LOG_CAP_BYTES = 1_000_000
@@ -108,7 +109,7 @@ class TrialProcess:
         self.drain_output()
         self.pipe.close()
         self.output.close()
-        self.process.close()
+        forget(self.process)
 
 
 class Starter:
@@ -151,23 +152,27 @@ class Starter:
         if self._ahead is not None:
             process, *ends = self._ahead
             self._ahead = None
-            kill(process)
+            discard(process)
             for end in ends:
                 end.close()
-            process.close()
 
 
-def run_alone(spec: TrialSpec, log: Path, silence_s: float | None = None) -> tuple[TrialProcess, list[Up]]:
+def run_alone(
+    spec: TrialSpec, log: Path, silence_s: float | None = None, until: float | None = None
+) -> tuple[TrialProcess, list[Up]]:
     """Run a trial outside any study, every epoch answered with "go on".
 
-    silence_s: nothing heard for so long counts as failed. Returns the ended trial, and all that it said.
+    silence_s: nothing heard for so long counts as failed. until: when it is ended, whatever it says, in seconds since
+    1970. Returns the ended trial, and all that it said.
     """
     said: list[Up] = []
     trial = Starter().start(spec, log)
     try:
         while trial.finished is None:
             handles: list[Any] = [trial.pipe, trial.process.sentinel, *([trial.output] if trial.printing else [])]
-            ready = wait(handles, timeout=silence_s)
+            left_s = max(until - time.time(), 0.0) if until is not None else None
+            ready = wait(handles, timeout=min((s for s in (silence_s, left_s) if s is not None), default=None))
+            died = not trial.process.is_alive()  # and so will say nothing after what is read here
             trial.drain_output()
             for message in trial.messages():
                 said.append(message)
@@ -175,13 +180,24 @@ def run_alone(spec: TrialSpec, log: Path, silence_s: float | None = None) -> tup
                     trial.send(Verdict.GO_ON)
                 elif isinstance(message, Finished):
                     trial.finished = message
-            if trial.finished is None and not ready:
+            if trial.finished is not None:
+                break
+            if until is not None and time.time() >= until:
+                trial.finished = Finished(spec.number, "failed", "timed_out", "there was no time left")
+            elif not ready:
                 trial.finished = Finished(spec.number, "failed", "stalled", f"nothing was heard for {silence_s:g} s")
-            elif trial.finished is None and not trial.process.is_alive():
-                trial.finished = Finished(spec.number, "failed", "error", trial.log.read_text(errors="replace"))
+            elif died:
+                trial.finished = Finished(spec.number, "failed", "crashed", _last_words(trial))
     finally:
         trial.end()
     return trial, said
+
+
+def _last_words(trial: TrialProcess) -> str:
+    """What a process that died printed, or else how it died."""
+    code = trial.process.exitcode or 0
+    printed = trial.log.read_text(errors="replace").strip() if trial.log.exists() else ""
+    return printed or (f"its process was ended by signal {-code}" if code < 0 else f"its process left with {code}")
 
 
 def run_errand(spec: ExportSpec | AskSpec, log: Path, within_s: float) -> Exported | Predicted | Refused:
@@ -202,8 +218,7 @@ def run_errand(spec: ExportSpec | AskSpec, log: Path, within_s: float) -> Export
         return Refused((f"the process ended without a word; {log} holds what it printed",))
     finally:
         ours.close()
-        kill(process)
-        process.close()
+        discard(process)
 
 
 def warm_up() -> None:
@@ -242,15 +257,6 @@ def fork(target: Callable[..., None], *args: Any) -> BaseProcess:
         process = context.Process(target=target, args=args, daemon=False)
         process.start()
     return process
-
-
-def kill(process: BaseProcess) -> None:
-    """End a process, and the group that it leads."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        assert process.pid is not None
-        os.killpg(process.pid, signal.SIGKILL)
-    process.kill()  # it may be so young that it leads no group yet
-    process.join(5)
 
 
 @contextlib.contextmanager

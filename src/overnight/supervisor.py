@@ -403,9 +403,9 @@ class Supervisor:
             record = self._outcome(trial)
             self.devices.append(trial.spec.device)
             self._note(record)
-            if record.done:
+            if record.done:  # one that is tried again says nothing yet of the others
                 self.ended.append(record)
-            self._failures = self._failures + 1 if record.done and record.reason in _BROKEN else 0
+                self._failures = self._failures + 1 if record.reason in _BROKEN else 0
             self._ask_again_at = 0.0
             if self._failures >= self.plan.settings.study.max_consecutive_failures and self.why is None:
                 self.stop()

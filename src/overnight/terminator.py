@@ -23,6 +23,7 @@ from optuna.trial import create_trial
 
 from overnight.gp import Fork
 from overnight.plan import Plan
+from overnight.reaping import discard
 from overnight.records import TrialRecord
 from overnight.search_space import shown
 from overnight.settings import TerminatorSettings
@@ -117,9 +118,7 @@ class Terminator:
             process, connection = self._started
             self._started, self._pending = None, False
             connection.close()
-            process.kill()
-            process.join(5)
-            process.close()
+            discard(process)
 
     def _complete(self, records: Iterable[TrialRecord]) -> tuple[tuple[dict[str, Any], float], ...]:
         done = sorted((r for r in records if r.state == "complete" and r.objective is not None), key=lambda r: r.number)

@@ -10,6 +10,7 @@ from overnight import deadline, processes, tracking
 from overnight.answer import finding
 from overnight.answer.finding import Finding
 from overnight.limits import Launch
+from overnight.reaping import discard
 from overnight.settings import Place
 from overnight.views import StudyView, view
 
@@ -38,8 +39,7 @@ def tell_in_time(seen: StudyView, found: Finding, launch: Launch) -> tuple[Path 
         process.join(max(launch.told_by() - launch.now(), 0.0))
         written, late = process.exitcode == 0, process.exitcode is None
     finally:
-        processes.kill(process)
-        process.close()
+        discard(process)
     if not written:
         why = f"{launch.deadline.said} left no time for the page" if late else "the page could not be written"
         launch.note(f"{why}: `overnight report {seen.name}` writes it")

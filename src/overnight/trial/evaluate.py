@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import time
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from overnight.messages import Finished, Tested, TrialSpec
+from overnight.messages import Alive, Finished, Tested, TrialSpec
 from overnight.trial import checkpoint, namespaces
-from overnight.trial.fit import Link, build, quiet
+from overnight.trial.fit import ALIVE_EVERY_S, Link, build, quiet
 
 
 def evaluate(spec: TrialSpec, link: Link) -> Finished:
@@ -29,6 +30,7 @@ def evaluate(spec: TrialSpec, link: Link) -> Finished:
         accelerator="gpu" if spec.device.startswith("cuda") else "cpu",
         devices=[int(spec.device.removeprefix("cuda:"))] if spec.device.startswith("cuda") else 1,
         precision=spec.config["trainer"].get("precision", "32-true"),
+        callbacks=[namespaces.joined(_Speaking, lightning.Callback)(spec.number, link)],
         plugins=[environments.LightningEnvironment()],
         default_root_dir=spec.folder,
         logger=False,
@@ -42,6 +44,19 @@ def evaluate(spec: TrialSpec, link: Link) -> Finished:
     metrics = {_named(name): float(value) for name, value in trainer.callback_metrics.items()}
     link.send(Tested(spec.number, metrics, "" if metrics else f"{type(model).__name__}'s test_step logs nothing"))
     return Finished(spec.number, "complete")
+
+
+class _Speaking:
+    """Is heard of now and then, as a trial in training is: whoever waits takes silence for a stall."""
+
+    def __init__(self, number: int, link: Link) -> None:
+        self._number, self._link, self._told_at = number, link, time.monotonic()
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= ALIVE_EVERY_S:
+            self._told_at = now
+            self._link.send(Alive(self._number))
 
 
 def _lacking(data: Any, model: Any) -> str:

@@ -1,0 +1,32 @@
+"""Processes of ours that are to be there no more."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from multiprocessing.process import BaseProcess
+
+_DIES_WITHIN_S = 5.0
+
+
+def kill(process: BaseProcess) -> None:
+    """End a process, and the group that it leads; a while is waited for it to die."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        assert process.pid is not None
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # it may be so young that it leads no group yet
+    process.join(_DIES_WITHIN_S)
+
+
+def forget(process: BaseProcess) -> None:
+    """Let go of a process that was killed. In the middle of a driver's call it dies when that returns, and nobody waits
+    for it."""
+    with contextlib.suppress(ValueError):  # it is there yet
+        process.close()
+
+
+def discard(process: BaseProcess) -> None:
+    """Both."""
+    kill(process)
+    forget(process)

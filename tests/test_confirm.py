@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from overnight import api, messages, plan, tracking
-from overnight.answer import confirm, finding
-from overnight.messages import EpochEnd
+from overnight import api, messages, plan, processes, tracking
+from overnight.answer import confirm, finding, report
+from overnight.messages import EpochEnd, TrialSpec
 from overnight.plan import CONFIRM, Plan
 from overnight.records import Confirms, TrialRecord
 from overnight.screen import Nothing
@@ -136,6 +140,47 @@ def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_
     assert "(no test set: Plain has no test_step)" in finding.sentence(whole.finding)
 
 
+def test_a_network_that_dies_of_the_test_set_costs_its_test_alone(home: Path) -> None:
+    result = api.run(plan.make([*line(home, "DiesTested", 2), "study.trials=3"]), screen=Nothing())
+    assert result.why == "done"
+    assert "(no test set: the test failed: its process was ended by signal 9)" in finding.sentence(result.finding)
+
+
+def test_of_a_study_that_was_given_more_trials_every_seed_of_the_winner_is_tested(home: Path) -> None:
+    """The former finalists' confirmations are there yet, and better than the new winner's on its worst seed."""
+    lines = [*line(home, "Lucky", 3), "study.confirm.top=1", "seed=7"]  # by whose luck 1, then 3 is first
+    api.run(plan.make([*lines, "study.trials=2"]), screen=Nothing())
+    found = api.run(plan.make(lines), screen=Nothing()).finding
+    assert found.winner.trial.number > 1
+    assert (found.winner.tests["test/accuracy"].n, found.winner.untested) == (3, "")
+
+
+@pytest.fixture
+def slow_to_test(tmp_path: Path) -> TrialSpec:
+    """A trained network that takes five seconds of the test set, in twelve batches."""
+    lines = ["model._target_=their_networks.SlowlyTested", "data._target_=their_networks.Dripping", "study.trials=1"]
+    study = plan.make([f"home={tmp_path}", *SEARCHED, *lines])
+    spec = TrialSpec(
+        "s", 0, 1, study.config({}), "val/accuracy", "maximize", "last", tmp_path / "s", every_s=math.inf, device="cpu"
+    )
+    trained, _ = processes.run_alone(spec, tmp_path / "log")
+    assert trained.finished.ending == "complete", trained.finished
+    return dataclasses.replace(spec, test=True)
+
+
+def test_a_test_set_takes_as_long_as_it_takes_as_long_as_it_goes_on(slow_to_test: TrialSpec, tmp_path: Path) -> None:
+    _, said = processes.run_alone(slow_to_test, tmp_path / "log", silence_s=4)
+    assert [m.metrics.keys() for m in said if isinstance(m, messages.Tested)] == [{"test/accuracy"}]
+
+
+def test_a_test_set_ends_when_the_time_is_up_though_it_is_heard_of(slow_to_test: TrialSpec, tmp_path: Path) -> None:
+    began = time.time()
+    tested, said = processes.run_alone(slow_to_test, tmp_path / "log", until=began + 2.5)
+    assert time.time() - began < 5
+    assert tested.finished.reason == "timed_out"
+    assert not [m for m in said if isinstance(m, messages.Tested)]
+
+
 # What is confirmed, and what is said of it, from records alone --------------------------------------------------------
 
 
@@ -153,6 +198,12 @@ def record(number: int, value: float | None, state: str = "complete", **more: An
 def confirmations(values: dict[int, list[float]]) -> list[TrialRecord]:
     pairs = [(trial, n, v) for trial, vs in values.items() for n, v in enumerate(vs, 1)]
     return [record(i, v, confirms=Confirms(trial, n, 1000 + n)) for i, (trial, n, v) in enumerate(pairs)]
+
+
+def table(records: list[TrialRecord], seen: list[TrialRecord]) -> list[tuple[str, ...]]:
+    """What stands in the report's ranking."""
+    found = finding.found(small(), records, seen, {})
+    return report.ranking(SimpleNamespace(finding=found, plan=small()))
 
 
 def test_finalists_are_the_best_distinct_configurations_and_the_baseline_comes_along() -> None:
@@ -182,8 +233,8 @@ def test_the_winner_is_the_best_on_fresh_seeds_and_not_the_luckiest_of_the_searc
     assert found.winner.trial.number == 2
     assert found.luckiest.number == 1
     assert finding.sentence(found) == (
-        "trial-0002 won: 97.00% ± 0.88 val/accuracy over 5 seeds, 93.00% on test; the config you started from had "
-        "80.40% ± 1.42; second place (trial-0001) is worse."
+        "trial-0002 won: 97.00% ± 0.88 val/accuracy over 5 seeds, 93.00% on test (of one seed alone); the config you "
+        "started from had 80.40% ± 1.42; second place (trial-0001) is worse."
     )
 
 
@@ -192,6 +243,48 @@ def test_what_cannot_be_told_apart_is_said_to_be_so() -> None:
     found = finding.found(small(), records, confirmations({0: [0.9, 0.8, 0.85], 1: [0.8, 0.9, 0.85]}), {})
     assert "not distinguishably worse" in finding.sentence(found)
     assert "that is the config you started from" in finding.sentence(found)
+
+
+def test_a_baseline_that_beats_the_finalists_on_fresh_seeds_is_said_to_be_better_wherever_it_stands() -> None:
+    records = [record(0, 0.5, "pruned"), record(1, 0.9)]
+    seen = confirmations({0: [0.95, 0.95, 0.951, 0.95, 0.951], 1: [0.90, 0.91, 0.90, 0.90, 0.89]})
+    found = finding.found(small(), records, seen, {})
+    assert "had 95.04% ± 0.07, which is better" in finding.sentence(found)
+    assert [row[2] for row in table(records, seen)] == ["first", "better (p < 0.001)"]
+
+
+def test_a_second_that_scored_higher_and_failed_once_is_said_to_have_done_both() -> None:
+    records = [record(0, 0.5), record(1, 0.99), record(2, 0.98)]
+    seen = confirmations({0: [0.5] * 5, 1: [0.90, 0.901, 0.90, 0.90, 0.901], 2: [0.96, 0.961, 0.96, 0.96]})
+    seen.append(record(99, None, "failed", confirms=Confirms(2, 5, 1005)))
+    found = finding.found(small(), records, seen, {})
+    assert finding.sentence(found).endswith("; second place (trial-0002) scored higher, but failed on one seed.")
+    assert table(records, seen)[1][2] == "better (p < 0.001)"
+
+
+def test_one_seed_compares_nothing() -> None:
+    records = [record(0, 0.4), record(1, 0.9), record(2, 0.8)]
+    seen = confirmations({0: [0.41], 1: [0.86], 2: [0.85]})
+    said = finding.sentence(finding.found(small("study.confirm.seeds=1"), records, seen, {}))
+    assert "the config you started from had 41.00%, on too few seeds to compare; second place (trial-0002) was " in said
+    assert "distinguish" not in said
+
+
+def test_a_baseline_in_second_place_is_spoken_of_once() -> None:
+    records = [record(0, 0.9), record(1, 0.95)]
+    seen = confirmations({0: [0.90, 0.91, 0.90, 0.92, 0.90], 1: [0.95, 0.96, 0.95, 0.97, 0.95]})
+    said = finding.sentence(finding.found(small(), records, seen, {}))
+    assert said.endswith("; the config you started from, in second place, had 90.60% ± 1.11.")
+
+
+def test_one_lucky_seed_more_decides_nothing_where_a_confirmation_was_cut() -> None:
+    records = [record(0, 0.5, "failed"), record(1, 0.95), record(2, 0.94)]
+    cut = confirmations({1: [0.95, 0.96, 0.94], 2: [0.94, 0.95]})
+    assert [f.estimate.n for f in finding.found(small(), records, cut, {}).finalists] == [2, 2]
+    extended = confirmations({1: [0.95, 0.97, 0.96, 0.955, 0.965], 2: [0.971]})
+    found = finding.found(small(), records, extended, {})
+    assert [(f.trial.number, f.estimate.n) for f in found.finalists] == [(1, 5), (2, 1)]
+    assert "second place (trial-0002) was trained on too few seeds to compare" in finding.sentence(found)
 
 
 @pytest.mark.parametrize(

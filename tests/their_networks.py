@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from overnight.data.digits import Digits
 from overnight.models.mlp import MLP
 
 
@@ -47,6 +48,38 @@ class Tested(Plain):
         with open(self.marker, "a") as file:
             file.write("x")
         self.log("test_accuracy", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
+
+
+class Lucky(Tested):
+    """What it scores is its seed's luck, and a little its learning rate's."""
+
+    def validation_step(self, *_):
+        luck = torch.rand((), generator=torch.Generator().manual_seed(torch.initial_seed()))
+        self.log("val/loss", torch.tensor(0.0))
+        self.log("val/accuracy", 0.4 + 0.5 * luck + self.lr / 10)
+
+
+class DiesTested(Plain):
+    """Is killed by the test set, and leaves no word."""
+
+    def test_step(self, *_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SlowlyTested(Plain):
+    """Takes its time over the test set."""
+
+    def test_step(self, batch, _):  # noqa: PT019
+        time.sleep(0.4)
+        self.log("test_accuracy", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
+
+
+class Dripping(Digits):
+    """Gives its test set out row by row, twelve of them."""
+
+    def test_dataloader(self):
+        rows = torch.utils.data.TensorDataset(torch.zeros(12, 1, 8, 8), torch.zeros(12, dtype=torch.long))
+        return torch.utils.data.DataLoader(rows, batch_size=1)
 
 
 class Planted(Plain):

@@ -22,6 +22,9 @@ from overnight.slots import slot_devices
 from overnight.study import Ledger
 
 BASELINE = 0  # the configuration as written is a study's first trial
+# Weights are kept until the test set was asked. Not the best of them: those of former finalists, of a study that was
+# given more trials, would count, and the worst seeds of the new ones would go untested.
+_ALL = 1_000_000
 
 
 def finalists(plan: Plan, records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -47,7 +50,7 @@ def plan_of(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
     """The plan by which a search's confirmation runs: nothing searched, nothing pruned, every weight kept."""
     wanted = len(_wanted(plan, records))
     study = dataclasses.replace(
-        plan.settings.study, name=plan.name + CONFIRM, trials=max(wanted, 1), keep_checkpoints=wanted, enqueue=()
+        plan.settings.study, name=plan.name + CONFIRM, trials=max(wanted, 1), keep_checkpoints=_ALL, enqueue=()
     )
     sampler = dataclasses.replace(plan.settings.sampler, name="random")  # it is never asked
     pruner = dataclasses.replace(plan.settings.pruner, name="none")
@@ -132,15 +135,15 @@ def test(ledger: Ledger, trials: Iterable[int], until: float, takes_s: float) ->
             cache=where.cache,
             test=True,
         )
-        silence_s = min(settings.trial.stall_s or math.inf, until - began)
         log = where.log(plan.name, record.number)
-        trial, said = processes.run_alone(spec, log, silence_s if silence_s < math.inf else None)
+        trial, said = processes.run_alone(spec, log, settings.trial.stall_s, until if until < math.inf else None)
         heard = next((m for m in said if isinstance(m, Tested)), None)
         if heard is None and time.time() >= until:
             return False
         if heard is None:
             assert trial.finished is not None
-            heard = Tested(record.number, {}, f"the test failed: {trial.finished.detail.strip().splitlines()[-1]}")
+            lines = trial.finished.detail.strip().splitlines() or ["without a word"]
+            heard = Tested(record.number, {}, f"the test failed: {lines[-1]}")
         ledger.keep_test(heard)
         takes_s = time.time() - began
     return True

@@ -38,7 +38,8 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Finding:
-    """finalists: the winner first, by mean; empty where nothing was confirmed. luckiest: the search's own best.
+    """finalists: the winner first, by mean over the seeds that they share; then those that are two seeds or more behind
+    the others; last those that failed on one. Empty where nothing was confirmed. luckiest: the search's own best.
 
     baseline: the configuration as written; may be the winner itself. asked: how many confirmations there are to be.
     """
@@ -77,22 +78,26 @@ def found(
     chosen = confirm.finalists(plan, records)
     written = confirm.baseline(plan, records) if chosen else None
 
+    runs_of = {t.number: _runs(confirmations, t, seeds) for t in (*chosen, *([written] if written else []))}
+    # Where a confirmation was cut, one more lucky seed must decide nothing.
+    tried = {t.number: {_nth(r) for r in runs_of[t.number] if r.done} for t in chosen}
+    most = max(map(len, tried.values()), default=0)
+    level = {number for number, nths in tried.items() if nths and len(nths) >= most - 1}
+    shared = set.intersection(*(tried[number] for number in level)) if level else set()
+
     def finalist(trial: TrialRecord, among: int) -> Finalist:
-        runs = tuple(
-            sorted(
-                (r for r in confirmations if r.confirms and r.confirms.trial == trial.number and _nth(r) <= seeds),
-                key=_nth,
-            )
-        )
+        runs = runs_of[trial.number]
         values = {_nth(r): r.objective for r in runs if r.state == "complete" and r.objective is not None}
+        if trial.number in level and shared:
+            values = {nth: value for nth, value in values.items() if nth in shared}
         heard = [tests[r.number] for r in runs if r.number in tests]
         names = dict.fromkeys(name for t in heard for name in t.metrics)
         means = {n: estimate([t.metrics[n] for t in heard if n in t.metrics]) for n in names}
         mean = estimate(list(values.values()), among) if values else None
         return Finalist(trial, runs, values, mean, means, next((t.why for t in heard if t.why), ""))
 
-    def rank(f: Finalist) -> tuple[bool, int, float]:
-        return f.estimate is None, f.failed, -sign * f.estimate.mean if f.estimate else 0.0
+    def rank(f: Finalist) -> tuple[bool, int, bool, float]:
+        return f.estimate is None, f.failed, f.trial.number not in level, -sign * f.estimate.mean if f.estimate else 0.0
 
     ranked = sorted((finalist(t, len(chosen)) for t in chosen), key=rank)
     # Its mean is no winner's, and needs no making up for luck, unless it is the winner.
@@ -116,6 +121,12 @@ def found(
     )
 
 
+def _runs(confirmations: Sequence[TrialRecord], trial: TrialRecord, seeds: int) -> tuple[TrialRecord, ...]:
+    """A trial's confirmations, by seed."""
+    mine = (r for r in confirmations if r.confirms and r.confirms.trial == trial.number and _nth(r) <= seeds)
+    return tuple(sorted(mine, key=_nth))
+
+
 def sentence(finding: Finding) -> str:
     """The answer, for somebody who has just woken up."""
     winner, base, metric = finding.winner, finding.baseline, finding.plan.settings.study.metric
@@ -124,7 +135,10 @@ def sentence(finding: Finding) -> str:
     name = trial_name(winner.trial.number)
     said = f"{name} won: {shown(winner.estimate, metric)} {metric} over {_seeds(winner.estimate.n)}"
     said += _on_test(winner, finding)
-    return f"{said}; {_beside_baseline(finding, base)}; {_beside_second(finding)}."
+    second = _second(finding)
+    if base is not None and second is not None and base.trial.number == second.trial.number:
+        return f"{said}; {_beside_baseline(finding, base, 'in second place, ')}."  # once, and as sure as it is of both
+    return f"{said}; {_beside_baseline(finding, base)}; {_beside_second(finding, second)}."
 
 
 def verdict(comparison: Comparison | None, sign: int) -> str:
@@ -162,11 +176,13 @@ def _unconfirmed(finding: Finding) -> str:
 def _on_test(finalist: Finalist, finding: Finding) -> str:
     tested = finalist.tests.get(test_metric(finding))
     if tested is not None:
-        return f", {shown(tested.mean, test_metric(finding))} on test"
+        trained = finalist.estimate.n if finalist.estimate is not None else tested.n
+        of = f" (of {_seeds(tested.n)} alone)" if tested.n < trained else ""
+        return f", {shown(tested.mean, test_metric(finding))} on test{of}"
     return f" (no test set: {finalist.untested})" if finalist.untested else ""
 
 
-def _beside_baseline(finding: Finding, base: Finalist | None) -> str:
+def _beside_baseline(finding: Finding, base: Finalist | None, place: str = "") -> str:
     metric, winner = finding.plan.settings.study.metric, finding.winner
     if base is None:
         return "the config you started from did not train, or is marked bad"
@@ -176,20 +192,36 @@ def _beside_baseline(finding: Finding, base: Finalist | None) -> str:
     if base.estimate is None:
         return "the config you started from failed on these seeds"
     test = _on_test(base, finding) if base.tests else ""
-    said = f"the config you started from had {shown(base.estimate, metric)}{test}"
-    word = verdict(finding.against_baseline, _sign(finding))
-    return {"better": said, "worse": f"{said}, which is better"}.get(word, f"{said}, not distinguishably different")
+    said = f"the config you started from{', ' if place else ''}{place or ' '}had {shown(base.estimate, metric)}{test}"
+    return (
+        said
+        + {
+            "better": "",
+            "worse": ", which is better",
+            "not distinguishable": ", not distinguishably different",
+            "not compared": ", on too few seeds to compare",
+        }[verdict(finding.against_baseline, _sign(finding))]
+    )
 
 
-def _beside_second(finding: Finding) -> str:
-    word = verdict(finding.against_second, _sign(finding))
-    rivals = [f for f in finding.finalists[1:] if f.estimate is not None]
-    if not rivals:
+def _second(finding: Finding) -> Finalist | None:
+    return next((f for f in finding.finalists[1:] if f.estimate is not None), None)
+
+
+def _beside_second(finding: Finding, second: Finalist | None) -> str:
+    if second is None:
         return "there is no second to compare with"
-    second = f"second place ({trial_name(rivals[0].trial.number)})"
-    if word == "better":
-        return f"{second} is worse"
-    return f"{second} is not distinguishably worse" if word == "not distinguishable" else f"{second} was not compared"
+    name = f"second place ({trial_name(second.trial.number)})"
+    if second.failed:
+        scored_more = f"{name} scored higher, but failed on {_seeds(second.failed)}"
+    else:
+        scored_more = f"{name} scored higher, but on fewer seeds"
+    return {
+        "better": f"{name} is worse",
+        "worse": scored_more,
+        "not distinguishable": f"{name} is not distinguishably worse",
+        "not compared": f"{name} was trained on too few seeds to compare",
+    }[verdict(finding.against_second, _sign(finding))]
 
 
 def _compared(first: Finalist | None, second: Finalist | None, among: int = 1) -> Comparison | None:

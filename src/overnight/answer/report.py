@@ -160,13 +160,12 @@ def _against(found: Finding, place: int, f: Finalist) -> str:
     if place == 0:
         return "first"
     is_base = found.baseline is not None and f.trial.number == found.baseline.trial.number
-    versus = (
-        found.against_second if place == 1 and found.against_second else found.against_baseline if is_base else None
-    )
+    versus = found.against_baseline if is_base else found.against_second if place == 1 else None
     if versus is None or versus.p is None:
         return ""
-    worse = "worse" if versus.distinguishable else "not distinguishable"
-    return f"{worse} (p = {versus.p:.2g})" if versus.p >= 0.001 else f"{worse} (p < 0.001)"
+    sign = 1 if found.plan.settings.study.direction == "maximize" else -1
+    word = {"better": "worse", "worse": "better"}.get(verdict := finding.verdict(versus, sign), verdict)
+    return f"{word} (p = {versus.p:.2g})" if versus.p >= 0.001 else f"{word} (p < 0.001)"
 
 
 # In a terminal --------------------------------------------------------------------------------------------------------

@@ -4,74 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from optuna.trial import TrialState
 
-from overnight import api, leases, plan
-from overnight.messages import EpochEnd
+from joined import Join, asked, epoch, stay
+from overnight import leases
+from overnight import postgres as postgres_module
 from overnight.opening import open_study
 from overnight.plan import Plan
-from overnight.screen import Nothing
-from overnight.settings import ConfigError
-from overnight.sharing import SharedStorage
 from overnight.storage import Unreachable
 from overnight.study import Ledger
 from servers import Cable, Postgres
-
-Join = Callable[..., Ledger]
-
-
-@pytest.fixture
-def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
-    def planned(url: str, *overrides: str) -> Plan:
-        monkeypatch.setenv("OVERNIGHT_STORAGE_URL", url)
-        return plan.make([f"home={tmp_path}", "storage=postgres", "sampler=random", "study.trials=3", *overrides])
-
-    return planned
-
-
-@pytest.fixture
-def study(planned: Callable[..., Plan], database: Callable[[], str]) -> Plan:
-    return planned(database())
-
-
-@pytest.fixture
-def join(study: Plan) -> Iterator[Join]:
-    """Be one more supervisor at the study, in this process; its leases last half a second unless told otherwise."""
-    with ExitStack() as open_:
-
-        def join(owner: str, lease_s: float = 0.5, of: Plan = study) -> Ledger:
-            ledger, _ = open_study(of)
-            assert ledger.shared is not None
-            ledger.shared.owner, ledger.shared.lease_s = owner, lease_s
-            ledger.shared.sit(ledger.study._study_id)
-            open_.callback(ledger.close)
-            return ledger
-
-        yield join
-
-
-def epoch(number: int, e: int, value: float = 0.5) -> EpochEnd:
-    return EpochEnd(number, e, {"val/accuracy": value}, 1000.0 + e, 0.1)
-
-
-def stay(*ledgers: Ledger, seconds: float = 0.8) -> None:
-    """Let time go by with these supervisors at work, and no other."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        for ledger in ledgers:
-            ledger.shared.write()  # type: ignore[union-attr]
-        time.sleep(0.02)
-
-
-def asked(ledger: Ledger) -> int | None:
-    ticket = ledger.ask()
-    return ticket.number if ticket is not None else None
 
 
 def test_many_that_ask_at_once_get_each_trial_once_and_no_more_than_the_budget(
@@ -273,58 +219,28 @@ def test_a_trial_that_nobody_is_at_any_more_is_the_first_to_be_asked_for(join: J
     assert states == [TrialState.RUNNING, TrialState.RUNNING]
 
 
-def test_a_machine_without_the_data_of_a_study_that_others_began_is_told_before_it_takes_a_trial(
-    planned: Callable[..., Plan], database: Callable[[], str]
-) -> None:
-    study = planned(database(), "data._target_=their_mistakes.Missing", "search=none", "slots=1")
-    ledger, _ = open_study(study)
-    with pytest.raises(ConfigError, match=r"^data\.root: put train-images\.gz into /nowhere$"):
-        api.run(study, screen=Nothing())
-    assert ledger.trials() == []
-    ledger.close()
+def test_a_trial_that_was_lost_and_put_back_is_asked_for_once_that_is_known(join: Join) -> None:
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    stay(b)
+    assert [r.number for r in b.adopt()] == [0]
+    b.settle([0])
+    b.shared.write()  # type: ignore[union-attr]
+    assert asked(a) == 1
+    assert a.lost() == [0]
+    assert a.ask_for(0) is not None
+    a.record(epoch(0, 0))
 
 
-AT_ONCE = ("trainer.max_epochs=1", "preflight=never", "pictures.when=never", "study.confirm.seeds=0", "slots=1")
-
-
-def test_a_ledger_that_can_not_be_asked_for_a_moment_is_no_reason_to_call_a_study_done(
+def test_a_server_that_closes_a_session_which_slept_is_asked_again(
     planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the next loop looks, it is back."""
-    asks, claim = iter(range(100)), SharedStorage.claim
-
-    def away_once(self: SharedStorage, *args: Any) -> int | None:
-        if next(asks) == 1:
-            raise Unreachable("the line was cut")
-        return claim(self, *args)
-
-    monkeypatch.setattr(SharedStorage, "claim", away_once)
-    result = api.run(planned(database(), *AT_ONCE), screen=Nothing())
-    assert next(asks) > 3
-    assert (result.why, [r.state for r in result.records]) == ("done", ["complete"] * 3)
-
-
-def test_a_study_whose_last_trial_somebody_else_has_just_begun_is_not_done_yet(
-    planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = planned(database(), *AT_ONCE, "study.trials=2")
-    b, claim, runs = join("b", 30.0, study), SharedStorage.claim, []
-
-    def end() -> None:
-        time.sleep(2)
-        b.record(epoch(1, 0))
-        b.complete(1)
-
-    def second(self: SharedStorage, *args: Any) -> int | None:
-        if runs:  # before it is asked for the one that is lacking
-            monkeypatch.setattr(SharedStorage, "claim", claim)
-            runs.append(asked(b))
-            threading.Thread(target=end).start()
-        else:
-            runs.append(0)
-        return claim(self, *args)
-
-    monkeypatch.setattr(SharedStorage, "claim", second)
-    result = api.run(study, screen=Nothing())
-    assert runs == [0, 1]
-    assert [r.state for r in result.records] == ["complete", "complete"]
+    monkeypatch.setitem(postgres_module._PATIENCE, "idle_in_transaction_session_timeout", 300)
+    ledger, _ = open_study(planned(database()))
+    storage, study_id = ledger.shared, ledger.study._study_id
+    assert asked(ledger) == 0  # the one as written
+    with pytest.raises(Unreachable):
+        storage.claim(study_id, "new", lambda: time.sleep(1) or False)  # type: ignore[union-attr]
+    time.sleep(2.5)
+    assert storage.claim(study_id, "new", lambda: False) == 1  # type: ignore[union-attr]
+    ledger.close()

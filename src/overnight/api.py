@@ -209,7 +209,7 @@ def serve(
     except BaseException:
         ledger.close()
         raise
-    return _carry_on(ledger, began, [], screen, signals, news)
+    return _carry_on(ledger, began, [], screen, signals, news, ledger.launched_s)
 
 
 def _carry_on(
@@ -219,8 +219,9 @@ def _carry_on(
     screen: Screen | None,
     signals: Signals,
     herald: contextlib.AbstractContextManager[Herald],
+    launched: float | None = None,
 ) -> Result:
-    """Search, confirm and tell, as far as somebody lets it."""
+    """Search, confirm and tell, as far as somebody lets it. launched: see Launch."""
     plan = ledger.plan
     with contextlib.ExitStack() as ending:
         news = ending.enter_context(herald)
@@ -229,7 +230,7 @@ def _carry_on(
         def work(supervisor: Supervisor, said: list[str] | None = None) -> Result:
             return _work(supervisor, said or [], screen, signals, news)
 
-        launch = Launch(plan, began, ledger.keep_launch)
+        launch = Launch(plan, began, ledger.keep_launch, launched=launched)
         if launch.deadline is not None:
             news.wait_until(launch.deadline.ends)
         with contextlib.closing(Terminator(plan, processes.fork)) as terminator:
@@ -239,7 +240,7 @@ def _carry_on(
         if search.why in ("done", "limit"):
             search = _with_answer(search, ledger, work, launch)
         if search.why == "failures":
-            ledger.end()
+            ledger.give_up()
         result = replace(search, cut=tuple(launch.notes))
         _tell(news, result)
         return result

@@ -49,7 +49,8 @@ class Limits(Protocol):
 class Launch:
     """One launch of a study: when it must have ended, and what there is to say of how it ended.
 
-    keep: has the ledger keep what others see of it. say: writes a line where the launch is logged.
+    keep: has the ledger keep what others see of it. launched: since when its time counts, where that is not since it
+    began: for one of many, who came later than the study was launched.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class Launch:
         began: float,
         keep: Callable[[dict[str, Any]], None],
         now: Callable[[], float] = time.time,
+        launched: float | None = None,
     ) -> None:
-        self.plan, self.now, self._keep = plan, now, keep
-        self.deadline: Deadline | None = deadline.of(plan.settings.study, began)
+        self.plan, self.now, self._keep, self.began = plan, now, keep, began
+        self.deadline: Deadline | None = deadline.of(plan.settings.study, began if launched is None else launched)
         self.started_s = 0.0
         self.over: Over | None = None
         self.notes: list[str] = []
@@ -137,7 +139,7 @@ class Searching:
         if self._asked_at is None:
             self._asked_at = self._launch.now()
             if self._launch.deadline is not None:
-                self._launch.warm(self._asked_at - self._launch.deadline.began)
+                self._launch.warm(self._asked_at - self._launch.began)
         waiting = [r for n, r in sorted(records.items()) if r.state in ("waiting", "paused") and n not in running]
         if not waiting and len(records) >= self._plan.budget:
             return "any"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from overnight.settings import ConfigError, Place, Settings, look_up
 from overnight.sharing import SharedStorage, open_for_work
 from overnight.storage import dispose, hold
 from overnight.study import Ledger
-from overnight.views import LINKS, OVER, PLAN, READY, REFUSED, UID, generations, plan_of
+from overnight.views import LAUNCHED, LINKS, OVER, PLAN, READY, REFUSED, TOLD, UID, generations, plan_of
 
 
 def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> tuple[Ledger, list[str]]:
@@ -65,6 +66,8 @@ def _open_shared(plan: Plan, extend: bool, comparable: bool) -> tuple[Ledger, li
             ledger.clear_stop()
         with storage.alone(f"answer of {study._study_id}"):  # else whoever is telling it would say that it is over
             study.set_user_attr(OVER, False)
+            study.set_user_attr(TOLD, {})
+            study.set_user_attr(LAUNCHED, time.time())
         for key in [k for k, refused in study.user_attrs.items() if k.startswith(REFUSED) and refused]:
             study.set_user_attr(key, [])  # it may ask for something else now
         return ledger, said + _limits(ledger, comparable)

@@ -8,13 +8,23 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 CONNECT_WITHIN_S = 10
 _LOCK = 0x6F7665726E696768  # "overnigh", of pg_advisory_lock: whoever makes or changes tables holds it
 _MAINTENANCE = "postgres"  # the database that every server has
 # What a connection gives up after, in milliseconds: a supervisor that was put to sleep must hold no lock for the rest.
 _PATIENCE = {"lock_timeout": 60_000, "idle_in_transaction_session_timeout": 60_000}
+# Nor one whose machine lost its power: the server would wait two hours for a word of it.
+_SERVER = {
+    "tcp_keepalives_idle": 10,
+    "tcp_keepalives_interval": 5,
+    "tcp_keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+# SQLSTATEs of a server that takes no word now and may later: it closed a session that slept in a transaction, and it
+# is read-only, as a standby or a full disk is.
+_LATER = ("25P03", "25006")
 
 
 def engine_options(url: str) -> dict[str, Any]:
@@ -38,9 +48,18 @@ def _connect_arguments(url: URL) -> dict[str, Any]:
         "keepalives_interval": 5,
         "keepalives_count": 4,
         "tcp_user_timeout": 30_000,
-        "options": " ".join(f"-c {name}={value}" for name, value in _PATIENCE.items()),
+        "options": " ".join(f"-c {name}={value}" for name, value in {**_PATIENCE, **_SERVER}.items()),
     }
     return {name: value for name, value in mine.items() if name not in url.query}
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether an error says that a database can't be reached or written for the time being."""
+    if isinstance(error, InterfaceError | OperationalError):
+        return True
+    return isinstance(error, DBAPIError) and (
+        error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _LATER
+    )
 
 
 @contextlib.contextmanager

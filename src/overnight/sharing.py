@@ -22,9 +22,9 @@ from optuna.exceptions import StorageInternalError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
-from overnight import leases
+from overnight import leases, postgres
 from overnight.holding import HolderStorage, Row, as_stored, blank, id_of, undisturbed, write_trial
 from overnight.settings import Place
 from overnight.storage import Held, LedgerStorage, Unreachable, held_by, in_a_line, open_storage
@@ -77,7 +77,8 @@ class SharedStorage(HolderStorage):
             self.refresh(study_id)
             rows = self._rows(study_id)
             for (study, number), stint in leases.held(database, self.owner).items():
-                lost_on_the_way = study == study_id and id_of(study, number) not in self._mine
+                i = id_of(study, number)
+                lost_on_the_way = study == study_id and i not in self._mine and i not in self._lost
                 if lost_on_the_way and which in ("any", "new", number) and not rows[number].now.state.is_finished():
                     return number, stint, None  # it was claimed, and the answer did not arrive
             for number in self._claimable(study_id, which, taken):
@@ -114,6 +115,8 @@ class SharedStorage(HolderStorage):
             return []
         rows = self._rows(study_id)
         open_ = [n for n, row in enumerate(rows) if which in ("any", n) and not row.now.state.is_finished()]
+        # What somebody has taken from this process, and may have put back: another time, once that is known here.
+        open_ = [n for n in open_ if id_of(study_id, n) not in self._lost]
         waits = {n for n in open_ if rows[n].now.state == TrialState.WAITING}
         return sorted(
             (n for n in open_ if n not in taken or (n in waits and self._keeps(study_id, n))),
@@ -204,15 +207,16 @@ class SharedStorage(HolderStorage):
         return len(self._unwritten) + len(self._said)
 
     @contextlib.contextmanager
-    def alone(self, what: str) -> Iterator[None]:
-        """Be the only process to do something, of all that share the database; waits for its turn. Other threads may
-        ask. Raises Unreachable."""
+    def alone(self, what: str, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Be the only process to do something, of all that share the database; waits for its turn, and calls
+        `meanwhile` until then, now and again. Other threads may ask. Raises Unreachable."""
         with _reached():
             connection = self.backend.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         with connection:
             pause_s = 0.02
             with _reached():
                 while not leases.try_lock_beyond(connection, what):  # asleep here, not there: signals are heeded
+                    meanwhile()
                     time.sleep(pause_s)
                     pause_s = min(2 * pause_s, 0.5)
             try:
@@ -295,7 +299,7 @@ class SharedStorage(HolderStorage):
                 for i in settled:
                     self._mine.pop(i, None)
                 self._settled -= settled
-        except (InterfaceError, OperationalError, StorageInternalError) as error:
+        except (DBAPIError, StorageInternalError) as error:
             self._unsure |= unwritten.keys()
             self._out_of_reach(error)
             raise Unreachable(self.trouble) from error
@@ -326,9 +330,7 @@ class SharedStorage(HolderStorage):
         self._unsure.clear()
 
     def _out_of_reach(self, error: BaseException) -> None:
-        if isinstance(error, StorageInternalError) and not isinstance(
-            error.__cause__, InterfaceError | OperationalError
-        ):
+        if not postgres.is_away(error.__cause__ if isinstance(error, StorageInternalError) else error):
             raise error
         self.trouble = in_a_line(error)
         self._try_at = time.monotonic() + min(_TRY_AGAIN_S, _RENEW_AFTER * self.lease_s)
@@ -348,7 +350,8 @@ class SharedStorage(HolderStorage):
             trial._trial_id = id_of(study_id, trial.number)
             return Row(trial, trial, write_trial(database, trial._trial_id, Row(trial)))
 
-        self._rows(study_id).append(self._transact(work, lock=f"trials of {study_id}"))
+        row = self._transact(work, lock=f"trials of {study_id}")
+        self._rows(study_id).append(row)  # which may be read anew by then
         return trial._trial_id
 
     def delete_study(self, study_id: int) -> None:
@@ -411,8 +414,8 @@ class Company:
         """Seconds between two looks at what others have done: ten in a lease, so that some may fail."""
         return min(max(self.storage.lease_s / 10, 1.0), _WORD_EVERY_S)
 
-    def alone(self, what: str) -> AbstractContextManager[None]:
-        return self.storage.alone(f"{what} of {self.study_id}")
+    def alone(self, what: str, meanwhile: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+        return self.storage.alone(f"{what} of {self.study_id}", meanwhile)
 
     def standing(self, number: int) -> Standing:
         return self.storage.standing(self.study_id, number)
@@ -436,7 +439,9 @@ def open_for_work(place: Place) -> HolderStorage:
 def _reached() -> Iterator[None]:
     try:
         yield
-    except (InterfaceError, OperationalError) as error:
+    except DBAPIError as error:
+        if not postgres.is_away(error):
+            raise
         raise Unreachable(in_a_line(error)) from error
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ from overnight.records import (
 )
 from overnight.sharing import Company, SharedStorage, Which
 from overnight.storage import Unreachable, dispose
-from overnight.views import LAUNCH, LINKS, OVER, STOP, TESTS, UID, WANTED, tests_of
+from overnight.views import LAUNCH, LAUNCHED, LINKS, OVER, STOP, TESTS, TOLD, UID, WANTED, tests_of
 
 _LAST_WORDS_S = 10.0  # for a ledger that is out of reach to be back, before what it lacks is left to those who go on
 
@@ -80,6 +80,7 @@ class Ledger:
     plan: Plan
     study: optuna.Study
     let_go: Callable[[], None]
+    part_of: Ledger | None = None  # of a confirmation: its search, whose word to stop holds for both
     _live: dict[int, _Live] = field(default_factory=dict)
 
     # Trials out
@@ -336,8 +337,8 @@ class Ledger:
             self.shared.write()
 
     def alone(self, what: str) -> AbstractContextManager[None]:
-        """Be the only one to do something about this study. Raises Unreachable."""
-        return self.company.alone(what) if self.company is not None else nullcontext()
+        """Be the only one to do something about this study; stays heard of until then. Raises Unreachable."""
+        return self.company.alone(what, self.stay) if self.company is not None else nullcontext()
 
     # When it is written
 
@@ -380,21 +381,45 @@ class Ledger:
     # Words between processes
 
     def stop_requested(self) -> bool:
-        return bool(self.storage.get_study_user_attrs(self.study._study_id).get(STOP))
+        """Whether somebody has asked for this study to stop, or the one that it is a part of."""
+        of_the_whole = self.part_of is not None and self.part_of.stop_requested()
+        return of_the_whole or bool(self.storage.get_study_user_attrs(self.study._study_id).get(STOP))
 
     def clear_stop(self) -> None:
+        """Forget what was asked of those who were at this study before."""
+        assert self.part_of is None, "that is its search's"
         if self.stop_requested():
             self.study.set_user_attr(STOP, False)
 
     @property
-    def is_over(self) -> bool:
-        """Whether somebody who shares this study has told its answer, or has seen that it comes to nothing."""
-        return bool(self.storage.get_study_user_attrs(self.study._study_id).get(OVER))
+    def launched_s(self) -> float | None:
+        """When a study that many share was last launched, in seconds since 1970."""
+        found = self.storage.get_study_user_attrs(self.study._study_id).get(LAUNCHED)
+        return float(found) if found is not None else None
+
+    @property
+    def told(self) -> dict[str, int]:
+        """Of how many trials, confirmations and tests a study's answer was told since it was launched; where many share
+        it."""
+        return dict(self.storage.get_study_user_attrs(self.study._study_id).get(TOLD) or {})
+
+    def keep_told(self, told: Mapping[str, int]) -> None:
+        if self.shared is not None:
+            self.study.set_user_attr(TOLD, dict(told))
 
     def end(self) -> None:
         """No worker need look at this study any more, until somebody launches it again."""
         if self.shared is not None:
             self.study.set_user_attr(OVER, True)
+
+    def give_up(self) -> None:
+        """Leave a study that comes to nothing here; it is over unless others are at it, who may do better."""
+        if self.company is None:
+            return
+        with suppress(Unreachable), self.alone("answer"):
+            self.stand_up()
+            if not self.company.others():
+                self.end()
 
     def link(self, experiment_id: str, parent_run_id: str | None) -> None:
         """Keep where MLflow shows this study."""

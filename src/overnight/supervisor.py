@@ -184,7 +184,9 @@ class Supervisor:
                 ticket, self._unanswered = self._next_ticket(), False
             except Unreachable:
                 ticket, self._unanswered = None, True
-            self._drop_lost()
+            lost = self._drop_lost()
+            if ticket is not None and ticket.number in lost:  # this machine slept between two words of the ledger's
+                continue
             self._asked_all = ticket is None
             if ticket is None:
                 if self.ledger.company is not None:  # others may leave some behind
@@ -319,16 +321,23 @@ class Supervisor:
             for record in self.ledger.adopt():
                 self.tracker.look_again(record.number)
                 self._note(record)
+                self._look_anew()
         self.ledger.settle(self.tracker.take_settled())
         self._drop_lost()
 
     def _hear_others(self) -> None:
         for record in self.ledger.heard():
             self.records[record.number] = record
+            self._look_anew()
 
-    def _drop_lost(self) -> None:
-        """End what others have taken over: what it would say does not count."""
-        for number in self.ledger.lost():
+    def _look_anew(self) -> None:
+        """What a limit said of older records holds no longer: it is asked again before anybody leaves."""
+        self._refused = False
+
+    def _drop_lost(self) -> list[int]:
+        """End what others have taken over: what it would say does not count. Returns the numbers of all of them."""
+        lost = self.ledger.lost()
+        for number in lost:
             self._unmirrored.pop(number, None)
             if number in self.running:
                 trial = self.running.pop(number)
@@ -336,6 +345,7 @@ class Supervisor:
                 trial.end()
                 self._watchdog.forget(number)
                 self.devices.append(trial.spec.device)
+        return lost
 
     def _still_waits(self) -> bool:
         """Stay this process's trials while MLflow is told; whether anybody waits for that."""

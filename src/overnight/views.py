@@ -23,6 +23,8 @@ WANTED = "overnight.wanted"  # of a confirmation: (trial, nth seed) of what is a
 TESTS = "overnight.tests"  # of a confirmation: what the test set says
 LAUNCH = "overnight.launch"  # the last one: its deadline, and what ended it; as limits.Launch keeps it
 OVER = "overnight.over"  # of a study that many share: nobody need work on it until it is launched again
+LAUNCHED = "overnight.launched"  # likewise: when it was, in seconds since 1970
+TOLD = "overnight.told"  # likewise: of how much its answer was told last, as Ledger.keep_told has it
 REFUSED = "overnight.refused."  # and a machine's name: why its worker does not work on the study, line by line
 UID = "overnight.uid"  # tells this study's runs from those of another ledger's study of the same name
 

@@ -48,6 +48,9 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
                         continue
                     click.echo(f"{name}: {_ended(result)}")
                     failed = failed or result.why == "failures" or result.all_failed
+                    if result.why == "failures":  # those who share it may do better
+                        refused[name] = [_gave_up(result)]
+                        views.refuse(own.place, name, refused[name])
                     if result.signal is not None:
                         return 128 + result.signal
                     continue
@@ -81,3 +84,8 @@ def _machine(overrides: Sequence[str]) -> Settings:
 def _ended(result: api.Result) -> str:
     done = sum(r.done for r in result.records)
     return f"{result.why}, {done} of {result.plan.budget} trials are done"
+
+
+def _gave_up(result: api.Result) -> str:
+    limit = result.plan.settings.study.max_consecutive_failures
+    return f"study.max_consecutive_failures={limit} trials in a row failed here; `overnight logs` shows them"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -24,6 +25,7 @@ from overnight.views import StudyView, view
 _WORTH_A_PAGE = 20
 # Seconds that must be left of a deadline for the winner's network to go into MLflow's registry.
 _A_MODEL_S = 60.0
+_LOOK_EVERY_S = 1.0  # at whether others have tested theirs
 
 
 class Worked(Protocol):
@@ -62,25 +64,34 @@ def conclude(
     worked: W | None = None
     if confirm.finalists(plan, records):
         ledger, _ = open_study(confirm.plan_of(plan, records), comparable=False)
+        ledger.part_of = search
         try:
             top = _affordable(launch, records, ledger.records())
             limits = Confirming(launch, records, confirm.enqueue(ledger, plan, records, top), deadline.test_s(records))
             if top != 0:
                 tracker = Tracker(ledger.plan, ledger.uid, search_uid=search.uid, company=ledger.company)
-                worked = work(Supervisor(ledger, tracker, lambda _: None, limits=limits))
+                supervisor = Supervisor(ledger, tracker, lambda _: None, limits=limits)
+                if search.stop_requested():  # while its supervisor closed
+                    supervisor.stop()
+                worked = work(supervisor)
             found = finding.found(plan, records, ledger.records(), ledger.tests())
             if worked is not None and worked.why not in ("done", "limit"):
                 return Conclusion(found, worked)
             _say_what_was_cut(launch, found)
             with search.alone("test set"):
                 _test(ledger, found, launch, records)
+            _await_others(ledger, found, launch)
         finally:
             ledger.close()
     with search.alone("answer"):
-        if search.is_over:  # somebody who shares it was quicker
-            return Conclusion(_seen(plan)[1], worked, told=False)
-        said = _tell(plan, records, worked, launch)
-        search.end()
+        seen, now = _seen(plan)
+        if search.shared is not None and _is_told(search.told, seen):  # somebody who shares it was quicker
+            said = Conclusion(now, worked, told=False)
+        else:
+            said = _tell(seen, now, worked, launch)
+            search.keep_told(_known(seen))
+        if not _goes_on(seen, plan, launch):
+            search.end()
         return said
 
 
@@ -90,15 +101,49 @@ def _seen(plan: Plan) -> tuple[StudyView, Finding]:
     return seen, finding.of(seen)
 
 
-def _tell(plan: Plan, records: Sequence[TrialRecord], worked: W | None, launch: Launch) -> Conclusion[W]:
-    seen, found = _seen(plan)
-    if worked is None and len(records) < _WORTH_A_PAGE:
-        trouble = telling.publish(seen, plan.settings.place, found)
+def _known(seen: StudyView) -> dict[str, int]:
+    """How much of a study an answer rests on."""
+    second = seen.confirmation
+    return {
+        "trials": seen.count("complete", "pruned", "failed"),
+        "confirmations": seen.confirmed,
+        "tests": len(second.tests) if second is not None else 0,
+    }
+
+
+def _is_told(told: Mapping[str, int], seen: StudyView) -> bool:
+    return bool(told) and all(told.get(name, 0) >= count for name, count in _known(seen).items())
+
+
+def _goes_on(seen: StudyView, plan: Plan, launch: Launch) -> bool:
+    """Whether a study is not over though its answer was told: somebody has launched it with more trials since, or is at
+    one that was begun as this search ended. What a deadline ends, ends for all."""
+    if launch.over == "deadline":
+        return False
+    running = seen.count("running") or (seen.confirmation is not None and seen.confirmation.count("running"))
+    return seen.plan.budget > plan.budget or bool(running)
+
+
+def _await_others(ledger: Ledger, found: Finding, launch: Launch) -> None:
+    """Wait for those who test what they have trained themselves, in homes of their own: an answer is told of all."""
+    if ledger.company is None:
+        return
+    ledger.stand_up()  # who is through is waited for by nobody
+    compared = [f for f in (found.winner, found.baseline) if f is not None]
+    runs = {r.number for f in compared for r in f.runs if r.state == "complete"}
+    while runs - ledger.tests().keys() and launch.now() < launch.told_by() and ledger.company.others():
+        ledger.stay()
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _tell(seen: StudyView, found: Finding, worked: W | None, launch: Launch) -> Conclusion[W]:
+    if worked is None and len(seen.records) < _WORTH_A_PAGE:
+        trouble = telling.publish(seen, seen.plan.settings.place, found)
         return Conclusion(found, None, None, trouble, tuple(winner.leave_config(seen)))
     left = winner.leave_config(seen)
     page, trouble = telling.tell_in_time(seen, found, launch)
     # As composed for this start: it is not the study that asks for a model, but somebody.
-    if plan.settings.tracking.register == "auto" and found.best:
+    if launch.plan.settings.tracking.register == "auto" and found.best:
         left.append(_registered(seen, launch))
     return Conclusion(found, worked, page, trouble, tuple(left))
 

@@ -1,0 +1,66 @@
+"""Supervisors at one study in a PostgreSQL, each a ledger in this process: fixtures, and what to do with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from overnight import plan
+from overnight.messages import EpochEnd
+from overnight.opening import open_study
+from overnight.plan import Plan
+from overnight.study import Ledger
+
+Join = Callable[..., Ledger]
+
+
+@pytest.fixture
+def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    def planned(url: str, *overrides: str) -> Plan:
+        monkeypatch.setenv("OVERNIGHT_STORAGE_URL", url)
+        return plan.make([f"home={tmp_path}", "storage=postgres", "sampler=random", "study.trials=3", *overrides])
+
+    return planned
+
+
+@pytest.fixture
+def study(planned: Callable[..., Plan], database: Callable[[], str]) -> Plan:
+    return planned(database())
+
+
+@pytest.fixture
+def join(study: Plan) -> Iterator[Join]:
+    """Be one more supervisor at the study, in this process; its leases last half a second unless told otherwise."""
+    with ExitStack() as open_:
+
+        def join(owner: str, lease_s: float = 0.5, of: Plan = study) -> Ledger:
+            ledger, _ = open_study(of)
+            assert ledger.shared is not None
+            ledger.shared.owner, ledger.shared.lease_s = owner, lease_s
+            ledger.shared.sit(ledger.study._study_id)
+            open_.callback(ledger.close)
+            return ledger
+
+        yield join
+
+
+def epoch(number: int, e: int, value: float = 0.5) -> EpochEnd:
+    return EpochEnd(number, e, {"val/accuracy": value}, 1000.0 + e, 0.1)
+
+
+def stay(*ledgers: Ledger, seconds: float = 0.8) -> None:
+    """Let time go by with these supervisors at work, and no other."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for ledger in ledgers:
+            ledger.shared.write()  # type: ignore[union-attr]
+        time.sleep(0.02)
+
+
+def asked(ledger: Ledger) -> int | None:
+    ticket = ledger.ask()
+    return ticket.number if ticket is not None else None

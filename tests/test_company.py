@@ -1,0 +1,256 @@
+"""Whole studies that several supervisors share: when they are done, and who tells of how much."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from joined import Join, asked, epoch
+from overnight import api, messages, plan, sharing, views
+from overnight.answer import conclusion, confirm
+from overnight.opening import open_study
+from overnight.plan import Plan
+from overnight.screen import Nothing
+from overnight.settings import ConfigError
+from overnight.sharing import SharedStorage
+from overnight.signals import Signals
+from overnight.storage import Unreachable
+from overnight.study import Ledger
+from overnight.supervisor import Supervisor
+
+AT_ONCE = ("trainer.max_epochs=1", "preflight=never", "pictures.when=never", "study.confirm.seeds=0", "slots=1")
+
+
+def test_a_machine_without_the_data_of_a_study_that_others_began_is_told_before_it_takes_a_trial(
+    planned: Callable[..., Plan], database: Callable[[], str]
+) -> None:
+    study = planned(database(), "data._target_=their_mistakes.Missing", "search=none", "slots=1")
+    ledger, _ = open_study(study)
+    with pytest.raises(ConfigError, match=r"^data\.root: put train-images\.gz into /nowhere$"):
+        api.run(study, screen=Nothing())
+    assert [t.state for t in ledger.trials()] == [TrialState.WAITING]
+    ledger.close()
+
+
+def test_a_ledger_that_can_not_be_asked_for_a_moment_is_no_reason_to_call_a_study_done(
+    planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the next loop looks, it is back."""
+    asks, claim = iter(range(100)), SharedStorage.claim
+
+    def away_once(self: SharedStorage, *args: Any) -> int | None:
+        if next(asks) == 1:
+            raise Unreachable("the line was cut")
+        return claim(self, *args)
+
+    monkeypatch.setattr(SharedStorage, "claim", away_once)
+    result = api.run(planned(database(), *AT_ONCE), screen=Nothing())
+    assert next(asks) > 3
+    assert (result.why, [r.state for r in result.records]) == ("done", ["complete"] * 3)
+
+
+def test_a_study_whose_last_trial_somebody_else_has_just_begun_is_not_done_yet(
+    planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = planned(database(), *AT_ONCE, "study.trials=2")
+    b, claim, runs = join("b", 30.0, study), SharedStorage.claim, []
+
+    def end() -> None:
+        time.sleep(2)
+        b.record(epoch(1, 0))
+        b.complete(1)
+
+    def second(self: SharedStorage, *args: Any) -> int | None:
+        if runs:  # before it is asked for the one that is lacking
+            monkeypatch.setattr(SharedStorage, "claim", claim)
+            runs.append(asked(b))
+            threading.Thread(target=end).start()
+        else:
+            runs.append(0)
+        return claim(self, *args)
+
+    monkeypatch.setattr(SharedStorage, "claim", second)
+    result = api.run(study, screen=Nothing())
+    assert runs == [0, 1]
+    assert [r.state for r in result.records] == ["complete", "complete"]
+
+
+def test_the_first_trials_of_an_empty_study_are_all_there(
+    planned: Callable[..., Plan], database: Callable[[], str], tmp_path: Path
+) -> None:
+    planned(database())  # says where
+    one = plan.make([f"home={tmp_path}", "storage=postgres", "trainer.max_epochs=1", "slots=1"], searching=False)
+    assert [len(api.run_one(one, screen=Nothing()).records) for _ in range(2)] == [1, 1]
+    study = plan.make([f"home={tmp_path}", "storage=postgres", *AT_ONCE, "study.trials=1"])
+    study = planned(str(study.settings.place.storage_url), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
+    assert api.run(study, screen=Nothing()).finding.done == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("left", ["put back", "left behind"])
+def test_a_confirmation_that_somebody_else_leaves_half_done_is_done_before_it_is_told_of(
+    planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """It is heard of after the limits said that nothing is left, and before they are asked again."""
+    study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2", "storage.lease_s=5")
+    enqueue, wait, others = confirm.enqueue, Supervisor._wait, []
+
+    def with_another(ledger: Ledger, *args: Any) -> list[tuple[int, int]]:
+        pairs = enqueue(ledger, *args)
+        others.append(join("b", 1.0 if left == "left behind" else 30.0, ledger.plan))
+        assert others[0].ask_for(1) is not None
+        return pairs
+
+    def idle(self: Supervisor) -> None:
+        if others and self._refused:
+            if left == "put back" and len(others) == 1:
+                others.append(others[0])
+                others[0].pause(1)
+                others[0].settle([1])
+                others[0].shared.write()
+            self._flushed_at = self._adopt_again_at = -math.inf
+            self._ask_again_at = time.monotonic() + 1
+        wait(self)
+
+    monkeypatch.setattr(confirm, "enqueue", with_another)
+    monkeypatch.setattr(Supervisor, "_wait", idle)
+    result = api.run(study, screen=Nothing())
+    assert others
+    assert (result.why, result.told, result.finding.done) == ("done", True, 2)  # type: ignore[union-attr]
+    assert views.wanted(study.settings.place) == []
+
+
+def _at_the_second_claim(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
+    claim, asks = SharedStorage.claim, []
+
+    def counted(self: SharedStorage, *args: Any) -> int | None:
+        asks.append(self)
+        if len(asks) == 2:
+            monkeypatch.setattr(SharedStorage, "claim", claim)
+            do()
+        return claim(self, *args)
+
+    monkeypatch.setattr(SharedStorage, "claim", counted)
+
+
+def test_one_machine_whose_trials_all_fail_ends_the_study_for_nobody_else(
+    planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = planned(database(), *AT_ONCE, "study.trials=2")
+    b = join("b", 30.0, study)
+    _at_the_second_claim(monkeypatch, b.give_up)
+    result = api.run(study, screen=Nothing())
+    assert (result.why, result.told) == ("done", True)
+    assert views.wanted(study.settings.place) == []
+    lonely, _ = open_study(planned(database(), *AT_ONCE))
+    lonely.give_up()
+    assert views.wanted(lonely.plan.settings.place) == [], "nobody else is at it"
+    lonely.close()
+
+
+def test_trials_that_somebody_asks_for_while_a_study_is_worked_on_are_done_too(
+    planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = planned(url := database(), *AT_ONCE, "study.trials=2")
+    more = planned(url, *AT_ONCE, "study.trials=3")
+
+    def launch() -> None:  # as another process does
+        name = sharing._name["now"]
+        open_study(more)[0].close()
+        sharing._name["now"] = name
+
+    _at_the_second_claim(monkeypatch, launch)
+    assert len(api.run(few, screen=Nothing()).records) == 2
+    assert views.wanted(few.settings.place) == [few.name]
+    result = api.serve(few.name, more.settings, Signals(), screen=Nothing())
+    assert (len(result.records), result.told) == (3, True)
+    assert views.wanted(few.settings.place) == []
+
+
+def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the_answer(
+    planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = planned(database(), *AT_ONCE, "study.trials=9", "study.patience=1")
+    b, going_on, begun = join("b", 30.0, study), Supervisor._is_to_go_on, []
+
+    def begin(self: Supervisor) -> bool:
+        on = going_on(self)
+        if not on and not begun:
+            begun.append(asked(b))
+        return on
+
+    monkeypatch.setattr(Supervisor, "_is_to_go_on", begin)
+    first = api.run(study, screen=Nothing())
+    assert first.told
+    assert begun[0] is not None
+    assert views.wanted(study.settings.place) == [study.name], "somebody is at it"
+    b.record(epoch(begun[0], 0))
+    b.complete(begun[0])
+    b.flush()
+    b.close()
+    again = api.serve(study.name, study.settings, Signals(), screen=Nothing())
+    assert again.told
+    assert len(again.records) == len(first.records) + 1
+    assert views.wanted(study.settings.place) == []
+    assert not api.serve(study.name, study.settings, Signals(), screen=Nothing()).told, "all of it was told"
+
+
+def test_a_late_worker_has_the_time_that_is_left_of_a_launch(
+    planned: Callable[..., Plan], database: Callable[[], str]
+) -> None:
+    study = planned(database(), *AT_ONCE, "study.hours=0.01")
+    ledger, _ = open_study(study)
+    ledger.study.set_user_attr(views.LAUNCHED, time.time() - 60)
+    ledger.close()
+    result = api.serve(study.name, study.settings, Signals(), screen=Nothing())
+    assert not [r for r in result.records if r.done]
+    assert "study.hours=0.01 ended the search" in result.cut[0]
+
+
+def test_a_stop_that_comes_between_search_and_confirmation_is_heeded(
+    planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = planned(database(), *AT_ONCE, "study.trials=2", "study.confirm.seeds=2")
+
+    def opened(*args: Any, **options: Any) -> tuple[Ledger, list[str]]:
+        views.request_stop(study.settings.place, study.name)
+        return open_study(*args, **options)
+
+    monkeypatch.setattr(conclusion, "open_study", opened)
+    result = api.run(study, screen=Nothing())
+    assert (result.why, result.finding.done) == ("stopped", 0)  # type: ignore[union-attr]
+    monkeypatch.undo()
+    assert api.run(study, screen=Nothing()).why == "done"
+
+
+def test_an_answer_waits_for_those_who_test_what_they_have_trained(
+    planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In homes of their own, where the networks lie."""
+    study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
+    enqueue = confirm.enqueue
+
+    def with_b(ledger: Ledger, *args: Any) -> list[tuple[int, int]]:
+        pairs = enqueue(ledger, *args)
+        b = join("b", 30.0, ledger.plan)
+        assert b.ask_for(1) is not None
+        b.record(epoch(1, 0))
+        b.complete(1)
+        b.settle([1])
+        b.flush()
+        threading.Timer(6, tested, [b]).start()
+        return pairs
+
+    def tested(b: Ledger) -> None:
+        b.keep_test(messages.Tested(1, {"test/accuracy": 0.25}))
+        b.stand_up()
+
+    monkeypatch.setattr(confirm, "enqueue", with_b)
+    winner = api.run(study, screen=Nothing()).finding.winner  # type: ignore[union-attr]
+    assert winner.tests["test/accuracy"].n == 2  # type: ignore[union-attr]

@@ -281,6 +281,11 @@ def test_one_lucky_seed_more_decides_nothing_where_a_confirmation_was_cut() -> N
     records = [record(0, 0.5, "failed"), record(1, 0.95), record(2, 0.94)]
     cut = confirmations({1: [0.95, 0.96, 0.94], 2: [0.94, 0.95]})
     assert [f.estimate.n for f in finding.found(small(), records, cut, {}).finalists] == [2, 2]
+    slow = confirmations({1: [0.95, 0.96, 0.94, 0.95, 0.96], 2: [0.97, 0.98, 0.97]})
+    assert [(f.trial.number, f.estimate.n) for f in finding.found(small(), records, slow, {}).finalists] == [
+        (2, 3),
+        (1, 3),
+    ], "one that takes longer is no worse for that"
     extended = confirmations({1: [0.95, 0.97, 0.96, 0.955, 0.965], 2: [0.971]})
     found = finding.found(small(), records, extended, {})
     assert [(f.trial.number, f.estimate.n) for f in found.finalists] == [(1, 5), (2, 1)]

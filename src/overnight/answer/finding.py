@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from overnight import deadline
 from overnight.answer import confirm
 from overnight.answer.statistics import Comparison, Estimate, compare, estimate
 from overnight.messages import Tested
@@ -38,9 +39,10 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Finding:
-    """finalists: the winner first, by mean over the seeds that they share; then those that are two seeds or more behind
-    the others; last those that failed on one. Empty where nothing was confirmed. luckiest: the search's own best.
+    """finalists: the winner first, by mean over the seeds that they share; then those that have fewer than three and
+    are two or more behind; last those that failed on one. Empty where nothing was confirmed.
 
+    luckiest: the search's own best.
     baseline: the configuration as written; may be the winner itself. asked: how many confirmations there are to be.
     """
 
@@ -82,7 +84,8 @@ def found(
     # Where a confirmation was cut, one more lucky seed must decide nothing.
     tried = {t.number: {_nth(r) for r in runs_of[t.number] if r.done} for t in chosen}
     most = max(map(len, tried.values()), default=0)
-    level = {number for number, nths in tried.items() if nths and len(nths) >= most - 1}
+    enough = max(min(most - 1, deadline.LEAST_SEEDS), 1)
+    level = {number for number, nths in tried.items() if len(nths) >= enough}
     shared = set.intersection(*(tried[number] for number in level)) if level else set()
 
     def finalist(trial: TrialRecord, among: int) -> Finalist:

@@ -24,6 +24,7 @@ from overnight.signals import Signals
 from overnight.storage import Unreachable
 from overnight.study import Ledger
 from overnight.supervisor import Supervisor
+from servers import Postgres
 
 AT_ONCE = ("trainer.max_epochs=1", "preflight=never", "pictures.when=never", "study.confirm.seeds=0", "slots=1")
 
@@ -154,23 +155,24 @@ def test_one_machine_whose_trials_all_fail_ends_the_study_for_nobody_else(
     lonely.close()
 
 
-def test_trials_that_somebody_asks_for_while_a_study_is_worked_on_are_done_too(
-    planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("line", [["study.trials=3"], ["study.trials=2", "study.patience=9"], ["study.trials=2"]])
+def test_what_somebody_launches_while_a_study_is_worked_on_is_not_over_with_that(
+    planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch, line: list[str]
 ) -> None:
-    few = planned(url := database(), *AT_ONCE, "study.trials=2")
-    more = planned(url, *AT_ONCE, "study.trials=3")
+    first = planned(url := database(), *AT_ONCE, "study.trials=2", "study.hours=1")
+    anew = planned(url, *AT_ONCE, *line)
 
     def launch() -> None:  # as another process does
         name = sharing._name["now"]
-        open_study(more)[0].close()
+        open_study(anew)[0].close()
         sharing._name["now"] = name
 
     _at_the_second_claim(monkeypatch, launch)
-    assert len(api.run(few, screen=Nothing()).records) == 2
-    assert views.wanted(few.settings.place) == [few.name]
-    result = api.serve(few.name, more.settings, Signals(), screen=Nothing())
-    assert (len(result.records), result.told) == (3, True)
-    assert views.wanted(few.settings.place) == []
+    assert len(api.run(first, screen=Nothing()).records) == 2
+    assert views.wanted(first.settings.place) == [first.name]
+    result = api.serve(first.name, anew.settings, Signals(), screen=Nothing())
+    assert len(result.records) == anew.settings.study.trials
+    assert views.wanted(first.settings.place) == []
 
 
 def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the_answer(
@@ -201,16 +203,24 @@ def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the
     assert not api.serve(study.name, study.settings, Signals(), screen=Nothing()).told, "all of it was told"
 
 
-def test_a_late_worker_has_the_time_that_is_left_of_a_launch(
+def test_a_launchs_time_begins_with_the_first_who_works_on_it_and_a_late_one_has_what_is_left(
     planned: Callable[..., Plan], database: Callable[[], str]
 ) -> None:
-    study = planned(database(), *AT_ONCE, "study.hours=0.01")
+    study = planned(url := database(), *AT_ONCE, "study.hours=0.01", "study.trials=1")
     ledger, _ = open_study(study)
-    ledger.study.set_user_attr(views.LAUNCHED, time.time() - 60)
+    assert ledger.study.user_attrs[views.LAUNCHED] is None, "it may wait for a worker as long as it likes"
     ledger.close()
-    result = api.serve(study.name, study.settings, Signals(), screen=Nothing())
-    assert not [r for r in result.records if r.done]
-    assert "study.hours=0.01 ended the search" in result.cut[0]
+    assert api.serve(study.name, study.settings, Signals(), screen=Nothing()).why == "done"
+    more = planned(url, *AT_ONCE, "study.hours=0.01", "study.trials=2")
+    ledger, _ = open_study(more)
+    began = ledger.begin()
+    assert began is not None
+    assert time.time() - began < 1
+    ledger.study.set_user_attr(views.LAUNCHED, began - 60)
+    ledger.close()
+    late = api.serve(study.name, more.settings, Signals(), screen=Nothing())
+    assert [r.state for r in late.records if r.done] == ["complete"]
+    assert "study.hours=0.01 ended the search" in late.cut[0]
 
 
 def test_a_stop_that_comes_between_search_and_confirmation_is_heeded(
@@ -229,10 +239,16 @@ def test_a_stop_that_comes_between_search_and_confirmation_is_heeded(
     assert api.run(study, screen=Nothing()).why == "done"
 
 
+@pytest.mark.parametrize("restarts", [False, True])
 def test_an_answer_waits_for_those_who_test_what_they_have_trained(
-    planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
+    planned: Callable[..., Plan],
+    postgres: Postgres,
+    database: Callable[[], str],
+    join: Join,
+    monkeypatch: pytest.MonkeyPatch,
+    restarts: bool,
 ) -> None:
-    """In homes of their own, where the networks lie."""
+    """In homes of their own, where the networks lie; and though the database restarts meanwhile."""
     study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
     enqueue = confirm.enqueue
 
@@ -248,7 +264,14 @@ def test_an_answer_waits_for_those_who_test_what_they_have_trained(
         return pairs
 
     def tested(b: Ledger) -> None:
+        if restarts:
+            postgres.stop()
+            postgres.start()
+            time.sleep(2)
         b.keep_test(messages.Tested(1, {"test/accuracy": 0.25}))
+        while b.shared.unwritten:  # type: ignore[union-attr]
+            time.sleep(0.2)
+            b.shared.write()  # type: ignore[union-attr]
         b.stand_up()
 
     monkeypatch.setattr(confirm, "enqueue", with_b)

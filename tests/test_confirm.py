@@ -258,8 +258,23 @@ def test_a_second_that_scored_higher_and_failed_once_is_said_to_have_done_both()
     seen = confirmations({0: [0.5] * 5, 1: [0.90, 0.901, 0.90, 0.90, 0.901], 2: [0.96, 0.961, 0.96, 0.96]})
     seen.append(record(99, None, "failed", confirms=Confirms(2, 5, 1005)))
     found = finding.found(small(), records, seen, {})
-    assert finding.sentence(found).endswith("; second place (trial-0002) scored higher, but failed on one seed.")
+    assert finding.sentence(found).endswith("; second place (trial-0002) was better, but failed on one seed.")
     assert table(records, seen)[1][2] == "better (p < 0.001)"
+
+
+def test_a_second_that_was_lower_where_less_is_better_was_better_too() -> None:
+    records = [record(0, 0.9), record(1, 0.2), record(2, 0.3)]
+    seen = confirmations({0: [0.9] * 5, 1: [0.30, 0.301, 0.30, 0.30, 0.301], 2: [0.16, 0.161, 0.16, 0.16]})
+    seen.append(record(99, None, "failed", confirms=Confirms(2, 5, 1005)))
+    said = finding.sentence(finding.found(small("study.direction=minimize"), records, seen, {}))
+    assert said.endswith("; second place (trial-0002) was better, but failed on one seed.")
+
+
+def test_a_seed_that_failed_for_all_who_had_it_takes_no_other_value_away() -> None:
+    records = [record(0, None, "failed"), record(1, 0.95), record(2, 0.94)]
+    seen = [record(i, None, "failed", confirms=Confirms(t, 1, 1001)) for i, t in ((10, 1), (11, 2))]
+    seen.append(record(12, 0.93, confirms=Confirms(1, 2, 1002)))
+    assert finding.found(small(), records, seen, {}).winner.trial.number == 1
 
 
 def test_one_seed_compares_nothing() -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from overnight import api, plan
+from overnight.cli import cli
 from overnight.holding import undisturbed
 from overnight.opening import open_study
 from overnight.screen import Nothing
@@ -101,6 +103,22 @@ def test_a_study_that_was_stopped_as_it_was_opened_starts_no_trial(home: Path, m
         result = api.run(study, screen=Nothing(), signals=signals)
     assert (result.why, result.signal) == ("stopped", signal.SIGINT)
     assert not [r.number for r in result.records if r.history]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("option", ["--dry-run", "--detach"])
+def test_a_command_that_only_looks_or_launches_is_left_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str
+) -> None:
+    def make(*args: Any, make: Any = plan.make) -> Any:
+        made = make(*args)
+        signalled_where_exceptions_are_dropped(signal.SIGINT)
+        return made
+
+    monkeypatch.setattr(plan, "make", make)
+    done = CliRunner().invoke(cli, ["tune", option, f"home={tmp_path / 'home'}"])
+    assert done.exit_code != 0
+    assert done.output.strip() == "Aborted!"
 
 
 def test_a_signal_waits_for_the_end_of_a_write_whichever_thread_the_system_gives_it_to() -> None:

@@ -156,7 +156,9 @@ def run(
     return _carry_on(ledger, began, said, screen, signals or Signals(), notify.herald(plan, addresses, say))
 
 
-def launch(plan: Plan, *, extend: bool = False, say: Callable[[str], None] = lambda _: None) -> list[str]:
+def launch(
+    plan: Plan, *, extend: bool = False, signals: Signals | None = None, say: Callable[[str], None] = lambda _: None
+) -> list[str]:
     """Leave a study to whichever workers of its ledger are up; what there is to say of it, line by line."""
     place = plan.settings.place
     if not place.shared:
@@ -164,6 +166,8 @@ def launch(plan: Plan, *, extend: bool = False, say: Callable[[str], None] = lam
     plan, taken = warm_start.resolved(plan)
     processes.warm_up()
     check(plan, say)
+    if signals is not None:
+        signals.check()
     ledger, said = open_study(plan, extend=extend)
     ledger.close()
     return [*taken, *said, *_taken_up(place, plan.name)]
@@ -209,7 +213,7 @@ def serve(
     except BaseException:
         ledger.close()
         raise
-    return _carry_on(ledger, began, [], screen, signals, news, ledger.launched_s)
+    return _carry_on(ledger, began, [], screen, signals, news)
 
 
 def _carry_on(
@@ -219,9 +223,8 @@ def _carry_on(
     screen: Screen | None,
     signals: Signals,
     herald: contextlib.AbstractContextManager[Herald],
-    launched: float | None = None,
 ) -> Result:
-    """Search, confirm and tell, as far as somebody lets it. launched: see Launch."""
+    """Search, confirm and tell, as far as somebody lets it."""
     plan = ledger.plan
     with contextlib.ExitStack() as ending:
         news = ending.enter_context(herald)
@@ -230,7 +233,7 @@ def _carry_on(
         def work(supervisor: Supervisor, said: list[str] | None = None) -> Result:
             return _work(supervisor, said or [], screen, signals, news)
 
-        launch = Launch(plan, began, ledger.keep_launch, launched=launched)
+        launch = Launch(plan, began, ledger.keep_launch, launched=ledger.begin())
         if launch.deadline is not None:
             news.wait_until(launch.deadline.ends)
         with contextlib.closing(Terminator(plan, processes.fork)) as terminator:

@@ -53,6 +53,7 @@ def tune(
     from overnight import plan as plans
 
     plan = plans.make(_less_job(overrides, cfg), config_dir)
+    signals.check()
     if cfg:
         _print_config(overrides, config_dir)
     elif dry_run:
@@ -60,10 +61,10 @@ def tune(
     elif detach:
         from overnight import api
 
-        for line in api.launch(plan, extend=extend, say=click.echo):
+        for line in api.launch(plan, extend=extend, signals=signals, say=click.echo):
             click.echo(line)
     elif plan.settings.launcher.elsewhere:
-        _launch_elsewhere(plan, overrides, extend)
+        _launch_elsewhere(plan, overrides, extend, signals)
     else:
         from overnight import api
 
@@ -348,15 +349,16 @@ def _exit(result: Result) -> NoReturn:
     sys.exit(1 if result.why == "failures" or result.all_failed else 0)
 
 
-def _launch_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool) -> NoReturn:
+def _launch_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool, signals: Signals) -> NoReturn:
     """Have workers, placed as the launcher says, work on the study; leave with what they came to."""
     from overnight import api
     from overnight.launchers import launch
     from overnight.views import view
 
     launch.check(plan.settings)
-    for line in api.launch(plan, extend=extend, say=click.echo):
+    for line in api.launch(plan, extend=extend, signals=signals, say=click.echo):
         click.echo(line)
+    signals.check()
     code = launch.launch(plan.settings, overrides, click.echo)
     seen, _ = view(plan.settings.place, plan.name)
     if seen is not None:

@@ -357,7 +357,7 @@ def undisturbed() -> Iterator[None]:
                 signal.signal(kind, lambda number, _: came.append(number))
         yield
     finally:
-        for kind, handler in before.items():
+        for kind, handler in reversed(before.items()):  # Ctrl-C's last, which may leave from here
             signal.signal(kind, handler)
         for number in came:
             signal.raise_signal(number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -67,7 +66,7 @@ def _open_shared(plan: Plan, extend: bool, comparable: bool) -> tuple[Ledger, li
         with storage.alone(f"answer of {study._study_id}"):  # else whoever is telling it would say that it is over
             study.set_user_attr(OVER, False)
             study.set_user_attr(TOLD, {})
-            study.set_user_attr(LAUNCHED, time.time())
+            study.set_user_attr(LAUNCHED, None)
         for key in [k for k, refused in study.user_attrs.items() if k.startswith(REFUSED) and refused]:
             study.set_user_attr(key, [])  # it may ask for something else now
         return ledger, said + _limits(ledger, comparable)

@@ -59,8 +59,8 @@ def mistakes(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[st
 def lacking(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[str]:
     """What keeps this machine from having the data of a study that was tried on another, a line each.
 
-    Every trial of this machine's would fail, and after a few of them the study would end for everybody. Whatever can be
-    fetched is; a trial would have it here. Nothing is trained: that was tried where the study began.
+    Every trial of this machine's would fail, and each is one of the study's. Whatever can be fetched is; a trial would
+    have it here. Nothing is trained: that was tried where the study began.
     """
     others = [o for o in plan.space.group_choices(plan.groups).get("data", ()) if o != plan.choices["data"]]
     wanted = [plan.config({}), *(plan.config(_extreme(plan, {"data": o}, True, 0)) for o in others)]

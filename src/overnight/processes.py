@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -166,12 +167,13 @@ def run_alone(
     1970. Returns the ended trial, and all that it said.
     """
     said: list[Up] = []
+    ends = math.inf if until is None else time.monotonic() + until - time.time()
     trial = Starter().start(spec, log)
     try:
         while trial.finished is None:
             handles: list[Any] = [trial.pipe, trial.process.sentinel, *([trial.output] if trial.printing else [])]
-            left_s = max(until - time.time(), 0.0) if until is not None else None
-            ready = wait(handles, timeout=min((s for s in (silence_s, left_s) if s is not None), default=None))
+            limit_s = min(math.inf if silence_s is None else silence_s, max(ends - time.monotonic(), 0.0))
+            ready = wait(handles, timeout=limit_s if limit_s < math.inf else None)
             died = not trial.process.is_alive()  # and so will say nothing after what is read here
             trial.drain_output()
             for message in trial.messages():
@@ -182,9 +184,9 @@ def run_alone(
                     trial.finished = message
             if trial.finished is not None:
                 break
-            if until is not None and time.time() >= until:
+            if time.monotonic() >= ends:
                 trial.finished = Finished(spec.number, "failed", "timed_out", "there was no time left")
-            elif not ready:
+            elif not ready and limit_s == silence_s:
                 trial.finished = Finished(spec.number, "failed", "stalled", f"nothing was heard for {silence_s:g} s")
             elif died:
                 trial.finished = Finished(spec.number, "failed", "crashed", _last_words(trial))

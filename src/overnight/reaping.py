@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.process
 import os
 import signal
 from multiprocessing.process import BaseProcess
@@ -22,8 +23,10 @@ def kill(process: BaseProcess) -> None:
 def forget(process: BaseProcess) -> None:
     """Let go of a process that was killed. In the middle of a driver's call it dies when that returns, and nobody waits
     for it."""
-    with contextlib.suppress(ValueError):  # it is there yet
+    try:
         process.close()
+    except ValueError:  # it is there yet, and this one's exit would wait for all that are
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
 
 
 def discard(process: BaseProcess) -> None:

@@ -30,7 +30,7 @@ from overnight.settings import ConfigError, Place
 _LAST_MADE = ("version_info", "alembic_version", "overnight_seats")
 
 
-# Seconds by which two looks at when a process began may differ; no other has its number so soon.
+# Seconds by which two looks at when a process began may differ; no other of a machine's start has its number so soon.
 _APART_S = 2.0
 
 
@@ -91,16 +91,22 @@ def holder_of(place: Place, name: str) -> dict[str, Any] | None:
     try:
         holder: dict[str, Any] = json.loads(holder_file(place, name).read_text())
         now = _began(holder["pid"])
-        alive = any(abs(now[key] - holder[key]) < _APART_S for key in now if key in holder)
+        same_boot = now["boot"] is not None and now["boot"] == holder.get("boot")
+        known = ["created", *(["after_boot_s"] if same_boot else [])]
+        alive = any(abs(now[key] - holder[key]) < _APART_S for key in known)
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
     return holder if alive else None
 
 
-def _began(pid: int) -> dict[str, float]:
-    """When a process began, said in two ways, one of which a clock that is set anew leaves as it was."""
-    created = psutil.Process(pid).create_time()
-    return {"created": created, "after_boot_s": created - psutil.boot_time()}
+def _began(pid: int) -> dict[str, Any]:
+    """When a process began. Linux knows how long after the machine did, which stays as it is when the clock is set."""
+    created, boot = psutil.Process(pid).create_time(), Path("/proc/sys/kernel/random/boot_id")
+    return {
+        "created": created,
+        "after_boot_s": created - psutil.boot_time(),
+        "boot": boot.read_text().strip() if boot.exists() else None,
+    }
 
 
 def _first_seat(place: Place, name: str) -> dict[str, Any] | None:

@@ -82,6 +82,7 @@ class Ledger:
     let_go: Callable[[], None]
     part_of: Ledger | None = None  # of a confirmation: its search, whose word to stop holds for both
     _live: dict[int, _Live] = field(default_factory=dict)
+    _launched_s: float | None = None  # of the launch that this process works on
 
     # Trials out
 
@@ -391,9 +392,23 @@ class Ledger:
         if self.stop_requested():
             self.study.set_user_attr(STOP, False)
 
+    def begin(self) -> float | None:
+        """Work on the last launch of a study that many share; when the first who does began, in seconds since 1970. A
+        launch's time is that of its work: a study may wait for a worker. Raises Unreachable."""
+        if self.shared is not None:
+            with self.alone("answer"):
+                self._launched_s = self._last_launched_s()
+                if self._launched_s is None:
+                    self._launched_s = time.time()
+                    self.study.set_user_attr(LAUNCHED, self._launched_s)
+        return self._launched_s
+
     @property
-    def launched_s(self) -> float | None:
-        """When a study that many share was last launched, in seconds since 1970."""
+    def is_launched_anew(self) -> bool:
+        """Whether somebody has launched this study since this process began to work on it."""
+        return self.shared is not None and self._last_launched_s() != self._launched_s
+
+    def _last_launched_s(self) -> float | None:
         found = self.storage.get_study_user_attrs(self.study._study_id).get(LAUNCHED)
         return float(found) if found is not None else None
 

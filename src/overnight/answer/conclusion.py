@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -16,6 +17,7 @@ from overnight.opening import open_study
 from overnight.plan import Plan
 from overnight.records import TrialRecord
 from overnight.slots import slot_devices
+from overnight.storage import Unreachable
 from overnight.study import Ledger
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
@@ -90,7 +92,7 @@ def conclude(
         else:
             said = _tell(seen, now, worked, launch)
             search.keep_told(_known(seen))
-        if not _goes_on(seen, plan, launch):
+        if not _goes_on(search, seen, launch):
             search.end()
         return said
 
@@ -115,24 +117,27 @@ def _is_told(told: Mapping[str, int], seen: StudyView) -> bool:
     return bool(told) and all(told.get(name, 0) >= count for name, count in _known(seen).items())
 
 
-def _goes_on(seen: StudyView, plan: Plan, launch: Launch) -> bool:
-    """Whether a study is not over though its answer was told: somebody has launched it with more trials since, or is at
-    one that was begun as this search ended. What a deadline ends, ends for all."""
-    if launch.over == "deadline":
-        return False
-    running = seen.count("running") or (seen.confirmation is not None and seen.confirmation.count("running"))
-    return seen.plan.budget > plan.budget or bool(running)
+def _goes_on(search: Ledger, seen: StudyView, launch: Launch) -> bool:
+    """Whether a study is not over though its answer was told: somebody has launched it anew, or is at a trial that was
+    begun as this search ended. What a deadline ends, it ends for all of a launch."""
+    if search.is_launched_anew:
+        return True
+    second = seen.confirmation
+    running = seen.count("running") + (second.count("running") if second is not None else 0)
+    return running > 0 and launch.over != "deadline"
 
 
 def _await_others(ledger: Ledger, found: Finding, launch: Launch) -> None:
     """Wait for those who test what they have trained themselves, in homes of their own: an answer is told of all."""
     if ledger.company is None:
         return
-    ledger.stand_up()  # who is through is waited for by nobody
     compared = [f for f in (found.winner, found.baseline) if f is not None]
     runs = {r.number for f in compared for r in f.runs if r.state == "complete"}
-    while runs - ledger.tests().keys() and launch.now() < launch.told_by() and ledger.company.others():
-        ledger.stay()
+    while runs - ledger.tests().keys() and launch.now() < launch.told_by() and not ledger.stop_requested():
+        ledger.stand_up()  # who is through is waited for by nobody
+        with suppress(Unreachable):
+            if not ledger.company.others():
+                return
         time.sleep(_LOOK_EVERY_S)
 
 

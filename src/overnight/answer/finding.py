@@ -91,8 +91,8 @@ def found(
     def finalist(trial: TrialRecord, among: int) -> Finalist:
         runs = runs_of[trial.number]
         values = {_nth(r): r.objective for r in runs if r.state == "complete" and r.objective is not None}
-        if trial.number in level and shared:
-            values = {nth: value for nth, value in values.items() if nth in shared}
+        if trial.number in level:
+            values = {nth: value for nth, value in values.items() if nth in shared} or values
         heard = [tests[r.number] for r in runs if r.number in tests]
         names = dict.fromkeys(name for t in heard for name in t.metrics)
         means = {n: estimate([t.metrics[n] for t in heard if n in t.metrics]) for n in names}
@@ -216,12 +216,12 @@ def _beside_second(finding: Finding, second: Finalist | None) -> str:
         return "there is no second to compare with"
     name = f"second place ({trial_name(second.trial.number)})"
     if second.failed:
-        scored_more = f"{name} scored higher, but failed on {_seeds(second.failed)}"
+        was_better = f"{name} was better, but failed on {_seeds(second.failed)}"
     else:
-        scored_more = f"{name} scored higher, but on fewer seeds"
+        was_better = f"{name} was better, but on fewer seeds"
     return {
         "better": f"{name} is worse",
-        "worse": scored_more,
+        "worse": was_better,
         "not distinguishable": f"{name} is not distinguishably worse",
         "not compared": f"{name} was trained on too few seeds to compare",
     }[verdict(finding.against_second, _sign(finding))]

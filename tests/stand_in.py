@@ -26,5 +26,6 @@ while any(not (folder / f"done-{n}").exists() for n in range(tasks)):
                 continue
             if not (folder / f"done-{n}").exists():
                 time.sleep(seconds)
-                (folder / f"done-{n}").write_text(str(os.getpid()))
+                (folder / f"writing-{n}").write_text(str(os.getpid()))
+                os.replace(folder / f"writing-{n}", folder / f"done-{n}")  # whole, whatever signal comes
     time.sleep(0.05)

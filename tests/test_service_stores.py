@@ -176,6 +176,7 @@ def test_without_a_login_the_server_answers_nothing(mlflow_server: MlflowServer)
     with pytest.raises(HTTPError) as error:
         urllib.request.urlopen(f"{mlflow_server.address}/api/2.0/mlflow/experiments/search?max_results=1", timeout=60)
     assert error.value.code == 401
+    error.value.close()
 
 
 def test_a_server_that_was_killed_and_started_again_has_it_all(told: Told, mlflow_server: MlflowServer) -> None:

@@ -12,7 +12,7 @@ import pytest
 from overnight import plan
 from overnight.messages import EpochEnd
 from overnight.opening import open_study
-from overnight.plan import Plan
+from overnight.plan import CONFIRM, Plan
 from overnight.study import Ledger
 
 Join = Callable[..., Ledger]
@@ -40,6 +40,8 @@ def join(study: Plan) -> Iterator[Join]:
         def join(owner: str, lease_s: float = 0.5, of: Plan = study) -> Ledger:
             ledger, _ = open_study(of)
             assert ledger.shared is not None
+            if not of.name.endswith(CONFIRM):  # whose search is this process's as well
+                ledger.stand_up()
             ledger.shared.owner, ledger.shared.lease_s = owner, lease_s
             ledger.shared.sit(ledger.study._study_id)
             open_.callback(ledger.close)
@@ -64,3 +66,11 @@ def stay(*ledgers: Ledger, seconds: float = 0.8) -> None:
 def asked(ledger: Ledger) -> int | None:
     ticket = ledger.ask()
     return ticket.number if ticket is not None else None
+
+
+def leave(ledger: Ledger, *told: int) -> None:
+    """Go, once MLflow knows of these trials."""
+    ledger.settle(told)
+    ledger.flush()
+    ledger.shared.write()  # type: ignore[union-attr]
+    ledger.stand_up()

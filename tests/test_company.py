@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from joined import Join, asked, epoch
-from overnight import api, messages, plan, sharing, views
+from joined import Join, asked, epoch, leave
+from overnight import api, messages, plan, sharing, tracking, views
 from overnight.answer import conclusion, confirm
 from overnight.opening import open_study
 from overnight.plan import Plan
@@ -67,6 +67,7 @@ def test_a_study_whose_last_trial_somebody_else_has_just_begun_is_not_done_yet(
         time.sleep(2)
         b.record(epoch(1, 0))
         b.complete(1)
+        leave(b, 1)
 
     def second(self: SharedStorage, *args: Any) -> int | None:
         if runs:  # before it is asked for the one that is lacking
@@ -113,8 +114,7 @@ def test_a_confirmation_that_somebody_else_leaves_half_done_is_done_before_it_is
             if left == "put back" and len(others) == 1:
                 others.append(others[0])
                 others[0].pause(1)
-                others[0].settle([1])
-                others[0].shared.write()
+                leave(others[0], 1)
             self._flushed_at = self._adopt_again_at = -math.inf
             self._ask_again_at = time.monotonic() + 1
         wait(self)
@@ -178,7 +178,7 @@ def test_what_somebody_launches_while_a_study_is_worked_on_is_not_over_with_that
 def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the_answer(
     planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = planned(database(), *AT_ONCE, "study.trials=9", "study.patience=1")
+    study = planned(database(), *AT_ONCE, "study.trials=9", "study.patience=1", "storage.lease_s=5")
     b, going_on, begun = join("b", 30.0, study), Supervisor._is_to_go_on, []
 
     def begin(self: Supervisor) -> bool:
@@ -194,8 +194,7 @@ def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the
     assert views.wanted(study.settings.place) == [study.name], "somebody is at it"
     b.record(epoch(begun[0], 0))
     b.complete(begun[0])
-    b.flush()
-    b.close()
+    leave(b, begun[0])
     again = api.serve(study.name, study.settings, Signals(), screen=Nothing())
     assert again.told
     assert len(again.records) == len(first.records) + 1
@@ -272,8 +271,26 @@ def test_an_answer_waits_for_those_who_test_what_they_have_trained(
         while b.shared.unwritten:  # type: ignore[union-attr]
             time.sleep(0.2)
             b.shared.write()  # type: ignore[union-attr]
-        b.stand_up()
+        leave(b)
 
     monkeypatch.setattr(confirm, "enqueue", with_b)
     winner = api.run(study, screen=Nothing()).finding.winner  # type: ignore[union-attr]
     assert winner.tests["test/accuracy"].n == 2  # type: ignore[union-attr]
+
+
+def test_what_somebody_did_who_died_before_mlflow_had_heard_of_it_is_told_by_the_last_to_leave(
+    planned: Callable[..., Plan], database: Callable[[], str], join: Join
+) -> None:
+    """Though that one has nothing else to do, and is through before anybody can know that the other is gone."""
+    study = planned(database(), *AT_ONCE, "study.trials=2", "storage.lease_s=5")
+    b = join("b", 3.0, study)
+    assert asked(b) == 0
+    b.record(epoch(0, 0))
+    b.complete(0)
+    b.flush()
+    result = api.run(study, screen=Nothing())
+    assert [r.state for r in result.records] == ["complete", "complete"]
+    client = tracking.client(study.settings.place)
+    (experiment,) = [e for e in client.search_experiments() if e.name == study.name]
+    runs = client.search_runs([experiment.experiment_id])
+    assert [r.info.status for r in runs] == ["FINISHED"] * 3, "the study's, and one for each trial"

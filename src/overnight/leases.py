@@ -170,6 +170,15 @@ def leave(connection: Connection, study_id: int, owner: str) -> None:
     connection.execute(_SEATS.delete().where((_SEATS.c.study_id == study_id) & (_SEATS.c.owner == owner)))
 
 
+def others(connection: Connection, study_id: int, owner: str) -> tuple[dict[str, float], set[str]]:
+    """Who else is at a study -> until when, unless renewed, in seconds since 1970; and who else has trials of it."""
+    alive = (_SEATS.c.study_id == study_id) & (_SEATS.c.owner != owner) & (_SEATS.c.expires_at > func.clock_timestamp())
+    there = connection.execute(sqlalchemy.select(_SEATS.c.owner, _SEATS.c.expires_at).where(alive))
+    held_by = (_LEASES.c.study_id == study_id) & _LEASES.c.owner.is_not(None) & (_LEASES.c.owner != owner)
+    holding = connection.execute(sqlalchemy.select(_LEASES.c.owner).where(held_by).distinct())
+    return {row.owner: row.expires_at.timestamp() for row in there}, set(holding.scalars())
+
+
 def seats(connection: Connection, study: int | str) -> list[Seat]:
     """Who is at a study, by its id, or by its name whatever it was extended to; the one who came first first."""
     if isinstance(study, int):

@@ -34,6 +34,7 @@ Standing = Literal["mine", "unsure", "theirs"]
 T = TypeVar("T")
 _WORD_EVERY_S = 3.0  # each takes some hundredth of a second here, and at a database that all of them share
 _TRY_AGAIN_S = 2.0  # at a database that is out of reach
+_TAKEN_OVER_S = 10.0  # for that, once a lease has ended
 # Of a lease. With a break of half a one, as long as others may have and still take over, that leaves time to spare.
 _RENEW_AFTER = 0.15
 
@@ -201,6 +202,14 @@ class SharedStorage(HolderStorage):
         """How many other processes are at a study. Other threads may ask."""
         with _reached(), self.backend.engine.connect() as connection:
             return sum(seat.owner != self.owner for seat in leases.seats(connection, study_id))
+
+    def unsure_of(self, study_id: int, first: dict[str, float]) -> bool:
+        """Whether somebody else who is at a study, or was, may be gone without a word: has not been heard of since
+        `first` was begun, an empty dict; or is gone, and has left what this process can't take over yet."""
+        with _reached(), self.backend.engine.connect() as connection:
+            there, holding = leases.others(connection, study_id, self.owner)
+        silent = [owner for owner, until in there.items() if first.setdefault(owner, until) == until]
+        return bool(silent or holding - there.keys())
 
     @property
     def unwritten(self) -> int:
@@ -425,6 +434,14 @@ class Company:
 
     def others(self) -> int:
         return self.storage.others(self.study_id)
+
+    @property
+    def gone_after_s(self) -> float:
+        """Seconds within which somebody who says nothing is known to be gone, and what they had is taken over."""
+        return 2 * self.storage.lease_s + _TAKEN_OVER_S
+
+    def unsure(self, first: dict[str, float]) -> bool:
+        return self.storage.unsure_of(self.study_id, first)
 
 
 def open_for_work(place: Place) -> HolderStorage:

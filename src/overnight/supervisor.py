@@ -78,6 +78,8 @@ class Supervisor:
         self._watchdog = Watchdog(self.plan.settings.trial, self.slots, machine_memory())
         self._asked_all = False  # there was nothing more to ask for
         self._unanswered = False  # the ledger was out of reach when it was asked
+        self._nothing_left: tuple[float, dict[str, float]] | None = None  # since when, and who was there then
+        self._unsure, self._sure_again_at = False, 0.0  # whether any of them is gone, and when to look again
         self._kill_at: float | None = None
         self._leave_at = math.inf
         self._failures = 0
@@ -208,6 +210,7 @@ class Supervisor:
     def _start(self, ticket: Ticket) -> None:
         settings, device = self.plan.settings, self.devices.popleft()
         self.started += 1
+        self._nothing_left = None
         spec = TrialSpec(
             study=self.plan.name,
             number=ticket.number,
@@ -354,7 +357,7 @@ class Supervisor:
 
     def _is_to_go_on(self) -> bool:
         """Whether there may be something to do yet, now that nothing runs here."""
-        return self.no_room or self._unanswered or self._others_go_on()
+        return self.no_room or self._unanswered or self._others_go_on() or self._others_may_be_gone()
 
     def _others_go_on(self) -> bool:
         """Whether trials have yet to end that others run, or may leave behind."""
@@ -362,6 +365,25 @@ class Supervisor:
             return False
         left = {r.state for r in self.records.values() if not r.done}
         return self.ledger.out_of_reach is not None or "running" in left or (bool(left) and not self._refused)
+
+    def _others_may_be_gone(self) -> bool:
+        """Whether somebody who shares the study may have died before MLflow had heard of all that they did. Who leaves
+        earlier would leave that undone: whoever is the last ends the study's run, and tells what others left untold."""
+        company, now = self.ledger.company, time.monotonic()
+        if company is None or self.only is not None:
+            return False
+        if self._nothing_left is None:
+            self._nothing_left = now, {}
+        since, first = self._nothing_left
+        if now - since > company.gone_after_s:
+            return False
+        if now >= self._sure_again_at:
+            self._sure_again_at = now + ASK_AGAIN_S
+            try:
+                self._unsure = company.unsure(first)
+            except Unreachable:
+                self._unsure = True
+        return self._unsure
 
     def _hurries(self) -> bool:
         return self.why == "stopped" or (self.limits is not None and self.limits.is_late())

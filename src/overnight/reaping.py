@@ -30,6 +30,6 @@ def forget(process: BaseProcess) -> None:
 
 
 def discard(process: BaseProcess) -> None:
-    """Both."""
+    """End a process, and let go of it."""
     kill(process)
     forget(process)

@@ -34,7 +34,7 @@ Standing = Literal["mine", "unsure", "theirs"]
 T = TypeVar("T")
 _WORD_EVERY_S = 3.0  # each takes some hundredth of a second here, and at a database that all of them share
 _TRY_AGAIN_S = 2.0  # at a database that is out of reach
-_TAKEN_OVER_S = 10.0  # for that, once a lease has ended
+_TAKEN_OVER_S = 10.0  # for what somebody left behind to be taken over, once it may be
 # Of a lease. With a break of half a one, as long as others may have and still take over, that leaves time to spare.
 _RENEW_AFTER = 0.15
 

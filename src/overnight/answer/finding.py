@@ -203,7 +203,7 @@ def _beside_baseline(finding: Finding, base: Finalist | None, place: str = "") -
             "worse": ", which is better",
             "not distinguishable": ", not distinguishably different",
             "not compared": ", on too few seeds to compare",
-        }[verdict(finding.against_baseline, _sign(finding))]
+        }[verdict(finding.against_baseline, sign_of(finding))]
     )
 
 
@@ -224,7 +224,7 @@ def _beside_second(finding: Finding, second: Finalist | None) -> str:
         "worse": was_better,
         "not distinguishable": f"{name} is not distinguishably worse",
         "not compared": f"{name} was trained on too few seeds to compare",
-    }[verdict(finding.against_second, _sign(finding))]
+    }[verdict(finding.against_second, sign_of(finding))]
 
 
 def _compared(first: Finalist | None, second: Finalist | None, among: int = 1) -> Comparison | None:
@@ -246,5 +246,6 @@ def _seeds(n: int) -> str:
     return "one seed" if n == 1 else f"{n} seeds"
 
 
-def _sign(finding: Finding) -> int:
+def sign_of(finding: Finding) -> int:
+    """1 where more of the objective is better, -1 where less is."""
     return 1 if finding.plan.settings.study.direction == "maximize" else -1

@@ -163,8 +163,8 @@ def _against(found: Finding, place: int, f: Finalist) -> str:
     versus = found.against_baseline if is_base else found.against_second if place == 1 else None
     if versus is None or versus.p is None:
         return ""
-    sign = 1 if found.plan.settings.study.direction == "maximize" else -1
-    word = {"better": "worse", "worse": "better"}.get(verdict := finding.verdict(versus, sign), verdict)
+    first = finding.verdict(versus, finding.sign_of(found))  # and of the other the opposite
+    word = {"better": "worse", "worse": "better"}.get(first, first)
     return f"{word} (p = {versus.p:.2g})" if versus.p >= 0.001 else f"{word} (p < 0.001)"
 
 

@@ -254,7 +254,7 @@ def _compose(overrides: list[str], folders: tuple[Path, ...]) -> tuple[Any, dict
         config = hydra_compose("config", overrides=[*overrides, *path], return_hydra_config=True)
     choices = {
         str(k): v
-        for k, v in OmegaConf.to_container(config.hydra.runtime.choices).items()  # type: ignore
+        for k, v in OmegaConf.to_container(config.hydra.runtime.choices).items()  # type: ignore[union-attr]
         if v is not None and "/" not in str(k)
     }
     with open_dict(config):

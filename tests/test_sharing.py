@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
+from sqlalchemy import Connection, Engine
 
 from joined import Join, asked, epoch, stay
 from overnight import leases
-from overnight import postgres as postgres_module
 from overnight.opening import open_study
 from overnight.plan import Plan
 from overnight.storage import Unreachable
@@ -232,15 +234,33 @@ def test_a_trial_that_was_lost_and_put_back_is_asked_for_once_that_is_known(join
     a.record(epoch(0, 0))
 
 
-def test_a_server_that_closes_a_session_which_slept_is_asked_again(
-    planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("idle_in_transaction_session_timeout = 300", "idle-in-transaction"), ("transaction_read_only = on", "read-only")],
+)
+def test_a_server_that_closes_a_session_which_slept_or_writes_nothing_for_now_is_asked_again(
+    planned: Callable[..., Plan], database: Callable[[], str], setting: str, said: str
 ) -> None:
-    monkeypatch.setitem(postgres_module._PATIENCE, "idle_in_transaction_session_timeout", 300)
     ledger, _ = open_study(planned(database()))
     storage, study_id = ledger.shared, ledger.study._study_id
     assert asked(ledger) == 0  # the one as written
-    with pytest.raises(Unreachable):
-        storage.claim(study_id, "new", lambda: time.sleep(1) or False)  # type: ignore[union-attr]
+    assert storage is not None
+    with each_transaction_with(setting, storage.backend.engine), pytest.raises(Unreachable, match=said):
+        storage.claim(study_id, "new", lambda: time.sleep(1) or False)
     time.sleep(2.5)
-    assert storage.claim(study_id, "new", lambda: False) == 1  # type: ignore[union-attr]
+    assert storage.claim(study_id, "new", lambda: False) == 1
     ledger.close()
+
+
+@contextlib.contextmanager
+def each_transaction_with(setting: str, engine: Engine) -> Iterator[None]:
+    """Have each transaction that begins herein, and no other, begin with a setting of the server's."""
+
+    def change(connection: Connection) -> None:
+        connection.exec_driver_sql(f"SET LOCAL {setting}")
+
+    sqlalchemy.event.listen(engine, "begin", change)
+    try:
+        yield
+    finally:
+        sqlalchemy.event.remove(engine, "begin", change)

@@ -22,9 +22,7 @@ _SERVER = {
     "tcp_keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
-# SQLSTATEs of a server that takes no word now and may later: it closed a session that slept in a transaction, and it
-# is read-only, as a standby or a full disk is.
-_LATER = ("25P03", "25006")
+_READ_ONLY = "25006"  # SQLSTATE of a server that writes nothing now and may later, as a standby
 
 
 def engine_options(url: str) -> dict[str, Any]:
@@ -58,7 +56,7 @@ def is_away(error: BaseException | None) -> bool:
     if isinstance(error, InterfaceError | OperationalError):
         return True
     return isinstance(error, DBAPIError) and (
-        error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _LATER
+        error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY
     )
 
 

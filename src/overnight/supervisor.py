@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Literal
@@ -14,7 +14,9 @@ from typing import Any, Literal
 from overnight import processes
 from overnight.illustrator import Illustrator
 from overnight.limits import Limits
-from overnight.messages import Alive, EpochEnd, Finished, Reason, Resumed, StateSaved, TrialSpec, Up, Verdict
+from overnight.messages import Alive, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
+from overnight.outcomes import Outcomes
+from overnight.parting import Parting
 from overnight.processes import Starter, TrialProcess
 from overnight.records import TrialRecord, best_of, keepers
 from overnight.slots import machine_memory, slot_devices
@@ -30,8 +32,6 @@ LOOK_EVERY_S = FLUSH_EVERY_S = 1.0
 # Where others are at a study too: for a trial that they leave behind, and for one that they did not tell MLflow all of.
 ASK_AGAIN_S, ADOPT_AGAIN_S = 1.0, 5.0
 Why = Literal["done", "stopped", "failures", "limit"]  # a supervisor's work ended
-# What no point of a search space is to blame for: the night would be wasted if it went on like that.
-_BROKEN = ("error", "crashed", "stalled", "checkpoint_unusable")
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,17 @@ class Supervisor:
         self.limits = limits
         self.ahead: str | None = None  # what there is to come before a deadline
         self.no_room = False  # on the disk: trials save, and wait for it
-        self.silent: list[int] = []  # trials that were ended for that
         wait_while_full(ledger.storage, self._await_room)
         self._starter = Starter(on_cpu=set(self.devices) == {"cpu"})
         self._illustrator = Illustrator(self.plan, ledger.uid, tracker)
         self._watchdog = Watchdog(self.plan.settings.trial, self.slots, machine_memory())
+        self._outcomes = Outcomes(ledger)
         self._asked_all = False  # there was nothing more to ask for
         self._unanswered = False  # the ledger was out of reach when it was asked
-        self._nothing_left: tuple[float, dict[str, float]] | None = None  # since when, and who was there then
-        self._unsure, self._sure_again_at = False, 0.0  # whether any of them is gone, and when to look again
+        self._parting = Parting(ledger)
         self._kill_at: float | None = None
         self._leave_at = math.inf
-        self._failures = 0
         self._gone: set[int] = set()  # trials whose checkpoints were removed
-        self._attempts: dict[int, int] = {}
         self._unmirrored: dict[int, TrialRecord] = {}
         self._linked = False
         self._refused = False  # by a limit: it said that there is nothing to start
@@ -101,6 +98,11 @@ class Supervisor:
             self.why = "stopped"
         self._kill_at = now + (0.0 if again else GRACE_S)
         self._leave_at = now + (0.0 if again else STOPPED_WITHIN_S)
+
+    @property
+    def silent(self) -> Sequence[int]:
+        """The numbers of trials that were ended for saying nothing."""
+        return self._outcomes.silent
 
     @property
     def best(self) -> TrialRecord | None:
@@ -210,7 +212,7 @@ class Supervisor:
     def _start(self, ticket: Ticket) -> None:
         settings, device = self.plan.settings, self.devices.popleft()
         self.started += 1
-        self._nothing_left = None
+        self._parting.began()
         spec = TrialSpec(
             study=self.plan.name,
             number=ticket.number,
@@ -228,7 +230,7 @@ class Supervisor:
         trial = self._starter.start(spec, settings.place.where.log(self.plan.name, ticket.number))
         assert trial.process.pid is not None
         self.running[ticket.number] = trial
-        self._attempts[ticket.number] = ticket.attempts
+        self._outcomes.began(ticket)
         if ticket.was_elsewhere:
             self.tracker.look_again(ticket.number)
         record = self.ledger.read(ticket.number)
@@ -269,8 +271,7 @@ class Supervisor:
                 self.ledger.record(done)
                 trial.epoch = done.epoch
         elif isinstance(message, StateSaved):
-            self._attempts[number] = 0
-            self.ledger.progressed(number)
+            self._outcomes.got_further(number)
         elif isinstance(message, Finished):
             trial.finished = trial.finished or message  # what was ruled already stands
 
@@ -357,33 +358,9 @@ class Supervisor:
 
     def _is_to_go_on(self) -> bool:
         """Whether there may be something to do yet, now that nothing runs here."""
-        return self.no_room or self._unanswered or self._others_go_on() or self._others_may_be_gone()
-
-    def _others_go_on(self) -> bool:
-        """Whether trials have yet to end that others run, or may leave behind."""
-        if self.ledger.company is None or self.only is not None:
-            return False
-        left = {r.state for r in self.records.values() if not r.done}
-        return self.ledger.out_of_reach is not None or "running" in left or (bool(left) and not self._refused)
-
-    def _others_may_be_gone(self) -> bool:
-        """Whether somebody who shares the study may have died before MLflow had heard of all that they did. Who leaves
-        earlier would leave that undone: whoever is the last ends the study's run, and tells what others left untold."""
-        company, now = self.ledger.company, time.monotonic()
-        if company is None or self.only is not None:
-            return False
-        if self._nothing_left is None:
-            self._nothing_left = now, {}
-        since, first = self._nothing_left
-        if now - since > company.gone_after_s:
-            return False
-        if now >= self._sure_again_at:
-            self._sure_again_at = now + ASK_AGAIN_S
-            try:
-                self._unsure = company.unsure(first)
-            except Unreachable:
-                self._unsure = True
-        return self._unsure
+        if self.no_room or self._unanswered:
+            return True
+        return self.only is None and not self._parting.may_leave(self.records.values(), self._refused)
 
     def _hurries(self) -> bool:
         return self.why == "stopped" or (self.limits is not None and self.limits.is_late())
@@ -432,14 +409,13 @@ class Supervisor:
         # between, the state of the one still holds, and the other is drawn again as it was.
         with self.ledger.together():
             self.ledger.weighed(number, peak_bytes)
-            record = self._outcome(trial)
+            record = self._outcomes.of(trial, stopping=self.why is not None)
             self.devices.append(trial.spec.device)
             self._note(record)
-            if record.done:  # one that is tried again says nothing yet of the others
+            if record.done:
                 self.ended.append(record)
-                self._failures = self._failures + 1 if record.reason in _BROKEN else 0
             self._ask_again_at = 0.0
-            if self._failures >= self.plan.settings.study.max_consecutive_failures and self.why is None:
+            if self._outcomes.too_many and self.why is None:
                 self.stop()
                 self.why = "failures"
             self._fill_slots()
@@ -448,52 +424,6 @@ class Supervisor:
                 self._illustrator.want(record)
             self._keep_best_weights(record)
         trial.end()
-
-    def _outcome(self, trial: TrialProcess) -> TrialRecord:
-        """The rules by which a trial's end becomes the ledger's word on it."""
-        number, finished, ruling = trial.spec.number, trial.finished, trial.ruling
-        if ruling is not None and finished is None:
-            if ruling.reason == "stalled":
-                self.silent.append(number)
-                return self._try_again(number, ruling.reason, ruling.detail)
-            return self.ledger.fail(number, ruling.reason, ruling.detail)
-        if trial.judged_out and (finished is None or finished.ending in ("ended", "saved")):
-            return self.ledger.prune(number, finished.notes if finished is not None else ())
-        if finished is None:
-            return self.ledger.pause(number) if self.why is not None else self._crashed(trial)
-        if finished.reason == "checkpoint_unusable":
-            # Without its state the trial starts over.
-            shutil.rmtree(trial.spec.folder, ignore_errors=True)
-            return self._try_again(number, finished.reason, finished.detail, finished.notes)
-        if finished.ending == "failed":
-            return self.ledger.fail(number, finished.reason or "error", finished.detail, finished.notes)
-        if finished.ending == "saved":
-            return self.ledger.pause(number, notes=finished.notes)
-        history = self.ledger.read(number).history
-        if self.ledger.objective(history) is None:  # many log it in some epochs only, but it must come
-            logged = sorted({name for e in history for name in e.metrics})
-            metric = self.plan.settings.study.metric
-            detail = (
-                f"study.metric: must be a metric that the model logs by the end of an epoch, got {metric!r}; it logged "
-                f"{', '.join(logged) or 'none'}"
-            )
-            return self.ledger.fail(number, "error", detail, finished.notes)
-        return self.ledger.complete(number, finished.notes)
-
-    def _crashed(self, trial: TrialProcess) -> TrialRecord:
-        trial.process.join(1)
-        code = trial.process.exitcode
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        said = "`overnight logs` shows what it printed"
-        return self._try_again(trial.spec.number, "crashed", f"the trial's process ended by {how}; {said}")
-
-    def _try_again(self, number: int, reason: Reason, detail: str, notes: tuple[str, ...] = ()) -> TrialRecord:
-        """Have a trial go on from its state, unless it keeps ending like this without getting further."""
-        attempts = self._attempts[number] + 1
-        if attempts <= self.plan.settings.study.retries:
-            first = detail.strip().splitlines()[-1]
-            return self.ledger.pause(number, attempts, (*notes, f"taken up again, {reason}: {first}"))
-        return self.ledger.fail(number, reason, f"{detail}\n{attempts} times in a row without getting further", notes)
 
     def _note(self, record: TrialRecord) -> None:
         self.records[record.number] = record

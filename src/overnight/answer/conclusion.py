@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from overnight import deadline
+from overnight import deadline, parting
 from overnight.answer import confirm, finding, telling, winner
 from overnight.answer.finding import Finding
 from overnight.limits import Confirming, Launch
@@ -17,7 +15,6 @@ from overnight.opening import open_study
 from overnight.plan import Plan
 from overnight.records import TrialRecord
 from overnight.slots import slot_devices
-from overnight.storage import Unreachable
 from overnight.study import Ledger
 from overnight.supervisor import Supervisor
 from overnight.tracking import Tracker
@@ -27,7 +24,6 @@ from overnight.views import StudyView, view
 _WORTH_A_PAGE = 20
 # Seconds that must be left of a deadline for the winner's network to go into MLflow's registry.
 _A_MODEL_S = 60.0
-_LOOK_EVERY_S = 1.0  # at whether others have tested theirs
 
 
 class Worked(Protocol):
@@ -82,7 +78,7 @@ def conclude(
             _say_what_was_cut(launch, found)
             with search.alone("test set"):
                 _test(ledger, found, launch, records)
-            _await_others(ledger, found, launch)
+            parting.await_tests(ledger, _compared(found), launch)
         finally:
             ledger.close()
     with search.alone("answer"):
@@ -92,7 +88,7 @@ def conclude(
         else:
             said = _tell(seen, now, worked, launch)
             search.keep_told(_known(seen))
-        if not _goes_on(search, seen, launch):
+        if parting.is_over(search, _running(seen), launch):
             search.end()
         return said
 
@@ -117,28 +113,16 @@ def _is_told(told: Mapping[str, int], seen: StudyView) -> bool:
     return bool(told) and all(told.get(name, 0) >= count for name, count in _known(seen).items())
 
 
-def _goes_on(search: Ledger, seen: StudyView, launch: Launch) -> bool:
-    """Whether a study is not over though its answer was told: somebody has launched it anew, or is at a trial that was
-    begun as this search ended. What a deadline ends, it ends for all of a launch."""
-    if search.is_launched_anew:
-        return True
+def _running(seen: StudyView) -> int:
+    """How many trials somebody is at, the confirmation's included."""
     second = seen.confirmation
-    running = seen.count("running") + (second.count("running") if second is not None else 0)
-    return running > 0 and launch.over != "deadline"
+    return seen.count("running") + (second.count("running") if second is not None else 0)
 
 
-def _await_others(ledger: Ledger, found: Finding, launch: Launch) -> None:
-    """Wait for those who test what they have trained themselves, in homes of their own: an answer is told of all."""
-    if ledger.company is None:
-        return
+def _compared(found: Finding) -> set[int]:
+    """The numbers of the trainings that the test set decides between."""
     compared = [f for f in (found.winner, found.baseline) if f is not None]
-    runs = {r.number for f in compared for r in f.runs if r.state == "complete"}
-    while runs - ledger.tests().keys() and launch.now() < launch.told_by() and not ledger.stop_requested():
-        ledger.stand_up()  # who is through is waited for by nobody
-        with suppress(Unreachable):
-            if not ledger.company.others():
-                return
-        time.sleep(_LOOK_EVERY_S)
+    return {r.number for f in compared for r in f.runs if r.state == "complete"}
 
 
 def _tell(seen: StudyView, found: Finding, worked: W | None, launch: Launch) -> Conclusion[W]:

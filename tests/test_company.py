@@ -253,7 +253,7 @@ def test_an_answer_waits_for_those_who_test_what_they_have_trained(
 
     def with_b(ledger: Ledger, *args: Any) -> list[tuple[int, int]]:
         pairs = enqueue(ledger, *args)
-        b = join("b", 30.0, ledger.plan)
+        b = join("b", 120.0, ledger.plan)  # it says nothing while it tests, and a server takes its time
         assert b.ask_for(1) is not None
         b.record(epoch(1, 0))
         b.complete(1)

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -19,7 +19,7 @@ from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
-from overnight import credentials
+from overnight import credentials, slots
 from overnight.messages import (
     AskSpec,
     EpochEnd,
@@ -38,6 +38,8 @@ from overnight.watchdog import Ruling
 LOG_CAP_BYTES = 1_000_000
 DRAIN_READS = 32  # of 64 KiB at a time: a trial that never stops printing must not keep the supervisor from the others
 IMPORTED = "OVERNIGHT_IMPORTED"  # the environment's name of the file to which the forkserver says that it has imported
+_NO_GPU = "OVERNIGHT_NO_GPU"  # in its environment where no trial will be for one
+_TUNABLES = "GLIBC_TUNABLES"
 _PRELOAD = ["overnight.trial.preload"]
 _imported: int | None = None  # the descriptor on which it says so
 
@@ -238,7 +240,7 @@ def warm_up() -> None:
         resource_tracker.ensure_running()  # the forkserver wants one, and starting it would lift the mask
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
-        with _no_main(), credentials.hidden(), _huge_pages():
+        with _no_main(), credentials.hidden(), _environment(_of_the_forkserver()):
             forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -261,23 +263,30 @@ def fork(target: Callable[..., None], *args: Any) -> BaseProcess:
     return process
 
 
-@contextlib.contextmanager
-def _huge_pages() -> Iterator[None]:
-    """Have the C library of a process that starts here ask for huge pages, where the system gives them to who asks.
+def _of_the_forkserver() -> dict[str, str]:
+    """What the forkserver finds in its environment besides.
 
-    A fork, and the end of what was forked, go through every page of the half gigabyte that is imported: 21 ms, where
-    small pages alone take 30.
+    Its C library is to ask for huge pages, where the system gives them to who asks: a fork, and the end of what was
+    forked, go through every page of the half gigabyte that is imported, 21 ms, where small pages alone take 30.
     """
-    name = "GLIBC_TUNABLES"
-    before = os.environ.get(name)
-    os.environ[name] = ":".join(["glibc.malloc.hugetlb=1", *([before] if before else [])])  # what is theirs is heeded
+    theirs = os.environ.get(_TUNABLES)  # which are heeded
+    told = {_TUNABLES: ":".join(["glibc.malloc.hugetlb=1", *([theirs] if theirs else [])])}
+    return {**told, _NO_GPU: "1"} if sys.platform == "linux" and slots.no_gpu() else told
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Have a process that starts in this block find these in its environment."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import psutil
+
+_ASKED = "nvidia-smi"  # of GPUs
 
 
 def slot_devices(slots: int | None) -> list[str]:
@@ -36,13 +39,24 @@ def cores() -> int:
     return cores
 
 
+def no_gpu() -> bool:
+    """Whether there is none that trials may use, as far as that is known at once."""
+    return _visible() == 0 or (_visible() is None and shutil.which(_ASKED) is None)
+
+
 def _gpus() -> int:
     """How many NVIDIA GPUs there are, asked without torch, which the supervisor never imports."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = _visible()
     if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
+        return visible
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+        listed = subprocess.run([_ASKED, "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return 0
     return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+def _visible() -> int | None:
+    """How many GPUs the environment leaves; None where it says nothing."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if visible is None else len([d for d in visible.split(",") if d.strip() not in ("", "-1")])

@@ -43,6 +43,12 @@ with contextlib.suppress(Exception):  # a broken one is the business of those wh
 
 fit.quiet()
 
+if "OVERNIGHT_NO_GPU" in os.environ:
+    from overnight.trial import warmth
+
+    with contextlib.suppress(Exception):  # a trial would do without, and say what is wrong
+        warmth.get_warm()
+
 # In a forked trial the first full collection would write to every object that was imported, and so copy it: half a
 # second of a trial's first epoch.
 gc.collect()

@@ -1,0 +1,56 @@
+"""What the forkserver goes through once, so that no trial has to."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from overnight import processes, slots
+
+GET_WARM = """
+import os
+from overnight.trial import fit, warmth
+fit.quiet()
+before = dict(os.environ), os.listdir(os.environ["TMPDIR"])  # where torch has a folder since it was imported
+assert [f.ending for f in warmth.get_warm()] == ["complete", "complete"], warmth.get_warm()
+assert (dict(os.environ), os.listdir(os.environ["TMPDIR"])) == before
+os._exit(0)
+"""
+
+
+def test_what_the_forkserver_goes_through_ends_well_says_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", GET_WARM]
+    said = subprocess.run(line, capture_output=True, text=True, env={"TMPDIR": str(tmp_path)}, check=False)
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a fork is no place for what was looked up")
+@pytest.mark.skipif(not slots.no_gpu(), reason="a process that has looked for a GPU can't be forked to use one")
+def test_a_trial_is_born_knowing_which_packages_are_installed() -> None:
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = processes.fork(say_what_is_known, theirs)
+    theirs.close()
+    assert ours.poll(60)
+    assert ours.recv() == 1, "Lightning's group of entry points was looked up once, and is remembered"
+    process.join()
+
+
+def say_what_is_known(connection: Connection) -> None:
+    from lightning_fabric.utilities import registry
+
+    connection.send(registry.entry_points.cache_info().currsize)
+
+
+@pytest.mark.parametrize(("visible", "none"), [("", True), ("-1", True), ("0", False), ("GPU-1,GPU-2", False)])
+def test_where_a_gpu_may_be_used_the_forkserver_looks_for_none(
+    monkeypatch: pytest.MonkeyPatch, visible: str, none: bool
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert slots.no_gpu() == none
+    told = processes._of_the_forkserver()
+    assert ("OVERNIGHT_NO_GPU" in told) == (none and sys.platform == "linux")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from commands import SMALL
+from groups import group  # noqa: F401  # fixture
 from joined import join, planned, study  # noqa: F401  # fixtures
 from overnight import api, plan, settings, tracking
 from overnight.screen import Nothing

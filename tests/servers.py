@@ -208,7 +208,12 @@ class Cable:
                 near.close()
                 continue
             far = socket.socket(socket.AF_UNIX)
-            far.connect(str(self._server))
+            try:
+                far.connect(str(self._server))
+            except OSError:  # it restarts
+                near.close()
+                far.close()
+                continue
             self._lines += [near, far]
             for a, b in ((near, far), (far, near)):
                 threading.Thread(target=_pump, args=(a, b), daemon=True).start()

@@ -3,106 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import sqlalchemy
 
-from overnight import settings, slots, tracking
-from overnight.views import StudyView, view
+from groups import QUICK, Group
+from overnight import slots, tracking
 from servers import Cable, MlflowServer, Postgres
 from test_pictures import write_idx
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(900)]
-
-STORES = ("storage=postgres", "tracking=server")
-QUICK = ("preflight=never", "pictures.when=never", "study.confirm.seeds=0", "sampler=random", "pruner=none")
-
-
-class Group:
-    """A ledger of its own, and the supervisors that were started on it."""
-
-    def __init__(self, folder: Path, url: str, server: MlflowServer, lease_s: float) -> None:
-        self.folder, self.url = folder, url
-        self.stores = (*STORES, f"storage.lease_s={lease_s}")
-        self.environment = {**os.environ, **server.login, "OVERNIGHT_STORAGE_URL": url}
-        self.processes: list[subprocess.Popen[str]] = []
-
-    def launch(self, name: str, *line: str) -> None:
-        """Leave a study to whoever is up."""
-        command = ["tune", "--detach", f"study.name={name}", *QUICK, *line]
-        said = self._start(self.folder / "launcher", *command)
-        output = said.communicate(timeout=120)[0]
-        assert said.returncode == 0, output
-        assert f"{name} is launched" in output
-
-    def work(self, *arguments: str, url: str | None = None) -> subprocess.Popen[str]:
-        """One more supervisor, with a slot and a home of its own."""
-        home = self.folder / f"home-{len(self.processes)}"
-        process = self._start(home, *arguments, "slots=1", url=url)
-        self.processes.append(process)
-        return process
-
-    def _start(self, home: Path, *arguments: str, url: str | None = None) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "overnight", *arguments, f"home={home}", *self.stores]
-        environment = {**self.environment, "OVERNIGHT_STORAGE_URL": url or self.url}
-        piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, env=environment, cwd=self.folder, **piped)
-
-    def said(self, timeout_s: float = 300) -> list[str]:
-        """What the supervisors printed, once all have left."""
-        return [p.communicate(timeout=timeout_s)[0] for p in self.processes]
-
-    def study(self, name: str) -> StudyView:
-        found, _ = view(settings.place([f"home={self.folder / 'looks'}", *self.stores]), name)
-        assert found is not None
-        return found
-
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        engine = sqlalchemy.create_engine(self.url)
-        with engine.connect() as connection:
-            rows = [tuple(row) for row in connection.execute(sqlalchemy.text(query))]
-        engine.dispose()
-        return rows
-
-    def wait_for(self, name: str, holds: Callable[[StudyView], bool], within_s: float = 120) -> StudyView:
-        until = time.monotonic() + within_s
-        while not holds(seen := self.study(name)):
-            assert time.monotonic() < until, [(r.number, r.state) for r in seen.records]
-            time.sleep(0.2)
-        return seen
-
-
-@pytest.fixture
-def group(
-    tmp_path: Path, database: Callable[[], str], mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Group]]:
-    with ExitStack() as ending:
-
-        def group(lease_s: float = 30.0) -> Group:
-            made = Group(tmp_path, database(), mlflow_server, lease_s)
-            for name in (*mlflow_server.login, "OVERNIGHT_STORAGE_URL"):
-                monkeypatch.setenv(name, made.environment[name])
-            ending.callback(_end, made)
-            return made
-
-        yield group
-
-
-def _end(group: Group) -> None:
-    for process in group.processes:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
 
 
 def is_exact(group: Group, name: str, trials: int, epochs: int) -> None:
@@ -237,12 +151,12 @@ def test_a_study_that_asks_for_more_than_is_trusted_is_refused_and_whoever_launc
     (conf / "model").mkdir(parents=True)
     (conf / "model" / "evil.yaml").write_text(f"_target_: os.system\ncommand: touch {canary}\n")
     worker = ours.work("worker")
-    said = ours._start(
+    said = ours.start(
         tmp_path / "launcher", "tune", "--detach", "--config-dir", str(conf), "model=evil", "search=none", *QUICK
     ).communicate(timeout=120)[0]
     assert "refuses it: model._target_: must be" in said, said
     assert "OVERNIGHT_TRUSTED_PACKAGES" in said
-    status = ours._start(tmp_path / "launcher", "status", "digits-evil").communicate(timeout=120)[0]
+    status = ours.start(tmp_path / "launcher", "status", "digits-evil").communicate(timeout=120)[0]
     assert "refused by the worker on" in status
     assert worker.poll() is None  # and it works on for others
     ours.launch("good", "study.trials=1", "trainer.max_epochs=1")
@@ -262,7 +176,7 @@ def test_a_worker_without_the_data_refuses_the_study_and_leaves_it_to_one_that_h
         write_idx(has / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
     line = ["study.name=pictures", "data=mnist", "study.trials=4", "trainer.max_epochs=1", "study.confirm.seeds=0"]
     ours.environment["OVERNIGHT_DATA"] = str(has)
-    said = ours._start(tmp_path / "launcher", "tune", "--detach", *line).communicate(timeout=120)[0]
+    said = ours.start(tmp_path / "launcher", "tune", "--detach", *line).communicate(timeout=120)[0]
     assert "pictures is launched" in said, said
     # Where there is a network it must not be fetched.
     ours.environment |= {"OVERNIGHT_DATA": str(lacks), "https_proxy": "http://127.0.0.1:9"}

@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(5400)]
 
 CREW, LEASE_S, EPOCHS = 3, 5.0, 3
 TRIALS, MORE_TRIALS = 12, 4
+SLOW_S = 8.0  # for a supervisor to come and do something: strikes are as far apart as that
 LEFT_WITHIN_S = 60.0  # of the last strike: somebody who died at the end is waited for, in the search and after it
 LINE = (
     f"trainer.max_epochs={EPOCHS}", "data.batch_size=2", "checkpoint.every_s=0", "study.confirm.seeds=2",
@@ -41,11 +42,12 @@ WHAT = {"kill": 5, "interrupt": 2, "cut": 3, "restart": 2, "stop": 1, "more": 1}
 
 @dataclass(frozen=True)
 class Strike:
-    """what: a key of WHAT. after_s: seconds from the one before. whom: which of the crew. fresh: whether whoever comes
-    instead has a home of its own. cut_s: seconds that the line is cut for."""
+    """what: a key of WHAT. after: when, from the one before, in times that a supervisor here takes to come and do
+    something. whom: which of the crew. fresh: whether whoever comes instead has a home of its own. cut_s: seconds that
+    the line is cut for."""
 
     what: str
-    after_s: float
+    after: float
     whom: int
     fresh: bool
     cut_s: float
@@ -54,7 +56,7 @@ class Strike:
 def drawn(rng: random.Random, kills: int) -> list[Strike]:
     what = rng.choices(list(WHAT), weights=list(WHAT.values()), k=kills)
     return [
-        Strike(one, rng.uniform(0, 8), rng.randrange(CREW), rng.random() < 0.5, rng.uniform(1.2, 2) * LEASE_S)
+        Strike(one, rng.uniform(0, 1.5), rng.randrange(CREW), rng.random() < 0.5, rng.uniform(1.2, 2) * LEASE_S)
         for one in what
     ]
 
@@ -93,6 +95,13 @@ class Crew:
                 self.members.append(self._hired(None))
             elif self.members[i].process.poll() is not None:
                 self._replace(i, "left", fresh=False)
+
+    def fills_within_s(self) -> float:
+        """The same, and how long that takes until a trial runs."""
+        began = time.monotonic()
+        self.fill()
+        self.group.wait_for(self.name, lambda seen: seen.count("running", "complete") > 0)
+        return time.monotonic() - began
 
     def _hired(self, home: Path | None) -> Member:
         which = len(self.group.processes)
@@ -244,15 +253,16 @@ def test_a_shared_study_struck_again_and_again_ends_as_the_undisturbed_one(
     crew = Crew(struck, "struck", postgres)
     with told_what_was_said(crew):
         crew.launch()
-        crew.fill()
+        comes_within_s = min(crew.fills_within_s(), SLOW_S)
         for i, strike in enumerate(strikes, 1):
-            time.sleep(strike.after_s)
+            time.sleep(strike.after * comes_within_s)
             if crew.is_over:
                 crew.launch_more()
             crew.fill()
-            say(f"strike {i}: {strike}, {crew.standing().partition(';')[0]}")
+            say(f"{i}: {strike.what} {strike.whom}{' fresh' * strike.fresh}; {crew.standing().partition(';')[0]}")
             crew.strike(strike)
         crew.fill()
+        confirmed_before = struck.study("struck").confirmed
         say(f"no more strikes; {crew.standing()}")
         crew.leaves(LEFT_WITHIN_S * LATE)
         is_left_alone(struck, crew.place, "struck")
@@ -276,7 +286,8 @@ def test_a_shared_study_struck_again_and_again_ends_as_the_undisturbed_one(
     assert theirs.winner is not None
     assert (ours.winner.trial.number, ours.winner.estimate) == (theirs.winner.trial.number, theirs.winner.estimate)
     tests, wanted = said_on_the_test_set(seen), said_on_the_test_set(undisturbed)
-    assert {pair: tests[pair] for pair in tests.keys() & wanted.keys()} == {
-        pair: wanted[pair] for pair in tests.keys() & wanted.keys()
-    }
-    say(f"{len(strikes)} strikes; {len(tests.keys() & wanted.keys())} of {len(wanted)} tests")
+    both = tests.keys() & wanted.keys()
+    assert {pair: tests[pair] for pair in both} == {pair: wanted[pair] for pair in both}
+    if not confirmed_before:  # else its network may lie in a home that nobody came back to
+        assert both == wanted.keys()
+    say(f"{len(strikes)} strikes; {len(both)} of {len(wanted)} tests")

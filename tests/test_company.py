@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from joined import Join, asked, epoch, leave
-from overnight import api, messages, plan, sharing, tracking, views
+from overnight import api, messages, opening, plan, sharing, tracking, views
 from overnight.answer import conclusion, confirm
 from overnight.opening import open_study
 from overnight.plan import Plan
@@ -236,6 +236,25 @@ def test_a_stop_that_comes_between_search_and_confirmation_is_heeded(
     assert (result.why, result.finding.done) == ("stopped", 0)  # type: ignore[union-attr]
     monkeypatch.undo()
     assert api.run(study, screen=Nothing()).why == "done"
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
+    study: Plan, join: Join, monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    """Or who stays all along, as one does who tells the answer."""
+    b, place = join("b", 30.0), study.settings.place
+    views.request_stop(place, study.name)
+    assert views.wanted(place) == []
+    if stays:
+        monkeypatch.setattr(opening, "_STOPPED_WITHIN_S", 0.1)
+    else:
+        threading.Timer(0.5, b.stand_up).start()
+    ledger, _ = open_study(study)
+    assert ledger.company is not None
+    assert ledger.company.others() == int(stays)
+    ledger.close()
+    assert views.wanted(place) == [study.name]
 
 
 @pytest.mark.parametrize("restarts", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ from overnight.settings import ConfigError, Place, Settings, look_up
 from overnight.sharing import SharedStorage, open_for_work
 from overnight.storage import dispose, hold
 from overnight.study import Ledger
-from overnight.views import LAUNCHED, LINKS, OVER, PLAN, READY, REFUSED, TOLD, UID, generations, plan_of
+from overnight.views import LAUNCHED, LINKS, OVER, PLAN, READY, REFUSED, STOP, TOLD, UID, generations, plan_of
+
+_STOPPED_WITHIN_S, _LOOK_EVERY_S = 15.0, 0.5  # those who share a study, once they were asked to; while trials save
 
 
 def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> tuple[Ledger, list[str]]:
@@ -60,8 +63,11 @@ def _open_shared(plan: Plan, extend: bool, comparable: bool) -> tuple[Ledger, li
     assert isinstance(storage, SharedStorage), "so the place says"
     with storage.alone(f"study {plan.name}"):
         study, said = _continue_or_create(storage, plan, extend, comparable)
+        is_part = plan.name.endswith(CONFIRM)
+        if not is_part:
+            _await_the_stopped(storage, study)
         ledger = _seated(storage, plan, study)
-        if not storage.others(study._study_id):
+        if not is_part or not storage.others(study._study_id):
             ledger.clear_stop()
         with storage.alone(f"answer of {study._study_id}"):  # else whoever is telling it would say that it is over
             study.set_user_attr(OVER, False)
@@ -70,6 +76,14 @@ def _open_shared(plan: Plan, extend: bool, comparable: bool) -> tuple[Ledger, li
         for key in [k for k, refused in study.user_attrs.items() if k.startswith(REFUSED) and refused]:
             study.set_user_attr(key, [])  # it may ask for something else now
         return ledger, said + _limits(ledger, comparable)
+
+
+def _await_the_stopped(storage: SharedStorage, study: optuna.Study) -> None:
+    """Let those go who were asked to stop, before that is forgotten: it must be, or nobody would take up what is
+    launched here. Who is still there then tells the answer, and stops for nothing; or is at it again."""
+    until = time.monotonic() + _STOPPED_WITHIN_S
+    while study.user_attrs.get(STOP) and storage.others(study._study_id) and time.monotonic() < until:
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _limits(ledger: Ledger, comparable: bool) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -15,9 +16,11 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 
 from overnight import migrating, storage
+from overnight import postgres as postgres_module
 from overnight.credentials import BACKEND_URI, LOGINS_URI, SECRET, STORAGE_URL
 from overnight.settings import ConfigError, Place
-from servers import Postgres
+from overnight.storage import Unreachable
+from servers import Cable, Postgres
 
 WORD = "pl4nted%24word"
 AT_ONCE = 8
@@ -79,6 +82,26 @@ def test_a_ledger_outlives_a_restart_of_its_database(postgres: Postgres) -> None
     study.set_user_attr("after", 2)
     assert study.user_attrs == {"before": 1, "after": 2}
     storage.dispose(opened)
+
+
+@pytest.mark.parametrize("when", ["opened", "asked who is at it"])
+def test_a_database_that_goes_away_while_it_is_looked_at_is_out_of_reach_and_no_mistake(
+    database: Callable[[], str], postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    storage.dispose(storage.open_storage(Place("unused", url := database(), storage="postgres")))
+    cable = Cable(tmp_path / "cable", postgres)
+    place = Place("unused", cable.through(url), storage="postgres")
+    module, name = (postgres_module, "holds") if when == "opened" else (storage, "open_storage")
+    before = getattr(module, name)
+
+    def and_goes(*args: Any) -> Any:
+        answer = before(*args)
+        cable.cut()
+        return answer
+
+    monkeypatch.setattr(module, name, and_goes)
+    with pytest.raises(Unreachable, match="can't be reached"):
+        storage.holder_of(place, "one")
 
 
 def test_an_old_ledger_is_not_opened_until_it_is_brought_up_to_date(

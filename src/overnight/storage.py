@@ -20,8 +20,9 @@ import optuna
 import psutil
 import sqlalchemy
 from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from overnight import credentials, leases, postgres
 from overnight.settings import ConfigError, Place
@@ -54,7 +55,7 @@ def _patient(name: str) -> Callable[..., Any]:
         while True:
             try:
                 return write(self, *args, **kwargs)
-            except optuna.exceptions.StorageInternalError as error:
+            except StorageInternalError as error:
                 if "disk is full" not in str(error.__cause__):
                     raise
             self.on_full()
@@ -114,6 +115,10 @@ def _first_seat(place: Place, name: str) -> dict[str, Any] | None:
     try:
         with storage.engine.connect() as connection:
             seats = leases.seats(connection, name)
+    except DBAPIError as error:
+        if not postgres.is_away(error):
+            raise
+        raise Unreachable(_away(error)) from error
     finally:
         dispose(storage)
     return {**vars(seats[0]), "others": len(seats) - 1} if seats else None
@@ -173,11 +178,10 @@ def open_storage(place: Place) -> LedgerStorage:
             if place.storage_url.startswith("sqlite"):
                 return LedgerStorage(place.storage_url)
             raise ValueError("only SQLite and PostgreSQL are known to keep a ledger whole")
-        except (InterfaceError, OperationalError) as error:
-            if place.shared and not _is_settled(error):
-                raise Unreachable(f"the ledger's database can't be reached: {in_a_line(error)}") from error
-            raise ConfigError([_unopened(place, error)]) from error
         except Exception as error:  # SQLAlchemy's and the drivers' share no base class
+            why = error.__cause__ if isinstance(error, StorageInternalError) else error
+            if place.shared and postgres.is_away(why) and not _is_settled(why):
+                raise Unreachable(_away(error)) from error
             raise ConfigError([_unopened(place, error)]) from error
     path = place.where.ledger
     if not path.exists():
@@ -236,7 +240,11 @@ def in_a_line(error: BaseException) -> str:
     return credentials.redacted(text.splitlines()[0]) if text else type(error).__name__
 
 
-def _is_settled(error: Exception) -> bool:
+def _away(error: Exception) -> str:
+    return f"the ledger's database can't be reached: {in_a_line(error)}"
+
+
+def _is_settled(error: BaseException | None) -> bool:
     """Whether an error of connecting is the server's own word, which waiting changes nothing about."""
     said = ("does not exist", "authentication failed", "no password", "permission denied", "not permitted")
     return any(words in str(error) for words in said)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from overnight import processes, slots
+from overnight import processes, slots, trusted
 
 GET_WARM = """
 import os
@@ -25,7 +25,8 @@ os._exit(0)
 
 def test_what_the_forkserver_goes_through_ends_well_says_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
     line = [sys.executable, "-c", GET_WARM]
-    said = subprocess.run(line, capture_output=True, text=True, env={"TMPDIR": str(tmp_path)}, check=False)
+    guarded = {"TMPDIR": str(tmp_path), trusted.GUARDED: "1"}  # as on a worker's machine
+    said = subprocess.run(line, capture_output=True, text=True, env=guarded, check=False)
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from overnight import trusted
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
 from overnight.messages import EpochEnd, Finished, TrialSpec, Up, Verdict
@@ -105,6 +106,7 @@ def get_warm() -> list[Finished]:
     _remember_what_is_installed()
     environment = dict(os.environ)
     process.hide_gpus()
+    os.environ.pop(trusted.GUARDED, None)  # what is built here no study asks for
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -192,6 +192,31 @@ def test_trials_go_on_while_the_database_is_out_of_reach_and_all_of_it_is_writte
     assert asked(a) == 1
 
 
+def test_a_database_that_goes_away_in_the_middle_of_a_read_is_out_of_reach_and_no_error(
+    tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
+) -> None:
+    cable, cuts = Cable(tmp_path / "cable", postgres), []
+    a = join("a", 30.0, planned(cable.through(str(study.settings.place.storage_url))))
+    b = join("b", 30.0)
+    assert asked(b) == 0
+    b.record(epoch(0, 0, 0.7))
+    b.flush()
+
+    def cut(_: Connection, cursor: object, statement: str, *__: object) -> None:  # noqa: ARG001
+        if "FROM trial_params" in statement and not cuts:
+            cuts.append(statement)
+            cable.cut()
+
+    assert a.shared is not None
+    sqlalchemy.event.listen(a.shared.backend.engine, "before_cursor_execute", cut)
+    assert a.heard() == []
+    assert cuts
+    assert a.out_of_reach is not None
+    cable.mend()
+    time.sleep(2.5)
+    assert [r.objective for r in a.heard()] == [0.7]
+
+
 def test_nobody_is_to_blame_for_what_could_not_be_renewed_while_the_database_was_down(
     postgres: Postgres, join: Join
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
 CONNECT_WITHIN_S = 10
 _LOCK = 0x6F7665726E696768  # "overnigh", of pg_advisory_lock: whoever makes or changes tables holds it
@@ -22,6 +22,9 @@ _SERVER = {
     "tcp_keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
+# SQLAlchemy's, of a connection that is asked again within a transaction in which it broke: Optuna tries to read trials
+# in another way then.
+_BROKEN_BEFORE = "8s2b"
 _READ_ONLY = "25006"  # SQLSTATE of a server that writes nothing now and may later, as a standby
 
 
@@ -54,6 +57,8 @@ def _connect_arguments(url: URL) -> dict[str, Any]:
 def is_away(error: BaseException | None) -> bool:
     """Whether an error says that a database can't be reached or written for the time being."""
     if isinstance(error, InterfaceError | OperationalError):
+        return True
+    if isinstance(error, PendingRollbackError) and error.code == _BROKEN_BEFORE:
         return True
     return isinstance(error, DBAPIError) and (
         error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY

@@ -243,18 +243,38 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
     study: Plan, join: Join, monkeypatch: pytest.MonkeyPatch, stays: bool
 ) -> None:
     """Or who stays all along, as one does who tells the answer."""
-    b, place = join("b", 30.0), study.settings.place
+    b, place, others = join("b", 30.0), study.settings.place, sharing.SharedStorage.others
     views.request_stop(place, study.name)
     assert views.wanted(place) == []
+
+    def and_goes(self: sharing.SharedStorage, study_id: int) -> int:
+        there = others(self, study_id)
+        b.stand_up()
+        return there
+
     if stays:
-        monkeypatch.setattr(opening, "_STOPPED_WITHIN_S", 0.1)
+        monkeypatch.setattr(opening, "_WAIT_FOR_THE_STOPPED_S", 0.1)
     else:
-        threading.Timer(0.5, b.stand_up).start()
+        monkeypatch.setattr(sharing.SharedStorage, "others", and_goes)
     ledger, _ = open_study(study)
     assert ledger.company is not None
     assert ledger.company.others() == int(stays)
     ledger.close()
     assert views.wanted(place) == [study.name]
+
+
+def test_who_is_launched_anew_does_not_stop_in_the_confirmation_either_where_somebody_is_still_at_it(
+    planned: Callable[..., Plan], database: Callable[[], str], join: Join
+) -> None:
+    study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
+    part = confirm.plan_of(study, api.run(study, screen=Nothing()).records)
+    join("b", 30.0, part)
+    views.request_stop(study.settings.place, study.name)
+    search, _ = open_study(study)
+    confirmation, _ = open_study(part, comparable=False)
+    assert not confirmation.stop_requested()
+    for ledger in (confirmation, search):
+        ledger.close()
 
 
 @pytest.mark.parametrize("restarts", [False, True])

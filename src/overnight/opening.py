@@ -21,7 +21,7 @@ from overnight.storage import dispose, hold
 from overnight.study import Ledger
 from overnight.views import LAUNCHED, LINKS, OVER, PLAN, READY, REFUSED, STOP, TOLD, UID, generations, plan_of
 
-_STOPPED_WITHIN_S, _LOOK_EVERY_S = 15.0, 0.5  # those who share a study, once they were asked to; while trials save
+_WAIT_FOR_THE_STOPPED_S, _LOOK_EVERY_S = 15.0, 0.5  # they have trials save, and MLflow told of it
 
 
 def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> tuple[Ledger, list[str]]:
@@ -63,12 +63,10 @@ def _open_shared(plan: Plan, extend: bool, comparable: bool) -> tuple[Ledger, li
     assert isinstance(storage, SharedStorage), "so the place says"
     with storage.alone(f"study {plan.name}"):
         study, said = _continue_or_create(storage, plan, extend, comparable)
-        is_part = plan.name.endswith(CONFIRM)
-        if not is_part:
+        if not plan.name.endswith(CONFIRM):
             _await_the_stopped(storage, study)
+            _forget_stop(storage, plan.name)
         ledger = _seated(storage, plan, study)
-        if not is_part or not storage.others(study._study_id):
-            ledger.clear_stop()
         with storage.alone(f"answer of {study._study_id}"):  # else whoever is telling it would say that it is over
             study.set_user_attr(OVER, False)
             study.set_user_attr(TOLD, {})
@@ -81,9 +79,17 @@ def _open_shared(plan: Plan, extend: bool, comparable: bool) -> tuple[Ledger, li
 def _await_the_stopped(storage: SharedStorage, study: optuna.Study) -> None:
     """Let those go who were asked to stop, before that is forgotten: it must be, or nobody would take up what is
     launched here. Who is still there then tells the answer, and stops for nothing; or is at it again."""
-    until = time.monotonic() + _STOPPED_WITHIN_S
+    until = time.monotonic() + _WAIT_FOR_THE_STOPPED_S
     while study.user_attrs.get(STOP) and storage.others(study._study_id) and time.monotonic() < until:
         time.sleep(_LOOK_EVERY_S)
+
+
+def _forget_stop(storage: SharedStorage, name: str) -> None:
+    """Of a study and its confirmation, as it was asked for: whoever is launched here stops for neither."""
+    for asked in (name, name + CONFIRM):
+        _, frozen = generations(storage, asked)
+        if frozen is not None and frozen.user_attrs.get(STOP):
+            storage.set_study_user_attr(frozen._study_id, STOP, False)
 
 
 def _limits(ledger: Ledger, comparable: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 from multiprocessing.connection import Connection
@@ -13,21 +14,51 @@ import pytest
 from overnight import processes, slots, trusted
 
 GET_WARM = """
-import os
+import os, signal, warnings
+from pathlib import Path
+import torch
 from overnight.trial import fit, warmth
+
+def state():
+    here = [Path(p) for p in (os.environ["TMPDIR"], "/proc/self/task", "/proc/self/fd")]
+    return (
+        dict(os.environ),
+        {p: sorted(os.listdir(p)) for p in here if p.exists()},
+        [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+        (torch.get_num_threads(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()),
+        torch.is_grad_enabled(),
+        list(warnings.filters),
+    )
+
 fit.quiet()
-before = dict(os.environ), os.listdir(os.environ["TMPDIR"])  # where torch has a folder since it was imported
-assert [f.ending for f in warmth.get_warm()] == ["complete", "complete"], warmth.get_warm()
-assert (dict(os.environ), os.listdir(os.environ["TMPDIR"])) == before
+torch.set_num_threads(2)
+before = state()
+assert [f.ending for f in warmth.get_warm()] == ["complete", "complete"]
+assert state() == before, (before, state())
 os._exit(0)
 """
 
 
 def test_what_the_forkserver_goes_through_ends_well_says_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
     line = [sys.executable, "-c", GET_WARM]
-    guarded = {"TMPDIR": str(tmp_path), trusted.GUARDED: "1"}  # as on a worker's machine
+    guarded = {**os.environ, "TMPDIR": str(tmp_path), trusted.GUARDED: "1"}  # as on a worker's machine
     said = subprocess.run(line, capture_output=True, text=True, env=guarded, check=False)
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+
+
+def test_a_full_disk_keeps_no_forkserver_from_its_work(tmp_path: Path) -> None:
+    full = """
+import os
+from overnight.trial import checkpoint, warmth
+
+def full(*_):
+    raise checkpoint.NoRoom
+
+checkpoint.save_weights, warmth._WITHIN_S = full, 0.5
+assert [f.ending for f in warmth.get_warm()] == ["saved", "saved"]
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", full], env={**os.environ, "TMPDIR": str(tmp_path)}, check=True, timeout=60)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a fork is no place for what was looked up")

@@ -43,7 +43,7 @@ with contextlib.suppress(Exception):  # a broken one is the business of those wh
 
 fit.quiet()
 
-if "OVERNIGHT_NO_GPU" in os.environ:
+if os.environ.pop("OVERNIGHT_NO_GPU", None):  # of this machine: what a trial starts may be told otherwise
     from overnight.trial import warmth
 
     with contextlib.suppress(Exception):  # a trial would do without, and say what is wrong

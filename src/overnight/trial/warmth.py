@@ -11,7 +11,9 @@ import functools
 import os
 import sys
 import tempfile
+import time
 import warnings
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from overnight.messages import EpochEnd, Finished, TrialSpec, Up, Verdict
 from overnight.trial import fit, process
 
 _ROWS, _FEATURES, _CLASSES = 8, 4, 2
+_WITHIN_S = 20.0  # it takes a tenth of one
+_CALLBACKS = "pytorch_lightning.callbacks_factory"  # Lightning's group of entry points
 # Two epochs: between them the state is taken, after the last the weights are saved.
 _TRAINER = {"trainer": {"max_epochs": 2, "precision": "32-true"}}
 _OURS: dict[str, Any] = {
@@ -86,7 +90,10 @@ class TheirModel(pl.LightningModule):
 
 
 class _Nobody:
-    """Whom such a trial reports to."""
+    """Whom such a trial reports to; it wants it to stop where it takes long: a full disk would be waited for."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + _WITHIN_S
 
     def send(self, message: Up) -> None: ...
 
@@ -94,25 +101,31 @@ class _Nobody:
         return Verdict.GO_ON
 
     def stop_wanted(self) -> bool:
-        return False
+        return time.monotonic() > self._until
 
 
 def get_warm() -> list[Finished]:
-    """Go through them on the CPU, and say how they ended.
+    """Go through them on the CPU, and say how they ended; none where that could do harm.
 
-    For a machine without a GPU alone: a process that has looked for one can't be forked into one that uses it. It
-    leaves nothing behind but what is remembered: random generators are seeded by every trial anew.
+    For a machine without a GPU alone: a process that has looked for one can't be forked into one that uses it, and
+    torch starts threads for other kinds of devices, which a fork would lose. Lightning would hand callbacks of
+    installed packages trials that nobody asked for. It leaves nothing behind but what is remembered, and seeded random
+    generators, which every trial seeds anew.
     """
+    device = torch.accelerator.current_accelerator()  # that torch was built for, whether there is one or not
+    if (device is not None and device.type != "cuda") or entry_points(group=_CALLBACKS):
+        return []
     _remember_what_is_installed()
-    environment = dict(os.environ)
+    environment, threads = dict(os.environ), torch.get_num_threads()
     process.hide_gpus()
     os.environ.pop(trusted.GUARDED, None)  # what is built here no study asks for
     try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        with tempfile.TemporaryDirectory(prefix="overnight-") as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             fit.touch()
             return [fit.fit(_spec(n, config, Path(folder)), _Nobody()) for n, config in enumerate((_OURS, _THEIRS))]
     finally:
+        torch.set_num_threads(threads)
         os.environ.clear()
         os.environ.update(environment)
 
@@ -134,8 +147,8 @@ def _spec(number: int, config: dict[str, Any], folder: Path) -> TrialSpec:
 
 
 def _remember_what_is_installed() -> None:
-    """Lightning asks every installed package for callbacks each time it makes a Trainer, which takes 8 ms. Here they
-    stay what they are: their code is imported by now."""
+    """Lightning asks every installed package for callbacks each time it makes a Trainer, which takes 8 ms. What they
+    are when this is first asked, they stay in every fork."""
     for name in ("lightning_fabric", "lightning.fabric"):
         registry: Any = sys.modules.get(f"{name}.utilities.registry")
         with contextlib.suppress(AttributeError):  # another version of Lightning

@@ -41,7 +41,7 @@ class Outcomes:
     def of(self, trial: TrialProcess, stopping: bool) -> TrialRecord:
         """Write down how a trial ended; the record that came of it.
 
-        stopping: whether trials were told to save and stop, or killed for it.
+        stopping: whether the supervisor's work is ending, and trials are killed that take too long to save.
         """
         record = self._of(trial, stopping)
         if record.done:  # one that is tried again says nothing yet of the others

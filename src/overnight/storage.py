@@ -241,7 +241,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def _away(error: Exception) -> str:
-    return f"the ledger's database can't be reached: {in_a_line(error)}"
+    return f"the ledger's database can't be reached or written: {in_a_line(error)}"
 
 
 def _is_settled(error: BaseException | None) -> bool:

@@ -339,6 +339,21 @@ def test_a_forkserver_whose_supervisor_died_before_it_could_ask_to_be_told_ends_
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
+def test_the_garbage_collector_rests_while_the_stack_is_imported_and_is_there_for_the_trials() -> None:
+    import subprocess
+    import sys
+
+    code = """
+import gc, os
+before = gc.get_stats()[0]["collections"]
+import overnight.trial.preload
+print(gc.get_stats()[0]["collections"] - before < 200, gc.get_freeze_count() > 100_000, gc.isenabled(), flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True True True\n"), done.stderr
+
+
 @pytest.mark.long
 def test_starting_a_trial_does_not_run_the_callers_script_again(home: Path, tmp_path: Path) -> None:
     import subprocess

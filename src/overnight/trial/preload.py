@@ -31,6 +31,9 @@ def _supervisor_lives() -> bool:
 process.die_with_parent(_supervisor_lives)
 process.forkserver = os.getpid()
 
+# The collector would take a sixth of the time of these imports. What there is to collect, it finds once they are done.
+gc.disable()
+
 # All that comes with it: once torch and Lightning are there, the rest takes milliseconds (torchmetrics, which Lightning
 # imports, has brought torchvision along).
 from overnight.data import diabetes, digits, pictures, purchase  # noqa: E402
@@ -53,6 +56,7 @@ if os.environ.pop("OVERNIGHT_NO_GPU", None):  # of this machine: what a trial st
 # second of a trial's first epoch.
 gc.collect()
 gc.freeze()
+gc.enable()
 
 if _imported is not None:
     with contextlib.suppress(OSError):

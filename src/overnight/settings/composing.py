@@ -14,7 +14,7 @@ from overnight import credentials
 from overnight.paths import Place, conf_dir
 from overnight.settings.rules import ConfigError, listed, nearest
 from overnight.settings.sections import COMPONENTS, SEARCHABLE, SECTIONS, Settings, build_settings
-from overnight.settings.trees import has_key, keys_of, kind_problem, look_up, plain
+from overnight.settings.trees import as_written, has_key, keys_of, kind_problem, look_up, plain
 
 # hydra.utils.instantiate's own words may be added to any component.
 _INSTANTIATE_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
@@ -171,8 +171,6 @@ def place(overrides: Iterable[str]) -> Place:
     Composing takes a third of a second, which a look at a study should not: with no more than a home given, the
     three files that hold the answer are read as they are.
     """
-    import yaml
-
     texts = list(overrides)
     homes = [text.removeprefix("home=") for text in texts]
     if not all(re.fullmatch(r"home=[\w./~+-]+", text) for text in texts):
@@ -180,11 +178,9 @@ def place(overrides: Iterable[str]) -> Place:
         if draft.problems or draft.settings is None:
             raise ConfigError(draft.problems)
         return draft.settings.place
-    config = yaml.safe_load((conf_dir() / "config.yaml").read_text())
+    config = as_written(conf_dir() / "config.yaml")
     taken = {g: o for entry in config["defaults"] if isinstance(entry, dict) for g, o in entry.items()}
-    storage, tracking = (
-        yaml.safe_load((conf_dir() / group / f"{taken[group]}.yaml").read_text()) for group in ("storage", "tracking")
-    )
+    storage, tracking = (as_written(conf_dir() / group / f"{taken[group]}.yaml") for group in ("storage", "tracking"))
     return Place(homes[-1] if homes else config["home"], storage["url"], tracking["uri"], tracking["artifacts"])
 
 

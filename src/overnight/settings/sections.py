@@ -12,6 +12,7 @@ from typing import Any, Literal
 from overnight import clock, credentials
 from overnight.paths import Place, conf_dir
 from overnight.settings.rules import ConfigError, at_least, build, checked, listed, nearest, rule
+from overnight.settings.trees import as_written
 
 # Top-level nodes whose keys belong to a `_target_`, ours or somebody else's: any key is fine that its config has.
 COMPONENTS = ("data", "model", "optimizer", "schedule")
@@ -255,9 +256,7 @@ def from_json(data: Mapping[str, Any]) -> Settings:
 def _with_shipped(data: Mapping[str, Any]) -> dict[str, Any]:
     """Kept settings with every key that must be there and is not, as conf/ has it. A default of our own comes first:
     it says what a version without the key did."""
-    import yaml
-
-    shipped = yaml.safe_load((conf_dir() / "config.yaml").read_text())
+    shipped = as_written(conf_dir() / "config.yaml")
     taken = {g: o for entry in shipped["defaults"] if isinstance(entry, dict) for g, o in entry.items()}
     filled = dict(data)
     for name, kind in _SECTION_TYPES.items():
@@ -266,7 +265,7 @@ def _with_shipped(data: Mapping[str, Any]) -> dict[str, Any]:
             continue
         kept = dict(filled.get(name) or {})
         option = conf_dir() / name / f"{kept.get('name') or taken.get(name)}.yaml"
-        texts = shipped.get(name) or (yaml.safe_load(option.read_text()) if option.exists() else {})
+        texts = shipped.get(name) or (as_written(option) if option.exists() else {})
         for f in dataclasses.fields(kind):
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name in texts:
                 kept.setdefault(f.name, texts[f.name])

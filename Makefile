@@ -51,8 +51,8 @@ long: $(VENV)/.dev.installed  ## Run the tests that take whole studies in proces
 service: $(VENV)/.dev.installed  ## Run the tests of many supervisors on real servers
 	$(BIN)/python -m pytest -m service
 
-service-quick: $(VENV)/.dev.installed  ## The ones of a group that loses a member, and of studies that are refused
-	$(BIN)/python -m pytest -m service tests/test_group.py -k "killed or cut_off or refuse"
+service-quick: $(VENV)/.dev.installed  ## The ones of a group that loses a member or its ledger, and of refused studies
+	$(BIN)/python -m pytest -m service tests/test_group.py -k "killed or cut_off or refuse or (away and ledger)" --away 1,1,1
 
 chaos: $(VENV)/.dev.installed  ## Kill, stop and starve real studies, at length; KILLS=100
 	$(BIN)/python -m pytest -m chaos tests/chaos --kills=$(KILLS)

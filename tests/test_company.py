@@ -253,10 +253,12 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
         return there
 
     if stays:
-        monkeypatch.setattr(opening, "_WAIT_FOR_THE_STOPPED_S", 0.1)
+        monkeypatch.setattr(opening, "_WAIT_FOR_THE_STOPPED_S", 1.0)
     else:
         monkeypatch.setattr(sharing.SharedStorage, "others", and_goes)
-    ledger, _ = open_study(study)
+    told: list[str] = []
+    ledger, _ = open_study(study, say=told.append)
+    assert told == [f"1 supervisor(s) were asked to stop; waiting up to {1 if stays else 15} s for them to save"]
     assert ledger.company is not None
     assert ledger.company.others() == int(stays)
     ledger.close()

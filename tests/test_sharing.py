@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine
 
 from joined import Join, asked, epoch, stay
-from overnight import leases
+from overnight import leases, sharing, views
 from overnight.opening import open_study
 from overnight.plan import Plan
 from overnight.storage import Unreachable
@@ -217,6 +217,65 @@ def test_a_database_that_goes_away_in_the_middle_of_a_read_is_out_of_reach_and_n
     assert [r.objective for r in a.heard()] == [0.7]
 
 
+@pytest.mark.parametrize(
+    "at", ["FROM studies", "INSERT INTO study_user_attributes", "INSERT INTO trials", "INSERT INTO overnight_seats"]
+)
+def test_a_database_that_goes_away_while_a_study_is_opened_is_out_of_reach_and_the_same_line_opens_it_later(
+    tmp_path: Path, planned: Callable[..., Plan], database: Callable[[], str], postgres: Postgres, at: str
+) -> None:
+    cable, url = Cable(tmp_path / "cable", postgres), database()
+    study = planned(cable.through(url))
+    with cut_at(at, cable), pytest.raises(Unreachable, match="can't be reached"):
+        open_study(study)
+    ledger, _ = open_study(study)
+    assert (asked(ledger), asked(ledger)) == (0, 1)
+    ledger.close()
+
+
+@pytest.mark.parametrize("at", ["FROM studies", "FROM trials", "FROM trial_values", "overnight_seats"])
+def test_a_database_that_goes_away_while_somebody_looks_is_out_of_reach_and_no_error(
+    tmp_path: Path,
+    planned: Callable[..., Plan],
+    study: Plan,
+    postgres: Postgres,
+    join: Join,
+    capfd: pytest.CaptureFixture[str],
+    at: str,
+) -> None:
+    a = join("a", 30.0)
+    assert asked(a) == 0
+    a.record(epoch(0, 0))
+    a.complete(0)
+    cable = Cable(tmp_path / "cable", postgres)
+    place = planned(cable.through(str(study.settings.place.storage_url))).settings.place
+    with cut_at(at, cable), pytest.raises(Unreachable, match="can't be reached") as error:
+        views.view(place, study.name)
+    assert "rolled back" not in str(error.value), "what broke, and not what came of it"
+    assert capfd.readouterr() == ("", "")
+    seen, _ = views.view(place, study.name)
+    assert seen is not None
+    assert seen.records[0].state == "complete"
+
+
+def test_what_was_never_read_of_a_study_is_out_of_reach_with_its_database_and_is_read_once_that_is_back(
+    tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
+) -> None:
+    cable = Cable(tmp_path / "cable", postgres)
+    a = join("a", 30.0, planned(cable.through(str(study.settings.place.storage_url))))
+    storage, study_id = a.shared, a.study._study_id
+    assert storage is not None
+    fresh = sharing.SharedStorage(storage.backend, 30.0, "fresh")
+    asks = (fresh.get_study_user_attrs, fresh.get_study_system_attrs, fresh.get_study_directions)
+    cable.cut()
+    for ask in (*asks, fresh.get_study_name_from_id):
+        with pytest.raises(Unreachable):
+            ask(study_id)
+    cable.mend()
+    for ask in asks:
+        assert ask(study_id) or ask == fresh.get_study_system_attrs
+    assert fresh.get_study_name_from_id(study_id) == study.name
+
+
 def test_nobody_is_to_blame_for_what_could_not_be_renewed_while_the_database_was_down(
     postgres: Postgres, join: Join
 ) -> None:
@@ -275,6 +334,25 @@ def test_a_server_that_closes_a_session_which_slept_or_writes_nothing_for_now_is
     time.sleep(2.5)
     assert storage.claim(study_id, "new", lambda: False) == 1
     ledger.close()
+
+
+@contextlib.contextmanager
+def cut_at(words: str, cable: Cable) -> Iterator[None]:
+    """Have a cable be cut when a statement with these words comes for the first time, and be whole after the block."""
+    came = []
+
+    def cut(_: Connection, cursor: object, statement: str, *__: object) -> None:  # noqa: ARG001
+        if words in statement and not came:
+            came.append(statement)
+            cable.cut()
+
+    sqlalchemy.event.listen(Engine, "before_cursor_execute", cut)
+    try:
+        yield
+    finally:
+        sqlalchemy.event.remove(Engine, "before_cursor_execute", cut)
+        cable.mend()
+    assert came, f"nothing was asked with {words}"
 
 
 @contextlib.contextmanager

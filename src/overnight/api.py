@@ -149,7 +149,7 @@ def run(
     plan, taken = warm_start.resolved(plan)
     _get_ready(plan.settings.place)
     check(plan, say, works_here=True)
-    ledger, said = open_study(plan, extend=extend)
+    ledger, said = open_study(plan, extend=extend, say=say)
     said = [*taken, *said]
     for line in said:
         say(line)
@@ -168,7 +168,7 @@ def launch(
     check(plan, say)
     if signals is not None:
         signals.check()
-    ledger, said = open_study(plan, extend=extend)
+    ledger, said = open_study(plan, extend=extend, say=say)
     ledger.close()
     return [*taken, *said, *_taken_up(place, plan.name)]
 

@@ -34,10 +34,14 @@ class Forecast:
     seconds_an_epoch: float
 
 
+class Untrained(RuntimeError):
+    """The configuration as written failed; the message is the trial's own."""
+
+
 def forecast(plan: Plan, samples: int = 3) -> Forecast:
     """Measure three epochs of the configuration as written, outside any study, and reckon from there.
 
-    Raises RuntimeError, with the trial's own words, where that configuration does not train, and ConfigError where
+    Raises Untrained, with the trial's own words, where that configuration does not train, and ConfigError where
     the study that it is to start from is not there.
     """
     plan, _ = warm_start.resolved(plan)
@@ -76,7 +80,7 @@ def measure(plan: Plan, epochs: int, folder: Path) -> tuple[float, float, int]:
 
     Returns:
         Seconds from a trial's start to its first epoch's end less that epoch, seconds an epoch (the fastest after
-        the first), and bytes of its weights. Raises RuntimeError with the trial's words where it failed.
+        the first), and bytes of its weights. Raises Untrained with the trial's words where it failed.
     """
     config = plan.config({})
     config["trainer"]["max_epochs"] = epochs
@@ -98,7 +102,7 @@ def measure(plan: Plan, epochs: int, folder: Path) -> tuple[float, float, int]:
     trial, said = processes.run_alone(spec, folder / "log")
     assert trial.finished is not None
     if trial.finished.ending != "complete":
-        raise RuntimeError(trial.finished.detail)
+        raise Untrained(trial.finished.detail)
     epochs_done = [m for m in said if isinstance(m, EpochEnd)]
     seconds = [e.seconds for e in epochs_done]
     first = epochs_done[0].at - seconds[0] - trial.started_at

@@ -20,7 +20,7 @@ from overnight.paths import trial_name
 from overnight.plan import CONFIRM, TRAIN
 from overnight.records import TrialRecord, best_of
 from overnight.settings import ConfigError, Place
-from overnight.storage import dispose, hold, open_storage
+from overnight.storage import hold, opened
 from overnight.views import StudyView, names_in, view
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ def remains(place: Place, name: str) -> Remains:
     uids: set[str] = set()
     trials, tracked = 0, True
     if place.storage_url is not None or place.where.ledger.exists():
-        storage = open_storage(place)
-        try:
+        with opened(place) as storage:
             for frozen in storage.get_all_studies():
                 if re.fullmatch(rf"{re.escape(name)}({re.escape(CONFIRM)})?(~\d+)?", frozen.study_name):
                     ledger.append(frozen.study_name)
@@ -130,8 +129,6 @@ def remains(place: Place, name: str) -> Remains:
                     tracked = _tracked_in(place, plan.get("settings", {}).get("tracking", {}))
                     if CONFIRM not in frozen.study_name:
                         trials = max(trials, storage.get_n_trials(frozen._study_id))
-        finally:
-            dispose(storage)
     if not ledger or name not in names_in(place):  # which leaves out generations, confirmations and what is not ours
         known = ", ".join(names_in(place)) or "none"
         raise ConfigError([f"study: must be one of those in {place.ledger_said}, got {name!r}; there are: {known}"])
@@ -170,13 +167,10 @@ def delete(place: Place, found: Remains) -> list[str]:
             left = registry.forget(place, found.name, found.uids)
         for path in found.files:
             _remove(path, found.name)
-        storage = open_storage(place)
-        try:
+        with opened(place) as storage:
             there = {s.study_name for s in storage.get_all_studies()}
             for name in sorted(set(found.ledger) & there, key=len, reverse=True):  # the search itself last
                 optuna.delete_study(study_name=name, storage=storage)
-        finally:
-            dispose(storage)
     return [left] if left else []
 
 

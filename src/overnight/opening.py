@@ -17,25 +17,28 @@ from overnight.plan import CONFIRM, FirstTrial, Plan
 from overnight.records import BASELINE, ENTRY, OUTSIDE, VALUES, values_of
 from overnight.settings import ConfigError, Place, Settings, look_up
 from overnight.sharing import SharedStorage, open_for_work
-from overnight.storage import dispose, hold
+from overnight.storage import dispose, hold, reached
 from overnight.study import Ledger
 from overnight.views import LAUNCHED, LINKS, OVER, PLAN, READY, REFUSED, STOP, TOLD, UID, generations, plan_of
 
 _WAIT_FOR_THE_STOPPED_S, _LOOK_EVERY_S = 15.0, 0.5  # they have trials save, and MLflow told of it
 
 
-def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> tuple[Ledger, list[str]]:
+def open_study(
+    plan: Plan, *, extend: bool = False, comparable: bool = True, say: Callable[[str], None] = lambda _: None
+) -> tuple[Ledger, list[str]]:
     """Open the plan's study for work: create it, or go on with it.
 
     Args:
         extend: where the space only grew, copy the trials into a new ledger study with the new distributions.
         comparable: False for a study whose trials bring their own configs (`train`).
+        say: told what is waited for.
 
     Returns:
         The ledger, and what there is to say about it, one line each.
 
     Raises:
-        Held: another process works on it. ConfigError: its trials and this plan's would not compare.
+        Held: another process works on it. ConfigError: its trials and this plan's would not compare. Unreachable.
     """
     home = plan.settings.place.where
     try:
@@ -43,7 +46,7 @@ def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> 
     except OSError as error:
         raise ConfigError([f"home: must be a folder that can be written, got {str(home.root)!r}: {error}"]) from error
     if plan.settings.place.shared:
-        return _open_shared(plan, extend, comparable)
+        return _open_shared(plan, extend, comparable, say)
     with _held(plan.settings.place, plan.name) as let_go:
         storage = open_for_work(plan.settings.place)
         study, said = _continue_or_create(storage, plan, extend, comparable)
@@ -56,15 +59,13 @@ def open_study(plan: Plan, *, extend: bool = False, comparable: bool = True) -> 
         return ledger, said
 
 
-def _open_shared(plan: Plan, extend: bool, comparable: bool) -> tuple[Ledger, list[str]]:
+def _open_shared(plan: Plan, extend: bool, comparable: bool, say: Callable[[str], None]) -> tuple[Ledger, list[str]]:
     if not plan.name.endswith(CONFIRM):  # a confirmation is part of its search
         sharing.begin()
-    storage = open_for_work(plan.settings.place)
-    assert isinstance(storage, SharedStorage), "so the place says"
-    with storage.alone(f"study {plan.name}"):
+    with _shared(plan.settings.place) as storage, storage.alone(f"study {plan.name}"):
         study, said = _continue_or_create(storage, plan, extend, comparable)
         if not plan.name.endswith(CONFIRM):
-            _await_the_stopped(storage, study)
+            _await_the_stopped(storage, study, say)
             _forget_stop(storage, plan.name)
         ledger = _seated(storage, plan, study)
         with storage.alone(f"answer of {study._study_id}"):  # else whoever is telling it would say that it is over
@@ -76,11 +77,16 @@ def _open_shared(plan: Plan, extend: bool, comparable: bool) -> tuple[Ledger, li
         return ledger, said + _limits(ledger, comparable)
 
 
-def _await_the_stopped(storage: SharedStorage, study: optuna.Study) -> None:
+def _await_the_stopped(storage: SharedStorage, study: optuna.Study, say: Callable[[str], None]) -> None:
     """Let those go who were asked to stop, before that is forgotten: it must be, or nobody would take up what is
     launched here. Who is still there then tells the answer, and stops for nothing; or is at it again."""
-    until = time.monotonic() + _WAIT_FOR_THE_STOPPED_S
-    while study.user_attrs.get(STOP) and storage.others(study._study_id) and time.monotonic() < until:
+    until, told = time.monotonic() + _WAIT_FOR_THE_STOPPED_S, False
+    while study.user_attrs.get(STOP) and (n := storage.others(study._study_id)):
+        if not told:
+            say(f"{n} supervisor(s) were asked to stop; waiting up to {_WAIT_FOR_THE_STOPPED_S:.0f} s for them to save")
+            told = True
+        if time.monotonic() > until:
+            return
         time.sleep(_LOOK_EVERY_S)
 
 
@@ -109,23 +115,20 @@ def join(name: str, own: Settings, lacking: Callable[[Plan], list[str]] = lambda
     its operator does not trust; Unreachable.
     """
     sharing.begin()
-    storage = open_for_work(own.place)
-    assert isinstance(storage, SharedStorage), "a worker's ledger is shared"
-    plan, study = _as_it_stands(storage, own.place, name)
-    adopted = trust.adopted(plan, own)
-    if problems := trust.problems(plan) or lacking(adopted):  # before it has a seat, or a launcher would count on it
-        dispose(storage)
-        raise ConfigError(problems)
-    return _seated(storage, adopted, study)
+    with _shared(own.place) as storage:
+        plan, study = _as_it_stands(storage, own.place, name)
+        adopted = trust.adopted(plan, own)
+        if problems := trust.problems(plan) or lacking(adopted):  # before it has a seat, or a launcher counts on it
+            raise ConfigError(problems)
+        return _seated(storage, adopted, study)
 
 
 def reopen(place: Place, name: str) -> Ledger:
-    """Hold a study that there is, as it stands and alone, to mend what is around it. Raises Held."""
+    """Hold a study that there is, as it stands and alone, to mend what is around it. Raises Held, Unreachable."""
     if place.shared:
         sharing.begin()
-        storage = open_for_work(place)
-        assert isinstance(storage, SharedStorage), "so the place says"
-        return _seated(storage, *_as_it_stands(storage, place, name), alone=True)
+        with _shared(place) as storage:
+            return _seated(storage, *_as_it_stands(storage, place, name), alone=True)
     with _held(place, name) as let_go:
         return Ledger(*_as_it_stands(open_for_work(place), place, name), let_go)
 
@@ -135,6 +138,20 @@ def _as_it_stands(storage: BaseStorage, place: Place, name: str) -> tuple[Plan, 
     assert frozen is not None, "the caller has seen it"
     plan = plan_of(name, frozen.user_attrs).at(place)
     return plan, _load(storage, plan, frozen.study_name)
+
+
+@contextmanager
+def _shared(place: Place) -> Iterator[SharedStorage]:
+    """A shared ledger's storage, beyond the block too, unless an error leaves it; Unreachable where that is what its
+    database's going away came to."""
+    storage = open_for_work(place)
+    assert isinstance(storage, SharedStorage), "so the place says"
+    try:
+        with reached():
+            yield storage
+    except BaseException:
+        dispose(storage)
+        raise
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
@@ -55,14 +56,21 @@ def _connect_arguments(url: URL) -> dict[str, Any]:
 
 
 def is_away(error: BaseException | None) -> bool:
-    """Whether an error says that a database can't be reached or written for the time being."""
+    """Whether an error, or what Optuna made of it, says that a database can't be reached or written for now."""
+    if isinstance(error, StorageInternalError):
+        error = error.__cause__
     if isinstance(error, InterfaceError | OperationalError):
         return True
-    if isinstance(error, PendingRollbackError) and error.code == _BROKEN_BEFORE:
+    if broke_before(error):
         return True
     return isinstance(error, DBAPIError) and (
         error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY
     )
+
+
+def broke_before(error: BaseException | None) -> bool:
+    """Whether an error says no more than that a broken connection was asked again; what broke it is its context."""
+    return isinstance(error, PendingRollbackError) and error.code == _BROKEN_BEFORE
 
 
 @contextlib.contextmanager

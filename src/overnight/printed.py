@@ -164,7 +164,7 @@ def forecast(plan: Plan) -> None:
     api.check(plan, click.echo)
     try:
         found = forecasts.forecast(plan)
-    except RuntimeError as error:
+    except forecasts.Untrained as error:
         click.echo(str(error), err=True)
         mistake(["conf: the configuration as written must train, and fails as above"])
     size = "no end of" if found.points == float("inf") else f"{found.points:,.0f}"

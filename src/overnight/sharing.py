@@ -27,7 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from overnight import leases, postgres
 from overnight.holding import HolderStorage, Row, as_stored, blank, id_of, undisturbed, write_trial
 from overnight.settings import Place
-from overnight.storage import Held, LedgerStorage, Unreachable, held_by, in_a_line, open_storage
+from overnight.storage import Held, LedgerStorage, Unreachable, away, held_by, open_storage, reached
 
 Which = Literal["any", "new"] | int
 Standing = Literal["mine", "unsure", "theirs"]
@@ -200,13 +200,13 @@ class SharedStorage(HolderStorage):
 
     def others(self, study_id: int) -> int:
         """How many other processes are at a study. Other threads may ask."""
-        with _reached(), self.backend.engine.connect() as connection:
+        with reached(), self.backend.engine.connect() as connection:
             return sum(seat.owner != self.owner for seat in leases.seats(connection, study_id))
 
     def unsure_of(self, study_id: int, first: dict[str, float]) -> bool:
         """Whether somebody else who is at a study, or was, may be gone without a word: has not been heard of since
         `first` was begun, an empty dict; or is gone, and has left what this process can't take over yet."""
-        with _reached(), self.backend.engine.connect() as connection:
+        with reached(), self.backend.engine.connect() as connection:
             there, holding = leases.others(connection, study_id, self.owner)
         silent = [owner for owner, until in there.items() if first.setdefault(owner, until) == until]
         return bool(silent or holding - there.keys())
@@ -219,11 +219,11 @@ class SharedStorage(HolderStorage):
     def alone(self, what: str, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Be the only process to do something, of all that share the database; waits for its turn, and calls
         `meanwhile` until then, now and again. Other threads may ask. Raises Unreachable."""
-        with _reached():
+        with reached():
             connection = self.backend.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         with connection:
             pause_s = 0.02
-            with _reached():
+            with reached():
                 while not leases.try_lock_beyond(connection, what):  # asleep here, not there: signals are heeded
                     meanwhile()
                     time.sleep(pause_s)
@@ -339,9 +339,9 @@ class SharedStorage(HolderStorage):
         self._unsure.clear()
 
     def _out_of_reach(self, error: BaseException) -> None:
-        if not postgres.is_away(error.__cause__ if isinstance(error, StorageInternalError) else error):
+        if not postgres.is_away(error):
             raise error
-        self.trouble = in_a_line(error)
+        self.trouble = away(error)
         self._try_at = time.monotonic() + min(_TRY_AGAIN_S, _RENEW_AFTER * self.lease_s)
 
     # Optuna's own questions
@@ -389,25 +389,28 @@ class SharedStorage(HolderStorage):
         return self._last_known(study_id, "system", self.backend.get_study_system_attrs)
 
     def _last_known(self, study_id: int, kind: str, ask: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-        """A study's attributes; as they were last read where the database is out of reach."""
+        """A study's attributes; as they were last read where the database is out of reach. Raises Unreachable where
+        they never were."""
         known = self._attrs.get((study_id, kind))
         if known is None or time.monotonic() >= self._try_at:
             try:
                 self._attrs[study_id, kind] = known = ask(study_id)
             except StorageInternalError as error:
-                if known is None:
-                    raise
                 self._out_of_reach(error)
+                if known is None:
+                    raise Unreachable(self.trouble) from error
         return dict(known)
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         if study_id not in self._directions:
-            self._directions[study_id] = self.backend.get_study_directions(study_id)
+            with reached():
+                self._directions[study_id] = self.backend.get_study_directions(study_id)
         return self._directions[study_id]
 
     def get_study_name_from_id(self, study_id: int) -> str:
         if study_id not in self._names:
-            self._names[study_id] = self.backend.get_study_name_from_id(study_id)
+            with reached():
+                self._names[study_id] = self.backend.get_study_name_from_id(study_id)
         return self._names[study_id]
 
 
@@ -450,16 +453,6 @@ def open_for_work(place: Place) -> HolderStorage:
     if storage.engine.name == "sqlite":
         return HolderStorage(storage)
     return SharedStorage(storage, place.lease_s)
-
-
-@contextlib.contextmanager
-def _reached() -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        if not postgres.is_away(error):
-            raise
-        raise Unreachable(in_a_line(error)) from error
 
 
 def begin() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import json
+import logging
 import os
 import shutil
 import socket
@@ -111,16 +112,8 @@ def _began(pid: int) -> dict[str, Any]:
 
 
 def _first_seat(place: Place, name: str) -> dict[str, Any] | None:
-    storage = open_storage(place)
-    try:
-        with storage.engine.connect() as connection:
-            seats = leases.seats(connection, name)
-    except DBAPIError as error:
-        if not postgres.is_away(error):
-            raise
-        raise Unreachable(_away(error)) from error
-    finally:
-        dispose(storage)
+    with opened(place) as storage, storage.engine.connect() as connection:
+        seats = leases.seats(connection, name)
     return {**vars(seats[0]), "others": len(seats) - 1} if seats else None
 
 
@@ -168,9 +161,34 @@ def hold(place: Place, name: str) -> Callable[[], None]:
     return let_go
 
 
+@contextlib.contextmanager
+def opened(place: Place) -> Iterator[LedgerStorage]:
+    """The ledger's storage for as long as a block takes. Raises ConfigError, and Unreachable where a shared one's
+    database is away, or goes away meanwhile."""
+    storage = open_storage(place)
+    try:
+        with reached() if place.shared else contextlib.nullcontext():
+            yield storage
+    finally:
+        dispose(storage)
+
+
+@contextlib.contextmanager
+def reached() -> Iterator[None]:
+    """Have a shared ledger's database that goes away within a block be Unreachable, whoever asked it."""
+    try:
+        yield
+    except (DBAPIError, StorageInternalError) as error:
+        if not postgres.is_away(error):
+            raise
+        raise Unreachable(away(error)) from error
+
+
 def open_storage(place: Place) -> LedgerStorage:
     """The ledger's storage; a SQLite file is created under another name first, so that no kill leaves half a one."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Where a read fails it warns with the whole statement, asks once more, and then raises what is told in one line.
+    logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
     if place.storage_url is not None:
         try:
             if place.shared:
@@ -179,9 +197,9 @@ def open_storage(place: Place) -> LedgerStorage:
                 return LedgerStorage(place.storage_url)
             raise ValueError("only SQLite and PostgreSQL are known to keep a ledger whole")
         except Exception as error:  # SQLAlchemy's and the drivers' share no base class
-            why = error.__cause__ if isinstance(error, StorageInternalError) else error
-            if place.shared and postgres.is_away(why) and not _is_settled(why):
-                raise Unreachable(_away(error)) from error
+            said = error.__cause__ or error  # below what Optuna says of all errors alike
+            if place.shared and postgres.is_away(error) and not _is_settled(said):
+                raise Unreachable(away(error)) from error
             raise ConfigError([_unopened(place, error)]) from error
     path = place.where.ledger
     if not path.exists():
@@ -234,13 +252,13 @@ def _make_our_tables(storage: LedgerStorage) -> None:
 
 def in_a_line(error: BaseException) -> str:
     """What is at the bottom of an error, less passwords."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (below := error.__cause__ or (error.__context__ if postgres.broke_before(error) else None)) is not None:
+        error = below
     text = str(error).strip()
     return credentials.redacted(text.splitlines()[0]) if text else type(error).__name__
 
 
-def _away(error: Exception) -> str:
+def away(error: BaseException) -> str:
     return f"the ledger's database can't be reached or written: {in_a_line(error)}"
 
 

@@ -15,7 +15,7 @@ from overnight.messages import Tested
 from overnight.plan import CONFIRM, TRAIN, Plan
 from overnight.records import State, TrialRecord, best_of, record_of
 from overnight.settings import ConfigError, Place
-from overnight.storage import dispose, holder_of, open_storage, without_collecting
+from overnight.storage import holder_of, opened, without_collecting
 
 # Names of what we keep in a study's user attributes.
 PLAN, READY, STOP, LINKS = "overnight.plan", "overnight.ready", "overnight.stop", "overnight.mlflow"
@@ -90,60 +90,45 @@ def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[
     """
     if place.storage_url is None and not place.where.ledger.exists():
         return None, []
-    storage = open_storage(place)
-    try:
+    with opened(place) as storage:
         newest, names = _newest(storage)
         name = name if name is not None else names[0] if names else None
         if name is None or name not in newest:
             return None, names
         confirmation = _as_wanted(_read(storage, place, name + CONFIRM)) if name + CONFIRM in newest else None
         return replace(_read(storage, place, name), confirmation=confirmation), names
-    finally:
-        dispose(storage)
 
 
 def wanted(place: Place) -> list[str]:
     """The names of the studies that workers are to work on, the one that was launched first first."""
-    storage = open_storage(place)
-    try:
+    with opened(place) as storage:
         open_ = [f for f in storage.get_all_studies() if f.user_attrs.get(READY) and not f.user_attrs.get(OVER)]
         open_ = [f for f in open_ if not f.user_attrs.get(STOP)]
         newest = {n: f for n, f in _newest(storage)[0].items() if n != TRAIN and not n.endswith(CONFIRM)}
         return [n for n, f in newest.items() if f.study_name in {o.study_name for o in open_}]
-    finally:
-        dispose(storage)
 
 
 def refuse(place: Place, name: str, why: Sequence[str]) -> None:
     """Have whoever looks at a study see why this machine's worker does not work on it."""
-    storage = open_storage(place)
-    try:
+    with opened(place) as storage:
         _, frozen = generations(storage, name)
         if frozen is not None:
             storage.set_study_user_attr(frozen._study_id, REFUSED + socket.gethostname(), list(why))
-    finally:
-        dispose(storage)
 
 
 def refused(place: Place, name: str) -> list[str]:
     """Why this machine's worker does not work on a study, as the ledger keeps it; empty once it is launched anew."""
-    storage = open_storage(place)
-    try:
+    with opened(place) as storage:
         _, frozen = generations(storage, name)
         return list(frozen.user_attrs.get(REFUSED + socket.gethostname()) or ()) if frozen is not None else []
-    finally:
-        dispose(storage)
 
 
 def names_in(place: Place) -> list[str]:
     """The names of all studies, the one worked on last first; of those too whose plans this version can't read."""
     if place.storage_url is None and not place.where.ledger.exists():
         return []
-    storage = open_storage(place)
-    try:
+    with opened(place) as storage:
         return _newest(storage)[1]
-    finally:
-        dispose(storage)
 
 
 def _newest(storage: BaseStorage) -> tuple[dict[str, Any], list[str]]:
@@ -199,12 +184,11 @@ def _last_start(storage: BaseStorage, study_id: int) -> float:
 
 def request_stop(place: Place, name: str) -> None:
     """Ask whoever works on the study to save and stop."""
-    storage = open_storage(place)
-    for asked in (name, name + CONFIRM):
-        _, frozen = generations(storage, asked)
-        if frozen is not None:
-            storage.set_study_user_attr(frozen._study_id, STOP, True)
-    dispose(storage)
+    with opened(place) as storage:
+        for asked in (name, name + CONFIRM):
+            _, frozen = generations(storage, asked)
+            if frozen is not None:
+                storage.set_study_user_attr(frozen._study_id, STOP, True)
 
 
 def plan_of(name: str, attrs: Mapping[str, Any]) -> Plan:

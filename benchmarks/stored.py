@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 
@@ -76,4 +76,5 @@ def trial_runs(database: Path) -> list[Run]:
 
 
 def _seconds(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
+    """Of a time as Optuna keeps it, in UTC."""
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()

@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import optuna
@@ -241,14 +241,14 @@ class HolderStorage(BaseStorage):
 def write_trial(database: Connection, of: int, row: Row) -> int:
     """Write what the database lacks of the trial that has the id `of` here; its id there."""
     now, had = row.now, row.written
-    head = {"state": now.state, "datetime_start": now.datetime_start, "datetime_complete": now.datetime_complete}
+    head = _head(now)
     trials = models.TrialModel.__table__
     if had is None:
         made = database.execute(trials.insert().values(study_id=of >> 32, number=now.number, **head))
         row_id, had = int(made.inserted_primary_key[0]), _NOTHING  # type: ignore[index]
     else:
         row_id = row.row_id
-        if any(getattr(had, name) != value for name, value in head.items()):
+        if _head(had) != head:
             database.execute(trials.update().where(trials.c.trial_id == row_id).values(**head))
 
     def put(model: Any, key: str, columns: Callable[[Any], Mapping[str, Any]], mine: _Lines, theirs: _Lines) -> None:
@@ -266,6 +266,15 @@ def write_trial(database: Connection, of: int, row: Row) -> int:
     put(models.TrialSystemAttributeModel, "key", _of_attr, now.system_attrs, had.system_attrs)
     put(models.TrialIntermediateValueModel, "step", _of_step, now.intermediate_values, had.intermediate_values)
     return row_id
+
+
+def _head(t: FrozenTrial) -> dict[str, Any]:
+    """The columns of a trial's own line that may change; times of day in UTC, as Optuna keeps them."""
+    return {
+        "state": t.state,
+        "datetime_start": _utc(t.datetime_start),
+        "datetime_complete": _utc(t.datetime_complete),
+    }
 
 
 _Lines = Mapping[Any, Any]  # of one table and trial, each under its value in the table's key column
@@ -309,6 +318,11 @@ def id_of(study_id: int, number: int) -> int:
 def _json(value: Any) -> Any:
     """A value as the database would give it back."""
     return value if isinstance(value, str) else json.loads(json.dumps(value))
+
+
+def _utc(here: datetime | None) -> datetime | None:
+    """A time of day in this machine's zone as the database keeps it: in UTC, neither with a zone."""
+    return here.astimezone(UTC).replace(tzinfo=None) if here is not None else None
 
 
 def blank(started_at: datetime | None) -> FrozenTrial:

@@ -2,16 +2,114 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
 
+from overnight import rows
 from overnight.holding import HolderStorage
 from overnight.storage import LedgerStorage, dispose
+
+DRAWN: dict[str, Any] = {
+    "optimizer.lr": FloatDistribution(1e-5, 1.0, log=True),
+    "model.width": IntDistribution(8, 256, log=True),
+    "model.activation": CategoricalDistribution(("relu", "gelu", None, 0.5, True)),
+    "model.dropout": FloatDistribution(0.0, 0.5, step=0.1),
+}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LedgerStorage]:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("database")()
+    storage = LedgerStorage(url)
+    yield storage
+    dispose(storage)
+
+
+def filled(storage: LedgerStorage) -> int:
+    """A study of trials of every kind, written by Optuna itself, beside another study's."""
+    study, other = (optuna.create_study(storage=storage, direction="maximize") for _ in range(2))
+
+    def add(**more: Any) -> None:
+        for s in (study, other):
+            s.add_trial(optuna.trial.create_trial(**{"state": TrialState.COMPLETE, "value": 0.5, **more}))
+
+    add(
+        params={"optimizer.lr": 0.1, "model.width": 64, "model.activation": None, "model.dropout": 0.3},
+        distributions=DRAWN,
+        user_attrs={"overnight.history": {"epoch": [0, 1], "metrics": {"val/accuracy": [0.1, "nan"]}}, "größe": "ä"},
+        system_attrs={"fixed_params": {"optimizer.lr": 0.1}},
+        intermediate_values={1: math.nan, 0: math.inf, 3: -math.inf, 2: 0.1 + 0.2},
+    )
+    add(
+        value=math.inf, params={"model.activation": True}, distributions={"model.activation": DRAWN["model.activation"]}
+    )
+    add(value=-math.inf)
+    add(state=TrialState.FAIL, value=None)
+    add(state=TrialState.PRUNED, value=None, intermediate_values={0: 0.25})
+    running = study.ask()
+    running.suggest_float("optimizer.lr", 1e-5, 1.0, log=True)
+    running.report(0.75, step=0)
+    add(state=TrialState.WAITING, value=None, system_attrs={"fixed_params": {"model.width": 8}})
+    return study._study_id
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (None, set(), -1),
+        ([TrialState.COMPLETE, TrialState.WAITING], set(), -1),
+        ([], set(), -1),
+        (None, {1, 3}, 8),
+        (None, set(), 5),
+        (None, set(), 99),
+        (None, set(range(5, 1000)), 8),
+    ],
+)
+@pytest.mark.parametrize("many", [500, 1])
+@pytest.mark.parametrize("somewhere", ["UTC"], indirect=True)
+def test_what_is_read_is_what_optuna_reads(
+    ledger: LedgerStorage,
+    asked: tuple[Any, set[int], int],
+    many: int,
+    somewhere: None,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """asked: of which states, with which ids, or after which. many: ids that a statement may name."""
+    monkeypatch.setattr(rows, "_MANY", many)
+    study_id = filled(ledger)
+    ours, theirs = ledger._get_trials(study_id, *asked), RDBStorage._get_trials(ledger, study_id, *asked)
+    assert repr(ours) == repr([in_our_order(t, o) for t, o in zip(theirs, ours, strict=True)])
+    assert [t._trial_id for t in ours] == [t._trial_id for t in theirs]
+    if asked == (None, set(), -1):
+        assert [t.number for t in ours] == list(range(7))
+        assert list(ours[0].params) == list(DRAWN)
+
+
+def in_our_order(t: FrozenTrial, ours: FrozenTrial) -> FrozenTrial:
+    """Optuna's trial with its dicts in the order of ours, where they have the same keys: nan is not equal to nan, so
+    trials are compared by what they look like."""
+    for name in ("user_attrs", "system_attrs", "intermediate_values"):
+        mine, theirs = getattr(ours, name), getattr(t, name)
+        setattr(t, name, {key: theirs[key] for key in mine} if mine.keys() == theirs.keys() else theirs)
+    return t
+
+
+def test_a_study_that_is_not_there_is_a_key_error_as_it_is_of_optunas(ledger: LedgerStorage) -> None:
+    for storage in (ledger, super(LedgerStorage, ledger)):
+        with pytest.raises(KeyError):
+            storage._get_trials(77, None, set(), -1)
 
 
 @pytest.fixture(params=["Europe/Berlin", "America/New_York", "UTC"])
@@ -36,3 +134,42 @@ def test_when_a_trial_began_and_ended_is_the_same_wherever_one_lives_and_whoever
         assert t.datetime_complete is not None
         assert before <= t.datetime_start.timestamp() <= t.datetime_complete.timestamp() <= after, type(reads)
         dispose(reads)
+
+
+@pytest.mark.parametrize("somewhere", ["Europe/Berlin"], indirect=True)
+def test_the_hour_that_a_night_has_twice_is_told_apart(somewhere: None, tmp_path: Path) -> None:  # noqa: ARG001
+    began, ended = (datetime(2026, 10, 25, hour, 30, tzinfo=UTC).timestamp() for hour in (0, 1))
+    storage = LedgerStorage(f"sqlite:///{tmp_path / 'ledger.db'}")
+    holder = HolderStorage(storage)
+    study = optuna.create_study(storage=holder)
+    holder.create_new_trial(
+        study._study_id,
+        optuna.trial.create_trial(state=TrialState.WAITING),
+    )
+    holder._set(
+        holder.get_all_trials(study._study_id)[0]._trial_id,
+        state=TrialState.COMPLETE,
+        values=[1.0],
+        datetime_start=datetime.fromtimestamp(began),
+        datetime_complete=datetime.fromtimestamp(ended),
+    )
+    (t,) = storage.get_all_trials(study._study_id)
+    assert t.datetime_start is not None
+    assert t.datetime_complete is not None
+    assert (str(t.datetime_start), str(t.datetime_complete)) == ("2026-10-25 02:30:00", "2026-10-25 02:30:00")
+    assert (t.datetime_start.timestamp(), t.datetime_complete.timestamp()) == (began, ended)
+    with storage.engine.connect() as database:
+        assert rows.last_start(database, study._study_id) == began
+    dispose(holder)
+
+
+def test_a_trial_of_ours_comes_back_as_it_was(ledger: LedgerStorage) -> None:
+    holder = HolderStorage(ledger)
+    study = optuna.create_study(storage=holder, direction="maximize")
+    trial = study.ask(DRAWN)
+    trial.report(math.nan, 0)
+    trial.set_user_attr("overnight.history", {"epoch": [0]})
+    study.tell(trial, 0.25)
+    (kept,), (back,) = holder.get_all_trials(study._study_id), ledger.get_all_trials(study._study_id)
+    back._trial_id = kept._trial_id
+    assert repr(back) == repr(kept)

@@ -12,32 +12,21 @@ import copy
 import json
 import signal
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Container, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.storages import BaseStorage
-from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
+from overnight.rows import Row, blank, write_trial
 from overnight.storage import LedgerStorage
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@dataclass
-class Row:
-    """A trial as it is, and as the database has it (None: not at all), under the id that it has there."""
-
-    now: FrozenTrial
-    written: FrozenTrial | None = None
-    row_id: int = -1
 
 
 class HolderStorage(BaseStorage):
@@ -235,79 +224,6 @@ class HolderStorage(BaseStorage):
         return self.backend.get_all_studies()
 
 
-# What the database lacks ----------------------------------------------------------------------------------------------
-
-
-def write_trial(database: Connection, of: int, row: Row) -> int:
-    """Write what the database lacks of the trial that has the id `of` here; its id there."""
-    now, had = row.now, row.written
-    head = _head(now)
-    trials = models.TrialModel.__table__
-    if had is None:
-        made = database.execute(trials.insert().values(study_id=of >> 32, number=now.number, **head))
-        row_id, had = int(made.inserted_primary_key[0]), _NOTHING  # type: ignore[index]
-    else:
-        row_id = row.row_id
-        if _head(had) != head:
-            database.execute(trials.update().where(trials.c.trial_id == row_id).values(**head))
-
-    def put(model: Any, key: str, columns: Callable[[Any], Mapping[str, Any]], mine: _Lines, theirs: _Lines) -> None:
-        table = model.__table__
-        new = {name: line for name, line in mine.items() if mine is not theirs and theirs.get(name, ...) != line}
-        if changed := [name for name in new if name in theirs]:
-            database.execute(table.delete().where(table.c.trial_id == row_id, table.c[key].in_(changed)))
-        if new:
-            lines = [{"trial_id": row_id, key: name, **columns(line)} for name, line in new.items()]
-            database.execute(table.insert(), lines)
-
-    put(models.TrialParamModel, "param_name", _of_param, _params(now, had), {})
-    put(models.TrialValueModel, "objective", _of_value, _values(now), _values(had))
-    put(models.TrialUserAttributeModel, "key", _of_attr, now.user_attrs, had.user_attrs)
-    put(models.TrialSystemAttributeModel, "key", _of_attr, now.system_attrs, had.system_attrs)
-    put(models.TrialIntermediateValueModel, "step", _of_step, now.intermediate_values, had.intermediate_values)
-    return row_id
-
-
-def _head(t: FrozenTrial) -> dict[str, Any]:
-    """The columns of a trial's own line that may change; times of day in UTC, as Optuna keeps them."""
-    return {
-        "state": t.state,
-        "datetime_start": _utc(t.datetime_start),
-        "datetime_complete": _utc(t.datetime_complete),
-    }
-
-
-_Lines = Mapping[Any, Any]  # of one table and trial, each under its value in the table's key column
-
-
-def _params(t: FrozenTrial, had: FrozenTrial) -> _Lines:
-    """Those of `t` that `had` lacks; a parameter does not change once it is drawn."""
-    return {n: (t.params[n], dist) for n, dist in t.distributions.items() if n not in had.params}
-
-
-def _values(t: FrozenTrial) -> _Lines:
-    return dict(enumerate(t.values or ()))
-
-
-def _of_param(line: tuple[Any, BaseDistribution]) -> dict[str, Any]:
-    value, dist = line
-    return {"param_value": dist.to_internal_repr(value), "distribution_json": distribution_to_json(dist)}
-
-
-def _of_value(value: float) -> dict[str, Any]:
-    stored, kind = models.TrialValueModel.value_to_stored_repr(value)
-    return {"value": stored, "value_type": kind}
-
-
-def _of_step(value: float) -> dict[str, Any]:
-    stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
-    return {"intermediate_value": stored, "intermediate_value_type": kind}
-
-
-def _of_attr(value: Any) -> dict[str, Any]:
-    return {"value_json": json.dumps(value)}
-
-
 # Small parts ----------------------------------------------------------------------------------------------------------
 
 
@@ -320,28 +236,6 @@ def _json(value: Any) -> Any:
     return value if isinstance(value, str) else json.loads(json.dumps(value))
 
 
-def _utc(here: datetime | None) -> datetime | None:
-    """A time of day in this machine's zone as the database keeps it: in UTC, neither with a zone."""
-    return here.astimezone(UTC).replace(tzinfo=None) if here is not None else None
-
-
-def blank(started_at: datetime | None) -> FrozenTrial:
-    return FrozenTrial(
-        number=-1,
-        state=TrialState.RUNNING,
-        value=None,
-        datetime_start=started_at,
-        datetime_complete=None,
-        params={},
-        distributions={},
-        user_attrs={},
-        system_attrs={},
-        intermediate_values={},
-        trial_id=-1,
-    )
-
-
-_NOTHING = blank(None)
 _DICTS = ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 CONNECT_WITHIN_S = 10
 _LOCK = 0x6F7665726E696768  # "overnigh", of pg_advisory_lock: whoever makes or changes tables holds it
@@ -23,9 +23,6 @@ _SERVER = {
     "tcp_keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
-# SQLAlchemy's, of a connection that is asked again within a transaction in which it broke: Optuna tries to read trials
-# in another way then.
-_BROKEN_BEFORE = "8s2b"
 _READ_ONLY = "25006"  # SQLSTATE of a server that writes nothing now and may later, as a standby
 
 
@@ -61,16 +58,9 @@ def is_away(error: BaseException | None) -> bool:
         error = error.__cause__
     if isinstance(error, InterfaceError | OperationalError):
         return True
-    if broke_before(error):
-        return True
     return isinstance(error, DBAPIError) and (
         error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY
     )
-
-
-def broke_before(error: BaseException | None) -> bool:
-    """Whether an error says no more than that a broken connection was asked again; what broke it is its context."""
-    return isinstance(error, PendingRollbackError) and error.code == _BROKEN_BEFORE
 
 
 @contextlib.contextmanager

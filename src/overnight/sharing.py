@@ -25,7 +25,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from overnight import leases, postgres
-from overnight.holding import HolderStorage, Row, as_stored, blank, id_of, undisturbed, write_trial
+from overnight.holding import HolderStorage, as_stored, id_of, undisturbed
+from overnight.rows import Row, blank, write_trial
 from overnight.settings import Place
 from overnight.storage import Held, LedgerStorage, Unreachable, away, held_by, open_storage, reached
 

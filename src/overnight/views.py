@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from optuna.storages import BaseStorage
 
-from overnight import marks
+from overnight import marks, rows
 from overnight.messages import Tested
 from overnight.plan import CONFIRM, TRAIN, Plan
 from overnight.records import State, TrialRecord, best_of, record_of
 from overnight.settings import ConfigError, Place
-from overnight.storage import holder_of, opened, without_collecting
+from overnight.storage import LedgerStorage, holder_of, opened, without_collecting
 
 # Names of what we keep in a study's user attributes.
 PLAN, READY, STOP, LINKS = "overnight.plan", "overnight.ready", "overnight.stop", "overnight.mlflow"
@@ -131,7 +131,7 @@ def names_in(place: Place) -> list[str]:
         return _newest(storage)[1]
 
 
-def _newest(storage: BaseStorage) -> tuple[dict[str, Any], list[str]]:
+def _newest(storage: LedgerStorage) -> tuple[dict[str, Any], list[str]]:
     """Name -> newest whole ledger study, confirmations among them; and the names of the others, the last one first."""
     newest = {f.study_name.partition("~")[0]: f for f in storage.get_all_studies() if f.user_attrs.get(READY)}
     names = sorted(n for n in newest if not n.endswith(CONFIRM))
@@ -177,9 +177,9 @@ def tests_of(study_attrs: Mapping[str, Any]) -> dict[int, Tested]:
     return {t["number"]: Tested(**t) for t in study_attrs.get(TESTS, ())}
 
 
-def _last_start(storage: BaseStorage, study_id: int) -> float:
-    trials = storage.get_all_trials(study_id, deepcopy=False)
-    return max((t.datetime_start.timestamp() for t in trials if t.datetime_start), default=0.0)
+def _last_start(storage: LedgerStorage, study_id: int) -> float:
+    with storage.engine.connect() as database:
+        return rows.last_start(database, study_id)
 
 
 def request_stop(place: Place, name: str) -> None:

@@ -142,8 +142,7 @@ def _as_it_stands(storage: BaseStorage, place: Place, name: str) -> tuple[Plan, 
 
 @contextmanager
 def _shared(place: Place) -> Iterator[SharedStorage]:
-    """A shared ledger's storage, beyond the block too, unless an error leaves it; Unreachable where that is what its
-    database's going away came to."""
+    """A shared ledger's storage, open beyond the block too unless an error leaves it. Raises Unreachable."""
     storage = open_for_work(place)
     assert isinstance(storage, SharedStorage), "so the place says"
     try:

@@ -69,7 +69,6 @@ def read_trials(
         for t in database.execute(select(trials).where(*chosen).order_by(trials.c.trial_id))
         if t.trial_id > after or t.trial_id in named
     }
-
     if not found:
         return []
     whole, ids = states is None and after == -1, list(found)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from commands import LATE, start
-from overnight import api, notify, plan
+from overnight import api, notify, plan, settings, views
 from overnight.notify import Herald, addresses, herald
 from overnight.settings import ConfigError, NotifySettings, compose, to_json
 from test_supervisor import theirs
@@ -104,10 +104,11 @@ def test_a_killed_study_is_told_as_stalled(home: Path, server: Server) -> None:
     line = ["tune", f"home={home}", "preflight=never", *theirs("Slow", "study.trials=2", "trainer.max_epochs=50")]
     environment = {**os.environ, notify.URLS: server.url(), "PYTHONPATH": _path()}
     with start(*line, env=environment) as process:
-        log = home / "logs" / "digits-mlp" / "trial-0000.log"
+        place, seen = settings.place([f"home={home}"]), None
         deadline = time.monotonic() + 60 * LATE
-        while not log.parent.exists() and time.monotonic() < deadline:
+        while (seen is None or not seen.count("running")) and time.monotonic() < deadline:
             time.sleep(0.2)
+            seen, _ = views.view(place)
         process.send_signal(signal.SIGKILL)
     ((title, text),) = server.wait_for(1)
     assert title == "digits-mlp: stalled"

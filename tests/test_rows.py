@@ -79,11 +79,11 @@ def filled(storage: LedgerStorage) -> int:
 )
 @pytest.mark.parametrize("many", [500, 1])
 @pytest.mark.parametrize("somewhere", ["UTC"], indirect=True)
+@pytest.mark.usefixtures("somewhere")
 def test_what_is_read_is_what_optuna_reads(
     ledger: LedgerStorage,
     asked: tuple[Any, set[int], int],
     many: int,
-    somewhere: None,  # noqa: ARG001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """asked: of which states, with which ids, or after which. many: ids that a statement may name."""
@@ -137,7 +137,8 @@ def test_when_a_trial_began_and_ended_is_the_same_wherever_one_lives_and_whoever
 
 
 @pytest.mark.parametrize("somewhere", ["Europe/Berlin"], indirect=True)
-def test_the_hour_that_a_night_has_twice_is_told_apart(somewhere: None, tmp_path: Path) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("somewhere")
+def test_the_hour_that_a_night_has_twice_is_told_apart(tmp_path: Path) -> None:
     began, ended = (datetime(2026, 10, 25, hour, 30, tzinfo=UTC).timestamp() for hour in (0, 1))
     storage = LedgerStorage(f"sqlite:///{tmp_path / 'ledger.db'}")
     holder = HolderStorage(storage)

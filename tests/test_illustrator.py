@@ -6,14 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from commands import SMALL
-from overnight import api, plan, processes, settings, tracking
+from overnight import api, illustrator, plan, processes, settings, tracking
+from overnight.illustrator import Illustrator
 from overnight.pictures.process import give_way
+from overnight.records import TrialRecord
 from overnight.screen import Nothing
 from overnight.views import StudyView, view
 
@@ -79,6 +82,44 @@ def test_a_network_that_ends_whoever_draws_it_fails_no_study(tune: Callable[...,
     assert result.trouble is None
     assert marker.read_text().split()[-1] == "0", "nothing is left to give way to once the trials are through"
     assert not list((home / "pictures").rglob("*.json"))
+
+
+def test_while_trials_run_drawings_start_apart_and_with_the_newest_best(
+    finished: StudyView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[int, bool]] = []
+    monkeypatch.setattr(illustrator, "APART_S", 0.3)
+    monkeypatch.setattr(Illustrator, "_start", lambda _, record, gives_way: started.append((record.number, gives_way)))
+    bests = finished.records[:3]
+    pictures = Illustrator(finished.plan, "another study's", tracker=None)  # type: ignore[arg-type]
+    for record in bests:
+        pictures.want(record)
+    pictures.tick()
+    assert started == [], "nor is the first drawn at once"
+    for expected in ([(2, True)], [(2, True), (1, True)]):
+        time.sleep(0.35)
+        pictures.tick()
+        pictures.tick()
+        assert started == expected
+    pictures.want(bests[1])
+    pictures.tick(gives_way=False)
+    assert started[2:] == [(0, False), (1, False)], "once the trials are through nothing is waited for"
+
+
+def test_a_study_that_goes_on_has_its_best_ones_drawn_meanwhile(
+    tune: Callable[..., api.Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gave_way: list[bool] = []
+    start = Illustrator._start
+
+    def seen(self: Illustrator, record: TrialRecord, gives_way: bool) -> None:
+        gave_way.append(gives_way)
+        start(self, record, gives_way)
+
+    monkeypatch.setattr(Illustrator, "_start", seen)
+    monkeypatch.setattr(illustrator, "APART_S", 0.0)
+    tune("search=none", "study.trials=3", "slots=1", "trainer.max_epochs=2", "pictures.when=best")
+    assert gave_way[0]
 
 
 def _priority(path: Path) -> None:

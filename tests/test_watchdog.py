@@ -98,7 +98,7 @@ def test_a_trial_that_takes_more_memory_than_its_share_is_ended_by_name(limits: 
             assert process.stdout is not None
             assert process.stdout.readline() == b"held\n"
             watchdog.watch(0, process.pid, 0.0)
-            live(watchdog, clock, 2, heard=True)
+            live(watchdog, clock, 5, heard=True)
             ruling = watchdog.ruling(0)
             assert (ruling is not None) == ends
             if ruling is not None:

@@ -1,7 +1,8 @@
 """When pictures are drawn: of every new best trial and of the winner, by processes that no slot waits for.
 
-While trials run one process draws at a time and takes only what the machine has left over; once they are through, the
-winner comes first, then whatever is still to be drawn. What a stop leaves undrawn, the next start draws.
+While trials run one process draws at a time, one trial each half minute, and takes only what the machine has left over;
+once they are through, the winner comes first, then whatever is still to be drawn. What a stop leaves undrawn, the next
+start draws.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ DRAWN_WITHIN_S = 600.0
 # For the winner and what else is left, once every trial is through.
 CLOSED_WITHIN_S = 60.0
 _LOOK_EVERY_S = 0.05
+# From one drawing to the next while trials run, and before the first: a study has its first best trials in quick
+# succession, and each drawing takes a tenth of a second from those that run, giving way or not.
+APART_S = 30.0
 _DRAWN = "drawn.json"
 
 
@@ -50,6 +54,7 @@ class Illustrator:
         self._held = f"{uid}.weights"  # a trial's weights, from when its pictures are wanted until they are drawn
         self._wanted: list[TrialRecord] = []
         self._drawing: list[_Drawing] = []
+        self._rests_until = time.monotonic() + APART_S
 
     # For the supervisor
 
@@ -69,14 +74,20 @@ class Illustrator:
             self._wanted.append(record)
 
     def tick(self, at_once: int = 1, gives_way: bool = True) -> None:
-        """See to the drawings; start the next where fewer than `at_once` are at it."""
+        """See to the drawings; start the next where fewer than `at_once` are at it.
+
+        gives_way: to trials that run; then it is one each half minute, the newest first, as somebody may look for it.
+        """
         for drawing in list(self._drawing):
             if not drawing.process.is_alive():
                 self._done(drawing)
             elif time.monotonic() - drawing.started_at > DRAWN_WITHIN_S:
                 self._drop(drawing)
         while self._wanted and len(self._drawing) < at_once:
-            self._start(self._wanted.pop(0), gives_way)
+            if gives_way and time.monotonic() < self._rests_until:
+                break
+            self._rests_until = time.monotonic() + APART_S
+            self._start(self._wanted.pop(-1 if gives_way else 0), gives_way)
 
     def rest(self) -> None:
         """End what is being drawn, to be drawn from the start another time."""

@@ -14,8 +14,9 @@ from overnight.settings import TrialSettings
 # Between two looks of a supervisor that is awake passes a fraction of a second, a few at the most.
 GAP_S = 3.0
 LOOK_AT_MEMORY_EVERY_S = 1.0
-# A trial's own memory, for its record, is read after 1, 2, 4, ... seconds, and then so often: it takes milliseconds.
-WEIGH_EVERY_S = 30.0
+# A trial's own memory, for its record, is read after 4, 8, 16, ... seconds, and then so often: it takes tens of
+# milliseconds, in which the trial may not ask for more.
+WEIGH_FIRST_S, WEIGH_EVERY_S = 4.0, 30.0
 GIB = 2**30
 # Of the machine's memory, what trials may take between them where no limit is set: the rest is the supervisor's.
 TRIALS_SHARE = 0.9
@@ -38,7 +39,7 @@ class _Watched:
     heard: float
     looked: float
     since: float
-    weigh_after: float = LOOK_AT_MEMORY_EVERY_S
+    weigh_after: float = WEIGH_FIRST_S
     peak: int = 0
 
 

@@ -20,8 +20,9 @@ Sides, all in throughput_peers.py but ours:
   each gives it one of the twelve configurations, another one each time, and its time is that trial's times twelve.
 
 Every side is timed from its first trial's start to its last one's end, so imports, loading and opening of stores are
-out. The peers are warm by then; a trial of ours finds its data by itself, in its time. As one also waits for a command
-to come back, ours and the strong peer's whole time, from typing to prompt, is reported too.
+out. The peers are warm by then; a trial of ours finds its data by itself, in its time. A study of less than half a
+minute draws its pictures after its last trial, and so outside of it. As one also waits for a command to come back, ours
+and the strong peer's whole time, from typing to prompt, pictures, report and all, is reported too.
 
 Gate: each configuration was trained for as many optimizer steps (a subclass of our MLP counts
 them); its validation accuracy lies within 0.03 of ideal's, and the mean over them within 0.01; on ours and the strong

@@ -108,6 +108,16 @@ def test_a_trial_that_takes_more_memory_than_its_share_is_ended_by_name(limits: 
             process.stdin.close()  # type: ignore[union-attr]
 
 
+def test_a_short_trial_is_spared_the_reading_of_its_memory() -> None:
+    clock = Clock()
+    watchdog = dog(clock)
+    for seconds, known in ((3, False), (5, True)):
+        watchdog.watch(0, os.getpid(), 0.0)
+        live(watchdog, clock, seconds)
+        assert watchdog.ruling(0) is None
+        assert (watchdog.forget(0) > 0) == known
+
+
 def test_a_process_that_is_gone_takes_no_memory() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()

@@ -1,8 +1,8 @@
 """When pictures are drawn: of every new best trial and of the winner, by processes that no slot waits for.
 
-While trials run one process draws at a time, one trial each half minute, and takes only what the machine has left over;
-once they are through, the winner comes first, then whatever is still to be drawn. What a stop leaves undrawn, the next
-start draws.
+While trials run one process draws at a time, begun each half minute at most, and takes only what the machine has left
+over; once they are through, the winner comes first, then whatever is still to be drawn. What a stop leaves undrawn, the
+next start draws.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ DRAWN_WITHIN_S = 600.0
 # For the winner and what else is left, once every trial is through.
 CLOSED_WITHIN_S = 60.0
 _LOOK_EVERY_S = 0.05
-# From one drawing to the next while trials run, and before the first: a study has its first best trials in quick
-# succession, and each drawing takes a tenth of a second from those that run, giving way or not.
+# From one drawing to the next while trials run, and from a launch to its first: a study has its first best trials in
+# quick succession, and each drawing takes a tenth of a second from those that run, giving way or not.
 APART_S = 30.0
 _DRAWN = "drawn.json"
 
@@ -86,8 +86,12 @@ class Illustrator:
         while self._wanted and len(self._drawing) < at_once:
             if gives_way and time.monotonic() < self._rests_until:
                 break
+            record = self._wanted.pop(-1 if gives_way else 0)
+            if self._is_drawn(record.number):  # by another supervisor of this home
+                self._let_go(record.number)
+                continue
             self._rests_until = time.monotonic() + APART_S
-            self._start(self._wanted.pop(-1 if gives_way else 0), gives_way)
+            self._start(record, gives_way)
 
     def rest(self) -> None:
         """End what is being drawn, to be drawn from the start another time."""
@@ -154,7 +158,10 @@ class Illustrator:
 
     def _done(self, drawing: _Drawing) -> None:
         self._drop(drawing)
-        number = drawing.record.number
+        self._let_go(drawing.record.number)
+
+    def _let_go(self, number: int) -> None:
+        """Of the weights that were held for a drawing that is through; what came of it is shown."""
         folder = self._home.pictures(self._plan.name, number)
         with contextlib.suppress(OSError):
             (folder / self._held).unlink(missing_ok=True)

@@ -40,7 +40,7 @@ class TrialRecord:
     """One trial as the ledger has it. Times in seconds since 1970; history in order of epochs; params flat.
 
     values: searched key -> value of a trial that was not drawn but given, in or out of the space. peak_bytes: the most
-    memory of its own that it was seen to hold; None of one that took less than a second or two.
+    memory of its own that it was seen to hold; None of one that took less than some seconds.
     """
 
     number: int

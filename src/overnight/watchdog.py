@@ -14,7 +14,7 @@ from overnight.settings import TrialSettings
 # Between two looks of a supervisor that is awake passes a fraction of a second, a few at the most.
 GAP_S = 3.0
 LOOK_AT_MEMORY_EVERY_S = 1.0
-# A trial's own memory, for its record, is read after 4, 8, 16, ... seconds, and then so often: it takes tens of
+# A trial's own memory, for its record, is read after 4, 8, 16, ... seconds, and every 30 in the end: it takes some ten
 # milliseconds, in which the trial may not ask for more.
 WEIGH_FIRST_S, WEIGH_EVERY_S = 4.0, 30.0
 GIB = 2**30

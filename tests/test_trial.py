@@ -145,10 +145,18 @@ def test_a_trial_stopped_again_soon_after_it_went_on_still_ends_with_the_same_bi
     assert first.curve + third.curve == whole.curve
 
 
+LBFGS = [
+    "optimizer=sgd",
+    *("~optimizer.momentum", "~optimizer.weight_decay", "~optimizer.fused"),
+    *("optimizer._target_=torch.optim.LBFGS", "optimizer.lr=0.1", "+optimizer.max_iter=3", "schedule=cosine"),
+]
+
+
+@pytest.mark.parametrize("optimizer", [["schedule=one_cycle"], LBFGS], ids=["adam", "lbfgs, several losses a step"])
 def test_stepping_by_ourselves_trains_what_the_trainer_would_have_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: list[str]
 ) -> None:
-    line = ["model.dropout=0.2", "schedule=one_cycle", "trainer.gradient_clip_val=0.5", "trainer.max_epochs=3"]
+    line = ["model.dropout=0.2", *optimizer, "trainer.gradient_clip_val=0.5", "trainer.max_epochs=3"]
     assert fit(spec_for(tmp_path / "ours", *line), ours := ListLink()).ending == "complete"
     monkeypatch.setattr("overnight.trial.fit._steps_by_itself", lambda *_: False)
     assert fit(spec_for(tmp_path / "theirs", *line), theirs := ListLink()).ending == "complete"

@@ -80,8 +80,14 @@ class Supervised(pl.LightningModule):
             return self._loss_of(*batch)
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler: Any = self.lr_schedulers()
+        plain, device = _needs_no_closure(optimizer), self.device
         for inputs, targets in batch:
-            optimizer.step(partial(self._gradient, optimizer, inputs.to(self.device), targets.to(self.device)))
+            gradient = partial(self._gradient, optimizer, inputs.to(device), targets.to(device))
+            if plain:
+                gradient()
+                optimizer.step()
+            else:
+                optimizer.step(gradient)
             if scheduler is not None:
                 scheduler.step()
         return None
@@ -99,7 +105,7 @@ class Supervised(pl.LightningModule):
             self.task.check(targets)
         loss = self.task.loss(self(inputs), targets)
         # Summed here and logged once an epoch: self.log in every step would cost as much as a small step does.
-        self._train["loss"] += loss.detach() * len(targets)
+        self._train["loss"].add_(loss.detach(), alpha=len(targets))
         self._train["rows"] += len(targets)
         return loss
 
@@ -155,6 +161,14 @@ class Supervised(pl.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in _measured(self._metrics, decided, targets).items()})
         if self._confusion is not None:
             self.confusion_counts = _measured(self._confusion, decided, targets)
+
+
+def _needs_no_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step would do nothing with a closure but call it first, which costs some hundredths of a small step.
+
+    So it is with torch's own but LBFGS, which looks at several losses in one step; of others nobody knows.
+    """
+    return type(optimizer).__module__.startswith("torch.optim.") and not isinstance(optimizer, torch.optim.LBFGS)
 
 
 def _measured(metric: MetricCollection | Metric, decided: Tensor, targets: Tensor) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+AGAIN = " again"  # comes after a side's name, for a second run of it in the same round
 Measured = dict[str, Any]  # what one run of a side took and left behind
 Round = dict[str, Measured]  # of each side, in one repeat
 
@@ -123,6 +124,12 @@ def _round(benchmark: Benchmark, kept: Path, number: int, clock: Clock, say: Cal
     clock.took.setdefault(benchmark.name, []).append(time.monotonic() - started)
     clock.round_began = None
     return measured
+
+
+def mean(measured: Round, side: str, key: str) -> float:
+    """Of a side's runs in a round, one or two. A, B, B again, A again: where a machine's pace changes steadily from one
+    run to the next, both sides' means are slowed alike."""
+    return statistics.mean(measured[s][key] for s in (side, f"{side}{AGAIN}") if s in measured)
 
 
 def summarise(figures: Sequence[Figure], rounds: Sequence[Round]) -> list[Summary]:

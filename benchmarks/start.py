@@ -8,7 +8,8 @@ writes the time down when it is asked to train on a batch; the first such time a
 as before it a new study rehearses a batch. All from the start of the Python interpreter. The same without the rehearsal
 (preflight=never) is reported beside it, as that is what going on with a study takes.
 
-Peer: `python -c "import torch, pytorch_lightning, mlflow, optuna"`, the imports alone. A round is run before the
+Peer: `python -c "import torch, pytorch_lightning, mlflow, optuna"`, the imports alone. Ours and the peer run twice a
+round, as ours, peer, peer, ours, and a round's time of a side is the mean of its two. A round is run before the
 ones that count, so that every file is in the system's cache for both.
 
 Gate: help names its commands, status says that the study is done, the tuned trial is complete in the ledger and
@@ -24,7 +25,7 @@ from pathlib import Path
 from benchmarks import stored
 from benchmarks.commands import python
 from benchmarks.gaps import STAMPS, first_stamp
-from benchmarks.interleave import Benchmark, Figure, Measured, Round, require
+from benchmarks.interleave import AGAIN, Benchmark, Figure, Measured, Round, mean, require
 
 HELP, STATUS, TUNE, BOLD, PEER = "help", "status", "tune", "tune unrehearsed", "imports alone"
 
@@ -47,28 +48,38 @@ def benchmark(quick: bool) -> Benchmark:
             HELP: _help,
             STATUS: lambda folder: _status(folder, looked_at[0] / "seen"),
             TUNE: _tune,
-            BOLD: _bold,
             PEER: _imports,
+            f"{PEER}{AGAIN}": _imports,
+            f"{TUNE}{AGAIN}": _tune,
+            BOLD: _bold,
         },
         gate,
         [
-            Figure("first training step over the peer's imports", "", lambda r: r[TUNE]["step_s"] / r[PEER]["s"], 0.8),
+            Figure("first training step over the peer's imports", "", lambda r: _step_s(r) / _imports_s(r), 0.8),
             Figure("--help", "s", lambda r: r[HELP]["s"], 0.5),
             Figure("status", "s", lambda r: r[STATUS]["s"], 1.5),
-            Figure("tune to the first training step", "s", lambda r: r[TUNE]["step_s"]),
+            Figure("tune to the first training step", "s", _step_s),
             Figure("the same without a rehearsal", "s", lambda r: r[BOLD]["step_s"]),
-            Figure("the peer's imports", "s", lambda r: r[PEER]["s"]),
+            Figure("the peer's imports", "s", _imports_s),
         ],
-        round_s=35,
+        round_s=55,
         prepare=prepare,
         prepare_s=30,
     )
 
 
+def _step_s(measured: Round) -> float:
+    return mean(measured, TUNE, "step_s")
+
+
+def _imports_s(measured: Round) -> float:
+    return mean(measured, PEER, "s")
+
+
 def gate(measured: Round) -> None:
     require("tune" in measured[HELP]["said"], "--help does not name its commands")
     require("start: done" in measured[STATUS]["said"], "status does not say that the study is done")
-    for side in (TUNE, BOLD):
+    for side in (TUNE, f"{TUNE}{AGAIN}", BOLD):
         require([t.state for t in measured[side]["trials"]] == ["COMPLETE"], f"{side}: the trial is not complete")
         whole = [r for r in measured[side]["runs"] if r.status == "FINISHED" and r.steps.get("val/accuracy") == 1]
         require(len(whole) == 1, f"{side}: the trial is not whole in MLflow")

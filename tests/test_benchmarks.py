@@ -106,22 +106,23 @@ def test_a_command_that_fails_says_what_it_printed(tmp_path: Path) -> None:
 
 
 def a_throughput_round(**changed: Any) -> dict[str, Any]:
-    """Two configurations, three epochs of 430 steps, as `throughput` measures them; `changed` is of our side."""
+    """Two configurations, three epochs of 430 steps, as `throughput` measures them; `changed` is of our second run."""
     accuracies = {"64": 0.86, "32": 0.85}
     params, steps = {"model.hidden_sizes.0": "64"}, dict.fromkeys(throughput.METRICS, 3)
     runs = [stored.Run(name, "FINISHED", {}, params, steps) for name in accuracies]
     side = {"accuracies": accuracies, "steps": [1290, 1290], "runs": runs}
-    return {"ours": {**side, **changed}, "ideal": side, "strong": side, "stock": side}
+    peers = dict.fromkeys(("ideal", "ideal again", "strong", "stock"), side)
+    return {"ours": side, **peers, "ours again": {**side, **changed}}
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"steps": [1290, 860]}, r"ours: trained for \[1290, 860\] steps instead of 1290"),
-        ({"accuracies": {"64": 0.81, "32": 0.85}}, "ours 64: accuracy 0.810, ideal 0.860"),
-        ({"accuracies": {"64": 0.84, "32": 0.83}}, "ours: accuracies are 0.020 from ideal's in the mean"),
-        ({"accuracies": {"64": 0.86}}, "ours: 1 of 2 trials"),
-        ({"runs": []}, "ours: 0 of 0 runs are whole in MLflow"),
+        ({"steps": [1290, 860]}, r"ours again: trained for \[1290, 860\] steps instead of 1290"),
+        ({"accuracies": {"64": 0.81, "32": 0.85}}, "ours again 64: accuracy 0.810, ideal 0.860"),
+        ({"accuracies": {"64": 0.84, "32": 0.83}}, "ours again: accuracies are 0.020 from ideal's in the mean"),
+        ({"accuracies": {"64": 0.86}}, "ours again: 1 of 2 trials"),
+        ({"runs": []}, "ours again: 0 of 0 runs are whole in MLflow"),
     ],
 )
 def test_the_throughput_gate_wants_the_same_training_and_everything_stored(changed: dict[str, Any], said: str) -> None:
@@ -129,6 +130,14 @@ def test_the_throughput_gate_wants_the_same_training_and_everything_stored(chang
     throughput.gate(a_throughput_round(), **sizes)
     with pytest.raises(GateFailed, match=said):
         throughput.gate(a_throughput_round(**changed), **sizes)
+
+
+def test_a_machine_that_slows_down_steadily_changes_no_ratio_of_throughput() -> None:
+    measured = a_throughput_round()
+    for pace, side in enumerate(("ours", "ideal", "ideal again", "ours again", "strong", "stock"), start=10):
+        measured[side] = {**measured[side], "a_trial_s": pace, "command_s": pace}
+    ratio = next(f for f in throughput.benchmark(quick=False).figures if f.name == "ours over ideal")
+    assert ratio.of(measured) == 1
 
 
 def test_a_trial_that_ends_before_the_other_slots_first_one_starts_confuses_no_gap(tmp_path: Path) -> None:

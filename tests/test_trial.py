@@ -145,14 +145,18 @@ def test_a_trial_stopped_again_soon_after_it_went_on_still_ends_with_the_same_bi
     assert first.curve + third.curve == whole.curve
 
 
-LBFGS = [
-    "optimizer=sgd",
-    *("~optimizer.momentum", "~optimizer.weight_decay", "~optimizer.fused"),
-    *("optimizer._target_=torch.optim.LBFGS", "optimizer.lr=0.1", "+optimizer.max_iter=3", "schedule=cosine"),
+BY_CLOSURE = [
+    *("optimizer=sgd", "~optimizer.momentum", "~optimizer.weight_decay", "~optimizer.fused"),
+    *("optimizer.lr=0.1", "schedule=cosine"),
 ]
+OPTIMIZERS = {
+    "adam": ["schedule=one_cycle"],
+    "lbfgs, several losses a step": [*BY_CLOSURE, "optimizer._target_=torch.optim.LBFGS", "+optimizer.max_iter=3"],
+    "somebody's own, two losses a step": [*BY_CLOSURE, "optimizer._target_=their_networks.Twice"],
+}
 
 
-@pytest.mark.parametrize("optimizer", [["schedule=one_cycle"], LBFGS], ids=["adam", "lbfgs, several losses a step"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_stepping_by_ourselves_trains_what_the_trainer_would_have_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: list[str]
 ) -> None:

@@ -41,6 +41,17 @@ class Plain(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val/loss"}}
 
 
+class Twice(torch.optim.SGD):
+    """An optimizer as people write them that looks at two losses in one step."""
+
+    def step(self, closure):
+        closure()
+        super().step()
+        loss = closure()
+        super().step()
+        return loss
+
+
 class Tested(Plain):
     """Knows a test, and a test alone writes to `marker`."""
 

@@ -97,6 +97,15 @@ def test_what_is_read_is_what_optuna_reads(
         assert list(ours[0].params) == list(DRAWN)
 
 
+def test_trials_without_reports_lack_nothing_else(ledger: LedgerStorage) -> None:
+    study_id = filled(ledger)
+    whole = ledger.get_all_trials(study_id)
+    assert any(t.intermediate_values for t in whole)
+    for t in whole:
+        t.intermediate_values = {}
+    assert repr(ledger.trials_without_reports(study_id)) == repr(whole)
+
+
 def in_our_order(t: FrozenTrial, ours: FrozenTrial) -> FrozenTrial:
     """Optuna's trial with its dicts in the order of ours, where they have the same keys: nan is not equal to nan, so
     trials are compared by what they look like."""

@@ -38,10 +38,12 @@ def read_trials(
     states: Collection[TrialState] | None = None,
     named: Collection[int] = (),
     after: int = -1,
+    reports: bool = True,
 ) -> list[FrozenTrial]:
     """A study's trials, in the order of their ids there.
 
-    states: of those in these alone. after, named: with a greater id, or with one of these. KeyError: no such study.
+    states: of those in these alone. after, named: with a greater id, or with one of these. reports: with their
+    intermediate values. KeyError: no such study.
     """
     studies, trials = models.StudyModel.__table__, models.TrialModel.__table__
     if database.execute(select(studies.c.study_id).where(studies.c.study_id == study_id)).first() is None:
@@ -100,6 +102,8 @@ def read_trials(
         t.user_attrs[key] = json.loads(text)
     for t, key, text in lines(models.TrialSystemAttributeModel, "key", "value_json"):
         t.system_attrs[key] = json.loads(text)
+    if not reports:
+        return list(found.values())
     value_of = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
     kept = ("step", "intermediate_value", "intermediate_value_type")
     for t, step, value, kind in lines(models.TrialIntermediateValueModel, *kept):

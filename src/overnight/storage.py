@@ -77,6 +77,11 @@ class LedgerStorage(RDBStorage):
 
     set_study_user_attr = _patient("set_study_user_attr")
 
+    def trials_without_reports(self, study_id: int) -> list[FrozenTrial]:
+        """A study's trials less their intermediate values, which are half of the time that reading takes: whoever looks
+        on has the packed history."""
+        return self._read(study_id, reports=False)
+
     def _get_trials(
         self,
         study_id: int,
@@ -85,9 +90,12 @@ class LedgerStorage(RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         kept = None if states is None else [s for s in TrialState if s in states]
+        return self._read(study_id, states=kept, named=included_trial_ids, after=trial_id_greater_than)
+
+    def _read(self, study_id: int, **which: Any) -> list[FrozenTrial]:
         try:
             with self.engine.connect() as database:
-                return rows.read_trials(database, study_id, kept, included_trial_ids, trial_id_greater_than)
+                return rows.read_trials(database, study_id, **which)
         except SQLAlchemyError as error:
             raise StorageInternalError("the ledger can't be read") from error
 

@@ -141,12 +141,12 @@ def _newest(storage: LedgerStorage) -> tuple[dict[str, Any], list[str]]:
     return newest, names
 
 
-def _read(storage: BaseStorage, place: Place, name: str) -> StudyView:
+def _read(storage: LedgerStorage, place: Place, name: str) -> StudyView:
     frozen = generations(storage, name)[1]
     attrs = frozen.user_attrs
     plan, links = plan_of(name, attrs).at(place), attrs.get(LINKS) or {}
     with without_collecting():
-        trials = storage.get_all_trials(frozen._study_id, deepcopy=False)
+        trials = storage.trials_without_reports(frozen._study_id)
         records = tuple(record_of(t, plan) for t in marks.seen(trials, marks.of(attrs)))
     return StudyView(
         name,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from commands import SMALL
 from groups import group  # noqa: F401  # fixture
@@ -17,6 +18,10 @@ from overnight import api, plan, settings, tracking
 from overnight.screen import Nothing
 from overnight.views import StudyView, view
 from servers import database, mlflow_server, postgres  # noqa: F401  # fixtures
+
+# The same examples in every run, wherever it is; what a search for more of them finds becomes an @example.
+hypothesis_settings.register_profile("seeded", derandomize=True)
+hypothesis_settings.load_profile("seeded")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from overnight import clock, deadline, plan
@@ -222,6 +222,7 @@ class Night:
 
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.floats(0.2, 10), min_size=1, max_size=12), st.floats(60, 400), st.integers(1, 4))
+@example([0.5, 3.0, 3.0, 5.0], 60.0, 4)  # where two seeds would fit if the switch and the stop took no time
 def test_whatever_trials_take_search_and_confirmation_end_in_time_and_what_is_cut_can_go_on(
     tmp_path_factory: pytest.TempPathFactory, paces: list[float], window_s: float, slots: int
 ) -> None:
@@ -234,7 +235,8 @@ def test_whatever_trials_take_search_and_confirmation_end_in_time_and_what_is_cu
     assert all(r.state in ("complete", "paused") for r in searched)
     complete = [r for r in searched if r.state == "complete"]
     if complete:  # nothing went by unused: what was left when the search ended, the confirmation takes
-        size = confirm.affordable(night.plan, searched, [], night.launch.answer_by(len(searched)) - night.now, slots)
+        room_s = night.launch.answer_by(len(searched)) - deadline.SWITCH_S - night.now  # as a launch reckons
+        size = confirm.affordable(night.plan, searched, [], room_s, slots)
         pairs = [(r.number, n) for n in range(1, 6) for r in confirm.finalists(night.plan, searched)[: size.finalists]]
         confirmations = {
             i: replace(record(i, 1.0, 0, "waiting"), confirms=Confirms(t, n, n), started_at=None)

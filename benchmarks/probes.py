@@ -12,8 +12,8 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from overnight.messages import Finished
 from overnight.models.mlp import MLP
+from overnight.protocol import Finished
 from overnight.trial.process import PipeLink
 
 

@@ -159,10 +159,10 @@ def fill(home: Path, trials: int) -> None:
 
     from optuna.trial import TrialState, create_trial
 
-    from overnight import plan as plans
-    from overnight.messages import EpochEnd
-    from overnight.opening import open_study
-    from overnight.records import HISTORY, pack
+    from overnight.protocol import EpochEnd
+    from overnight.search import plan as plans
+    from overnight.search.record import HISTORY, pack
+    from overnight.study.open import open_study
 
     plan = plans.make(nothing_overrides(home, "scale", trials, EPOCHS, "model.epoch_s=0.02"), NOTHING)
     ledger, _ = open_study(plan)

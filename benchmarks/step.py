@@ -77,7 +77,7 @@ def gate(measured: Round) -> None:
 
 
 def _has_gpu() -> bool:
-    from overnight.slots import slot_devices
+    from overnight.system.devices import slot_devices
 
     return slot_devices(1)[0] != "cpu"
 
@@ -101,8 +101,8 @@ def _measure(net: str, device: str, pairs: int, folder: Path) -> Measured:
 def train(net: str, device: str, pairs: int) -> dict[str, Any]:
     """`pairs` epochs of ours, each with a bare one before it; the first pair is thrown away."""
     from benchmarks import stepping
-    from overnight import plan as plans
-    from overnight.messages import TrialSpec
+    from overnight.protocol import TrialSpec
+    from overnight.search import plan as plans
     from overnight.trial.fit import fit
 
     kind, arguments, steps, _ = NETS[net]

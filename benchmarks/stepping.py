@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
-from overnight.messages import EpochEnd, Up, Verdict
 from overnight.models.mlp import MLP
+from overnight.protocol import EpochEnd, Up, Verdict
 
 SHAPE, CLASSES = (1, 28, 28), 10
 _now: list[Timed] = []  # the model that trains in this process

@@ -14,9 +14,11 @@ from hypothesis import settings as hypothesis_settings
 from commands import SMALL
 from groups import group  # noqa: F401  # fixture
 from joined import join, planned, study  # noqa: F401  # fixtures
-from overnight import api, plan, settings, tracking
-from overnight.screen import Nothing
-from overnight.views import StudyView, view
+from overnight import api, tracking
+from overnight.config.compose import study_location
+from overnight.report.live import Nothing
+from overnight.search import plan
+from overnight.study.snapshot import StudyView, view
 from servers import database, mlflow_server, postgres  # noqa: F401  # fixtures
 
 # The same examples in every run, wherever it is; what a search for more of them finds becomes an @example.
@@ -64,7 +66,7 @@ def finished_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -
 
 @pytest.fixture
 def finished(finished_home: Path) -> StudyView:
-    found, _ = view(settings.place([f"home={finished_home}"]))
+    found, _ = view(study_location([f"home={finished_home}"]))
     assert found is not None
     return found
 

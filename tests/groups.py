@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from overnight import settings
-from overnight.views import StudyView, view
+from overnight.config.compose import study_location
+from overnight.study.snapshot import StudyView, view
 from servers import MlflowServer
 
 STORES = ("storage=postgres", "tracking=server")
@@ -58,7 +58,7 @@ class Group:
         return [p.communicate(timeout=timeout_s)[0] for p in self.processes]
 
     def study(self, name: str) -> StudyView:
-        found, _ = view(settings.place([f"home={self.folder / 'looks'}", *self.stores]), name)
+        found, _ = view(study_location([f"home={self.folder / 'looks'}", *self.stores]), name)
         assert found is not None
         return found
 

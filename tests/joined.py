@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from overnight import plan
-from overnight.messages import EpochEnd
-from overnight.opening import open_study
-from overnight.plan import CONFIRM, Plan
-from overnight.study import Ledger
+from overnight.protocol import EpochEnd
+from overnight.search import plan
+from overnight.search.plan import CONFIRM, Plan
+from overnight.study.open import open_study
+from overnight.study.session import Ledger
 
 Join = Callable[..., Ledger]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from overnight.search_space import shown
-from overnight.views import StudyView
+from overnight.search.space import shown
+from overnight.study.snapshot import StudyView
 
 
 def client_of(home: Path) -> MlflowClient:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import overnight
-from overnight import api, plan
-from overnight.screen import Nothing
+from overnight import api
+from overnight.report.live import Nothing
+from overnight.search import plan
 
 
 def test_a_result_has_the_best_trial_and_a_table_of_all(finished_home: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_folder_of_somebodys_own_configs_brings_their_network(home: Path, tmp_
 
 
 def test_an_interrupt_is_raised_once_everything_is_saved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from overnight.supervisor import Supervisor
+    from overnight.runner.supervisor import Supervisor
 
     real, pressed = Supervisor._wait, []
 

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from overnight.awake import awake
+from overnight.system.awake import awake
 
 
 @pytest.mark.parametrize(

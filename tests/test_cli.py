@@ -19,16 +19,18 @@ import pytest
 from click.testing import CliRunner
 
 from commands import LATE, running, start
-from overnight import api, plan, settings
+from overnight import api
 from overnight.api import Result
-from overnight.cli import cli
-from overnight.views import StudyView, view
+from overnight.cli.main import cli
+from overnight.config.compose import study_location
+from overnight.search import plan
+from overnight.study.snapshot import StudyView, view
 
 Overnight = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def look(home: Path) -> StudyView | None:
-    return view(settings.place([f"home={home}"]))[0]
+    return view(study_location([f"home={home}"]))[0]
 
 
 def records(home: Path) -> StudyView:
@@ -295,7 +297,7 @@ def test_help_answers_in_under_half_a_second_and_status_in_under_two(finished_ho
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from overnight.cli import cli; cli.main(['--help'], standalone_mode=False); "
+        "import sys; from overnight.cli.main import cli; cli.main(['--help'], standalone_mode=False); "
         "print([m for m in ('torch', 'optuna', 'mlflow', 'hydra', 'rich', 'pandas') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("[]\n")

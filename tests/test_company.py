@@ -13,17 +13,21 @@ import pytest
 from optuna.trial import TrialState
 
 from joined import Join, asked, epoch, leave
-from overnight import api, messages, opening, plan, sharing, tracking, views
-from overnight.answer import conclusion, confirm
-from overnight.opening import open_study
-from overnight.plan import Plan
-from overnight.screen import Nothing
-from overnight.settings import ConfigError
-from overnight.sharing import SharedStorage
-from overnight.signals import Signals
-from overnight.storage import Unreachable
-from overnight.study import Ledger
-from overnight.supervisor import Supervisor
+from overnight import api, protocol, tracking
+from overnight.config.rules import ConfigError
+from overnight.report import confirm, finalize
+from overnight.report.live import Nothing
+from overnight.runner.supervisor import Supervisor
+from overnight.search import plan
+from overnight.search.plan import Plan
+from overnight.study import open as opening
+from overnight.study import snapshot
+from overnight.study.open import open_study
+from overnight.study.session import Ledger
+from overnight.study.storage import leased
+from overnight.study.storage.database import Unreachable
+from overnight.study.storage.leased import SharedStorage
+from overnight.system.signals import Signals
 from servers import Postgres
 
 AT_ONCE = ("trainer.max_epochs=1", "preflight=never", "pictures.when=never", "study.confirm.seeds=0", "slots=1")
@@ -124,7 +128,7 @@ def test_a_confirmation_that_somebody_else_leaves_half_done_is_done_before_it_is
     result = api.run(study, screen=Nothing())
     assert others
     assert (result.why, result.told, result.finding.done) == ("done", True, 2)  # type: ignore[union-attr]
-    assert views.wanted(study.settings.place) == []
+    assert snapshot.wanted(study.settings.place) == []
 
 
 def _at_the_second_claim(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
@@ -148,10 +152,10 @@ def test_one_machine_whose_trials_all_fail_ends_the_study_for_nobody_else(
     _at_the_second_claim(monkeypatch, b.give_up)
     result = api.run(study, screen=Nothing())
     assert (result.why, result.told) == ("done", True)
-    assert views.wanted(study.settings.place) == []
+    assert snapshot.wanted(study.settings.place) == []
     lonely, _ = open_study(planned(database(), *AT_ONCE))
     lonely.give_up()
-    assert views.wanted(lonely.plan.settings.place) == [], "nobody else is at it"
+    assert snapshot.wanted(lonely.plan.settings.place) == [], "nobody else is at it"
     lonely.close()
 
 
@@ -163,16 +167,16 @@ def test_what_somebody_launches_while_a_study_is_worked_on_is_not_over_with_that
     anew = planned(url, *AT_ONCE, *line)
 
     def launch() -> None:  # as another process does
-        name = sharing._name["now"]
+        name = leased._name["now"]
         open_study(anew)[0].close()
-        sharing._name["now"] = name
+        leased._name["now"] = name
 
     _at_the_second_claim(monkeypatch, launch)
     assert len(api.run(first, screen=Nothing()).records) == 2
-    assert views.wanted(first.settings.place) == [first.name]
+    assert snapshot.wanted(first.settings.place) == [first.name]
     result = api.serve(first.name, anew.settings, Signals(), screen=Nothing())
     assert len(result.records) == anew.settings.study.trials
-    assert views.wanted(first.settings.place) == []
+    assert snapshot.wanted(first.settings.place) == []
 
 
 def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the_answer(
@@ -191,14 +195,14 @@ def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the
     first = api.run(study, screen=Nothing())
     assert first.told
     assert begun[0] is not None
-    assert views.wanted(study.settings.place) == [study.name], "somebody is at it"
+    assert snapshot.wanted(study.settings.place) == [study.name], "somebody is at it"
     b.record(epoch(begun[0], 0))
     b.complete(begun[0])
     leave(b, begun[0])
     again = api.serve(study.name, study.settings, Signals(), screen=Nothing())
     assert again.told
     assert len(again.records) == len(first.records) + 1
-    assert views.wanted(study.settings.place) == []
+    assert snapshot.wanted(study.settings.place) == []
     assert not api.serve(study.name, study.settings, Signals(), screen=Nothing()).told, "all of it was told"
 
 
@@ -207,7 +211,7 @@ def test_a_launchs_time_begins_with_the_first_who_works_on_it_and_a_late_one_has
 ) -> None:
     study = planned(url := database(), *AT_ONCE, "study.hours=0.01", "study.trials=1")
     ledger, _ = open_study(study)
-    assert ledger.study.user_attrs[views.LAUNCHED] is None, "it may wait for a worker as long as it likes"
+    assert ledger.study.user_attrs[snapshot.LAUNCHED] is None, "it may wait for a worker as long as it likes"
     ledger.close()
     assert api.serve(study.name, study.settings, Signals(), screen=Nothing()).why == "done"
     more = planned(url, *AT_ONCE, "study.hours=0.01", "study.trials=2")
@@ -215,7 +219,7 @@ def test_a_launchs_time_begins_with_the_first_who_works_on_it_and_a_late_one_has
     began = ledger.begin()
     assert began is not None
     assert time.time() - began < 1
-    ledger.study.set_user_attr(views.LAUNCHED, began - 60)
+    ledger.study.set_user_attr(snapshot.LAUNCHED, began - 60)
     ledger.close()
     late = api.serve(study.name, more.settings, Signals(), screen=Nothing())
     assert [r.state for r in late.records if r.done] == ["complete"]
@@ -228,10 +232,10 @@ def test_a_stop_that_comes_between_search_and_confirmation_is_heeded(
     study = planned(database(), *AT_ONCE, "study.trials=2", "study.confirm.seeds=2")
 
     def opened(*args: Any, **options: Any) -> tuple[Ledger, list[str]]:
-        views.request_stop(study.settings.place, study.name)
+        snapshot.request_stop(study.settings.place, study.name)
         return open_study(*args, **options)
 
-    monkeypatch.setattr(conclusion, "open_study", opened)
+    monkeypatch.setattr(finalize, "open_study", opened)
     result = api.run(study, screen=Nothing())
     assert (result.why, result.finding.done) == ("stopped", 0)  # type: ignore[union-attr]
     monkeypatch.undo()
@@ -243,11 +247,11 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
     study: Plan, join: Join, monkeypatch: pytest.MonkeyPatch, stays: bool
 ) -> None:
     """Or who stays all along, as one does who tells the answer."""
-    b, place, others = join("b", 30.0), study.settings.place, sharing.SharedStorage.others
-    views.request_stop(place, study.name)
-    assert views.wanted(place) == []
+    b, place, others = join("b", 30.0), study.settings.place, leased.SharedStorage.others
+    snapshot.request_stop(place, study.name)
+    assert snapshot.wanted(place) == []
 
-    def and_goes(self: sharing.SharedStorage, study_id: int) -> int:
+    def and_goes(self: leased.SharedStorage, study_id: int) -> int:
         there = others(self, study_id)
         b.stand_up()
         return there
@@ -255,14 +259,14 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
     if stays:
         monkeypatch.setattr(opening, "_WAIT_FOR_THE_STOPPED_S", 1.0)
     else:
-        monkeypatch.setattr(sharing.SharedStorage, "others", and_goes)
+        monkeypatch.setattr(leased.SharedStorage, "others", and_goes)
     told: list[str] = []
     ledger, _ = open_study(study, say=told.append)
     assert told == [f"1 supervisor(s) were asked to stop; waiting up to {1 if stays else 15} s for them to save"]
     assert ledger.company is not None
     assert ledger.company.others() == int(stays)
     ledger.close()
-    assert views.wanted(place) == [study.name]
+    assert snapshot.wanted(place) == [study.name]
 
 
 def test_who_is_launched_anew_does_not_stop_in_the_confirmation_either_where_somebody_is_still_at_it(
@@ -271,7 +275,7 @@ def test_who_is_launched_anew_does_not_stop_in_the_confirmation_either_where_som
     study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
     part = confirm.plan_of(study, api.run(study, screen=Nothing()).records)
     join("b", 30.0, part)
-    views.request_stop(study.settings.place, study.name)
+    snapshot.request_stop(study.settings.place, study.name)
     search, _ = open_study(study)
     confirmation, _ = open_study(part, comparable=False)
     assert not confirmation.stop_requested()
@@ -308,7 +312,7 @@ def test_an_answer_waits_for_those_who_test_what_they_have_trained(
             postgres.stop()
             postgres.start()
             time.sleep(2)
-        b.keep_test(messages.Tested(1, {"test/accuracy": 0.25}))
+        b.keep_test(protocol.Tested(1, {"test/accuracy": 0.25}))
         while b.shared.unwritten:  # type: ignore[union-attr]
             time.sleep(0.2)
             b.shared.write()  # type: ignore[union-attr]

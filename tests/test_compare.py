@@ -9,9 +9,9 @@ from urllib.parse import unquote
 from click.testing import CliRunner, Result
 
 from overnight import tracking
-from overnight.answer.compare import sparkline
-from overnight.cli import cli
-from overnight.views import StudyView
+from overnight.cli.main import cli
+from overnight.report.compare import sparkline
+from overnight.study.snapshot import StudyView
 
 
 def compared(home: Path, *refs: str) -> Result:

@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from overnight import api, messages, plan, processes, tracking
-from overnight.answer import confirm, finding, report
-from overnight.messages import EpochEnd, TrialSpec
-from overnight.plan import CONFIRM, Plan
-from overnight.records import Confirms, TrialRecord
-from overnight.screen import Nothing
-from overnight.settings import ConfigError
-from overnight.supervisor import Supervisor
-from overnight.views import view
+from overnight import api, protocol, tracking
+from overnight.config.rules import ConfigError
+from overnight.protocol import EpochEnd, TrialSpec
+from overnight.report import confirm, finding, report
+from overnight.report.live import Nothing
+from overnight.runner import trial_process
+from overnight.runner.supervisor import Supervisor
+from overnight.search import plan
+from overnight.search.plan import CONFIRM, Plan
+from overnight.search.record import Confirms, TrialRecord
+from overnight.study.snapshot import view
 
 SEARCHED = (
     "~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none",
@@ -93,7 +95,7 @@ def test_mean_and_interval_are_those_of_mlflows_runs(confirmed: tuple[Path, api.
     half = stats.t.ppf(0.975, 2) * stats.sem(values[winner])  # two finalists: no more to make up for
     assert parent.data.metrics["confirmed/mean"] == pytest.approx(np.mean(values[winner]))
     assert parent.data.metrics["confirmed/half_width"] == pytest.approx(half)
-    said = parent.data.tags["overnight.answer"]
+    said = parent.data.tags["overnight.report"]
     assert f"{np.mean(values[winner]):.2%} ± {100 * half:.2f} val/accuracy over 3 seeds" in said
     assert said in parent.data.tags["mlflow.note.content"]
 
@@ -163,22 +165,22 @@ def slow_to_test(tmp_path: Path) -> TrialSpec:
     spec = TrialSpec(
         "s", 0, 1, study.config({}), "val/accuracy", "maximize", "last", tmp_path / "s", every_s=math.inf, device="cpu"
     )
-    trained, _ = processes.run_alone(spec, tmp_path / "log")
+    trained, _ = trial_process.run_alone(spec, tmp_path / "log")
     assert trained.finished.ending == "complete", trained.finished
     return dataclasses.replace(spec, test=True)
 
 
 def test_a_test_set_takes_as_long_as_it_takes_as_long_as_it_goes_on(slow_to_test: TrialSpec, tmp_path: Path) -> None:
-    _, said = processes.run_alone(slow_to_test, tmp_path / "log", silence_s=4)
-    assert [m.metrics.keys() for m in said if isinstance(m, messages.Tested)] == [{"test/accuracy"}]
+    _, said = trial_process.run_alone(slow_to_test, tmp_path / "log", silence_s=4)
+    assert [m.metrics.keys() for m in said if isinstance(m, protocol.Tested)] == [{"test/accuracy"}]
 
 
 def test_a_test_set_ends_when_the_time_is_up_though_it_is_heard_of(slow_to_test: TrialSpec, tmp_path: Path) -> None:
     began = time.time()
-    tested, said = processes.run_alone(slow_to_test, tmp_path / "log", until=began + 2.5)
+    tested, said = trial_process.run_alone(slow_to_test, tmp_path / "log", until=began + 2.5)
     assert time.time() - began < 5
     assert tested.finished.reason == "timed_out"
-    assert not [m for m in said if isinstance(m, messages.Tested)]
+    assert not [m for m in said if isinstance(m, protocol.Tested)]
 
 
 # What is confirmed, and what is said of it, from records alone --------------------------------------------------------
@@ -229,7 +231,7 @@ def test_the_winner_is_the_best_on_fresh_seeds_and_not_the_luckiest_of_the_searc
     records = [record(0, 0.8), record(1, 0.99), record(2, 0.98)]
     seen = confirmations({0: [0.80, 0.81, 0.79, 0.80, 0.82], 1: [0.95, 0.94, 0.96, 0.95, 0.94],
                           2: [0.97, 0.98, 0.97, 0.96, 0.97]})  # fmt: skip
-    found = finding.found(small(), records, seen, {10: messages.Tested(10, {"test/accuracy": 0.93})})
+    found = finding.found(small(), records, seen, {10: protocol.Tested(10, {"test/accuracy": 0.93})})
     assert found.winner.trial.number == 2
     assert found.luckiest.number == 1
     assert finding.sentence(found) == (

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from overnight import credentials, plan, settings
-from overnight.credentials import PASSWORD, SECRET, STORAGE_URL, TOKEN, TRACKING_URI, USERNAME
-from overnight.settings import ConfigError, compose
+from overnight.config import credentials
+from overnight.config.compose import compose, study_location
+from overnight.config.credentials import PASSWORD, SECRET, STORAGE_URL, TOKEN, TRACKING_URI, USERNAME
+from overnight.config.rules import ConfigError
+from overnight.search import plan
 
 WORD = "pl4nted-word"
 URL = f"postgresql://night:{WORD}@db.example.com/ledger"
@@ -44,7 +46,7 @@ def test_both_stores_come_from_the_environment_and_are_shown_nowhere(monkeypatch
 
 
 def test_what_the_home_holds_needs_no_environment_and_no_line_says_so() -> None:
-    place = settings.place([])
+    place = study_location([])
     assert (place.storage_url, place.server, place.shared, place.overrides) == (None, None, False, [])
     assert str(place.artifact_root).startswith("file://")
 
@@ -56,7 +58,7 @@ def test_a_mounted_file_may_hold_an_address_and_psycopg_drives_it(
     (tmp_path / "url").write_text(f"  {URL.replace('postgresql', scheme)}\n")
     monkeypatch.setenv(STORAGE_URL, "")  # which counts as none: a compose file can't leave it out
     monkeypatch.setenv(f"{STORAGE_URL}_FILE", str(tmp_path / "url"))
-    assert settings.place(["storage=postgres"]).storage_url == URL.replace("postgresql", "postgresql+psycopg")
+    assert study_location(["storage=postgres"]).storage_url == URL.replace("postgresql", "postgresql+psycopg")
 
 
 def test_all_that_lacks_is_said_at_once_with_what_to_set() -> None:

@@ -15,16 +15,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from overnight import clock, deadline, plan
-from overnight.answer import confirm
-from overnight.deadline import Deadline
-from overnight.limits import Confirming, Launch, Searching
-from overnight.messages import EpochEnd
-from overnight.plan import Plan
-from overnight.processes import fork
-from overnight.records import Confirms, TrialRecord
-from overnight.settings import ConfigError
-from overnight.terminator import Terminator
+from overnight.config import clock
+from overnight.config.rules import ConfigError
+from overnight.protocol import EpochEnd
+from overnight.report import confirm
+from overnight.search import deadline, plan
+from overnight.search.deadline import Deadline
+from overnight.search.limits import Confirming, Launch, Searching
+from overnight.search.plan import Plan
+from overnight.search.record import Confirms, TrialRecord
+from overnight.search.terminator import Terminator
+from overnight.system.forkserver import fork
 
 EPOCHS, NOON = 5, datetime(2026, 11, 24, 12, 0).timestamp()
 LENGTHS = st.lists(st.floats(0.1, 500), min_size=1, max_size=20)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from overnight import plan
-from overnight.cli import cli
-from overnight.opening import open_study
-from overnight.storage import holder_file
-from overnight.views import StudyView, view
+from overnight.cli.main import cli
+from overnight.search import plan
+from overnight.study.open import open_study
+from overnight.study.snapshot import StudyView, view
+from overnight.study.storage.database import holder_file
 from stores import assert_equal, children, client_of, forget, runs_of
 
 SEVEN = ("study.trials=7", "trainer.max_epochs=6", "pruner.startup_trials=2", "pruner.warmup_epochs=1")

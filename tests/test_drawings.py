@@ -14,11 +14,11 @@ from matplotlib import colors
 from torch import nn
 
 from overnight.data.digits import Digits
-from overnight.messages import DrawSpec
 from overnight.models.mlp import MLP
-from overnight.pictures import draw as drawing
-from overnight.pictures import figures
-from overnight.pictures.draw import NoPicture, _Answers, draw, first_weights
+from overnight.plots import draw as drawing
+from overnight.plots import figures
+from overnight.plots.draw import NoPicture, _Answers, draw, first_weights
+from overnight.protocol import DrawSpec
 from overnight.trial.fit import fit
 from test_their_networks import HABITS, MANUAL, THEIRS, needs_lightning
 from test_their_networks import spec_for as their_spec

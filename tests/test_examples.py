@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from overnight import plan
-from overnight.messages import Resumed, TrialSpec, Verdict
+from overnight.protocol import Resumed, TrialSpec, Verdict
+from overnight.search import plan
 from overnight.trial.fit import fit
 from test_trial import ListLink, weights
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from overnight import plan
-from overnight.forecast import forecast
+from overnight.runner.forecast import forecast
+from overnight.search import plan
 
 
 def test_measuring_a_configuration_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from groups import QUICK, Group
-from overnight import slots, tracking
+from overnight import tracking
+from overnight.system import devices
 from servers import Cable, MlflowServer, Postgres
 from test_pictures import write_idx
 
@@ -49,7 +50,7 @@ def test_three_supervisors_do_exactly_what_was_asked_for(group: Callable[..., Gr
     assert all("trial-00" in text for text in said)
 
 
-@pytest.mark.skipif(slots.cores() < 2, reason="two supervisors on one core do as much as one")
+@pytest.mark.skipif(devices.cores() < 2, reason="two supervisors on one core do as much as one")
 def test_two_supervisors_do_nearly_twice_as_much_as_one(group: Callable[..., Group]) -> None:
     """From the first trial's start to the last one's end; trials of some seconds, whose steps are a row each."""
     took_s = []

@@ -15,14 +15,19 @@ import pytest
 from click.testing import CliRunner
 
 from commands import SMALL
-from overnight import api, housekeeping, marks, plan, settings
-from overnight.cli import cli
-from overnight.opening import open_study
-from overnight.plan import Plan
-from overnight.screen import Nothing
-from overnight.settings import ConfigError, Place
-from overnight.storage import Held, dispose, hold, open_storage
-from overnight.views import StudyView, view
+from overnight import api
+from overnight.cli import manage
+from overnight.cli.main import cli
+from overnight.config.compose import study_location
+from overnight.config.paths import Place
+from overnight.config.rules import ConfigError
+from overnight.report.live import Nothing
+from overnight.search import plan
+from overnight.search.plan import Plan
+from overnight.study import exclusions
+from overnight.study.open import open_study
+from overnight.study.snapshot import StudyView, view
+from overnight.study.storage.database import Held, dispose, hold, open_storage
 from stores import assert_equal, client_of
 
 LINE = ("study.trials=5", "trainer.max_epochs=2", "pictures.when=never", "preflight=never", "pruner=none",
@@ -40,7 +45,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pat
 
 
 def place_of(home: Path) -> Place:
-    return settings.place([f"home={home}"])
+    return study_location([f"home={home}"])
 
 
 def seen_in(home: Path, name: str | None = None) -> StudyView:
@@ -80,7 +85,7 @@ def test_an_empty_home_has_no_studies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["trials.csv", "trials.parquet"])
 def test_trials_come_as_a_table_of_a_row_each(finished: StudyView, tmp_path: Path, name: str) -> None:
-    assert housekeeping.export(finished, tmp_path / name) == 6
+    assert manage.export(finished, tmp_path / name) == 6
     frame = pd.read_csv(tmp_path / name) if name.endswith("csv") else pd.read_parquet(tmp_path / name)
     assert list(frame["number"]) == list(range(6))
     for record, (_, row) in zip(finished.records, frame.iterrows(), strict=True):
@@ -96,9 +101,9 @@ def test_trials_come_as_a_table_of_a_row_each(finished: StudyView, tmp_path: Pat
 
 def test_a_table_must_say_what_it_is_by_its_name(finished: StudyView, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"FILE: must end in .csv or .parquet, got '.*trials.xls'; name it so"):
-        housekeeping.export(finished, tmp_path / "trials.xls")
+        manage.export(finished, tmp_path / "trials.xls")
     with pytest.raises(ConfigError, match="FILE: must be a place that can be written to"):
-        housekeeping.export(finished, tmp_path / "nowhere" / "trials.csv")
+        manage.export(finished, tmp_path / "nowhere" / "trials.csv")
 
 
 # A trial marked bad ---------------------------------------------------------------------------------------------------
@@ -151,7 +156,7 @@ def test_the_sampler_suggests_what_it_would_if_a_trial_marked_bad_had_failed(own
                 store.execute(f"DELETE FROM trial_values WHERE {gone}", [number])
         elif how == "marked":
             storage = open_storage(place_of(home))
-            storage.set_study_user_attr(storage.get_all_studies()[0]._study_id, marks.BAD, {str(number): ""})
+            storage.set_study_user_attr(storage.get_all_studies()[0]._study_id, exclusions.BAD, {str(number): ""})
             dispose(storage)
         ledger, _ = open_study(plan.make([f"home={home}", *LINE, "study.trials=6"]))
         states[how] = [t.state for t in ledger.trials()]
@@ -165,7 +170,7 @@ def test_the_sampler_suggests_what_it_would_if_a_trial_marked_bad_had_failed(own
 
 def test_what_cannot_be_marked_is_said_all_at_once(own_home: Path) -> None:
     with pytest.raises(ConfigError) as refused:
-        housekeeping.mark(place_of(own_home), "digits-mlp", [0, 99], bad=False)
+        manage.mark(place_of(own_home), "digits-mlp", [0, 99], bad=False)
     assert refused.value.problems == [
         "digits-mlp/0: must be marked bad to be marked good, and is complete; leave it",
         "digits-mlp/99: must be one of its trials, 0 to 4",
@@ -173,7 +178,7 @@ def test_what_cannot_be_marked_is_said_all_at_once(own_home: Path) -> None:
     let_go = hold(place_of(own_home), "digits-mlp")
     try:
         with pytest.raises(Held, match="overnight stop digits-mlp"):
-            housekeeping.mark(place_of(own_home), "digits-mlp", [0], bad=True)
+            manage.mark(place_of(own_home), "digits-mlp", [0], bad=True)
     finally:
         let_go()
 
@@ -189,7 +194,7 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
     tune(*LINE, "study.name=gone-too", "study.trials=1")
     tune(*LINE, "study.name=gone", *searched, "study.trials=3", "model.dropout=0,0.5", extend=True)
     place, kept = place_of(home), seen_in(home, "gone-too")
-    found = housekeeping.remains(place, "gone")
+    found = manage.remains(place, "gone")
     assert set(found.ledger) == {"gone", "gone~2", "gone.confirm"} | {n for n in found.ledger if "confirm~" in n}
     assert found.versions >= 1, "another winner makes another version"
     before = sorted(p for p in home.rglob("*") if p.is_file())
@@ -202,11 +207,11 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
 
     let_go = hold(place, "gone")
     with pytest.raises(Held):
-        housekeeping.delete(place, found)
+        manage.delete(place, found)
     let_go()
 
     assert "gone is deleted" in command("delete", "gone", "--yes", f"home={home}")
-    assert housekeeping.studies(place)[0].name == "gone-too"
+    assert manage.studies(place)[0].name == "gone-too"
     assert not [p for p in home.rglob("*") if {"gone", "gone.confirm", "best_gone", "gone.lock"} & {p.name, p.stem}]
     with closing(sqlite3.connect(home / "ledger.db")) as store:
         assert [n for (n,) in store.execute("SELECT study_name FROM studies")] == ["gone-too"]
@@ -218,7 +223,7 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
     assert runs == 1 + len(kept.records), "the neighbour's and its parent"
     assert seen_in(home, "gone-too").records == kept.records
     with pytest.raises(ConfigError, match=r"study: must be one of those in .*, got 'gone'; there are: gone-too"):
-        housekeeping.remains(place, "gone")
+        manage.remains(place, "gone")
 
 
 # Going on -------------------------------------------------------------------------------------------------------------
@@ -296,7 +301,7 @@ def test_a_plan_that_cannot_be_read_is_said_with_what_to_do_and_can_be_deleted(
     assert shown.exit_code == 0
     assert "digits-mlp  unreadable" in shown.output
     command("delete", "digits-mlp", "--yes", f"home={old_home}")
-    assert housekeeping.studies(place_of(old_home)) == []
+    assert manage.studies(place_of(old_home)) == []
 
 
 @pytest.mark.parametrize("broken", [{}, {"settings": {}}, {"settings": None, "space": 3}])

@@ -14,12 +14,16 @@ from types import SimpleNamespace
 import pytest
 
 from commands import SMALL
-from overnight import api, illustrator, plan, processes, settings, tracking
-from overnight.illustrator import Illustrator
-from overnight.pictures.process import give_way
-from overnight.records import TrialRecord
-from overnight.screen import Nothing
-from overnight.views import StudyView, view
+from overnight import api, tracking
+from overnight.config.compose import study_location
+from overnight.plots.process import give_way
+from overnight.report.live import Nothing
+from overnight.runner import plot_scheduler
+from overnight.runner.plot_scheduler import Illustrator
+from overnight.search import plan
+from overnight.search.record import TrialRecord
+from overnight.study.snapshot import StudyView, view
+from overnight.system import forkserver
 
 DRAWN = {"weights.png", "curves.png", "confusion.png", "mistakes.png", "in-words.md"}
 
@@ -59,7 +63,7 @@ def test_what_a_kill_left_undrawn_is_drawn_for_the_winner_at_the_next_start(
         (shutil.copytree if source.is_dir() else shutil.copy)(source, home / part)
     lines = [f"home={home}", *SMALL, "pictures.look=black_zero"]
     assert api.run(plan.make(lines), screen=Nothing()).why == "done"
-    found, _ = view(settings.place([f"home={home}"]))
+    found, _ = view(study_location([f"home={home}"]))
     assert found is not None
     assert finished.best is not None
     winner = f"trial-{finished.best.number:04d}"
@@ -74,7 +78,7 @@ def test_what_a_kill_left_undrawn_is_drawn_for_the_winner_at_the_next_start(
 def test_a_network_that_ends_whoever_draws_it_fails_no_study(
     tune: Callable[..., api.Result], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(illustrator, "APART_S", 0.0)  # it is drawn while the other trial runs, and once more
+    monkeypatch.setattr(plot_scheduler, "APART_S", 0.0)  # it is drawn while the other trial runs, and once more
     marker = home / "marker"
     result = tune(
         "pictures.when=best", "search=none", "study.trials=2", "trainer.max_epochs=1", "~model.hidden_sizes",
@@ -93,7 +97,7 @@ def test_while_trials_run_drawings_start_apart_and_with_the_newest_best(
 ) -> None:
     started: list[tuple[int, bool]] = []
     now = 1000.0
-    monkeypatch.setattr(illustrator, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(plot_scheduler, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(Illustrator, "_hold", lambda *_: None)  # other tests look into that home
     monkeypatch.setattr(Illustrator, "_start", lambda _, record, gives_way: started.append((record.number, gives_way)))
     bests = finished.records[:3]
@@ -126,7 +130,7 @@ def test_a_study_that_goes_on_has_its_best_ones_drawn_meanwhile(
         start(self, record, gives_way)
 
     monkeypatch.setattr(Illustrator, "_start", seen)
-    monkeypatch.setattr(illustrator, "APART_S", 0.0)
+    monkeypatch.setattr(plot_scheduler, "APART_S", 0.0)
     tune("search=none", "study.trials=3", "slots=1", "trainer.max_epochs=2", "pictures.when=best")
     assert True in gave_way
 
@@ -155,8 +159,8 @@ def _priority(path: Path) -> None:
 
 
 def test_a_drawing_takes_only_what_the_trials_leave_over(tmp_path: Path) -> None:
-    processes.warm_up()
-    child = processes.fork(_priority, tmp_path / "priority")
+    forkserver.warm_up()
+    child = forkserver.fork(_priority, tmp_path / "priority")
     child.join(60)
     idle = getattr(os, "SCHED_IDLE", "")
     assert (tmp_path / "priority").read_text().strip() == f"19 {idle}".strip()
@@ -171,5 +175,7 @@ def test_pictures_are_drawn_when_they_are_asked_for(tune: Callable[..., api.Resu
 
 
 def test_the_supervisor_has_pictures_drawn_without_importing_torch_or_matplotlib() -> None:
-    code = "import sys, overnight.illustrator; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
+    code = (
+        "import sys, overnight.runner.plot_scheduler; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -19,18 +19,20 @@ import psutil
 import pytest
 
 from commands import start
-from overnight import api, settings
-from overnight import plan as plans
-from overnight.launchers import launch
-from overnight.settings import ConfigError, LauncherSettings, Settings
-from overnight.views import StudyView, view
+from overnight import api
+from overnight.cluster.launchers import launch
+from overnight.config.compose import compose
+from overnight.config.rules import ConfigError
+from overnight.config.sections import LauncherSettings, Settings
+from overnight.search import plan as plans
+from overnight.study.snapshot import StudyView, view
 
 STAND_IN = Path(__file__).parent / "stand_in.py"
 PASSWORD = f"planted-{secrets.token_hex(8)}"
 
 
 def composed(*overrides: str) -> Settings:
-    found = settings.compose(overrides).settings
+    found = compose(overrides).settings
     assert found is not None
     return found
 
@@ -203,8 +205,9 @@ def test_what_a_worker_has_to_say_is_told_with_its_exit_code(two: Settings, tmp_
 def test_workers_stop_where_their_launcher_is_killed(tmp_path: Path) -> None:
     study = Study(tmp_path / "study", tasks=1000, seconds=0.2)
     code = (
-        "import sys; from pathlib import Path; from overnight import settings; from overnight.launchers import launch\n"
-        "s = settings.compose(['launcher.workers=2']).settings\n"
+        "import sys; from pathlib import Path; from overnight.config.compose import compose\n"
+        "from overnight.cluster.launchers import launch\n"
+        "s = compose(['launcher.workers=2']).settings\n"
         f"launch.run(s, {study.worker!r}, Path({str(tmp_path)!r}), print)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as launcher:
@@ -346,10 +349,13 @@ def test_ray_knows_none_of_the_secrets_and_asks_for_its_own(ray_nodes: RayNodes,
     assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
 
     code = (
-        "from pathlib import Path; from overnight.launchers import launch; from overnight.settings import *\n"
-        "from overnight import settings; from dataclasses import replace\n"
+        "from pathlib import Path; from overnight.cluster.launchers import launch\n"
+        "from overnight.config.rules import ConfigError\n"
+        "from overnight.config.compose import compose\n"
+        "from overnight.config.sections import LauncherSettings\n"
+        "from dataclasses import replace\n"
         f"s = LauncherSettings(name='ray', address={ray_nodes.address!r})\n"
-        "s = replace(settings.compose([]).settings, launcher=s)\n"
+        "s = replace(compose([]).settings, launcher=s)\n"
         "try:\n    launch.run(s, ['-c', ''], Path('.'), print)\n"
         "except ConfigError as error:\n    print('REFUSED', error)"
     )

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from commands import LATE
-from overnight import api, deadline, patience, plan, processes
-from overnight.answer import finding, report, telling
-from overnight.limits import Launch
-from overnight.messages import EpochEnd
-from overnight.records import TrialRecord
-from overnight.terminator import Terminator
-from overnight.views import StudyView, view
+from overnight import api
+from overnight.protocol import EpochEnd
+from overnight.report import finding, publish, report
+from overnight.search import deadline, patience, plan
+from overnight.search.limits import Launch
+from overnight.search.record import TrialRecord
+from overnight.search.terminator import Terminator
+from overnight.study.snapshot import StudyView, view
+from overnight.system import forkserver
 
 Tune = Callable[..., api.Result]
 CHEAP = (
@@ -92,15 +94,15 @@ def test_evaluators_that_need_torch_answer_from_a_process_of_their_own(name: str
         TrialRecord(n, "complete", {**sample, lr: 10 ** (-4 + 3 * n / enough)}, (), 0.9 + 1e-9 * n, None, "", 0, 0)
         for n in range(enough)
     ]
-    processes.warm_up()
-    assert processes.is_warm(60)
-    terminator = Terminator(study, processes.fork)
+    forkserver.warm_up()
+    assert forkserver.is_warm(60)
+    terminator = Terminator(study, forkserver.fork)
     try:
         assert terminator.word(records[:5]) is None, "too few"
         assert terminator._started is None
         assert terminator.word(records) is None, "asked in the midst of a launch, it lets nobody wait"
         terminator.close()
-        terminator = Terminator(study, processes.fork)  # the next launch's
+        terminator = Terminator(study, forkserver.fork)  # the next launch's
         word = terminator.word(records)
         assert terminator.trouble is None
         assert terminator._started[0].is_alive()
@@ -144,13 +146,13 @@ def test_a_page_that_would_be_late_is_left_to_the_report(finished: StudyView) ->
         given = replace(finished.plan, settings=replace(finished.plan.settings, study=study))
         return Launch(given, time.time(), lambda seen: kept.append({"notes": list(seen["notes"])}))
 
-    processes.warm_up()
-    assert processes.is_warm(60)
+    forkserver.warm_up()
+    assert forkserver.is_warm(60)
     found = finding.of(finished)
-    assert telling.tell_in_time(finished, found, launch(60)) == (page, None)
+    assert publish.tell_in_time(finished, found, launch(60)) == (page, None)
     assert page.read_text().endswith("</html>\n")
     began = time.monotonic()
-    late = telling.tell_in_time(finished, found, launch(deadline.LEAVE_S + 0.01))
+    late = publish.tell_in_time(finished, found, launch(deadline.LEAVE_S + 0.01))
     assert time.monotonic() - began < 5 * LATE
     assert late == (None, None), "MLflow has heard"
     (note,) = kept[-1]["notes"]

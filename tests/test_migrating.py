@@ -15,11 +15,13 @@ import pytest
 import sqlalchemy
 from optuna.storages import RDBStorage
 
-from overnight import migrating, storage
-from overnight import postgres as postgres_module
-from overnight.credentials import BACKEND_URI, LOGINS_URI, SECRET, STORAGE_URL
-from overnight.settings import ConfigError, Place
-from overnight.storage import Unreachable
+from overnight.cluster import migrate as migrating
+from overnight.config.credentials import BACKEND_URI, LOGINS_URI, SECRET, STORAGE_URL
+from overnight.config.paths import Place
+from overnight.config.rules import ConfigError
+from overnight.study.storage import database as storage
+from overnight.study.storage import postgres as postgres_module
+from overnight.study.storage.database import Unreachable
 from servers import Cable, Postgres
 
 WORD = "pl4nted%24word"

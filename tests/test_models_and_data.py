@@ -13,10 +13,10 @@ from sklearn.model_selection import train_test_split
 
 from overnight.data.diabetes import Diabetes
 from overnight.data.digits import Digits
-from overnight.data.fifths import parted
 from overnight.data.preparing import normalise
 from overnight.data.purchase import Purchase
 from overnight.data.split import SplitData
+from overnight.data.split_60_20_20 import parted
 from overnight.data.tensors import Batches, Part
 from overnight.models.mlp import ACTIVATIONS, MLP
 from overnight.trial.fit import fit

@@ -15,9 +15,14 @@ from typing import Any
 import pytest
 
 from commands import LATE, start
-from overnight import api, notify, plan, settings, views
-from overnight.notify import Herald, addresses, herald
-from overnight.settings import ConfigError, NotifySettings, compose, to_json
+from overnight import api
+from overnight.config.compose import compose, study_location
+from overnight.config.rules import ConfigError
+from overnight.config.sections import NotifySettings, to_json
+from overnight.runner import notifier
+from overnight.runner.notifier import Herald, addresses, herald
+from overnight.search import plan
+from overnight.study import snapshot
 from test_supervisor import theirs
 
 Tune = Callable[..., api.Result]
@@ -71,7 +76,7 @@ def files_with(text: str, folder: Path) -> list[Path]:
 def test_the_end_of_a_study_is_told_with_its_sentence_and_the_address_stands_nowhere(
     tune: Tune, home: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(notify.URLS, server.url())
+    monkeypatch.setenv(notifier.URLS, server.url())
     told, said = home / "told", []
     command = f'cat > {told}.json; echo "$OVERNIGHT_EVENT, $OVERNIGHT_STUDY, $OVERNIGHT_SENTENCE" > {told}'
     line = theirs("Plain", "study.trials=2", f"notify.command={json.dumps(command)}")
@@ -91,7 +96,7 @@ def test_the_end_of_a_study_is_told_with_its_sentence_and_the_address_stands_now
 
 
 def test_a_study_that_fails_is_told_as_failed(tune: Tune, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(notify.URLS, server.url())
+    monkeypatch.setenv(notifier.URLS, server.url())
     result = tune(*theirs("Raises", "study.trials=9", "study.max_consecutive_failures=1", "slots=1"))
     assert result.why == "failures"
     ((title, text),) = server.wait_for(1)
@@ -102,13 +107,13 @@ def test_a_study_that_fails_is_told_as_failed(tune: Tune, server: Server, monkey
 @pytest.mark.long
 def test_a_killed_study_is_told_as_stalled(home: Path, server: Server) -> None:
     line = ["tune", f"home={home}", "preflight=never", *theirs("Slow", "study.trials=2", "trainer.max_epochs=50")]
-    environment = {**os.environ, notify.URLS: server.url(), "PYTHONPATH": _path()}
+    environment = {**os.environ, notifier.URLS: server.url(), "PYTHONPATH": _path()}
     with start(*line, env=environment) as process:
-        place, seen = settings.place([f"home={home}"]), None
+        place, seen = study_location([f"home={home}"]), None
         deadline = time.monotonic() + 60 * LATE
         while (seen is None or not seen.count("running")) and time.monotonic() < deadline:
             time.sleep(0.2)
-            seen, _ = views.view(place)
+            seen, _ = snapshot.view(place)
         process.send_signal(signal.SIGKILL)
     ((title, text),) = server.wait_for(1)
     assert title == "digits-mlp: stalled"
@@ -129,7 +134,7 @@ def test_waiting_for_the_disk_is_told_once_and_a_silent_trial_once(home: Path, s
 
 
 def test_a_command_that_hangs_or_fails_harms_nothing_and_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notify, "WAIT_S", 1.0)
+    monkeypatch.setattr(notifier, "WAIT_S", 1.0)
     for command, least in (("exit 3", 0.0), ("sleep 600", 1.0)):
         study, said = plan.make([f"home={home}", f"notify.command={command}"]), []
         began = time.monotonic()
@@ -164,8 +169,8 @@ def test_addresses_come_from_the_config_the_environment_and_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "urls").write_text("# mine\njson://three/\n\n")
-    monkeypatch.setenv(notify.URLS, "json://one/ json://two/")
-    monkeypatch.setenv(notify.URLS_FILE, str(tmp_path / "urls"))
+    monkeypatch.setenv(notifier.URLS, "json://one/ json://two/")
+    monkeypatch.setenv(notifier.URLS_FILE, str(tmp_path / "urls"))
     given = NotifySettings(urls=["json://zero/"], command=None)
     assert addresses(given) == ["json://zero/", "json://one/", "json://two/", "json://three/"]
     assert SECRET not in repr(NotifySettings(urls=[f"json://{SECRET}/"], command=SECRET))
@@ -174,8 +179,8 @@ def test_addresses_come_from_the_config_the_environment_and_a_file(
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        (notify.URLS, f"nobody://{SECRET}", "OVERNIGHT_NOTIFY_URLS, number 1: must be an address that apprise knows"),
-        (notify.URLS_FILE, "/nowhere/at-all", "OVERNIGHT_NOTIFY_URLS_FILE: must name a file with an address a line"),
+        (notifier.URLS, f"nobody://{SECRET}", "OVERNIGHT_NOTIFY_URLS, number 1: must be an address that apprise knows"),
+        (notifier.URLS_FILE, "/nowhere/at-all", "OVERNIGHT_NOTIFY_URLS_FILE: must name a file with an address a line"),
     ],
 )
 def test_a_wrong_address_is_a_mistake_that_does_not_name_it(

@@ -35,7 +35,7 @@ def test_the_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -
         ]
         assert files[0] == files[1] != set()
     code = (
-        "import overnight.paths as p; from overnight import plan; "
+        "import overnight.config.paths as p; from overnight.search import plan; "
         f"assert str(p.conf_dir()).startswith({str(tmp_path)!r}), p.conf_dir(); print(plan.make().name)"
     )
     env = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}
@@ -44,7 +44,7 @@ def test_the_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -
 
 
 def test_every_config_file_composes() -> None:
-    from overnight import plan
+    from overnight.search import plan
 
     for group in ("data", "model", "optimizer", "schedule", "sampler", "pruner"):
         for file in (ROOT / "conf" / group).glob("*.yaml"):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from overnight import plan
-from overnight.plan import Plan
-from overnight.settings import ConfigError
+from overnight.config.rules import ConfigError
+from overnight.search import plan
+from overnight.search.plan import Plan
 
 
 def problems_of(*overrides: str, config_dir: Path | None = None) -> list[str]:

@@ -18,19 +18,25 @@ from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_diabetes, load_digits
 
-from overnight import api, plan, processes, registry, settings
-from overnight.answer import overlay, winner
-from overnight.cli import cli
+from overnight import api
+from overnight.cli.main import cli
+from overnight.config.compose import study_location
+from overnight.config.paths import Place
+from overnight.config.rules import ConfigError
 from overnight.data.pictures import MNIST
-from overnight.messages import AskSpec, Exported, ExportSpec
-from overnight.records import TrialRecord, config_of
-from overnight.screen import Nothing
-from overnight.settings import ConfigError
-from overnight.trial.errand import Mistakes
+from overnight.protocol import AskSpec, Exported, ExportSpec
+from overnight.report import winner, winner_config
+from overnight.report.live import Nothing
+from overnight.runner import trial_process
+from overnight.search import plan
+from overnight.search.record import TrialRecord, config_of
+from overnight.study.snapshot import StudyView, view
+from overnight.system import forkserver
+from overnight.tracking import registry
 from overnight.trial.export import export
 from overnight.trial.fit import fit
+from overnight.trial.one_shot import Mistakes
 from overnight.trial.predict import predict
-from overnight.views import StudyView, view
 from stores import client_of
 from test_pictures import write_idx
 from test_trial import KEYS, ListLink, spec_for
@@ -54,7 +60,7 @@ def home_of_won(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> 
 
 @pytest.fixture
 def won(home_of_won: Path) -> StudyView:
-    found, _ = view(settings.place([f"home={home_of_won}"]))
+    found, _ = view(study_location([f"home={home_of_won}"]))
     assert found is not None
     return found
 
@@ -113,11 +119,11 @@ def test_the_winner_is_trained_again_by_its_name_alone(home_of_won: Path, won: S
 def test_any_winners_config_composes_to_what_it_was_trained_with(tmp_path: Path, line: list[str]) -> None:
     home = tmp_path / "a home, with 'signs"
     study = plan.make([*line, "study.name=s"])
-    study = study.at(settings.Place(str(home)))
+    study = study.at(Place(str(home)))
     for seed in range(2):
         values = study.sample(random.Random(seed))
         best = TrialRecord(3, "complete", values, (), 0.9, None, "", 0.0, 1.0, values=values)
-        assert overlay.write(study, best) == ()
+        assert winner_config.write(study, best) == ()
         escaped = str(home).replace("'", "\\'")
         again = plan.make([f"home='{escaped}'", "+experiment=best_s"])
         assert again.config({}) == config_of(best, study)
@@ -127,16 +133,16 @@ def test_any_winners_config_composes_to_what_it_was_trained_with(tmp_path: Path,
 
 
 def test_a_config_that_somebody_changed_is_theirs(tmp_path: Path) -> None:
-    study = plan.make(["study.name=s"]).at(settings.Place(str(tmp_path)))
+    study = plan.make(["study.name=s"]).at(Place(str(tmp_path)))
     best = TrialRecord(0, "complete", {}, (), 0.9, None, "", 0.0, 1.0, values={})
-    assert overlay.write(study, best) == ()
-    assert overlay.write(study, best) == (), "as we left it, it is written anew"
+    assert winner_config.write(study, best) == ()
+    assert winner_config.write(study, best) == (), "as we left it, it is written anew"
     file = tmp_path / "winners" / "experiment" / "best_s.yaml"
     file.write_text(file.read_text().replace("lr: 0.001", "lr: 0.002") + "# mine\n")
     mine = file.read_text()
-    assert overlay.write(study, best) == (file,)
+    assert winner_config.write(study, best) == (file,)
     assert file.read_text() == mine
-    assert overlay.files_of(study.settings.place, "s") == []
+    assert winner_config.files_of(study.settings.place, "s") == []
 
 
 # The model ------------------------------------------------------------------------------------------------------------
@@ -177,8 +183,8 @@ def test_the_same_winner_is_registered_once(home_of_won: Path, won: StudyView) -
 def test_what_cannot_be_exported_is_said_in_a_line(tmp_path: Path) -> None:
     theirs = ["model._target_=their_networks.Plain", *(f"~model.{key}" for key in KEYS), "trainer.max_epochs=1"]
     assert fit(spec_for(tmp_path, *theirs), ListLink()).ending == "complete"
-    processes.warm_up()
-    made = processes.run_errand(ExportSpec(tmp_path / "weights.ckpt", tmp_path), tmp_path / "log", 120)
+    forkserver.warm_up()
+    made = trial_process.run_one_shot(ExportSpec(tmp_path / "weights.ckpt", tmp_path), tmp_path / "log", 120)
     assert isinstance(made, Exported)
     assert made.file is None
     assert made.why.startswith("torch.export can't write it: NotImplementedError: ")

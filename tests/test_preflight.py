@@ -16,13 +16,15 @@ from torchvision import datasets
 
 import their_downloads
 from commands import running
-from overnight import plan, preflight, processes
-from overnight.cli import cli
-from overnight.messages import DataSpec, Rehearsed
-from overnight.plan import Plan
-from overnight.settings import ConfigError
-from overnight.trial import rehearsal
-from overnight.trial.rehearsal import Bars, get_ready, rehearse
+from overnight.cli.main import cli
+from overnight.config.rules import ConfigError
+from overnight.protocol import DataSpec, Rehearsed
+from overnight.runner import preflight
+from overnight.search import plan
+from overnight.search.plan import Plan
+from overnight.system import forkserver
+from overnight.trial import dry_run
+from overnight.trial.dry_run import Bars, get_ready, rehearse
 
 _KEYS = ("hidden_sizes", "activation", "dropout", "batch_norm")
 CONV = ("model._target_=their_mistakes.Conv", *(f"~model.{key}" for key in _KEYS))
@@ -152,7 +154,7 @@ def test_of_a_rehearsal_that_takes_too_long_somebody_hears(
 def test_a_rehearsal_that_nobody_wants_any_more_ends_without_a_word() -> None:
     """Its process is forked once the stack is imported, and somebody may have pressed Ctrl-C meanwhile."""
     ours, theirs = multiprocessing.Pipe()
-    process = processes.fork(rehearsal.main, theirs)
+    process = forkserver.fork(dry_run.main, theirs)
     ours.close()
     theirs.close()
     process.join(60)

@@ -16,16 +16,18 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from overnight import plan, starter, tracking
-from overnight.answer import advice, page, report
-from overnight.answer.doubts import doubts
-from overnight.answer.importance import importances
-from overnight.cli import cli
-from overnight.messages import EpochEnd
-from overnight.plan import CONFIRM, Plan
-from overnight.records import Confirms, TrialRecord, ranked
-from overnight.settings import WarmStart
-from overnight.views import StudyView
+from overnight import tracking
+from overnight.cli import starter
+from overnight.cli.main import cli
+from overnight.config.sections import WarmStart
+from overnight.protocol import EpochEnd
+from overnight.report import advice, page, report
+from overnight.report.caveats import doubts
+from overnight.report.importance import importances
+from overnight.search import plan
+from overnight.search.plan import CONFIRM, Plan
+from overnight.search.record import Confirms, TrialRecord, ranked
+from overnight.study.snapshot import StudyView
 
 # A planted problem: the learning rate matters most, then the width; dropout is of no use.
 SPACE = (
@@ -248,7 +250,7 @@ def test_the_report_command_prints_writes_and_shows_it_in_mlflow(finished_home: 
     (experiment,) = [e for e in client.search_experiments() if e.name == "digits-mlp"]
     (parent,) = client.search_runs([experiment.experiment_id], "tags.`overnight.role` = 'study'")
     assert "digits-mlp.html" in {f.path for f in client.list_artifacts(parent.info.run_id)}
-    assert "is the best so far" in parent.data.tags["overnight.answer"]
+    assert "is the best so far" in parent.data.tags["overnight.report"]
 
 
 def test_a_study_that_there_is_not_is_said_to_be_missing(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from overnight import rows
-from overnight.holding import HolderStorage
-from overnight.storage import LedgerStorage, dispose
+from overnight.study.storage import optuna_tables
+from overnight.study.storage.database import LedgerStorage, dispose
+from overnight.study.storage.exclusive import HolderStorage
 
 DRAWN: dict[str, Any] = {
     "optimizer.lr": FloatDistribution(1e-5, 1.0, log=True),
@@ -87,7 +87,7 @@ def test_what_is_read_is_what_optuna_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """asked: of which states, with which ids, or after which. many: ids that a statement may name."""
-    monkeypatch.setattr(rows, "_MANY", many)
+    monkeypatch.setattr(optuna_tables, "_MANY", many)
     study_id = filled(ledger)
     ours, theirs = ledger._get_trials(study_id, *asked), RDBStorage._get_trials(ledger, study_id, *asked)
     assert repr(ours) == repr([in_our_order(t, o) for t, o in zip(theirs, ours, strict=True)])
@@ -169,7 +169,7 @@ def test_the_hour_that_a_night_has_twice_is_told_apart(tmp_path: Path) -> None:
     assert (str(t.datetime_start), str(t.datetime_complete)) == ("2026-10-25 02:30:00", "2026-10-25 02:30:00")
     assert (t.datetime_start.timestamp(), t.datetime_complete.timestamp()) == (began, ended)
     with storage.engine.connect() as database:
-        assert rows.last_start(database, study._study_id) == began
+        assert optuna_tables.last_start(database, study._study_id) == began
     dispose(holder)
 
 

@@ -8,10 +8,10 @@ import time
 import pytest
 from rich.console import Console
 
-from overnight import plan
-from overnight.messages import EpochEnd
-from overnight.records import TrialRecord
-from overnight.screen import Glance, Lines, Notebook, Slot, describe, duration, picture
+from overnight.protocol import EpochEnd
+from overnight.report.live import Glance, Lines, Notebook, Slot, describe, duration, picture
+from overnight.search import plan
+from overnight.search.record import TrialRecord
 
 STUDY = plan.make(["study.trials=10", "trainer.max_epochs=20"])
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 
-from overnight import plan
-from overnight.grammar import parse
-from overnight.search_space import SearchSpace, shown
-from overnight.settings import look_up
+from overnight.config.trees import look_up
+from overnight.search import plan
+from overnight.search.grammar import parse
+from overnight.search.space import SearchSpace, shown
 
 
 def unwritten(key: str, _: Any) -> Any:

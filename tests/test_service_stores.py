@@ -19,7 +19,7 @@ import psutil
 import pytest
 import sqlalchemy
 
-from overnight.credentials import SECRET
+from overnight.config.credentials import SECRET
 from servers import MlflowServer, Postgres
 
 pytestmark = pytest.mark.service

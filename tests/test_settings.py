@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from overnight import plan, settings
-from overnight.settings import ConfigError, compose, kind_problem
+from overnight.config.compose import compose
+from overnight.config.rules import ConfigError
+from overnight.config.sections import from_json, to_json
+from overnight.config.trees import config_text, kind_problem
+from overnight.search import plan
 
 
 def test_the_defaults_compose_without_a_problem() -> None:
@@ -115,14 +118,14 @@ def test_a_config_folder_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
 def test_settings_survive_being_frozen_and_thawed() -> None:
     before = compose(["slots=3"]).settings
     assert before is not None
-    assert settings.from_json(settings.to_json(before)) == before
+    assert from_json(to_json(before)) == before
 
 
 def test_settings_of_another_version_say_which_key_is_off() -> None:
-    old = settings.to_json(compose([]).settings)  # type: ignore[arg-type]
+    old = to_json(compose([]).settings)  # type: ignore[arg-type]
     old["study"]["colour"] = "red"
     with pytest.raises(ConfigError, match=r"study\.colour: no such key"):
-        settings.from_json(old)
+        from_json(old)
 
 
 def test_a_new_key_can_be_handed_to_somebodys_class() -> None:
@@ -160,4 +163,4 @@ def test_an_odd_line_gets_one_clear_answer(override: str, words: str) -> None:
 )  # fmt: skip
 def test_what_is_written_as_yaml_is_read_back_by_hydra_as_it_was(text: str) -> None:
     tree = {"text": text, text or "empty": [text, {"n": None}], "numbers": [1e-5, 1e20, 3, True]}
-    assert OmegaConf.to_container(OmegaConf.create(settings.config_text(tree))) == tree
+    assert OmegaConf.to_container(OmegaConf.create(config_text(tree))) == tree

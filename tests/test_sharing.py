@@ -14,11 +14,12 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine
 
 from joined import Join, asked, epoch, stay
-from overnight import leases, sharing, views
-from overnight.opening import open_study
-from overnight.plan import Plan
-from overnight.storage import Unreachable
-from overnight.study import Ledger
+from overnight.search.plan import Plan
+from overnight.study import snapshot
+from overnight.study.open import open_study
+from overnight.study.session import Ledger
+from overnight.study.storage import leased, leases
+from overnight.study.storage.database import Unreachable
 from servers import Cable, Postgres
 
 
@@ -249,10 +250,10 @@ def test_a_database_that_goes_away_while_somebody_looks_is_out_of_reach_and_no_e
     cable = Cable(tmp_path / "cable", postgres)
     place = planned(cable.through(str(study.settings.place.storage_url))).settings.place
     with cut_at(at, cable), pytest.raises(Unreachable, match="can't be reached") as error:
-        views.view(place, study.name)
+        snapshot.view(place, study.name)
     assert "rolled back" not in str(error.value), "what broke, and not what came of it"
     assert capfd.readouterr() == ("", "")
-    seen, _ = views.view(place, study.name)
+    seen, _ = snapshot.view(place, study.name)
     assert seen is not None
     assert seen.records[0].state == "complete"
 
@@ -264,7 +265,7 @@ def test_what_was_never_read_of_a_study_is_out_of_reach_with_its_database_and_is
     a = join("a", 30.0, planned(cable.through(str(study.settings.place.storage_url))))
     storage, study_id = a.shared, a.study._study_id
     assert storage is not None
-    fresh = sharing.SharedStorage(storage.backend, 30.0, "fresh")
+    fresh = leased.SharedStorage(storage.backend, 30.0, "fresh")
     asks = (fresh.get_study_user_attrs, fresh.get_study_system_attrs, fresh.get_study_directions)
     cable.cut()
     for ask in (*asks, fresh.get_study_name_from_id):

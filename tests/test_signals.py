@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from overnight import api, plan
-from overnight.cli import cli
-from overnight.holding import undisturbed
-from overnight.opening import open_study
-from overnight.screen import Nothing
-from overnight.signals import Signals
-from overnight.study import Ledger
+from overnight import api
+from overnight.cli.main import cli
+from overnight.report.live import Nothing
+from overnight.search import plan
+from overnight.study.open import open_study
+from overnight.study.session import Ledger
+from overnight.study.storage.exclusive import undisturbed
+from overnight.system.signals import Signals
 
 
 class Gone:

@@ -13,10 +13,12 @@ from subprocess import CompletedProcess
 import pytest
 from click.testing import CliRunner
 
-from overnight import plan, settings, starter
-from overnight.cli import cli
-from overnight.settings import ConfigError
-from overnight.views import view
+from overnight.cli import starter
+from overnight.cli.main import cli
+from overnight.config.compose import study_location
+from overnight.config.rules import ConfigError
+from overnight.search import plan
+from overnight.study.snapshot import view
 
 
 @pytest.mark.long
@@ -29,7 +31,7 @@ def test_what_it_prints_tunes_the_network_that_it_wrote(
     assert line == ["overnight", "tune", "--config-dir", "my stuff/conf", "model=mine", "data=mine"]
     tuned = overnight(*line[1:], "study.trials=3", "trainer.max_epochs=2", "slots=1", f"home={tmp_path / 'home'}")
     assert tuned.returncode == 0, tuned.stderr
-    found, _ = view(settings.place([f"home={tmp_path / 'home'}"]))
+    found, _ = view(study_location([f"home={tmp_path / 'home'}"]))
     assert found is not None
     assert found.name == "mine-mine"
     assert found.count("complete", "pruned") == 3

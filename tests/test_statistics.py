@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from overnight.answer.statistics import compare, estimate, half_width, paired_p
+from overnight.report.statistics import compare, estimate, half_width, paired_p
 
 STUDIES, SEEDS = 2000, 5
 SIMULATION_ERROR = 2 * (0.05 * 0.95 / STUDIES) ** 0.5  # two standard errors of a share of 5%

@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from overnight import plan, processes
-from overnight.messages import EpochEnd
-from overnight.opening import open_study
-from overnight.plan import Plan
-from overnight.settings import ConfigError
-from overnight.storage import Held, holder_file, holder_of
-from overnight.study import Ledger
-from overnight.views import view
+from overnight.config.rules import ConfigError
+from overnight.protocol import EpochEnd
+from overnight.search import plan
+from overnight.search.plan import Plan
+from overnight.study.open import open_study
+from overnight.study.session import Ledger
+from overnight.study.snapshot import view
+from overnight.study.storage.database import Held, holder_file, holder_of
+from overnight.system import forkserver
 
 
 def planned(home: Path, *overrides: str) -> Plan:
@@ -34,7 +35,7 @@ def planned(home: Path, *overrides: str) -> Plan:
 @contextmanager
 def opened(study: Plan, **options: bool) -> Iterator[Ledger]:
     ledger, _ = open_study(study, **options)
-    ledger.help_from(processes.fork)
+    ledger.help_from(forkserver.fork)
     try:
         yield ledger
     finally:
@@ -79,7 +80,7 @@ def test_a_study_cut_anywhere_suggests_what_the_uncut_one_does(
     tmp_path: Path, sampler: str, line: tuple[str, ...]
 ) -> None:
     if sampler == "gp":
-        processes.warm_up()  # as every start does: its helper is forked from the same server
+        forkserver.warm_up()  # as every start does: its helper is forked from the same server
     line = (f"sampler={sampler}", *(line if sampler == "tpe" else ("study.trials=8", *line)))
     with opened(planned(tmp_path / "whole", *line)) as ledger:
         whole = play(ledger, 99)
@@ -287,7 +288,7 @@ def test_a_clock_that_is_set_anew_makes_no_holder_look_dead(tmp_path: Path) -> N
 
 def test_the_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from overnight import plan; from overnight.opening import open_study;"
+        "import os, sys; from overnight.search import plan; from overnight.study.open import open_study;"
         "l, _ = open_study(plan.make(sys.argv[1:])); l.ask(); os.kill(os.getpid(), 9)"
     )
     study = planned(tmp_path)
@@ -317,8 +318,8 @@ def test_looking_on_touches_nothing_and_says_how_it_stands(tmp_path: Path) -> No
 
 
 def test_a_study_whose_creation_was_cut_off_is_created_again(tmp_path: Path) -> None:
-    from overnight import opening
-    from overnight.storage import open_storage
+    from overnight.study import open as opening
+    from overnight.study.storage.database import open_storage
 
     study = planned(tmp_path)
     tmp_path.mkdir(exist_ok=True)

@@ -11,14 +11,17 @@ import psutil
 import pytest
 
 from commands import LATE, running
-from overnight import api, plan, processes, reaping
-from overnight.messages import EpochEnd, Verdict
-from overnight.opening import open_study
-from overnight.screen import Nothing
-from overnight.settings import ConfigError
-from overnight.supervisor import Supervisor
+from overnight import api
+from overnight.config.rules import ConfigError
+from overnight.protocol import EpochEnd, Verdict
+from overnight.report.live import Nothing
+from overnight.runner import trial_process
+from overnight.runner.supervisor import Supervisor
+from overnight.search import plan
+from overnight.study.open import open_study
+from overnight.study.snapshot import view
+from overnight.system import forkserver, kill
 from overnight.tracking import Tracker
-from overnight.views import view
 from stores import children
 
 BARE = (
@@ -90,7 +93,7 @@ def test_a_killed_trial_goes_on_from_its_last_checkpoint(tune: Tune, tmp_path: P
 
 def test_an_error_in_the_loop_leaves_no_trial_behind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = plan.make([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")])
-    processes.warm_up()
+    forkserver.warm_up()
     ledger, _ = open_study(study)
     worker = Supervisor(ledger, Tracker(study, ledger.uid), lambda _: None)
     started: list[int] = []
@@ -126,10 +129,10 @@ def test_trials_that_keep_dying_stop_the_study_after_a_few_however_often_each_is
 
 def test_a_process_that_is_slow_to_die_is_nobodys_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the middle of a driver's call; here nobody waits for any."""
-    monkeypatch.setattr(reaping, "_DIES_WITHIN_S", 0.0)
-    process = processes.fork(time.sleep, 60)
+    monkeypatch.setattr(kill, "_DIES_WITHIN_S", 0.0)
+    process = forkserver.fork(time.sleep, 60)
     pid = process.pid
-    reaping.discard(process)
+    kill.discard(process)
     until = time.monotonic() + 5
     while psutil.pid_exists(pid):
         assert time.monotonic() < until
@@ -198,8 +201,8 @@ def test_where_the_disk_is_about_full_trials_save_and_go_on_when_there_is_room(
             paused[0] = True
         return 100.0 if paused and not paused[0] else 10_000.0
 
-    monkeypatch.setattr("overnight.supervisor.free_mib", free)
-    processes.warm_up()
+    monkeypatch.setattr("overnight.runner.supervisor.free_mib", free)
+    forkserver.warm_up()
     assert worker.run().why == "done"
     records = ledger.records()
     ledger.close()
@@ -218,7 +221,7 @@ def test_what_a_trial_prints_is_kept_and_capped_and_its_children_end_with_it(tun
     marker = home / "child"
     assert states(tune(*theirs("Chatty", "study.trials=1", f"+model.marker={marker}"))) == [("complete", None)]
     log = (home / "logs" / "digits-mlp" / "trial-0000.log").read_text()
-    assert len(log) <= processes.LOG_CAP_BYTES
+    assert len(log) <= trial_process.LOG_CAP_BYTES
     assert log.startswith("[what came before was too long to keep]")
     assert "last words" in log
     child = int(marker.read_text())
@@ -299,7 +302,7 @@ def test_asked_to_stop_running_trials_save_and_the_study_goes_on_to_the_same_end
     asked: list[float] = []
     thread = threading.Thread(target=stop_in_the_second_epoch)
     thread.start()
-    processes.warm_up()
+    forkserver.warm_up()
     assert worker.run().why == "stopped"
     ended = time.monotonic()
     thread.join()
@@ -334,7 +337,7 @@ def test_a_forkserver_whose_supervisor_died_before_it_could_ask_to_be_told_ends_
     path = tmp_path / "imported"
     os.mkfifo(path)  # nobody reads it
     code = "import sys; import overnight.trial.preload; print('imported')"
-    env = {**os.environ, processes.IMPORTED: str(path)}
+    env = {**os.environ, forkserver.IMPORTED: str(path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 

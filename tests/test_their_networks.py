@@ -13,10 +13,12 @@ import pytest
 import torch
 import yaml
 
-from overnight import api, plan, processes
-from overnight.messages import Resumed, StateSaved, TrialSpec, Verdict
-from overnight.opening import open_study
-from overnight.supervisor import Supervisor
+from overnight import api
+from overnight.protocol import Resumed, StateSaved, TrialSpec, Verdict
+from overnight.runner.supervisor import Supervisor
+from overnight.search import plan
+from overnight.study.open import open_study
+from overnight.system import forkserver
 from overnight.tracking import Tracker
 from overnight.trial import fit as fitting
 from overnight.trial import namespaces, targets
@@ -237,7 +239,7 @@ def test_a_network_with_manual_optimisation_is_stopped_in_a_study_and_gone_on_wi
         if 1 in worker.running and worker.running[1].epoch >= 1:
             worker.stop()
 
-    processes.warm_up()
+    forkserver.warm_up()
     ledger, _ = open_study(study)
     assert Supervisor(ledger, Tracker(study, ledger.uid), stop_in_trial_one).run().why == "stopped"
     stopped = [(r.state, len(r.history)) for r in ledger.records()]

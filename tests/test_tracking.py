@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from overnight import api, plan, tracking
-from overnight.messages import EpochEnd
-from overnight.records import TrialRecord
+from overnight import api, tracking
+from overnight.protocol import EpochEnd
+from overnight.search import plan
+from overnight.search.record import TrialRecord
+from overnight.study.snapshot import StudyView, view
 from overnight.tracking import Tracker
-from overnight.views import StudyView, view
 from stores import assert_equal, children, client_of, forget, runs_of
 
 
@@ -39,8 +40,8 @@ def test_a_finished_study_has_one_parent_and_one_child_a_trial_that_equal_the_le
 def test_mlflow_is_made_ready_ahead_and_leaves_nothing_until_it_is_opened(tmp_path: Path) -> None:
     code = (
         "import os, sys, threading\n"
-        "from overnight import settings, tracking\n"
-        f"place = settings.place(['home={tmp_path}'])\n"
+        "from overnight import tracking\nfrom overnight.config.compose import study_location\n"
+        f"place = study_location(['home={tmp_path}'])\n"
         "tracking.store.cores = lambda: 2\n"
         "tracking.get_ready(place)\n"
         "[t.join() for t in threading.enumerate() if t.name == 'mlflow-ahead']\n"

@@ -12,9 +12,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from overnight import plan
-from overnight.messages import EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
 from overnight.models.mlp import MLP
+from overnight.protocol import EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
+from overnight.search import plan
 from overnight.trial import checkpoint
 from overnight.trial.fit import fit
 

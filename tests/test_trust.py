@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from overnight import plan as plans
-from overnight import trust, trusted
-from overnight.plan import Plan
-from overnight.settings import group_options
+from overnight.config import import_allowlist
+from overnight.config.compose import group_options
+from overnight.search import plan as plans
+from overnight.search.plan import Plan
+from overnight.study import plan_trust
 
 # Put where a class is asked for, each of these would run something, or hand over what does.
 GADGETS = [
@@ -37,9 +38,9 @@ GADGETS = [
     "overnight.data.split.os.system",
     "overnight.data.cache.load",
     "overnight.models.mlp.MLP.load_from_checkpoint",
-    "overnight.notify._start",
+    "overnight.runner.notifier._start",
     "overnight.trial.targets.find",
-    "overnight.cli.main",
+    "overnight.cli.main.main",
 ]
 # A package whose operator is right to trust it: what it does not define itself is not part of that.
 SOURCES = {
@@ -78,7 +79,7 @@ def my_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in SOURCES.items():
         (tmp_path / "my_nets" / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv(trusted.PACKAGES, "my_nets")
+    monkeypatch.setenv(import_allowlist.PACKAGES, "my_nets")
     return tmp_path
 
 
@@ -100,7 +101,7 @@ def model_of(kept: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("gadget", GADGETS)
 def test_what_could_run_anything_is_refused(gadget: str) -> None:
-    (told,) = trust.problems(frozen(lambda kept: model_of(kept).update(_target_=gadget), "search=none"))
+    (told,) = plan_trust.problems(frozen(lambda kept: model_of(kept).update(_target_=gadget), "search=none"))
     assert told.startswith("model._target_: must be under a package that this worker's operator trusts (overnight's")
     assert f"got {gadget}; the operator can add its package to OVERNIGHT_TRUSTED_PACKAGES" in told
 
@@ -110,7 +111,7 @@ def test_what_could_run_anything_is_refused(gadget: str) -> None:
     ["", ".os.system", "os..system", "os:system", "${oc.env:HOME}", "${model.activation}", 7, ["os.system"], None],
 )
 def test_a_target_that_is_no_plain_name_is_refused(target: Any) -> None:
-    told = trust.problems(frozen(lambda kept: model_of(kept).update(_target_=target), "search=none"))
+    told = plan_trust.problems(frozen(lambda kept: model_of(kept).update(_target_=target), "search=none"))
     assert any(
         f"model._target_: must be the name of a class, written out, such as package.module.Class, got {target!r}" == t
         for t in told
@@ -123,7 +124,7 @@ def test_a_target_is_found_however_deep_it_lies_and_all_of_them_at_once() -> Non
         model_of(kept)["_args_"] = [{"_target_": "hydra.utils.get_method", "path": "os.system"}]
         kept["variants"][0][1]["trainer"]["callbacks"] = [{"_target_": "builtins.open"}]
 
-    told = trust.problems(frozen(hide))
+    told = plan_trust.problems(frozen(hide))
     for key in ("model.layers.0.rest.0.0._target_", "model._args_.0._target_", "trainer.callbacks.0._target_"):
         assert sum(line.startswith(f"{key}: must be under") for line in told) == 1
     assert any(line.startswith("trainer.callbacks: must be one of max_epochs") for line in told)
@@ -134,29 +135,29 @@ def test_every_variant_of_a_searched_group_is_looked_through() -> None:
         (sgd,) = [tree for options, tree in kept["variants"] if options == ["sgd"]]
         sgd["optimizer"]["_target_"] = "os.system"
 
-    (told,) = trust.problems(frozen(change))
+    (told,) = plan_trust.problems(frozen(change))
     assert told.startswith("optimizer._target_: must be under")
 
 
 def test_what_a_search_may_put_there_is_looked_through() -> None:
-    (told,) = trust.problems(plans.make(["search=none", "optimizer._target_=torch.optim.Adam,os.system"]))
+    (told,) = plan_trust.problems(plans.make(["search=none", "optimizer._target_=torch.optim.Adam,os.system"]))
     assert told.startswith("search.optimizer._target_: must be under")
 
     def options(kept: dict[str, Any]) -> None:
         kept["space"][0].update(key="model.head", options=[{"_target_": "os.system"}, [{"_target_": "torch.load"}]])
 
-    told_of = trust.problems(frozen(options, "search=none", "model.activation=relu,gelu"))
+    told_of = plan_trust.problems(frozen(options, "search=none", "model.activation=relu,gelu"))
     assert [line.partition(":")[0] for line in told_of] == [
         "search.model.head._target_",
         "search.model.head.0._target_",
     ]
-    drawn = trust.problems(
+    drawn = plan_trust.problems(
         frozen(lambda k: k["space"][0].update(key="model._target_"), "search=none", "model.dropout=interval(0,1)")
     )
     assert drawn == [
         "search.model._target_: must be the name of a class, written out, such as package.module.Class, got 0.0"
     ]
-    bracketed = trust.problems(
+    bracketed = plan_trust.problems(
         frozen(lambda k: k["space"][0].update(key="model[_target_]"), "search=none", "model.activation=relu,gelu")
     )
     (told,) = bracketed
@@ -168,7 +169,7 @@ def test_what_is_tried_first_is_looked_through() -> None:
         kept["settings"]["study"]["enqueue"] = [{"optimizer.lr": 0.1}, {"model._target_": "os.system"}]
         kept["taken"] = [{"model": {"_target_": "torch.load", "f": "x.pt"}}]
 
-    told = trust.problems(frozen(change))
+    told = plan_trust.problems(frozen(change))
     assert [line.partition(":")[0] for line in told] == [
         "study.enqueue[1].model._target_",
         "study.warm_start_from[0].model._target_",
@@ -183,17 +184,17 @@ def test_a_plan_reads_no_secret_of_the_worker_and_runs_no_command() -> None:
         model_of(kept)["fine"] = "${optimizer.lr} of ${oc.env:OVERNIGHT_DATA,./data}"
         kept["settings"]["notify"] = {"command": "touch canary"}
 
-    told = trust.problems(frozen(change))
+    told = plan_trust.problems(frozen(change))
     assert [line.partition(":")[0] for line in told] == ["model.a", "model.b", "model.c", "notify"]
     assert "touch" not in told[-1], "a command may hold a secret"
 
 
 def test_a_sampler_that_loads_pickles_from_the_ledger_wants_the_operators_word(monkeypatch: pytest.MonkeyPatch) -> None:
     study = plans.make(["sampler=cma_es"])
-    (told,) = trust.problems(study)
+    (told,) = plan_trust.problems(study)
     assert told.startswith("sampler: must not be cma_es for a worker")
-    monkeypatch.setenv(trusted.PACKAGES, "cmaes")
-    assert trust.problems(study) == []
+    monkeypatch.setenv(import_allowlist.PACKAGES, "cmaes")
+    assert plan_trust.problems(study) == []
 
 
 def test_all_that_comes_with_overnight_is_trusted() -> None:
@@ -201,10 +202,10 @@ def test_all_that_comes_with_overnight_is_trusted() -> None:
         options = group_options(group)
         study = plans.make(["search=none", f"{group}={','.join(options)}"])
         assert len(study.variants) == len(options)
-        assert trust.problems(study) == []
+        assert plan_trust.problems(study) == []
     for experiment in group_options("experiment"):
-        assert trust.problems(plans.make([f"+experiment={experiment}"])) == [], experiment
-    assert {"overnight.models.mlp.MLP", "torch.optim.SGD"} < trusted.our_names()
+        assert plan_trust.problems(plans.make([f"+experiment={experiment}"])) == [], experiment
+    assert {"overnight.models.mlp.MLP", "torch.optim.SGD"} < import_allowlist.our_names()
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_all_that_comes_with_overnight_is_trusted() -> None:
 )
 @pytest.mark.usefixtures("my_nets")
 def test_what_a_named_package_defines_is_trusted(target: str) -> None:
-    assert trusted.target_problem("model._target_", target) is None
+    assert import_allowlist.target_problem("model._target_", target) is None
 
 
 @pytest.mark.parametrize(
@@ -244,36 +245,36 @@ def test_what_a_named_package_defines_is_trusted(target: str) -> None:
 )
 @pytest.mark.usefixtures("my_nets")
 def test_what_a_named_package_only_holds_is_refused(target: str, said: str) -> None:
-    told = trusted.target_problem("model._target_", target)
+    told = import_allowlist.target_problem("model._target_", target)
     assert told is not None
     assert said in told
 
 
 def test_large_packages_are_followed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(trusted.PACKAGES, "torch.nn, torchvision.models")
+    monkeypatch.setenv(import_allowlist.PACKAGES, "torch.nn, torchvision.models")
     for name in ("torch.nn.ReLU", "torch.nn.modules.linear.Linear", "torchvision.models.resnet18"):
-        assert trusted.target_problem("model._target_", name) is None, name
+        assert import_allowlist.target_problem("model._target_", name) is None, name
     for name in ("torch.nn.modules.torch.load", "torchvision.models.resnet.partial", "torchvision.io.read_file"):
-        assert trusted.target_problem("model._target_", name), name
+        assert import_allowlist.target_problem("model._target_", name), name
 
 
 def test_the_operators_own_list_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(trusted.PACKAGES, "my nets, os, torch, hydra.utils,,my_nets")
-    told = trust.problems(plans.make())
+    monkeypatch.setenv(import_allowlist.PACKAGES, "my nets, os, torch, hydra.utils,,my_nets")
+    told = plan_trust.problems(plans.make())
     assert [line.rpartition("got ")[2].partition(";")[0] for line in told] == [
         "'my nets'",
         "os",
         "torch",
         "hydra.utils",
     ]
-    assert trusted.trusted_packages() == ("my_nets",)
+    assert import_allowlist.trusted_packages() == ("my_nets",)
 
 
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from overnight import trust
-from overnight.plan import Plan
+from overnight.study import plan_trust as trust
+from overnight.search.plan import Plan
 told = trust.problems(Plan.from_json(json.loads(Path("plan.json").read_text())))
 print(json.dumps([told, sorted(sys.modules)]))
 """
@@ -305,12 +306,12 @@ def test_a_trials_own_config_is_checked_where_it_is_built(tmp_path: Path, monkey
     evil = json.loads(json.dumps(config))
     evil["model"].update({"_target_": "os.system", "command": f"touch {tmp_path / 'canary'}", "x": "${model.y}"})
     monkeypatch.setenv("OVERNIGHT_DATA", str(tmp_path / "here"))
-    monkeypatch.setenv(trusted.GUARDED, "")
+    monkeypatch.setenv(import_allowlist.GUARDED, "")
     assert str(build(config)[0]._root) == "/somebody/elses"
-    trusted.guard()
+    import_allowlist.guard()
     data, model = build(config)
     assert (str(data._root), type(model).__name__) == (str(tmp_path / "here"), "MLP")
-    with pytest.raises(trusted.Untrusted) as caught:
+    with pytest.raises(import_allowlist.Untrusted) as caught:
         build(evil)
     target, looked_up = str(caught.value).splitlines()
     assert target.startswith("model._target_: must be under a package")
@@ -321,7 +322,7 @@ def test_a_trials_own_config_is_checked_where_it_is_built(tmp_path: Path, monkey
 def test_a_machines_own_settings_are_its_workers() -> None:
     foreign = plans.make(["home=/theirs", "slots=7", "study.trials=9", "min_free_mib=1", "trial.stall_s=5"])
     own = plans.make(["home=/mine", "slots=2"]).settings
-    mine = trust.adopted(foreign, own)
+    mine = plan_trust.adopted(foreign, own)
     assert (mine.settings.home, mine.settings.slots, mine.settings.min_free_mib) == ("/mine", 2, own.min_free_mib)
     assert (mine.settings.study.trials, mine.settings.trial.stall_s) == (9, 5)
     assert mine.config_dir is None

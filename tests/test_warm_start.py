@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 
 from commands import start
-from overnight import api, plan, settings, warm_start
-from overnight.answer import report
-from overnight.answer.report import Report
-from overnight.opening import open_study
-from overnight.records import ranked
-from overnight.screen import Nothing
-from overnight.settings import ConfigError
-from overnight.views import StudyView, view
+from overnight import api
+from overnight.config.compose import study_location
+from overnight.config.rules import ConfigError
+from overnight.report import report
+from overnight.report.live import Nothing
+from overnight.report.report import Report
+from overnight.search import plan
+from overnight.search.record import ranked
+from overnight.study import warm_start
+from overnight.study.open import open_study
+from overnight.study.snapshot import StudyView, view
 
 # The best learning rate, 0.05, lies beyond the upper end.
 PLANTED = (
@@ -45,7 +48,7 @@ def told(planted: StudyView) -> Report:
 
 
 def seen(home: Path, name: str) -> StudyView:
-    found, _ = view(settings.place([f"home={home}"]), name)
+    found, _ = view(study_location([f"home={home}"]), name)
     assert found is not None
     return found
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from overnight import processes, slots, trusted
+from overnight.config import import_allowlist
+from overnight.system import devices, forkserver
 
 GET_WARM = """
 import os, signal, warnings
 from pathlib import Path
 import torch
-from overnight.trial import fit, warmth
+from overnight.trial import fit, prewarm as warmth
 
 def state():
     here = [Path(p) for p in (os.environ["TMPDIR"], "/proc/self/task", "/proc/self/fd")]
@@ -41,7 +42,7 @@ os._exit(0)
 
 def test_what_the_forkserver_goes_through_ends_well_says_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
     line = [sys.executable, "-c", GET_WARM]
-    guarded = {**os.environ, "TMPDIR": str(tmp_path), trusted.GUARDED: "1"}  # as on a worker's machine
+    guarded = {**os.environ, "TMPDIR": str(tmp_path), import_allowlist.GUARDED: "1"}  # as on a worker's machine
     said = subprocess.run(line, capture_output=True, text=True, env=guarded, check=False)
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
 
@@ -49,7 +50,7 @@ def test_what_the_forkserver_goes_through_ends_well_says_nothing_and_leaves_noth
 def test_a_full_disk_keeps_no_forkserver_from_its_work(tmp_path: Path) -> None:
     full = """
 import os
-from overnight.trial import checkpoint, warmth
+from overnight.trial import checkpoint, prewarm as warmth
 
 def full(*_):
     raise checkpoint.NoRoom
@@ -62,10 +63,10 @@ os._exit(0)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a fork is no place for what was looked up")
-@pytest.mark.skipif(not slots.no_gpu(), reason="a process that has looked for a GPU can't be forked to use one")
+@pytest.mark.skipif(not devices.no_gpu(), reason="a process that has looked for a GPU can't be forked to use one")
 def test_a_trial_is_born_knowing_which_packages_are_installed() -> None:
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = processes.fork(say_what_is_known, theirs)
+    process = forkserver.fork(say_what_is_known, theirs)
     theirs.close()
     assert ours.poll(60)
     assert ours.recv() == 1, "Lightning's group of entry points was looked up once, and is remembered"
@@ -83,6 +84,6 @@ def test_where_a_gpu_may_be_used_the_forkserver_looks_for_none(
     monkeypatch: pytest.MonkeyPatch, visible: str, none: bool
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert slots.no_gpu() == none
-    told = processes._of_the_forkserver()
+    assert devices.no_gpu() == none
+    told = forkserver._of_the_forkserver()
     assert ("OVERNIGHT_NO_GPU" in told) == (none and sys.platform == "linux")

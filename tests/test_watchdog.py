@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from overnight.settings import TrialSettings
-from overnight.watchdog import GIB, Watchdog, memory_of
+from overnight.config.sections import TrialSettings
+from overnight.runner.watchdog import GIB, Watchdog, memory_of
 
 
 class Clock:

@@ -14,16 +14,16 @@ import pytest
 from click.testing import CliRunner
 
 from commands import LATE, running, start
-from overnight import settings
-from overnight.cli import cli
-from overnight.views import view
+from overnight.cli.main import cli
+from overnight.config.compose import study_location
+from overnight.study.snapshot import view
 from test_supervisor import theirs
 
 
 def until_it_runs(home: Path) -> None:
     deadline = time.monotonic() + 60 * LATE
     while time.monotonic() < deadline:
-        found, _ = view(settings.place([f"home={home}"]))
+        found, _ = view(study_location([f"home={home}"]))
         if found is not None and found.count("running"):
             return
         time.sleep(0.2)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from overnight.api import Result, Trial, train, tune
-    from overnight.settings import ConfigError
-    from overnight.storage import Held
+    from overnight.config.rules import ConfigError
+    from overnight.study.storage.database import Held
 
 __all__ = ["ConfigError", "Held", "Result", "Trial", "train", "tune"]
-_HOMES = {"ConfigError": "settings", "Held": "storage"}
+_HOMES = {"ConfigError": "config.rules", "Held": "study.storage.database"}
 
 
 def __getattr__(name: str) -> Any:

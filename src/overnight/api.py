@@ -10,29 +10,35 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overnight import notify, preflight, processes, storage, tracking, warm_start
-from overnight import plan as plans
-from overnight.awake import awake
-from overnight.limits import Launch, Searching
-from overnight.notify import Herald
-from overnight.opening import join, open_study
-from overnight.plan import Plan
-from overnight.records import TrialRecord, best_of
-from overnight.screen import Glance, Screen, Slot, Unfailing, screen_for
-from overnight.settings import ConfigError, Place, Settings
-from overnight.signals import Signals
-from overnight.slots import slot_devices
-from overnight.storage import free_mib, holder_of
-from overnight.study import Ledger
-from overnight.supervisor import Supervisor, Why
-from overnight.terminator import Terminator
+from overnight import tracking
+from overnight.config.paths import Place
+from overnight.config.rules import ConfigError
+from overnight.config.sections import Settings
+from overnight.report.live import Glance, Screen, Slot, Unfailing, screen_for
+from overnight.runner import notifier, preflight
+from overnight.runner.notifier import Herald
+from overnight.runner.supervisor import Supervisor, Why
+from overnight.search import plan as plans
+from overnight.search.limits import Launch, Searching
+from overnight.search.plan import Plan
+from overnight.search.record import TrialRecord, best_of
+from overnight.search.terminator import Terminator
+from overnight.study import warm_start
+from overnight.study.open import join, open_study
+from overnight.study.session import Ledger
+from overnight.study.snapshot import view
+from overnight.study.storage import database
+from overnight.study.storage.database import free_mib, holder_of
+from overnight.system import forkserver
+from overnight.system.awake import awake
+from overnight.system.devices import slot_devices
+from overnight.system.signals import Signals
 from overnight.tracking import Tracker
-from overnight.views import view
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from overnight.answer.finding import Finding
+    from overnight.report.finding import Finding
 
 
 _TAKEN_UP_WITHIN_S = 6.0  # by a worker that is idle, after a study was launched
@@ -145,7 +151,7 @@ def run(
     """
     began = time.time()
     _check_room(plan)
-    addresses = notify.addresses(plan.settings.notify)
+    addresses = notifier.addresses(plan.settings.notify)
     plan, taken = warm_start.resolved(plan)
     _get_ready(plan.settings.place)
     check(plan, say, works_here=True)
@@ -153,7 +159,7 @@ def run(
     said = [*taken, *said]
     for line in said:
         say(line)
-    return _carry_on(ledger, began, said, screen, signals or Signals(), notify.herald(plan, addresses, say))
+    return _carry_on(ledger, began, said, screen, signals or Signals(), notifier.herald(plan, addresses, say))
 
 
 def launch(
@@ -164,7 +170,7 @@ def launch(
     if not place.shared:
         raise ConfigError(["--detach: must have a ledger that workers share; take storage=postgres"])
     plan, taken = warm_start.resolved(plan)
-    processes.warm_up()
+    forkserver.warm_up()
     check(plan, say)
     if signals is not None:
         signals.check()
@@ -209,7 +215,7 @@ def serve(
     try:
         _get_ready(own.place)
         _check_room(ledger.plan)
-        news = notify.herald(ledger.plan, notify.addresses(ledger.plan.settings.notify), say)
+        news = notifier.herald(ledger.plan, notifier.addresses(ledger.plan.settings.notify), say)
     except BaseException:
         ledger.close()
         raise
@@ -236,7 +242,7 @@ def _carry_on(
         launch = Launch(plan, began, ledger.keep_launch, launched=ledger.begin())
         if launch.deadline is not None:
             news.wait_until(launch.deadline.ends)
-        with contextlib.closing(Terminator(plan, processes.fork)) as terminator:
+        with contextlib.closing(Terminator(plan, forkserver.fork)) as terminator:
             limits = Searching(launch, len(slot_devices(plan.settings.slots)), terminator)
             tracker = Tracker(plan, ledger.uid, company=ledger.company)
             search = work(Supervisor(ledger, tracker, lambda _: None, limits=limits), said)
@@ -261,7 +267,7 @@ def _tell(news: Herald, result: Result) -> None:
     elif result.all_failed:
         news.tell("failed", f"all {len(failed)} trials failed{last}")
     elif result.why in ("done", "limit") and result.finding is not None:
-        from overnight.answer import finding
+        from overnight.report import finding
 
         news.tell("done", finding.sentence(result.finding))
 
@@ -283,9 +289,9 @@ def check(plan: Plan, say: Callable[[str], None] = lambda _: None, works_here: b
 
 def _with_answer(search: Result, ledger: Ledger, work: Callable[[Supervisor], Result], launch: Launch) -> Result:
     """A search's result once it is confirmed, as far as somebody lets it."""
-    from overnight.answer import conclusion  # a search need not wait for its imports
+    from overnight.report import finalize  # a search need not wait for its imports
 
-    ended = conclusion.conclude(ledger, search.plan, search.records, work, launch)
+    ended = finalize.conclude(ledger, search.plan, search.records, work, launch)
     last = ended.confirmation or search
     return replace(
         search,
@@ -320,8 +326,8 @@ def run_one(plan: Plan, *, screen: Screen | None = None, signals: Signals | None
 
 def _get_ready(place: Place) -> None:
     """Begin what the first trial has to wait for; what others wait for later is done meanwhile."""
-    processes.warm_up()
-    storage.get_ready(place)
+    forkserver.warm_up()
+    database.get_ready(place)
     tracking.get_ready(place)
 
 

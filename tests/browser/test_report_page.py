@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from chrome import Tab, shoot
 
-from overnight.answer import page as pages
-from overnight.answer import report
-from overnight.views import StudyView
+from overnight.report import page as pages
+from overnight.report import report
+from overnight.study.snapshot import StudyView
 from test_report import SORRY, planned, record, searched, seen
 
 PHONE = {"width": 390, "height": 844, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from chrome import PATIENCE_MS, Tab, shoot
 
-from overnight import settings
-from overnight.answer import telling
-from overnight.views import StudyView, view
+from overnight.config.compose import study_location
+from overnight.report import publish
+from overnight.study.snapshot import StudyView, view
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def address(finished_home: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def told(finished_home: Path) -> str:
     """The sentence of the study's report, which its run holds."""
-    found, _ = view(settings.place([f"home={finished_home}"]))
+    found, _ = view(study_location([f"home={finished_home}"]))
     assert found is not None
-    report, _, trouble = telling.tell(found, found.plan.settings.place)
+    report, _, trouble = publish.tell(found, found.plan.settings.place)
     assert trouble is None
     return report.sentence
 

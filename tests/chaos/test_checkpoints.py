@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from overnight import processes
+from overnight.system import forkserver
 from overnight.trial import checkpoint
 from writer import write_on
 
@@ -19,12 +19,12 @@ KILLS = 100
 
 
 def test_a_writer_killed_a_hundred_times_leaves_a_whole_state_every_time(tmp_path: Path, rng: random.Random) -> None:
-    processes.warm_up()
-    assert processes.is_warm(within_s=60)
+    forkserver.warm_up()
+    assert forkserver.is_warm(within_s=60)
     inside = 0
     for _ in range(KILLS):
         heard, told = Pipe(duplex=False)
-        writer = processes.fork(write_on, tmp_path, told)
+        writer = forkserver.fork(write_on, tmp_path, told)
         told.close()
         assert heard.poll(60)
         time.sleep(rng.uniform(0, 0.05))

@@ -19,9 +19,11 @@ import psutil
 import pytest
 
 from commands import LATE, running
-from overnight import api, processes, settings
-from overnight.records import TrialRecord
-from overnight.views import StudyView, view
+from overnight import api
+from overnight.config.compose import study_location
+from overnight.runner import trial_process
+from overnight.search.record import TrialRecord
+from overnight.study.snapshot import StudyView, view
 from stores import assert_equal, children
 from their_networks import Zoo
 
@@ -40,7 +42,7 @@ STALL_S, TIMEOUT_S = 5, 60
 
 
 def seen(home: Path) -> StudyView | None:
-    return view(settings.place([f"home={home}"]))[0]
+    return view(study_location([f"home={home}"]))[0]
 
 
 def until(true: Callable[[], object], within_s: float = 120) -> None:
@@ -88,7 +90,7 @@ def test_a_study_of_trials_that_misbehave_ends_on_time_each_with_its_reason(
     assert len(pids) == 20
     assert not any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids)
     log = home / "logs" / "digits-mlp" / f"trial-{Zoo.KINDS.index('prints'):04d}.log"
-    assert log.stat().st_size <= processes.LOG_CAP_BYTES
+    assert log.stat().st_size <= trial_process.LOG_CAP_BYTES
 
     found = seen(home)
     assert found is not None

@@ -19,12 +19,14 @@ import pytest
 
 from commands import LATE
 from groups import Group
-from overnight import settings, tracking, views
-from overnight.answer import finding
-from overnight.answer.finding import Finding
-from overnight.paths import Place
-from overnight.records import TrialRecord
-from overnight.views import StudyView
+from overnight import tracking
+from overnight.config.compose import study_location
+from overnight.config.paths import Place
+from overnight.report import finding
+from overnight.report.finding import Finding
+from overnight.search.record import TrialRecord
+from overnight.study import snapshot
+from overnight.study.snapshot import StudyView
 from servers import Cable, Postgres
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(5400)]
@@ -116,11 +118,11 @@ class Crew:
 
     @property
     def is_over(self) -> bool:
-        return not views.wanted(self.place)
+        return not snapshot.wanted(self.place)
 
     @property
     def place(self) -> Place:
-        return settings.place([f"home={self.group.folder / 'looks'}", *self.group.stores])
+        return study_location([f"home={self.group.folder / 'looks'}", *self.group.stores])
 
     def strike(self, strike: Strike) -> None:
         getattr(self, f"_{strike.what}")(strike)
@@ -233,7 +235,7 @@ def mlflow_has_each_once(seen: StudyView) -> None:
 
 def is_left_alone(group: Group, place: Place, name: str) -> None:
     """The study is over, and nobody is at it, nor has anything of it."""
-    assert views.wanted(place) == []
+    assert snapshot.wanted(place) == []
     assert group.rows("SELECT study_id, number, owner FROM overnight_leases WHERE owner IS NOT NULL") == []
     until = time.monotonic() + 2 * LEASE_S  # who was killed has a seat until then
     while seats := group.rows("SELECT owner, pid FROM overnight_seats WHERE expires_at > clock_timestamp()"):

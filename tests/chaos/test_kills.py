@@ -17,9 +17,11 @@ import psutil
 import pytest
 
 from commands import LATE, start
-from overnight import api, doctor, settings
-from overnight.records import TrialRecord
-from overnight.views import view
+from overnight import api
+from overnight.cli import doctor
+from overnight.config.compose import study_location
+from overnight.search.record import TrialRecord
+from overnight.study.snapshot import view
 from stores import assert_equal, runs_of
 
 pytestmark = pytest.mark.chaos
@@ -178,7 +180,7 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
             victim.process.kill()
             victim.process.wait()
 
-    place = settings.place([f"home={home}"])
+    place = study_location([f"home={home}"])
     found, _ = view(place)
     assert found is not None
     assert found.state == "done"
@@ -202,7 +204,7 @@ def test_two_terminals_that_start_the_same_study_at_once_have_one_at_work(home: 
     assert sorted(process.returncode for process in both) == [0, 2]
     loser, winner = sorted(both, key=lambda process: -process.returncode)
     assert f"digits-mlp: process {winner.pid} on " in said[both.index(loser)]
-    found, _ = view(settings.place([f"home={home}"]))
+    found, _ = view(study_location([f"home={home}"]))
     assert found is not None
     assert (found.state, found.count("complete", "pruned")) == ("done", 4)
     assert_equal(home, found)

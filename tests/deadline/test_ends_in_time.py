@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from commands import start
-from overnight import settings
-from overnight.views import StudyView, view
+from overnight.config.compose import study_location
+from overnight.study.snapshot import StudyView, view
 
 pytestmark = [pytest.mark.deadline, pytest.mark.timeout(0)]
 # A trial takes from 1 to 10 s, unless it is pruned.
@@ -49,7 +49,7 @@ def one_run(home: Path, seconds: int, seed: int) -> Run:
     ) as process:  # fmt: skip
         said = process.communicate(timeout=seconds * 3)[0]
     ended = time.time()
-    seen, _ = view(settings.place([f"home={home}"]))
+    seen, _ = view(study_location([f"home={home}"]))
     assert seen is not None
     confirmations = seen.confirmation.records if seen.confirmation is not None else ()
     training = sum(e.seconds for r in (*seen.records, *confirmations) for e in r.history)

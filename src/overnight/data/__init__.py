@@ -1,1 +1,1 @@
-"""The data modules that come with overnight, one room each."""
+"""The data modules that come with overnight. Their paths are public: configs name them."""

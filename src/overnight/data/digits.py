@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from overnight.data.bundled import table
-from overnight.data.fifths import by_fifths
 from overnight.data.split import SplitData
+from overnight.data.split_60_20_20 import by_fifths
 from overnight.data.tensors import Part
 
 

@@ -1,1 +1,1 @@
-"""The Lightning modules that come with overnight, one room each."""
+"""The Lightning modules that come with overnight. Their paths are public: configs name them."""

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from overnight.messages import Exported
+from overnight.protocol import Exported
 
 
 def write_model(folder: Path, made: Exported, logged: Any, run_id: str) -> None:

@@ -11,12 +11,12 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from overnight.credentials import SECRET
-from overnight.plan import Plan
-from overnight.search_space import shown
-from overnight.settings import Place
+from overnight.config.credentials import SECRET
+from overnight.config.paths import Place
+from overnight.search.plan import Plan
+from overnight.search.space import shown
+from overnight.study.snapshot import StudyView
 from overnight.tracking.store import client, quiet_environment
-from overnight.views import StudyView
 
 # A table's state is kept in an experiment's tag of this name, and asked for in the page's address.
 VIEW = "mlflow.sharedViewState."

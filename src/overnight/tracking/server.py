@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from overnight import credentials
-from overnight.settings import ConfigError
+from overnight.config import credentials
+from overnight.config.rules import ConfigError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

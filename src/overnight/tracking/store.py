@@ -11,11 +11,11 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overnight import credentials
-from overnight.settings import Place
-from overnight.slots import cores
-from overnight.storage import create_whole
-from overnight.survey import study_runs
+from overnight.config import credentials
+from overnight.config.paths import Place
+from overnight.study.storage.database import create_whole
+from overnight.system.devices import cores
+from overnight.tracking.reconcile import study_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,1 +1,1 @@
-"""What runs inside a trial process: it trains and reports, and knows neither Optuna nor MLflow."""
+"""What runs inside a trial process: fit, checkpoint, evaluate, predict, export."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from overnight.messages import Alive, Finished, Tested, TrialSpec
+from overnight.protocol import Alive, Finished, Tested, TrialSpec
 from overnight.trial import checkpoint, namespaces
 from overnight.trial.fit import ALIVE_EVERY_S, Link, build, quiet
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from overnight.data.split import SplitData
-from overnight.messages import Exported, ExportSpec
 from overnight.models.supervised import Supervised
-from overnight.trial.errand import in_short
-from overnight.trial.taken import Served, Taken, take
+from overnight.protocol import Exported, ExportSpec
+from overnight.trial.errors import in_short
+from overnight.trial.trained_model import Served, Taken, take
 
 FILE = "model.pt2"
 _SAYS = {

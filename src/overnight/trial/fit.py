@@ -20,11 +20,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from overnight.config.import_allowlist import guarded
 from overnight.data.split import SplitData
-from overnight.messages import Alive, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
 from overnight.models.supervised import Supervised
+from overnight.protocol import Alive, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
 from overnight.trial import checkpoint, namespaces, targets
-from overnight.trusted import guarded
 
 # Seconds between two looks, in the middle of an epoch, at whether the supervisor wants the trial to stop.
 LOOK_EVERY_S = 0.1

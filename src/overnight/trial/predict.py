@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overnight.messages import AskSpec, Predicted, Prediction
 from overnight.models.supervised import Supervised
-from overnight.trial.errand import Mistakes, in_short
-from overnight.trial.taken import Served, Taken, take
+from overnight.protocol import AskSpec, Predicted, Prediction
+from overnight.trial.errors import Mistakes, in_short
+from overnight.trial.trained_model import Served, Taken, take
 
 PICTURES = (".png", ".jpg", ".jpeg")
 _AT_ONCE = 256  # rows

@@ -7,7 +7,8 @@ import os
 # One thread a slot: two trials side by side on two cores finish several times sooner than one on two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from overnight import credentials
+from overnight.config import credentials
+from overnight.system import parent_death
 from overnight.trial import process
 
 # Whoever started this hid them, unless multiprocessing did so by itself, after a forkserver had died.
@@ -28,8 +29,8 @@ def _supervisor_lives() -> bool:
 
 
 # A forkserver would outlive a supervisor that is killed, the more so while it still imports.
-process.die_with_parent(_supervisor_lives)
-process.forkserver = os.getpid()
+parent_death.die_with_parent(_supervisor_lives)
+parent_death.forkserver = os.getpid()
 
 # The collector would take a sixth of the time of these imports. What there is to collect, it finds once they are done.
 gc.disable()
@@ -47,10 +48,10 @@ with contextlib.suppress(Exception):  # a broken one is the business of those wh
 fit.quiet()
 
 if os.environ.pop("OVERNIGHT_NO_GPU", None):  # of this machine: what a trial starts may be told otherwise
-    from overnight.trial import warmth
+    from overnight.trial import prewarm
 
     with contextlib.suppress(Exception):  # a trial would do without, and say what is wrong
-        warmth.get_warm()
+        prewarm.get_warm()
 
 # In a forked trial the first full collection would write to every object that was imported, and so copy it: half a
 # second of a trial's first epoch.

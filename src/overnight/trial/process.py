@@ -6,36 +6,16 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Literal
 
-from overnight.messages import EpochEnd, Finished, TrialSpec, Up, Verdict
+from overnight.protocol import EpochEnd, Finished, TrialSpec, Up, Verdict
+from overnight.system.parent_death import die_with_parent
 
-_PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _MMAP_BYTES, _TRIM_BYTES = 32 << 20, 256 << 20  # 32 MiB is the most that it takes
-
-
-forkserver: int | None = None  # the process that all others are forked from; set in it, and inherited
-
-
-def _forkserver_lives() -> bool:
-    return forkserver is None or os.getppid() == forkserver
-
-
-def die_with_parent(lives: Callable[[], bool] = _forkserver_lives) -> None:
-    """Have the kernel kill this process when its parent is gone, even where it hangs in C code (Linux only).
-
-    lives: whether the parent is there still; one that died before the kernel was told would never be missed.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if not lives():
-        os._exit(1)
 
 
 def main(connection: Connection, output: Connection, on_cpu: bool = False) -> None:

@@ -1,0 +1,153 @@
+"""Looks for what a kill, a lost server or a curious person may have left wrong around a study, and mends it.
+
+Nothing here knows how to mend a trial or a run: that is what every start does anyway. The doctor looks, lets the
+ledger and the mirror do what they do at a start, removes the files that nobody wants, and looks again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from overnight import tracking
+from overnight.config.paths import Place, trial_name
+from overnight.search.plan import TRAIN
+from overnight.search.record import keepers
+from overnight.study.open import reopen
+from overnight.study.snapshot import StudyView, view
+from overnight.study.storage.database import Held, held_by, holder_file, holder_of
+from overnight.tracking.reconcile import summary_lacking, survey
+from overnight.trial import checkpoint
+
+
+@dataclass(frozen=True)
+class Finding:
+    """about: a trial, a run or a file. wrong: what is, in words. mends: what is done about it. path: to be removed."""
+
+    about: str
+    wrong: str
+    mends: str
+    path: Path | None = None
+
+
+def examine(place: Place, name: str) -> list[Finding]:
+    """What is wrong around a study that nobody works on; touches nothing. Raises Held where somebody does."""
+    holder = holder_of(place, name)
+    if holder is not None:
+        raise Held(held_by(name, holder))
+    found = _seen(place, name)
+    return [*_in_the_home(place, name), *_in_the_ledger(found), *_in_the_folders(found), *_in_mlflow(found)]
+
+
+def mend(place: Place, name: str) -> list[Finding]:
+    """Do what the next start would, and remove what nobody wants; what is still wrong then. Raises Held."""
+    ledger = reopen(place, name)
+    try:
+        ledger.put_back_orphans()
+        for finding in (*_in_the_home(place, name), *_in_the_folders(_seen(place, name))):
+            if finding.path is not None:
+                shutil.rmtree(finding.path) if finding.path.is_dir() else finding.path.unlink(missing_ok=True)
+        tracker = tracking.Tracker(ledger.plan, ledger.uid, with_parent=name != TRAIN, deep=True)
+        tracker.start(ledger.records())
+        found = _seen(place, name)
+        best = found.best
+        weights = place.where.checkpoints(name, best.number) / checkpoint.WEIGHTS if best else None
+        tracker.close(_ending(found), best, str(weights) if weights and weights.exists() else None)
+        if tracker.ready:
+            ledger.link(tracker.experiment_id, tracker.parent_run_id)
+    finally:
+        ledger.close()
+    return examine(place, name)
+
+
+def _seen(place: Place, name: str) -> StudyView:
+    found, _ = view(place, name)
+    assert found is not None, "the caller has seen it"
+    return found
+
+
+def _spent(found: StudyView) -> bool:
+    over = (found.launch or {}).get("over")  # a search that patience or a terminator ended has no more to do
+    return found.count("complete", "pruned", "failed") >= found.budget or over in ("patience", "terminator")
+
+
+def _ending(found: StudyView) -> str:
+    if not _spent(found):
+        return "KILLED"
+    return "FINISHED" if found.count("complete", "pruned") else "FAILED"
+
+
+def _in_the_home(place: Place, name: str) -> Iterator[Finding]:
+    for path in sorted(place.where.root.glob("*.creating-*")):
+        pid = re.search(r"\.creating-(\d+)", path.name)
+        if pid is not None and not psutil.pid_exists(int(pid[1])):
+            yield Finding(path.name, "a store whose creation was cut off", "removed", path)
+    if holder_file(place, name).exists():
+        yield Finding(holder_file(place, name).name, "names a process that is gone", "taken over")
+
+
+def _in_the_ledger(found: StudyView) -> Iterator[Finding]:
+    for record in found.records:
+        if record.state == "running":
+            yield Finding(
+                trial_name(record.number), "says running, and nobody is at it", "put back, to be gone on with"
+            )
+
+
+def _in_the_folders(found: StudyView) -> Iterator[Finding]:
+    """A trial that goes on wants its states, one of the best its weights, and nobody anything else."""
+    where = found.plan.settings.place.where
+    complete = {r.number for r in found.records if r.state == "complete"}
+    kept = complete if found.name == TRAIN else keepers(found.records, found.plan.settings)
+    for folder in sorted(where.study_checkpoints(found.name).glob("trial-*")):
+        number = int(folder.name.removeprefix("trial-")) if folder.name[6:].isdigit() else -1
+        about = str(folder.relative_to(where.root))
+        if not 0 <= number < len(found.records):
+            yield Finding(about, "checkpoints of a trial that the ledger does not have", "removed", folder)
+        elif not found.records[number].done:
+            yield from _unusable(folder, about)
+        elif number not in kept:
+            yield Finding(about, f"checkpoints of a trial that is {found.records[number].state}", "removed", folder)
+        else:
+            for path in sorted(folder.iterdir()):
+                if path.name != checkpoint.WEIGHTS:
+                    yield Finding(f"{about}/{path.name}", "a state of a trial that is complete", "removed", path)
+
+
+def _unusable(folder: Path, about: str) -> Iterator[Finding]:
+    for name in checkpoint.STATES:
+        if (folder / name).exists():
+            try:
+                checkpoint.verified(folder / name)
+            except checkpoint.Unusable as error:
+                mends = "removed; the trial goes on from the one before, or starts over"
+                yield Finding(f"{about}/{name}", str(error).partition(": ")[2], mends, folder / name)
+
+
+def _in_mlflow(found: StudyView) -> Iterator[Finding]:
+    place, written = found.plan.settings.place, "written from the ledger"
+    # Whoever says running is put back first.
+    records = [dataclasses.replace(r, state="paused") if r.state == "running" else r for r in found.records]
+    try:
+        client = tracking.client(place) if tracking.exists(place) else None
+        experiment = client.get_experiment_by_name(found.name) if client is not None else None
+        if client is None or experiment is None or experiment.lifecycle_stage == "deleted":
+            if any(r.state != "waiting" for r in records):
+                yield Finding("MLflow", f"has no experiment {found.name}", written)
+            return
+        seen = survey(client, experiment.experiment_id, found.uid, found.plan, records, deep=True)
+        for run_id, why in seen.strays.items():
+            yield Finding(f"MLflow's run {run_id}", why, "removed")
+        for number, lacks in seen.lacking.items():
+            yield Finding(f"MLflow's run of {trial_name(number)}", f"lacks {', '.join(lacks)}", written)
+        lacks = summary_lacking(client, seen.parent, found.best, _spent(found)) if found.name != TRAIN else []
+        if lacks:
+            yield Finding(f"MLflow's run of {found.name}", f"lacks {', '.join(lacks)}", written)
+    except Exception as error:  # MLflow's, SQLAlchemy's, the network's: it is wrong, whatever it is
+        yield Finding("MLflow", f"can't be read: {tracking.in_short(error)}", "the next start tries again")

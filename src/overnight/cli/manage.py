@@ -1,0 +1,325 @@
+"""Studies as things that lie there: what they take, throwing them away, a table of their trials, a trial marked bad."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from overnight import tracking
+from overnight.config.paths import Place, trial_name
+from overnight.config.rules import ConfigError
+from overnight.report import winner_config
+from overnight.search.plan import CONFIRM, TRAIN
+from overnight.search.record import TrialRecord, best_of
+from overnight.study import exclusions
+from overnight.study.open import reopen
+from overnight.study.snapshot import StudyView, names_in, view
+from overnight.study.storage.database import hold, opened
+from overnight.tracking import registry
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLES = (".csv", ".parquet")
+_COLUMNS = ("number", "state", "reason", "objective", "started_at", "ended_at", "seconds", "epochs", "notes")
+_STATES = ("complete", "pruned", "failed", "running", "paused", "waiting")
+
+
+# What there is --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lying:
+    """A study as `list` shows it. seconds: of training, in all slots, confirmation included. bytes: its files; its
+    rows in the two stores are not told apart. trouble: why it can't be read, if so."""
+
+    name: str
+    state: str
+    bytes: int
+    trials: dict[str, int] = field(default_factory=dict)
+    budget: int | None = None
+    metric: str | None = None
+    best: TrialRecord | None = None
+    seconds: float = 0.0
+    trouble: tuple[str, ...] = ()
+
+
+def studies(place: Place) -> list[Lying]:
+    """Every study of a home, the one worked on last first."""
+    found = []
+    for name in names_in(place):
+        artifacts = [where] if (where := place.where.artifacts / name).exists() else []
+        size = sum(map(_size, [*_files(place, name), *artifacts]))
+        try:
+            seen, _ = view(place, name)
+        except ConfigError as error:
+            found.append(Lying(name, "unreadable", size, trouble=tuple(error.problems)))
+            continue
+        assert seen is not None, "it was just listed"
+        records = (*seen.records, *(seen.confirmation.records if seen.confirmation else ()))
+        found.append(
+            Lying(
+                name,
+                seen.state,
+                size,
+                {s: n for s in _STATES if (n := seen.count(s))},  # type: ignore[arg-type]
+                seen.budget,
+                seen.plan.settings.study.metric if name != TRAIN else None,
+                seen.best,
+                sum(e.seconds for r in records for e in r.history),
+            )
+        )
+    return found
+
+
+def _files(place: Place, name: str) -> list[Path]:
+    """The folders and files that are a study's own, those that are there; its artifacts are MLflow's to know."""
+    where, both = place.where, (name, name + CONFIRM)
+    folders = [of(n) for n in both for of in (where.study_checkpoints, where.study_logs, where.study_pictures)]
+    left = [where.report(name), *winner_config.files_of(place, name)]
+    return [path for path in (*folders, *left) if path.exists() or path.is_symlink()]
+
+
+def _size(path: Path) -> int:
+    if not path.is_dir():
+        return path.stat().st_size
+    total = 0
+    for file in path.rglob("*"):
+        with contextlib.suppress(OSError):  # it was just removed
+            total += file.lstat().st_size if file.is_file() else 0
+    return total
+
+
+# Throwing away --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Remains:
+    """Everything that there is of a study. ledger: its studies in the ledger, generations and confirmation included.
+    uids: by which MLflow's runs are known to be its. trials: in the newest generation."""
+
+    name: str
+    ledger: tuple[str, ...]
+    uids: tuple[str, ...]
+    trials: int
+    runs: int
+    versions: int
+    files: tuple[Path, ...]
+    bytes: int
+
+
+def remains(place: Place, name: str) -> Remains:
+    """What `delete` would delete, plan unread. Raises ConfigError where there is no such study."""
+    ledger: list[str] = []
+    uids: set[str] = set()
+    trials, tracked = 0, True
+    if place.storage_url is not None or place.where.ledger.exists():
+        with opened(place) as storage:
+            for frozen in storage.get_all_studies():
+                if re.fullmatch(rf"{re.escape(name)}({re.escape(CONFIRM)})?(~\d+)?", frozen.study_name):
+                    ledger.append(frozen.study_name)
+                    uids |= {str(v) for k, v in frozen.user_attrs.items() if k == "overnight.uid"}
+                    plan = frozen.user_attrs.get("overnight.plan") or {}
+                    tracked = _tracked_in(place, plan.get("settings", {}).get("tracking", {}))
+                    if CONFIRM not in frozen.study_name:
+                        trials = max(trials, storage.get_n_trials(frozen._study_id))
+    if not ledger or name not in names_in(place):  # which leaves out generations, confirmations and what is not ours
+        known = ", ".join(names_in(place)) or "none"
+        raise ConfigError([f"study: must be one of those in {place.ledger_said}, got {name!r}; there are: {known}"])
+    if not tracked:
+        raise ConfigError(
+            [
+                f"tracking: must name the MLflow store that {name} was last tuned with, and does not; say tracking= "
+                f"and tracking.uri= as then"
+            ]
+        )
+    files = _files(place, name)
+    with _told(name):
+        runs, versions = registry.held(place, name, uids)
+    return Remains(
+        name, tuple(ledger), tuple(sorted(uids)), trials, runs, versions, tuple(files), sum(map(_size, files))
+    )
+
+
+def _tracked_in(place: Place, kept: Mapping[str, Any]) -> bool:
+    """Whether a study's runs are in the MLflow store that a place speaks of; a server goes by many addresses."""
+    if kept.get("name", "local") != "local" or place.tracking != "local":
+        return kept.get("name") == place.tracking
+    return kept.get("uri", place.given_tracking_uri) == place.given_tracking_uri
+
+
+def delete(place: Place, found: Remains) -> list[str]:
+    """Delete a study for good, the ledger last, so that one that was cut short is said again; what is left, in words.
+
+    Raises Held where somebody works on it.
+    """
+    with contextlib.ExitStack() as held:
+        for name in (found.name, found.name + CONFIRM):
+            held.callback(hold(place, name))
+            held.callback(place.where.lock(name).unlink, missing_ok=True)
+        with _told(found.name):
+            left = registry.forget(place, found.name, found.uids)
+        for path in found.files:
+            _remove(path, found.name)
+        with opened(place) as storage:
+            there = {s.study_name for s in storage.get_all_studies()}
+            for name in sorted(set(found.ledger) & there, key=len, reverse=True):  # the search itself last
+                optuna.delete_study(study_name=name, storage=storage)
+    return [left] if left else []
+
+
+def _remove(path: Path, name: str) -> None:
+    """Remove a folder or file. Raises ConfigError where that fails: a study made anew would take it for its own."""
+    try:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ConfigError(
+            [f"{path}: must be removable to delete {name}: {error}; the ledger has the study still: say it again"]
+        ) from error
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Have what keeps MLflow from answering be a mistake in one line."""
+    try:
+        yield
+    except Exception as error:  # MLflow's, SQLAlchemy's, the network's
+        raise ConfigError(
+            [
+                f"MLflow: must be reached to delete {name}, and can't be ({tracking.in_short(error)}); the ledger has "
+                f"the study still: say it again once it can, or name the right tracking.uri"
+            ]
+        ) from error
+
+
+# A table --------------------------------------------------------------------------------------------------------------
+
+
+def export(seen: StudyView, path: Path) -> int:
+    """Write a row a trial as CSV or Parquet, by the file's name; how many there are.
+
+    Columns: number, state, reason, objective, started_at, ended_at (UTC), seconds of training, epochs, notes, and
+    `params.NAME` and `metrics.NAME` (at the trial's last epoch) for each that there is.
+    """
+    if path.suffix.lower() not in TABLES:
+        raise ConfigError([f"FILE: must end in {' or '.join(TABLES)}, got {str(path)!r}; name it so"])
+    frame = _frame(seen.records)
+    fresh = path.with_name(f".{path.name}.writing")
+    try:
+        if path.suffix.lower() == ".csv":
+            frame.to_csv(fresh, index=False)
+        else:
+            frame.to_parquet(fresh, index=False)
+        os.replace(fresh, path)
+    except OSError as error:
+        raise ConfigError([f"FILE: must be a place that can be written to, got {str(path)!r}: {error}"]) from error
+    finally:
+        fresh.unlink(missing_ok=True)
+    return len(frame)
+
+
+def _frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = [
+        {
+            "number": r.number,
+            "state": r.state,
+            "reason": r.reason,
+            "objective": r.objective,
+            "started_at": r.started_at,
+            "ended_at": r.ended_at,
+            "seconds": sum(e.seconds for e in r.history),
+            "epochs": len(r.history),
+            "notes": "; ".join(r.notes),
+            **{f"params.{k}": v for k, v in r.params.items()},
+            **{f"metrics.{k}": v for k, v in (r.history[-1].metrics if r.history else {}).items()},
+        }
+        for r in records
+    ]
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=_COLUMNS)
+    names = sorted(map(str, frame.columns), key=lambda n: (n.startswith("metrics."), n.startswith("params.")))
+    frame = frame[names]
+    for column in [c for c in names if c.startswith("params.")]:
+        given = [row[column] for row in rows if row.get(column) is not None]
+        if all(type(v) is int for v in given):  # which the rows without one would have made 64.0
+            frame[column] = frame[column].astype("Int64")
+    for column in ("started_at", "ended_at"):
+        frame[column] = pd.to_datetime(frame[column], unit="s", utc=True)
+    for column in [c for c in frame.columns if str(frame[c].dtype) == "object"]:
+        kinds = {type(v) for v in frame[column] if v is not None and v == v}
+        if len(kinds) > 1 or not kinds <= {str, bool, int, float}:  # a column of a table holds one kind
+            frame[column] = [None if v is None or v != v else str(v) for v in frame[column]]
+    return frame
+
+
+# A trial marked bad ---------------------------------------------------------------------------------------------------
+
+
+def mark(place: Place, name: str, numbers: Iterable[int], bad: bool, why: str = "") -> tuple[StudyView, str | None]:
+    """Have trials that have ended count as failed, or as they ended; the study as it stands then, in MLflow too, and
+    what kept MLflow from it.
+
+    Raises ConfigError for a trial that can't be marked, Held where somebody works on the study.
+    """
+    ledger = reopen(place, name)
+    try:
+        kept, records = exclusions.of(ledger.study.user_attrs), ledger.records()
+        if problems := list(_unmarkable(name, records, numbers, bad)):
+            raise ConfigError(problems)
+        for number in map(str, numbers):
+            if bad:
+                kept[number] = why
+            else:
+                kept.pop(number, None)
+        ledger.study.set_user_attr(exclusions.BAD, kept)
+    finally:
+        ledger.close()
+    seen, _ = view(place, name)
+    assert seen is not None, "it was just open"
+    return seen, _mirror(place, seen)
+
+
+def _unmarkable(name: str, records: Sequence[TrialRecord], numbers: Iterable[int], bad: bool) -> Iterator[str]:
+    if name.endswith(CONFIRM):
+        yield f"{name}: a confirmation is no trial of the search; mark the trial that it confirms"
+        return
+    for number in numbers:
+        if not 0 <= number < len(records):
+            yield f"{name}/{number}: must be one of its trials, 0 to {len(records) - 1}"
+        elif (
+            bad and records[number].state not in ("complete", "pruned") and records[number].reason != exclusions.MARKED
+        ):
+            record = records[number]
+            yield f"{name}/{number}: must be complete or pruned to be marked bad, and is {record.state}; leave it"
+        elif not bad and records[number].reason != exclusions.MARKED:
+            yield f"{name}/{number}: must be marked bad to be marked good, and is {records[number].state}; leave it"
+
+
+def _mirror(place: Place, seen: StudyView) -> str | None:
+    """Have MLflow show the marks, as far as it can be reached, or say why not; the next start shows them else."""
+    ledger = reopen(place, seen.name)
+    try:
+        tracker = tracking.Tracker(seen.plan, seen.uid, with_parent=seen.name != TRAIN)
+        tracker.start(ledger.records())
+        ending = "KILLED" if seen.state != "done" else "FINISHED" if seen.count("complete", "pruned") else "FAILED"
+        best: Any = best_of(seen.records, seen.plan.settings) if seen.name != TRAIN else None
+        tracker.close(ending, best, None)
+        return tracker.trouble
+    finally:
+        ledger.close()
+
+
+def described(record: TrialRecord) -> str:
+    """A trial in a word or two, as `mark` says it."""
+    return f"{trial_name(record.number)} {record.state}" + (f" ({record.reason})" if record.reason else "")

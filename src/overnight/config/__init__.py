@@ -1,0 +1,1 @@
+"""Hydra composition, validation, paths, credentials and the import allowlist."""

@@ -1,1 +1,0 @@
-"""Pictures of a trained network: its first weights, its curves, its answers and its worst mistakes."""

@@ -1,0 +1,118 @@
+"""What a person should not take from a study without a second thought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optuna.distributions import CategoricalDistribution
+
+from overnight.config.paths import trial_name
+from overnight.report import advice
+from overnight.report.finding import Finding
+from overnight.search.plan import Plan
+from overnight.search.record import TrialRecord
+from overnight.search.space import in_grammar
+
+# Complete trials a searched parameter, below which a search has hardly begun.
+_TRIALS_A_PARAMETER = 5
+
+
+def doubts(finding: Finding, records: Sequence[TrialRecord]) -> list[str]:
+    """One line each, the gravest first; empty where there is nothing to doubt."""
+    plan, best = finding.plan, finding.best
+    if best is None:
+        return ["Nothing was measured: no trial is complete.", *_failed(finding, records)]
+    lines = [*_unconfirmed(finding), *_few(plan, records), *_flat(records)]
+    lines += [
+        f"{e.name}: the winner's {_short(e.value)} lies at the {e.end} end of its range, {_short(e.limit)}; there may "
+        f"be more beyond: {e.name}='{e.wider}'"
+        for e in advice.edges(plan, best)
+    ]
+    return [*lines, *_tie(finding), *_hardly_tried(plan, records), *_unfinished(finding), *_failed(finding, records)]
+
+
+def _unconfirmed(finding: Finding) -> list[str]:
+    if not finding.asked:
+        return ["The best trial was not confirmed on fresh seeds: its score is that of the luckiest."]
+    if finding.done < finding.asked:
+        return [
+            f"Only {finding.done} of {finding.asked} confirmations are done: the same `overnight tune` line goes on."
+        ]
+    return [
+        f"{trial_name(f.trial.number)} failed on {f.failed} of {len(f.runs)} fresh seeds."
+        for f in finding.finalists
+        if f.failed
+    ]
+
+
+def _few(plan: Plan, records: Sequence[TrialRecord]) -> list[str]:
+    searched = len(plan.space.parameters)
+    done = sum(r.state in ("complete", "pruned") for r in records)
+    if not searched or done >= _TRIALS_A_PARAMETER * searched:
+        return []
+    more = _TRIALS_A_PARAMETER * searched * 2
+    return [f"{done} trials are few for {searched} searched keys: go on with study.trials={more}."]
+
+
+def _flat(records: Sequence[TrialRecord]) -> list[str]:
+    values = {r.objective for r in records if r.state == "complete"}
+    many = sum(r.state == "complete" for r in records)
+    if many > 1 and len(values) == 1:
+        return ["Every trial has the same value: nothing that was searched moves this metric, or it does not learn."]
+    return []
+
+
+def _tie(finding: Finding) -> list[str]:
+    versus = finding.against_second
+    rivals = [f for f in finding.finalists[1:] if f.estimate is not None]
+    if versus is None or versus.distinguishable or finding.winner is None:
+        return []
+    first, second = finding.winner, rivals[0]
+    cost = [sum(e.seconds for r in f.runs for e in r.history) / max(len(f.runs), 1) for f in (first, second)]
+    if min(cost) <= 0:
+        return []
+    cheap = (first, second)[cost.index(min(cost))]
+    return [
+        f"{trial_name(first.trial.number)} and {trial_name(second.trial.number)} can't be told apart; "
+        f"{trial_name(cheap.trial.number)} is the cheaper one, {min(cost):.3g} s against {max(cost):.3g} s of training."
+    ]
+
+
+def _hardly_tried(plan: Plan, records: Sequence[TrialRecord]) -> list[str]:
+    lines: list[str] = []
+    for p in plan.space.parameters:
+        if isinstance(p.each, CategoricalDistribution) and p.length is None:
+            tried = [r.params.get(p.key) for r in records if r.state in ("complete", "pruned")]
+            rare = [f"{in_grammar(o)} ({tried.count(o)})" for o in p.each.choices if tried.count(o) < advice.HARDLY]
+            if rare and not p.when:
+                lines.append(f"{p.key}: hardly tried are {', '.join(rare)}.")
+    return lines
+
+
+def _unfinished(finding: Finding) -> list[str]:
+    """Whether the winner was still getting better when it ended, in most of its runs."""
+    winner, study = finding.winner, finding.plan.settings.study
+    runs = [r for r in winner.runs if len(r.history) > 3] if winner is not None else []
+    sign = 1 if study.direction == "maximize" else -1
+    rising = 0
+    for run in runs:
+        values = [sign * e.metrics[study.metric] for e in run.history if study.metric in e.metrics]
+        rising += len(values) > 3 and max(values) > max(values[:-1])
+    if runs and rising > len(runs) / 2:
+        longer = finding.plan.settings.trainer.max_epochs * 2
+        said = f"The winner was at its best in its last epoch, in {rising} of {len(runs)} runs"
+        return [f"{said}: trainer.max_epochs={longer}?"]
+    return []
+
+
+def _failed(finding: Finding, records: Sequence[TrialRecord]) -> list[str]:
+    failed = [r for r in records if r.state == "failed"]
+    if len(failed) < max(2, 0.1 * len(records)):
+        return []
+    shown = f"overnight logs {finding.plan.name}/{failed[-1].number}"
+    many = f"All {len(records)}" if len(failed) == len(records) else f"{len(failed)} of {len(records)}"
+    return [f"{many} trials failed; `{shown}` shows one."]
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"

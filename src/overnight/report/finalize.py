@@ -1,0 +1,186 @@
+"""The end of a night: the search's finalists confirmed, the test set asked once, and the answer written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from overnight.report import confirm, finding, publish, winner
+from overnight.report.finding import Finding
+from overnight.runner import exit_policy
+from overnight.runner.supervisor import Supervisor
+from overnight.search import deadline
+from overnight.search.limits import Confirming, Launch
+from overnight.search.plan import Plan
+from overnight.search.record import TrialRecord
+from overnight.study.open import open_study
+from overnight.study.session import Ledger
+from overnight.study.snapshot import StudyView, view
+from overnight.system.devices import slot_devices
+from overnight.tracking import Tracker
+
+# Trials. What a smaller search has to say fits into a sentence; `overnight report` makes the page all the same.
+_WORTH_A_PAGE = 20
+# Seconds that must be left of a deadline for the winner's network to go into MLflow's registry.
+_A_MODEL_S = 60.0
+
+
+class Worked(Protocol):
+    """How a supervisor's work ended."""
+
+    @property
+    def why(self) -> str: ...
+    @property
+    def records(self) -> tuple[TrialRecord, ...]: ...
+
+
+W = TypeVar("W", bound=Worked)
+
+
+@dataclass(frozen=True)
+class Conclusion(Generic[W]):
+    """confirmation: how the work on it ended; None where there is nothing to confirm. trouble: MLflow's. left: what
+    there is to say of the winner's config and model, one line each. told: False where another process told it."""
+
+    finding: Finding
+    confirmation: W | None
+    report: Path | None = None
+    trouble: str | None = None
+    left: tuple[str, ...] = ()
+    told: bool = True
+
+
+def conclude(
+    search: Ledger, plan: Plan, records: Sequence[TrialRecord], work: Callable[[Supervisor], W], launch: Launch
+) -> Conclusion[W]:
+    """Confirm what a search has found, as far as it is not confirmed yet and there is time, and say what came of it.
+
+    Args:
+        records: the search's. work: has a supervisor run, and says how that ended. launch: this one.
+    """
+    worked: W | None = None
+    if confirm.finalists(plan, records):
+        ledger, _ = open_study(confirm.plan_of(plan, records), comparable=False)
+        ledger.part_of = search
+        try:
+            top = _affordable(launch, records, ledger.records())
+            limits = Confirming(launch, records, confirm.enqueue(ledger, plan, records, top), deadline.test_s(records))
+            if top != 0:
+                tracker = Tracker(ledger.plan, ledger.uid, search_uid=search.uid, company=ledger.company)
+                supervisor = Supervisor(ledger, tracker, lambda _: None, limits=limits)
+                if search.stop_requested():  # while its supervisor closed
+                    supervisor.stop()
+                worked = work(supervisor)
+            found = finding.found(plan, records, ledger.records(), ledger.tests())
+            if worked is not None and worked.why not in ("done", "limit"):
+                return Conclusion(found, worked)
+            _say_what_was_cut(launch, found)
+            with search.alone("test set"):
+                _test(ledger, found, launch, records)
+            exit_policy.await_tests(ledger, _compared(found), launch)
+        finally:
+            ledger.close()
+    with search.alone("answer"):
+        seen, now = _seen(plan)
+        if search.shared is not None and _is_told(search.told, seen):  # somebody who shares it was quicker
+            said = Conclusion(now, worked, told=False)
+        else:
+            said = _tell(seen, now, worked, launch)
+            search.keep_told(_known(seen))
+        if exit_policy.is_over(search, _running(seen), launch):
+            search.end()
+        return said
+
+
+def _seen(plan: Plan) -> tuple[StudyView, Finding]:
+    seen, _ = view(plan.settings.place, plan.name)
+    assert seen is not None, "it was just worked on"
+    return seen, finding.of(seen)
+
+
+def _known(seen: StudyView) -> dict[str, int]:
+    """How much of a study an answer rests on."""
+    second = seen.confirmation
+    return {
+        "trials": seen.count("complete", "pruned", "failed"),
+        "confirmations": seen.confirmed,
+        "tests": len(second.tests) if second is not None else 0,
+    }
+
+
+def _is_told(told: Mapping[str, int], seen: StudyView) -> bool:
+    return bool(told) and all(told.get(name, 0) >= count for name, count in _known(seen).items())
+
+
+def _running(seen: StudyView) -> int:
+    """How many trials somebody is at, the confirmation's included."""
+    second = seen.confirmation
+    return seen.count("running") + (second.count("running") if second is not None else 0)
+
+
+def _compared(found: Finding) -> set[int]:
+    """The numbers of the trainings that the test set decides between."""
+    compared = [f for f in (found.winner, found.baseline) if f is not None]
+    return {r.number for f in compared for r in f.runs if r.state == "complete"}
+
+
+def _tell(seen: StudyView, found: Finding, worked: W | None, launch: Launch) -> Conclusion[W]:
+    if worked is None and len(seen.records) < _WORTH_A_PAGE:
+        trouble = publish.publish(seen, seen.plan.settings.place, found)
+        return Conclusion(found, None, None, trouble, tuple(winner.leave_config(seen)))
+    left = winner.leave_config(seen)
+    page, trouble = publish.tell_in_time(seen, found, launch)
+    # As composed for this start: it is not the study that asks for a model, but somebody.
+    if launch.plan.settings.tracking.register == "auto" and found.best:
+        left.append(_registered(seen, launch))
+    return Conclusion(found, worked, page, trouble, tuple(left))
+
+
+def _registered(seen: StudyView, launch: Launch) -> str:
+    if launch.deadline is None:
+        return winner.register(seen)
+    time_s = launch.told_by() - launch.now() - _A_MODEL_S / 2
+    if time_s > _A_MODEL_S / 2:
+        return winner.register(seen, min(time_s, winner.EXPORTED_WITHIN_S))
+    said, name = launch.deadline.said, launch.plan.name
+    return f"no model in MLflow's registry: {said} left no time; `overnight register {name}` writes it"
+
+
+def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord]) -> int | None:
+    """How many finalists there is time for; None where nothing presses."""
+    if launch.deadline is None:
+        return None
+    room_s = launch.answer_by(len(records)) - deadline.SWITCH_S - launch.now()
+    slots = len(slot_devices(launch.plan.settings.slots))
+    return confirm.affordable(launch.plan, records, confirmations, room_s, slots).finalists
+
+
+def _say_what_was_cut(launch: Launch, found: Finding) -> None:
+    if launch.deadline is None or found.done >= found.asked:
+        return
+    tried = [f for f in found.finalists if f.values]
+    seeds = sorted({len(f.values) for f in tried})
+    several = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else ""
+    what = (
+        f"cut the confirmation to {found.done} of {found.asked} trainings: {len(tried)} of {len(found.finalists)} "
+        f"finalists on {several} of {found.plan.confirm_seeds} seeds"
+        if tried
+        else "left no time for a confirmation"
+    )
+    launch.end("deadline", f"{launch.deadline.said} {what}")
+
+
+def _test(ledger: Ledger, found: Finding, launch: Launch, records: Sequence[TrialRecord]) -> None:
+    """Ask the test set of the winner and of the configuration as written, then, once all is confirmed, keep the
+    winner's weights alone."""
+    if found.winner is None:
+        return
+    asked = {f.trial.number for f in (found.winner, found.baseline) if f is not None}
+    if not confirm.test(ledger, asked, launch.answer_by(len(records)), deadline.test_s(records)):
+        assert launch.deadline is not None
+        launch.end("deadline", f"{launch.deadline.said} cut the test set: not every seed was tested")
+    elif found.done >= found.asked:
+        kept = next(r.number for r in found.winner.runs if r.state == "complete")
+        confirm.drop_weights(ledger, kept if found.plan.settings.study.keep_checkpoints else None)

@@ -1,0 +1,93 @@
+"""The answer told: the report's page, and what MLflow shows of it; within a deadline where there is one."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overnight import tracking
+from overnight.config.paths import Place
+from overnight.report import finding
+from overnight.report.finding import Finding
+from overnight.search import deadline
+from overnight.search.limits import Launch
+from overnight.study.snapshot import StudyView, view
+from overnight.system import forkserver
+from overnight.system.kill import discard
+
+if TYPE_CHECKING:
+    from overnight.report.report import Report
+
+
+def tell(seen: StudyView, place: Place) -> tuple[Report, Path, str | None]:
+    """Write a study's page, and have MLflow show it; returns the report, where its page lies, and MLflow's trouble."""
+    told, path = _write(seen, place), place.where.report(seen.name)
+    return told, path, publish(seen, place, told.finding, str(path))
+
+
+def tell_in_time(seen: StudyView, found: Finding, launch: Launch) -> tuple[Path | None, str | None]:
+    """The same; returns the page, and MLflow's trouble.
+
+    A report of many trials on a busy machine may take a minute. Where there is a deadline a process writes the page
+    while MLflow hears the answer, and is ended where it takes too long: `overnight report` writes it then.
+    """
+    place = launch.plan.settings.place
+    if launch.deadline is None:
+        return tell(seen, place)[1:]
+    process, path = forkserver.fork(write_and_leave, place, seen.name), place.where.report(seen.name)
+    try:
+        trouble = _publish_in_time(launch, seen, place, found)
+        process.join(max(launch.told_by() - launch.now(), 0.0))
+        written, late = process.exitcode == 0, process.exitcode is None
+    finally:
+        discard(process)
+    if not written:
+        why = f"{launch.deadline.said} left no time for the page" if late else "the page could not be written"
+        launch.note(f"{why}: `overnight report {seen.name}` writes it")
+        return None, trouble
+    if launch.now() < launch.told_by():
+        trouble = _publish_in_time(launch, seen, place, found, str(path))
+    return path, trouble
+
+
+def _publish_in_time(launch: Launch, seen: StudyView, place: Place, found: Finding, *files: str) -> str | None:
+    """Have MLflow hear the answer, as far as it listens until soon after the page is given up."""
+    said: list[str | None] = []
+    thread = threading.Thread(target=lambda: said.append(publish(seen, place, found, *files)), daemon=True)
+    thread.start()
+    thread.join(max(launch.told_by() + deadline.LEAVE_S / 3 - launch.now(), 0.0))
+    return said[0] if said else "there was no time left"
+
+
+def write_and_leave(place: Place, name: str) -> None:
+    """In a process of its own: write a study's page."""
+    from overnight.system.parent_death import die_with_parent
+
+    die_with_parent()
+    seen, _ = view(place, name)
+    assert seen is not None, "whoever wants its page has seen it"
+    _write(seen, place)
+
+
+def publish(seen: StudyView, place: Place, found: Finding, *files: str) -> str | None:
+    """Have MLflow say what was found; what kept it from that, or None."""
+    won, second = found.winner, seen.confirmation
+    answer = tracking.Answer(
+        finding.sentence(found),
+        won.trial.number if won else None,
+        won.estimate.mean if won and won.estimate else None,
+        won.estimate.half_width if won and won.estimate else None,
+        second.uid if second is not None else None,
+        {number: t.metrics for number, t in second.tests.items()} if second is not None else {},
+        files,
+    )
+    return tracking.publish(place, seen.plan.experiment, seen.uid, answer)
+
+
+def _write(seen: StudyView, place: Place) -> Report:
+    from overnight.report import page, report  # they take seconds to import
+
+    told = report.report_of(seen)
+    page.write(told, place.where.report(seen.name))
+    return told

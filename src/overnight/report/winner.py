@@ -1,0 +1,127 @@
+"""The winner to take away: its config, its checkpoint, its network in MLflow's registry, and its answers."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from overnight.config.paths import trial_name
+from overnight.config.rules import ConfigError
+from overnight.protocol import AskSpec, Exported, ExportSpec, Predicted, Refused
+from overnight.report import finding, winner_config
+from overnight.runner import trial_process
+from overnight.search.plan import CONFIRM, TRAIN
+from overnight.search.record import TrialRecord
+from overnight.study.snapshot import StudyView
+from overnight.system import forkserver
+from overnight.tracking import in_short, registry
+
+EXPORTED_WITHIN_S = 300.0
+ANSWERED_WITHIN_S = 3600.0  # a folder may hold very many pictures
+_WEIGHTS = "weights.ckpt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Trained weights that were kept. study, number: of the ledger's trial that trained them, which may be one of a
+    confirmation; trial: the trial of the search whose configuration it had."""
+
+    path: Path
+    study: str
+    number: int
+    trial: TrialRecord
+
+
+def checkpoint_of(view: StudyView, number: int | None = None) -> Checkpoint:
+    """The winner's weights, of its first confirmation where it has one, or those of a trial that is named.
+
+    Raises ConfigError, saying what to do, where there are none.
+    """
+    where, best = view.plan.settings.place.where, finding.of(view).best if view.name != TRAIN else None
+    if number is not None and not 0 <= number < len(view.records):
+        known = f"it has trials 0 to {len(view.records) - 1}" if view.records else "it has no trials yet"
+        raise ConfigError([f"trial: must be one of {view.name}'s, got {number}; {known}"])
+    if number is None and best is None:
+        remedy = f"name one of its trials, as {view.name}/0" if view.name == TRAIN else "`overnight tune` goes on"
+        raise ConfigError([f"study: must have a winner, and {view.name} ({view.state}) has none; {remedy}"])
+    trial = view.records[number] if number is not None else best
+    assert trial is not None
+    found = [(view.name, trial.number)]
+    if number is None and view.confirmation is not None:
+        again = (r for r in view.confirmation.records if r.confirms is not None and r.confirms.trial == trial.number)
+        found = [*((view.confirmation.name, r.number) for r in again if r.state == "complete"), *found]
+    for study, n in found:
+        path = where.checkpoints(study, n) / _WEIGHTS
+        if path.exists():
+            return Checkpoint(path, study, n, trial)
+    remedy = f"`overnight train +experiment={winner_config.option_of(view.name)}` trains the winner again"
+    if number is not None:
+        remedy = f"ask {view.name}, which is its winner"
+    raise ConfigError(
+        [
+            f"study: {view.name}'s {trial_name(trial.number)} has no weights left, as study.keep_checkpoints keeps "
+            f"those of the best {view.plan.settings.study.keep_checkpoints}; {remedy}"
+        ]
+    )
+
+
+def leave_config(view: StudyView) -> list[str]:
+    """Leave the winner's config in the home; lines to be told."""
+    best = finding.of(view).best
+    if best is None:
+        return []
+    try:
+        theirs = winner_config.write(view.plan, best)
+    except (OSError, ConfigError) as error:  # an answer that can't be written down is an answer still
+        return [f"the winner's config could not be left in {view.plan.settings.place.where.winners}: {error}"]
+    return [f"{path} was changed by somebody, and stands as it was" for path in theirs]
+
+
+def register(view: StudyView, within_s: float = EXPORTED_WITHIN_S) -> str:
+    """Have MLflow's registry hold the winner's network under the study's name, as its champion; a line to be told.
+
+    within_s: seconds for the export, which is given up then. What the registry has already is not written again. The
+    forkserver must be warm.
+    """
+    try:
+        kept = checkpoint_of(view)
+    except ConfigError as error:
+        return f"no model in MLflow's registry: {error}"
+    place, named = view.plan.settings.place, f"models:/{view.name}@{registry.CHAMPION}"
+    digest = hashlib.sha256(kept.path.read_bytes()).hexdigest()
+    with tempfile.TemporaryDirectory(dir=place.where.root, prefix="model.") as folder:
+        try:
+            if registry.champion_tags(place, view.name).get(registry.WEIGHTS_TAG) == digest:
+                return f"model: {named}"
+            spec = ExportSpec(kept.path, Path(folder), place.where.cache)
+            made = trial_process.run_one_shot(spec, place.where.study_logs(view.name) / "model.log", within_s)
+            why = made.problems[0] if isinstance(made, Refused) else made.why if isinstance(made, Exported) else ""
+            if not isinstance(made, Exported) or made.file is None:
+                return f"no model in MLflow's registry: {why}; its weights are kept in {kept.path}"
+            tags = {
+                "overnight.study": view.name,
+                "overnight.uid": view.uid,
+                "overnight.winner": trial_name(kept.trial.number),
+                registry.WEIGHTS_TAG: digest,
+            }
+            registry.register(view, made, tags, finding.sentence(finding.of(view)))
+        except Exception as error:  # MLflow's, SQLAlchemy's, the network's: the next start tries again
+            return f"no model in MLflow's registry: {in_short(error)}; its weights are kept in {kept.path}"
+    return f"model: {named}"
+
+
+def ask(view: StudyView, number: int | None, path: Path, invert: bool = False) -> tuple[Checkpoint, Predicted]:
+    """A trained network's answers to a person's rows. Raises ConfigError with what is wrong with them, or with it."""
+    kept, place = checkpoint_of(view, number), view.plan.settings.place
+    if not path.exists():
+        raise ConfigError([f"FILE: must be a picture, a folder of pictures or a .csv file, got {str(path)!r}, which is "
+                           f"not there; mend the path"])  # fmt: skip
+    forkserver.warm_up()
+    log = place.where.study_logs(view.name.removesuffix(CONFIRM)) / "predict.log"
+    spec = AskSpec(kept.path, path.absolute(), invert, place.where.cache)
+    said = trial_process.run_one_shot(spec, log, ANSWERED_WITHIN_S)
+    if not isinstance(said, Predicted):
+        raise ConfigError(said.problems if isinstance(said, Refused) else ["predict: got another process's answer"])
+    return kept, said

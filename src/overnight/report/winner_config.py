@@ -1,0 +1,158 @@
+"""The winner as a config: +experiment=best_STUDY trains it again, or searches on from it.
+
+It lies below home, in a folder that composing finds by itself. A file that somebody changed is theirs, and stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from overnight.config.compose import compose, group_options
+from overnight.config.paths import Place, trial_name
+from overnight.config.sections import COMPONENTS
+from overnight.config.trees import config_text
+from overnight.search import grammar
+from overnight.search.plan import WHEREABOUTS, Plan, settled
+from overnight.search.record import TrialRecord, config_of
+from overnight.search.space import Parameter, SearchSpace
+
+_MARK = "# overnight wrote this: "
+_JUDGED_BY = ("metric", "direction", "objective")
+
+
+def option_of(name: str) -> str:
+    """What a study's winner is called as an option of a config group."""
+    return f"best_{name}"
+
+
+def write(plan: Plan, best: TrialRecord) -> tuple[Path, ...]:
+    """Leave the winner's config in the home; the files that somebody had changed, and that therefore stand as they
+    were."""
+    where = plan.settings.place.where
+    winner = _winner(plan, best)
+    texts = {where.overlay(plan.name): _experiment(plan, winner)}
+    for group, node in winner.own.items():
+        texts[where.winners / group / f"{option_of(plan.name)}.yaml"] = config_text(node)
+    theirs = tuple(path for path in texts if path.exists() and not is_ours(path))
+    for path, text in texts.items():
+        if path not in theirs:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_suffix(".writing")
+            fresh.write_text(f"{text}{_MARK}{_digest(text)}. Changed, it is yours, and stays.\n")
+            os.replace(fresh, path)
+    return theirs
+
+
+def files_of(place: Place, name: str) -> list[Path]:
+    """What `write` left of a study's winner, less what somebody changed."""
+    found = place.where.winners.glob(f"*/{option_of(name)}.yaml")
+    return sorted(path for path in found if is_ours(path))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is as `write` left it."""
+    text, mark, rest = path.read_text().rpartition(_MARK)
+    return bool(mark) and rest.startswith(f"{_digest(text)}.") and rest.count("\n") == 1
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _experiment(plan: Plan, winner: _Winner) -> str:
+    groups = {g: option_of(plan.name) if g in winner.own else o for g, o in winner.groups.items()}
+    told: dict[str, Any] = {"defaults": [{f"override /{g}": o} for g, o in {**groups, "search": "none"}.items()]}
+    for node in (*COMPONENTS, "trainer"):
+        if node in winner.config and node not in winner.own:
+            told[node] = _moved(winner.config[node], winner.base[node], node)
+    told = {key: value for key, value in told.items() if value}
+    s = plan.settings
+    told["study"] = {"name": option_of(plan.name), **{k: getattr(s.study, k) for k in _JUDGED_BY}}
+    told["seed"] = s.seed
+    if search := _search(plan, winner.groups):
+        told["search"] = search
+    line = f"overnight train +experiment={option_of(plan.name)}"
+    return f"# @package _global_\n# {trial_name(winner.number)} of {plan.name}: {line}\n{config_text(told)}"
+
+
+@dataclass(frozen=True)
+class _Winner:
+    """groups: config group -> the option that it took. base: the tree of those options that come with overnight.
+
+    own: group -> the whole node, of those that no option of ours becomes by keys set or added: an overlay can't take a
+    key out, and somebody's own option is in a folder of theirs.
+    """
+
+    number: int
+    config: dict[str, Any]
+    groups: dict[str, str]
+    base: dict[str, Any]
+    own: dict[str, dict[str, Any]]
+
+
+def _winner(plan: Plan, best: TrialRecord) -> _Winner:
+    config, groups = config_of(best, plan), {g: str(best.params.get(g, plan.choices[g])) for g in plan.choices}
+    ours = {g: o for g, o in groups.items() if o in group_options(g)}
+    base = compose([*(f"{g}={o}" for g, o in ours.items()), "search=none"]).config
+    own = {g: config[g] for g in groups if g not in ours or not _covers(config[g], base[g])}
+    return _Winner(best.number, config, groups, base, own)
+
+
+def _covers(node: Any, base: Any) -> bool:
+    """Whether a node has every key of another."""
+    if not isinstance(base, Mapping):
+        return not isinstance(node, Mapping)
+    return isinstance(node, Mapping) and all(key in node and _covers(node[key], base[key]) for key in base)
+
+
+def _moved(node: Mapping[str, Any], base: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """What a node has otherwise than another, or beyond it; where things lie is everybody's own business."""
+    moved: dict[str, Any] = {}
+    for key, value in node.items():
+        if f"{path}.{key}" in WHEREABOUTS or (key in base and value == base[key]):
+            continue
+        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
+            moved[key] = _moved(value, base[key], f"{path}.{key}")
+        else:
+            moved[key] = value
+    return moved
+
+
+def _search(plan: Plan, groups: Mapping[str, str]) -> dict[str, Any]:
+    """The study's space within the winner's config groups, as a search file has it; empty where it can't be one."""
+    rest = SearchSpace(tuple(p for p in plan.space.parameters if p.key not in groups))
+    inside = [replace(p, suffix="") for p in settled(rest, groups).parameters]
+    entries = {p.key: _entry(p) for p in inside}
+    read, _ = grammar.parse(entries, [])
+    return entries if sorted(read.parameters, key=_key) == sorted(inside, key=_key) else {}
+
+
+def _key(p: Parameter) -> str:
+    return p.key
+
+
+def _entry(p: Parameter) -> Any:
+    if p.length is not None:
+        draw: Any = {"length": _draw(p.length), "each": _draw(p.each)}
+    elif p.options:
+        draw = {"type": "categorical", "choices": list(p.options)}
+    else:
+        draw = _draw(p.each)
+    return {"draw": draw, "when": [str(c) for c in p.when]} if p.when else draw
+
+
+def _draw(dist: BaseDistribution) -> dict[str, Any]:
+    if isinstance(dist, CategoricalDistribution):
+        return {"type": "categorical", "choices": list(dist.choices)}
+    assert isinstance(dist, FloatDistribution | IntDistribution)
+    kind = "float" if isinstance(dist, FloatDistribution) else "int"
+    ends = {"type": kind, "low": dist.low, "high": dist.high}
+    more = {"log": True} if dist.log else {"step": dist.step} if dist.step not in (None, 1) else {}
+    return {**ends, **more}

@@ -1,0 +1,1 @@
+"""The supervisor loop and what it needs: trial processes, watchdog, preflight, background plots, notifications."""

@@ -1,0 +1,455 @@
+"""The loop: ask, start, record, tell. One supervisor a machine; the only writer of the stores on it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any, Literal
+
+from overnight.protocol import Alive, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
+from overnight.runner.exit_policy import Parting
+from overnight.runner.outcomes import Outcomes
+from overnight.runner.plot_scheduler import Illustrator
+from overnight.runner.trial_process import Starter, TrialProcess
+from overnight.runner.watchdog import Watchdog
+from overnight.search.limits import Limits
+from overnight.search.record import TrialRecord, best_of, keepers
+from overnight.study.session import Ledger, Ticket
+from overnight.study.storage.database import NoRoom, Unreachable, free_mib, wait_while_full
+from overnight.system import forkserver
+from overnight.system.devices import machine_memory, slot_devices
+from overnight.tracking import Tracker
+
+TICK_S = 0.2
+GRACE_S = 6.0  # for running trials to save, once asked to stop; then they are killed
+STOPPED_WITHIN_S = 8.0  # of the first word to stop everything is marked; what MLflow lacks then, the next start writes
+LOOK_EVERY_S = FLUSH_EVERY_S = 1.0
+# Where others are at a study too: for a trial that they leave behind, and for one that they did not tell MLflow all of.
+ASK_AGAIN_S, ADOPT_AGAIN_S = 1.0, 5.0
+Why = Literal["done", "stopped", "failures", "limit"]  # a supervisor's work ended
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a supervisor's work ended. why: done, stopped (by a signal or `overnight stop`), failures in a row, or a
+    limit that came before the budget was spent."""
+
+    why: Why
+    trouble: str | None = None
+
+
+class Supervisor:
+    """Runs a plan's trials in its slots until the budget is spent or somebody says stop.
+
+    on_change is called with the supervisor whenever there is something new to show.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        tracker: Tracker,
+        on_change: Callable[[Supervisor], None],
+        only: int | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.ledger, self.tracker, self.plan = ledger, tracker, ledger.plan
+        ledger.help_from(forkserver.fork)
+        self.devices = deque(slot_devices(self.plan.settings.slots))
+        self.slots = len(self.devices)
+        self.running: dict[int, TrialProcess] = {}
+        self.started = 0  # trials, in this session
+        self.ended: list[TrialRecord] = []  # likewise, in order
+        self.records: dict[int, TrialRecord] = {}
+        self.why: Why | None = None
+        self.on_change = on_change
+        self.only = only
+        self.limits = limits
+        self.ahead: str | None = None  # what there is to come before a deadline
+        self.no_room = False  # on the disk: trials save, and wait for it
+        wait_while_full(ledger.storage, self._await_room)
+        self._starter = Starter(on_cpu=set(self.devices) == {"cpu"})
+        self._illustrator = Illustrator(self.plan, ledger.uid, tracker)
+        self._watchdog = Watchdog(self.plan.settings.trial, self.slots, machine_memory())
+        self._outcomes = Outcomes(ledger)
+        self._asked_all = False  # there was nothing more to ask for
+        self._unanswered = False  # the ledger was out of reach when it was asked
+        self._parting = Parting(ledger)
+        self._kill_at: float | None = None
+        self._leave_at = math.inf
+        self._gone: set[int] = set()  # trials whose checkpoints were removed
+        self._unmirrored: dict[int, TrialRecord] = {}
+        self._linked = False
+        self._refused = False  # by a limit: it said that there is nothing to start
+        self._ask_again_at = self._adopt_again_at = 0.0
+        self._flushed_at = self._looked_at = time.monotonic()
+        self._flush_every_s = ledger.company.word_every_s if ledger.company is not None else FLUSH_EVERY_S
+
+    # What others may ask of it
+
+    def stop(self) -> None:
+        """Have running trials save and stop; a second time, end them, and this, as they are."""
+        now, again = time.monotonic(), self._kill_at is not None and self.why != "limit"
+        if self.why in (None, "limit"):
+            self.why = "stopped"
+        self._kill_at = now + (0.0 if again else GRACE_S)
+        self._leave_at = now + (0.0 if again else STOPPED_WITHIN_S)
+
+    @property
+    def silent(self) -> Sequence[int]:
+        """The numbers of trials that were ended for saying nothing."""
+        return self._outcomes.silent
+
+    @property
+    def best(self) -> TrialRecord | None:
+        return best_of(self.records.values(), self.plan.settings)
+
+    # The loop
+
+    def run(self) -> Ending:
+        """Work until there is nothing left to do. A KeyboardInterrupt counts as `stop`."""
+        self.records = {r.number: r for r in self.ledger.records()}
+        self.on_change(self)
+        try:
+            self._loop()
+        finally:
+            # Whatever went wrong: no trial is left without a supervisor, nor marked as if it had one.
+            self._starter.close()
+            self._illustrator.rest()
+            for trial in list(self.running.values()):
+                trial.end()
+            self.running.clear()
+            self.ledger.lost()
+            paused = self.ledger.pause_all()
+        for number in paused:
+            self._note(self.ledger.read(number))
+        self._mirror()
+        why = self.why or "done"
+        if self.limits is not None and why in ("done", "limit"):
+            why = "limit" if self.limits.cut(self.records) else "done"
+        best = self.best if self.only is None else self.records.get(self.only)
+        weights = (
+            self.plan.settings.place.where.checkpoints(self.plan.name, best.number) / "weights.ckpt" if best else None
+        )
+        try:
+            self._illustrator.close(best if why in ("done", "limit") else None, self.slots, self._hurries)
+        except KeyboardInterrupt:
+            self.stop()
+        if self.why == "stopped":  # somebody said so while the winner was drawn
+            why = "stopped"
+        failed = not any(r.state in ("complete", "pruned") for r in self.records.values())
+        ended = "FAILED" if failed else "FINISHED"
+        ending = {"done": ended, "limit": ended, "stopped": "KILLED", "failures": "FAILED"}[why]
+        left_s = self.limits.left_s() if self.limits is not None else None
+        left_s = self._leave_at - time.monotonic() if why == "stopped" else left_s
+        if why == "stopped":  # whoever is the last to go says so of the study
+            self.ledger.stand_up()
+        kept = str(weights) if weights and weights.exists() else None
+        self.tracker.close(ending, best, kept, left_s, self._still_waits)
+        self.ledger.settle(self.tracker.take_settled())
+        self._keep_links()
+        return Ending(why, self.tracker.trouble)
+
+    def _loop(self) -> None:
+        mirroring = False
+        while True:
+            try:
+                # A fork would wait for the imports, and no signal be heeded meanwhile.
+                if not forkserver.is_warm(TICK_S):
+                    if self.why is not None:
+                        return
+                    self._tick()
+                    continue
+                self._fill_slots()
+                self._mirror()
+                if not mirroring:  # MLflow takes seconds to open: the first trial need not wait for it
+                    self.tracker.start(list(self.records.values()))
+                    self._illustrator.open(self.records)
+                    mirroring = True
+                if not self.running and not (self.why is None and self._is_to_go_on()):
+                    return
+                if self.why is None and not self._asked_all and not self.no_room:
+                    self._starter.fork_ahead()
+                self._wait()
+                self._tick()
+                self._mirror()
+            except KeyboardInterrupt:
+                self.stop()
+
+    def _fill_slots(self) -> None:
+        while self.why is None and self.devices and not self.no_room:
+            if time.monotonic() < self._ask_again_at:
+                return
+            try:
+                ticket, self._unanswered = self._next_ticket(), False
+            except Unreachable:
+                ticket, self._unanswered = None, True
+            lost = self._drop_lost()
+            if ticket is not None and ticket.number in lost:  # this machine slept between two words of the ledger's
+                continue
+            self._asked_all = ticket is None
+            if ticket is None:
+                if self.ledger.company is not None:  # others may leave some behind
+                    self._ask_again_at = time.monotonic() + ASK_AGAIN_S
+                    self._hear_others()  # there may be nothing left because they have begun it
+                return
+            self._start(ticket)
+
+    def _next_ticket(self) -> Ticket | None:
+        if self.only is None:
+            which = "any" if self.limits is None else self.limits.next(self.records, self.running)
+            self._refused = which is None
+            if which is None or which == "any":
+                return self.ledger.ask() if which else None
+            return self.ledger.ask_new() if which == "new" else self.ledger.ask_for(which)
+        number, waiting = self.only, not any(r.number == self.only and r.done for r in self.ended)
+        return self.ledger.ask_for(number) if waiting and number not in self.running else None
+
+    def _start(self, ticket: Ticket) -> None:
+        settings, device = self.plan.settings, self.devices.popleft()
+        self.started += 1
+        self._parting.began()
+        spec = TrialSpec(
+            study=self.plan.name,
+            number=ticket.number,
+            seed=ticket.seed,
+            config=ticket.config,
+            metric=settings.study.metric,
+            direction=settings.study.direction,
+            objective=settings.study.objective,
+            folder=settings.place.where.checkpoints(self.plan.name, ticket.number),
+            every_s=settings.checkpoint.every_s,
+            device=device,
+            keep_weights=settings.study.keep_checkpoints > 0 or self.only is not None,
+            cache=settings.place.where.cache,
+        )
+        trial = self._starter.start(spec, settings.place.where.log(self.plan.name, ticket.number))
+        assert trial.process.pid is not None
+        self.running[ticket.number] = trial
+        self._outcomes.began(ticket)
+        if ticket.was_elsewhere:
+            self.tracker.look_again(ticket.number)
+        record = self.ledger.read(ticket.number)
+        self._watchdog.watch(ticket.number, trial.process.pid, sum(e.seconds for e in record.history))
+        self._note(record)
+
+    def _wait(self) -> None:
+        """Sleep until something arrives, and deal with it."""
+        handles: dict[Any, TrialProcess] = {}
+        for trial in self.running.values():
+            handles.update({trial.pipe: trial, trial.process.sentinel: trial})
+            if trial.printing:
+                handles[trial.output] = trial
+        ready = {id(t): t for t in (handles[h] for h in wait(list(handles), timeout=TICK_S))}
+        for trial in ready.values():
+            if self.running.get(trial.spec.number) is not trial:  # it was taken over while others were heard
+                continue
+            if trial.drain_output():
+                self._watchdog.heard(trial.spec.number)
+            for message in trial.messages():
+                self._hear(trial, message)
+            if trial.finished is not None or not trial.process.is_alive():
+                for message in trial.messages():
+                    self._hear(trial, message)
+                self._end(trial)
+
+    def _hear(self, trial: TrialProcess, message: Up) -> None:
+        number = message.number
+        self._watchdog.heard(number)
+        if isinstance(message, Alive):
+            return
+        if isinstance(message, EpochEnd):
+            # The answer first: the trial waits for it, and for nothing else that follows here.
+            trial.epoch = message.epoch
+            trial.send(self._judge(trial, message))
+        elif isinstance(message, Resumed):
+            for done in message.history:
+                self.ledger.record(done)
+                trial.epoch = done.epoch
+        elif isinstance(message, StateSaved):
+            self._outcomes.got_further(number)
+        elif isinstance(message, Finished):
+            trial.finished = trial.finished or message  # what was ruled already stands
+
+    def _judge(self, trial: TrialProcess, done: EpochEnd) -> Verdict:
+        metric = self.plan.settings.study.metric
+        value = done.metrics.get(metric)
+        self.ledger.record(done)
+        if value is not None and not math.isfinite(value):
+            trial.finished = Finished(done.number, "failed", "diverged", f"{metric} was {value}, not a finite number")
+            return Verdict.END
+        # To prune a trial that is complete would save nothing and lose its value. One that is told to stop is judged
+        # all the same: nobody judges this epoch again, and it would go on where the uncut study ends it.
+        complete = done.epoch + 1 >= trial.spec.config["trainer"]["max_epochs"]
+        if not complete and self.ledger.should_prune(done.number):
+            trial.judged_out = True
+            return Verdict.END
+        return Verdict.SAVE_AND_STOP if self.why is not None or self.no_room else Verdict.GO_ON
+
+    def _tick(self) -> None:
+        self._watchdog.tick()
+        if forkserver.is_warm() and not self.no_room and self.why is None:
+            self._illustrator.tick()
+        now = time.monotonic()
+        if now - self._flushed_at >= self._flush_every_s:
+            self._flushed_at = now
+            for number in self.ledger.flush():  # MLflow must not know what the ledger may yet forget
+                self._note(self.ledger.read(number))
+            self._keep_company()
+            if self.why is None and self.ledger.stop_requested():
+                self.stop()
+        if now - self._looked_at >= LOOK_EVERY_S:
+            self._looked_at = now
+            self._look_for_room()
+            self._keep_links()
+            self.ahead = self.limits.ahead(self.records) if self.limits is not None else None
+            self.on_change(self)
+        if self.why is None and self.limits is not None and self.limits.time_is_up(self.records):
+            self.stop()
+            self.why = "limit"
+        for trial in list(self.running.values()):
+            if self.why is not None or self.no_room:
+                self._let_go(trial, now)
+            else:
+                self._watch(trial)
+
+    def _keep_company(self) -> None:
+        """Hear what others at this study have done, and say what is done here."""
+        self._hear_others()
+        if self.ledger.company is not None and time.monotonic() >= self._adopt_again_at:
+            self._adopt_again_at = time.monotonic() + ADOPT_AGAIN_S
+            for record in self.ledger.adopt():
+                self.tracker.look_again(record.number)
+                self._note(record)
+                self._look_anew()
+        self.ledger.settle(self.tracker.take_settled())
+        self._drop_lost()
+
+    def _hear_others(self) -> None:
+        for record in self.ledger.heard():
+            self.records[record.number] = record
+            self._look_anew()
+
+    def _look_anew(self) -> None:
+        """What a limit said of older records holds no longer: it is asked again before anybody leaves."""
+        self._refused = False
+
+    def _drop_lost(self) -> list[int]:
+        """End what others have taken over: what it would say does not count. Returns the numbers of all of them."""
+        lost = self.ledger.lost()
+        for number in lost:
+            self._unmirrored.pop(number, None)
+            if number in self.running:
+                trial = self.running.pop(number)
+                trial.kill()
+                trial.end()
+                self._watchdog.forget(number)
+                self.devices.append(trial.spec.device)
+        return lost
+
+    def _still_waits(self) -> bool:
+        """Stay this process's trials while MLflow is told; whether anybody waits for that."""
+        self.ledger.stay()
+        return self.why != "stopped" or time.monotonic() < self._leave_at
+
+    def _is_to_go_on(self) -> bool:
+        """Whether there may be something to do yet, now that nothing runs here."""
+        if self.no_room or self._unanswered:
+            return True
+        return self.only is None and not self._parting.may_leave(self.records.values(), self._refused)
+
+    def _hurries(self) -> bool:
+        return self.why == "stopped" or (self.limits is not None and self.limits.is_late())
+
+    def _let_go(self, trial: TrialProcess, now: float) -> None:
+        """Have a trial save and stop. Before its first epoch's end it has nothing to save, and may hang."""
+        if not trial.asked_to_stop:
+            trial.asked_to_stop = True
+            trial.send(Verdict.SAVE_AND_STOP)
+        elif self.why is not None and (trial.epoch < 0 or (self._kill_at is not None and now >= self._kill_at)):
+            self._cut_down(trial)
+
+    def _watch(self, trial: TrialProcess) -> None:
+        ruling = self._watchdog.ruling(trial.spec.number)
+        if ruling is not None:
+            trial.ruling = trial.ruling or ruling
+            self._cut_down(trial)
+
+    def _cut_down(self, trial: TrialProcess) -> None:
+        """Kill a trial, and hear its last words, if it got that far."""
+        trial.kill()
+        for message in trial.messages():
+            self._hear(trial, message)
+        self._end(trial)
+
+    def _await_room(self) -> None:
+        """A write of the ledger's found none: running trials wait for its answers, and it is tried again."""
+        self.no_room = True
+        self.on_change(self)
+        if self.why is not None:
+            raise NoRoom("the disk is full; nothing is lost, and the same line goes on once there is room")
+        time.sleep(LOOK_EVERY_S)
+
+    def _look_for_room(self) -> None:
+        """Trials save and wait while the disk is about full: what they save still has the rest of it."""
+        free, wanted = free_mib(self.plan.settings.place.where.root), self.plan.settings.min_free_mib
+        # A tenth more than wanted, lest they start and stop with every file.
+        self.no_room = free < (1.1 * wanted if self.no_room else wanted)
+
+    def _end(self, trial: TrialProcess) -> None:
+        """A trial's process is through: write down how it ended, and free its slot."""
+        number = trial.spec.number
+        del self.running[number]
+        peak_bytes = self._watchdog.forget(number)
+        # The slot waits for no disk: the next trial starts before the ledger has this one's end. What a kill takes in
+        # between, the state of the one still holds, and the other is drawn again as it was.
+        with self.ledger.together():
+            self.ledger.weighed(number, peak_bytes)
+            record = self._outcomes.of(trial, stopping=self.why is not None)
+            self.devices.append(trial.spec.device)
+            self._note(record)
+            if record.done:
+                self.ended.append(record)
+            self._ask_again_at = 0.0
+            if self._outcomes.too_many and self.why is None:
+                self.stop()
+                self.why = "failures"
+            self._fill_slots()
+        if record.done:
+            if record.state == "complete" and self.best is record and self.only is None:
+                self._illustrator.want(record)
+            self._keep_best_weights(record)
+        trial.end()
+
+    def _note(self, record: TrialRecord) -> None:
+        self.records[record.number] = record
+        self._unmirrored[record.number] = record
+        self.on_change(self)
+
+    def _mirror(self) -> None:
+        """Have MLflow know what the ledger has by now."""
+        for number in [n for n in self._unmirrored if self.ledger.is_written(n)]:
+            self.tracker.mirror(self._unmirrored.pop(number))
+
+    def _keep_links(self) -> None:
+        tracker = self.tracker
+        if tracker.ready and not self._linked:
+            self.ledger.link(tracker.experiment_id, tracker.parent_run_id)
+            self._linked = True
+
+    def _keep_best_weights(self, record: TrialRecord) -> None:
+        """Remove the checkpoints of every ended trial but the best so many; what `train` trained keeps its own."""
+        settings = self.plan.settings
+        if self.only is not None:
+            gone = set() if record.state == "complete" else {record.number}
+        else:  # of all of them, lest a kill left one
+            gone = {n for n, r in self.records.items() if r.done} - keepers(self.records.values(), settings)
+            gone, self._gone = gone - self._gone, gone  # a thousand folders need not be looked for at every end
+        for number in gone:
+            folder = settings.place.where.checkpoints(self.plan.name, number)
+            if folder.exists():
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,231 @@
+"""A trial as the ledger has it: read from Optuna's frozen trials, and the packed history beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+from overnight.config.paths import trial_name
+from overnight.config.sections import Settings
+from overnight.protocol import EpochEnd
+from overnight.search.plan import Plan
+from overnight.search.space import shown
+
+State = Literal["waiting", "running", "paused", "complete", "pruned", "failed"]
+# Names of what we keep in a trial's user attributes.
+HISTORY, BASELINE, CONFIG = "overnight.history", "overnight.baseline", "overnight.config"
+# Of a trial that was not drawn: key -> value, the keys among them that lie outside the space, and what was asked for.
+VALUES, OUTSIDE, ENTRY = "overnight.values", "overnight.outside", "overnight.entry"
+PARAMS, CONFIRMS = "overnight.params", "overnight.confirms"  # of a confirmation: what its trial drew; see Confirms
+PEAK = "overnight.peak_bytes"
+ASKED = "overnight.asked"  # of a trial that brought its own config: seed, metric, direction, objective
+REASON, DETAIL, ATTEMPTS, NOTES = "overnight.reason", "overnight.detail", "overnight.attempts", "overnight.notes"
+
+
+@dataclass(frozen=True)
+class Confirms:
+    """What a confirmation trains again: a trial of the search, on one of the fresh seeds, which count from 1."""
+
+    trial: int
+    nth_seed: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the ledger has it. Times in seconds since 1970; history in order of epochs; params flat.
+
+    values: searched key -> value of a trial that was not drawn but given, in or out of the space. peak_bytes: the most
+    memory of its own that it was seen to hold; None of one that took less than some seconds.
+    """
+
+    number: int
+    state: State
+    params: dict[str, Any]
+    history: tuple[EpochEnd, ...]
+    objective: float | None
+    reason: str | None
+    detail: str
+    started_at: float | None
+    ended_at: float | None
+    notes: tuple[str, ...] = ()
+    config: dict[str, Any] | None = None  # of a trial that brought its own; a study's come from its plan
+    values: dict[str, Any] | None = None
+    confirms: Confirms | None = None
+    peak_bytes: int | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.state in ("complete", "pruned", "failed")
+
+
+def record_of(t: FrozenTrial, plan: Plan, history: tuple[EpochEnd, ...] | None = None) -> TrialRecord:
+    """A trial of Optuna's as a record. history: newer than what the ledger has of it."""
+    attrs, settings = t.user_attrs, plan.settings
+    history = history if history is not None else unpack(t.number, attrs.get(HISTORY))
+    states: dict[TrialState, State] = {
+        TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+        TrialState.RUNNING: "running",
+    }
+    waiting: State = "paused" if t.params or attrs.get(HISTORY) or t.datetime_start else "waiting"
+    params = {shown(name): value for name, value in t.params.items()}
+    values = values_of(t, plan)
+    if values is not None:  # what lies outside the space is shown all the same
+        params = {**_by_name(plan, values), **params}
+    if CONFIG in attrs:
+        params = {**flat_config(attrs[CONFIG]), **attrs.get(ASKED, {})}
+    if PARAMS in attrs:
+        params = dict(attrs[PARAMS])
+    return TrialRecord(
+        number=t.number,
+        state=states.get(t.state, waiting),
+        params=params,
+        history=history,
+        objective=t.value if t.state == TrialState.COMPLETE else objective_of(history, settings),
+        reason=attrs.get(REASON),
+        detail=attrs.get(DETAIL, ""),
+        started_at=t.datetime_start.timestamp() if t.datetime_start else None,
+        ended_at=t.datetime_complete.timestamp() if t.datetime_complete else None,
+        notes=tuple(attrs.get(NOTES, ())),
+        config=attrs.get(CONFIG),
+        values=values,
+        confirms=Confirms(**attrs[CONFIRMS]) if CONFIRMS in attrs else None,
+        peak_bytes=attrs.get(PEAK),
+    )
+
+
+def values_of(t: FrozenTrial, plan: Plan) -> dict[str, Any] | None:
+    """Searched key -> value of a trial that was given, not drawn; None of any other."""
+    if VALUES in t.user_attrs:
+        return dict(t.user_attrs[VALUES])
+    return plan.first_trial({}).values if t.user_attrs.get(BASELINE) else None  # 0.1 did not keep them
+
+
+def config_of(record: TrialRecord, plan: Plan) -> dict[str, Any]:
+    """What the trial is built from."""
+    if record.config is not None:
+        return record.config
+    return plan.config(record.values) if record.values is not None else plan.config_of(record.params)
+
+
+def objective_of(history: Iterable[EpochEnd], settings: Settings) -> float | None:
+    """The metric at the last epoch, or at the best one; None before the first finite value."""
+    study = settings.study
+    values = [v for e in history if math.isfinite(v := e.metrics.get(study.metric, math.nan))]
+    if not values:
+        return None
+    if study.objective == "last":
+        return values[-1]
+    return max(values) if study.direction == "maximize" else min(values)
+
+
+def ranked(records: Iterable[TrialRecord], settings: Settings) -> list[TrialRecord]:
+    """The complete trials, the best objective first, the earliest of equals."""
+    sign = 1 if settings.study.direction == "maximize" else -1
+    complete = [r for r in records if r.state == "complete" and r.objective is not None]
+    return sorted(complete, key=lambda r: (-sign * (r.objective or 0.0), r.number))
+
+
+def best_of(records: Iterable[TrialRecord], settings: Settings) -> TrialRecord | None:
+    """The complete trial with the best objective, the earliest of equals."""
+    return next(iter(ranked(records, settings)), None)
+
+
+def keepers(records: Iterable[TrialRecord], settings: Settings) -> set[int]:
+    """The numbers of the trials whose weights are kept: the best complete ones, the earliest of equals."""
+    return {r.number for r in ranked(records, settings)[: settings.study.keep_checkpoints]}
+
+
+def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a trial's config, less the names of classes and null."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(flat_config(value, f"{prefix}{key}."))
+        elif not key.startswith("_") and value is not None:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _by_name(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Searched key -> value, spelt as parameter names: a list's length and entries apart."""
+    params: dict[str, Any] = {}
+    for p in plan.space.parameters:
+        if p.key in values and p.length is not None and isinstance(values[p.key], list):
+            params[f"{p.key}.length"] = len(values[p.key])
+            params.update({f"{p.key}.{i}": v for i, v in enumerate(values[p.key])})
+        elif p.key in values:
+            params[p.key] = values[p.key]
+    return params
+
+
+def title(record: TrialRecord) -> str:
+    """What a trial is called on the screen and in MLflow: trial-0007, or trial-0007-seed-2 for its confirmation."""
+    c = record.confirms
+    return trial_name(record.number) if c is None else f"{trial_name(c.trial)}-seed-{c.nth_seed}"
+
+
+def describe(record: TrialRecord) -> str:
+    """A trial's parameters in one short line; a list's length and entries as one."""
+    return described(record.params)
+
+
+def described(params: Mapping[str, Any]) -> str:
+    parts: dict[str, str] = {}
+    for name, value in params.items():
+        key, _, last = name.rpartition(".")
+        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+        if last.isdigit():
+            parts[key] = f"{parts[key]}-{shown}" if key in parts else shown
+        elif last != "length":
+            parts[name] = shown
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in parts.items())
+
+
+def duration(seconds: float | None) -> str:
+    """1:05:09, 5:09 or 9 s."""
+    if seconds is None:
+        return "?"
+    whole = max(round(seconds), 0)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+
+
+def pack(history: Iterable[EpochEnd]) -> dict[str, Any]:
+    epochs = sorted(history, key=lambda e: e.epoch)
+    names = dict.fromkeys(name for e in epochs for name in e.metrics)
+    return {
+        "epoch": [e.epoch for e in epochs],
+        "at": [round(e.at, 3) for e in epochs],
+        "seconds": [round(e.seconds, 4) for e in epochs],
+        "metrics": {name: [_to_text(e.metrics.get(name)) for e in epochs] for name in names},
+    }
+
+
+def unpack(number: int, packed: Mapping[str, Any] | None) -> tuple[EpochEnd, ...]:
+    if not packed:
+        return ()
+    columns = packed["metrics"]
+    return tuple(
+        EpochEnd(
+            number,
+            epoch,
+            {n: float(c[i]) for n, c in columns.items() if c[i] is not None},
+            packed["at"][i],
+            packed["seconds"][i],
+        )
+        for i, epoch in enumerate(packed["epoch"])
+    )
+
+
+def _to_text(value: float | None) -> float | str | None:
+    """JSON has no inf and no nan."""
+    return value if value is None or math.isfinite(value) else str(value)

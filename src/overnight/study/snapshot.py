@@ -1,0 +1,215 @@
+"""A study as somebody sees it who does not hold it: read from the ledger, which is left as it is."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from optuna.storages import BaseStorage
+
+from overnight.config.paths import Place
+from overnight.config.rules import ConfigError
+from overnight.protocol import Tested
+from overnight.search.plan import CONFIRM, TRAIN, Plan
+from overnight.search.record import State, TrialRecord, best_of, record_of
+from overnight.study import exclusions
+from overnight.study.storage import optuna_tables
+from overnight.study.storage.database import LedgerStorage, holder_of, opened, without_collecting
+
+# Names of what we keep in a study's user attributes.
+PLAN, READY, STOP, LINKS = "overnight.plan", "overnight.ready", "overnight.stop", "overnight.mlflow"
+WANTED = "overnight.wanted"  # of a confirmation: (trial, nth seed) of what is asked for
+TESTS = "overnight.tests"  # of a confirmation: what the test set says
+LAUNCH = "overnight.launch"  # the last one: its deadline, and what ended it; as limits.Launch keeps it
+OVER = "overnight.over"  # of a study that many share: nobody need work on it until it is launched again
+LAUNCHED = "overnight.launched"  # likewise: since when the last launch is worked on, in seconds since 1970
+TOLD = "overnight.told"  # likewise: of how much its answer was told last, as Ledger.keep_told has it
+REFUSED = "overnight.refused."  # and a machine's name: why its worker does not work on the study, line by line
+UID = "overnight.uid"  # tells this study's runs from those of another ledger's study of the same name
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """A study as somebody who does not hold it sees it."""
+
+    name: str
+    plan: Plan
+    records: tuple[TrialRecord, ...]
+    holder: dict[str, Any] | None
+    experiment_id: str | None
+    parent_run_id: str | None
+    uid: str = ""
+    tests: Mapping[int, Tested] = field(default_factory=dict)
+    confirmation: StudyView | None = None  # of a search, once it has one
+    launch: Mapping[str, Any] = field(default_factory=dict)  # the last one, as limits.Launch keeps it
+    refused: Mapping[str, Sequence[str]] = field(default_factory=dict)  # a machine's name -> why its worker does not
+    wanted: frozenset[tuple[int, int]] = frozenset()  # of a confirmation: (trial, nth seed) of what is asked for
+
+    @property
+    def budget(self) -> int:
+        """Of trials, in all; what was trained one by one counts as asked for."""
+        return max(self.plan.budget, len(self.records) if self.name == TRAIN else 0)
+
+    def count(self, *states: State) -> int:
+        return sum(r.state in states for r in self.records)
+
+    @property
+    def confirmed(self) -> int:
+        """How many trials of the confirmation are done."""
+        return self.confirmation.count("complete", "pruned", "failed") if self.confirmation is not None else 0
+
+    @property
+    def confirmations(self) -> int:
+        """How many there are to be; at most, as long as the search goes on."""
+        return len(self.confirmation.records) if self.confirmation is not None else self.plan.confirmation_trials
+
+    @property
+    def state(self) -> Literal["running", "paused", "stalled", "done"]:
+        """running: somebody works on it. stalled: its trials say running, and nobody is. done: the budget is spent, and
+        what there is to confirm is confirmed."""
+        if self.holder is not None:
+            return "running"
+        spent = self.count("complete", "pruned", "failed") >= self.budget and not self.count("waiting", "paused")
+        if (spent or self.launch.get("over") in ("patience", "terminator")) and not self.count("running"):
+            if self.best is None or not self.plan.confirmation_trials:
+                return "done"
+            return self.confirmation.state if self.confirmation is not None else "paused"
+        return "stalled" if self.count("running") else "paused"
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """None for `train`: what was trained one by one need not share a metric."""
+        return best_of(self.records, self.plan.settings) if self.name != TRAIN else None
+
+
+def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[str]]:
+    """A study as it stands, without touching it, and the names of all studies, the one worked on last first.
+
+    name: which; without one, the one worked on last. The view is None where the ledger has no such study.
+    """
+    if place.storage_url is None and not place.where.ledger.exists():
+        return None, []
+    with opened(place) as storage:
+        newest, names = _newest(storage)
+        name = name if name is not None else names[0] if names else None
+        if name is None or name not in newest:
+            return None, names
+        confirmation = _as_wanted(_read(storage, place, name + CONFIRM)) if name + CONFIRM in newest else None
+        return replace(_read(storage, place, name), confirmation=confirmation), names
+
+
+def wanted(place: Place) -> list[str]:
+    """The names of the studies that workers are to work on, the one that was launched first first."""
+    with opened(place) as storage:
+        open_ = [f for f in storage.get_all_studies() if f.user_attrs.get(READY) and not f.user_attrs.get(OVER)]
+        open_ = [f for f in open_ if not f.user_attrs.get(STOP)]
+        newest = {n: f for n, f in _newest(storage)[0].items() if n != TRAIN and not n.endswith(CONFIRM)}
+        return [n for n, f in newest.items() if f.study_name in {o.study_name for o in open_}]
+
+
+def refuse(place: Place, name: str, why: Sequence[str]) -> None:
+    """Have whoever looks at a study see why this machine's worker does not work on it."""
+    with opened(place) as storage:
+        _, frozen = generations(storage, name)
+        if frozen is not None:
+            storage.set_study_user_attr(frozen._study_id, REFUSED + socket.gethostname(), list(why))
+
+
+def refused(place: Place, name: str) -> list[str]:
+    """Why this machine's worker does not work on a study, as the ledger keeps it; empty once it is launched anew."""
+    with opened(place) as storage:
+        _, frozen = generations(storage, name)
+        return list(frozen.user_attrs.get(REFUSED + socket.gethostname()) or ()) if frozen is not None else []
+
+
+def names_in(place: Place) -> list[str]:
+    """The names of all studies, the one worked on last first; of those too whose plans this version can't read."""
+    if place.storage_url is None and not place.where.ledger.exists():
+        return []
+    with opened(place) as storage:
+        return _newest(storage)[1]
+
+
+def _newest(storage: LedgerStorage) -> tuple[dict[str, Any], list[str]]:
+    """Name -> newest whole ledger study, confirmations among them; and the names of the others, the last one first."""
+    newest = {f.study_name.partition("~")[0]: f for f in storage.get_all_studies() if f.user_attrs.get(READY)}
+    names = sorted(n for n in newest if not n.endswith(CONFIRM))
+    if len(names) > 1:
+        latest = {n: _last_start(storage, newest[n]._study_id) for n in names}
+        names.sort(key=lambda n: -latest[n])
+    return newest, names
+
+
+def _read(storage: LedgerStorage, place: Place, name: str) -> StudyView:
+    frozen = generations(storage, name)[1]
+    attrs = frozen.user_attrs
+    plan, links = plan_of(name, attrs).at(place), attrs.get(LINKS) or {}
+    with without_collecting():
+        trials = storage.trials_without_reports(frozen._study_id)
+        records = tuple(record_of(t, plan) for t in exclusions.seen(trials, exclusions.of(attrs)))
+    return StudyView(
+        name,
+        plan,
+        records,
+        holder_of(place, name),
+        links.get("experiment_id"),
+        links.get("parent_run_id"),
+        attrs[UID],
+        tests_of(attrs),
+        launch=attrs.get(LAUNCH) or {},
+        refused={key.removeprefix(REFUSED): why for key, why in attrs.items() if key.startswith(REFUSED) and why},
+        wanted=frozenset((trial, nth) for trial, nth in attrs.get(WANTED, ())),
+    )
+
+
+def _as_wanted(view: StudyView) -> StudyView:
+    """A confirmation less what still waits for finalists that are none any more."""
+
+    def counts(r: TrialRecord) -> bool:
+        return r.done or r.confirms is None or (r.confirms.trial, r.confirms.nth_seed) in view.wanted
+
+    return replace(view, records=tuple(r for r in view.records if counts(r))) if view.wanted else view
+
+
+def tests_of(study_attrs: Mapping[str, Any]) -> dict[int, Tested]:
+    """Number of a confirmation's trial -> what it is worth on the test set."""
+    return {t["number"]: Tested(**t) for t in study_attrs.get(TESTS, ())}
+
+
+def _last_start(storage: LedgerStorage, study_id: int) -> float:
+    with storage.engine.connect() as database:
+        return optuna_tables.last_start(database, study_id)
+
+
+def request_stop(place: Place, name: str) -> None:
+    """Ask whoever works on the study to save and stop."""
+    with opened(place) as storage:
+        for asked in (name, name + CONFIRM):
+            _, frozen = generations(storage, asked)
+            if frozen is not None:
+                storage.set_study_user_attr(frozen._study_id, STOP, True)
+
+
+def plan_of(name: str, attrs: Mapping[str, Any]) -> Plan:
+    """The plan that a study keeps. Raises ConfigError with what to do where this version can't read it."""
+    try:
+        return Plan.from_json(attrs[PLAN])
+    except ConfigError as error:
+        first = (
+            f"study: {name} was made by another version of overnight, whose plan this one can't read; go on with that "
+            f"version, take a new study.name, or `overnight delete {name}`"
+        )
+        raise ConfigError([first, *(f"  {problem}" for problem in error.problems)]) from error
+
+
+def generations(storage: BaseStorage, name: str) -> tuple[int, Any]:
+    """The newest whole ledger study under a name, with its generation: NAME is 1, NAME~2 the first extension."""
+    found = []
+    for frozen in storage.get_all_studies():
+        match = re.fullmatch(re.escape(name) + r"(?:~(\d+))?", frozen.study_name)
+        if match and frozen.user_attrs.get(READY):
+            found.append((int(match[1] or 1), frozen))
+    return max(found, key=lambda pair: pair[0]) if found else (0, None)

@@ -1,0 +1,1 @@
+"""The operating system: forkserver, signals, killing processes, devices, keeping the machine awake."""

@@ -52,7 +52,7 @@ service: $(VENV)/.dev.installed  ## Run the tests of many supervisors on real se
 	$(BIN)/python -m pytest -m service
 
 service-quick: $(VENV)/.dev.installed  ## The ones of a group that loses a member or its ledger, and of refused studies
-	$(BIN)/python -m pytest -m service tests/test_group.py -k "killed or cut_off or refuse or (away and ledger)" --away 1,1,1
+	$(BIN)/python -m pytest -m service tests/service/test_supervisor_group.py -k "killed or cut_off or refuse or (away and ledger)" --away 1,1,1
 
 chaos: $(VENV)/.dev.installed  ## Kill, stop and starve real studies, at length; KILLS=100
 	$(BIN)/python -m pytest -m chaos tests/chaos --kills=$(KILLS)
@@ -61,10 +61,10 @@ chaos-quick: $(VENV)/.dev.installed  ## The same in a few minutes
 	$(BIN)/python -m pytest -m chaos tests/chaos --kills=6
 
 deadline: $(VENV)/.dev.installed  ## Tune studies that have three minutes, one after another; RUNS=20
-	$(BIN)/python -m pytest -m deadline tests/deadline --runs=$(RUNS) --seconds=180
+	$(BIN)/python -m pytest -m deadline tests/chaos --runs=$(RUNS) --seconds=180
 
 deadline-quick: $(VENV)/.dev.installed  ## The same once, with one minute
-	$(BIN)/python -m pytest -m deadline tests/deadline --runs=1 --seconds=60
+	$(BIN)/python -m pytest -m deadline tests/chaos --runs=1 --seconds=60
 
 check: lint types imports test  ## What CI runs: lint, types, import rules, tests
 

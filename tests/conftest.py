@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from commands import SMALL
-from groups import group  # noqa: F401  # fixture
-from joined import join, planned, study  # noqa: F401  # fixtures
 from overnight import api, tracking
 from overnight.config.compose import study_location
 from overnight.report.live import Nothing
 from overnight.search import plan
 from overnight.study.snapshot import StudyView, view
-from servers import database, mlflow_server, postgres  # noqa: F401  # fixtures
+from support.commands import SMALL
+
+pytest_plugins = ["support.servers", "support.groups", "support.shared_sessions"]
 
 # The same examples in every run, wherever it is; what a search for more of them finds becomes an @example.
 hypothesis_settings.register_profile("seeded", derandomize=True)

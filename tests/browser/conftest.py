@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chrome import CHROMIUM, PATIENCE_MS, QUIET, SEEN, Tab
+
+from support.chrome import CHROMIUM, PATIENCE_MS, QUIET, SEEN, Tab
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chrome import Tab, shoot
 
 from overnight.report import page as pages
 from overnight.report import report
 from overnight.study.snapshot import StudyView
-from test_report import SORRY, planned, record, searched, seen
+from support.chrome import Tab, shoot
+from support.planted_study import SORRY, planned, record, searched, seen
 
 PHONE = {"width": 390, "height": 844, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 

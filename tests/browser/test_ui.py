@@ -14,11 +14,11 @@ from typing import Any
 
 import psutil
 import pytest
-from chrome import PATIENCE_MS, Tab, shoot
 
 from overnight.config.compose import study_location
 from overnight.report import publish
 from overnight.study.snapshot import StudyView, view
+from support.chrome import PATIENCE_MS, Tab, shoot
 
 
 @pytest.fixture(scope="module")

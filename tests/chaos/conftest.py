@@ -13,6 +13,11 @@ Say = Callable[[str], None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=6, help="how many SIGKILLs a study has to bear")
+    parser.addoption(
+        "--runs", type=int, default=1, help="how many studies with a deadline are tuned, one after another"
+    )
+    parser.addoption("--first", type=int, default=0, help="the seed of the first one")
+    parser.addoption("--seconds", type=int, default=60, help="how far ahead their study.until is")
     parser.addoption("--kill-seed", type=int, default=None, help="draws the moments again that a run printed")
 
 

@@ -12,7 +12,7 @@ import torch
 
 from overnight.system import forkserver
 from overnight.trial import checkpoint
-from writer import write_on
+from support.checkpoint_writer import write_on
 
 pytestmark = pytest.mark.chaos
 KILLS = 100

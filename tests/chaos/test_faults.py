@@ -17,15 +17,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from user_networks import Zoo
 
-from commands import LATE, running
 from overnight import api
 from overnight.config.compose import study_location
 from overnight.runner import trial_process
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
-from stores import assert_equal, children
-from their_networks import Zoo
+from support.commands import LATE, running
+from support.mlflow_store import assert_equal, children
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 BARE = (
@@ -68,7 +68,7 @@ def test_a_study_of_trials_that_misbehave_ends_on_time_each_with_its_reason(
     marker = home / "children"
     began = time.monotonic()
     result = tune(
-        *BARE, "model._target_=their_networks.Zoo", f"+model.marker={marker}", f"study.trials={len(Zoo.KINDS)}",
+        *BARE, "model._target_=user_networks.Zoo", f"+model.marker={marker}", f"study.trials={len(Zoo.KINDS)}",
         "trainer.max_epochs=3", "slots=2", "study.retries=0", "study.max_consecutive_failures=99",
         f"trial.timeout_s={TIMEOUT_S}", f"trial.stall_s={STALL_S}", "trial.memory_gib=0.7",
     )  # fmt: skip
@@ -139,7 +139,7 @@ def test_on_a_full_disk_no_store_is_corrupted_and_the_study_goes_on_after_space_
     with small_disk(tmp_path / "small", 40) as home:
         (home / "mlflow.db").write_bytes(empty_store.read_bytes())
         line = [
-            f"home={home}", *BARE, "model._target_=their_networks.Slow", "study.trials=4", "trainer.max_epochs=4",
+            f"home={home}", *BARE, "model._target_=user_networks.Slow", "study.trials=4", "trainer.max_epochs=4",
             "slots=2", "checkpoint.every_s=0", f"min_free_mib={least_mib}",
         ]  # fmt: skip
         with running("tune", *line, stderr=subprocess.PIPE) as process:
@@ -163,7 +163,7 @@ def test_on_a_full_disk_no_store_is_corrupted_and_the_study_goes_on_after_space_
 
 def test_a_sleep_of_everything_is_no_stall(home: Path) -> None:
     line = [
-        f"home={home}", *BARE, "model._target_=their_networks.Slow", "study.trials=3", "trainer.max_epochs=4",
+        f"home={home}", *BARE, "model._target_=user_networks.Slow", "study.trials=3", "trainer.max_epochs=4",
         "slots=2", f"trial.stall_s={STALL_S}", f"trial.timeout_s={TIMEOUT_S}", "study.retries=0",
     ]  # fmt: skip
     with running("tune", *line) as process:

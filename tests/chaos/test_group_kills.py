@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 
-from commands import LATE
-from groups import Group
 from overnight import tracking
 from overnight.config.compose import study_location
 from overnight.config.paths import Place
@@ -27,7 +25,9 @@ from overnight.report.finding import Finding
 from overnight.search.record import TrialRecord
 from overnight.study import snapshot
 from overnight.study.snapshot import StudyView
-from servers import Cable, Postgres
+from support.commands import LATE
+from support.groups import Group
+from support.servers import Cable, Postgres
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(5400)]
 

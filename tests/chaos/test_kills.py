@@ -16,13 +16,13 @@ from typing import IO, Any
 import psutil
 import pytest
 
-from commands import LATE, start
 from overnight import api
 from overnight.cli import doctor
 from overnight.config.compose import study_location
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import view
-from stores import assert_equal, runs_of
+from support.commands import LATE, start
+from support.mlflow_store import assert_equal, runs_of
 
 pytestmark = pytest.mark.chaos
 EVERY_S, EPOCHS = 0.3, 8
@@ -151,7 +151,7 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
     trials = 40 if kills >= 40 else 10
     line = [
         "~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none",
-        "model._target_=their_networks.Counted", "+model.lr=tag(log,interval(1e-4,1e-1))",
+        "model._target_=user_networks.Counted", "+model.lr=tag(log,interval(1e-4,1e-1))",
         f"study.trials={trials}", "study.retries=1000", "slots=1", f"trainer.max_epochs={EPOCHS}",
         f"checkpoint.every_s={EVERY_S}", "pruner.startup_trials=3", "pruner.warmup_epochs=2",
         "preflight=never", "pictures.when=never",  # whose processes would be taken for trials

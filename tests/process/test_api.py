@@ -1,0 +1,86 @@
+"""Studies from Python."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import overnight
+from overnight import api
+from overnight.report.live import Nothing
+from overnight.search import plan
+
+
+def test_a_result_has_the_best_trial_and_a_table_of_all(finished_home: Path) -> None:
+    study = plan.make(
+        [
+            f"home={finished_home}",
+            "study.trials=6",
+            "trainer.max_epochs=6",
+            "pruner.startup_trials=2",
+            "pruner.warmup_epochs=1",
+        ]
+    )
+    result = api.run(study, screen=Nothing())
+    table = result.trials
+    assert result.study_name == "digits-mlp"
+    assert list(table.index) == list(range(6))
+    complete = table[table.state == "complete"]
+    assert result.best is not None
+    assert result.best.number == complete.value.idxmax()
+    assert result.best.value == complete.value.max()
+    assert table.loc[0, "params.optimizer.lr"] == 0.001
+    assert (table.epochs >= 1).all()
+
+
+def test_mistakes_are_raised_together_and_nothing_is_created(tmp_path: Path) -> None:
+    with pytest.raises(overnight.ConfigError) as caught:
+        overnight.tune([f"home={tmp_path / 'home'}", "study.trials=0", "model.dropuot=1"])
+    assert len(caught.value.problems) == 2
+    assert not (tmp_path / "home").exists()
+
+
+def test_training_returns_the_trial(home: Path) -> None:
+    trial = overnight.train([f"home={home}", "trainer.max_epochs=2"])
+    assert (trial.number, trial.state) == (0, "complete")
+    assert trial.value is not None
+    assert trial.value > 0.5
+
+
+def test_a_folder_of_somebodys_own_configs_brings_their_network(home: Path, tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    (conf / "model").mkdir(parents=True)
+    (conf / "search").mkdir()
+    (conf / "model" / "mine.yaml").write_text("_target_: user_networks.Plain\nlr: 0.01\n")
+    (conf / "search" / "mine.yaml").write_text("model.lr: tag(log, interval(1e-3, 1e-1))\n")
+    result = overnight.tune([f"home={home}", "model=mine", "study.trials=3", "trainer.max_epochs=2"], conf)
+    assert result.study_name == "digits-mine"
+    assert result.best is not None
+    assert set(result.best.params) == {"model.lr"}
+
+
+def test_an_interrupt_is_raised_once_everything_is_saved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from overnight.runner.supervisor import Supervisor
+
+    real, pressed = Supervisor._wait, []
+
+    def wait(self: Supervisor) -> None:
+        real(self)
+        if not pressed and any(t.epoch >= 1 for t in self.running.values()):
+            pressed.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Supervisor, "_wait", wait)
+    line = [f"home={home}", "study.trials=2", "slots=1", "trainer.max_epochs=9"]
+    with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
+        overnight.tune(line)
+    assert [p.name for p in (home / "checkpoints" / "digits-mlp").rglob("state.ckpt")] == ["state.ckpt"]
+    assert [e.epoch for e in overnight.tune(line).records[0].history] == list(range(9))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'tuna'"):
+        overnight.tuna  # noqa: B018

@@ -1,0 +1,310 @@
+"""The command line as a person uses it: a fresh process, an empty folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from overnight import api
+from overnight.api import Result
+from overnight.cli.main import cli
+from overnight.config.compose import study_location
+from overnight.search import plan
+from overnight.study.snapshot import StudyView, view
+from support.commands import LATE, running, start
+
+Overnight = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def look(home: Path) -> StudyView | None:
+    return view(study_location([f"home={home}"]))[0]
+
+
+def records(home: Path) -> StudyView:
+    found = look(home)
+    assert found is not None
+    return found
+
+
+def test_three_mistakes_are_named_together_and_no_file_is_left_behind(overnight: Overnight) -> None:
+    done = overnight("tune", "model.hiden_sizes=3", "optimizer.lr=fast", "study.trials=-1")
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert "hidden_sizes" in lines[0]
+    assert [line.split(":")[0] for line in lines] == ["model.hiden_sizes", "optimizer.lr", "study.trials"]
+    assert not list(overnight.folder.rglob("*"))  # type: ignore[attr-defined]
+
+
+def test_a_study_of_one_slot_interrupted_and_gone_on_with_equals_the_uncut_one_bit_for_bit(
+    tune: Callable[..., Result], home: Path, tmp_path: Path
+) -> None:
+    line = ["study.trials=12", "slots=1", "trainer.max_epochs=4", "pruner.startup_trials=3", "pruner.warmup_epochs=1"]
+    cut = f"home={tmp_path / 'cut'}"
+    said = []
+    with running("tune", *line, cut, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            said.append(text)
+            if len(said) == 5:
+                time.sleep(0.3)
+                process.send_signal(signal.SIGINT)
+                pressed = time.monotonic()
+    assert process.returncode == 130
+    assert time.monotonic() - pressed < 10 * LATE
+    assert said[-1] == f"to go on: overnight tune {' '.join(line)} {cut}\n"
+    stopped = records(tmp_path / "cut")
+    assert stopped.state == "paused"
+    assert 5 <= stopped.count("complete", "pruned") < 12
+    whole, other = tune(*line, f"home={home}").records, tune(*line, cut).records
+    assert len(whole) == 12
+    facts = [[(r.number, r.state, r.params, r.objective, [e.metrics for e in r.history]) for r in rs]
+             for rs in (whole, other)]  # fmt: skip
+    assert facts[0] == facts[1]
+
+
+def test_a_finished_study_says_so_and_exits_0(overnight: Overnight, finished_home: Path) -> None:
+    line = ("study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2", "pruner.warmup_epochs=1")
+    done = overnight("tune", *line, f"home={finished_home}")
+    assert done.returncode == 0
+    assert "digits-mlp is done already" in done.stdout
+    assert "6 of 6 trials done" in done.stdout
+
+
+def test_the_same_name_asked_for_differently_is_refused_with_what_to_do(
+    overnight: Overnight, finished_home: Path
+) -> None:
+    done = overnight("tune", "study.metric=val/loss", "study.direction=minimize", f"home={finished_home}")
+    assert done.returncode == 2
+    assert "study.metric: was val/accuracy, is val/loss" in done.stderr
+    assert "study.name=" in done.stderr
+
+
+def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path, finished: StudyView) -> None:
+    done = overnight("status", "--json", f"home={finished_home}")
+    assert finished.best is not None
+    assert json.loads(done.stdout) == {
+        "study": "digits-mlp",
+        "state": "done",
+        "budget": 6,
+        "trials": {
+            "complete": finished.count("complete"),
+            "pruned": finished.count("pruned"),
+            "failed": 0,
+            "running": 0,
+            "waiting": 0,
+        },
+        "best": {
+            "trial": finished.best.number,
+            "value": finished.best.objective,
+            "params": finished.best.params,
+        },
+        "confirmation": {"done": 0, "budget": 0},
+        "deadline": None,
+        "ended": [],
+        "forecast": None,
+        "experiment_id": finished.experiment_id,
+        "parent_run_id": finished.parent_run_id,
+    }
+    assert "digits-mlp: done, 6 of 6" in overnight("status", "digits-mlp", f"home={finished_home}").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["status"], "study: there is none in"),
+        (["status", "nope"], "study: nope is not in"),
+        (["stop", "nope"], "study: nope is not in"),
+        (["logs", "digits-mlp"], "trial: must be STUDY/NUMBER"),
+        (["logs", "nope/3"], "there is no such study"),
+        (["ui"], "study: there is none in"),
+        (["doctor"], "study: there is none in"),
+        (["status", "home=a?b"], "home: must name a folder"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_to_do(overnight: Overnight, arguments: list[str], words: str) -> None:
+    done = overnight(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert not list(overnight.folder.rglob("*"))  # type: ignore[attr-defined]
+
+
+def test_the_config_is_printed_and_nothing_started(overnight: Overnight) -> None:
+    for spelling in (["--cfg"], ["--cfg", "job"]):
+        done = overnight("tune", *spelling, "model.dropout=0.25")
+        assert done.returncode == 0
+        assert "dropout: 0.25" in done.stdout
+    assert not list(overnight.folder.rglob("*"))  # type: ignore[attr-defined]
+
+
+def test_a_dry_run_shows_the_space_three_samples_and_a_forecast_and_starts_nothing(overnight: Overnight) -> None:
+    done = overnight("tune", "--dry-run", "study.trials=8")
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^  .*optimizer\.lr=", done.stdout, re.M)) == 3
+    assert "8 trials of 20 epochs" in done.stdout
+    assert re.search(r"disk: about \d+\.\d MB", done.stdout)
+    assert not list(overnight.folder.rglob("*"))  # type: ignore[attr-defined]
+
+
+@pytest.mark.long
+def test_one_configuration_is_trained_and_tracked_and_gives_what_trial_0_of_a_study_gave(
+    overnight: Overnight, finished: StudyView
+) -> None:
+    done = overnight("train", "trainer.max_epochs=6")
+    assert done.returncode == 0, done.stderr
+    assert f"train/trial-0000: complete, val/accuracy {finished.records[0].objective:.6g}\n" in done.stdout
+    home = overnight.folder / "mlruns"  # type: ignore[attr-defined]
+    api.run_one(plan.make([f"home={home}", "optimizer.lr=0.01", "trainer.max_epochs=2"], searching=False))
+    status = json.loads(overnight("status", "train", "--json", f"home={home}").stdout)
+    assert status["trials"]["complete"] == status["budget"] == 2
+    assert "printed nothing" in overnight("logs", "train/1").stderr
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
+    runs = client.search_runs([status["experiment_id"]])
+    assert [(r.data.params["trainer.max_epochs"], r.data.params["optimizer.lr"]) for r in runs] == [
+        ("2", "0.01"),
+        ("6", "0.001"),
+    ]
+
+
+@pytest.mark.long
+def test_stop_lets_the_study_save_and_tune_goes_on(overnight: Overnight, home: Path) -> None:
+    line = [f"home={home}", "study.trials=40", "trainer.max_epochs=40"]
+    with running("tune", *line) as process:
+        while (now := look(home)) is None or not now.count("running"):
+            assert process.poll() is None
+            time.sleep(0.1)
+        assert now.state == "running"
+        second = overnight("tune", *line)
+        assert second.returncode == 2
+        assert f"process {process.pid} " in second.stderr
+        asked = time.monotonic()
+        done = overnight("stop", "digits-mlp", f"home={home}")
+        assert (done.returncode, process.wait()) == (0, 0)
+    assert time.monotonic() - asked < 10 * LATE
+    stopped = records(home)
+    assert stopped.state == "paused"
+    assert stopped.count("running") == 0
+    assert "nobody is at it" in overnight("stop", "digits-mlp", f"home={home}").stdout
+
+
+def _all_in_training(home: Path) -> bool:
+    found = look(home)
+    return found is not None and found.count("running") == 2 and all(len(r.history) > 2 for r in found.records)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "in_training"),
+    [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True), (signal.SIGHUP, 129, True)],
+    ids=["Ctrl-C while it still imports", "systemd", "the terminal was closed"],
+)
+def test_a_signal_to_every_process_there_is_saves_marks_and_gives_its_exit_code(
+    tmp_path: Path, number: int, code: int, in_training: bool
+) -> None:
+    line = [f"home={tmp_path}", "study.trials=40", "trainer.max_epochs=999", "slots=2", "pruner=none"]
+    line += [] if in_training else ["preflight=never"]  # which would wait for the imports before there is a study
+    with running("tune", *line, start_new_session=True) as process:
+        while look(tmp_path) is None:
+            time.sleep(0.05)
+        while in_training and not _all_in_training(tmp_path):
+            time.sleep(0.2)
+        os.killpg(process.pid, number)
+        sent = time.monotonic()
+        assert process.wait() == code
+        assert time.monotonic() - sent < 10 * LATE
+    found = records(tmp_path)
+    assert found.count("running") == 0
+    # A machine that imports fast may have begun.
+    assert found.count("paused") in ((2,) if in_training else (0, 1, 2))
+    for record in found.records:
+        state = tmp_path / "checkpoints" / "digits-mlp" / f"trial-{record.number:04d}" / "state.ckpt"
+        assert state.exists() == bool(record.history), "what was done is saved"
+
+
+def test_a_second_interrupt_ends_at_once(home: Path) -> None:
+    bare = ["~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none"]
+    line = [f"home={home}", "study.trials=2", "slots=2", "model._target_=user_networks.Sleeps", *bare]
+    with running("tune", *line) as process:
+        while not _all_in_training(home):
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert process.poll() is None, "a trial in the middle of a batch is waited for"
+        process.send_signal(signal.SIGINT)
+        pressed = time.monotonic()
+        assert process.wait() == 130
+        assert time.monotonic() - pressed < 2 * LATE
+    assert records(home).count("paused") == 2
+
+
+def test_on_a_terminal_there_is_a_live_table(home: Path) -> None:
+    main, side = pty.openpty()
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+    # Long enough to be seen at work.
+    line = [f"home={home}", "study.trials=3", "trainer.max_epochs=100", "pruner=none"]
+    process = start("tune", *line, stdin=side, stdout=side, stderr=side, env=env)
+    os.close(side)
+    seen = b""
+    while True:
+        try:
+            data = os.read(main, 4096)
+        except OSError:
+            break
+        if not data:
+            break
+        seen += data
+    os.close(main)
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="replace"))
+    for words in ("of 3 trials", "slot", "trial-0000", "val/accuracy", "best"):
+        assert words in text
+    assert "digits-mlp: 3 of 3 trials done (3 complete)" in text
+
+
+def seconds(command: list[str], runs: int = 3) -> float:
+    """The median CPU seconds of a command, its children's included: other work on the machine does not count."""
+    took = []
+    for _ in range(runs):
+        process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = os.times()
+        process.wait()
+        after = os.times()
+        took.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return statistics.median(took)
+
+
+def test_help_answers_in_under_half_a_second_and_status_in_under_two(finished_home: Path) -> None:
+    # On a machine that imports torch in two seconds, as the one of docs/ does; a slower one has its share more.
+    slower = max(1.0, seconds([sys.executable, "-c", "import torch"]) / 2.0)
+    overnight = [sys.executable, "-m", "overnight"]
+    assert seconds([*overnight, "--help"]) < 0.5 * slower
+    assert seconds([*overnight, "status", f"home={finished_home}"]) < 2.0 * slower
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from overnight.cli.main import cli; cli.main(['--help'], standalone_mode=False); "
+        "print([m for m in ('torch', 'optuna', 'mlflow', 'hydra', 'rich', 'pandas') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("[]\n")
+
+
+def test_every_command_explains_itself() -> None:
+    for name, command in cli.commands.items():
+        result = CliRunner().invoke(cli, [name, "--help"])
+        assert result.exit_code == 0
+        assert command.help

@@ -1,0 +1,327 @@
+"""The finalists again on fresh seeds: on the whole real stack, and against what MLflow and the ledger then hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from overnight import api, protocol, tracking
+from overnight.config.rules import ConfigError
+from overnight.protocol import EpochEnd, TrialSpec
+from overnight.report import confirm, finding, report
+from overnight.report.live import Nothing
+from overnight.runner import trial_process
+from overnight.runner.supervisor import Supervisor
+from overnight.search import plan
+from overnight.search.plan import CONFIRM, Plan
+from overnight.search.record import Confirms, TrialRecord
+from overnight.study.snapshot import view
+
+SEARCHED = (
+    "~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none",
+    "study.name=small", "+model.lr=choice(0.1,0.03,0.003,0.0001)", "study.trials=6", "trainer.max_epochs=2",
+    "pruner=none", "study.confirm.top=2", "tracking.register=never",
+)  # fmt: skip
+
+
+def line(home: Path, network: str, seeds: int) -> list[str]:
+    return [
+        f"home={home}", *SEARCHED, f"model._target_=user_networks.{network}", f"+model.marker={home / 'tested'}",
+        f"study.confirm.seeds={seeds}",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def confirmed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tuple[Path, api.Result]:
+    home = tmp_path_factory.mktemp("confirmed")
+    shutil.copy(empty_store, home / "mlflow.db")
+    result = api.run(plan.make(line(home, "Tested", 3)), screen=Nothing())
+    assert (result.why, result.trouble) == ("done", None)
+    return home, result
+
+
+def runs_of(home: Path, role: str) -> list[Any]:
+    client = tracking.client(plan.make([f"home={home}"]).settings.place)
+    experiment = client.get_experiment_by_name("small")
+    return list(client.search_runs([experiment.experiment_id], f"tags.`overnight.role` = '{role}'"))
+
+
+def test_finalists_and_baseline_train_at_full_length_on_the_same_fresh_seeds_and_are_no_trials_of_the_search(
+    confirmed: tuple[Path, api.Result],
+) -> None:
+    home, result = confirmed
+    (parent,), searched, runs = runs_of(home, "study"), runs_of(home, "trial"), runs_of(home, "confirmation")
+    assert len(searched) == 6
+    assert {r.data.tags["mlflow.parentRunId"] for r in runs} == {parent.info.run_id}
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["overnight.state"] == "done"
+    assert parent.data.metrics["objective"] == result.best.value, "the search's own best, which no confirmation is"
+    by_trial: dict[str, set[str]] = {}
+    for run in runs:
+        by_trial.setdefault(run.data.tags["overnight.confirms"], set()).add(run.data.tags["overnight.seed"])
+        assert "overnight.trial" not in run.data.tags
+    assert len(by_trial) in (2, 3), "the baseline may be a finalist"
+    assert "trial-0000" in by_trial
+    seeds = next(iter(by_trial.values()))
+    assert len(seeds) == 3
+    assert all(s == seeds for s in by_trial.values())
+    assert seeds.isdisjoint({str(result.plan.trial_seed(n)) for n in range(6)})
+    found, names = view(result.plan.settings.place)
+    assert names == ["small"]
+    assert found is not None
+    assert (found.state, len(found.records), found.confirmed) == ("done", 6, len(runs))
+    assert all(len(r.history) == 2 for r in found.confirmation.records)
+
+
+def test_mean_and_interval_are_those_of_mlflows_runs(confirmed: tuple[Path, api.Result]) -> None:
+    home, result = confirmed
+    (parent,) = runs_of(home, "study")
+    values: dict[str, list[float]] = {}
+    for run in runs_of(home, "confirmation"):
+        values.setdefault(run.data.tags["overnight.confirms"], []).append(run.data.metrics["objective"])
+    finalists = [f"trial-{f.trial.number:04d}" for f in result.finding.finalists]
+    winner = max(finalists, key=lambda name: np.mean(values[name]))
+    assert parent.data.tags["overnight.winner"] == winner
+    half = stats.t.ppf(0.975, 2) * stats.sem(values[winner])  # two finalists: no more to make up for
+    assert parent.data.metrics["confirmed/mean"] == pytest.approx(np.mean(values[winner]))
+    assert parent.data.metrics["confirmed/half_width"] == pytest.approx(half)
+    said = parent.data.tags["overnight.report"]
+    assert f"{np.mean(values[winner]):.2%} ± {100 * half:.2f} val/accuracy over 3 seeds" in said
+    assert said in parent.data.tags["mlflow.note.content"]
+
+
+def test_the_test_set_is_asked_once_of_exactly_the_winner_and_the_baseline(confirmed: tuple[Path, api.Result]) -> None:
+    home, result = confirmed
+    tested = {
+        r.data.tags["overnight.confirms"] for r in runs_of(home, "confirmation") if "test/accuracy" in r.data.metrics
+    }
+    assert tested == {f"trial-{result.finding.winner.trial.number:04d}", "trial-0000"}
+    assert not any("test/accuracy" in r.data.metrics for r in (*runs_of(home, "trial"), *runs_of(home, "study")))
+    marks = (home / "tested").read_text()
+    assert len(marks) == 3 * len(tested), "one batch of the test set for each network"
+    again = api.run(plan.make(line(home, "Tested", 3)), screen=Nothing())
+    assert not again.worked
+    assert finding.sentence(again.finding) == finding.sentence(result.finding)
+    assert (home / "tested").read_text() == marks
+    assert len(list((home / "checkpoints" / f"small{CONFIRM}").rglob("*.ckpt"))) == 1, "the winner's, of one seed"
+
+
+def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_uncut_one_says(
+    home: Path, confirmed: tuple[Path, api.Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, stopped = Supervisor._end, []
+
+    def end(self: Supervisor, trial: Any) -> None:
+        real(self, trial)
+        if self.plan.name.endswith(CONFIRM) and len(self.ended) == 2 and not stopped:
+            stopped.append(True)
+            self.stop()
+
+    monkeypatch.setattr(Supervisor, "_end", end)
+    cut = api.run(plan.make(line(home, "Plain", 3)), screen=Nothing())
+    assert cut.why == "stopped"
+    found, _ = view(cut.plan.settings.place)
+    assert (found.state, len(found.records)) == ("paused", 6)
+    assert 2 <= found.confirmed < found.confirmations
+    whole = api.run(plan.make(line(home, "Plain", 3)), screen=Nothing())
+    assert whole.why == "done"
+    trained = [(r.confirms.trial, r.confirms.nth_seed) for r in view(whole.plan.settings.place)[0].confirmation.records]
+    assert len(trained) == len(set(trained)) == found.confirmations
+    facts = [[(f.trial.number, f.values) for f in r.finding.finalists] for r in (whole, confirmed[1])]
+    assert facts[0] == facts[1]
+    assert "(no test set: Plain has no test_step)" in finding.sentence(whole.finding)
+
+
+def test_a_network_that_dies_of_the_test_set_costs_its_test_alone(home: Path) -> None:
+    result = api.run(plan.make([*line(home, "DiesTested", 2), "study.trials=3"]), screen=Nothing())
+    assert result.why == "done"
+    assert "(no test set: the test failed: its process was ended by signal 9)" in finding.sentence(result.finding)
+
+
+def test_of_a_study_that_was_given_more_trials_every_seed_of_the_winner_is_tested(home: Path) -> None:
+    """The former finalists' confirmations are there yet, and better than the new winner's on its worst seed."""
+    lines = [*line(home, "Lucky", 3), "study.confirm.top=1", "seed=7"]  # by whose luck 1, then 3 is first
+    api.run(plan.make([*lines, "study.trials=2"]), screen=Nothing())
+    found = api.run(plan.make(lines), screen=Nothing()).finding
+    assert found.winner.trial.number > 1
+    assert (found.winner.tests["test/accuracy"].n, found.winner.untested) == (3, "")
+
+
+@pytest.fixture
+def slow_to_test(tmp_path: Path) -> TrialSpec:
+    """A trained network that takes five seconds of the test set, in twelve batches."""
+    lines = ["model._target_=user_networks.SlowlyTested", "data._target_=user_networks.Dripping", "study.trials=1"]
+    study = plan.make([f"home={tmp_path}", *SEARCHED, *lines])
+    spec = TrialSpec(
+        "s", 0, 1, study.config({}), "val/accuracy", "maximize", "last", tmp_path / "s", every_s=math.inf, device="cpu"
+    )
+    trained, _ = trial_process.run_alone(spec, tmp_path / "log")
+    assert trained.finished.ending == "complete", trained.finished
+    return dataclasses.replace(spec, test=True)
+
+
+def test_a_test_set_takes_as_long_as_it_takes_as_long_as_it_goes_on(slow_to_test: TrialSpec, tmp_path: Path) -> None:
+    _, said = trial_process.run_alone(slow_to_test, tmp_path / "log", silence_s=4)
+    assert [m.metrics.keys() for m in said if isinstance(m, protocol.Tested)] == [{"test/accuracy"}]
+
+
+def test_a_test_set_ends_when_the_time_is_up_though_it_is_heard_of(slow_to_test: TrialSpec, tmp_path: Path) -> None:
+    began = time.time()
+    tested, said = trial_process.run_alone(slow_to_test, tmp_path / "log", until=began + 2.5)
+    assert time.time() - began < 5
+    assert tested.finished.reason == "timed_out"
+    assert not [m for m in said if isinstance(m, protocol.Tested)]
+
+
+# What is confirmed, and what is said of it, from records alone --------------------------------------------------------
+
+
+@functools.cache
+def small(*overrides: str) -> Plan:
+    return plan.make([*SEARCHED, "model._target_=user_networks.Plain", "study.confirm.seeds=5", *overrides])
+
+
+def record(number: int, value: float | None, state: str = "complete", **more: Any) -> TrialRecord:
+    history = () if value is None else (EpochEnd(number, 0, {"val/accuracy": value}, 1e9, 1.0),)
+    params = more.pop("params", {"model.lr": 0.1 / (number + 1)})
+    return TrialRecord(number, state, params, history, value, None, "", 1e9, 1e9 + 9, **more)  # type: ignore[arg-type]
+
+
+def confirmations(values: dict[int, list[float]]) -> list[TrialRecord]:
+    pairs = [(trial, n, v) for trial, vs in values.items() for n, v in enumerate(vs, 1)]
+    return [record(i, v, confirms=Confirms(trial, n, 1000 + n)) for i, (trial, n, v) in enumerate(pairs)]
+
+
+def table(records: list[TrialRecord], seen: list[TrialRecord]) -> list[tuple[str, ...]]:
+    """What stands in the report's ranking."""
+    found = finding.found(small(), records, seen, {})
+    return report.ranking(SimpleNamespace(finding=found, plan=small()))
+
+
+def test_finalists_are_the_best_distinct_configurations_and_the_baseline_comes_along() -> None:
+    twin = {"model.lr": 0.05}
+    records = [
+        record(0, 0.5), record(1, 0.9, params=twin), record(2, 0.95, "pruned"), record(3, None, "failed"),
+        record(4, 0.8, params=twin), record(5, 0.7),
+    ]  # fmt: skip
+    assert [f.number for f in confirm.finalists(small(), records)] == [1, 5]
+    assert confirm.baseline(small(), records).number == 0
+    assert confirm.plan_of(small(), records).settings.study.trials == 5 * 3
+    assert confirm.finalists(small("study.confirm.seeds=0"), records) == []
+    assert confirm.finalists(small("study.confirm.seeds=null"), records) == [], "six trials are a try-out"
+
+
+def test_by_default_a_confirmation_never_trains_more_than_the_search_did() -> None:
+    assert plan.make(["study.trials=20"]).confirmation_trials == 20
+    assert plan.make(["study.trials=19"]).confirmation_trials == 0
+    assert plan.make(["study.trials=30", "search=none"]).confirmation_trials == 0, "nothing is chosen"
+
+
+def test_the_winner_is_the_best_on_fresh_seeds_and_not_the_luckiest_of_the_search() -> None:
+    records = [record(0, 0.8), record(1, 0.99), record(2, 0.98)]
+    seen = confirmations({0: [0.80, 0.81, 0.79, 0.80, 0.82], 1: [0.95, 0.94, 0.96, 0.95, 0.94],
+                          2: [0.97, 0.98, 0.97, 0.96, 0.97]})  # fmt: skip
+    found = finding.found(small(), records, seen, {10: protocol.Tested(10, {"test/accuracy": 0.93})})
+    assert found.winner.trial.number == 2
+    assert found.luckiest.number == 1
+    assert finding.sentence(found) == (
+        "trial-0002 won: 97.00% ± 0.88 val/accuracy over 5 seeds, 93.00% on test (of one seed alone); the config you "
+        "started from had 80.40% ± 1.42; second place (trial-0001) is worse."
+    )
+
+
+def test_what_cannot_be_told_apart_is_said_to_be_so() -> None:
+    records = [record(0, 0.9), record(1, 0.9)]
+    found = finding.found(small(), records, confirmations({0: [0.9, 0.8, 0.85], 1: [0.8, 0.9, 0.85]}), {})
+    assert "not distinguishably worse" in finding.sentence(found)
+    assert "that is the config you started from" in finding.sentence(found)
+
+
+def test_a_baseline_that_beats_the_finalists_on_fresh_seeds_is_said_to_be_better_wherever_it_stands() -> None:
+    records = [record(0, 0.5, "pruned"), record(1, 0.9)]
+    seen = confirmations({0: [0.95, 0.95, 0.951, 0.95, 0.951], 1: [0.90, 0.91, 0.90, 0.90, 0.89]})
+    found = finding.found(small(), records, seen, {})
+    assert "had 95.04% ± 0.07, which is better" in finding.sentence(found)
+    assert [row[2] for row in table(records, seen)] == ["first", "better (p < 0.001)"]
+
+
+def test_a_second_that_scored_higher_and_failed_once_is_said_to_have_done_both() -> None:
+    records = [record(0, 0.5), record(1, 0.99), record(2, 0.98)]
+    seen = confirmations({0: [0.5] * 5, 1: [0.90, 0.901, 0.90, 0.90, 0.901], 2: [0.96, 0.961, 0.96, 0.96]})
+    seen.append(record(99, None, "failed", confirms=Confirms(2, 5, 1005)))
+    found = finding.found(small(), records, seen, {})
+    assert finding.sentence(found).endswith("; second place (trial-0002) was better, but failed on one seed.")
+    assert table(records, seen)[1][2] == "better (p < 0.001)"
+
+
+def test_a_second_that_was_lower_where_less_is_better_was_better_too() -> None:
+    records = [record(0, 0.9), record(1, 0.2), record(2, 0.3)]
+    seen = confirmations({0: [0.9] * 5, 1: [0.30, 0.301, 0.30, 0.30, 0.301], 2: [0.16, 0.161, 0.16, 0.16]})
+    seen.append(record(99, None, "failed", confirms=Confirms(2, 5, 1005)))
+    said = finding.sentence(finding.found(small("study.direction=minimize"), records, seen, {}))
+    assert said.endswith("; second place (trial-0002) was better, but failed on one seed.")
+
+
+def test_a_seed_that_failed_for_all_who_had_it_takes_no_other_value_away() -> None:
+    records = [record(0, None, "failed"), record(1, 0.95), record(2, 0.94)]
+    seen = [record(i, None, "failed", confirms=Confirms(t, 1, 1001)) for i, t in ((10, 1), (11, 2))]
+    seen.append(record(12, 0.93, confirms=Confirms(1, 2, 1002)))
+    assert finding.found(small(), records, seen, {}).winner.trial.number == 1
+
+
+def test_one_seed_compares_nothing() -> None:
+    records = [record(0, 0.4), record(1, 0.9), record(2, 0.8)]
+    seen = confirmations({0: [0.41], 1: [0.86], 2: [0.85]})
+    said = finding.sentence(finding.found(small("study.confirm.seeds=1"), records, seen, {}))
+    assert "the config you started from had 41.00%, on too few seeds to compare; second place (trial-0002) was " in said
+    assert "distinguish" not in said
+
+
+def test_a_baseline_in_second_place_is_spoken_of_once() -> None:
+    records = [record(0, 0.9), record(1, 0.95)]
+    seen = confirmations({0: [0.90, 0.91, 0.90, 0.92, 0.90], 1: [0.95, 0.96, 0.95, 0.97, 0.95]})
+    said = finding.sentence(finding.found(small(), records, seen, {}))
+    assert said.endswith("; the config you started from, in second place, had 90.60% ± 1.11.")
+
+
+def test_one_lucky_seed_more_decides_nothing_where_a_confirmation_was_cut() -> None:
+    records = [record(0, 0.5, "failed"), record(1, 0.95), record(2, 0.94)]
+    cut = confirmations({1: [0.95, 0.96, 0.94], 2: [0.94, 0.95]})
+    assert [f.estimate.n for f in finding.found(small(), records, cut, {}).finalists] == [2, 2]
+    slow = confirmations({1: [0.95, 0.96, 0.94, 0.95, 0.96], 2: [0.97, 0.98, 0.97]})
+    assert [(f.trial.number, f.estimate.n) for f in finding.found(small(), records, slow, {}).finalists] == [
+        (2, 3),
+        (1, 3),
+    ], "one that takes longer is no worse for that"
+    extended = confirmations({1: [0.95, 0.97, 0.96, 0.955, 0.965], 2: [0.971]})
+    found = finding.found(small(), records, extended, {})
+    assert [(f.trial.number, f.estimate.n) for f in found.finalists] == [(1, 5), (2, 1)]
+    assert "second place (trial-0002) was trained on too few seeds to compare" in finding.sentence(found)
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ([], "nothing to say"),
+        ([record(0, None, "failed")], "nothing to say"),
+        ([record(0, 0.9)], "0 of 5 confirmations are done"),
+    ],
+    ids=["an empty study", "all failed", "one trial"],
+)
+def test_a_study_without_an_answer_says_so(records: list[TrialRecord], words: str) -> None:
+    assert words in finding.sentence(finding.found(small(), records, [], {}))
+
+
+def test_a_name_that_would_be_a_confirmations_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"study.name: must not end in .confirm"):
+        plan.make(["study.name=digits.confirm"])

@@ -1,0 +1,148 @@
+"""The doctor says what kills and accidents left wrong, and mends it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from overnight.cli.main import cli
+from overnight.search import plan
+from overnight.study.open import open_study
+from overnight.study.snapshot import StudyView, view
+from overnight.study.storage.database import holder_file
+from support.mlflow_store import assert_equal, children, client_of, forget, runs_of
+
+SEVEN = ("study.trials=7", "trainer.max_epochs=6", "pruner.startup_trials=2", "pruner.warmup_epochs=1")
+
+
+def doctor(home: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["doctor", *arguments, f"home={home}"])
+
+
+def bytes_below(home: Path) -> dict[Path, bytes]:
+    kept = [p for p in home.rglob("*") if p.is_file() and not p.name.endswith(("-wal", "-shm"))]
+    return {p: p.read_bytes() for p in kept}
+
+
+def seen(home: Path) -> StudyView:
+    found, _ = view(plan.make([f"home={home}"]).settings.place)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def copy(finished_home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_home, tmp_path / "copy"))
+
+
+def damage(home: Path) -> list[str]:
+    """All that can be wrong, each once; the words that say so."""
+    study = plan.make([f"home={home}", *SEVEN])
+    where, client, before = study.settings.place.where, client_of(home), children(home)
+    best = seen(home).best
+    assert best is not None
+    ledger, _ = open_study(study)
+    ledger.ask()  # and its holder is killed
+    ledger.let_go()
+    holder_file(study.settings.place, study.name).write_text('{"pid": 999999, "created": 0}')
+    client.delete_run(before[1].info.run_id)
+    client.update_run(before[2].info.run_id, status="RUNNING")
+    forget(home, before[3].info.run_id, "params", "key = 'optimizer.lr'")
+    forget(home, before[4].info.run_id, "metrics", "key = 'val/loss' AND step = 0")
+    mine = {"overnight.uid": ledger.uid}
+    client.create_run("1", tags={**mine, "overnight.trial": "77"})
+    client.create_run("1", tags={**mine, "overnight.trial": "0"})
+    (parent,) = [r.info.run_id for r in runs_of(home) if r.data.tags.get("overnight.role") == "study"]
+    client.update_run(parent, status="RUNNING")
+    client.delete_tag(parent, "overnight.best")
+    (home / "mlflow.db.creating-999999").write_bytes(b"half")
+    paused, gone, kept = (where.checkpoints(study.name, n) for n in (6, 99, best.number))
+    for folder in (paused, gone):
+        folder.mkdir()
+    (paused / "state.ckpt").write_bytes(b"rubbish")
+    (kept / "state.before.ckpt").touch()
+    worse = where.checkpoints(study.name, (best.number + 1) % 6)
+    worse.mkdir()
+    return [
+        "mlflow.db.creating-999999: a store whose creation was cut off",
+        "digits-mlp.holder.json: names a process that is gone",
+        "trial-0006: says running, and nobody is at it",
+        f"{worse.relative_to(home)}: checkpoints of a trial that is",
+        f"{kept.relative_to(home)}/state.before.ckpt: a state of a trial that is complete",
+        f"{gone.relative_to(home)}: checkpoints of a trial that the ledger does not have",
+        f"{paused.relative_to(home)}/state.ckpt: not a state that overnight wrote",
+        ": a run of trial-0077, and the ledger has no such trial",
+        ": a second run of trial-0000",
+        "run of trial-0001: lacks the whole run",
+        "run of trial-0002: lacks the status FINISHED: it says RUNNING",
+        "run of trial-0003: lacks the param optimizer.lr",
+        "run of trial-0004: lacks values of val/loss",
+        "run of trial-0006: lacks the whole run",
+        "run of digits-mlp: lacks an end: it says RUNNING, the tag overnight.best",
+    ]
+
+
+def test_everything_that_is_wrong_is_said_and_then_mended(copy: Path) -> None:
+    words = damage(copy)
+    seen(copy)  # whoever looks first has SQLite put into the file what its log still held
+    before = bytes_below(copy)
+    said = doctor(copy, "--dry-run")
+    assert said.exit_code == 1
+    for word in words:
+        assert word in said.output
+    assert len(said.output.splitlines()) == len(words)
+    assert bytes_below(copy) == before, "a dry run only says"
+
+    mended = doctor(copy, "digits-mlp")
+    assert mended.exit_code == 0, mended.output
+    assert len(mended.output.splitlines()) == len(words)
+    again = doctor(copy, "--dry-run", "--json")
+    assert (again.exit_code, json.loads(again.output)) == (0, {"studies": {"digits-mlp": []}, "left": 0})
+    found = seen(copy)
+    assert (found.state, found.count("paused")) == ("paused", 1)
+    assert_equal(copy, found)
+    assert not list(copy.glob("*.creating-*"))
+
+
+def test_a_study_that_lost_its_parent_run_or_all_of_mlflow_gets_it_back(copy: Path, finished: StudyView) -> None:
+    assert finished.parent_run_id is not None
+    client_of(copy).delete_run(finished.parent_run_id)
+    assert doctor(copy, "--dry-run").output.count("its place below the study's run") == len(finished.records)
+    assert doctor(copy).exit_code == 0
+    assert_equal(copy, seen(copy))
+
+    client_of(copy).delete_experiment("1")
+    assert "MLflow: has no experiment digits-mlp" in doctor(copy, "--dry-run").output
+    assert doctor(copy).exit_code == 0
+    assert_equal(copy, seen(copy))
+    assert len(runs_of(copy)) == len(finished.records) + 1, "the parent that was deleted came back with the experiment"
+
+
+def test_a_finished_study_is_well(finished_home: Path) -> None:
+    said = doctor(finished_home, "--dry-run")
+    assert (said.exit_code, said.output) == (0, "digits-mlp: nothing is wrong\n")
+
+
+def test_what_cannot_be_mended_is_said_and_exits_1(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (copy / "mlflow.db").write_bytes(b"this was a database once" * 1000)
+    said = doctor(copy)
+    assert said.exit_code == 1
+    assert "MLflow: can't be read: " in said.output
+    assert "(still wrong)" in said.output
+    capfd.readouterr()
+
+
+def test_a_study_that_somebody_works_on_is_left_alone(home: Path, overnight: Callable[..., object]) -> None:
+    study = plan.make([f"home={home}", "study.name=held"])
+    ledger, _ = open_study(study)
+    try:
+        done = overnight("doctor", f"home={home}")
+    finally:
+        ledger.close()
+    assert done.returncode == 2  # type: ignore[attr-defined]
+    assert "held: process " in done.stderr  # type: ignore[attr-defined]

@@ -1,0 +1,159 @@
+"""Patience, terminators and deadlines, on real studies and real processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from overnight import api
+from overnight.protocol import EpochEnd
+from overnight.report import finding, publish, report
+from overnight.search import deadline, patience, plan
+from overnight.search.limits import Launch
+from overnight.search.record import TrialRecord
+from overnight.search.terminator import Terminator
+from overnight.study.snapshot import StudyView, view
+from overnight.system import forkserver
+from support.commands import LATE
+
+Tune = Callable[..., api.Result]
+CHEAP = (
+    "~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none",
+    "model._target_=user_networks.Plain", "trainer.max_epochs=1", "pruner=none", "sampler=random", "study.trials=30",
+    "study.confirm.seeds=0",
+)  # fmt: skip
+
+
+def record(number: int, values: list[float], state: str = "complete") -> TrialRecord:
+    history = tuple(EpochEnd(number, e, {"val/accuracy": v}, 1e9, 1.0) for e, v in enumerate(values))
+    end = 1e9 + number
+    return TrialRecord(number, state, {}, history, values[-1], None, "", end, end)  # type: ignore[arg-type]
+
+
+# Patience -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_lies_within_the_wobble_of_a_curve_is_no_improvement_until_it_adds_up() -> None:
+    settings = plan.make(["study.patience=3"]).settings
+    steady, wobbly = [0.5, 0.6, 0.7, 0.7, 0.7, 0.7], [0.5, 0.6, 0.70, 0.68, 0.70, 0.68, 0.70]
+    assert patience.noise([record(0, steady)], "val/accuracy") == 0.0
+    noise = patience.noise([record(0, wobbly)], "val/accuracy")
+    assert noise == pytest.approx(0.02), "√2 times the curve's own standard deviation, 0.02 / √2"
+    finals = [0.70, 0.71, 0.715, 0.72, 0.73]
+    curves = [record(n, [v + w - 0.70 for w in wobbly]) for n, v in enumerate(finals)]
+    assert [patience.since_improvement(curves[:n], settings) for n in range(1, 6)] == [0, 1, 2, 3, 0]
+    assert patience.word(curves[:3], settings) is None
+    assert "study.patience=3: the last 3 trials were no better than the best" in patience.word(curves[:4], settings)
+
+
+def test_pruned_trials_try_ones_patience_and_failed_ones_do_not() -> None:
+    settings = plan.make(["study.patience=3"]).settings
+    told = [record(0, [0.7]), record(1, [0.6], "pruned"), record(2, [0.9], "failed"), record(3, [0.5])]
+    assert patience.since_improvement(told, settings) == 2
+
+
+def test_a_search_that_gets_no_better_ends_and_the_same_line_trains_nothing_more(tune: Tune) -> None:
+    line = (*CHEAP, "+model.lr=choice(1e-9,2e-9,3e-9,4e-9)", "study.patience=3")
+    first = tune(*line)
+    assert first.why == "limit"
+    done = sum(r.done for r in first.records)
+    assert 4 <= done <= 12
+    assert any(said.startswith("study.patience=3: the last") for said in first.cut)
+    found, _ = view(first.plan.settings.place)
+    assert found.state == "done", "nothing is left to go on with, as long as nobody asks for more"
+    assert report.report_of(found).ended == first.cut
+    again = tune(*line)
+    assert (again.why, again.worked, len(again.records)) == ("limit", False, len(first.records))
+    more = tune(*line[:-1], f"study.trials={len(first.records) + 1}")
+    assert (more.why, len(more.records)) == ("done", len(first.records) + 1)
+
+
+# Terminators ----------------------------------------------------------------------------------------------------------
+
+
+def test_optunas_terminator_ends_a_search_that_stagnates(tune: Tune) -> None:
+    result = tune(
+        *CHEAP, "+model.lr=choice(1e-9,2e-9,3e-9,4e-9)",
+        "terminator=stagnation", "terminator.stagnation=2", "terminator.min_trials=3",
+    )  # fmt: skip
+    assert result.why == "limit"
+    assert 3 <= sum(r.done for r in result.records) <= 15
+    assert result.cut[0].startswith("terminator=stagnation: after ")
+
+
+@pytest.mark.parametrize(("name", "enough"), [("emmr", 40), ("regret_bound", 25)])
+def test_evaluators_that_need_torch_answer_from_a_process_of_their_own(name: str, enough: int) -> None:
+    study = plan.make([f"terminator={name}", "study.trials=99"])
+    (lr,) = (n for n in study.space.always() if n == "optimizer.lr")
+    sample = {n: d.low if hasattr(d, "low") else d.choices[0] for n, d in study.space.always().items()}
+    records = [
+        TrialRecord(n, "complete", {**sample, lr: 10 ** (-4 + 3 * n / enough)}, (), 0.9 + 1e-9 * n, None, "", 0, 0)
+        for n in range(enough)
+    ]
+    forkserver.warm_up()
+    assert forkserver.is_warm(60)
+    terminator = Terminator(study, forkserver.fork)
+    try:
+        assert terminator.word(records[:5]) is None, "too few"
+        assert terminator._started is None
+        assert terminator.word(records) is None, "asked in the midst of a launch, it lets nobody wait"
+        terminator.close()
+        terminator = Terminator(study, forkserver.fork)  # the next launch's
+        word = terminator.word(records)
+        assert terminator.trouble is None
+        assert terminator._started[0].is_alive()
+    finally:
+        terminator.close()
+    if name == "regret_bound":
+        assert word is not None, "all values are the same: there is nothing to gain"
+        assert word.startswith("terminator=regret_bound: after 25 complete trials")
+
+
+# A deadline -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_too_near_for_one_trial_says_so_and_the_trial_goes_on_another_time(tune: Tune, home: Path) -> None:
+    slow = tuple(o.replace("Plain", "Slow") for o in CHEAP if not o.startswith(("trainer", "study.trials")))
+    line = (*slow, "trainer.max_epochs=3", "+model.lr=choice(0.1,0.01)", "slots=1", "checkpoint.every_s=0")
+    began = time.time()
+    result = tune(*line, "study.trials=2", f"study.hours={11 / 3600}")
+    assert time.time() - began < 11
+    assert result.why == "limit"
+    assert not any(r.done for r in result.records)
+    assert "ended the search: 0 of 2 trials are done" in result.cut[0]
+    assert "there was no time for one whole trial" in result.cut[0]
+    found, _ = view(result.plan.settings.place)
+    assert found.state == "paused"
+    assert report.report_of(found).sentence == "no trial is complete, so there is nothing to say yet." or found.best
+    assert result.cut[0] in (home / "logs" / "digits-mlp" / "launch.log").read_text()
+    whole = tune(*line, "study.trials=2", "study.hours=1")
+    assert (whole.why, whole.cut) == ("done", ())
+    assert [r.state for r in whole.records] == ["complete", "complete"]
+    assert [e.epoch for e in whole.records[0].history] == [0, 1, 2]
+
+
+def test_a_page_that_would_be_late_is_left_to_the_report(finished: StudyView) -> None:
+    page = finished.plan.settings.place.where.report(finished.name)
+    page.unlink(missing_ok=True)
+    kept: list[dict[str, list[str]]] = []
+
+    def launch(seconds: float) -> Launch:
+        study = replace(finished.plan.settings.study, hours=seconds / 3600)
+        given = replace(finished.plan, settings=replace(finished.plan.settings, study=study))
+        return Launch(given, time.time(), lambda seen: kept.append({"notes": list(seen["notes"])}))
+
+    forkserver.warm_up()
+    assert forkserver.is_warm(60)
+    found = finding.of(finished)
+    assert publish.tell_in_time(finished, found, launch(60)) == (page, None)
+    assert page.read_text().endswith("</html>\n")
+    began = time.monotonic()
+    late = publish.tell_in_time(finished, found, launch(deadline.LEAVE_S + 0.01))
+    assert time.monotonic() - began < 5 * LATE
+    assert late == (None, None), "MLflow has heard"
+    (note,) = kept[-1]["notes"]
+    assert note.endswith(f" left no time for the page: `overnight report {finished.name}` writes it")

@@ -1,0 +1,310 @@
+"""Studies listed, deleted, written as a table; trials marked bad; studies gone on with by another pruner or version."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from overnight import api
+from overnight.cli import manage
+from overnight.cli.main import cli
+from overnight.config.compose import study_location
+from overnight.config.paths import Place
+from overnight.config.rules import ConfigError
+from overnight.report.live import Nothing
+from overnight.search import plan
+from overnight.search.plan import Plan
+from overnight.study import exclusions
+from overnight.study.open import open_study
+from overnight.study.snapshot import StudyView, view
+from overnight.study.storage.database import Held, dispose, hold, open_storage
+from support.commands import SMALL
+from support.mlflow_store import assert_equal, client_of
+
+LINE = ("study.trials=5", "trainer.max_epochs=2", "pictures.when=never", "preflight=never", "pruner=none",
+        "sampler.startup_trials=2", "slots=2")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def own_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """The home of a finished study whose trials are marked, and marked again."""
+    home = tmp_path_factory.mktemp("own")
+    shutil.copy(empty_store, home / "mlflow.db")
+    result = api.run(plan.make([f"home={home}", *LINE]), screen=Nothing())
+    assert (result.why, result.trouble) == ("done", None)
+    return home
+
+
+def place_of(home: Path) -> Place:
+    return study_location([f"home={home}"])
+
+
+def seen_in(home: Path, name: str | None = None) -> StudyView:
+    found, _ = view(place_of(home), name)
+    assert found is not None
+    return found
+
+
+def command(*line: str) -> str:
+    """Run a command of ours in this process; what it printed."""
+    done = CliRunner().invoke(cli, line, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+# What there is --------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_is_listed_with_what_it_found_and_what_it_takes(finished_home: Path, finished: StudyView) -> None:
+    best = finished.best
+    assert best is not None
+    (told,) = json.loads(command("list", f"home={finished_home}", "--json"))["studies"]
+    assert (told["study"], told["state"], told["budget"]) == ("digits-mlp", "done", 6)
+    assert told["best"] == {"trial": best.number, "value": best.objective, "params": best.params}
+    assert told["seconds"] == pytest.approx(sum(e.seconds for r in finished.records for e in r.history))
+    weights = next((finished_home / "checkpoints" / "digits-mlp").rglob("weights.ckpt")).stat().st_size
+    assert weights < told["bytes"] < 100 * weights
+    shown = command("list", f"home={finished_home}").splitlines()
+    assert shown[0].split() == ["study", "state", "trials", "best", "training", "size"]
+    assert shown[1].startswith("digits-mlp  done   6 of 6")
+
+
+def test_an_empty_home_has_no_studies(tmp_path: Path) -> None:
+    assert command("list", f"home={tmp_path}").startswith("no studies in ")
+    assert not list(tmp_path.iterdir()), "looking creates nothing"
+
+
+@pytest.mark.parametrize("name", ["trials.csv", "trials.parquet"])
+def test_trials_come_as_a_table_of_a_row_each(finished: StudyView, tmp_path: Path, name: str) -> None:
+    assert manage.export(finished, tmp_path / name) == 6
+    frame = pd.read_csv(tmp_path / name) if name.endswith("csv") else pd.read_parquet(tmp_path / name)
+    assert list(frame["number"]) == list(range(6))
+    for record, (_, row) in zip(finished.records, frame.iterrows(), strict=True):
+        assert row["state"] == record.state
+        assert row["objective"] == record.objective
+        assert row["epochs"] == len(record.history)
+        last = record.history[-1].metrics
+        assert {n: row[f"metrics.{n}"] for n in last} == last
+        assert {k: row[f"params.{k}"] for k in record.params} == record.params
+        assert all(pd.isna(row[c]) for c in frame if c.startswith("params.") and c[7:] not in record.params)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_table_must_say_what_it_is_by_its_name(finished: StudyView, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"FILE: must end in .csv or .parquet, got '.*trials.xls'; name it so"):
+        manage.export(finished, tmp_path / "trials.xls")
+    with pytest.raises(ConfigError, match="FILE: must be a place that can be written to"):
+        manage.export(finished, tmp_path / "nowhere" / "trials.csv")
+
+
+# A trial marked bad ---------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_marked_bad_is_no_candidate_anywhere_until_it_is_marked_good(own_home: Path) -> None:
+    before = seen_in(own_home)
+    best = before.best
+    assert best is not None
+    ref = f"digits-mlp/{best.number}"
+    said = command("mark", ref, "bad", "--why", "it saw the labels", f"home={own_home}")
+    assert f"trial-{best.number:04d} failed (marked bad)" in said
+    after = seen_in(own_home)
+    assert after.best is not None
+    assert after.best.number != best.number
+    assert after.state == "done", "a mark spends no budget and gives none back"
+    bad = after.records[best.number]
+    assert (bad.state, bad.reason, bad.notes) == ("failed", "marked bad", ("marked bad: it saw the labels",))
+    assert (bad.params, bad.history, bad.objective) == (best.params, best.history, best.objective)
+    run = client_of(own_home).get_run(_run_of(own_home, best.number))
+    assert (run.info.status, run.data.tags["overnight.reason"]) == ("FAILED", "marked bad")
+    assert run.data.tags["overnight.notes"] == "marked bad: it saw the labels"
+    parent = client_of(own_home).get_run(after.parent_run_id)
+    assert parent.data.metrics["objective"] == after.best.objective
+    assert parent.data.tags["overnight.best"] == f"trial-{after.best.number:04d}"
+
+    command("mark", ref, "good", f"home={own_home}")
+    again = seen_in(own_home)
+    assert again.records == before.records
+    assert_equal(own_home, again)
+    assert "overnight.notes" not in client_of(own_home).get_run(run.info.run_id).data.tags
+
+
+def _run_of(home: Path, number: int) -> str:
+    (run,) = client_of(home).search_runs(["1"], f"tags.`overnight.trial` = '{number}'")
+    return str(run.info.run_id)
+
+
+def test_the_sampler_suggests_what_it_would_if_a_trial_marked_bad_had_failed(own_home: Path, tmp_path: Path) -> None:
+    number = seen_in(own_home).best.number  # type: ignore[union-attr]
+    suggested, states = {}, {}
+    for how in ("as it is", "marked", "failed"):
+        home = tmp_path / how
+        home.mkdir()
+        shutil.copy(own_home / "ledger.db", home / "ledger.db")
+        if how == "failed":
+            with closing(sqlite3.connect(home / "ledger.db")) as store, store:
+                gone = "trial_id IN (SELECT trial_id FROM trials WHERE number = ?)"
+                store.execute(f"UPDATE trials SET state = 'FAIL' WHERE {gone}", [number])
+                store.execute(f"DELETE FROM trial_values WHERE {gone}", [number])
+        elif how == "marked":
+            storage = open_storage(place_of(home))
+            storage.set_study_user_attr(storage.get_all_studies()[0]._study_id, exclusions.BAD, {str(number): ""})
+            dispose(storage)
+        ledger, _ = open_study(plan.make([f"home={home}", *LINE, "study.trials=6"]))
+        states[how] = [t.state for t in ledger.trials()]
+        ticket = ledger.ask()
+        assert ticket is not None
+        suggested[how] = ticket.values
+        ledger.close()
+    assert states["marked"] == states["failed"] != states["as it is"]
+    assert suggested["marked"] == suggested["failed"] != suggested["as it is"]
+
+
+def test_what_cannot_be_marked_is_said_all_at_once(own_home: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        manage.mark(place_of(own_home), "digits-mlp", [0, 99], bad=False)
+    assert refused.value.problems == [
+        "digits-mlp/0: must be marked bad to be marked good, and is complete; leave it",
+        "digits-mlp/99: must be one of its trials, 0 to 4",
+    ]
+    let_go = hold(place_of(own_home), "digits-mlp")
+    try:
+        with pytest.raises(Held, match="overnight stop digits-mlp"):
+            manage.mark(place_of(own_home), "digits-mlp", [0], bad=True)
+    finally:
+        let_go()
+
+
+# Deleting -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
+    tune: Callable[..., api.Result], home: Path
+) -> None:
+    searched = ("study.confirm.top=1", "study.confirm.seeds=1")
+    tune(*LINE, "study.name=gone", *searched, "study.trials=2")
+    tune(*LINE, "study.name=gone-too", "study.trials=1")
+    tune(*LINE, "study.name=gone", *searched, "study.trials=3", "model.dropout=0,0.5", extend=True)
+    place, kept = place_of(home), seen_in(home, "gone-too")
+    found = manage.remains(place, "gone")
+    assert set(found.ledger) == {"gone", "gone~2", "gone.confirm"} | {n for n in found.ledger if "confirm~" in n}
+    assert found.versions >= 1, "another winner makes another version"
+    before = sorted(p for p in home.rglob("*") if p.is_file())
+    assert "nothing was deleted" in command("delete", "gone", "--dry-run", f"home={home}")
+    assert {p for p in before if p.suffix not in (".db-wal", ".db-shm")} <= set(home.rglob("*"))
+    refused = CliRunner().invoke(cli, ["delete", "gone", f"home={home}"])
+    assert (refused.exit_code, refused.output.splitlines()[-1]) == (
+        2, "--yes: must be given where nobody can be asked; nothing was deleted",
+    )  # fmt: skip
+
+    let_go = hold(place, "gone")
+    with pytest.raises(Held):
+        manage.delete(place, found)
+    let_go()
+
+    assert "gone is deleted" in command("delete", "gone", "--yes", f"home={home}")
+    assert manage.studies(place)[0].name == "gone-too"
+    assert not [p for p in home.rglob("*") if {"gone", "gone.confirm", "best_gone", "gone.lock"} & {p.name, p.stem}]
+    with closing(sqlite3.connect(home / "ledger.db")) as store:
+        assert [n for (n,) in store.execute("SELECT study_name FROM studies")] == ["gone-too"]
+    with closing(sqlite3.connect(home / "mlflow.db")) as store:
+        assert "gone" not in [n for (n,) in store.execute("SELECT name FROM experiments")], "not even as deleted"
+        (runs,) = store.execute("SELECT count(*) FROM runs").fetchone()
+        left = [store.execute(f"SELECT count(*) FROM {t}").fetchone() for t in ("registered_models", "logged_models")]
+    assert left == [(0,), (0,)]
+    assert runs == 1 + len(kept.records), "the neighbour's and its parent"
+    assert seen_in(home, "gone-too").records == kept.records
+    with pytest.raises(ConfigError, match=r"study: must be one of those in .*, got 'gone'; there are: gone-too"):
+        manage.remains(place, "gone")
+
+
+# Going on -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_goes_on_with_another_pruner(tune: Callable[..., api.Result], home: Path) -> None:
+    strict = ("pruner=median", "pruner.startup_trials=0", "pruner.warmup_epochs=0", "trainer.max_epochs=4")
+    line = ("slots=1", "optimizer.lr=tag(log,interval(1e-5,1e-1))", "study.confirm.seeds=0")
+    first = tune(*SMALL, *line, *strict, "study.trials=6")
+    assert any(r.state == "pruned" for r in first.records)
+    second = tune(*line, "trainer.max_epochs=4", "pruner=none", "study.trials=9")
+    assert [r.state for r in second.records[:6]] == [r.state for r in first.records]
+    assert {r.state for r in second.records[6:]} == {"complete"}
+    assert seen_in(home).plan.settings.pruner.name == "none"
+
+
+# Older versions -------------------------------------------------------------------------------------------------------
+
+
+def _kept_plan(home: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Have the ledger's plan be what `change` makes of it, as if another version had written it."""
+    with closing(sqlite3.connect(home / "ledger.db")) as store, store:
+        (text,) = store.execute("SELECT value_json FROM study_user_attributes WHERE key = 'overnight.plan'").fetchone()
+        data = json.loads(text)
+        change(data)
+        store.execute(
+            "UPDATE study_user_attributes SET value_json = ? WHERE key = 'overnight.plan'", [json.dumps(data)]
+        )
+
+
+@pytest.fixture
+def old_home(own_home: Path, tmp_path: Path) -> Path:
+    """A copy of a study's ledger alone."""
+    home = tmp_path / "old"
+    home.mkdir()
+    shutil.copy(own_home / "ledger.db", home / "ledger.db")
+    return home
+
+
+def test_a_plan_without_the_keys_that_came_later_is_read_as_what_comes_with_overnight(old_home: Path) -> None:
+    def older(data: dict[str, Any]) -> None:
+        for key in ("trial", "pictures", "preflight", "min_free_mib", "stay_awake", "checkpoint"):
+            del data["settings"][key]
+        del data["settings"]["study"]["confirm"]
+        del data["settings"]["tracking"]["register"]
+
+    _kept_plan(old_home, older)
+    now = plan.make(["pruner=none"]).settings
+    read = seen_in(old_home).plan.settings
+    assert (read.trial, read.pictures, read.checkpoint) == (now.trial, now.pictures, now.checkpoint)
+    assert read.study.confirm.seeds == 0, "a version without confirmations confirmed nothing"
+    assert command("list", f"home={old_home}").splitlines()[1].startswith("digits-mlp  done")
+    ledger, _ = open_study(plan.make([f"home={old_home}", *LINE, "study.trials=6"]))
+    ledger.close()
+    assert seen_in(old_home).plan.settings.trial == now.trial
+
+
+def test_a_plan_that_cannot_be_read_is_said_with_what_to_do_and_can_be_deleted(
+    old_home: Path, overnight: Callable[..., Any]
+) -> None:
+    def newer(data: dict[str, Any]) -> None:
+        data["settings"]["study"]["dreams"] = 3
+        data["settings"]["sampler"]["name"] = "oracle"
+
+    _kept_plan(old_home, newer)
+    done = overnight("status", f"home={old_home}")
+    assert (done.returncode, done.stdout) == (2, "")
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("study: digits-mlp was made by another version of overnight")
+    assert "`overnight delete digits-mlp`" in first
+    assert [line.split(":")[0].strip() for line in rest] == ["study.dreams", "sampler.name"]
+    with pytest.raises(ConfigError, match="was made by another version of overnight"):
+        open_study(plan.make([f"home={old_home}", *LINE]))
+    shown = CliRunner().invoke(cli, ["list", f"home={old_home}"])
+    assert shown.exit_code == 0
+    assert "digits-mlp  unreadable" in shown.output
+    command("delete", "digits-mlp", "--yes", f"home={old_home}")
+    assert manage.studies(place_of(old_home)) == []
+
+
+@pytest.mark.parametrize("broken", [{}, {"settings": {}}, {"settings": None, "space": 3}])
+def test_no_plan_whatever_is_a_traceback(broken: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Plan.from_json(broken)

@@ -1,0 +1,364 @@
+"""The winner taken away: its config, its network in MLflow's registry, and its answers to a person's own rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from sklearn.datasets import load_diabetes, load_digits
+from user_package.with_loaders import DigitsData
+
+from overnight import api
+from overnight.cli.main import cli
+from overnight.config.compose import study_location
+from overnight.config.paths import Place
+from overnight.config.rules import ConfigError
+from overnight.data.pictures import MNIST
+from overnight.protocol import AskSpec, Exported, ExportSpec
+from overnight.report import winner, winner_config
+from overnight.report.live import Nothing
+from overnight.runner import trial_process
+from overnight.search import plan
+from overnight.search.record import TrialRecord, config_of
+from overnight.study.snapshot import StudyView, view
+from overnight.system import forkserver
+from overnight.tracking import registry
+from overnight.trial.export import export
+from overnight.trial.fit import fit
+from overnight.trial.one_shot import Mistakes
+from overnight.trial.predict import predict
+from support.mlflow_store import client_of
+from support.picture_files import write_idx
+from support.trial_links import KEYS, ListLink, spec_for
+
+WON = (
+    "study.name=won", "study.trials=4", "trainer.max_epochs=3", "study.confirm.top=1", "study.confirm.seeds=2",
+    "optimizer.lr=tag(log,interval(3e-3,3e-2))", "pictures.when=never", "preflight=never", "pruner=none",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home_of_won(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    """The home of a study that was confirmed, and so left a config and a model."""
+    home = tmp_path_factory.mktemp("won")
+    shutil.copy(empty_store, home / "mlflow.db")
+    result = api.run(plan.make([f"home={home}", *WON]), screen=Nothing())
+    assert (result.why, result.trouble, result.left) == ("done", None, ("model: models:/won@champion",))
+    return home
+
+
+@pytest.fixture
+def won(home_of_won: Path) -> StudyView:
+    found, _ = view(study_location([f"home={home_of_won}"]))
+    assert found is not None
+    return found
+
+
+def drawn(folder: Path, rows: np.ndarray, size: int = 64) -> Path:
+    """A folder with a picture of each row of digits, 0 to 16, white on black: large, as people have them."""
+    folder.mkdir()
+    for i, row in enumerate(rows):
+        bytes_ = (row.reshape(8, 8) / 16 * 255).round().astype(np.uint8)
+        Image.fromarray(bytes_).resize((size, size), Image.Resampling.NEAREST).save(folder / f"{i:03}.png")
+    return folder
+
+
+def asked_by_hand(weights: Path, rows: torch.Tensor) -> torch.Tensor:
+    """What the checkpoint's network says to raw digits: normalised by hand, forward and softmax."""
+    from overnight.trial.fit import build
+
+    kept = torch.load(weights, weights_only=True)
+    data, model = build(kept["overnight"]["config"])
+    data.setup("fit")
+    model.load_state_dict(kept["state_dict"])
+    images, _ = load_digits(return_X_y=True)
+    train = torch.from_numpy(images).float()[data._parts["train"].rows]
+    low, high = train.min(), train.max()
+    with torch.no_grad():
+        return model.eval()((rows - low) / (high - low)).softmax(1)
+
+
+# The config -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_winner_is_trained_again_by_its_name_alone(home_of_won: Path, won: StudyView) -> None:
+    best = winner.finding.of(won).best
+    assert best is not None
+    line = [f"home={home_of_won}", "+experiment=best_won"]
+    again = plan.make(line, searching=False)
+    assert again.config({}) == config_of(best, won.plan)
+    assert again.settings.seed == won.plan.settings.seed
+    assert set(plan.make(line).space.keys()) == set(won.plan.space.keys()) - {"optimizer", "optimizer.momentum"}
+    shown = CliRunner().invoke(cli, ["train", "--cfg", *line])
+    assert shown.exit_code == 0
+    with pytest.raises(ConfigError, match="experiment: must be one of"):
+        plan.make(["home=/elsewhere", "+experiment=best_won"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["optimizer=adam,sgd", "data.augment.shift=2"],
+        ["model=mlp,cnn", "schedule=one_cycle"],
+        ["search=none", *(f"~model.{key}" for key in KEYS), "+model.lr=choice(0.1,0.03)", "model._target_=a.Net"],
+        ["data=purchase", "model.hidden_sizes=[3],[4,5]", "seed=7", "trainer.max_epochs=3"],
+    ],
+    ids=["groups", "models", "keys taken out and added", "lists"],
+)
+def test_any_winners_config_composes_to_what_it_was_trained_with(tmp_path: Path, line: list[str]) -> None:
+    home = tmp_path / "a home, with 'signs"
+    study = plan.make([*line, "study.name=s"])
+    study = study.at(Place(str(home)))
+    for seed in range(2):
+        values = study.sample(random.Random(seed))
+        best = TrialRecord(3, "complete", values, (), 0.9, None, "", 0.0, 1.0, values=values)
+        assert winner_config.write(study, best) == ()
+        escaped = str(home).replace("'", "\\'")
+        again = plan.make([f"home='{escaped}'", "+experiment=best_s"])
+        assert again.config({}) == config_of(best, study)
+        rest = set(study.space.keys()) - set(study.choices)
+        assert set(again.space.keys()) <= rest
+        assert again.settings.trainer == study.settings.trainer
+
+
+def test_a_config_that_somebody_changed_is_theirs(tmp_path: Path) -> None:
+    study = plan.make(["study.name=s"]).at(Place(str(tmp_path)))
+    best = TrialRecord(0, "complete", {}, (), 0.9, None, "", 0.0, 1.0, values={})
+    assert winner_config.write(study, best) == ()
+    assert winner_config.write(study, best) == (), "as we left it, it is written anew"
+    file = tmp_path / "winners" / "experiment" / "best_s.yaml"
+    file.write_text(file.read_text().replace("lr: 0.001", "lr: 0.002") + "# mine\n")
+    mine = file.read_text()
+    assert winner_config.write(study, best) == (file,)
+    assert file.read_text() == mine
+    assert winner_config.files_of(study.settings.place, "s") == []
+
+
+# The model ------------------------------------------------------------------------------------------------------------
+
+
+def test_mlflows_champion_answers_raw_rows_as_the_checkpoint_does_and_holds_no_pickle(
+    home_of_won: Path, won: StudyView
+) -> None:
+    images, _ = load_digits(return_X_y=True)
+    rows = torch.from_numpy(images[:7]).float().reshape(-1, 1, 8, 8)
+    expected = asked_by_hand(winner.checkpoint_of(won).path, rows).numpy()
+    mlflow.set_tracking_uri(f"sqlite:///{home_of_won}/mlflow.db")
+    try:
+        model = mlflow.pyfunc.load_model("models:/won@champion")
+        network = mlflow.pytorch.load_model("models:/won@champion")
+        assert np.allclose(model.predict(rows.numpy()), expected, atol=1e-5)
+        assert np.allclose(network(rows).detach(), expected, atol=1e-5)
+        assert [tuple(i.shape) for i in model.metadata.signature.inputs] == [(-1, 1, 8, 8)]
+        assert [tuple(o.shape) for o in model.metadata.signature.outputs] == [(-1, 10)]
+        example = model.input_example
+        assert model.predict(example).shape == (2, 10)
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert not list(home_of_won.rglob("*.pkl"))
+    assert not list((home_of_won / "artifacts").rglob("*.pth"))
+    version = client_of(home_of_won).get_model_version_by_alias("won", "champion")
+    parent = client_of(home_of_won).get_run(won.parent_run_id)
+    assert version.run_id == parent.info.run_id
+    assert version.tags["overnight.winner"] == parent.data.tags["overnight.winner"]
+
+
+def test_the_same_winner_is_registered_once(home_of_won: Path, won: StudyView) -> None:
+    assert winner.register(won) == "model: models:/won@champion"
+    assert len(client_of(home_of_won).search_model_versions("name = 'won'")) == 1
+    assert registry.held(won.plan.settings.place, "won", [won.uid])[1] == 1
+
+
+def test_what_cannot_be_exported_is_said_in_a_line(tmp_path: Path) -> None:
+    theirs = ["model._target_=user_networks.Plain", *(f"~model.{key}" for key in KEYS), "trainer.max_epochs=1"]
+    assert fit(spec_for(tmp_path, *theirs), ListLink()).ending == "complete"
+    forkserver.warm_up()
+    made = trial_process.run_one_shot(ExportSpec(tmp_path / "weights.ckpt", tmp_path), tmp_path / "log", 120)
+    assert isinstance(made, Exported)
+    assert made.file is None
+    assert made.why.startswith("torch.export can't write it: NotImplementedError: ")
+    assert "\n" not in made.why
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+
+
+def test_large_pictures_of_digits_are_answered_as_the_digits_are(won: StudyView, tmp_path: Path) -> None:
+    images, _ = load_digits(return_X_y=True)
+    folder = drawn(tmp_path / "drawn", images[:20])
+    out = tmp_path / "answers.csv"
+    line = ["predict", "won", str(folder), f"home={won.plan.settings.home}", "--out", str(out), "--json"]
+    done = CliRunner().invoke(cli, line)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout.splitlines()[-1])
+    expected = asked_by_hand(winner.checkpoint_of(won).path, torch.from_numpy(images[:20]).float().reshape(-1, 1, 8, 8))
+    assert [p["source"] for p in told["predictions"]] == [f"{i:03}.png" for i in range(20)]
+    # A picture has 256 shades where digits have 17, so that a probability may move by a little.
+    assert [p["answer"] for p in told["predictions"]] == expected.argmax(1).tolist()
+    assert [p["probability"] for p in told["predictions"]] == pytest.approx(expected.max(1).values.tolist(), abs=0.01)
+    with open(out, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(r["probability"]) for r in rows] == [p["probability"] for p in told["predictions"]]
+
+
+def test_pictures_the_other_way_round_are_noticed_and_turned(won: StudyView, tmp_path: Path) -> None:
+    images, _ = load_digits(return_X_y=True)
+    weights = winner.checkpoint_of(won).path
+    right = predict(AskSpec(weights, drawn(tmp_path / "right", images[:5])))
+    folder = drawn(tmp_path / "dark on light", 16 - images[:5])
+    assert right.notes == ()
+    (note,) = predict(AskSpec(weights, folder)).notes
+    assert note.startswith("5 of 5 pictures are dark on light")
+    assert "--invert" in note
+    turned = predict(AskSpec(weights, folder, invert=True))
+    assert [r.answer for r in turned.rows] == [r.answer for r in right.rows]
+    assert turned.notes == ()
+
+
+class SmallMNIST(MNIST):
+    validation = 20
+
+
+def test_a_network_is_asked_without_the_data_that_it_was_trained_on(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    root = tmp_path / "data" / "SmallMNIST"  # a data set's folder is named after its class in torchvision
+    for part, count in (("train", 100), ("t10k", 10)):
+        write_idx(root.parent / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", rng.integers(0, 200, (count, 28, 28)))
+        write_idx(root.parent / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
+    line = ["data=mnist", f"data.root={root.parent}", "data._target_=test_predict.SmallMNIST", "trainer.max_epochs=1"]
+    assert fit(spec_for(tmp_path, *line), ListLink()).ending == "complete"
+    picture = rng.integers(0, 200, (28, 28)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "one.png")
+    with_data = predict(AskSpec(tmp_path / "weights.ckpt", tmp_path / "one.png"))
+    shutil.rmtree(root.parent)
+    assert predict(AskSpec(tmp_path / "weights.ckpt", tmp_path / "one.png")) == with_data
+
+
+def test_a_table_is_answered_in_the_units_of_its_targets(tmp_path: Path) -> None:
+    """Diabetes: trained on standardised targets, and asked in points of the measure."""
+    assert fit(spec_for(tmp_path, "data=diabetes", "trainer.max_epochs=20"), ListLink()).ending == "complete"
+    rows, points = load_diabetes(return_X_y=True, scaled=False)
+    table = tmp_path / "patients.csv"
+    names = ["s6", "age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5"]  # in another order, and one more
+    places = [9, *range(9)]
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["patient", *names])
+        writer.writerows([f"p{i}", *row[places]] for i, row in enumerate(rows))
+    said = predict(AskSpec(tmp_path / "weights.ckpt", table)).rows
+    assert [r.source for r in said[:2]] == ["1", "2"]
+    assert all(r.probability is None for r in said)
+    answers = np.array([r.answer for r in said])
+    assert np.corrcoef(answers, points)[0, 1] > 0.6
+    assert 130 < answers.mean() < 175, "the targets' mean is 152"
+    in_order = tmp_path / "bare.csv"
+    in_order.write_text("\n".join(",".join(map(str, row)) for row in rows))
+    assert [r.answer for r in predict(AskSpec(tmp_path / "weights.ckpt", in_order)).rows] == list(answers)
+
+
+@pytest.fixture(scope="module")
+def purchase(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("purchase")
+    assert fit(spec_for(folder, "data=purchase", "trainer.max_epochs=2"), ListLink()).ending == "complete"
+    return folder / "weights.ckpt"
+
+
+def test_a_yes_or_no_comes_with_its_probability(purchase: Path, tmp_path: Path) -> None:
+    (tmp_path / "things.csv").write_text("usefulness,price\n9.5,5\n0.2,60\n")
+    first, second = predict(AskSpec(purchase, tmp_path / "things.csv")).rows
+    assert (first.answer, second.answer) == (1, 0)
+    assert all(r.probability is not None and 0.5 <= r.probability <= 1 for r in (first, second))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("things.txt", "1,2\n", "must be a .csv file"),
+        ("empty.csv", "", "must hold rows of price, usefulness"),
+        ("heads.csv", "price,usefulness\n", "must hold rows of price, usefulness"),
+        ("lacks.csv", "price,use\n1,2\n", "it lacks usefulness: name them so in its first line"),
+        ("wide.csv", "1,2,3\n", "must have the columns price, usefulness, got 1, 2, 3"),
+        ("text.csv", "price,usefulness\n1,2\nx,inf\n", "line 3, price: must be a finite number, got 'x'"),
+        ("text.csv", "price,usefulness\n1,2\nx,inf\n", "line 3, usefulness: must be a finite number, got 'inf'"),
+        ("short.csv", "price,usefulness\n1\n", "line 2, usefulness: must be a finite number, got ''"),
+    ],
+)
+def test_a_wrong_table_is_named_with_line_and_column(
+    purchase: Path, tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(Mistakes) as refused:
+        predict(AskSpec(purchase, tmp_path / name))
+    assert any(words in problem for problem in refused.value.problems), refused.value.problems
+
+
+def test_wrong_pictures_are_named_all_at_once(won: StudyView, tmp_path: Path) -> None:
+    weights = winner.checkpoint_of(won).path
+    (tmp_path / "none").mkdir()
+    for path, words in ((tmp_path / "none", "must hold pictures"), (tmp_path / "a.csv", "must be one (.png, .jpg")):
+        with pytest.raises(Mistakes, match=words.replace("(", r"\(")):
+            predict(AskSpec(weights, path))
+    folder = drawn(tmp_path / "some", load_digits(return_X_y=True)[0][:2])
+    (folder / "torn.png").write_bytes((folder / "000.png").read_bytes()[:40])
+    (folder / "text.jpg").write_text("no picture")
+    with pytest.raises(Mistakes) as refused:
+        predict(AskSpec(weights, folder))
+    assert [Path(p.split(":")[0]).name for p in refused.value.problems] == ["text.jpg", "torn.png"]
+
+
+def test_what_has_no_weights_says_what_to_do(won: StudyView, overnight: Callable[..., Any], tmp_path: Path) -> None:
+    lost = next(r.number for r in won.records if r.number != won.best.number)
+    with pytest.raises(ConfigError, match=r"has no weights left, as study.keep_checkpoints keeps those of the best 1"):
+        winner.checkpoint_of(won, lost)
+    with pytest.raises(ConfigError, match="must be one of won's, got 99; it has trials 0 to 3"):
+        winner.checkpoint_of(won, 99)
+    done = overnight("predict", "won", str(tmp_path / "gone.png"), f"home={won.plan.settings.home}", "--out", "a.txt")
+    assert (done.returncode, done.stderr) == (2, "--out: must end in .csv, got 'a.txt'; name it so\n")
+    done = overnight("predict", "won", "gone.png", f"home={won.plan.settings.home}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("FILE: must be a picture, a folder of pictures or a .csv file, got 'gone.png'")
+
+
+def test_a_network_of_ones_own_is_exported_as_it_is_and_asked_once_its_data_says_how_rows_are_prepared(
+    tmp_path: Path,
+) -> None:
+    there = "user_package.with_loaders."
+    line = [
+        f"model._target_={there}Classifier", *(f"~model.{key}" for key in KEYS), f"data._target_={there}DigitsData",
+        "~data.split_seed", "~data.normalise", "~data.subset", "~data.augment", "~data.task", "trainer.max_epochs=1",
+    ]  # fmt: skip
+    assert fit(spec_for(tmp_path, *line), ListLink()).ending == "complete"
+    made = export(ExportSpec(tmp_path / "weights.ckpt", tmp_path))
+    assert made.why == ""
+    assert (made.takes, made.says) == ("rows as the data module hands them over", "what the network's forward returns")
+    assert np.array(made.answers).shape == (2, 10)
+    image = drawn(tmp_path / "one", load_digits(return_X_y=True)[0][:1])
+    with pytest.raises(Mistakes, match=r"DigitsData must say how raw rows .* has no method prepared\(inputs\)"):
+        predict(AskSpec(tmp_path / "weights.ckpt", image))
+    taught = [*line[:-1], "trainer.max_epochs=1", "data._target_=test_predict.Says"]
+    assert fit(spec_for(tmp_path / "taught", *taught), ListLink()).ending == "complete"
+    (said,) = predict(AskSpec(tmp_path / "taught" / "weights.ckpt", image)).rows
+    assert said.answer in [f"digit {i}" for i in range(10)]
+    assert said.probability is not None
+    assert 0.1 <= said.probability <= 1
+
+
+class Says(DigitsData):
+    """What somebody adds to a data module of theirs to have its networks asked."""
+
+    input_shape, brightest = (1, 8, 8), 16
+    class_names = tuple(f"digit {i}" for i in range(10))
+
+    def prepared(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs / 16

@@ -1,0 +1,198 @@
+"""The morning report of studies of every kind, the sorry ones included."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import random
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from overnight import tracking
+from overnight.cli import starter
+from overnight.cli.main import cli
+from overnight.config.sections import WarmStart
+from overnight.report import advice, page, report
+from overnight.report.caveats import doubts
+from overnight.report.importance import importances
+from overnight.search import plan
+from overnight.search.record import TrialRecord, ranked
+from overnight.study.snapshot import StudyView
+from support.planted_study import BEST_LR, SORRY, SPACE, planned, record, searched, seen
+
+
+def printed(view: StudyView, width: int = 100) -> str:
+    out = io.StringIO()
+    report.show(report.report_of(view), Console(file=out, width=width))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("records", SORRY.values(), ids=SORRY)
+def test_a_sorry_study_has_a_report_that_says_so(records: list[TrialRecord]) -> None:
+    view = seen(records)
+    text, html = printed(view), page.page(report.report_of(view))
+    complete = [r for r in records if r.state == "complete"]
+    assert ("nothing to say yet" in text) == (not complete)
+    assert "What is doubtful" in text
+    assert "Every trial has the same value" in text or len(complete) < 2
+    assert ("All 3 trials failed" in text) == bool(records and all(r.state == "failed" for r in records))
+    assert "()" not in text
+    assert html.count("<h2>") >= 2
+
+
+def test_a_planted_optimum_outside_the_range_is_told_which_end_to_widen_and_the_next_line_finds_more() -> None:
+    study, records = planned(), searched(planned())
+    best = ranked(records, study.settings)[0]
+    (line,) = [d for d in report.report_of(seen(records)).doubts if d.startswith("optimizer.lr")]
+    assert "upper end of its range, 0.01" in line
+    command = shlex.split(advice.next_command(study, records, best))
+    assert command[:2] == ["overnight", "tune"]
+    following = plan.make(command[2:])
+    assert following.name == "digits-mlp-2"
+    assert following.settings.study.trials == 40
+    lr = following.space.names()["optimizer.lr"]
+    assert lr._contains(BEST_LR)  # type: ignore[attr-defined]
+    assert following.settings.study.warm_start_from == WarmStart(study="digits-mlp"), "the finding is where it starts"
+    found = ranked(searched(following, 10, seed=1), study.settings)[0]
+    assert (found.objective or 0) > (best.objective or 0), "a quarter of the trials does better there"
+
+
+def test_a_useless_parameter_ranks_last_and_the_one_that_matters_first() -> None:
+    ranking = importances(planned(), searched(planned()))
+    assert ranking[0].name == "optimizer.lr"
+    assert ranking[-1].name == "model.dropout"
+    assert ranking[0].low > ranking[-1].high, "and that does not hang on which trials there were"
+
+
+def test_a_range_too_fine_for_a_forest_mattered_not_at_all_as_far_as_that_can_tell() -> None:
+    study = plan.make(["search=none", "optimizer.lr=interval(1e-9,1e-8)", "study.trials=6"])
+    told = [record(i, {"optimizer.lr": 1e-9 * (i + 1)}, 0.05 + i / 100) for i in range(6)]
+    assert [i.name for i in importances(study, told)] == ["optimizer.lr"]
+
+
+def test_the_next_line_can_be_given_after_the_deadline_that_it_comes_from() -> None:
+    study = planned("study.until=2999-01-01T07:00", "study.hours=8", "terminator=regret_bound", "study.patience=9")
+    records = searched(study)
+    best = ranked(records, study.settings)[0]
+    command = shlex.split(advice.next_command(study, records, best))
+    assert not any("until" in word for word in command)
+    following = plan.make(command[2:]).settings
+    assert (following.study.hours, following.study.patience) == (8, 9)
+    assert following.terminator == study.settings.terminator
+    trained = advice.train_command(study, best)
+    assert not any(word in trained for word in ("hours", "until", "patience", "terminator"))
+
+
+def test_what_a_deadline_cut_stands_in_the_terminal_and_on_the_page() -> None:
+    notes = ["study.until=07:00 ended the search: 40 of 500 trials are done", "study.until=07:00 cut the test set"]
+    records = searched(planned())
+    view = dataclasses.replace(seen(records, confirmed=True), launch={"over": "deadline", "notes": notes})
+    some = tuple(
+        r for r in view.confirmation.records if r.confirms.trial in (0, ranked(records, planned().settings)[0].number)
+    )
+    view = dataclasses.replace(view, confirmation=dataclasses.replace(view.confirmation, records=some))
+    text, html = printed(view), page.page(report.report_of(view))
+    for words in ("How it ended", *notes, "not trained"):
+        assert words in text
+        assert words in html
+
+
+def test_the_line_to_train_the_winner_again_composes_to_its_configuration() -> None:
+    for lines in (SPACE, ("study.trials=9", "optimizer=sgd", "data.batch_size=64", "trainer.max_epochs=7")):
+        study = plan.make(lines)
+        rng = random.Random(3)
+        values = study.sample(rng)
+        trial = record(0, {}, 0.9, config=study.config(values))
+        trial = dataclasses.replace(trial, params={k: v for k, v in values.items() if not isinstance(v, list)})
+        command = shlex.split(advice.train_command(study, trial))
+        assert plan.make(command[2:], searching=False).config({}) == trial.config
+
+
+def test_the_lines_to_paste_of_a_network_of_ones_own_find_its_folder_of_configs(tmp_path: Path) -> None:
+    starter.write(tmp_path)
+    study = plan.make(["model=mine", "data=mine"], tmp_path / "conf")
+    values = study.sample(random.Random(0))
+    trial = dataclasses.replace(
+        record(0, {}, 0.9), values=values, params=dict(values, **{"model.hidden_sizes.length": 0})
+    )
+    for line, searching in (
+        (advice.train_command(study, trial), False),
+        (advice.next_command(study, [trial], trial), True),
+    ):
+        words = shlex.split(line)
+        assert words[2:4] == ["--config-dir", str(tmp_path / "conf")]
+        made = plan.make(words[4:], words[3], searching=searching)
+        assert made.choices["model"] == "mine"
+        assert searching or made.config({}) == study.config(values)
+    sys.path.remove(str(tmp_path))
+
+
+def test_the_page_asks_nobody_for_anything_and_every_picture_has_words() -> None:
+    view = seen(searched(planned()), confirmed=True)
+    html = page.page(report.report_of(view))
+    links = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"|url\(([^)]*)\)|@import', html)
+    assert all((a or b).strip("'\"").startswith(("#", "data:")) for a, b in links)
+    assert "<script" not in html
+    titles = re.findall(r"<figure><h3>([^<]*)</h3>", html)
+    assert titles == [
+        "Learning curves on fresh seeds", "The search", "What mattered", "Slices", "The two that matter most",
+        "All parameters at once",
+    ]  # fmt: skip
+    words = re.findall(r'<div role="img" aria-label="([^"]*)"><svg', html)
+    assert len(words) == len(titles)
+    assert all(len(w) > 40 for w in words)
+    assert "prefers-color-scheme: dark" in html
+    assert "#010101" not in html, "every stand-in colour gave way to the page's"
+
+
+def test_what_it_cost_names_hours_memory_what_pruning_saved_and_why_trials_failed() -> None:
+    records = [dataclasses.replace(r, peak_bytes=r.number << 28) for r in searched(planned(), 5)]
+    records += [record(5, records[0].params, 0.5, "pruned"), record(6, records[0].params, None, "failed")]
+    lines = report.cost_lines(report.report_of(seen(records)))
+    assert lines == [
+        "7 trials (5 complete, 1 pruned, 1 failed): 15 s of training",
+        "from first start to last end 9 s",
+        "the largest trial, trial-0004, held 1.00 GiB of memory of its own",
+        "1 trial was pruned, which saved about 8 s",
+        "1 failed: diverged",
+    ]
+
+
+def test_a_tie_names_the_cheaper_one_and_a_choice_hardly_tried_is_named() -> None:
+    records = [
+        record(i, {"optimizer.lr": 0.001 * (i + 1), "model.activation": "relu"}, 0.9 - i / 100) for i in range(30)
+    ]
+    view = seen(records, confirmed=True)
+    said = report.report_of(view).doubts
+    assert any("model.activation: hardly tried are tanh (0), gelu (0)" in d for d in said)
+    equal = [dataclasses.replace(r, objective=0.9 + 0.01 * (r.number % 3)) for r in view.confirmation.records]
+    told = report.report_of(
+        dataclasses.replace(view, confirmation=dataclasses.replace(view.confirmation, records=tuple(equal)))
+    )
+    assert any("can't be told apart" in d and "is the cheaper one" in d for d in doubts(told.finding, records))
+
+
+def test_the_report_command_prints_writes_and_shows_it_in_mlflow(finished_home: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", f"home={finished_home}"])
+    assert done.exit_code == 0, done.output
+    for words in ("is the best so far", "to train it again", "What it cost", "What to try next", "6 trials"):
+        assert words in done.output
+    path = finished_home / "reports" / "digits-mlp.html"
+    assert path.read_text().startswith("<!doctype html>")
+    client = tracking.client(plan.make([f"home={finished_home}"]).settings.place)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "digits-mlp"]
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.`overnight.role` = 'study'")
+    assert "digits-mlp.html" in {f.path for f in client.list_artifacts(parent.info.run_id)}
+    assert "is the best so far" in parent.data.tags["overnight.report"]
+
+
+def test_a_study_that_there_is_not_is_said_to_be_missing(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", f"home={tmp_path}"])
+    assert done.exit_code == 2
+    assert "there is none in" in done.output

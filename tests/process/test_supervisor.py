@@ -1,0 +1,368 @@
+"""The loop on the whole real stack: real processes, real stores."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from overnight import api
+from overnight.config.rules import ConfigError
+from overnight.protocol import EpochEnd, Verdict
+from overnight.report.live import Nothing
+from overnight.runner import trial_process
+from overnight.runner.supervisor import Supervisor
+from overnight.search import plan
+from overnight.study.open import open_study
+from overnight.study.snapshot import view
+from overnight.system import forkserver, kill
+from overnight.tracking import Tracker
+from support.commands import LATE, running
+from support.mlflow_store import children
+from support.user_overrides import theirs
+
+Tune = Callable[..., api.Result]
+
+
+def states(result: api.Result) -> list[tuple[str, str | None]]:
+    return [(r.state, r.reason) for r in result.records]
+
+
+def test_somebodys_own_network_is_tuned(tune: Tune) -> None:
+    result = tune(*theirs("Plain", "+model.lr=tag(log,interval(1e-3,1e-1))", "study.trials=3"))
+    assert [r.state for r in result.records] == ["complete"] * 3
+    lrs = [r.params.get("model.lr") for r in result.records]
+    assert lrs[0] is None, "the configuration as written leaves it to the class"
+    assert all(1e-3 <= lr <= 1e-1 for lr in lrs[1:])
+
+
+def test_an_error_is_kept_with_its_traceback_and_stops_the_study_after_a_few_in_a_row(tune: Tune, home: Path) -> None:
+    result = tune(*theirs("Raises", "study.trials=9", "study.max_consecutive_failures=2", "slots=1"))
+    assert result.why == "failures"
+    assert states(result)[:2] == [("failed", "error")] * 2
+    assert len(result.records) < 5
+    assert "ZeroDivisionError: the person's own mistake" in result.records[0].detail
+    assert "about to raise" in (home / "logs" / "digits-mlp" / "trial-0000.log").read_text()
+
+
+def test_a_metric_that_is_not_finite_makes_the_trial_diverged(tune: Tune) -> None:
+    result = tune(*theirs("Diverges", "study.trials=2", "study.metric=val/accuracy2", "study.direction=maximize"))
+    assert states(result) == [("failed", "diverged")] * 2
+    assert result.all_failed
+
+
+def test_a_metric_that_nobody_logs_is_named_beside_those_that_are(tune: Tune) -> None:
+    result = tune("search=none", "study.trials=1", "study.metric=val/acuracy", "study.direction=maximize")
+    assert "got 'val/acuracy'; it logged train/loss, val/accuracy, val/f1, val/loss" in result.records[0].detail
+
+
+def test_a_metric_that_comes_in_some_epochs_only_is_the_objective_as_of_the_last_of_them(tune: Tune) -> None:
+    result = tune(*theirs("EveryOther", "study.trials=2", "study.metric=now_and_then", "study.direction=maximize"))
+    assert states(result) == [("complete", None)] * 2
+    assert [e.metrics.get("now_and_then") for e in result.records[0].history] == [None, 1.0, None, 3.0]
+    assert result.records[0].objective == 3.0
+
+
+def test_running_out_of_memory_has_a_reason_of_its_own(tune: Tune) -> None:
+    assert states(tune(*theirs("OutOfMemory", "study.trials=1"))) == [("failed", "out_of_memory")]
+
+
+def test_a_killed_trial_goes_on_from_its_last_checkpoint(tune: Tune, tmp_path: Path) -> None:
+    marker = tmp_path / "killed-once"
+    result = tune(*theirs("KilledOnce", "study.trials=1", f"+model.marker={marker}", "checkpoint.every_s=0"))
+    assert marker.exists()
+    assert states(result) == [("complete", None)]
+    assert [e.epoch for e in result.records[0].history] == [0, 1, 2, 3]
+    assert Path(f"{marker}.epochs").read_text() == "0 1 2 3 ", "no epoch was trained twice"
+
+
+def test_an_error_in_the_loop_leaves_no_trial_behind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = plan.make([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")])
+    forkserver.warm_up()
+    ledger, _ = open_study(study)
+    worker = Supervisor(ledger, Tracker(study, ledger.uid), lambda _: None)
+    started: list[int] = []
+
+    def fail(_: Supervisor) -> None:
+        started.extend(t.process.pid for t in worker.running.values())
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Supervisor, "_tick", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        worker.run()
+    ledger.close()
+    assert len(started) == 2
+    assert not any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in started)
+    found, _ = view(study.settings.place)
+    assert found is not None
+    assert (found.state, found.count("paused")) == ("paused", 2)
+
+
+def test_a_trial_that_keeps_dying_fails_after_its_retries(tune: Tune) -> None:
+    result = tune(*theirs("AlwaysKilled", "study.trials=1", "study.retries=1"))
+    assert states(result) == [("failed", "crashed")]
+    assert "signal 9" in result.records[0].detail
+    assert "2 times in a row" in result.records[0].detail
+
+
+def test_trials_that_keep_dying_stop_the_study_after_a_few_however_often_each_is_tried(tune: Tune) -> None:
+    lines = ("study.trials=8", "study.retries=1", "study.max_consecutive_failures=2", "slots=1")
+    result = tune(*theirs("AlwaysKilled", *lines))
+    assert result.why == "failures"
+    assert states(result) == [("failed", "crashed")] * 2
+
+
+def test_a_process_that_is_slow_to_die_is_nobodys_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the middle of a driver's call; here nobody waits for any."""
+    monkeypatch.setattr(kill, "_DIES_WITHIN_S", 0.0)
+    process = forkserver.fork(time.sleep, 60)
+    pid = process.pid
+    kill.discard(process)
+    until = time.monotonic() + 5
+    while psutil.pid_exists(pid):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_trial_that_hangs_in_c_code_is_tried_again_and_then_failed_and_its_slot_is_free_within_five_seconds(
+    tune: Tune,
+) -> None:
+    result = tune(*theirs("Hangs", "study.trials=1", "study.retries=1", "trial.stall_s=2", "checkpoint.every_s=0"))
+    assert states(result) == [("failed", "stalled")]
+    assert "trial.stall_s" in result.records[0].detail
+    assert "2 times in a row" in result.records[0].detail
+    assert any("taken up again, stalled" in note for note in result.records[0].notes)
+    ended, (last, *_) = result.records[0].ended_at, reversed(result.records[0].history)
+    assert ended is not None
+    assert ended - last.at < 2 * (2 + 5), "two silences, and what it took to see to them"
+
+
+def test_a_trial_that_takes_too_long_or_too_much_fails_with_its_reason_and_is_not_tried_again(tune: Tune) -> None:
+    started = time.monotonic()
+    result = tune(*theirs("Slow", "study.trials=1", "trial.timeout_s=3", "trainer.max_epochs=99"))
+    assert states(result) == [("failed", "timed_out")]
+    assert time.monotonic() - started < 60
+    result = tune(*theirs("Hoards", "study.trials=1", "trial.memory_gib=0.5", "study.name=hoards"))
+    assert states(result) == [("failed", "out_of_memory")]
+    assert "trial.memory_gib: it took" in result.records[0].detail
+    assert (result.records[0].peak_bytes or 0) > 0.5 * 2**30
+
+
+def test_a_trial_whose_state_no_longer_fits_its_network_starts_over_and_says_so(tune: Tune, tmp_path: Path) -> None:
+    line = theirs("Grows", "study.trials=1", f"+model.marker={tmp_path / 'grown'}", "checkpoint.every_s=0")
+    result = tune(*line)
+    assert states(result) == [("complete", None)]
+    assert [e.epoch for e in result.records[0].history] == [0, 1, 2, 3]
+    assert any("checkpoint_unusable" in note for note in result.records[0].notes)
+
+
+def test_a_trial_whose_states_are_all_refused_starts_over_with_a_tag_that_says_so(
+    tune: Tune, home: Path, tmp_path: Path
+) -> None:
+    marker = tmp_path / "ruined"
+    result = tune(*theirs("RuinsItsStates", "study.trials=1", f"+model.marker={marker}", "checkpoint.every_s=0"))
+    assert states(result) == [("complete", None)]
+    assert Path(f"{marker}.epochs").read_text() == "0 1 0 1 2 3 "
+    notes = children(home)[0].data.tags["overnight.notes"]
+    for name in ("state.ckpt", "state.before.ckpt"):
+        assert f"{name}: not a state that overnight wrote" in notes
+
+
+def test_where_the_disk_is_about_full_trials_save_and_go_on_when_there_is_room(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = plan.make([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")])
+    ledger, _ = open_study(study)
+    said: list[str | None] = []
+    worker = Supervisor(ledger, Tracker(study, ledger.uid), lambda s: said.append(api.glance(s).trouble))
+    paused = []
+
+    def free(_: Path) -> float:
+        """Full from the first epoch's end until both trials have saved."""
+        if any(t.epoch >= 0 for t in worker.running.values()) and not paused:
+            paused.append(False)
+        if paused and not paused[0] and not worker.running:
+            assert [r.state for r in ledger.records()] == ["paused"] * 2
+            paused[0] = True
+        return 100.0 if paused and not paused[0] else 10_000.0
+
+    monkeypatch.setattr("overnight.runner.supervisor.free_mib", free)
+    forkserver.warm_up()
+    assert worker.run().why == "done"
+    records = ledger.records()
+    ledger.close()
+    assert paused == [True]
+    assert any(t and "less than 500 MiB are free" in t for t in said)
+    assert [(r.state, [e.epoch for e in r.history]) for r in records] == [("complete", [0, 1, 2])] * 2
+
+
+def test_a_study_is_not_started_where_there_is_no_room(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"min_free_mib: 1000000000 MiB must be free where home is, got \d+ in"):
+        api.tune([f"home={tmp_path / 'home'}", "min_free_mib=1000000000"])
+    assert not (tmp_path / "home").exists()
+
+
+def test_what_a_trial_prints_is_kept_and_capped_and_its_children_end_with_it(tune: Tune, home: Path) -> None:
+    marker = home / "child"
+    assert states(tune(*theirs("Chatty", "study.trials=1", f"+model.marker={marker}"))) == [("complete", None)]
+    log = (home / "logs" / "digits-mlp" / "trial-0000.log").read_text()
+    assert len(log) <= trial_process.LOG_CAP_BYTES
+    assert log.startswith("[what came before was too long to keep]")
+    assert "last words" in log
+    child = int(marker.read_text())
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "a trial's child outlived it"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_a_trial_that_is_behind_is_pruned(tune: Tune, pruner: str) -> None:
+    options = ["pruner.startup_trials=2", "pruner.warmup_epochs=0"] if pruner == "median" else []
+    result = tune(
+        "search=none", "optimizer.lr=choice(1e-2,1e-7)", "sampler=random", f"pruner={pruner}", *options,
+        "study.trials=8", "trainer.max_epochs=6", "slots=1",
+    )  # fmt: skip
+    pruned = [r for r in result.records if r.state == "pruned"]
+    assert all(r.state == "complete" for r in result.records if len(r.history) == 6)
+    assert pruned
+    assert all(len(r.history) < 6 for r in pruned)
+    assert any(r.params["optimizer.lr"] == 1e-7 for r in pruned)
+    assert result.best is not None
+    assert result.best.params["optimizer.lr"] == 1e-2
+
+
+@pytest.mark.parametrize("unasked", [False, True], ids=["in answer", "before it is answered"])
+def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_one_does(
+    home: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch, unasked: bool
+) -> None:
+    line = [
+        "search=none", "optimizer.lr=choice(1e-2,1e-7)", "sampler=random", "pruner.startup_trials=2",
+        "pruner.warmup_epochs=0", "study.trials=6", "trainer.max_epochs=6", "slots=1",
+    ]  # fmt: skip
+    whole = tune(*line).records
+    behind = next(r for r in whole if r.state == "pruned")
+    cut = plan.make([f"home={home}", "study.name=cut", "pictures.when=never", "preflight=never", *line])
+    ledger, _ = open_study(cut)
+    worker = Supervisor(ledger, Tracker(cut, ledger.uid), lambda _: None)
+    record = ledger.record
+
+    def stop_there(done: EpochEnd) -> bool:
+        if (done.number, done.epoch) == (behind.number, behind.history[-1].epoch):
+            worker.stop()
+            if unasked:
+                worker.running[done.number].send(Verdict.SAVE_AND_STOP)
+        return record(done)
+
+    monkeypatch.setattr(ledger, "record", stop_there)
+    assert worker.run().why == "stopped"
+    ledger.close()
+    rest = tune(*line, "study.name=cut").records
+    assert [(r.state, len(r.history), r.objective) for r in rest] == [
+        (r.state, len(r.history), r.objective) for r in whole
+    ]
+
+
+def test_only_the_best_trials_keep_their_weights(finished_home: Path) -> None:
+    found, _ = view(plan.make([f"home={finished_home}"]).settings.place)
+    assert found is not None
+    assert found.best is not None
+    kept = [p.relative_to(finished_home) for p in finished_home.rglob("*.ckpt") if "artifacts" not in p.parts]
+    assert kept == [Path("checkpoints/digits-mlp") / f"trial-{found.best.number:04d}" / "weights.ckpt"]
+
+
+def test_asked_to_stop_running_trials_save_and_the_study_goes_on_to_the_same_end(home: Path, tune: Tune) -> None:
+    overrides = theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")
+    study = plan.make([f"home={home}", *overrides])
+    ledger, _ = open_study(study)
+    worker = Supervisor(ledger, Tracker(study, "uid"), lambda _: None)
+
+    def stop_in_the_second_epoch() -> None:
+        while not all(t.epoch >= 0 for t in worker.running.values()) or not worker.running:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        asked.append(time.monotonic())
+        worker.stop()
+
+    asked: list[float] = []
+    thread = threading.Thread(target=stop_in_the_second_epoch)
+    thread.start()
+    forkserver.warm_up()
+    assert worker.run().why == "stopped"
+    ended = time.monotonic()
+    thread.join()
+    ledger.close()
+    assert ended - asked[0] < 10 * LATE
+    found, _ = view(study.settings.place)
+    assert found is not None
+    assert [r.state for r in found.records] == ["paused", "paused"]
+    assert all((home / "checkpoints" / "digits-mlp" / f"trial-000{n}" / "state.ckpt").exists() for n in (0, 1))
+    result = tune(*overrides)
+    assert [r.state for r in result.records] == ["complete"] * 2
+    assert [[e.epoch for e in r.history] for r in result.records] == [[0, 1, 2]] * 2
+
+
+def test_a_supervisor_that_is_killed_takes_its_trials_with_it_within_two_seconds(home: Path) -> None:
+    with running("tune", f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")) as process:
+        # The resource tracker, the forkserver and, below it, two trials.
+        while len(children := psutil.Process(process.pid).children(recursive=True)) < 4:
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.kill()
+    _, alive = psutil.wait_procs(children, timeout=2 * LATE)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_forkserver_whose_supervisor_died_before_it_could_ask_to_be_told_ends_at_once(tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    path = tmp_path / "imported"
+    os.mkfifo(path)  # nobody reads it
+    code = "import sys; import overnight.trial.preload; print('imported')"
+    env = {**os.environ, forkserver.IMPORTED: str(path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+def test_the_garbage_collector_rests_while_the_stack_is_imported_and_is_there_for_the_trials() -> None:
+    import subprocess
+    import sys
+
+    code = """
+import gc, os
+before = gc.get_stats()[0]["collections"]
+import overnight.trial.preload
+print(gc.get_stats()[0]["collections"] - before < 200, gc.get_freeze_count() > 100_000, gc.isenabled(), flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True True True\n"), done.stderr
+
+
+@pytest.mark.long
+def test_starting_a_trial_does_not_run_the_callers_script_again(home: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = tmp_path / "notebook_like.py"  # no `if __name__ == "__main__"`, as people write them
+    script.write_text(
+        "from pathlib import Path\n"
+        f"with open({str(tmp_path / 'runs')!r}, 'a') as f: f.write('x')\n"
+        "import overnight\n"
+        f"r = overnight.tune(['home={home}', 'study.trials=2', 'trainer.max_epochs=1'])\n"
+        "assert r.best.number in (0, 1) and len(r.trials) == 2 and r.study_name == 'digits-mlp', r\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs").read_text() == "x"
+
+
+def test_nothing_is_shown_where_nothing_is_asked_for() -> None:
+    Nothing().close()

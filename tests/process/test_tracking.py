@@ -1,0 +1,205 @@
+"""MLflow mirrors the ledger, trial by trial, and is healed from it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overnight import api, tracking
+from overnight.protocol import EpochEnd
+from overnight.search import plan
+from overnight.search.record import TrialRecord
+from overnight.study.snapshot import StudyView, view
+from overnight.tracking import Tracker
+from support.mlflow_store import assert_equal, children, client_of, forget, runs_of
+
+
+def test_a_finished_study_has_one_parent_and_one_child_a_trial_that_equal_the_ledger(
+    finished_home: Path, finished: StudyView
+) -> None:
+    assert_equal(finished_home, finished)
+    runs = runs_of(finished_home)
+    assert len(runs) == len(finished.records) + 1
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    (parent,) = [r for r in runs if r.info.run_id == finished.parent_run_id]
+    assert parent.data.tags["overnight.role"] == "study"
+    assert finished.best is not None
+    assert parent.data.metrics["objective"] == finished.best.objective
+    for record in finished.records:
+        assert {"train/loss", "val/loss", "val/accuracy"} <= set(record.history[0].metrics)
+
+
+def test_mlflow_is_made_ready_ahead_and_leaves_nothing_until_it_is_opened(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, threading\n"
+        "from overnight import tracking\nfrom overnight.config.compose import study_location\n"
+        f"place = study_location(['home={tmp_path}'])\n"
+        "tracking.store.cores = lambda: 2\n"
+        "tracking.get_ready(place)\n"
+        "[t.join() for t in threading.enumerate() if t.name == 'mlflow-ahead']\n"
+        "print('mlflow' in sys.modules, tracking.store._blank.cache_info().currsize, os.listdir(place.where.root))\n"
+        "experiments = tracking.client(place).search_experiments()\n"
+        "print([e.name for e in experiments], os.listdir(place.where.root))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == ["True 1 []", "['Default'] ['mlflow.db']"]
+
+
+def test_the_parent_keeps_config_space_and_environment_and_the_best_trial_its_weights(
+    finished_home: Path, finished: StudyView
+) -> None:
+    client = client_of(finished_home)
+    assert finished.parent_run_id is not None
+    assert finished.best is not None
+    files = {f.path for f in client.list_artifacts(finished.parent_run_id)}
+    assert {"config.yaml", "search_space.yaml", "environment.json"} <= files
+    best = children(finished_home)[finished.best.number]
+    assert [f.path for f in client.list_artifacts(best.info.run_id, "weights")] == ["weights/weights.ckpt"]
+    for number, run in children(finished_home).items():
+        artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
+        config = (artifacts / "config.yaml").read_text()
+        assert f"lr: {finished.records[number].params['optimizer.lr']}" in config
+
+
+def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, finished: StudyView, tmp_path: Path) -> None:
+    home = tmp_path / "copy"
+    shutil.copytree(finished_home, home)
+    client, before = client_of(home), children(home)
+    client.delete_run(before[1].info.run_id)  # a run that never arrived
+    client.update_run(before[2].info.run_id, status="RUNNING")  # a kill before the run was ended
+    forget(home, before[4].info.run_id, "params", "key = 'optimizer.lr'")  # what the network swallowed
+    for table in ("metrics", "latest_metrics"):
+        forget(home, before[5].info.run_id, table, "key = 'val/loss'")
+    assert finished.parent_run_id is not None
+    client.update_run(finished.parent_run_id, status="RUNNING")  # a kill before the study's summary
+    forget(home, finished.parent_run_id, "latest_metrics", "key = 'objective'")
+    client.delete_tag(finished.parent_run_id, "overnight.best")
+    mine = {"overnight.study": "digits-mlp", "overnight.uid": before[0].data.tags["overnight.uid"]}
+    ghost = client.create_run("1", tags={**mine, "overnight.trial": "77"})
+    twin = client.create_run("1", tags={**mine, "overnight.trial": "3"})
+    theirs = client.create_run("1", tags={**mine, "overnight.uid": "another ledger's", "overnight.trial": "88"})
+    study = plan.make([f"home={home}", "study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2"])
+    result = api.run(study)
+    assert (result.why, result.worked, result.trouble) == ("done", False, None)
+    found, _ = view(study.settings.place)
+    assert found is not None
+    left = {r.info.run_id for r in runs_of(home)}
+    assert {ghost.info.run_id, twin.info.run_id}.isdisjoint(left)
+    assert theirs.info.run_id in left, "what another ledger's study of the same name logged is not ours to touch"
+    client.delete_run(theirs.info.run_id)
+    assert_equal(home, found)
+    parent = client.get_run(finished.parent_run_id)
+    assert (parent.info.status, parent.data.tags["overnight.state"]) == ("FINISHED", "done")
+    assert found.best is not None
+    assert parent.data.tags["overnight.best"] == f"trial-{found.best.number:04d}"
+    assert parent.data.metrics["objective"] == found.best.objective
+
+
+def test_the_study_shows_its_best_objective_in_whatever_order_trials_become_the_best(home: Path) -> None:
+    for best in (record(3, 5, "complete"), record(1, 6, "complete")):  # trial 1 was paused, and went on
+        tracker = Tracker(plan.make([f"home={home}"]), "uid")
+        tracker.start([record(n, 2, "complete") if n != best.number else best for n in range(4)])
+        tracker.close("FINISHED", best, None)
+        parent = client_of(home).get_run(tracker.parent_run_id)
+        assert parent.data.metrics["objective"] == best.objective
+
+
+def record(number: int, epochs: int, state: str = "running", **more: Any) -> TrialRecord:
+    history = tuple(EpochEnd(number, e, {"val/accuracy": e / 10, "odd": math.inf}, 1e9 + e, 0.1) for e in range(epochs))
+    given = {"objective": (epochs - 1) / 10, "reason": None, "detail": "", "started_at": 1e9, "ended_at": None, **more}
+    return TrialRecord(number, state, {"optimizer.lr": 0.1}, history, **given)  # type: ignore[arg-type]
+
+
+def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
+    study = plan.make([f"home={home}"])
+    first = Tracker(study, "uid")
+    first.start([record(0, 2)])
+    first.mirror(record(0, 3, "paused"))
+    first.close("KILLED", None, None)
+    assert first.trouble is None
+    run_id = children(home)[0].info.run_id
+    assert children(home)[0].info.status == "KILLED"
+
+    second = Tracker(study, "uid")
+    second.start([record(0, 3, "running")])
+    for epochs in (4, 5):
+        second.mirror(record(0, epochs))
+    second.mirror(record(0, 6, "complete", ended_at=1e9 + 9))
+    second.close("FINISHED", record(0, 6, "complete"), None)
+    assert second.trouble is None
+    run = children(home)[0]
+    assert (run.info.run_id, run.info.status, run.info.end_time) == (run_id, "FINISHED", round((1e9 + 9) * 1000))
+    history = client_of(home).get_metric_history(run_id, "val/accuracy")
+    assert sorted((m.step, m.value) for m in history) == [(e, e / 10) for e in range(6)]
+    assert "odd" not in run.data.metrics, "only what is finite is logged: inf would wreck the charts"
+
+
+def test_a_failed_trial_shows_its_traceback(home: Path) -> None:
+    tracker = Tracker(plan.make([f"home={home}"]), "uid")
+    tracker.start([record(0, 1, "failed", reason="error", detail="Traceback: the end of it")])
+    tracker.close("FAILED", None, None)
+    run = children(home)[0]
+    assert run.info.status == "FAILED"
+    assert "the end of it" in run.data.tags["mlflow.note.content"]
+    assert (Path(run.info.artifact_uri.removeprefix("file://")) / "error.txt").read_text() == "Traceback: the end of it"
+
+
+def test_a_night_of_notes_and_a_long_traceback_fit_into_mlflow(home: Path) -> None:
+    notes = tuple(f"taken up again, crashed: {n:080}" for n in range(200))
+    tracker = Tracker(plan.make([f"home={home}"]), "uid")
+    tracker.start([record(0, 1, "failed", reason="error", detail="x" * 20_000 + "the end", notes=notes)])
+    tracker.close("FAILED", None, None)
+    assert tracker.trouble is None
+    tags = children(home)[0].data.tags
+    assert tags["overnight.notes"].endswith(notes[-1])
+    assert "the end" in tags["mlflow.note.content"]
+
+
+def test_a_study_outlives_an_mlflow_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    blocked = tmp_path / "a-file-where-a-folder-should-be"
+    blocked.touch()
+    study = plan.make([f"home={tmp_path}", f"tracking.uri=sqlite:///{blocked}/mlflow.db", "study.trials=1"])
+    tracker = Tracker(study, "uid")
+    tracker.start([record(0, 1, "complete")])
+    tracker.close("FINISHED", None, None)
+    assert tracker.trouble is not None
+    capfd.readouterr()
+
+
+def test_the_store_is_created_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    real = SqlAlchemyStore.__init__
+
+    def cut(_: Any, uri: str, __: str) -> None:
+        Path(uri.removeprefix("sqlite:///")).write_bytes(b"half a database")
+        raise KeyboardInterrupt
+
+    settings = plan.make([f"home={tmp_path}"]).settings.place
+    monkeypatch.setattr(SqlAlchemyStore, "__init__", cut)
+    with contextlib.suppress(KeyboardInterrupt):
+        tracking.client(settings)
+    assert not settings.where.tracking_store.exists()
+    monkeypatch.setattr(SqlAlchemyStore, "__init__", real)
+    assert tracking.client(settings).get_experiment("0") is not None
+
+
+def test_nothing_is_written_beside_the_home(
+    tune: Callable[..., Any], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = home / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert tune("study.trials=1", "trainer.max_epochs=1").why == "done"
+    assert not list(elsewhere.iterdir())
+    assert {p.name for p in home.iterdir()} == {
+        "mlflow.db", "ledger.db", "artifacts", "checkpoints", "logs", "winners", "locks", "elsewhere",
+    }  # fmt: skip

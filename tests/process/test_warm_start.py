@@ -1,0 +1,137 @@
+"""A study that starts where another ended, and the whole way there: a planted problem, its report, the pasted line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from overnight import api
+from overnight.config.compose import study_location
+from overnight.config.rules import ConfigError
+from overnight.report import report
+from overnight.report.live import Nothing
+from overnight.report.report import Report
+from overnight.search import plan
+from overnight.search.record import ranked
+from overnight.study import warm_start
+from overnight.study.open import open_study
+from overnight.study.snapshot import StudyView, view
+from support.commands import start
+
+# The best learning rate, 0.05, lies beyond the upper end.
+PLANTED = (
+    "model._target_=user_networks.Planted", "~model.hidden_sizes", "~model.activation", "~model.dropout",
+    "~model.batch_norm", "search=none", "+model.lr=tag(log,interval(1e-4,1e-2))", "+model.twist=true,false",
+    "+model.noise=interval(0,1)", "study.name=planted", "study.trials=16", "study.confirm.seeds=0",
+    "trainer.max_epochs=1", "pruner=none", "sampler.startup_trials=6", "seed=2", "slots=1",
+    "pictures.when=never", "preflight=never",
+)  # fmt: skip
+NARROWER = "+model.lr=tag(log,interval(1e-3,1e-2))"
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> StudyView:
+    home = tmp_path_factory.mktemp("planted")
+    shutil.copy(empty_store, home / "mlflow.db")
+    assert api.run(plan.make([f"home={home}", *PLANTED]), screen=Nothing()).why == "done"
+    return seen(home, "planted")
+
+
+@pytest.fixture(scope="module")
+def told(planted: StudyView) -> Report:
+    return report.report_of(planted)
+
+
+def seen(home: Path, name: str) -> StudyView:
+    found, _ = view(study_location([f"home={home}"]), name)
+    assert found is not None
+    return found
+
+
+def line(planted: StudyView, name: str, *overrides: str) -> list[str]:
+    """What starts another study from the planted one, with `overrides` in place of what PLANTED says."""
+    asked = (*overrides, f"study.name={name}")
+    said = {o.partition("=")[0] for o in asked}
+    kept = [o for o in PLANTED if o.partition("=")[0] not in said]
+    warm = [] if "study.warm_start_from" in said else ["study.warm_start_from=planted"]
+    return [f"home={planted.plan.settings.home}", *kept, *asked, *warm]
+
+
+def test_a_planted_optimum_beyond_the_range_is_told_which_end_to_widen_and_what_is_useless_ranks_last(
+    told: Report,
+) -> None:
+    (line,) = [d for d in told.doubts if d.startswith("model.lr")]
+    assert "upper end of its range, 0.01" in line
+    assert told.importances[0].name == "model.lr"
+    assert told.importances[-1].name == "model.noise"
+
+
+@pytest.mark.long
+def test_the_pasted_next_line_runs_starts_from_the_finding_and_does_better(planted: StudyView, told: Report) -> None:
+    assert told.next is not None
+    words = shlex.split(told.next)
+    assert words[0] == "overnight"
+    assert "study.warm_start_from=planted" in words
+    with start(*words[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        printed, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, printed
+    assert "these lie in this space and come first: trial-" in printed
+    after = seen(Path(planted.plan.settings.home), "planted-2")
+    assert planted.best is not None
+    assert after.best is not None
+    assert after.records[1].params["model.lr"] == planted.best.params["model.lr"], "the finding is tried first"
+    assert (after.best.objective or 0) > (planted.best.objective or 0)
+    assert after.best.params["model.lr"] > 0.01
+
+
+def test_the_best_that_lie_in_the_new_space_come_first_each_once_however_often_the_line_is_repeated(
+    planted: StudyView,
+) -> None:
+    made, (said,) = warm_start.resolved(plan.make(line(planted, "twice", NARROWER)))
+    inside = [r for r in ranked(planted.records, planted.plan.settings) if r.params.get("model.lr", 0) >= 1e-3]
+    assert [t["model.lr"] for t in made.taken] == [r.params["model.lr"] for r in inside[:5]]
+    assert said.endswith(", ".join(f"trial-{r.number:04d}" for r in inside[:5]))
+    for _ in range(2):
+        ledger, _ = open_study(made)
+        waiting = [r.values for r in ledger.records()]
+        ledger.close()
+        assert waiting[1:] == list(made.taken)
+    again, told = warm_start.resolved(plan.make(line(planted, "twice", NARROWER)))
+    assert (again.taken, told) == (made.taken, []), "what was taken at the first start stays"
+
+
+def test_what_was_searched_and_now_is_not_must_be_as_it_was(planted: StudyView) -> None:
+    three = "study.warm_start_from={study:planted,top:3}"
+    made, _ = warm_start.resolved(plan.make(line(planted, "fixed", "+model.twist=true", three)))
+    twisted = [r for r in ranked(planted.records, planted.plan.settings) if r.params.get("model.twist")]
+    assert [t["model.lr"] for t in made.taken] == [r.params["model.lr"] for r in twisted[:3]]
+    made, (said,) = warm_start.resolved(plan.make(line(planted, "none", "+model.lr=tag(log,interval(0.1,1))")))
+    assert made.taken == ()
+    assert "none of planted's 16 complete trials lies in this space" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("planned", "must be one of planted.*got planned; did you mean planted?"),
+        ("mine", "must be another study, got mine; take a new study.name"),
+        ("train", "must be a study that searched, got train"),
+        ("{study:planted,top:0}", "top: must be at least 1, got 0"),
+        ("[planted]", "must be a mapping"),
+    ],
+)
+def test_a_wrong_study_to_start_from_is_a_mistake_with_its_remedy(planted: StudyView, asked: str, told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        warm_start.resolved(plan.make(line(planted, "mine", f"study.warm_start_from={asked}")))
+    (problem,) = error.value.problems
+    assert re.search(f"study.warm_start_from.*{told}", problem), problem
+
+
+def test_a_home_without_a_study_says_that_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is none.*run that one first"):
+        warm_start.resolved(plan.make([f"home={tmp_path}", "study.warm_start_from=planted"]))

@@ -1,0 +1,370 @@
+"""One ledger, many supervisors: who may run which trial, and what becomes of what a late one says."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from optuna.trial import TrialState
+from sqlalchemy import Connection, Engine
+
+from overnight.search.plan import Plan
+from overnight.study import snapshot
+from overnight.study.open import open_study
+from overnight.study.session import Ledger
+from overnight.study.storage import leased, leases
+from overnight.study.storage.database import Unreachable
+from support.servers import Cable, Postgres
+from support.shared_sessions import Join, asked, epoch, stay
+
+
+def test_many_that_ask_at_once_get_each_trial_once_and_no_more_than_the_budget(
+    planned: Callable[..., Plan], database: Callable[[], str], join: Join
+) -> None:
+    wider = planned(database(), "study.trials=10")
+    ledgers = [join(f"owner-{i}", 30.0, wider) for i in range(3)]
+    got: list[int] = []
+
+    def ask_on(ledger: Ledger) -> None:
+        while (number := asked(ledger)) is not None:
+            got.append(number)
+            ledger.record(epoch(number, 0))
+            ledger.complete(number)
+
+    threads = [threading.Thread(target=ask_on, args=(ledger,)) for ledger in ledgers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == list(range(10))
+    assert [r.state for r in join("looks", of=wider).records()] == ["complete"] * 10
+
+
+def test_everybody_sees_what_the_others_have_done(join: Join) -> None:
+    a, b = join("a", 30.0), join("b", 30.0)
+    assert (asked(a), asked(b)) == (0, 1)
+    a.record(epoch(0, 0, 0.9))
+    a.flush()
+    heard = {r.number: r for r in b.heard()}
+    assert (heard[0].state, heard[0].objective) == ("running", 0.9)
+    a.complete(0)
+    assert {r.number: r.state for r in b.heard()} == {0: "complete"}
+    assert b.heard() == []
+
+
+def test_nothing_is_taken_from_an_owner_who_is_heard_of(join: Join) -> None:
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    for _ in range(3):
+        stay(a, b, seconds=0.5)
+        assert b.ask_for(0) is None
+
+
+def test_a_trial_whose_owner_was_not_heard_of_goes_on_elsewhere_and_its_late_word_does_not_count(join: Join) -> None:
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    a.record(epoch(0, 0, 0.1))
+    a.flush()
+    stay(b)
+    ticket = b.ask_for(0)
+    assert ticket is not None
+    assert ticket.was_elsewhere
+    b.record(epoch(0, 1, 0.2))
+    b.flush()
+    a.record(epoch(0, 1, 0.99))
+    a.complete(0)
+    assert a.lost() == [0]
+    assert a.lost() == []
+    record = b.complete(0)
+    assert [e.metrics["val/accuracy"] for e in record.history] == [0.1, 0.2]
+    assert join("looks").read(0).objective == 0.2
+    assert {r.number: r.objective for r in a.heard()} == {0: 0.2}
+
+
+@pytest.mark.parametrize("asks", ["for any", "once it is late", "what was left behind"])
+def test_a_trial_that_ends_while_somebody_asks_for_one_stays_as_it_ended(
+    join: Join, monkeypatch: pytest.MonkeyPatch, asks: str
+) -> None:
+    """After an outage the end of a trial is written, and its lease let go of, in one transaction."""
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    a.record(epoch(0, 0))
+    a.flush()
+    if asks != "for any":  # so that b may take it
+        stay(b)
+    read, was = b.shared.refresh, []  # type: ignore[union-attr]
+
+    def end_after_it_was_read(study_id: int) -> None:
+        read(study_id)
+        if not was:
+            was.append(b.read(0).state)
+            a.complete(0)
+            a.settle([0])
+            a.shared.write()  # type: ignore[union-attr]
+
+    monkeypatch.setattr(b.shared, "refresh", end_after_it_was_read)
+    if asks == "what was left behind":
+        b.adopt()
+    else:
+        assert asked(b) == 1
+    assert was == ["running"]
+    b.flush()
+    for who in (b, join("looks")):
+        who.heard()
+        assert who.read(0).state == "complete"
+
+
+def test_a_trial_that_was_put_back_waits_until_everything_of_it_is_told(join: Join) -> None:
+    a, b = join("a", 30.0), join("b", 30.0)
+    assert asked(a) == 0
+    a.pause(0)
+    assert b.ask_for(0) is None
+    a.settle([0])
+    a.shared.write()  # type: ignore[union-attr]
+    assert b.ask_for(0) is not None
+
+
+def test_what_an_owner_that_is_gone_did_not_tell_of_is_somebody_elses_to_tell(join: Join) -> None:
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    a.record(epoch(0, 0))
+    a.complete(0)
+    assert b.adopt() == []
+    stay(b)
+    assert [r.number for r in b.adopt()] == [0]
+    assert b.company is not None
+    assert b.company.standing(0) == "mine"
+    assert b.company.was_elsewhere(0)
+
+
+@pytest.mark.parametrize(("told", "stint"), [(False, 2), (True, 3)])
+def test_what_was_left_behind_is_taken_once_and_once_more_where_it_was_let_go_of_before_it_runs(
+    join: Join, told: bool, stint: int
+) -> None:
+    """told: MLflow, before a slot was free."""
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    stay(b)
+    assert [r.number for r in b.adopt()] == [0]
+    if told:
+        b.settle([0])
+        b.shared.write()  # type: ignore[union-attr]
+    assert b.ask_for(0) is not None
+    with b.shared.backend.engine.connect() as database:  # type: ignore[union-attr]
+        assert leases.held(database, "b") == {(b.study._study_id, 0): stint}
+
+
+def test_a_trial_is_not_asked_for_again_when_the_answer_was_lost_on_the_way(join: Join) -> None:
+    a, again = join("a", 30.0), join("a", 30.0)
+    assert asked(a) == 0
+    assert asked(again) == 0  # as if the first had never heard
+    assert len(again.trials()) == 1
+
+
+def test_trials_go_on_while_the_database_is_out_of_reach_and_all_of_it_is_written_after(
+    tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
+) -> None:
+    cable = Cable(tmp_path / "cable", postgres)
+    a = join("a", 30.0, planned(cable.through(str(study.settings.place.storage_url))))
+    b = join("b", 30.0)
+    assert asked(a) == 0
+    cable.cut()
+    a.record(epoch(0, 0, 0.7))
+    a.flush()
+    assert not a.should_prune(0)
+    assert a.out_of_reach is not None
+    assert not a.is_written(0)
+    with pytest.raises(Unreachable):
+        a.ask()
+    assert not a.stop_requested()
+    a.complete(0)
+    cable.mend()
+    until = time.monotonic() + 10
+    while not a.is_written(0) and time.monotonic() < until:
+        time.sleep(0.1)
+        a.shared.write()  # type: ignore[union-attr]
+    assert a.out_of_reach is None
+    assert {r.number: (r.state, r.objective) for r in b.heard()} == {0: ("complete", 0.7)}
+    assert asked(a) == 1
+
+
+def test_a_database_that_goes_away_in_the_middle_of_a_read_is_out_of_reach_and_no_error(
+    tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
+) -> None:
+    cable, cuts = Cable(tmp_path / "cable", postgres), []
+    a = join("a", 30.0, planned(cable.through(str(study.settings.place.storage_url))))
+    b = join("b", 30.0)
+    assert asked(b) == 0
+    b.record(epoch(0, 0, 0.7))
+    b.flush()
+
+    def cut(_: Connection, cursor: object, statement: str, *__: object) -> None:  # noqa: ARG001
+        if "FROM trial_params" in statement and not cuts:
+            cuts.append(statement)
+            cable.cut()
+
+    assert a.shared is not None
+    sqlalchemy.event.listen(a.shared.backend.engine, "before_cursor_execute", cut)
+    assert a.heard() == []
+    assert cuts
+    assert a.out_of_reach is not None
+    cable.mend()
+    time.sleep(2.5)
+    assert [r.objective for r in a.heard()] == [0.7]
+
+
+@pytest.mark.parametrize(
+    "at", ["FROM studies", "INSERT INTO study_user_attributes", "INSERT INTO trials", "INSERT INTO overnight_seats"]
+)
+def test_a_database_that_goes_away_while_a_study_is_opened_is_out_of_reach_and_the_same_line_opens_it_later(
+    tmp_path: Path, planned: Callable[..., Plan], database: Callable[[], str], postgres: Postgres, at: str
+) -> None:
+    cable, url = Cable(tmp_path / "cable", postgres), database()
+    study = planned(cable.through(url))
+    with cut_at(at, cable), pytest.raises(Unreachable, match="can't be reached"):
+        open_study(study)
+    ledger, _ = open_study(study)
+    assert (asked(ledger), asked(ledger)) == (0, 1)
+    ledger.close()
+
+
+@pytest.mark.parametrize("at", ["FROM studies", "FROM trials", "FROM trial_values", "overnight_seats"])
+def test_a_database_that_goes_away_while_somebody_looks_is_out_of_reach_and_no_error(
+    tmp_path: Path,
+    planned: Callable[..., Plan],
+    study: Plan,
+    postgres: Postgres,
+    join: Join,
+    capfd: pytest.CaptureFixture[str],
+    at: str,
+) -> None:
+    a = join("a", 30.0)
+    assert asked(a) == 0
+    a.record(epoch(0, 0))
+    a.complete(0)
+    cable = Cable(tmp_path / "cable", postgres)
+    place = planned(cable.through(str(study.settings.place.storage_url))).settings.place
+    with cut_at(at, cable), pytest.raises(Unreachable, match="can't be reached") as error:
+        snapshot.view(place, study.name)
+    assert "rolled back" not in str(error.value), "what broke, and not what came of it"
+    assert capfd.readouterr() == ("", "")
+    seen, _ = snapshot.view(place, study.name)
+    assert seen is not None
+    assert seen.records[0].state == "complete"
+
+
+def test_what_was_never_read_of_a_study_is_out_of_reach_with_its_database_and_is_read_once_that_is_back(
+    tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
+) -> None:
+    cable = Cable(tmp_path / "cable", postgres)
+    a = join("a", 30.0, planned(cable.through(str(study.settings.place.storage_url))))
+    storage, study_id = a.shared, a.study._study_id
+    assert storage is not None
+    fresh = leased.SharedStorage(storage.backend, 30.0, "fresh")
+    asks = (fresh.get_study_user_attrs, fresh.get_study_system_attrs, fresh.get_study_directions)
+    cable.cut()
+    for ask in (*asks, fresh.get_study_name_from_id):
+        with pytest.raises(Unreachable):
+            ask(study_id)
+    cable.mend()
+    for ask in asks:
+        assert ask(study_id) or ask == fresh.get_study_system_attrs
+    assert fresh.get_study_name_from_id(study_id) == study.name
+
+
+def test_nobody_is_to_blame_for_what_could_not_be_renewed_while_the_database_was_down(
+    postgres: Postgres, join: Join
+) -> None:
+    a, b = join("a", 2.0), join("b", 2.0)
+    assert asked(a) == 0
+    stay(a, b, seconds=2.2)
+    postgres.stop()
+    time.sleep(2.2)
+    postgres.start()
+    assert b.ask_for(0) is None
+    assert b.out_of_reach is None  # it did ask
+    a.record(epoch(0, 0))
+    a.flush()
+    assert a.is_written(0)
+    assert a.lost() == []
+    stay(b, seconds=2.3)
+    assert b.ask_for(0) is not None
+
+
+def test_a_trial_that_nobody_is_at_any_more_is_the_first_to_be_asked_for(join: Join) -> None:
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    stay(b)
+    assert asked(b) == 0
+    assert asked(b) == 1
+    states = [t.state for t in b.trials()]
+    assert states == [TrialState.RUNNING, TrialState.RUNNING]
+
+
+def test_a_trial_that_was_lost_and_put_back_is_asked_for_once_that_is_known(join: Join) -> None:
+    a, b = join("a"), join("b")
+    assert asked(a) == 0
+    stay(b)
+    assert [r.number for r in b.adopt()] == [0]
+    b.settle([0])
+    b.shared.write()  # type: ignore[union-attr]
+    assert asked(a) == 1
+    assert a.lost() == [0]
+    assert a.ask_for(0) is not None
+    a.record(epoch(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("idle_in_transaction_session_timeout = 300", "idle-in-transaction"), ("transaction_read_only = on", "read-only")],
+)
+def test_a_server_that_closes_a_session_which_slept_or_writes_nothing_for_now_is_asked_again(
+    planned: Callable[..., Plan], database: Callable[[], str], setting: str, said: str
+) -> None:
+    ledger, _ = open_study(planned(database()))
+    storage, study_id = ledger.shared, ledger.study._study_id
+    assert asked(ledger) == 0  # the one as written
+    assert storage is not None
+    with each_transaction_with(setting, storage.backend.engine), pytest.raises(Unreachable, match=said):
+        storage.claim(study_id, "new", lambda: time.sleep(1) or False)
+    time.sleep(2.5)
+    assert storage.claim(study_id, "new", lambda: False) == 1
+    ledger.close()
+
+
+@contextlib.contextmanager
+def cut_at(words: str, cable: Cable) -> Iterator[None]:
+    """Have a cable be cut when a statement with these words comes for the first time, and be whole after the block."""
+    came = []
+
+    def cut(_: Connection, cursor: object, statement: str, *__: object) -> None:  # noqa: ARG001
+        if words in statement and not came:
+            came.append(statement)
+            cable.cut()
+
+    sqlalchemy.event.listen(Engine, "before_cursor_execute", cut)
+    try:
+        yield
+    finally:
+        sqlalchemy.event.remove(Engine, "before_cursor_execute", cut)
+        cable.mend()
+    assert came, f"nothing was asked with {words}"
+
+
+@contextlib.contextmanager
+def each_transaction_with(setting: str, engine: Engine) -> Iterator[None]:
+    """Have each transaction that begins herein, and no other, begin with a setting of the server's."""
+
+    def change(connection: Connection) -> None:
+        connection.exec_driver_sql(f"SET LOCAL {setting}")
+
+    sqlalchemy.event.listen(engine, "begin", change)
+    try:
+        yield
+    finally:
+        sqlalchemy.event.remove(engine, "begin", change)

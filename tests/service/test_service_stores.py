@@ -1,0 +1,193 @@
+"""A study with its ledger in a PostgreSQL and its runs at an MLflow server, both behind passwords that are then looked
+for everywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import psutil
+import pytest
+import sqlalchemy
+
+from overnight.config.credentials import SECRET
+from support.paths import python_path
+from support.servers import MlflowServer, Postgres
+
+pytestmark = pytest.mark.service
+
+WORD, WRITTEN = "pl4nted$word", "pl4nted%24word"
+STORES = ("storage=postgres", "tracking=server")
+
+
+@dataclass
+class Told:
+    """A study that was run: its place, what was said of it, and every command line there was meanwhile."""
+
+    home: Path
+    environment: dict[str, str]
+    output: str
+    command_lines: set[str]
+
+    def overnight(self, *arguments: str, **other: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "overnight", *arguments, f"home={self.home}", *STORES]
+        environment = {**self.environment, **other}
+        return subprocess.run(
+            command, env=environment, cwd=self.home.parent, capture_output=True, text=True, check=False
+        )
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, mlflow_server: MlflowServer) -> Told:
+    folder = tmp_path_factory.mktemp("told")
+    role = postgres.role(WORD)
+    (folder / "url").write_text(postgres.url_of(role, WRITTEN, role) + "\n")
+    (folder / "password").write_text(mlflow_server.password + "\n")
+    environment = {k: v for k, v in os.environ.items() if k not in SECRET} | {
+        "PYTHONPATH": python_path(),
+        "OVERNIGHT_STORAGE_URL_FILE": str(folder / "url"),
+        "MLFLOW_TRACKING_URI": mlflow_server.address,
+        "MLFLOW_TRACKING_USERNAME": mlflow_server.user,
+        "MLFLOW_TRACKING_PASSWORD": mlflow_server.password,
+    }
+    seen = Told(folder / "home", environment, "", set())
+    migrated = subprocess.run(
+        [sys.executable, "-m", "overnight", "migrate"], env=environment, check=True, text=True, capture_output=True
+    )
+    keys = ("hidden_sizes", "activation", "dropout", "batch_norm")
+    network = ["model._target_=user_networks.TellsAll", *(f"~model.{key}" for key in keys), "+model.fails=false,true"]
+    line = ["tune", "search=none", *network, "study.name=told", "study.trials=2", "study.enqueue=[{model.fails: true}]"]
+    line += ["trainer.max_epochs=2", "slots=1", f"home={seen.home}", *STORES]
+    command = [sys.executable, "-m", "overnight", *line]
+    with (
+        open(folder / "output", "w") as output,
+        subprocess.Popen(command, env=environment, cwd=folder, stdout=output, stderr=output) as running,
+    ):
+        while running.poll() is None:
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                try:
+                    seen.command_lines.add(" ".join(process.cmdline()))
+                except psutil.Error:
+                    continue
+            try:
+                running.wait(0.2)
+            except subprocess.TimeoutExpired:
+                continue
+    seen.output = migrated.stdout + migrated.stderr + (folder / "output").read_text()
+    return seen
+
+
+def secrets(told: Told) -> set[str]:
+    return {WORD, WRITTEN, told.environment["MLFLOW_TRACKING_PASSWORD"]}
+
+
+def test_the_study_was_done_on_both_stores(told: Told, mlflow_server: MlflowServer) -> None:
+    shown = told.overnight("status", "told", "--json")
+    assert shown.returncode == 0, told.output
+    assert json.loads(shown.stdout)["trials"] == {
+        "complete": 1,
+        "pruned": 0,
+        "failed": 1,
+        "running": 0,
+        "waiting": 0,
+    }, told.output
+    assert not (told.home / "ledger.db").exists()
+    assert not (told.home / "mlflow.db").exists()
+    assert "MLflow lacks" not in told.output
+    assert told.overnight("doctor", "told").stdout == "told: nothing is wrong\n"
+    page = told.overnight("ui", "told", "--no-browser").stdout
+    assert page.startswith(f"{mlflow_server.address}/#/experiments/")
+
+
+def test_what_trials_know_holds_no_secret(told: Told) -> None:
+    logs = [path.read_text() for path in (told.home / "logs").rglob("trial-*.log")]
+    assert sum("what I know: " in log for log in logs) >= 2
+    assert all("PATH" in log for log in logs)
+    for name in SECRET:
+        assert not any(f"{name}'" in log or f"{name}=" in log for log in logs), name
+
+
+def test_a_password_is_found_nowhere(told: Told, mlflow_server: MlflowServer) -> None:
+    places = {
+        **{str(path): path.read_bytes() for path in told.home.rglob("*") if path.is_file()},
+        "what was printed": told.output.encode(),
+        "command lines": "\n".join(told.command_lines).encode(),
+        **{f"the ledger's {name}": rows for name, rows in ledger_rows(told)},
+        **{f"MLflow's {name}": held for name, held in mlflow_holds(mlflow_server)},
+    }
+    assert sum("overnight" in line for line in told.command_lines) >= 2, "they were looked at"
+    assert any("what I know: " in places[name].decode(errors="replace") for name in places if name.endswith(".log"))
+    for where, held in places.items():
+        for secret in secrets(told):
+            assert secret.encode() not in held, where
+
+
+def ledger_rows(told: Told) -> Iterator[tuple[str, bytes]]:
+    url = Path(told.environment["OVERNIGHT_STORAGE_URL_FILE"]).read_text().strip()
+    engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        names = sqlalchemy.inspect(connection).get_table_names()
+        assert "trial_user_attributes" in names
+        for name in names:
+            rows = connection.execute(sqlalchemy.text(f'SELECT * FROM "{name}"')).fetchall()
+            yield name, repr(rows).encode()
+    engine.dispose()
+
+
+def mlflow_holds(server: MlflowServer) -> Iterator[tuple[str, bytes]]:
+    """Everything of the study that its server hands out, and every file that it keeps."""
+    files = [path for path in (server.folder / "artifacts").rglob("*") if path.is_file()]
+    assert any(path.name == "config.yaml" for path in files), "artifacts go through the server"
+    assert any(path.name == "error.txt" and "all that I know" in path.read_text() for path in files)
+    for path in files:
+        yield f"artifact {path.name}", path.read_bytes()
+    yield "log", (server.folder / "server.log").read_bytes()
+    asked = b64encode(f"{server.user}:{server.password}".encode()).decode()
+
+    def post(what: str, body: dict[str, Any]) -> bytes:
+        headers = {"Authorization": f"Basic {asked}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{server.address}/api/2.0/mlflow/{what}", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return bytes(answer.read())
+
+    yield "experiments", (experiments := post("experiments/search", {"max_results": 100}))
+    ids = [e["experiment_id"] for e in json.loads(experiments)["experiments"] if e["name"] == "told"]
+    runs = post("runs/search", {"experiment_ids": ids, "max_results": 1000})
+    assert b"overnight.trial" in runs
+    yield "runs", runs
+
+
+def test_a_wrong_login_is_said_with_what_to_set_and_not_repeated(told: Told) -> None:
+    done = told.overnight("doctor", "told", "--dry-run", MLFLOW_TRACKING_PASSWORD="not-the-word")
+    assert "401" in done.stdout
+    assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN" in done.stdout
+    assert "not-the-word" not in done.stdout + done.stderr
+
+
+def test_without_a_login_the_server_answers_nothing(mlflow_server: MlflowServer) -> None:
+    with pytest.raises(HTTPError) as error:
+        urllib.request.urlopen(f"{mlflow_server.address}/api/2.0/mlflow/experiments/search?max_results=1", timeout=60)
+    assert error.value.code == 401
+    error.value.close()
+
+
+def test_a_server_that_was_killed_and_started_again_has_it_all(told: Told, mlflow_server: MlflowServer) -> None:
+    mlflow_server.stop()
+    mlflow_server.start()
+    assert told.overnight("doctor", "told", "--dry-run").stdout == "told: nothing is wrong\n"
+
+
+def test_a_deleted_study_is_gone_from_both(told: Told, mlflow_server: MlflowServer) -> None:
+    done = told.overnight("delete", "told", "--yes")
+    assert "told is deleted" in done.stdout
+    assert f"{mlflow_server.address} keeps what was deleted until `mlflow gc` is run where it lies" in done.stdout
+    assert "the ledger that OVERNIGHT_STORAGE_URL names" in told.overnight("status", "told").stderr

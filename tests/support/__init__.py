@@ -1,0 +1,1 @@
+"""Fixtures, factories and helper processes that several tests use."""

@@ -1,0 +1,55 @@
+"""A trial in this process, with a list in place of its pipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from overnight.protocol import EpochEnd, TrialSpec, Up, Verdict
+from overnight.search import plan
+
+
+@dataclass
+class ListLink:
+    """Notes what a trial says; answers as it is told to."""
+
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    stop_in_epoch: int | None = None
+    said: list[Up] = field(default_factory=list)
+
+    def send(self, message: Up) -> None:
+        self.said.append(message)
+
+    def ask(self, message: EpochEnd) -> Verdict:
+        self.said.append(message)
+        return self.verdicts.get(message.epoch, Verdict.GO_ON)
+
+    def stop_wanted(self) -> bool:
+        return self.stop_in_epoch is not None and len(self.epochs) == self.stop_in_epoch
+
+    @property
+    def epochs(self) -> list[EpochEnd]:
+        return [m for m in self.said if isinstance(m, EpochEnd)]
+
+    @property
+    def curve(self) -> list[tuple[int, dict[str, float]]]:
+        return [(e.epoch, e.metrics) for e in self.epochs]
+
+
+def spec_for(folder: Path, *overrides: str, every_s: float = 1e9, **changes: Any) -> TrialSpec:
+    study = plan.make(["search=none", "trainer.max_epochs=6", *overrides])
+    s = study.settings.study
+    given = {"metric": s.metric, "direction": s.direction, "objective": s.objective, **changes}
+    return TrialSpec("s", 7, 11, study.config({}), folder=folder, every_s=every_s, **given)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "weights.ckpt", weights_only=True)["state_dict"]
+
+
+KEYS = ("hidden_sizes", "activation", "dropout", "batch_norm")
+
+THEIRS = ["model._target_=user_networks.Plain", *(f"~model.{key}" for key in KEYS)]

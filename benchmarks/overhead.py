@@ -114,7 +114,7 @@ def gate(measured: Round, many: int) -> None:
 
 def kept(home: Path, study: str) -> Measured:
     """What a study left behind, and how long it took a trial, from the first one's start to the last one's end."""
-    trials = stored.trials(home / "ledger.db", study)
+    trials = stored.trials(home / "optuna.db", study)
     wall_s = (max(t.ended_at for t in trials) - min(t.started_at for t in trials)) / len(trials)
     return {"wall_s": wall_s, "trials": trials, "runs": stored.trial_runs(home / "mlflow.db")}
 
@@ -153,7 +153,7 @@ def call_directly(how: str, trials: int, folder: Path) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name="overhead",
-        storage=f"sqlite:///{folder}/ledger.db",
+        storage=f"sqlite:///{folder}/optuna.db",
         direction="maximize",
         sampler=optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=0),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=5),

@@ -107,7 +107,7 @@ def _tune(folder: Path, trials: int = 1, *overrides: str) -> Measured:
         folder=folder,
         environment={STAMPS: str(stamps)},
     )
-    ended = stored.trials(folder / "ledger.db", "start")
+    ended = stored.trials(folder / "optuna.db", "start")
     return {
         "step_s": first_stamp(stamps, "step", ended[0].started_at) - ran.started_at,
         "trials": ended,

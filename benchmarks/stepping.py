@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
 from overnight.models.mlp import MLP
-from overnight.protocol import EpochEnd, Up, Verdict
+from overnight.protocol import Decision, EpochEnd, Up
 
 SHAPE, CLASSES = (1, 28, 28), 10
 _now: list[Timed] = []  # the model that trains in this process
@@ -27,8 +27,8 @@ class Silence:
     def send(self, message: Up) -> None:
         pass
 
-    def ask(self, message: EpochEnd) -> Verdict:  # noqa: ARG002
-        return Verdict.GO_ON
+    def ask(self, message: EpochEnd) -> Decision:  # noqa: ARG002
+        return Decision.GO_ON
 
     def stop_wanted(self) -> bool:
         return False

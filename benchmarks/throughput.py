@@ -168,7 +168,7 @@ def _ours(home: Path, root: Path, configurations: int, epochs: int, share: float
     stamps = home / "stamps"
     how = {**CPU, STAMPS: str(stamps)}
     ran = python("-m", "overnight", "tune", "--config-dir", conf, *overrides, folder=home, environment=how)
-    trials = [t for t in stored.trials(home / "ledger.db", "throughput") if t.state == "COMPLETE"]
+    trials = [t for t in stored.trials(home / "optuna.db", "throughput") if t.state == "COMPLETE"]
     seconds = max(t.ended_at for t in trials) - min(t.started_at for t in trials)
     return {
         "seconds": seconds,

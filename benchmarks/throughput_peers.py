@@ -48,7 +48,7 @@ class Asked:
 
     @property
     def ledger(self) -> str:
-        return f"sqlite:///{self.folder}/ledger.db"
+        return f"sqlite:///{self.folder}/optuna.db"
 
     @property
     def tracking(self) -> str:

@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight import tracking
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.config.rules import ConfigError
 from overnight.config.sections import Settings
-from overnight.report.live import Glance, Screen, Slot, Unfailing, screen_for
+from overnight.report.live import BrokenPipeSafe, ProgressSnapshot, Screen, Slot, screen_for
 from overnight.runner import notifier, preflight
-from overnight.runner.notifier import Herald
+from overnight.runner.notifier import Notifier
 from overnight.runner.supervisor import Supervisor, Why
 from overnight.search import plan as plans
-from overnight.search.limits import Launch, Searching
+from overnight.search.limits import Launch, SearchLimits
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, best_of
 from overnight.search.terminator import Terminator
 from overnight.study import warm_start
 from overnight.study.open import join, open_study
-from overnight.study.session import Ledger
+from overnight.study.session import StudySession
 from overnight.study.snapshot import view
 from overnight.study.storage import database
 from overnight.study.storage.database import free_mib, holder_of
@@ -33,7 +33,7 @@ from overnight.system import forkserver
 from overnight.system.awake import awake
 from overnight.system.devices import slot_devices
 from overnight.system.signals import Signals
-from overnight.tracking import Tracker
+from overnight.tracking import MlflowSync
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,37 +153,37 @@ def run(
     _check_room(plan)
     addresses = notifier.addresses(plan.settings.notify)
     plan, taken = warm_start.resolved(plan)
-    _get_ready(plan.settings.place)
+    _get_ready(plan.settings.location)
     check(plan, say, works_here=True)
-    ledger, said = open_study(plan, extend=extend, say=say)
+    session, said = open_study(plan, extend=extend, say=say)
     said = [*taken, *said]
     for line in said:
         say(line)
-    return _carry_on(ledger, began, said, screen, signals or Signals(), notifier.herald(plan, addresses, say))
+    return _carry_on(session, began, said, screen, signals or Signals(), notifier.herald(plan, addresses, say))
 
 
 def launch(
     plan: Plan, *, extend: bool = False, signals: Signals | None = None, say: Callable[[str], None] = lambda _: None
 ) -> list[str]:
     """Leave a study to whichever workers of its ledger are up; what there is to say of it, line by line."""
-    place = plan.settings.place
-    if not place.shared:
+    location = plan.settings.location
+    if not location.shared:
         raise ConfigError(["--detach: must have a ledger that workers share; take storage=postgres"])
     plan, taken = warm_start.resolved(plan)
     forkserver.warm_up()
     check(plan, say)
     if signals is not None:
         signals.check()
-    ledger, said = open_study(plan, extend=extend, say=say)
-    ledger.close()
-    return [*taken, *said, *_taken_up(place, plan.name)]
+    session, said = open_study(plan, extend=extend, say=say)
+    session.close()
+    return [*taken, *said, *_taken_up(location, plan.name)]
 
 
-def _taken_up(place: Place, name: str) -> list[str]:
+def _taken_up(location: StudyLocation, name: str) -> list[str]:
     """What becomes of a study that was just launched, as far as that shows soon."""
     until = time.monotonic() + _TAKEN_UP_WITHIN_S
     while True:
-        holder, (seen, _) = holder_of(place, name), view(place, name)
+        holder, (seen, _) = holder_of(location, name), view(location, name)
         refused = seen.refused if seen is not None else {}
         if holder or refused or time.monotonic() > until:
             break
@@ -211,51 +211,51 @@ def serve(
     def lacking(plan: Plan) -> list[str]:
         return preflight.lacking(plan, say) if plan.settings.preflight != "never" else []
 
-    ledger = join(name, own, lacking)
+    session = join(name, own, lacking)
     try:
-        _get_ready(own.place)
-        _check_room(ledger.plan)
-        news = notifier.herald(ledger.plan, notifier.addresses(ledger.plan.settings.notify), say)
+        _get_ready(own.location)
+        _check_room(session.plan)
+        news = notifier.herald(session.plan, notifier.addresses(session.plan.settings.notify), say)
     except BaseException:
-        ledger.close()
+        session.close()
         raise
-    return _carry_on(ledger, began, [], screen, signals, news)
+    return _carry_on(session, began, [], screen, signals, news)
 
 
 def _carry_on(
-    ledger: Ledger,
+    session: StudySession,
     began: float,
     said: list[str],
     screen: Screen | None,
     signals: Signals,
-    herald: contextlib.AbstractContextManager[Herald],
+    herald: contextlib.AbstractContextManager[Notifier],
 ) -> Result:
     """Search, confirm and tell, as far as somebody lets it."""
-    plan = ledger.plan
+    plan = session.plan
     with contextlib.ExitStack() as ending:
         news = ending.enter_context(herald)
-        ending.callback(ledger.close)  # first, then the last word is waited for
+        ending.callback(session.close)  # first, then the last word is waited for
 
         def work(supervisor: Supervisor, said: list[str] | None = None) -> Result:
             return _work(supervisor, said or [], screen, signals, news)
 
-        launch = Launch(plan, began, ledger.keep_launch, launched=ledger.begin())
+        launch = Launch(plan, began, session.keep_launch, launched=session.begin())
         if launch.deadline is not None:
             news.wait_until(launch.deadline.ends)
         with contextlib.closing(Terminator(plan, forkserver.fork)) as terminator:
-            limits = Searching(launch, len(slot_devices(plan.settings.slots)), terminator)
-            tracker = Tracker(plan, ledger.uid, company=ledger.company)
-            search = work(Supervisor(ledger, tracker, lambda _: None, limits=limits), said)
+            limits = SearchLimits(launch, len(slot_devices(plan.settings.slots)), terminator)
+            mlflow_sync = MlflowSync(plan, session.uid, peers=session.peers)
+            search = work(Supervisor(session, mlflow_sync, lambda _: None, limits=limits), said)
         if search.why in ("done", "limit"):
-            search = _with_answer(search, ledger, work, launch)
+            search = _with_answer(search, session, work, launch)
         if search.why == "failures":
-            ledger.give_up()
+            session.give_up()
         result = replace(search, cut=tuple(launch.notes))
         _tell(news, result)
         return result
 
 
-def _tell(news: Herald, result: Result) -> None:
+def _tell(news: Notifier, result: Result) -> None:
     """Tell how a study has ended, unless somebody stopped it, who knows, or it had ended before."""
     if not result.worked or not result.told:
         return
@@ -279,19 +279,19 @@ def check(plan: Plan, say: Callable[[str], None] = lambda _: None, works_here: b
     """
     if plan.settings.preflight == "never":
         return
-    if view(plan.settings.place, plan.name)[0] is None:
+    if view(plan.settings.location, plan.name)[0] is None:
         mistakes = preflight.mistakes(plan, say)
     else:
-        mistakes = preflight.lacking(plan, say) if works_here and plan.settings.place.shared else []
+        mistakes = preflight.lacking(plan, say) if works_here and plan.settings.location.shared else []
     if mistakes:
         raise ConfigError(mistakes)
 
 
-def _with_answer(search: Result, ledger: Ledger, work: Callable[[Supervisor], Result], launch: Launch) -> Result:
+def _with_answer(search: Result, session: StudySession, work: Callable[[Supervisor], Result], launch: Launch) -> Result:
     """A search's result once it is confirmed, as far as somebody lets it."""
     from overnight.report import finalize  # a search need not wait for its imports
 
-    ended = finalize.conclude(ledger, search.plan, search.records, work, launch)
+    ended = finalize.conclude(session, search.plan, search.records, work, launch)
     last = ended.confirmation or search
     return replace(
         search,
@@ -310,43 +310,43 @@ def run_one(plan: Plan, *, screen: Screen | None = None, signals: Signals | None
     """Train a plan's written configuration as one trial more of the study `train`; its record is the result's last."""
     plan = plans.for_training(plan)
     _check_room(plan)
-    _get_ready(plan.settings.place)
-    ledger, said = open_study(plan, comparable=False)
+    _get_ready(plan.settings.location)
+    session, said = open_study(plan, comparable=False)
     try:
-        number = ledger.enqueue(plan.config({}))
+        number = session.enqueue(plan.config({}))
         supervisor = Supervisor(
-            ledger, Tracker(plan, ledger.uid, company=ledger.company, with_parent=False), lambda _: None, only=number
+            session, MlflowSync(plan, session.uid, peers=session.peers, with_parent=False), lambda _: None, only=number
         )
         result = _work(supervisor, said, screen, signals or Signals())
     finally:
-        ledger.close()
+        session.close()
     mine = next(r for r in result.records if r.number == number)
     return Result(**{**vars(result), "records": (mine,)})
 
 
-def _get_ready(place: Place) -> None:
+def _get_ready(location: StudyLocation) -> None:
     """Begin what the first trial has to wait for; what others wait for later is done meanwhile."""
     forkserver.warm_up()
-    database.get_ready(place)
-    tracking.get_ready(place)
+    database.get_ready(location)
+    tracking.get_ready(location)
 
 
 def _check_room(plan: Plan) -> None:
     settings = plan.settings
-    free = free_mib(settings.place.where.root)
+    free = free_mib(settings.location.paths.root)
     if free < settings.min_free_mib:
         raise ConfigError(
             [
                 f"min_free_mib: {settings.min_free_mib} MiB must be free where home is, got {free:.0f} in "
-                f"{settings.place.where.root}; make room, take another home=, or ask for less"
+                f"{settings.location.paths.root}; make room, take another home=, or ask for less"
             ]
         )
 
 
 def _work(
-    supervisor: Supervisor, said: list[str], screen: Screen | None, signals: Signals, news: Herald | None = None
+    supervisor: Supervisor, said: list[str], screen: Screen | None, signals: Signals, news: Notifier | None = None
 ) -> Result:
-    shown = Unfailing(screen or screen_for())
+    shown = BrokenPipeSafe(screen or screen_for())
 
     def changed(s: Supervisor) -> None:
         shown.update(lambda: glance(s))
@@ -374,14 +374,14 @@ def _work(
     )
 
 
-def glance(supervisor: Supervisor) -> Glance:
+def glance(supervisor: Supervisor) -> ProgressSnapshot:
     running = tuple(
         Slot(number, trial.epoch, r.objective if (r := supervisor.records.get(number)) else None, trial.started_at)
         for number, trial in supervisor.running.items()
     )
     only = supervisor.only
     records = supervisor.records if only is None else {n: r for n, r in supervisor.records.items() if n == only}
-    return Glance(
+    return ProgressSnapshot(
         supervisor.plan,
         records,
         running,
@@ -395,11 +395,11 @@ def glance(supervisor: Supervisor) -> Glance:
 
 def _trouble(supervisor: Supervisor) -> str | None:
     if not supervisor.no_room:
-        trouble = supervisor.tracker.trouble
+        trouble = supervisor.mlflow_sync.trouble
         return f"MLflow can't be written, trying on: {trouble}" if trouble else None
     settings = supervisor.plan.settings
     return (
-        f"less than {settings.min_free_mib} MiB are free in {settings.place.where.root}: trials are saved and go on "
+        f"less than {settings.min_free_mib} MiB are free in {settings.location.paths.root}: trials are saved and go on "
         f"when there is room"
     )
 

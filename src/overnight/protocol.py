@@ -58,11 +58,11 @@ class EpochEnd:
     seconds: float
 
 
-class Verdict(Enum):
+class Decision(Enum):
     """What a trial does after an epoch."""
 
     GO_ON = "go on"
-    END = "end"  # pruned, or its value is of no use: nothing is saved
+    STOP = "end"  # pruned, or its value is of no use: nothing is saved
     SAVE_AND_STOP = "save and stop"  # it goes on another time; may also come unasked, in the middle of an epoch
 
 
@@ -117,7 +117,7 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
-class Rehearsed:
+class DryRunResult:
     """What came of trying a configuration, or of getting data ready. Up. metrics: the names it logged, None where it
     did not get that far; problems: one line each; own_bytes: the most memory that it held of its own."""
 
@@ -170,7 +170,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class AskSpec:
+class PredictSpec:
     """All that a process is told that asks a trained network about a person's rows.
 
     path: a picture, a folder of pictures, or a CSV file. invert: the pictures are dark on light, the data is light on

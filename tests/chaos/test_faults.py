@@ -151,7 +151,7 @@ def test_on_a_full_disk_no_store_is_corrupted_and_the_study_goes_on_after_space_
             assert process.poll() is None, "a full disk ends nothing"
             (home / "ballast").unlink()
             assert process.wait(120 * LATE) == 0, process.stderr.read()
-        for store in ("ledger.db", "mlflow.db"):
+        for store in ("optuna.db", "mlflow.db"):
             with closing(sqlite3.connect(home / store)) as opened:
                 assert opened.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         found = seen(home)

@@ -19,7 +19,7 @@ import pytest
 
 from overnight import tracking
 from overnight.config.compose import study_location
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.report import finding
 from overnight.report.finding import Finding
 from overnight.search.record import TrialRecord
@@ -118,10 +118,10 @@ class Crew:
 
     @property
     def is_over(self) -> bool:
-        return not snapshot.wanted(self.place)
+        return not snapshot.wanted(self.location)
 
     @property
-    def place(self) -> Place:
+    def location(self) -> StudyLocation:
         return study_location([f"home={self.group.folder / 'looks'}", *self.group.stores])
 
     def strike(self, strike: Strike) -> None:
@@ -216,7 +216,7 @@ def said_on_the_test_set(seen: StudyView) -> dict[tuple[int, int], Any]:
 def mlflow_has_each_once(seen: StudyView) -> None:
     """A run for the study and one for each trial and confirmation, all at their end, each epoch's values there once."""
     assert seen.confirmation is not None
-    client = tracking.client(seen.plan.settings.place)
+    client = tracking.client(seen.plan.settings.location)
     runs = client.search_runs([str(seen.experiment_id)], max_results=1000)
     assert {r.info.status for r in runs} == {"FINISHED"}, Counter(r.info.status for r in runs)
     (parent,) = [r for r in runs if r.data.tags["overnight.role"] == "study"]
@@ -233,9 +233,9 @@ def mlflow_has_each_once(seen: StudyView) -> None:
     assert len(runs) == 1 + len(seen.records) + len(seen.confirmation.records), [r.data.tags for r in runs]
 
 
-def is_left_alone(group: Group, place: Place, name: str) -> None:
+def is_left_alone(group: Group, location: StudyLocation, name: str) -> None:
     """The study is over, and nobody is at it, nor has anything of it."""
-    assert snapshot.wanted(place) == []
+    assert snapshot.wanted(location) == []
     assert group.rows("SELECT study_id, number, owner FROM overnight_leases WHERE owner IS NOT NULL") == []
     until = time.monotonic() + 2 * LEASE_S  # who was killed has a seat until then
     while seats := group.rows("SELECT owner, pid FROM overnight_seats WHERE expires_at > clock_timestamp()"):
@@ -267,7 +267,7 @@ def test_a_shared_study_struck_again_and_again_ends_as_the_undisturbed_one(
         confirmed_before = struck.study("struck").confirmed
         say(f"no more strikes; {crew.standing()}")
         crew.leaves(LEFT_WITHIN_S * LATE)
-        is_left_alone(struck, crew.place, "struck")
+        is_left_alone(struck, crew.location, "struck")
         seen = struck.study("struck")
         assert {r.state for r in seen.records} == {"complete"}
         mlflow_has_each_once(seen)

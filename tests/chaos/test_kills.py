@@ -180,15 +180,15 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
             victim.process.kill()
             victim.process.wait()
 
-    place = study_location([f"home={home}"])
-    found, _ = view(place)
+    location = study_location([f"home={home}"])
+    found, _ = view(location)
     assert found is not None
     assert found.state == "done"
     assert facts_of(found.records) == undisturbed, "bit for bit"
     assert struck == kills, "the study ended before the last of them"
     assert_equal(home, found)
     assert len(runs_of(home)) == trials + 1, "one run a trial, and one for the study"
-    assert doctor.examine(place, found.name) == []
+    assert doctor.examine(location, found.name) == []
     lost = losses(book)
     assert len(lost) <= kills
     for epochs_lost in lost:

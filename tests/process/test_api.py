@@ -10,7 +10,7 @@ import pytest
 
 import overnight
 from overnight import api
-from overnight.report.live import Nothing
+from overnight.report.live import NullScreen
 from overnight.search import plan
 
 
@@ -24,7 +24,7 @@ def test_a_result_has_the_best_trial_and_a_table_of_all(finished_home: Path) -> 
             "pruner.warmup_epochs=1",
         ]
     )
-    result = api.run(study, screen=Nothing())
+    result = api.run(study, screen=NullScreen())
     table = result.trials
     assert result.study_name == "digits-mlp"
     assert list(table.index) == list(range(6))

@@ -40,7 +40,7 @@ def test_only_what_differs_is_shown_beside_what_was_reached_and_what_it_cost(
 
 def test_mlflows_own_page_for_these_runs_is_named(finished_home: Path, finished: StudyView) -> None:
     text = unquote(compared(finished_home, "digits-mlp/0", "digits-mlp/1").output)
-    client = tracking.client(finished.plan.settings.place)
+    client = tracking.client(finished.plan.settings.location)
     runs = {
         r.data.tags["overnight.trial"]: r.info.run_id
         for r in client.search_runs([finished.experiment_id])

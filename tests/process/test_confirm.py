@@ -19,7 +19,7 @@ from overnight import api, protocol, tracking
 from overnight.config.rules import ConfigError
 from overnight.protocol import EpochEnd, TrialSpec
 from overnight.report import confirm, finding, report
-from overnight.report.live import Nothing
+from overnight.report.live import NullScreen
 from overnight.runner import trial_process
 from overnight.runner.supervisor import Supervisor
 from overnight.search import plan
@@ -45,13 +45,13 @@ def line(home: Path, network: str, seeds: int) -> list[str]:
 def confirmed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tuple[Path, api.Result]:
     home = tmp_path_factory.mktemp("confirmed")
     shutil.copy(empty_store, home / "mlflow.db")
-    result = api.run(plan.make(line(home, "Tested", 3)), screen=Nothing())
+    result = api.run(plan.make(line(home, "Tested", 3)), screen=NullScreen())
     assert (result.why, result.trouble) == ("done", None)
     return home, result
 
 
 def runs_of(home: Path, role: str) -> list[Any]:
-    client = tracking.client(plan.make([f"home={home}"]).settings.place)
+    client = tracking.client(plan.make([f"home={home}"]).settings.location)
     experiment = client.get_experiment_by_name("small")
     return list(client.search_runs([experiment.experiment_id], f"tags.`overnight.role` = '{role}'"))
 
@@ -76,7 +76,7 @@ def test_finalists_and_baseline_train_at_full_length_on_the_same_fresh_seeds_and
     assert len(seeds) == 3
     assert all(s == seeds for s in by_trial.values())
     assert seeds.isdisjoint({str(result.plan.trial_seed(n)) for n in range(6)})
-    found, names = view(result.plan.settings.place)
+    found, names = view(result.plan.settings.location)
     assert names == ["small"]
     assert found is not None
     assert (found.state, len(found.records), found.confirmed) == ("done", 6, len(runs))
@@ -109,7 +109,7 @@ def test_the_test_set_is_asked_once_of_exactly_the_winner_and_the_baseline(confi
     assert not any("test/accuracy" in r.data.metrics for r in (*runs_of(home, "trial"), *runs_of(home, "study")))
     marks = (home / "tested").read_text()
     assert len(marks) == 3 * len(tested), "one batch of the test set for each network"
-    again = api.run(plan.make(line(home, "Tested", 3)), screen=Nothing())
+    again = api.run(plan.make(line(home, "Tested", 3)), screen=NullScreen())
     assert not again.worked
     assert finding.sentence(again.finding) == finding.sentence(result.finding)
     assert (home / "tested").read_text() == marks
@@ -128,14 +128,16 @@ def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_
             self.stop()
 
     monkeypatch.setattr(Supervisor, "_end", end)
-    cut = api.run(plan.make(line(home, "Plain", 3)), screen=Nothing())
+    cut = api.run(plan.make(line(home, "Plain", 3)), screen=NullScreen())
     assert cut.why == "stopped"
-    found, _ = view(cut.plan.settings.place)
+    found, _ = view(cut.plan.settings.location)
     assert (found.state, len(found.records)) == ("paused", 6)
     assert 2 <= found.confirmed < found.confirmations
-    whole = api.run(plan.make(line(home, "Plain", 3)), screen=Nothing())
+    whole = api.run(plan.make(line(home, "Plain", 3)), screen=NullScreen())
     assert whole.why == "done"
-    trained = [(r.confirms.trial, r.confirms.nth_seed) for r in view(whole.plan.settings.place)[0].confirmation.records]
+    trained = [
+        (r.confirms.trial, r.confirms.nth_seed) for r in view(whole.plan.settings.location)[0].confirmation.records
+    ]
     assert len(trained) == len(set(trained)) == found.confirmations
     facts = [[(f.trial.number, f.values) for f in r.finding.finalists] for r in (whole, confirmed[1])]
     assert facts[0] == facts[1]
@@ -143,7 +145,7 @@ def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_
 
 
 def test_a_network_that_dies_of_the_test_set_costs_its_test_alone(home: Path) -> None:
-    result = api.run(plan.make([*line(home, "DiesTested", 2), "study.trials=3"]), screen=Nothing())
+    result = api.run(plan.make([*line(home, "DiesTested", 2), "study.trials=3"]), screen=NullScreen())
     assert result.why == "done"
     assert "(no test set: the test failed: its process was ended by signal 9)" in finding.sentence(result.finding)
 
@@ -151,8 +153,8 @@ def test_a_network_that_dies_of_the_test_set_costs_its_test_alone(home: Path) ->
 def test_of_a_study_that_was_given_more_trials_every_seed_of_the_winner_is_tested(home: Path) -> None:
     """The former finalists' confirmations are there yet, and better than the new winner's on its worst seed."""
     lines = [*line(home, "Lucky", 3), "study.confirm.top=1", "seed=7"]  # by whose luck 1, then 3 is first
-    api.run(plan.make([*lines, "study.trials=2"]), screen=Nothing())
-    found = api.run(plan.make(lines), screen=Nothing()).finding
+    api.run(plan.make([*lines, "study.trials=2"]), screen=NullScreen())
+    found = api.run(plan.make(lines), screen=NullScreen()).finding
     assert found.winner.trial.number > 1
     assert (found.winner.tests["test/accuracy"].n, found.winner.untested) == (3, "")
 

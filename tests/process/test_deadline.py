@@ -21,7 +21,7 @@ from overnight.protocol import EpochEnd
 from overnight.report import confirm
 from overnight.search import deadline, plan
 from overnight.search.deadline import Deadline
-from overnight.search.limits import Confirming, Launch, Searching
+from overnight.search.limits import ConfirmationLimits, Launch, SearchLimits
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, TrialRecord
 from overnight.search.terminator import Terminator
@@ -230,7 +230,7 @@ def test_whatever_trials_take_search_and_confirmation_end_in_time_and_what_is_cu
     night = Night(tmp_path_factory.getbasetemp(), paces, window_s, slots)
     ends = NOON + window_s
     with_terminator = Terminator(night.plan, fork)
-    night.work(Searching(night.launch, slots, with_terminator), night.records, new=True)
+    night.work(SearchLimits(night.launch, slots, with_terminator), night.records, new=True)
     searched = list(night.records.values())
     assert night.now < ends - deadline.closing_s(len(searched)) + 1
     assert all(r.state in ("complete", "paused") for r in searched)
@@ -243,6 +243,8 @@ def test_whatever_trials_take_search_and_confirmation_end_in_time_and_what_is_cu
             i: replace(record(i, 1.0, 0, "waiting"), confirms=Confirms(t, n, n), started_at=None)
             for i, (t, n) in enumerate(pairs)
         }
-        night.work(Confirming(night.launch, searched, pairs, deadline.test_s(searched)), confirmations, new=False)
+        night.work(
+            ConfirmationLimits(night.launch, searched, pairs, deadline.test_s(searched)), confirmations, new=False
+        )
         assert sum(r.state == "complete" for r in confirmations.values()) >= size.finalists * size.seeds
     assert night.now <= ends - deadline.closing_s(len(searched)) + 1

@@ -30,7 +30,7 @@ def bytes_below(home: Path) -> dict[Path, bytes]:
 
 
 def seen(home: Path) -> StudyView:
-    found, _ = view(plan.make([f"home={home}"]).settings.place)
+    found, _ = view(plan.make([f"home={home}"]).settings.location)
     assert found is not None
     return found
 
@@ -43,30 +43,30 @@ def copy(finished_home: Path, tmp_path: Path) -> Path:
 def damage(home: Path) -> list[str]:
     """All that can be wrong, each once; the words that say so."""
     study = plan.make([f"home={home}", *SEVEN])
-    where, client, before = study.settings.place.where, client_of(home), children(home)
+    where, client, before = study.settings.location.paths, client_of(home), children(home)
     best = seen(home).best
     assert best is not None
-    ledger, _ = open_study(study)
-    ledger.ask()  # and its holder is killed
-    ledger.let_go()
-    holder_file(study.settings.place, study.name).write_text('{"pid": 999999, "created": 0}')
+    session, _ = open_study(study)
+    session.ask()  # and its holder is killed
+    session.let_go()
+    holder_file(study.settings.location, study.name).write_text('{"pid": 999999, "created": 0}')
     client.delete_run(before[1].info.run_id)
     client.update_run(before[2].info.run_id, status="RUNNING")
     forget(home, before[3].info.run_id, "params", "key = 'optimizer.lr'")
     forget(home, before[4].info.run_id, "metrics", "key = 'val/loss' AND step = 0")
-    mine = {"overnight.uid": ledger.uid}
+    mine = {"overnight.uid": session.uid}
     client.create_run("1", tags={**mine, "overnight.trial": "77"})
     client.create_run("1", tags={**mine, "overnight.trial": "0"})
     (parent,) = [r.info.run_id for r in runs_of(home) if r.data.tags.get("overnight.role") == "study"]
     client.update_run(parent, status="RUNNING")
     client.delete_tag(parent, "overnight.best")
     (home / "mlflow.db.creating-999999").write_bytes(b"half")
-    paused, gone, kept = (where.checkpoints(study.name, n) for n in (6, 99, best.number))
+    paused, gone, kept = (where.study(study.name).checkpoint(n) for n in (6, 99, best.number))
     for folder in (paused, gone):
         folder.mkdir()
     (paused / "state.ckpt").write_bytes(b"rubbish")
     (kept / "state.before.ckpt").touch()
-    worse = where.checkpoints(study.name, (best.number + 1) % 6)
+    worse = where.study(study.name).checkpoint((best.number + 1) % 6)
     worse.mkdir()
     return [
         "mlflow.db.creating-999999: a store whose creation was cut off",
@@ -139,10 +139,10 @@ def test_what_cannot_be_mended_is_said_and_exits_1(copy: Path, capfd: pytest.Cap
 
 def test_a_study_that_somebody_works_on_is_left_alone(home: Path, overnight: Callable[..., object]) -> None:
     study = plan.make([f"home={home}", "study.name=held"])
-    ledger, _ = open_study(study)
+    session, _ = open_study(study)
     try:
         done = overnight("doctor", f"home={home}")
     finally:
-        ledger.close()
+        session.close()
     assert done.returncode == 2  # type: ignore[attr-defined]
     assert "held: process " in done.stderr  # type: ignore[attr-defined]

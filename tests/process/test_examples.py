@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from overnight.protocol import Resumed, TrialSpec, Verdict
+from overnight.protocol import Decision, Resumed, TrialSpec
 from overnight.search import plan
 from overnight.trial.fit import fit
 from support.paths import ROOT
@@ -34,7 +34,7 @@ def spec_for(folder: Path) -> TrialSpec:
 def test_the_convnet_learns_its_digits_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     fit(spec_for(tmp_path / "whole"), whole := ListLink())
     assert whole.epochs[-1].metrics["val/accuracy"] > 0.8  # 0.89 to 0.91, as the processor rounds
-    fit(spec_for(tmp_path / "cut"), first := ListLink({1: Verdict.SAVE_AND_STOP}))
+    fit(spec_for(tmp_path / "cut"), first := ListLink({1: Decision.SAVE_AND_STOP}))
     fit(spec_for(tmp_path / "cut"), second := ListLink())
     assert isinstance(second.said[0], Resumed)
     assert first.curve + second.curve == whole.curve

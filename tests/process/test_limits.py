@@ -63,7 +63,7 @@ def test_a_search_that_gets_no_better_ends_and_the_same_line_trains_nothing_more
     done = sum(r.done for r in first.records)
     assert 4 <= done <= 12
     assert any(said.startswith("study.patience=3: the last") for said in first.cut)
-    found, _ = view(first.plan.settings.place)
+    found, _ = view(first.plan.settings.location)
     assert found.state == "done", "nothing is left to go on with, as long as nobody asks for more"
     assert report.report_of(found).ended == first.cut
     again = tune(*line)
@@ -126,7 +126,7 @@ def test_a_deadline_too_near_for_one_trial_says_so_and_the_trial_goes_on_another
     assert not any(r.done for r in result.records)
     assert "ended the search: 0 of 2 trials are done" in result.cut[0]
     assert "there was no time for one whole trial" in result.cut[0]
-    found, _ = view(result.plan.settings.place)
+    found, _ = view(result.plan.settings.location)
     assert found.state == "paused"
     assert report.report_of(found).sentence == "no trial is complete, so there is nothing to say yet." or found.best
     assert result.cut[0] in (home / "logs" / "digits-mlp" / "launch.log").read_text()
@@ -137,7 +137,7 @@ def test_a_deadline_too_near_for_one_trial_says_so_and_the_trial_goes_on_another
 
 
 def test_a_page_that_would_be_late_is_left_to_the_report(finished: StudyView) -> None:
-    page = finished.plan.settings.place.where.report(finished.name)
+    page = finished.plan.paths.report
     page.unlink(missing_ok=True)
     kept: list[dict[str, list[str]]] = []
 

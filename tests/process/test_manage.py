@@ -18,9 +18,9 @@ from overnight import api
 from overnight.cli import manage
 from overnight.cli.main import cli
 from overnight.config.compose import study_location
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.config.rules import ConfigError
-from overnight.report.live import Nothing
+from overnight.report.live import NullScreen
 from overnight.search import plan
 from overnight.search.plan import Plan
 from overnight.study import exclusions
@@ -39,12 +39,12 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pat
     """The home of a finished study whose trials are marked, and marked again."""
     home = tmp_path_factory.mktemp("own")
     shutil.copy(empty_store, home / "mlflow.db")
-    result = api.run(plan.make([f"home={home}", *LINE]), screen=Nothing())
+    result = api.run(plan.make([f"home={home}", *LINE]), screen=NullScreen())
     assert (result.why, result.trouble) == ("done", None)
     return home
 
 
-def place_of(home: Path) -> Place:
+def place_of(home: Path) -> StudyLocation:
     return study_location([f"home={home}"])
 
 
@@ -148,9 +148,9 @@ def test_the_sampler_suggests_what_it_would_if_a_trial_marked_bad_had_failed(own
     for how in ("as it is", "marked", "failed"):
         home = tmp_path / how
         home.mkdir()
-        shutil.copy(own_home / "ledger.db", home / "ledger.db")
+        shutil.copy(own_home / "optuna.db", home / "optuna.db")
         if how == "failed":
-            with closing(sqlite3.connect(home / "ledger.db")) as store, store:
+            with closing(sqlite3.connect(home / "optuna.db")) as store, store:
                 gone = "trial_id IN (SELECT trial_id FROM trials WHERE number = ?)"
                 store.execute(f"UPDATE trials SET state = 'FAIL' WHERE {gone}", [number])
                 store.execute(f"DELETE FROM trial_values WHERE {gone}", [number])
@@ -158,12 +158,12 @@ def test_the_sampler_suggests_what_it_would_if_a_trial_marked_bad_had_failed(own
             storage = open_storage(place_of(home))
             storage.set_study_user_attr(storage.get_all_studies()[0]._study_id, exclusions.BAD, {str(number): ""})
             dispose(storage)
-        ledger, _ = open_study(plan.make([f"home={home}", *LINE, "study.trials=6"]))
-        states[how] = [t.state for t in ledger.trials()]
-        ticket = ledger.ask()
-        assert ticket is not None
-        suggested[how] = ticket.values
-        ledger.close()
+        session, _ = open_study(plan.make([f"home={home}", *LINE, "study.trials=6"]))
+        states[how] = [t.state for t in session.trials()]
+        assignment = session.ask()
+        assert assignment is not None
+        suggested[how] = assignment.values
+        session.close()
     assert states["marked"] == states["failed"] != states["as it is"]
     assert suggested["marked"] == suggested["failed"] != suggested["as it is"]
 
@@ -193,9 +193,11 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
     tune(*LINE, "study.name=gone", *searched, "study.trials=2")
     tune(*LINE, "study.name=gone-too", "study.trials=1")
     tune(*LINE, "study.name=gone", *searched, "study.trials=3", "model.dropout=0,0.5", extend=True)
-    place, kept = place_of(home), seen_in(home, "gone-too")
-    found = manage.remains(place, "gone")
-    assert set(found.ledger) == {"gone", "gone~2", "gone.confirm"} | {n for n in found.ledger if "confirm~" in n}
+    location, kept = place_of(home), seen_in(home, "gone-too")
+    found = manage.remains(location, "gone")
+    assert set(found.optuna_studies) == {"gone", "gone~2", "gone.confirm"} | {
+        n for n in found.optuna_studies if "confirm~" in n
+    }
     assert found.versions >= 1, "another winner makes another version"
     before = sorted(p for p in home.rglob("*") if p.is_file())
     assert "nothing was deleted" in command("delete", "gone", "--dry-run", f"home={home}")
@@ -205,15 +207,15 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
         2, "--yes: must be given where nobody can be asked; nothing was deleted",
     )  # fmt: skip
 
-    let_go = hold(place, "gone")
+    let_go = hold(location, "gone")
     with pytest.raises(Held):
-        manage.delete(place, found)
+        manage.delete(location, found)
     let_go()
 
     assert "gone is deleted" in command("delete", "gone", "--yes", f"home={home}")
-    assert manage.studies(place)[0].name == "gone-too"
+    assert manage.studies(location)[0].name == "gone-too"
     assert not [p for p in home.rglob("*") if {"gone", "gone.confirm", "best_gone", "gone.lock"} & {p.name, p.stem}]
-    with closing(sqlite3.connect(home / "ledger.db")) as store:
+    with closing(sqlite3.connect(home / "optuna.db")) as store:
         assert [n for (n,) in store.execute("SELECT study_name FROM studies")] == ["gone-too"]
     with closing(sqlite3.connect(home / "mlflow.db")) as store:
         assert "gone" not in [n for (n,) in store.execute("SELECT name FROM experiments")], "not even as deleted"
@@ -223,7 +225,7 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
     assert runs == 1 + len(kept.records), "the neighbour's and its parent"
     assert seen_in(home, "gone-too").records == kept.records
     with pytest.raises(ConfigError, match=r"study: must be one of those in .*, got 'gone'; there are: gone-too"):
-        manage.remains(place, "gone")
+        manage.remains(location, "gone")
 
 
 # Going on -------------------------------------------------------------------------------------------------------------
@@ -245,7 +247,7 @@ def test_a_study_goes_on_with_another_pruner(tune: Callable[..., api.Result], ho
 
 def _kept_plan(home: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Have the ledger's plan be what `change` makes of it, as if another version had written it."""
-    with closing(sqlite3.connect(home / "ledger.db")) as store, store:
+    with closing(sqlite3.connect(home / "optuna.db")) as store, store:
         (text,) = store.execute("SELECT value_json FROM study_user_attributes WHERE key = 'overnight.plan'").fetchone()
         data = json.loads(text)
         change(data)
@@ -259,7 +261,7 @@ def old_home(own_home: Path, tmp_path: Path) -> Path:
     """A copy of a study's ledger alone."""
     home = tmp_path / "old"
     home.mkdir()
-    shutil.copy(own_home / "ledger.db", home / "ledger.db")
+    shutil.copy(own_home / "optuna.db", home / "optuna.db")
     return home
 
 
@@ -276,8 +278,8 @@ def test_a_plan_without_the_keys_that_came_later_is_read_as_what_comes_with_over
     assert (read.trial, read.pictures, read.checkpoint) == (now.trial, now.pictures, now.checkpoint)
     assert read.study.confirm.seeds == 0, "a version without confirmations confirmed nothing"
     assert command("list", f"home={old_home}").splitlines()[1].startswith("digits-mlp  done")
-    ledger, _ = open_study(plan.make([f"home={old_home}", *LINE, "study.trials=6"]))
-    ledger.close()
+    session, _ = open_study(plan.make([f"home={old_home}", *LINE, "study.trials=6"]))
+    session.close()
     assert seen_in(old_home).plan.settings.trial == now.trial
 
 

@@ -19,7 +19,7 @@ from overnight.config.compose import compose, study_location
 from overnight.config.rules import ConfigError
 from overnight.config.sections import NotifySettings, to_json
 from overnight.runner import notifier
-from overnight.runner.notifier import Herald, addresses, herald
+from overnight.runner.notifier import Notifier, addresses, herald
 from overnight.search import plan
 from overnight.study import snapshot
 from support.commands import LATE, start
@@ -110,11 +110,11 @@ def test_a_killed_study_is_told_as_stalled(home: Path, server: Server) -> None:
     line = ["tune", f"home={home}", "preflight=never", *theirs("Slow", "study.trials=2", "trainer.max_epochs=50")]
     environment = {**os.environ, notifier.URLS: server.url(), "PYTHONPATH": _path()}
     with start(*line, env=environment) as process:
-        place, seen = study_location([f"home={home}"]), None
+        location, seen = study_location([f"home={home}"]), None
         deadline = time.monotonic() + 60 * LATE
         while (seen is None or not seen.count("running")) and time.monotonic() < deadline:
             time.sleep(0.2)
-            seen, _ = snapshot.view(place)
+            seen, _ = snapshot.view(location)
         process.send_signal(signal.SIGKILL)
     ((title, text),) = server.wait_for(1)
     assert title == "digits-mlp: stalled"
@@ -162,8 +162,8 @@ def test_an_error_is_told_by_its_kind_alone(home: Path, server: Server) -> None:
 
 
 def test_without_anybody_to_tell_nothing_is_started() -> None:
-    Herald(None).tell("done", "nobody hears")
-    assert Herald(None).close()
+    Notifier(None).tell("done", "nobody hears")
+    assert Notifier(None).close()
 
 
 def test_addresses_come_from_the_config_the_environment_and_a_file(

@@ -16,9 +16,9 @@ import pytest
 from overnight import api, tracking
 from overnight.config.compose import study_location
 from overnight.plots.process import give_way
-from overnight.report.live import Nothing
+from overnight.report.live import NullScreen
 from overnight.runner import plot_scheduler
-from overnight.runner.plot_scheduler import Illustrator
+from overnight.runner.plot_scheduler import PlotScheduler
 from overnight.search import plan
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
@@ -30,7 +30,7 @@ DRAWN = {"weights.png", "curves.png", "confusion.png", "mistakes.png", "in-words
 
 def held(found: StudyView) -> dict[str, set[str]]:
     """Run name -> the pictures that MLflow holds of it; runs with none left out."""
-    client = tracking.client(found.plan.settings.place)
+    client = tracking.client(found.plan.settings.location)
     assert found.experiment_id is not None
     runs = client.search_runs([found.experiment_id])
     shown = {r.info.run_name: {a.path for a in client.list_artifacts(r.info.run_id, "pictures")} for r in runs}
@@ -58,11 +58,11 @@ def test_every_new_best_and_the_study_itself_have_their_pictures_in_mlflow(finis
 def test_what_a_kill_left_undrawn_is_drawn_for_the_winner_at_the_next_start(
     finished_home: Path, home: Path, finished: StudyView
 ) -> None:
-    for part in ("ledger.db", "checkpoints"):
+    for part in ("optuna.db", "checkpoints"):
         source = finished_home / part
         (shutil.copytree if source.is_dir() else shutil.copy)(source, home / part)
     lines = [f"home={home}", *SMALL, "pictures.look=black_zero"]
-    assert api.run(plan.make(lines), screen=Nothing()).why == "done"
+    assert api.run(plan.make(lines), screen=NullScreen()).why == "done"
     found, _ = view(study_location([f"home={home}"]))
     assert found is not None
     assert finished.best is not None
@@ -71,7 +71,7 @@ def test_what_a_kill_left_undrawn_is_drawn_for_the_winner_at_the_next_start(
     folder = home / "pictures" / "digits-mlp" / winner
     assert {p.name for p in folder.iterdir()} == {*DRAWN, "drawn.json"}, "the weights held for it are let go"
     before = (folder / "weights.png").stat().st_mtime_ns
-    api.run(plan.make(lines), screen=Nothing())
+    api.run(plan.make(lines), screen=NullScreen())
     assert (folder / "weights.png").stat().st_mtime_ns == before, "what is drawn as asked is not drawn again"
 
 
@@ -98,10 +98,12 @@ def test_while_trials_run_drawings_start_apart_and_with_the_newest_best(
     started: list[tuple[int, bool]] = []
     now = 1000.0
     monkeypatch.setattr(plot_scheduler, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(Illustrator, "_hold", lambda *_: None)  # other tests look into that home
-    monkeypatch.setattr(Illustrator, "_start", lambda _, record, gives_way: started.append((record.number, gives_way)))
+    monkeypatch.setattr(PlotScheduler, "_hold", lambda *_: None)  # other tests look into that home
+    monkeypatch.setattr(
+        PlotScheduler, "_start", lambda _, record, gives_way: started.append((record.number, gives_way))
+    )
     bests = finished.records[:3]
-    pictures = Illustrator(finished.plan, "another study's", tracker=None)  # type: ignore[arg-type]
+    pictures = PlotScheduler(finished.plan, "another study's", mlflow_sync=None)  # type: ignore[arg-type]
     for record in bests:
         pictures.want(record)
     pictures.tick()
@@ -123,13 +125,13 @@ def test_a_study_that_goes_on_has_its_best_ones_drawn_meanwhile(
     tune: Callable[..., api.Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gave_way: list[bool] = []
-    start = Illustrator._start
+    start = PlotScheduler._start
 
-    def seen(self: Illustrator, record: TrialRecord, gives_way: bool) -> None:
+    def seen(self: PlotScheduler, record: TrialRecord, gives_way: bool) -> None:
         gave_way.append(gives_way)
         start(self, record, gives_way)
 
-    monkeypatch.setattr(Illustrator, "_start", seen)
+    monkeypatch.setattr(PlotScheduler, "_start", seen)
     monkeypatch.setattr(plot_scheduler, "APART_S", 0.0)
     tune("search=none", "study.trials=3", "slots=1", "trainer.max_epochs=2", "pictures.when=best")
     assert True in gave_way
@@ -140,13 +142,13 @@ def test_what_another_supervisor_has_drawn_is_not_drawn_over(
 ) -> None:
     started: list[int] = []
     shown: list[int] = []
-    monkeypatch.setattr(Illustrator, "_start", lambda _, record, *__: started.append(record.number))
-    monkeypatch.setattr(Illustrator, "_hold", lambda *_: None)
+    monkeypatch.setattr(PlotScheduler, "_start", lambda _, record, *__: started.append(record.number))
+    monkeypatch.setattr(PlotScheduler, "_hold", lambda *_: None)
     assert finished.best is not None
-    folder = finished.plan.settings.place.where.pictures(finished.name, finished.best.number)
+    folder = finished.plan.paths.trial_plots(finished.best.number)
     uid = json.loads((folder / "drawn.json").read_text())["study"]
-    tracker = SimpleNamespace(show=lambda number, _: shown.append(number))
-    pictures = Illustrator(finished.plan, uid, tracker)  # type: ignore[arg-type]
+    mlflow_sync = SimpleNamespace(show=lambda number, _: shown.append(number))
+    pictures = PlotScheduler(finished.plan, uid, mlflow_sync)  # type: ignore[arg-type]
     pictures.want(finished.best)
     pictures.tick(gives_way=False)
     assert started == []

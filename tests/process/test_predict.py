@@ -22,12 +22,12 @@ from user_package.with_loaders import DigitsData
 from overnight import api
 from overnight.cli.main import cli
 from overnight.config.compose import study_location
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.config.rules import ConfigError
 from overnight.data.pictures import MNIST
-from overnight.protocol import AskSpec, Exported, ExportSpec
+from overnight.protocol import Exported, ExportSpec, PredictSpec
 from overnight.report import winner, winner_config
-from overnight.report.live import Nothing
+from overnight.report.live import NullScreen
 from overnight.runner import trial_process
 from overnight.search import plan
 from overnight.search.record import TrialRecord, config_of
@@ -53,7 +53,7 @@ def home_of_won(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> 
     """The home of a study that was confirmed, and so left a config and a model."""
     home = tmp_path_factory.mktemp("won")
     shutil.copy(empty_store, home / "mlflow.db")
-    result = api.run(plan.make([f"home={home}", *WON]), screen=Nothing())
+    result = api.run(plan.make([f"home={home}", *WON]), screen=NullScreen())
     assert (result.why, result.trouble, result.left) == ("done", None, ("model: models:/won@champion",))
     return home
 
@@ -119,7 +119,7 @@ def test_the_winner_is_trained_again_by_its_name_alone(home_of_won: Path, won: S
 def test_any_winners_config_composes_to_what_it_was_trained_with(tmp_path: Path, line: list[str]) -> None:
     home = tmp_path / "a home, with 'signs"
     study = plan.make([*line, "study.name=s"])
-    study = study.at(Place(str(home)))
+    study = study.at(StudyLocation(str(home)))
     for seed in range(2):
         values = study.sample(random.Random(seed))
         best = TrialRecord(3, "complete", values, (), 0.9, None, "", 0.0, 1.0, values=values)
@@ -133,7 +133,7 @@ def test_any_winners_config_composes_to_what_it_was_trained_with(tmp_path: Path,
 
 
 def test_a_config_that_somebody_changed_is_theirs(tmp_path: Path) -> None:
-    study = plan.make(["study.name=s"]).at(Place(str(tmp_path)))
+    study = plan.make(["study.name=s"]).at(StudyLocation(str(tmp_path)))
     best = TrialRecord(0, "complete", {}, (), 0.9, None, "", 0.0, 1.0, values={})
     assert winner_config.write(study, best) == ()
     assert winner_config.write(study, best) == (), "as we left it, it is written anew"
@@ -142,7 +142,7 @@ def test_a_config_that_somebody_changed_is_theirs(tmp_path: Path) -> None:
     mine = file.read_text()
     assert winner_config.write(study, best) == (file,)
     assert file.read_text() == mine
-    assert winner_config.files_of(study.settings.place, "s") == []
+    assert winner_config.files_of(study.settings.location, "s") == []
 
 
 # The model ------------------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_mlflows_champion_answers_raw_rows_as_the_checkpoint_does_and_holds_no_p
 def test_the_same_winner_is_registered_once(home_of_won: Path, won: StudyView) -> None:
     assert winner.register(won) == "model: models:/won@champion"
     assert len(client_of(home_of_won).search_model_versions("name = 'won'")) == 1
-    assert registry.held(won.plan.settings.place, "won", [won.uid])[1] == 1
+    assert registry.held(won.plan.settings.location, "won", [won.uid])[1] == 1
 
 
 def test_what_cannot_be_exported_is_said_in_a_line(tmp_path: Path) -> None:
@@ -215,13 +215,13 @@ def test_large_pictures_of_digits_are_answered_as_the_digits_are(won: StudyView,
 def test_pictures_the_other_way_round_are_noticed_and_turned(won: StudyView, tmp_path: Path) -> None:
     images, _ = load_digits(return_X_y=True)
     weights = winner.checkpoint_of(won).path
-    right = predict(AskSpec(weights, drawn(tmp_path / "right", images[:5])))
+    right = predict(PredictSpec(weights, drawn(tmp_path / "right", images[:5])))
     folder = drawn(tmp_path / "dark on light", 16 - images[:5])
     assert right.notes == ()
-    (note,) = predict(AskSpec(weights, folder)).notes
+    (note,) = predict(PredictSpec(weights, folder)).notes
     assert note.startswith("5 of 5 pictures are dark on light")
     assert "--invert" in note
-    turned = predict(AskSpec(weights, folder, invert=True))
+    turned = predict(PredictSpec(weights, folder, invert=True))
     assert [r.answer for r in turned.rows] == [r.answer for r in right.rows]
     assert turned.notes == ()
 
@@ -240,9 +240,9 @@ def test_a_network_is_asked_without_the_data_that_it_was_trained_on(tmp_path: Pa
     assert fit(spec_for(tmp_path, *line), ListLink()).ending == "complete"
     picture = rng.integers(0, 200, (28, 28)).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "one.png")
-    with_data = predict(AskSpec(tmp_path / "weights.ckpt", tmp_path / "one.png"))
+    with_data = predict(PredictSpec(tmp_path / "weights.ckpt", tmp_path / "one.png"))
     shutil.rmtree(root.parent)
-    assert predict(AskSpec(tmp_path / "weights.ckpt", tmp_path / "one.png")) == with_data
+    assert predict(PredictSpec(tmp_path / "weights.ckpt", tmp_path / "one.png")) == with_data
 
 
 def test_a_table_is_answered_in_the_units_of_its_targets(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_table_is_answered_in_the_units_of_its_targets(tmp_path: Path) -> None
         writer = csv.writer(file)
         writer.writerow(["patient", *names])
         writer.writerows([f"p{i}", *row[places]] for i, row in enumerate(rows))
-    said = predict(AskSpec(tmp_path / "weights.ckpt", table)).rows
+    said = predict(PredictSpec(tmp_path / "weights.ckpt", table)).rows
     assert [r.source for r in said[:2]] == ["1", "2"]
     assert all(r.probability is None for r in said)
     answers = np.array([r.answer for r in said])
@@ -264,7 +264,7 @@ def test_a_table_is_answered_in_the_units_of_its_targets(tmp_path: Path) -> None
     assert 130 < answers.mean() < 175, "the targets' mean is 152"
     in_order = tmp_path / "bare.csv"
     in_order.write_text("\n".join(",".join(map(str, row)) for row in rows))
-    assert [r.answer for r in predict(AskSpec(tmp_path / "weights.ckpt", in_order)).rows] == list(answers)
+    assert [r.answer for r in predict(PredictSpec(tmp_path / "weights.ckpt", in_order)).rows] == list(answers)
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +276,7 @@ def purchase(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_yes_or_no_comes_with_its_probability(purchase: Path, tmp_path: Path) -> None:
     (tmp_path / "things.csv").write_text("usefulness,price\n9.5,5\n0.2,60\n")
-    first, second = predict(AskSpec(purchase, tmp_path / "things.csv")).rows
+    first, second = predict(PredictSpec(purchase, tmp_path / "things.csv")).rows
     assert (first.answer, second.answer) == (1, 0)
     assert all(r.probability is not None and 0.5 <= r.probability <= 1 for r in (first, second))
 
@@ -299,7 +299,7 @@ def test_a_wrong_table_is_named_with_line_and_column(
 ) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(Mistakes) as refused:
-        predict(AskSpec(purchase, tmp_path / name))
+        predict(PredictSpec(purchase, tmp_path / name))
     assert any(words in problem for problem in refused.value.problems), refused.value.problems
 
 
@@ -308,12 +308,12 @@ def test_wrong_pictures_are_named_all_at_once(won: StudyView, tmp_path: Path) ->
     (tmp_path / "none").mkdir()
     for path, words in ((tmp_path / "none", "must hold pictures"), (tmp_path / "a.csv", "must be one (.png, .jpg")):
         with pytest.raises(Mistakes, match=words.replace("(", r"\(")):
-            predict(AskSpec(weights, path))
+            predict(PredictSpec(weights, path))
     folder = drawn(tmp_path / "some", load_digits(return_X_y=True)[0][:2])
     (folder / "torn.png").write_bytes((folder / "000.png").read_bytes()[:40])
     (folder / "text.jpg").write_text("no picture")
     with pytest.raises(Mistakes) as refused:
-        predict(AskSpec(weights, folder))
+        predict(PredictSpec(weights, folder))
     assert [Path(p.split(":")[0]).name for p in refused.value.problems] == ["text.jpg", "torn.png"]
 
 
@@ -345,10 +345,10 @@ def test_a_network_of_ones_own_is_exported_as_it_is_and_asked_once_its_data_says
     assert np.array(made.answers).shape == (2, 10)
     image = drawn(tmp_path / "one", load_digits(return_X_y=True)[0][:1])
     with pytest.raises(Mistakes, match=r"DigitsData must say how raw rows .* has no method prepared\(inputs\)"):
-        predict(AskSpec(tmp_path / "weights.ckpt", image))
+        predict(PredictSpec(tmp_path / "weights.ckpt", image))
     taught = [*line[:-1], "trainer.max_epochs=1", "data._target_=test_predict.Says"]
     assert fit(spec_for(tmp_path / "taught", *taught), ListLink()).ending == "complete"
-    (said,) = predict(AskSpec(tmp_path / "taught" / "weights.ckpt", image)).rows
+    (said,) = predict(PredictSpec(tmp_path / "taught" / "weights.ckpt", image)).rows
     assert said.answer in [f"digit {i}" for i in range(10)]
     assert said.probability is not None
     assert 0.1 <= said.probability <= 1

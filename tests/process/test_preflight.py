@@ -17,13 +17,13 @@ from torchvision import datasets
 
 from overnight.cli.main import cli
 from overnight.config.rules import ConfigError
-from overnight.protocol import DataSpec, Rehearsed
+from overnight.protocol import DataSpec, DryRunResult
 from overnight.runner import preflight
 from overnight.search import plan
 from overnight.search.plan import Plan
 from overnight.system import forkserver
 from overnight.trial import dry_run
-from overnight.trial.dry_run import Bars, get_ready, rehearse
+from overnight.trial.dry_run import Bars, dry_run_batch, get_ready
 from support.commands import running
 from support.paths import python_path
 
@@ -38,13 +38,13 @@ def planned(*overrides: str) -> Plan:
 def told(study: Plan) -> list[str]:
     """What one rehearsal of the largest configuration says, in this process."""
     attempt = preflight.attempts_of(study)[0]
-    result = rehearse(preflight._spec(study, 0, attempt, "cpu"), preflight._builds(study, [attempt]))
+    result = dry_run_batch(preflight._spec(study, 0, attempt, "cpu"), preflight._builds(study, [attempt]))
     return preflight._problems(study, result)
 
 
 def test_what_trains_has_no_problem_and_says_what_it_logs_and_takes() -> None:
     study = planned()
-    result = rehearse(preflight._spec(study, 0, preflight.attempts_of(study)[0], "cpu"), [])
+    result = dry_run_batch(preflight._spec(study, 0, preflight.attempts_of(study)[0], "cpu"), [])
     assert result.problems == ()
     assert result.metrics == ("train/loss", "val/accuracy", "val/f1", "val/loss")
     assert result.own_bytes > 1e6
@@ -110,7 +110,7 @@ def test_a_process_that_dies_says_how() -> None:
     study = planned(*CONV, "model._target_=user_mistakes.Dies", "search=none", "+model.blocks=1")
     assert preflight.mistakes(study) == ["conf: must train; its process ended by signal 9, as where memory runs out"]
     assert preflight._problems(study, None) == []
-    assert preflight._problems(study, Rehearsed(0, (), (), 0))[0].endswith("it logged none")
+    assert preflight._problems(study, DryRunResult(0, (), (), 0))[0].endswith("it logged none")
 
 
 def test_tune_and_a_dry_run_say_the_same_and_leave_nothing(

@@ -185,7 +185,7 @@ def test_the_report_command_prints_writes_and_shows_it_in_mlflow(finished_home: 
         assert words in done.output
     path = finished_home / "reports" / "digits-mlp.html"
     assert path.read_text().startswith("<!doctype html>")
-    client = tracking.client(plan.make([f"home={finished_home}"]).settings.place)
+    client = tracking.client(plan.make([f"home={finished_home}"]).settings.location)
     (experiment,) = [e for e in client.search_experiments() if e.name == "digits-mlp"]
     (parent,) = client.search_runs([experiment.experiment_id], "tags.`overnight.role` = 'study'")
     assert "digits-mlp.html" in {f.path for f in client.list_artifacts(parent.info.run_id)}

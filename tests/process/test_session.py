@@ -21,7 +21,7 @@ from overnight.protocol import EpochEnd
 from overnight.search import plan
 from overnight.search.plan import Plan
 from overnight.study.open import open_study
-from overnight.study.session import Ledger
+from overnight.study.session import StudySession
 from overnight.study.snapshot import view
 from overnight.study.storage.database import Held, holder_file, holder_of
 from overnight.system import forkserver
@@ -33,32 +33,32 @@ def planned(home: Path, *overrides: str) -> Plan:
 
 
 @contextmanager
-def opened(study: Plan, **options: bool) -> Iterator[Ledger]:
-    ledger, _ = open_study(study, **options)
-    ledger.help_from(forkserver.fork)
+def opened(study: Plan, **options: bool) -> Iterator[StudySession]:
+    session, _ = open_study(study, **options)
+    session.help_from(forkserver.fork)
     try:
-        yield ledger
+        yield session
     finally:
-        ledger.close()
+        session.close()
 
 
 def epoch(number: int, e: int, value: float, **more: float) -> EpochEnd:
     return EpochEnd(number, e, {"val/accuracy": value, **more}, 1000.0 + e, 0.1)
 
 
-def play(ledger: Ledger, trials: int) -> list[tuple[int, dict[str, Any]]]:
+def play(session: StudySession, trials: int) -> list[tuple[int, dict[str, Any]]]:
     """Pretend to train: a trial's score depends on its parameters alone."""
     played = []
     for _ in range(trials):
-        ticket = ledger.ask()
-        if ticket is None:
+        assignment = session.ask()
+        if assignment is None:
             break
-        score = (ticket.config["optimizer"]["lr"] * 1000 + len(ticket.config["model"]["hidden_sizes"])) % 1
+        score = (assignment.config["optimizer"]["lr"] * 1000 + len(assignment.config["model"]["hidden_sizes"])) % 1
         for e in range(3):
-            ledger.record(epoch(ticket.number, e, score + e / 10))
-            ledger.should_prune(ticket.number)
-        ledger.complete(ticket.number)
-        played.append((ticket.number, ticket.values))
+            session.record(epoch(assignment.number, e, score + e / 10))
+            session.should_prune(assignment.number)
+        session.complete(assignment.number)
+        played.append((assignment.number, assignment.values))
     return played
 
 
@@ -82,22 +82,22 @@ def test_a_study_cut_anywhere_suggests_what_the_uncut_one_does(
     if sampler == "gp":
         forkserver.warm_up()  # as every start does: its helper is forked from the same server
     line = (f"sampler={sampler}", *(line if sampler == "tpe" else ("study.trials=8", *line)))
-    with opened(planned(tmp_path / "whole", *line)) as ledger:
-        whole = play(ledger, 99)
+    with opened(planned(tmp_path / "whole", *line)) as session:
+        whole = play(session, 99)
     assert len(whole) in (8, 14)
     assert len({json.dumps(values) for _, values in whole}) == len(whole)
 
     cut = planned(tmp_path / "cut", *line)
-    with opened(cut) as ledger:
-        suggested = play(ledger, 3)
-        ledger.ask()  # asked for, and the machine went down
-    with opened(cut) as ledger:
-        suggested += play(ledger, len(whole) - 5)
-        half_asked = ledger.study.ask()  # in the middle of asking
+    with opened(cut) as session:
+        suggested = play(session, 3)
+        session.ask()  # asked for, and the machine went down
+    with opened(cut) as session:
+        suggested += play(session, len(whole) - 5)
+        half_asked = session.study.ask()  # in the middle of asking
         name, dist = next(iter(cut.space.names().items()))
         half_asked._suggest(name, dist)
-    with opened(cut) as ledger:
-        suggested += play(ledger, 99)
+    with opened(cut) as session:
+        suggested += play(session, 99)
     assert suggested == whole
 
 
@@ -108,32 +108,32 @@ def test_another_seed_suggests_something_else(tmp_path: Path) -> None:
 
 def test_trial_0_is_the_configuration_as_written(tmp_path: Path) -> None:
     study = planned(tmp_path, "model.dropout=0.0,0.5")
-    with opened(study) as ledger:
-        ticket = ledger.ask()
-        assert ticket is not None
-        assert ticket.config == study.config({})
-        assert ledger.read(0).params["model.dropout"] == 0.0
+    with opened(study) as session:
+        assignment = session.ask()
+        assert assignment is not None
+        assert assignment.config == study.config({})
+        assert session.read(0).params["model.dropout"] == 0.0
 
 
 def test_trial_0_is_the_configuration_as_written_where_that_lies_outside_the_space(tmp_path: Path) -> None:
     study = planned(tmp_path, "optimizer.lr=tag(log,interval(0.1,1))", "model.hidden_sizes=[8],[9]")
-    with opened(study) as ledger:
-        ticket = ledger.ask()
-        assert ticket is not None
-        assert ticket.config == study.config({})
-        ledger.record(epoch(0, 0, 0.5))
-        record = ledger.complete(0)
+    with opened(study) as session:
+        assignment = session.ask()
+        assert assignment is not None
+        assert assignment.config == study.config({})
+        session.record(epoch(0, 0, 0.5))
+        record = session.complete(0)
     assert record.params["optimizer.lr"] == 0.001
     assert record.params["model.hidden_sizes"] == [64]
 
 
 def test_every_metric_of_every_epoch_is_kept_with_its_time(tmp_path: Path) -> None:
-    with opened(planned(tmp_path)) as ledger:
-        ledger.ask()
+    with opened(planned(tmp_path)) as session:
+        session.ask()
         for e in range(3):
-            ledger.record(epoch(0, e, e / 10, loss=1 / (e + 1), odd=float("inf")))
-        ledger.complete(0)
-        history = ledger.read(0).history
+            session.record(epoch(0, e, e / 10, loss=1 / (e + 1), odd=float("inf")))
+        session.complete(0)
+        history = session.read(0).history
     assert [(h.epoch, h.at, h.metrics["loss"], h.metrics["odd"]) for h in history] == [
         (0, 1000.0, 1.0, float("inf")),
         (1, 1001.0, 0.5, float("inf")),
@@ -143,45 +143,45 @@ def test_every_metric_of_every_epoch_is_kept_with_its_time(tmp_path: Path) -> No
 
 def test_a_paused_trial_comes_back_first_with_number_parameters_and_history(tmp_path: Path) -> None:
     study = planned(tmp_path)
-    with opened(study) as ledger:
-        play(ledger, 2)
-        before = ledger.ask()
+    with opened(study) as session:
+        play(session, 2)
+        before = session.ask()
         assert before is not None
-        ledger.record(epoch(2, 0, 0.5))
-        ledger.pause(2)
-        assert ledger.read(2).state == "paused"
-    with opened(study) as ledger:
-        after = ledger.ask()
+        session.record(epoch(2, 0, 0.5))
+        session.pause(2)
+        assert session.read(2).state == "paused"
+    with opened(study) as session:
+        after = session.ask()
         assert after == before
-        assert not ledger.record(epoch(2, 0, 0.9)), "an epoch that is known stays as it is"
-        ledger.record(epoch(2, 1, 0.6))
-        ledger.complete(2)
-        assert [h.metrics["val/accuracy"] for h in ledger.read(2).history] == [0.5, 0.6]
+        assert not session.record(epoch(2, 0, 0.9)), "an epoch that is known stays as it is"
+        session.record(epoch(2, 1, 0.6))
+        session.complete(2)
+        assert [h.metrics["val/accuracy"] for h in session.read(2).history] == [0.5, 0.6]
 
 
 def test_an_epoch_that_a_kill_took_from_the_history_alone_is_recorded_again_without_a_word(tmp_path: Path) -> None:
     study = planned(tmp_path)
-    with opened(study) as ledger:
-        ledger.ask()
-        ledger.record(epoch(0, 0, 0.5))
-        ledger._live.clear()  # killed before the flush
-    with opened(study) as ledger:
-        ledger.ask()
-        assert ledger.record(epoch(0, 0, 0.5)), "a warning would be an error here"
-        assert ledger.flush() == [0]
-        assert ledger.flush() == []
-        assert [h.epoch for h in ledger.complete(0).history] == [0]
+    with opened(study) as session:
+        session.ask()
+        session.record(epoch(0, 0, 0.5))
+        session._live.clear()  # killed before the flush
+    with opened(study) as session:
+        session.ask()
+        assert session.record(epoch(0, 0, 0.5)), "a warning would be an error here"
+        assert session.flush() == [0]
+        assert session.flush() == []
+        assert [h.epoch for h in session.complete(0).history] == [0]
 
 
 def test_the_budget_is_a_total_and_a_paused_trial_does_not_spend_it(tmp_path: Path) -> None:
     study = planned(tmp_path, "study.trials=3")
-    with opened(study) as ledger:
-        ledger.ask()
-        ledger.pause(0)
-        assert len(play(ledger, 99)) == 3
-        assert ledger.ask() is None
-    with opened(planned(tmp_path, "study.trials=4")) as ledger:
-        assert len(play(ledger, 99)) == 1
+    with opened(study) as session:
+        session.ask()
+        session.pause(0)
+        assert len(play(session, 99)) == 3
+        assert session.ask() is None
+    with opened(planned(tmp_path, "study.trials=4")) as session:
+        assert len(play(session, 99)) == 1
 
 
 @pytest.mark.parametrize(
@@ -191,24 +191,24 @@ def test_the_objective_is_the_last_epoch_or_the_best_one(
     tmp_path: Path, rule: str, direction: str, value: float
 ) -> None:
     study = planned(tmp_path, f"study.objective={rule}", f"study.direction={direction}")
-    with opened(study) as ledger:
-        ledger.ask()
+    with opened(study) as session:
+        session.ask()
         for e, v in enumerate((0.1, 0.9, 0.2)):
-            ledger.record(epoch(0, e, v))
-        assert ledger.complete(0).objective == value
+            session.record(epoch(0, e, v))
+        assert session.complete(0).objective == value
 
 
 def test_a_failed_trial_keeps_its_reason_and_counts(tmp_path: Path) -> None:
-    with opened(planned(tmp_path, "study.trials=1")) as ledger:
-        ledger.ask()
-        record = ledger.fail(0, "error", "Traceback ...")
+    with opened(planned(tmp_path, "study.trials=1")) as session:
+        session.ask()
+        record = session.fail(0, "error", "Traceback ...")
         assert (record.state, record.reason, record.detail) == ("failed", "error", "Traceback ...")
-        assert ledger.ask() is None
+        assert session.ask() is None
 
 
 def test_what_would_not_compare_is_refused_with_the_differences(tmp_path: Path) -> None:
-    with opened(planned(tmp_path)) as ledger:
-        play(ledger, 1)
+    with opened(planned(tmp_path)) as session:
+        play(session, 1)
     with pytest.raises(ConfigError) as caught:
         open_study(planned(tmp_path, "optimizer.lr=interval(0.01,0.1)", "data.batch_size=64"))
     text = str(caught.value)
@@ -220,40 +220,40 @@ def test_what_would_not_compare_is_refused_with_the_differences(tmp_path: Path) 
 
 
 def test_extending_copies_the_trials_into_the_wider_space(tmp_path: Path) -> None:
-    with opened(planned(tmp_path, "study.trials=5")) as ledger:
-        play(ledger, 4)
-        ledger.ask()
-        ledger.record(epoch(4, 0, 0.5))
-        ledger.pause(4)
-        old = ledger.records()
+    with opened(planned(tmp_path, "study.trials=5")) as session:
+        play(session, 4)
+        session.ask()
+        session.record(epoch(4, 0, 0.5))
+        session.pause(4)
+        old = session.records()
     wider = planned(tmp_path, "study.trials=40", "optimizer.lr=tag(log,interval(1e-6,1))", "data.batch_size=16,32")
     with pytest.raises(ConfigError, match="--extend"):
         open_study(wider)
-    with opened(wider, extend=True) as ledger:
-        new = ledger.records()
+    with opened(wider, extend=True) as session:
+        new = session.records()
         assert [(r.number, r.state, r.history, r.objective) for r in new] == [
             (r.number, r.state, r.history, r.objective) for r in old
         ]
         assert all(n.params == {**o.params, "data.batch_size": 32} for n, o in zip(new, old, strict=True))
-        play(ledger, 99)
-        lrs = [r.params["optimizer.lr"] for r in ledger.records()]
+        play(session, 99)
+        lrs = [r.params["optimizer.lr"] for r in session.records()]
         assert any(lr < 1e-4 or lr > 1e-1 for lr in lrs), "the sampler leaves the old ends"
-    with opened(wider) as ledger:
-        assert len(ledger.records()) == 40, "the wider study is the one that is gone on with"
+    with opened(wider) as session:
+        assert len(session.records()) == 40, "the wider study is the one that is gone on with"
 
 
 def test_extending_gives_an_old_trial_the_value_that_it_trained_with(tmp_path: Path) -> None:
     line = ("search=none", "optimizer=adam,sgd", "sampler=random", "study.trials=8")
-    with opened(planned(tmp_path, *line)) as ledger:
-        play(ledger, 99)
-    with opened(planned(tmp_path, *line, "optimizer.lr=tag(log,interval(1e-4,1))"), extend=True) as ledger:
-        had = {r.params["optimizer"]: r.params["optimizer.lr"] for r in ledger.records()}
+    with opened(planned(tmp_path, *line)) as session:
+        play(session, 99)
+    with opened(planned(tmp_path, *line, "optimizer.lr=tag(log,interval(1e-4,1))"), extend=True) as session:
+        had = {r.params["optimizer"]: r.params["optimizer.lr"] for r in session.records()}
     assert had == {"adam": 0.001, "sgd": 0.01}
 
 
 def test_extending_refuses_a_space_that_shrank(tmp_path: Path) -> None:
-    with opened(planned(tmp_path)) as ledger:
-        play(ledger, 1)
+    with opened(planned(tmp_path)) as session:
+        play(session, 1)
     with pytest.raises(ConfigError, match="does not hold all of"):
         open_study(planned(tmp_path, "optimizer.lr=tag(log,interval(1e-3,1))"), extend=True)
 
@@ -263,7 +263,7 @@ def test_a_second_holder_is_told_who_the_first_one_is(tmp_path: Path) -> None:
     with opened(study):
         with pytest.raises(Held, match=f"process {os.getpid()} "):
             open_study(study)
-        holder = holder_file(study.settings.place, study.name)
+        holder = holder_file(study.settings.location, study.name)
         said = holder.read_text()
         holder.unlink()  # it has the lock, and has not said yet who it is
         threading.Timer(0.2, holder.write_text, [said]).start()
@@ -276,14 +276,14 @@ def test_a_second_holder_is_told_who_the_first_one_is(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="a process's start is kept by the clock there")
 def test_a_clock_that_is_set_anew_makes_no_holder_look_dead(tmp_path: Path) -> None:
     study = planned(tmp_path)
-    ledger, _ = open_study(study)
-    file = holder_file(study.settings.place, study.name)
+    session, _ = open_study(study)
+    file = holder_file(study.settings.location, study.name)
     said = json.loads(file.read_text())
     file.write_text(json.dumps({**said, "created": said["created"] + 3600}))
-    assert holder_of(study.settings.place, study.name)["pid"] == os.getpid()  # type: ignore[index]
+    assert holder_of(study.settings.location, study.name)["pid"] == os.getpid()  # type: ignore[index]
     file.write_text(json.dumps({**said, "created": said["created"] + 3600, "boot": "another"}))
-    assert holder_of(study.settings.place, study.name) is None, "somebody else's process by now"
-    ledger.close()
+    assert holder_of(study.settings.location, study.name) is None, "somebody else's process by now"
+    session.close()
 
 
 def test_the_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
@@ -293,28 +293,28 @@ def test_the_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
     )
     study = planned(tmp_path)
     subprocess.run([sys.executable, "-c", code, f"home={tmp_path}", "study.trials=14"], check=False)
-    found, _ = view(study.settings.place)
+    found, _ = view(study.settings.location)
     assert found is not None
     assert found.state == "stalled"
-    ledger, said = open_study(study)
+    session, said = open_study(study)
     assert said == ["1 trial(s) were cut off and go on: 0"]
-    assert ledger.trials()[0].state == TrialState.WAITING
-    ledger.close()
+    assert session.trials()[0].state == TrialState.WAITING
+    session.close()
 
 
 def test_looking_on_touches_nothing_and_says_how_it_stands(tmp_path: Path) -> None:
     study = planned(tmp_path, "study.trials=2")
-    assert view(study.settings.place) == (None, [])
+    assert view(study.settings.location) == (None, [])
     assert not list(tmp_path.iterdir())
-    with opened(study) as ledger:
-        play(ledger, 1)
-        found, names = view(study.settings.place)
+    with opened(study) as session:
+        play(session, 1)
+        found, names = view(study.settings.location)
         assert found is not None
         assert (names, found.state, found.count("complete")) == (["digits-mlp"], "running", 1)
-    assert view(study.settings.place)[0].state == "paused"  # type: ignore[union-attr]
-    with opened(study) as ledger:
-        play(ledger, 1)
-    assert view(study.settings.place)[0].state == "done"  # type: ignore[union-attr]
+    assert view(study.settings.location)[0].state == "paused"  # type: ignore[union-attr]
+    with opened(study) as session:
+        play(session, 1)
+    assert view(study.settings.location)[0].state == "done"  # type: ignore[union-attr]
 
 
 def test_a_study_whose_creation_was_cut_off_is_created_again(tmp_path: Path) -> None:
@@ -323,50 +323,50 @@ def test_a_study_whose_creation_was_cut_off_is_created_again(tmp_path: Path) -> 
 
     study = planned(tmp_path)
     tmp_path.mkdir(exist_ok=True)
-    opening._load(open_storage(study.settings.place), study, study.name)
-    with opened(study) as ledger:
-        assert [t.state for t in ledger.trials()] == [TrialState.WAITING]
-        assert ledger.ask().config == study.config({})  # type: ignore[union-attr]
+    opening._load(open_storage(study.settings.location), study, study.name)
+    with opened(study) as session:
+        assert [t.state for t in session.trials()] == [TrialState.WAITING]
+        assert session.ask().config == study.config({})  # type: ignore[union-attr]
 
 
 def test_asking_reporting_and_telling_stay_quick(tmp_path: Path) -> None:
-    with opened(planned(tmp_path, "study.trials=40")) as ledger:
+    with opened(planned(tmp_path, "study.trials=40")) as session:
         started = time.perf_counter()
-        assert len(play(ledger, 99)) == 40
+        assert len(play(session, 99)) == 40
         assert (time.perf_counter() - started) / 40 < 1.0
 
 
 def test_a_grid_ends_by_itself_when_every_point_has_a_trial(tmp_path: Path) -> None:
     study = planned(tmp_path, *SMALL_SPACE, "sampler=grid", "study.trials=99")
-    with opened(study) as ledger:
-        played = play(ledger, 99)
+    with opened(study) as session:
+        played = play(session, 99)
     values = {json.dumps(v) for _, v in played[1:]}
     # lr: 3, for sgd times 2 of momentum, and trial 0 as written, which lies outside: its lr is none of the three
     assert (len(played), len(values), study.budget) == (10, 9, 10)
-    found, _ = view(study.settings.place)
+    found, _ = view(study.settings.location)
     assert found is not None
     assert (found.state, found.budget) == ("done", 10)
-    with opened(study) as ledger:
-        assert ledger.ask() is None
+    with opened(study) as session:
+        assert session.ask() is None
 
 
 def test_a_point_that_was_tried_is_drawn_again_while_others_are_left(tmp_path: Path) -> None:
     space = ("search=none", "optimizer=adam,sgd", "optimizer.momentum=0.1,0.5", "optimizer.lr=0.001,0.5,0.6")
     study = planned(tmp_path, *space, "sampler=random", "study.trials=13")
-    ledger, said = open_study(study)
+    session, said = open_study(study)
     assert said == [
         "search: there are 9 points for 13 trials; once each has been tried, points are trained again with another seed"
     ]
-    played = [json.dumps(v) for _, v in play(ledger, 99)]
-    ledger.close()
+    played = [json.dumps(v) for _, v in play(session, 99)]
+    session.close()
     assert len(set(played[:8])) == 8
     assert len(played) == 13, "repeats are accepted in the end, each a trial with a seed of its own"
 
 
 @pytest.mark.parametrize("sampler", ["qmc", "cma_es", "gp"])
 def test_a_sampler_that_knows_no_conditions_says_what_it_draws_at_random(tmp_path: Path, sampler: str) -> None:
-    ledger, said = open_study(planned(tmp_path, f"sampler={sampler}"))
-    ledger.close()
+    session, said = open_study(planned(tmp_path, f"sampler={sampler}"))
+    session.close()
     (line,) = said
     assert line.startswith(f"sampler: {sampler} draws at random ")
     assert all(n in line for n in ("model.hidden_sizes.1", "model.hidden_sizes.2", "optimizer.momentum"))
@@ -380,8 +380,8 @@ def test_the_points_of_qmc_are_spread_more_evenly_than_random_ones(tmp_path: Pat
     spread = {}
     for sampler in ("qmc", "random"):
         line = ("search=none", "model.dropout=interval(0,1)", "optimizer.weight_decay=interval(0,1)")
-        with opened(planned(tmp_path / sampler, *line, f"sampler={sampler}", "study.trials=17")) as ledger:
-            points = [ledger.ask() for _ in range(17)]
+        with opened(planned(tmp_path / sampler, *line, f"sampler={sampler}", "study.trials=17")) as session:
+            points = [session.ask() for _ in range(17)]
         drawn = [[p.values["model.dropout"], p.values["optimizer.weight_decay"]] for p in points[1:] if p]
         spread[sampler] = qmc.discrepancy(drawn)
     assert spread["qmc"] < spread["random"] / 2
@@ -392,34 +392,34 @@ ENQUEUED = "study.enqueue=[{optimizer.lr:0.01},{optimizer:sgd,optimizer.momentum
 
 def test_what_is_to_be_tried_first_follows_trial_0_and_is_enqueued_once(tmp_path: Path) -> None:
     study = planned(tmp_path, ENQUEUED)
-    with opened(study) as ledger:
-        played = play(ledger, 2)
-    with opened(study) as ledger:
-        played += play(ledger, 2)
+    with opened(study) as session:
+        played = play(session, 2)
+    with opened(study) as session:
+        played += play(session, 2)
     (_, written), (_, second), (_, third), _ = played
     assert second == {**written, "optimizer.lr": 0.01}
     assert third == {**written, "optimizer": "sgd", "optimizer.lr": 0.01, "optimizer.momentum": 0.5}
     assert len({json.dumps(v) for _, v in played}) == 4, "the third entry says what is written, which is trial 0"
     more = planned(tmp_path, ENQUEUED.replace("[{", "[{model.activation:gelu},{", 1))
-    with opened(more) as ledger:
-        (_, fifth), (_, sixth) = play(ledger, 2)
+    with opened(more) as session:
+        (_, fifth), (_, sixth) = play(session, 2)
         assert fifth == {**written, "model.activation": "gelu"}
-        assert ledger.read(4).params["model.activation"] == "gelu"
-    with opened(more) as ledger:
-        assert sum(t.state == TrialState.WAITING for t in ledger.trials()) == 0
+        assert session.read(4).params["model.activation"] == "gelu"
+    with opened(more) as session:
+        assert sum(t.state == TrialState.WAITING for t in session.trials()) == 0
     assert sixth not in (written, second, third, fifth)
 
 
 def test_an_entry_that_finds_the_budget_spent_waits_for_room(tmp_path: Path) -> None:
-    with opened(planned(tmp_path, "study.trials=2")) as ledger:
-        play(ledger, 99)
+    with opened(planned(tmp_path, "study.trials=2")) as session:
+        play(session, 99)
     late = "study.enqueue=[{optimizer.lr:0.02}]"
-    ledger, said = open_study(planned(tmp_path, "study.trials=2", late))
-    assert ledger.ask() is None
-    ledger.close()
+    session, said = open_study(planned(tmp_path, "study.trials=2", late))
+    assert session.ask() is None
+    session.close()
     assert said == ["study.enqueue: 1 of its entries wait for room in study.trials, which is spent"]
-    with opened(planned(tmp_path, "study.trials=3", late)) as ledger:
-        assert [v["optimizer.lr"] for _, v in play(ledger, 99)] == [0.02]
+    with opened(planned(tmp_path, "study.trials=3", late)) as session:
+        assert [v["optimizer.lr"] for _, v in play(session, 99)] == [0.02]
 
 
 def test_trial_0_keeps_the_values_that_it_started_with(tmp_path: Path) -> None:
@@ -431,22 +431,22 @@ def test_trial_0_keeps_the_values_that_it_started_with(tmp_path: Path) -> None:
         file.write_text(f"_target_: a.B\nwidth: {width}\n")
         made.append(plan.make([f"home={tmp_path}", *line], tmp_path))
     for study in made:
-        with opened(study) as ledger:
-            ticket = ledger.ask()
-            assert ticket is not None
-            assert ticket.config["model"]["width"] == 20
-            assert ledger.read(0).params == {"model.width": 20}
-            ledger.pause(0)
+        with opened(study) as session:
+            assignment = session.ask()
+            assert assignment is not None
+            assert assignment.config["model"]["width"] == 20
+            assert session.read(0).params == {"model.width": 20}
+            session.pause(0)
 
 
 def test_extending_a_grid_tries_the_points_that_came_in(tmp_path: Path) -> None:
     line = ("search=none", "sampler=grid", "study.trials=99")
-    with opened(planned(tmp_path, *line, "optimizer.lr=0.5,0.6")) as ledger:
-        assert len(play(ledger, 99)) == 3
+    with opened(planned(tmp_path, *line, "optimizer.lr=0.5,0.6")) as session:
+        assert len(play(session, 99)) == 3
     wider = planned(tmp_path, *line, "optimizer.lr=0.5,0.6,0.7", "model.dropout=0.0,0.1")
-    with opened(wider, extend=True) as ledger:
-        assert len(play(ledger, 99)) == 4
-        assert len({json.dumps(r.params) for r in ledger.records()}) == 7
+    with opened(wider, extend=True) as session:
+        assert len(play(session, 99)) == 4
+        assert len({json.dumps(r.params) for r in session.records()}) == 7
 
 
 @pytest.mark.parametrize("pruner", ["pruner=median", "pruner=hyperband"])
@@ -454,15 +454,15 @@ def test_the_first_cut_comes_after_as_many_epochs_as_are_written(tmp_path: Path,
     at = {"pruner=median": "pruner.warmup_epochs=2", "pruner=hyperband": "pruner.min_epochs=2"}[pruner]
     more = ["pruner.startup_trials=1"] if pruner == "pruner=median" else ["pruner.reduction_factor=2"]
     cuts = set()
-    with opened(planned(tmp_path, pruner, at, *more, "trainer.max_epochs=4", "study.trials=12")) as ledger:
+    with opened(planned(tmp_path, pruner, at, *more, "trainer.max_epochs=4", "study.trials=12")) as session:
         for number in range(12):
-            ledger.ask()
+            session.ask()
             for e in range(4):
-                ledger.record(epoch(number, e, 1.0 / (number + 1)))
-                if ledger.should_prune(number):
+                session.record(epoch(number, e, 1.0 / (number + 1)))
+                if session.should_prune(number):
                     cuts.add(e + 1)
-                    ledger.prune(number)
+                    session.prune(number)
                     break
             else:
-                ledger.complete(number)
+                session.complete(number)
     assert min(cuts) == 2

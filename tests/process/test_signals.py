@@ -16,10 +16,10 @@ from click.testing import CliRunner
 
 from overnight import api
 from overnight.cli.main import cli
-from overnight.report.live import Nothing
+from overnight.report.live import NullScreen
 from overnight.search import plan
 from overnight.study.open import open_study
-from overnight.study.session import Ledger
+from overnight.study.session import StudySession
 from overnight.study.storage.exclusive import undisturbed
 from overnight.system.signals import Signals
 
@@ -93,7 +93,7 @@ def test_a_signal_whose_exception_is_dropped_is_told_once_there_is_work(stopped:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_study_that_was_stopped_as_it_was_opened_starts_no_trial(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(*args: Any, **options: Any) -> tuple[Ledger, list[str]]:
+    def opened(*args: Any, **options: Any) -> tuple[StudySession, list[str]]:
         made = open_study(*args, **options)
         signalled_where_exceptions_are_dropped(signal.SIGINT)
         return made
@@ -101,7 +101,7 @@ def test_a_study_that_was_stopped_as_it_was_opened_starts_no_trial(home: Path, m
     monkeypatch.setattr(api, "open_study", opened)
     study = plan.make([f"home={home}", "study.trials=2", "preflight=never"])
     with Signals() as signals:
-        result = api.run(study, screen=Nothing(), signals=signals)
+        result = api.run(study, screen=NullScreen(), signals=signals)
     assert (result.why, result.signal) == ("stopped", signal.SIGINT)
     assert not [r.number for r in result.records if r.history]
 

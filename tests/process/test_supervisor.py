@@ -12,15 +12,15 @@ import pytest
 
 from overnight import api
 from overnight.config.rules import ConfigError
-from overnight.protocol import EpochEnd, Verdict
-from overnight.report.live import Nothing
+from overnight.protocol import Decision, EpochEnd
+from overnight.report.live import NullScreen
 from overnight.runner import trial_process
 from overnight.runner.supervisor import Supervisor
 from overnight.search import plan
 from overnight.study.open import open_study
 from overnight.study.snapshot import view
 from overnight.system import forkserver, kill
-from overnight.tracking import Tracker
+from overnight.tracking import MlflowSync
 from support.commands import LATE, running
 from support.mlflow_store import children
 from support.user_overrides import theirs
@@ -83,8 +83,8 @@ def test_a_killed_trial_goes_on_from_its_last_checkpoint(tune: Tune, tmp_path: P
 def test_an_error_in_the_loop_leaves_no_trial_behind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = plan.make([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")])
     forkserver.warm_up()
-    ledger, _ = open_study(study)
-    worker = Supervisor(ledger, Tracker(study, ledger.uid), lambda _: None)
+    session, _ = open_study(study)
+    worker = Supervisor(session, MlflowSync(study, session.uid), lambda _: None)
     started: list[int] = []
 
     def fail(_: Supervisor) -> None:
@@ -94,10 +94,10 @@ def test_an_error_in_the_loop_leaves_no_trial_behind(home: Path, monkeypatch: py
     monkeypatch.setattr(Supervisor, "_tick", fail)
     with pytest.raises(OSError, match="the disk is full"):
         worker.run()
-    ledger.close()
+    session.close()
     assert len(started) == 2
     assert not any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in started)
-    found, _ = view(study.settings.place)
+    found, _ = view(study.settings.location)
     assert found is not None
     assert (found.state, found.count("paused")) == ("paused", 2)
 
@@ -176,9 +176,9 @@ def test_where_the_disk_is_about_full_trials_save_and_go_on_when_there_is_room(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = plan.make([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")])
-    ledger, _ = open_study(study)
+    session, _ = open_study(study)
     said: list[str | None] = []
-    worker = Supervisor(ledger, Tracker(study, ledger.uid), lambda s: said.append(api.glance(s).trouble))
+    worker = Supervisor(session, MlflowSync(study, session.uid), lambda s: said.append(api.glance(s).trouble))
     paused = []
 
     def free(_: Path) -> float:
@@ -186,15 +186,15 @@ def test_where_the_disk_is_about_full_trials_save_and_go_on_when_there_is_room(
         if any(t.epoch >= 0 for t in worker.running.values()) and not paused:
             paused.append(False)
         if paused and not paused[0] and not worker.running:
-            assert [r.state for r in ledger.records()] == ["paused"] * 2
+            assert [r.state for r in session.records()] == ["paused"] * 2
             paused[0] = True
         return 100.0 if paused and not paused[0] else 10_000.0
 
     monkeypatch.setattr("overnight.runner.supervisor.free_mib", free)
     forkserver.warm_up()
     assert worker.run().why == "done"
-    records = ledger.records()
-    ledger.close()
+    records = session.records()
+    session.close()
     assert paused == [True]
     assert any(t and "less than 500 MiB are free" in t for t in said)
     assert [(r.state, [e.epoch for e in r.history]) for r in records] == [("complete", [0, 1, 2])] * 2
@@ -247,20 +247,20 @@ def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_on
     whole = tune(*line).records
     behind = next(r for r in whole if r.state == "pruned")
     cut = plan.make([f"home={home}", "study.name=cut", "pictures.when=never", "preflight=never", *line])
-    ledger, _ = open_study(cut)
-    worker = Supervisor(ledger, Tracker(cut, ledger.uid), lambda _: None)
-    record = ledger.record
+    session, _ = open_study(cut)
+    worker = Supervisor(session, MlflowSync(cut, session.uid), lambda _: None)
+    record = session.record
 
     def stop_there(done: EpochEnd) -> bool:
         if (done.number, done.epoch) == (behind.number, behind.history[-1].epoch):
             worker.stop()
             if unasked:
-                worker.running[done.number].send(Verdict.SAVE_AND_STOP)
+                worker.running[done.number].send(Decision.SAVE_AND_STOP)
         return record(done)
 
-    monkeypatch.setattr(ledger, "record", stop_there)
+    monkeypatch.setattr(session, "record", stop_there)
     assert worker.run().why == "stopped"
-    ledger.close()
+    session.close()
     rest = tune(*line, "study.name=cut").records
     assert [(r.state, len(r.history), r.objective) for r in rest] == [
         (r.state, len(r.history), r.objective) for r in whole
@@ -268,7 +268,7 @@ def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_on
 
 
 def test_only_the_best_trials_keep_their_weights(finished_home: Path) -> None:
-    found, _ = view(plan.make([f"home={finished_home}"]).settings.place)
+    found, _ = view(plan.make([f"home={finished_home}"]).settings.location)
     assert found is not None
     assert found.best is not None
     kept = [p.relative_to(finished_home) for p in finished_home.rglob("*.ckpt") if "artifacts" not in p.parts]
@@ -278,8 +278,8 @@ def test_only_the_best_trials_keep_their_weights(finished_home: Path) -> None:
 def test_asked_to_stop_running_trials_save_and_the_study_goes_on_to_the_same_end(home: Path, tune: Tune) -> None:
     overrides = theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")
     study = plan.make([f"home={home}", *overrides])
-    ledger, _ = open_study(study)
-    worker = Supervisor(ledger, Tracker(study, "uid"), lambda _: None)
+    session, _ = open_study(study)
+    worker = Supervisor(session, MlflowSync(study, "uid"), lambda _: None)
 
     def stop_in_the_second_epoch() -> None:
         while not all(t.epoch >= 0 for t in worker.running.values()) or not worker.running:
@@ -295,9 +295,9 @@ def test_asked_to_stop_running_trials_save_and_the_study_goes_on_to_the_same_end
     assert worker.run().why == "stopped"
     ended = time.monotonic()
     thread.join()
-    ledger.close()
+    session.close()
     assert ended - asked[0] < 10 * LATE
-    found, _ = view(study.settings.place)
+    found, _ = view(study.settings.location)
     assert found is not None
     assert [r.state for r in found.records] == ["paused", "paused"]
     assert all((home / "checkpoints" / "digits-mlp" / f"trial-000{n}" / "state.ckpt").exists() for n in (0, 1))
@@ -365,4 +365,4 @@ def test_starting_a_trial_does_not_run_the_callers_script_again(home: Path, tmp_
 
 
 def test_nothing_is_shown_where_nothing_is_asked_for() -> None:
-    Nothing().close()
+    NullScreen().close()

@@ -18,7 +18,7 @@ from overnight.protocol import EpochEnd
 from overnight.search import plan
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
-from overnight.tracking import Tracker
+from overnight.tracking import MlflowSync
 from support.mlflow_store import assert_equal, children, client_of, forget, runs_of
 
 
@@ -45,9 +45,9 @@ def test_mlflow_is_made_ready_ahead_and_leaves_nothing_until_it_is_opened(tmp_pa
         "tracking.store.cores = lambda: 2\n"
         "tracking.get_ready(place)\n"
         "[t.join() for t in threading.enumerate() if t.name == 'mlflow-ahead']\n"
-        "print('mlflow' in sys.modules, tracking.store._blank.cache_info().currsize, os.listdir(place.where.root))\n"
+        "print('mlflow' in sys.modules, tracking.store._blank.cache_info().currsize, os.listdir(place.paths.root))\n"
         "experiments = tracking.client(place).search_experiments()\n"
-        "print([e.name for e in experiments], os.listdir(place.where.root))\n"
+        "print([e.name for e in experiments], os.listdir(place.paths.root))\n"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == ["True 1 []", "['Default'] ['mlflow.db']"]
@@ -89,7 +89,7 @@ def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, finish
     study = plan.make([f"home={home}", "study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2"])
     result = api.run(study)
     assert (result.why, result.worked, result.trouble) == ("done", False, None)
-    found, _ = view(study.settings.place)
+    found, _ = view(study.settings.location)
     assert found is not None
     left = {r.info.run_id for r in runs_of(home)}
     assert {ghost.info.run_id, twin.info.run_id}.isdisjoint(left)
@@ -105,10 +105,10 @@ def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, finish
 
 def test_the_study_shows_its_best_objective_in_whatever_order_trials_become_the_best(home: Path) -> None:
     for best in (record(3, 5, "complete"), record(1, 6, "complete")):  # trial 1 was paused, and went on
-        tracker = Tracker(plan.make([f"home={home}"]), "uid")
-        tracker.start([record(n, 2, "complete") if n != best.number else best for n in range(4)])
-        tracker.close("FINISHED", best, None)
-        parent = client_of(home).get_run(tracker.parent_run_id)
+        mlflow_sync = MlflowSync(plan.make([f"home={home}"]), "uid")
+        mlflow_sync.start([record(n, 2, "complete") if n != best.number else best for n in range(4)])
+        mlflow_sync.close("FINISHED", best, None)
+        parent = client_of(home).get_run(mlflow_sync.parent_run_id)
         assert parent.data.metrics["objective"] == best.objective
 
 
@@ -120,7 +120,7 @@ def record(number: int, epochs: int, state: str = "running", **more: Any) -> Tri
 
 def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
     study = plan.make([f"home={home}"])
-    first = Tracker(study, "uid")
+    first = MlflowSync(study, "uid")
     first.start([record(0, 2)])
     first.mirror(record(0, 3, "paused"))
     first.close("KILLED", None, None)
@@ -128,7 +128,7 @@ def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
     run_id = children(home)[0].info.run_id
     assert children(home)[0].info.status == "KILLED"
 
-    second = Tracker(study, "uid")
+    second = MlflowSync(study, "uid")
     second.start([record(0, 3, "running")])
     for epochs in (4, 5):
         second.mirror(record(0, epochs))
@@ -143,9 +143,9 @@ def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
 
 
 def test_a_failed_trial_shows_its_traceback(home: Path) -> None:
-    tracker = Tracker(plan.make([f"home={home}"]), "uid")
-    tracker.start([record(0, 1, "failed", reason="error", detail="Traceback: the end of it")])
-    tracker.close("FAILED", None, None)
+    mlflow_sync = MlflowSync(plan.make([f"home={home}"]), "uid")
+    mlflow_sync.start([record(0, 1, "failed", reason="error", detail="Traceback: the end of it")])
+    mlflow_sync.close("FAILED", None, None)
     run = children(home)[0]
     assert run.info.status == "FAILED"
     assert "the end of it" in run.data.tags["mlflow.note.content"]
@@ -154,10 +154,10 @@ def test_a_failed_trial_shows_its_traceback(home: Path) -> None:
 
 def test_a_night_of_notes_and_a_long_traceback_fit_into_mlflow(home: Path) -> None:
     notes = tuple(f"taken up again, crashed: {n:080}" for n in range(200))
-    tracker = Tracker(plan.make([f"home={home}"]), "uid")
-    tracker.start([record(0, 1, "failed", reason="error", detail="x" * 20_000 + "the end", notes=notes)])
-    tracker.close("FAILED", None, None)
-    assert tracker.trouble is None
+    mlflow_sync = MlflowSync(plan.make([f"home={home}"]), "uid")
+    mlflow_sync.start([record(0, 1, "failed", reason="error", detail="x" * 20_000 + "the end", notes=notes)])
+    mlflow_sync.close("FAILED", None, None)
+    assert mlflow_sync.trouble is None
     tags = children(home)[0].data.tags
     assert tags["overnight.notes"].endswith(notes[-1])
     assert "the end" in tags["mlflow.note.content"]
@@ -167,10 +167,10 @@ def test_a_study_outlives_an_mlflow_that_cannot_be_written(tmp_path: Path, capfd
     blocked = tmp_path / "a-file-where-a-folder-should-be"
     blocked.touch()
     study = plan.make([f"home={tmp_path}", f"tracking.uri=sqlite:///{blocked}/mlflow.db", "study.trials=1"])
-    tracker = Tracker(study, "uid")
-    tracker.start([record(0, 1, "complete")])
-    tracker.close("FINISHED", None, None)
-    assert tracker.trouble is not None
+    mlflow_sync = MlflowSync(study, "uid")
+    mlflow_sync.start([record(0, 1, "complete")])
+    mlflow_sync.close("FINISHED", None, None)
+    assert mlflow_sync.trouble is not None
     capfd.readouterr()
 
 
@@ -183,11 +183,11 @@ def test_the_store_is_created_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
         Path(uri.removeprefix("sqlite:///")).write_bytes(b"half a database")
         raise KeyboardInterrupt
 
-    settings = plan.make([f"home={tmp_path}"]).settings.place
+    settings = plan.make([f"home={tmp_path}"]).settings.location
     monkeypatch.setattr(SqlAlchemyStore, "__init__", cut)
     with contextlib.suppress(KeyboardInterrupt):
         tracking.client(settings)
-    assert not settings.where.tracking_store.exists()
+    assert not settings.paths.mlflow_db.exists()
     monkeypatch.setattr(SqlAlchemyStore, "__init__", real)
     assert tracking.client(settings).get_experiment("0") is not None
 
@@ -201,5 +201,5 @@ def test_nothing_is_written_beside_the_home(
     assert tune("study.trials=1", "trainer.max_epochs=1").why == "done"
     assert not list(elsewhere.iterdir())
     assert {p.name for p in home.iterdir()} == {
-        "mlflow.db", "ledger.db", "artifacts", "checkpoints", "logs", "winners", "locks", "elsewhere",
+        "mlflow.db", "optuna.db", "artifacts", "checkpoints", "logs", "winners", "locks", "elsewhere",
     }  # fmt: skip

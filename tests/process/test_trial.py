@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from overnight.models.mlp import MLP
-from overnight.protocol import EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Verdict
+from overnight.protocol import Decision, EpochEnd, Finished, Resumed, StateSaved, TrialSpec
 from overnight.search import plan
 from overnight.trial import checkpoint
 from overnight.trial.fit import fit
@@ -57,7 +57,7 @@ def test_a_trial_that_goes_on_ends_with_the_same_bits(
             pass
 
         class KillLink(ListLink):
-            def ask(self, message: EpochEnd) -> Verdict:
+            def ask(self, message: EpochEnd) -> Decision:
                 if message.epoch == 3:
                     raise Kill
                 return super().ask(message)
@@ -67,7 +67,7 @@ def test_a_trial_that_goes_on_ends_with_the_same_bits(
             fit(spec_for(folder, *overrides, every_s=0), first)
         assert [m.epoch for m in first.said if isinstance(m, StateSaved)] == [0, 1, 2]
     else:
-        first = ListLink(stop_in_epoch=3) if "middle" in how else ListLink({2: Verdict.SAVE_AND_STOP})
+        first = ListLink(stop_in_epoch=3) if "middle" in how else ListLink({2: Decision.SAVE_AND_STOP})
         assert fit(spec_for(folder, *overrides), first).ending == "saved"
         assert len(first.epochs) == 3
     second = ListLink()
@@ -139,7 +139,7 @@ def test_another_seed_trains_another_network(tmp_path: Path) -> None:
 
 
 def test_a_pruned_trial_ends_at_once_and_its_state_stays_until_the_ledger_knows(tmp_path: Path) -> None:
-    link = ListLink({1: Verdict.END})
+    link = ListLink({1: Decision.STOP})
     assert fit(spec_for(tmp_path / "t", every_s=0), link).ending == "ended"
     assert len(link.epochs) == 2
     state, _ = checkpoint.load(tmp_path / "t")
@@ -156,13 +156,13 @@ def test_a_trial_killed_between_its_end_and_its_last_word_is_not_trained_again(t
     assert third.curve == first.curve
 
 
-@pytest.mark.parametrize("ending", [Verdict.GO_ON, Verdict.SAVE_AND_STOP], ids=["weights", "state"])
-def test_what_another_configuration_left_in_the_folder_is_not_gone_on_with(tmp_path: Path, ending: Verdict) -> None:
+@pytest.mark.parametrize("ending", [Decision.GO_ON, Decision.SAVE_AND_STOP], ids=["weights", "state"])
+def test_what_another_configuration_left_in_the_folder_is_not_gone_on_with(tmp_path: Path, ending: Decision) -> None:
     fit(spec_for(tmp_path), ListLink({2: ending}))
     finished = fit(spec_for(tmp_path, "optimizer.lr=0.02"), link := ListLink())
     assert len(link.epochs) == 6
     refused = ("state.ckpt: of another study's trial, or of another configuration",)
-    assert finished.notes == (refused if ending is Verdict.SAVE_AND_STOP else ())
+    assert finished.notes == (refused if ending is Decision.SAVE_AND_STOP else ())
 
 
 def test_a_stop_before_the_first_boundary_has_nothing_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_a_stop_before_the_first_boundary_has_nothing_to_save(tmp_path: Path, mo
 
 
 def test_a_stop_in_the_last_epoch_lets_it_complete(tmp_path: Path) -> None:
-    assert fit(spec_for(tmp_path), ListLink({5: Verdict.SAVE_AND_STOP})).ending == "complete"
+    assert fit(spec_for(tmp_path), ListLink({5: Decision.SAVE_AND_STOP})).ending == "complete"
 
 
 def test_it_reports_every_epoch_with_the_metrics_the_field_knows(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_state_that_is_not_what_was_written_is_refused(tmp_path: Path, kind: s
 
 
 def test_a_refused_state_is_noted_and_the_trial_starts_over(tmp_path: Path) -> None:
-    fit(spec_for(tmp_path), ListLink({2: Verdict.SAVE_AND_STOP}))
+    fit(spec_for(tmp_path), ListLink({2: Decision.SAVE_AND_STOP}))
     (tmp_path / "state.ckpt").write_bytes(b"rubbish")
     finished = fit(spec_for(tmp_path), link := ListLink())
     assert finished.notes == ("state.ckpt: not a state that overnight wrote",)

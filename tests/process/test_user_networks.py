@@ -13,12 +13,12 @@ import torch
 import yaml
 
 from overnight import api
-from overnight.protocol import Resumed, StateSaved, Verdict
+from overnight.protocol import Decision, Resumed, StateSaved
 from overnight.runner.supervisor import Supervisor
 from overnight.search import plan
 from overnight.study.open import open_study
 from overnight.system import forkserver
-from overnight.tracking import Tracker
+from overnight.tracking import MlflowSync
 from overnight.trial import fit as fitting
 from overnight.trial import namespaces, targets
 from overnight.trial.fit import fit
@@ -57,9 +57,9 @@ def test_a_network_of_theirs_stopped_anywhere_goes_on_to_the_same_bits(
 
     monkeypatch.setattr(fitting, "LOOK_EVERY_S", 0.0)
     folder, last = tmp_path / "cut", len(whole.epochs) - 1
-    first = ListLink({last - 1: Verdict.SAVE_AND_STOP}, stop_in_epoch=min(2, last - 1) or None)
+    first = ListLink({last - 1: Decision.SAVE_AND_STOP}, stop_in_epoch=min(2, last - 1) or None)
     assert fit(spec_for(folder, **options), first).ending == "saved"
-    second = ListLink({last - 1: Verdict.SAVE_AND_STOP})
+    second = ListLink({last - 1: Decision.SAVE_AND_STOP})
     assert fit(spec_for(folder, **options), second).ending == "saved" or last == 1
     assert fit(spec_for(folder, **options), third := ListLink()).ending == "complete"
     assert isinstance(third.said[0], Resumed) or last == 1
@@ -71,7 +71,7 @@ def test_a_network_of_theirs_stopped_anywhere_goes_on_to_the_same_bits(
 
 def test_a_network_of_theirs_is_pruned_and_saved_every_so_often(tmp_path: Path) -> None:
     for model in (f"{THEIRS}Classifier", MANUAL):
-        link, folder = ListLink({2: Verdict.END}), tmp_path / model
+        link, folder = ListLink({2: Decision.STOP}), tmp_path / model
         assert fit(spec_for(folder, model, every_s=0), link).ending == "ended"
         assert [m.epoch for m in link.said if isinstance(m, StateSaved)] == [0, 1]
         assert not (folder / "weights.ckpt").exists()
@@ -214,10 +214,10 @@ def test_a_network_with_manual_optimisation_is_stopped_in_a_study_and_gone_on_wi
             worker.stop()
 
     forkserver.warm_up()
-    ledger, _ = open_study(study)
-    assert Supervisor(ledger, Tracker(study, ledger.uid), stop_in_trial_one).run().why == "stopped"
-    stopped = [(r.state, len(r.history)) for r in ledger.records()]
-    ledger.close()
+    session, _ = open_study(study)
+    assert Supervisor(session, MlflowSync(study, session.uid), stop_in_trial_one).run().why == "stopped"
+    stopped = [(r.state, len(r.history)) for r in session.records()]
+    session.close()
     assert stopped[0] == ("complete", 60)
     assert stopped[1][0] == "paused"
     assert 2 <= stopped[1][1] < 60

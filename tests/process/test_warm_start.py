@@ -14,7 +14,7 @@ from overnight import api
 from overnight.config.compose import study_location
 from overnight.config.rules import ConfigError
 from overnight.report import report
-from overnight.report.live import Nothing
+from overnight.report.live import NullScreen
 from overnight.report.report import Report
 from overnight.search import plan
 from overnight.search.record import ranked
@@ -38,7 +38,7 @@ NARROWER = "+model.lr=tag(log,interval(1e-3,1e-2))"
 def planted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> StudyView:
     home = tmp_path_factory.mktemp("planted")
     shutil.copy(empty_store, home / "mlflow.db")
-    assert api.run(plan.make([f"home={home}", *PLANTED]), screen=Nothing()).why == "done"
+    assert api.run(plan.make([f"home={home}", *PLANTED]), screen=NullScreen()).why == "done"
     return seen(home, "planted")
 
 
@@ -97,9 +97,9 @@ def test_the_best_that_lie_in_the_new_space_come_first_each_once_however_often_t
     assert [t["model.lr"] for t in made.taken] == [r.params["model.lr"] for r in inside[:5]]
     assert said.endswith(", ".join(f"trial-{r.number:04d}" for r in inside[:5]))
     for _ in range(2):
-        ledger, _ = open_study(made)
-        waiting = [r.values for r in ledger.records()]
-        ledger.close()
+        session, _ = open_study(made)
+        waiting = [r.values for r in session.records()]
+        session.close()
         assert waiting[1:] == list(made.taken)
     again, told = warm_start.resolved(plan.make(line(planted, "twice", NARROWER)))
     assert (again.taken, told) == (made.taken, []), "what was taken at the first start stays"

@@ -279,7 +279,7 @@ class RealStudy:
         self.worker = ["-m", "overnight", "worker", self.plan.name, "--until-done", *stores]
 
     def view(self) -> StudyView:
-        found, _ = view(self.plan.settings.place, self.plan.name)
+        found, _ = view(self.plan.settings.location, self.plan.name)
         assert found is not None
         return found
 

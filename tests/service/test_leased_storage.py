@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine
 from overnight.search.plan import Plan
 from overnight.study import snapshot
 from overnight.study.open import open_study
-from overnight.study.session import Ledger
+from overnight.study.session import StudySession
 from overnight.study.storage import leased, leases
 from overnight.study.storage.database import Unreachable
 from support.servers import Cable, Postgres
@@ -30,13 +30,13 @@ def test_many_that_ask_at_once_get_each_trial_once_and_no_more_than_the_budget(
     ledgers = [join(f"owner-{i}", 30.0, wider) for i in range(3)]
     got: list[int] = []
 
-    def ask_on(ledger: Ledger) -> None:
-        while (number := asked(ledger)) is not None:
+    def ask_on(session: StudySession) -> None:
+        while (number := asked(session)) is not None:
             got.append(number)
-            ledger.record(epoch(number, 0))
-            ledger.complete(number)
+            session.record(epoch(number, 0))
+            session.complete(number)
 
-    threads = [threading.Thread(target=ask_on, args=(ledger,)) for ledger in ledgers]
+    threads = [threading.Thread(target=ask_on, args=(session,)) for session in ledgers]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -71,9 +71,9 @@ def test_a_trial_whose_owner_was_not_heard_of_goes_on_elsewhere_and_its_late_wor
     a.record(epoch(0, 0, 0.1))
     a.flush()
     stay(b)
-    ticket = b.ask_for(0)
-    assert ticket is not None
-    assert ticket.was_elsewhere
+    assignment = b.ask_for(0)
+    assert assignment is not None
+    assert assignment.was_elsewhere
     b.record(epoch(0, 1, 0.2))
     b.flush()
     a.record(epoch(0, 1, 0.99))
@@ -137,9 +137,9 @@ def test_what_an_owner_that_is_gone_did_not_tell_of_is_somebody_elses_to_tell(jo
     assert b.adopt() == []
     stay(b)
     assert [r.number for r in b.adopt()] == [0]
-    assert b.company is not None
-    assert b.company.standing(0) == "mine"
-    assert b.company.was_elsewhere(0)
+    assert b.peers is not None
+    assert b.peers.standing(0) == "mine"
+    assert b.peers.was_elsewhere(0)
 
 
 @pytest.mark.parametrize(("told", "stint"), [(False, 2), (True, 3)])
@@ -170,7 +170,7 @@ def test_trials_go_on_while_the_database_is_out_of_reach_and_all_of_it_is_writte
     tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
 ) -> None:
     cable = Cable(tmp_path / "cable", postgres)
-    a = join("a", 30.0, planned(cable.through(str(study.settings.place.storage_url))))
+    a = join("a", 30.0, planned(cable.through(str(study.settings.location.storage_url))))
     b = join("b", 30.0)
     assert asked(a) == 0
     cable.cut()
@@ -197,7 +197,7 @@ def test_a_database_that_goes_away_in_the_middle_of_a_read_is_out_of_reach_and_n
     tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
 ) -> None:
     cable, cuts = Cable(tmp_path / "cable", postgres), []
-    a = join("a", 30.0, planned(cable.through(str(study.settings.place.storage_url))))
+    a = join("a", 30.0, planned(cable.through(str(study.settings.location.storage_url))))
     b = join("b", 30.0)
     assert asked(b) == 0
     b.record(epoch(0, 0, 0.7))
@@ -228,9 +228,9 @@ def test_a_database_that_goes_away_while_a_study_is_opened_is_out_of_reach_and_t
     study = planned(cable.through(url))
     with cut_at(at, cable), pytest.raises(Unreachable, match="can't be reached"):
         open_study(study)
-    ledger, _ = open_study(study)
-    assert (asked(ledger), asked(ledger)) == (0, 1)
-    ledger.close()
+    session, _ = open_study(study)
+    assert (asked(session), asked(session)) == (0, 1)
+    session.close()
 
 
 @pytest.mark.parametrize("at", ["FROM studies", "FROM trials", "FROM trial_values", "overnight_seats"])
@@ -248,12 +248,12 @@ def test_a_database_that_goes_away_while_somebody_looks_is_out_of_reach_and_no_e
     a.record(epoch(0, 0))
     a.complete(0)
     cable = Cable(tmp_path / "cable", postgres)
-    place = planned(cable.through(str(study.settings.place.storage_url))).settings.place
+    location = planned(cable.through(str(study.settings.location.storage_url))).settings.location
     with cut_at(at, cable), pytest.raises(Unreachable, match="can't be reached") as error:
-        snapshot.view(place, study.name)
+        snapshot.view(location, study.name)
     assert "rolled back" not in str(error.value), "what broke, and not what came of it"
     assert capfd.readouterr() == ("", "")
-    seen, _ = snapshot.view(place, study.name)
+    seen, _ = snapshot.view(location, study.name)
     assert seen is not None
     assert seen.records[0].state == "complete"
 
@@ -262,10 +262,10 @@ def test_what_was_never_read_of_a_study_is_out_of_reach_with_its_database_and_is
     tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
 ) -> None:
     cable = Cable(tmp_path / "cable", postgres)
-    a = join("a", 30.0, planned(cable.through(str(study.settings.place.storage_url))))
+    a = join("a", 30.0, planned(cable.through(str(study.settings.location.storage_url))))
     storage, study_id = a.shared, a.study._study_id
     assert storage is not None
-    fresh = leased.SharedStorage(storage.backend, 30.0, "fresh")
+    fresh = leased.LeasedStorage(storage.backend, 30.0, "fresh")
     asks = (fresh.get_study_user_attrs, fresh.get_study_system_attrs, fresh.get_study_directions)
     cable.cut()
     for ask in (*asks, fresh.get_study_name_from_id):
@@ -326,15 +326,15 @@ def test_a_trial_that_was_lost_and_put_back_is_asked_for_once_that_is_known(join
 def test_a_server_that_closes_a_session_which_slept_or_writes_nothing_for_now_is_asked_again(
     planned: Callable[..., Plan], database: Callable[[], str], setting: str, said: str
 ) -> None:
-    ledger, _ = open_study(planned(database()))
-    storage, study_id = ledger.shared, ledger.study._study_id
-    assert asked(ledger) == 0  # the one as written
+    session, _ = open_study(planned(database()))
+    storage, study_id = session.shared, session.study._study_id
+    assert asked(session) == 0  # the one as written
     assert storage is not None
     with each_transaction_with(setting, storage.backend.engine), pytest.raises(Unreachable, match=said):
         storage.claim(study_id, "new", lambda: time.sleep(1) or False)
     time.sleep(2.5)
     assert storage.claim(study_id, "new", lambda: False) == 1
-    ledger.close()
+    session.close()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from optuna.storages import RDBStorage
 
 from overnight.cluster import migrate as migrating
 from overnight.config.credentials import BACKEND_URI, LOGINS_URI, SECRET, STORAGE_URL
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.config.rules import ConfigError
 from overnight.study.storage import database as storage
 from overnight.study.storage import postgres as postgres_module
@@ -63,10 +63,10 @@ def test_a_ledger_that_is_not_there_is_made_once_however_many_are_at_it(
 
 
 def test_first_openings_at_once_of_an_empty_ledger_make_it_whole(database: Callable[[], str]) -> None:
-    place = Place("unused", database(), storage="postgres")
+    location = StudyLocation("unused", database(), storage="postgres")
 
     def study(_: int) -> str:
-        opened = storage.open_storage(place)
+        opened = storage.open_storage(location)
         made = optuna.create_study(storage=opened, study_name="one", load_if_exists=True)
         storage.dispose(opened)
         return made.study_name
@@ -76,7 +76,7 @@ def test_first_openings_at_once_of_an_empty_ledger_make_it_whole(database: Calla
 
 
 def test_a_ledger_outlives_a_restart_of_its_database(postgres: Postgres) -> None:
-    opened = storage.open_storage(Place("unused", postgres.create(), storage="postgres"))
+    opened = storage.open_storage(StudyLocation("unused", postgres.create(), storage="postgres"))
     study = optuna.create_study(storage=opened, study_name="one")
     study.set_user_attr("before", 1)
     postgres.stop()
@@ -90,9 +90,9 @@ def test_a_ledger_outlives_a_restart_of_its_database(postgres: Postgres) -> None
 def test_a_database_that_goes_away_while_it_is_looked_at_is_out_of_reach_and_no_mistake(
     database: Callable[[], str], postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    storage.dispose(storage.open_storage(Place("unused", url := database(), storage="postgres")))
+    storage.dispose(storage.open_storage(StudyLocation("unused", url := database(), storage="postgres")))
     cable = Cable(tmp_path / "cable", postgres)
-    place = Place("unused", cable.through(url), storage="postgres")
+    location = StudyLocation("unused", cable.through(url), storage="postgres")
     module, name = (postgres_module, "holds") if when == "opened" else (storage, "open_storage")
     before = getattr(module, name)
 
@@ -103,22 +103,22 @@ def test_a_database_that_goes_away_while_it_is_looked_at_is_out_of_reach_and_no_
 
     monkeypatch.setattr(module, name, and_goes)
     with pytest.raises(Unreachable, match="can't be reached"):
-        storage.holder_of(place, "one")
+        storage.holder_of(location, "one")
 
 
 def test_an_old_ledger_is_not_opened_until_it_is_brought_up_to_date(
     database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = database()
-    place = Place("unused", url, storage="postgres")
-    storage.dispose(opened := storage.open_storage(place))
+    location = StudyLocation("unused", url, storage="postgres")
+    storage.dispose(opened := storage.open_storage(location))
     assert isinstance(opened, RDBStorage)
     before = opened.get_all_versions()[1]
     engine = sqlalchemy.create_engine(url)
     with engine.begin() as connection:
         connection.execute(sqlalchemy.text("UPDATE alembic_version SET version_num = :v"), {"v": before})
     with pytest.raises(ConfigError, match="holds the tables of another version of Optuna; `overnight migrate`"):
-        storage.open_storage(place)
+        storage.open_storage(location)
     with engine.begin() as connection:  # as that version left it
         connection.execute(
             sqlalchemy.text("UPDATE alembic_version SET version_num = :v"), {"v": opened.get_head_version()}

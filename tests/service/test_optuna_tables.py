@@ -16,8 +16,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from overnight.study.storage import optuna_tables
-from overnight.study.storage.database import LedgerStorage, dispose
-from overnight.study.storage.exclusive import HolderStorage
+from overnight.study.storage.database import OptunaDatabase, dispose
+from overnight.study.storage.exclusive import ExclusiveStorage
 
 DRAWN: dict[str, Any] = {
     "optimizer.lr": FloatDistribution(1e-5, 1.0, log=True),
@@ -28,16 +28,16 @@ DRAWN: dict[str, Any] = {
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LedgerStorage]:
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OptunaDatabase]:
+    url = f"sqlite:///{tmp_path / 'session.db'}"
     if request.param == "postgresql":
         url = request.getfixturevalue("database")()
-    storage = LedgerStorage(url)
+    storage = OptunaDatabase(url)
     yield storage
     dispose(storage)
 
 
-def filled(storage: LedgerStorage) -> int:
+def filled(storage: OptunaDatabase) -> int:
     """A study of trials of every kind, written by Optuna itself, beside another study's."""
     study, other = (optuna.create_study(storage=storage, direction="maximize") for _ in range(2))
 
@@ -81,15 +81,15 @@ def filled(storage: LedgerStorage) -> int:
 @pytest.mark.parametrize("somewhere", ["UTC"], indirect=True)
 @pytest.mark.usefixtures("somewhere")
 def test_what_is_read_is_what_optuna_reads(
-    ledger: LedgerStorage,
+    session: OptunaDatabase,
     asked: tuple[Any, set[int], int],
     many: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """asked: of which states, with which ids, or after which. many: ids that a statement may name."""
     monkeypatch.setattr(optuna_tables, "_MANY", many)
-    study_id = filled(ledger)
-    ours, theirs = ledger._get_trials(study_id, *asked), RDBStorage._get_trials(ledger, study_id, *asked)
+    study_id = filled(session)
+    ours, theirs = session._get_trials(study_id, *asked), RDBStorage._get_trials(session, study_id, *asked)
     assert repr(ours) == repr([in_our_order(t, o) for t, o in zip(theirs, ours, strict=True)])
     assert [t._trial_id for t in ours] == [t._trial_id for t in theirs]
     if asked == (None, set(), -1):
@@ -97,13 +97,13 @@ def test_what_is_read_is_what_optuna_reads(
         assert list(ours[0].params) == list(DRAWN)
 
 
-def test_trials_without_reports_lack_nothing_else(ledger: LedgerStorage) -> None:
-    study_id = filled(ledger)
-    whole = ledger.get_all_trials(study_id)
+def test_trials_without_reports_lack_nothing_else(session: OptunaDatabase) -> None:
+    study_id = filled(session)
+    whole = session.get_all_trials(study_id)
     assert any(t.intermediate_values for t in whole)
     for t in whole:
         t.intermediate_values = {}
-    assert repr(ledger.trials_without_reports(study_id)) == repr(whole)
+    assert repr(session.trials_without_reports(study_id)) == repr(whole)
 
 
 def in_our_order(t: FrozenTrial, ours: FrozenTrial) -> FrozenTrial:
@@ -115,8 +115,8 @@ def in_our_order(t: FrozenTrial, ours: FrozenTrial) -> FrozenTrial:
     return t
 
 
-def test_a_study_that_is_not_there_is_a_key_error_as_it_is_of_optunas(ledger: LedgerStorage) -> None:
-    for storage in (ledger, super(LedgerStorage, ledger)):
+def test_a_study_that_is_not_there_is_a_key_error_as_it_is_of_optunas(session: OptunaDatabase) -> None:
+    for storage in (session, super(OptunaDatabase, session)):
         with pytest.raises(KeyError):
             storage._get_trials(77, None, set(), -1)
 
@@ -132,12 +132,12 @@ def somewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("somewhere")
 def test_when_a_trial_began_and_ended_is_the_same_wherever_one_lives_and_whoever_reads_it(tmp_path: Path) -> None:
-    url, before = f"sqlite:///{tmp_path / 'ledger.db'}", time.time()
-    holder = HolderStorage(LedgerStorage(url))
+    url, before = f"sqlite:///{tmp_path / 'session.db'}", time.time()
+    holder = ExclusiveStorage(OptunaDatabase(url))
     study = optuna.create_study(storage=holder)
     study.tell(study.ask(), 1.0)
     after = time.time()
-    for reads in (holder, LedgerStorage(url), RDBStorage(url)):
+    for reads in (holder, OptunaDatabase(url), RDBStorage(url)):
         (t,) = reads.get_all_trials(study._study_id)
         assert t.datetime_start is not None
         assert t.datetime_complete is not None
@@ -149,8 +149,8 @@ def test_when_a_trial_began_and_ended_is_the_same_wherever_one_lives_and_whoever
 @pytest.mark.usefixtures("somewhere")
 def test_the_hour_that_a_night_has_twice_is_told_apart(tmp_path: Path) -> None:
     began, ended = (datetime(2026, 10, 25, hour, 30, tzinfo=UTC).timestamp() for hour in (0, 1))
-    storage = LedgerStorage(f"sqlite:///{tmp_path / 'ledger.db'}")
-    holder = HolderStorage(storage)
+    storage = OptunaDatabase(f"sqlite:///{tmp_path / 'session.db'}")
+    holder = ExclusiveStorage(storage)
     study = optuna.create_study(storage=holder)
     holder.create_new_trial(
         study._study_id,
@@ -173,13 +173,13 @@ def test_the_hour_that_a_night_has_twice_is_told_apart(tmp_path: Path) -> None:
     dispose(holder)
 
 
-def test_a_trial_of_ours_comes_back_as_it_was(ledger: LedgerStorage) -> None:
-    holder = HolderStorage(ledger)
+def test_a_trial_of_ours_comes_back_as_it_was(session: OptunaDatabase) -> None:
+    holder = ExclusiveStorage(session)
     study = optuna.create_study(storage=holder, direction="maximize")
     trial = study.ask(DRAWN)
     trial.report(math.nan, 0)
     trial.set_user_attr("overnight.history", {"epoch": [0]})
     study.tell(trial, 0.25)
-    (kept,), (back,) = holder.get_all_trials(study._study_id), ledger.get_all_trials(study._study_id)
+    (kept,), (back,) = holder.get_all_trials(study._study_id), session.get_all_trials(study._study_id)
     back._trial_id = kept._trial_id
     assert repr(back) == repr(kept)

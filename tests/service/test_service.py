@@ -290,15 +290,15 @@ def test_no_path_leads_out_of_the_artifacts(stack: Stack, member: Visitor, admin
 
 
 def test_an_experiment_can_not_be_put_where_the_server_would_read_elsewhere(member: Visitor) -> None:
-    for number, place in enumerate(("file:///etc", "/etc", "../../..", "mlflow-artifacts:/../..", "file:../..")):
+    for number, location in enumerate(("file:///etc", "/etc", "../../..", "mlflow-artifacts:/../..", "file:../..")):
         made = member.ask(
-            "POST", "/api/2.0/mlflow/experiments/create", {"name": f"elsewhere-{number}", "artifact_location": place}
+            "POST", "/api/2.0/mlflow/experiments/create", {"name": f"elsewhere-{number}", "artifact_location": location}
         )
         if made[0] == 200:  # then it is a client's business, and the server reads nothing of it
             experiment = json.loads(made[1])["experiment_id"]
             status, said = member.ask("GET", f"/get-artifact?run_uuid={run_in(member, experiment)}&path=passwd")
-            assert "root:" not in said, f"{place}: {status}"
-            assert status != 200, f"{place}: {said[:100]}"
+            assert "root:" not in said, f"{location}: {status}"
+            assert status != 200, f"{location}: {said[:100]}"
 
 
 # What is off --------------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_the_study_was_done_on_both_stores(told: Told, mlflow_server: MlflowServ
         "running": 0,
         "waiting": 0,
     }, told.output
-    assert not (told.home / "ledger.db").exists()
+    assert not (told.home / "optuna.db").exists()
     assert not (told.home / "mlflow.db").exists()
     assert "MLflow lacks" not in told.output
     assert told.overnight("doctor", "told").stdout == "told: nothing is wrong\n"

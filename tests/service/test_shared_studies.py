@@ -15,17 +15,17 @@ from optuna.trial import TrialState
 from overnight import api, protocol, tracking
 from overnight.config.rules import ConfigError
 from overnight.report import confirm, finalize
-from overnight.report.live import Nothing
+from overnight.report.live import NullScreen
 from overnight.runner.supervisor import Supervisor
 from overnight.search import plan
 from overnight.search.plan import Plan
 from overnight.study import open as opening
 from overnight.study import snapshot
 from overnight.study.open import open_study
-from overnight.study.session import Ledger
+from overnight.study.session import StudySession
 from overnight.study.storage import leased
 from overnight.study.storage.database import Unreachable
-from overnight.study.storage.leased import SharedStorage
+from overnight.study.storage.leased import LeasedStorage
 from overnight.system.signals import Signals
 from support.servers import Postgres
 from support.shared_sessions import Join, asked, epoch, leave
@@ -37,26 +37,26 @@ def test_a_machine_without_the_data_of_a_study_that_others_began_is_told_before_
     planned: Callable[..., Plan], database: Callable[[], str]
 ) -> None:
     study = planned(database(), "data._target_=user_mistakes.Missing", "search=none", "slots=1")
-    ledger, _ = open_study(study)
+    session, _ = open_study(study)
     with pytest.raises(ConfigError, match=r"^data\.root: put train-images\.gz into /nowhere$"):
-        api.run(study, screen=Nothing())
-    assert [t.state for t in ledger.trials()] == [TrialState.WAITING]
-    ledger.close()
+        api.run(study, screen=NullScreen())
+    assert [t.state for t in session.trials()] == [TrialState.WAITING]
+    session.close()
 
 
 def test_a_ledger_that_can_not_be_asked_for_a_moment_is_no_reason_to_call_a_study_done(
     planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the next loop looks, it is back."""
-    asks, claim = iter(range(100)), SharedStorage.claim
+    asks, claim = iter(range(100)), LeasedStorage.claim
 
-    def away_once(self: SharedStorage, *args: Any) -> int | None:
+    def away_once(self: LeasedStorage, *args: Any) -> int | None:
         if next(asks) == 1:
             raise Unreachable("the line was cut")
         return claim(self, *args)
 
-    monkeypatch.setattr(SharedStorage, "claim", away_once)
-    result = api.run(planned(database(), *AT_ONCE), screen=Nothing())
+    monkeypatch.setattr(LeasedStorage, "claim", away_once)
+    result = api.run(planned(database(), *AT_ONCE), screen=NullScreen())
     assert next(asks) > 3
     assert (result.why, [r.state for r in result.records]) == ("done", ["complete"] * 3)
 
@@ -65,7 +65,7 @@ def test_a_study_whose_last_trial_somebody_else_has_just_begun_is_not_done_yet(
     planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = planned(database(), *AT_ONCE, "study.trials=2")
-    b, claim, runs = join("b", 30.0, study), SharedStorage.claim, []
+    b, claim, runs = join("b", 30.0, study), LeasedStorage.claim, []
 
     def end() -> None:
         time.sleep(2)
@@ -73,17 +73,17 @@ def test_a_study_whose_last_trial_somebody_else_has_just_begun_is_not_done_yet(
         b.complete(1)
         leave(b, 1)
 
-    def second(self: SharedStorage, *args: Any) -> int | None:
+    def second(self: LeasedStorage, *args: Any) -> int | None:
         if runs:  # before it is asked for the one that is lacking
-            monkeypatch.setattr(SharedStorage, "claim", claim)
+            monkeypatch.setattr(LeasedStorage, "claim", claim)
             runs.append(asked(b))
             threading.Thread(target=end).start()
         else:
             runs.append(0)
         return claim(self, *args)
 
-    monkeypatch.setattr(SharedStorage, "claim", second)
-    result = api.run(study, screen=Nothing())
+    monkeypatch.setattr(LeasedStorage, "claim", second)
+    result = api.run(study, screen=NullScreen())
     assert runs == [0, 1]
     assert [r.state for r in result.records] == ["complete", "complete"]
 
@@ -93,10 +93,10 @@ def test_the_first_trials_of_an_empty_study_are_all_there(
 ) -> None:
     planned(database())  # says where
     one = plan.make([f"home={tmp_path}", "storage=postgres", "trainer.max_epochs=1", "slots=1"], searching=False)
-    assert [len(api.run_one(one, screen=Nothing()).records) for _ in range(2)] == [1, 1]
+    assert [len(api.run_one(one, screen=NullScreen()).records) for _ in range(2)] == [1, 1]
     study = plan.make([f"home={tmp_path}", "storage=postgres", *AT_ONCE, "study.trials=1"])
-    study = planned(str(study.settings.place.storage_url), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
-    assert api.run(study, screen=Nothing()).finding.done == 2  # type: ignore[union-attr]
+    study = planned(str(study.settings.location.storage_url), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
+    assert api.run(study, screen=NullScreen()).finding.done == 2  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("left", ["put back", "left behind"])
@@ -107,9 +107,9 @@ def test_a_confirmation_that_somebody_else_leaves_half_done_is_done_before_it_is
     study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2", "storage.lease_s=5")
     enqueue, wait, others = confirm.enqueue, Supervisor._wait, []
 
-    def with_another(ledger: Ledger, *args: Any) -> list[tuple[int, int]]:
-        pairs = enqueue(ledger, *args)
-        others.append(join("b", 1.0 if left == "left behind" else 30.0, ledger.plan))
+    def with_another(session: StudySession, *args: Any) -> list[tuple[int, int]]:
+        pairs = enqueue(session, *args)
+        others.append(join("b", 1.0 if left == "left behind" else 30.0, session.plan))
         assert others[0].ask_for(1) is not None
         return pairs
 
@@ -125,23 +125,23 @@ def test_a_confirmation_that_somebody_else_leaves_half_done_is_done_before_it_is
 
     monkeypatch.setattr(confirm, "enqueue", with_another)
     monkeypatch.setattr(Supervisor, "_wait", idle)
-    result = api.run(study, screen=Nothing())
+    result = api.run(study, screen=NullScreen())
     assert others
     assert (result.why, result.told, result.finding.done) == ("done", True, 2)  # type: ignore[union-attr]
-    assert snapshot.wanted(study.settings.place) == []
+    assert snapshot.wanted(study.settings.location) == []
 
 
 def _at_the_second_claim(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
-    claim, asks = SharedStorage.claim, []
+    claim, asks = LeasedStorage.claim, []
 
-    def counted(self: SharedStorage, *args: Any) -> int | None:
+    def counted(self: LeasedStorage, *args: Any) -> int | None:
         asks.append(self)
         if len(asks) == 2:
-            monkeypatch.setattr(SharedStorage, "claim", claim)
+            monkeypatch.setattr(LeasedStorage, "claim", claim)
             do()
         return claim(self, *args)
 
-    monkeypatch.setattr(SharedStorage, "claim", counted)
+    monkeypatch.setattr(LeasedStorage, "claim", counted)
 
 
 def test_one_machine_whose_trials_all_fail_ends_the_study_for_nobody_else(
@@ -150,12 +150,12 @@ def test_one_machine_whose_trials_all_fail_ends_the_study_for_nobody_else(
     study = planned(database(), *AT_ONCE, "study.trials=2")
     b = join("b", 30.0, study)
     _at_the_second_claim(monkeypatch, b.give_up)
-    result = api.run(study, screen=Nothing())
+    result = api.run(study, screen=NullScreen())
     assert (result.why, result.told) == ("done", True)
-    assert snapshot.wanted(study.settings.place) == []
+    assert snapshot.wanted(study.settings.location) == []
     lonely, _ = open_study(planned(database(), *AT_ONCE))
     lonely.give_up()
-    assert snapshot.wanted(lonely.plan.settings.place) == [], "nobody else is at it"
+    assert snapshot.wanted(lonely.plan.settings.location) == [], "nobody else is at it"
     lonely.close()
 
 
@@ -172,11 +172,11 @@ def test_what_somebody_launches_while_a_study_is_worked_on_is_not_over_with_that
         leased._name["now"] = name
 
     _at_the_second_claim(monkeypatch, launch)
-    assert len(api.run(first, screen=Nothing()).records) == 2
-    assert snapshot.wanted(first.settings.place) == [first.name]
-    result = api.serve(first.name, anew.settings, Signals(), screen=Nothing())
+    assert len(api.run(first, screen=NullScreen()).records) == 2
+    assert snapshot.wanted(first.settings.location) == [first.name]
+    result = api.serve(first.name, anew.settings, Signals(), screen=NullScreen())
     assert len(result.records) == anew.settings.study.trials
-    assert snapshot.wanted(first.settings.place) == []
+    assert snapshot.wanted(first.settings.location) == []
 
 
 def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the_answer(
@@ -192,36 +192,36 @@ def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the
         return on
 
     monkeypatch.setattr(Supervisor, "_is_to_go_on", begin)
-    first = api.run(study, screen=Nothing())
+    first = api.run(study, screen=NullScreen())
     assert first.told
     assert begun[0] is not None
-    assert snapshot.wanted(study.settings.place) == [study.name], "somebody is at it"
+    assert snapshot.wanted(study.settings.location) == [study.name], "somebody is at it"
     b.record(epoch(begun[0], 0))
     b.complete(begun[0])
     leave(b, begun[0])
-    again = api.serve(study.name, study.settings, Signals(), screen=Nothing())
+    again = api.serve(study.name, study.settings, Signals(), screen=NullScreen())
     assert again.told
     assert len(again.records) == len(first.records) + 1
-    assert snapshot.wanted(study.settings.place) == []
-    assert not api.serve(study.name, study.settings, Signals(), screen=Nothing()).told, "all of it was told"
+    assert snapshot.wanted(study.settings.location) == []
+    assert not api.serve(study.name, study.settings, Signals(), screen=NullScreen()).told, "all of it was told"
 
 
 def test_a_launchs_time_begins_with_the_first_who_works_on_it_and_a_late_one_has_what_is_left(
     planned: Callable[..., Plan], database: Callable[[], str]
 ) -> None:
     study = planned(url := database(), *AT_ONCE, "study.hours=0.01", "study.trials=1")
-    ledger, _ = open_study(study)
-    assert ledger.study.user_attrs[snapshot.LAUNCHED] is None, "it may wait for a worker as long as it likes"
-    ledger.close()
-    assert api.serve(study.name, study.settings, Signals(), screen=Nothing()).why == "done"
+    session, _ = open_study(study)
+    assert session.study.user_attrs[snapshot.LAUNCHED] is None, "it may wait for a worker as long as it likes"
+    session.close()
+    assert api.serve(study.name, study.settings, Signals(), screen=NullScreen()).why == "done"
     more = planned(url, *AT_ONCE, "study.hours=0.01", "study.trials=2")
-    ledger, _ = open_study(more)
-    began = ledger.begin()
+    session, _ = open_study(more)
+    began = session.begin()
     assert began is not None
     assert time.time() - began < 1
-    ledger.study.set_user_attr(snapshot.LAUNCHED, began - 60)
-    ledger.close()
-    late = api.serve(study.name, more.settings, Signals(), screen=Nothing())
+    session.study.set_user_attr(snapshot.LAUNCHED, began - 60)
+    session.close()
+    late = api.serve(study.name, more.settings, Signals(), screen=NullScreen())
     assert [r.state for r in late.records if r.done] == ["complete"]
     assert "study.hours=0.01 ended the search" in late.cut[0]
 
@@ -231,15 +231,15 @@ def test_a_stop_that_comes_between_search_and_confirmation_is_heeded(
 ) -> None:
     study = planned(database(), *AT_ONCE, "study.trials=2", "study.confirm.seeds=2")
 
-    def opened(*args: Any, **options: Any) -> tuple[Ledger, list[str]]:
-        snapshot.request_stop(study.settings.place, study.name)
+    def opened(*args: Any, **options: Any) -> tuple[StudySession, list[str]]:
+        snapshot.request_stop(study.settings.location, study.name)
         return open_study(*args, **options)
 
     monkeypatch.setattr(finalize, "open_study", opened)
-    result = api.run(study, screen=Nothing())
+    result = api.run(study, screen=NullScreen())
     assert (result.why, result.finding.done) == ("stopped", 0)  # type: ignore[union-attr]
     monkeypatch.undo()
-    assert api.run(study, screen=Nothing()).why == "done"
+    assert api.run(study, screen=NullScreen()).why == "done"
 
 
 @pytest.mark.parametrize("stays", [False, True])
@@ -247,11 +247,11 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
     study: Plan, join: Join, monkeypatch: pytest.MonkeyPatch, stays: bool
 ) -> None:
     """Or who stays all along, as one does who tells the answer."""
-    b, place, others = join("b", 30.0), study.settings.place, leased.SharedStorage.others
-    snapshot.request_stop(place, study.name)
-    assert snapshot.wanted(place) == []
+    b, location, others = join("b", 30.0), study.settings.location, leased.LeasedStorage.others
+    snapshot.request_stop(location, study.name)
+    assert snapshot.wanted(location) == []
 
-    def and_goes(self: leased.SharedStorage, study_id: int) -> int:
+    def and_goes(self: leased.LeasedStorage, study_id: int) -> int:
         there = others(self, study_id)
         b.stand_up()
         return there
@@ -259,28 +259,28 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
     if stays:
         monkeypatch.setattr(opening, "_WAIT_FOR_THE_STOPPED_S", 1.0)
     else:
-        monkeypatch.setattr(leased.SharedStorage, "others", and_goes)
+        monkeypatch.setattr(leased.LeasedStorage, "others", and_goes)
     told: list[str] = []
-    ledger, _ = open_study(study, say=told.append)
+    session, _ = open_study(study, say=told.append)
     assert told == [f"1 supervisor(s) were asked to stop; waiting up to {1 if stays else 15} s for them to save"]
-    assert ledger.company is not None
-    assert ledger.company.others() == int(stays)
-    ledger.close()
-    assert snapshot.wanted(place) == [study.name]
+    assert session.peers is not None
+    assert session.peers.others() == int(stays)
+    session.close()
+    assert snapshot.wanted(location) == [study.name]
 
 
 def test_who_is_launched_anew_does_not_stop_in_the_confirmation_either_where_somebody_is_still_at_it(
     planned: Callable[..., Plan], database: Callable[[], str], join: Join
 ) -> None:
     study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
-    part = confirm.plan_of(study, api.run(study, screen=Nothing()).records)
+    part = confirm.plan_of(study, api.run(study, screen=NullScreen()).records)
     join("b", 30.0, part)
-    snapshot.request_stop(study.settings.place, study.name)
+    snapshot.request_stop(study.settings.location, study.name)
     search, _ = open_study(study)
     confirmation, _ = open_study(part, comparable=False)
     assert not confirmation.stop_requested()
-    for ledger in (confirmation, search):
-        ledger.close()
+    for session in (confirmation, search):
+        session.close()
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -296,9 +296,9 @@ def test_an_answer_waits_for_those_who_test_what_they_have_trained(
     study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
     enqueue = confirm.enqueue
 
-    def with_b(ledger: Ledger, *args: Any) -> list[tuple[int, int]]:
-        pairs = enqueue(ledger, *args)
-        b = join("b", 120.0, ledger.plan)  # it says nothing while it tests, and a server takes its time
+    def with_b(session: StudySession, *args: Any) -> list[tuple[int, int]]:
+        pairs = enqueue(session, *args)
+        b = join("b", 120.0, session.plan)  # it says nothing while it tests, and a server takes its time
         assert b.ask_for(1) is not None
         b.record(epoch(1, 0))
         b.complete(1)
@@ -307,7 +307,7 @@ def test_an_answer_waits_for_those_who_test_what_they_have_trained(
         threading.Timer(6, tested, [b]).start()
         return pairs
 
-    def tested(b: Ledger) -> None:
+    def tested(b: StudySession) -> None:
         if restarts:
             postgres.stop()
             postgres.start()
@@ -319,7 +319,7 @@ def test_an_answer_waits_for_those_who_test_what_they_have_trained(
         leave(b)
 
     monkeypatch.setattr(confirm, "enqueue", with_b)
-    winner = api.run(study, screen=Nothing()).finding.winner  # type: ignore[union-attr]
+    winner = api.run(study, screen=NullScreen()).finding.winner  # type: ignore[union-attr]
     assert winner.tests["test/accuracy"].n == 2  # type: ignore[union-attr]
 
 
@@ -333,9 +333,9 @@ def test_what_somebody_did_who_died_before_mlflow_had_heard_of_it_is_told_by_the
     b.record(epoch(0, 0))
     b.complete(0)
     b.flush()
-    result = api.run(study, screen=Nothing())
+    result = api.run(study, screen=NullScreen())
     assert [r.state for r in result.records] == ["complete", "complete"]
-    client = tracking.client(study.settings.place)
+    client = tracking.client(study.settings.location)
     (experiment,) = [e for e in client.search_experiments() if e.name == study.name]
     runs = client.search_runs([experiment.experiment_id])
     assert [r.info.status for r in runs] == ["FINISHED"] * 3, "the study's, and one for each trial"

@@ -13,9 +13,9 @@ from overnight.protocol import EpochEnd
 from overnight.search import plan
 from overnight.search.plan import CONFIRM, Plan
 from overnight.study.open import open_study
-from overnight.study.session import Ledger
+from overnight.study.session import StudySession
 
-Join = Callable[..., Ledger]
+Join = Callable[..., StudySession]
 
 
 @pytest.fixture
@@ -37,15 +37,15 @@ def join(study: Plan) -> Iterator[Join]:
     """Be one more supervisor at the study, in this process; its leases last half a second unless told otherwise."""
     with ExitStack() as open_:
 
-        def join(owner: str, lease_s: float = 0.5, of: Plan = study) -> Ledger:
-            ledger, _ = open_study(of)
-            assert ledger.shared is not None
+        def join(owner: str, lease_s: float = 0.5, of: Plan = study) -> StudySession:
+            session, _ = open_study(of)
+            assert session.shared is not None
             if not of.name.endswith(CONFIRM):  # whose search is this process's as well
-                ledger.stand_up()
-            ledger.shared.owner, ledger.shared.lease_s = owner, lease_s
-            ledger.shared.sit(ledger.study._study_id)
-            open_.callback(ledger.close)
-            return ledger
+                session.stand_up()
+            session.shared.owner, session.shared.lease_s = owner, lease_s
+            session.shared.sit(session.study._study_id)
+            open_.callback(session.close)
+            return session
 
         yield join
 
@@ -54,7 +54,7 @@ def epoch(number: int, e: int, value: float = 0.5) -> EpochEnd:
     return EpochEnd(number, e, {"val/accuracy": value}, 1000.0 + e, 0.1)
 
 
-def stay(*ledgers: Ledger, seconds: float = 0.8) -> None:
+def stay(*ledgers: StudySession, seconds: float = 0.8) -> None:
     """Let time go by with these supervisors at work, and no other. Where a busy machine kept them from their word so
     long that nobody could take anything over, it goes by once more."""
     began = heard = time.monotonic()
@@ -63,19 +63,19 @@ def stay(*ledgers: Ledger, seconds: float = 0.8) -> None:
         if now - heard > 0.2:  # of leases of half a second
             began = now
         heard = now
-        for ledger in ledgers:
-            ledger.shared.write()  # type: ignore[union-attr]
+        for session in ledgers:
+            session.shared.write()  # type: ignore[union-attr]
         time.sleep(0.02)
 
 
-def asked(ledger: Ledger) -> int | None:
-    ticket = ledger.ask()
-    return ticket.number if ticket is not None else None
+def asked(session: StudySession) -> int | None:
+    assignment = session.ask()
+    return assignment.number if assignment is not None else None
 
 
-def leave(ledger: Ledger, *told: int) -> None:
+def leave(session: StudySession, *told: int) -> None:
     """Go, once MLflow knows of these trials."""
-    ledger.settle(told)
-    ledger.flush()
-    ledger.shared.write()  # type: ignore[union-attr]
-    ledger.stand_up()
+    session.settle(told)
+    session.flush()
+    session.shared.write()  # type: ignore[union-attr]
+    session.stand_up()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from overnight.protocol import EpochEnd, TrialSpec, Up, Verdict
+from overnight.protocol import Decision, EpochEnd, TrialSpec, Up
 from overnight.search import plan
 
 
@@ -16,16 +16,16 @@ from overnight.search import plan
 class ListLink:
     """Notes what a trial says; answers as it is told to."""
 
-    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    decisions: dict[int, Decision] = field(default_factory=dict)
     stop_in_epoch: int | None = None
     said: list[Up] = field(default_factory=list)
 
     def send(self, message: Up) -> None:
         self.said.append(message)
 
-    def ask(self, message: EpochEnd) -> Verdict:
+    def ask(self, message: EpochEnd) -> Decision:
         self.said.append(message)
-        return self.verdicts.get(message.epoch, Verdict.GO_ON)
+        return self.decisions.get(message.epoch, Decision.GO_ON)
 
     def stop_wanted(self) -> bool:
         return self.stop_in_epoch is not None and len(self.epochs) == self.stop_in_epoch

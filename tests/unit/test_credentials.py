@@ -31,24 +31,24 @@ def test_both_stores_come_from_the_environment_and_are_shown_nowhere(monkeypatch
     monkeypatch.setenv(USERNAME, "night")
     monkeypatch.setenv(PASSWORD, WORD)
     made = plan.make(["storage=postgres", "tracking=server", "storage.lease_s=12"])
-    place = made.settings.place
-    assert place.storage_url == URL.replace("postgresql://", "postgresql+psycopg://")
-    assert (place.shared, place.lease_s) == (True, 12.0)
-    assert place.server == "http://mlflow.example.com:5000"
-    assert place.artifact_root is None, "which the server says"
-    assert place.overrides == ["storage=postgres", "tracking=server"]
+    location = made.settings.location
+    assert location.storage_url == URL.replace("postgresql://", "postgresql+psycopg://")
+    assert (location.shared, location.lease_s) == (True, 12.0)
+    assert location.server == "http://mlflow.example.com:5000"
+    assert location.artifact_root is None, "which the server says"
+    assert location.overrides == ["storage=postgres", "tracking=server"]
     kept = plan.Plan.from_json(made.to_json())
-    assert kept.at(place).settings.place == place
-    shown = [made.to_json(), kept.at(place).to_json(), made, place, compose(["storage=postgres"]).config]
+    assert kept.at(location).settings.location == location
+    shown = [made.to_json(), kept.at(location).to_json(), made, location, compose(["storage=postgres"]).config]
     for told in map(repr, shown):
         assert WORD not in told
         assert "db.example.com" not in told
 
 
 def test_what_the_home_holds_needs_no_environment_and_no_line_says_so() -> None:
-    place = study_location([])
-    assert (place.storage_url, place.server, place.shared, place.overrides) == (None, None, False, [])
-    assert str(place.artifact_root).startswith("file://")
+    location = study_location([])
+    assert (location.storage_url, location.server, location.shared, location.overrides) == (None, None, False, [])
+    assert str(location.artifact_root).startswith("file://")
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])

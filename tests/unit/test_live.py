@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from overnight.protocol import EpochEnd
-from overnight.report.live import Glance, Lines, Notebook, Slot, describe, duration, picture
+from overnight.report.live import Lines, Notebook, ProgressSnapshot, Slot, describe, duration, picture
 from overnight.search import plan
 from overnight.search.record import TrialRecord
 
@@ -22,13 +22,13 @@ def record(number: int, state: str, value: float | None = None, took: float = 10
     return TrialRecord(number, state, params, history, value, reason, "", 100.0, 100.0 + took)  # type: ignore[arg-type]
 
 
-def glance(*records: TrialRecord, running: tuple[Slot, ...] = (), slots: int = 2, **more: object) -> Glance:
+def glance(*records: TrialRecord, running: tuple[Slot, ...] = (), slots: int = 2, **more: object) -> ProgressSnapshot:
     ended = tuple(r for r in records if r.done)
     given = {"stopping": False, "trouble": None, **more}
-    return Glance(STUDY, {r.number: r for r in records}, running, ended, slots, **given)  # type: ignore[arg-type]
+    return ProgressSnapshot(STUDY, {r.number: r for r in records}, running, ended, slots, **given)  # type: ignore[arg-type]
 
 
-def drawn(now: Glance) -> str:
+def drawn(now: ProgressSnapshot) -> str:
     console = Console(file=io.StringIO(), width=120, record=True)
     console.print(picture(now))
     return console.export_text()

@@ -79,13 +79,13 @@ def test_the_answers_drawn_are_those_that_the_trial_was_scored_by(drawn: Path, t
 
 def test_each_picture_carries_its_words_for_those_who_cannot_see_it(drawn: Path) -> None:
     for name, words in words_of(drawn).items():
-        data, place, texts = (drawn / name).read_bytes(), 8, {}
-        while place < len(data):
-            (size,), kind = struct.unpack(">I", data[place : place + 4]), data[place + 4 : place + 8]
+        data, location, texts = (drawn / name).read_bytes(), 8, {}
+        while location < len(data):
+            (size,), kind = struct.unpack(">I", data[location : location + 4]), data[location + 4 : location + 8]
             if kind in (b"tEXt", b"iTXt"):
-                key, _, value = data[place + 8 : place + 8 + size].partition(b"\0")
+                key, _, value = data[location + 8 : location + 8 + size].partition(b"\0")
                 texts[key.decode()] = value
-            place += 12 + size
+            location += 12 + size
         described = texts["Description"]
         plain = described.decode("latin-1") if described.isascii() else zlib.decompress(described[2:]).decode()
         assert plain == words

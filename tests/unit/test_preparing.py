@@ -56,7 +56,7 @@ def dots() -> torch.Tensor:
 
 
 def places(images: torch.Tensor) -> set[tuple[int, ...]]:
-    return {tuple(place.tolist()) for place in images.nonzero()[:, 2:]}
+    return {tuple(location.tolist()) for location in images.nonzero()[:, 2:]}
 
 
 def test_shift_moves_by_every_whole_number_of_pixels_up_to_its_own() -> None:

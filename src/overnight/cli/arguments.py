@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 if TYPE_CHECKING:
-    from overnight.config.paths import Place
+    from overnight.config.paths import StudyLocation
     from overnight.study.snapshot import StudyView
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -22,7 +22,7 @@ def mistake(problems: list[str]) -> NoReturn:
     sys.exit(MISTAKE)
 
 
-def look(arguments: tuple[str, ...]) -> tuple[Place, StudyView | None, list[str]]:
+def look(arguments: tuple[str, ...]) -> tuple[StudyLocation, StudyView | None, list[str]]:
     """Where studies lie, the study that was named or else worked on last, and the names of the others."""
     from overnight.config.compose import study_location
     from overnight.study import snapshot
@@ -30,19 +30,19 @@ def look(arguments: tuple[str, ...]) -> tuple[Place, StudyView | None, list[str]
     named = [a for a in arguments if "=" not in a]
     if len(named) > 1:
         mistake([f"study: must be one name, got {', '.join(named)}"])
-    place = study_location(a for a in arguments if "=" in a)
-    view, names = snapshot.view(place, named[0] if named else None)
+    location = study_location(a for a in arguments if "=" in a)
+    view, names = snapshot.view(location, named[0] if named else None)
     if named and view is None:
         mistake(
             [
-                f"study: {named[0]} is not in {place.ledger_said}; there "
+                f"study: {named[0]} is not in {location.storage_description}; there "
                 + (f"are {', '.join(names)}" if names else "is none yet")
             ]
         )
-    return place, view, [] if named or view is None else [n for n in names if n != view.name]
+    return location, view, [] if named or view is None else [n for n in names if n != view.name]
 
 
-def refer(place: Place, ref: str) -> tuple[StudyView, int | None]:
+def refer(location: StudyLocation, ref: str) -> tuple[StudyView, int | None]:
     """The study that a STUDY or STUDY/NUMBER speaks of, and the trial's number. Raises ConfigError for any other."""
     from overnight.config.rules import ConfigError
     from overnight.study import snapshot
@@ -51,17 +51,17 @@ def refer(place: Place, ref: str) -> tuple[StudyView, int | None]:
     number = number.removeprefix("trial-")
     if slash and not number.isdigit():
         raise ConfigError([f"{ref}: must be STUDY or STUDY/NUMBER, e.g. digits-mlp/7"])
-    view, names = snapshot.view(place, name)
+    view, names = snapshot.view(location, name)
     if view is None:
         raise ConfigError(
             [
-                f"{ref}: {name} is not in {place.ledger_said}; there "
+                f"{ref}: {name} is not in {location.storage_description}; there "
                 + (f"are {', '.join(names)}" if names else "is none")
             ]
         )
     return view, int(number) if slash else None
 
 
-def command(*words: str, place: Place) -> str:
+def command(*words: str, location: StudyLocation) -> str:
     """An `overnight` line that speaks of the same place."""
-    return shlex.join(["overnight", *words, *place.overrides])
+    return shlex.join(["overnight", *words, *location.overrides])

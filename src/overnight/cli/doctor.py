@@ -16,13 +16,13 @@ from pathlib import Path
 import psutil
 
 from overnight import tracking
-from overnight.config.paths import Place, trial_name
+from overnight.config.paths import StudyLocation, trial_name
 from overnight.search.plan import TRAIN
 from overnight.search.record import keepers
 from overnight.study.open import reopen
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.database import Held, held_by, holder_file, holder_of
-from overnight.tracking.reconcile import summary_lacking, survey
+from overnight.tracking.reconcile import reconcile, summary_lacking
 from overnight.trial import checkpoint
 
 
@@ -36,38 +36,38 @@ class Finding:
     path: Path | None = None
 
 
-def examine(place: Place, name: str) -> list[Finding]:
+def examine(location: StudyLocation, name: str) -> list[Finding]:
     """What is wrong around a study that nobody works on; touches nothing. Raises Held where somebody does."""
-    holder = holder_of(place, name)
+    holder = holder_of(location, name)
     if holder is not None:
         raise Held(held_by(name, holder))
-    found = _seen(place, name)
-    return [*_in_the_home(place, name), *_in_the_ledger(found), *_in_the_folders(found), *_in_mlflow(found)]
+    found = _seen(location, name)
+    return [*_in_the_home(location, name), *_in_the_ledger(found), *_in_the_folders(found), *_in_mlflow(found)]
 
 
-def mend(place: Place, name: str) -> list[Finding]:
+def mend(location: StudyLocation, name: str) -> list[Finding]:
     """Do what the next start would, and remove what nobody wants; what is still wrong then. Raises Held."""
-    ledger = reopen(place, name)
+    session = reopen(location, name)
     try:
-        ledger.put_back_orphans()
-        for finding in (*_in_the_home(place, name), *_in_the_folders(_seen(place, name))):
+        session.put_back_orphans()
+        for finding in (*_in_the_home(location, name), *_in_the_folders(_seen(location, name))):
             if finding.path is not None:
                 shutil.rmtree(finding.path) if finding.path.is_dir() else finding.path.unlink(missing_ok=True)
-        tracker = tracking.Tracker(ledger.plan, ledger.uid, with_parent=name != TRAIN, deep=True)
-        tracker.start(ledger.records())
-        found = _seen(place, name)
+        mlflow_sync = tracking.MlflowSync(session.plan, session.uid, with_parent=name != TRAIN, deep=True)
+        mlflow_sync.start(session.records())
+        found = _seen(location, name)
         best = found.best
-        weights = place.where.checkpoints(name, best.number) / checkpoint.WEIGHTS if best else None
-        tracker.close(_ending(found), best, str(weights) if weights and weights.exists() else None)
-        if tracker.ready:
-            ledger.link(tracker.experiment_id, tracker.parent_run_id)
+        weights = location.paths.study(name).checkpoint(best.number) / checkpoint.WEIGHTS if best else None
+        mlflow_sync.close(_ending(found), best, str(weights) if weights and weights.exists() else None)
+        if mlflow_sync.ready:
+            session.link(mlflow_sync.experiment_id, mlflow_sync.parent_run_id)
     finally:
-        ledger.close()
-    return examine(place, name)
+        session.close()
+    return examine(location, name)
 
 
-def _seen(place: Place, name: str) -> StudyView:
-    found, _ = view(place, name)
+def _seen(location: StudyLocation, name: str) -> StudyView:
+    found, _ = view(location, name)
     assert found is not None, "the caller has seen it"
     return found
 
@@ -83,13 +83,13 @@ def _ending(found: StudyView) -> str:
     return "FINISHED" if found.count("complete", "pruned") else "FAILED"
 
 
-def _in_the_home(place: Place, name: str) -> Iterator[Finding]:
-    for path in sorted(place.where.root.glob("*.creating-*")):
+def _in_the_home(location: StudyLocation, name: str) -> Iterator[Finding]:
+    for path in sorted(location.paths.root.glob("*.creating-*")):
         pid = re.search(r"\.creating-(\d+)", path.name)
         if pid is not None and not psutil.pid_exists(int(pid[1])):
             yield Finding(path.name, "a store whose creation was cut off", "removed", path)
-    if holder_file(place, name).exists():
-        yield Finding(holder_file(place, name).name, "names a process that is gone", "taken over")
+    if holder_file(location, name).exists():
+        yield Finding(holder_file(location, name).name, "names a process that is gone", "taken over")
 
 
 def _in_the_ledger(found: StudyView) -> Iterator[Finding]:
@@ -102,10 +102,10 @@ def _in_the_ledger(found: StudyView) -> Iterator[Finding]:
 
 def _in_the_folders(found: StudyView) -> Iterator[Finding]:
     """A trial that goes on wants its states, one of the best its weights, and nobody anything else."""
-    where = found.plan.settings.place.where
+    where = found.plan.settings.location.paths
     complete = {r.number for r in found.records if r.state == "complete"}
     kept = complete if found.name == TRAIN else keepers(found.records, found.plan.settings)
-    for folder in sorted(where.study_checkpoints(found.name).glob("trial-*")):
+    for folder in sorted(found.plan.paths.checkpoints.glob("trial-*")):
         number = int(folder.name.removeprefix("trial-")) if folder.name[6:].isdigit() else -1
         about = str(folder.relative_to(where.root))
         if not 0 <= number < len(found.records):
@@ -131,17 +131,17 @@ def _unusable(folder: Path, about: str) -> Iterator[Finding]:
 
 
 def _in_mlflow(found: StudyView) -> Iterator[Finding]:
-    place, written = found.plan.settings.place, "written from the ledger"
+    location, written = found.plan.settings.location, "written from the ledger"
     # Whoever says running is put back first.
     records = [dataclasses.replace(r, state="paused") if r.state == "running" else r for r in found.records]
     try:
-        client = tracking.client(place) if tracking.exists(place) else None
+        client = tracking.client(location) if tracking.exists(location) else None
         experiment = client.get_experiment_by_name(found.name) if client is not None else None
         if client is None or experiment is None or experiment.lifecycle_stage == "deleted":
             if any(r.state != "waiting" for r in records):
                 yield Finding("MLflow", f"has no experiment {found.name}", written)
             return
-        seen = survey(client, experiment.experiment_id, found.uid, found.plan, records, deep=True)
+        seen = reconcile(client, experiment.experiment_id, found.uid, found.plan, records, deep=True)
         for run_id, why in seen.strays.items():
             yield Finding(f"MLflow's run {run_id}", why, "removed")
         for number, lacks in seen.lacking.items():

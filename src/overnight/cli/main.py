@@ -110,7 +110,7 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None
         click.echo(f"train/{trial_name(record.number)}: {record.state}, {outcome}")
         if record.detail:
             click.echo(record.detail, err=True)
-        click.echo(f"look: {_command('ui', 'train', place=plan.settings.place)}")
+        click.echo(f"look: {_command('ui', 'train', location=plan.settings.location)}")
     _exit(result)
 
 
@@ -122,15 +122,15 @@ def status(arguments: tuple[str, ...], as_json: bool, watch: bool) -> None:
     """How a study stands: running, paused, stalled or done; the best so far; what is left, and when it will end."""
     import json
 
-    place, view, others = _look(arguments)
+    location, view, others = _look(arguments)
     if view is None:
-        _mistake([f"study: there is none in {place.ledger_said}; `overnight tune` starts one"])
+        _mistake([f"study: there is none in {location.storage_description}; `overnight tune` starts one"])
     if watch and as_json:
         _mistake(["--watch: looks on, and --json prints once, got both; take one of them"])
     if watch:
         from overnight.cli import watch as watching
 
-        view = watching.follow(place, view)
+        view = watching.follow(location, view)
     if as_json:
         click.echo(json.dumps(output.status_object(view)))
         return
@@ -149,15 +149,15 @@ def stop(arguments: tuple[str, ...], wait_s: float) -> None:
     from overnight.study import snapshot
     from overnight.study.storage.database import holder_of
 
-    place, view, _ = _look(arguments)
+    location, view, _ = _look(arguments)
     if view is None:
-        _mistake([f"study: there is none in {place.ledger_said}; `overnight status` lists them"])
+        _mistake([f"study: there is none in {location.storage_description}; `overnight status` lists them"])
     if view.holder is None:
         click.echo(f"{view.name}: nobody is at it ({view.state})")
         return
-    snapshot.request_stop(place, view.name)
+    snapshot.request_stop(location, view.name)
     deadline = time.monotonic() + wait_s
-    while holder_of(place, view.name) is not None:
+    while holder_of(location, view.name) is not None:
         if time.monotonic() > deadline:
             click.echo(f"{view.name}: asked to stop; process {view.holder['pid']} is still saving", err=True)
             sys.exit(1)
@@ -175,12 +175,12 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
 
     from overnight.cli import doctor as office
 
-    place, view, others = _look(arguments)
+    location, view, others = _look(arguments)
     if view is None:
-        _mistake([f"study: there is none in {place.ledger_said}; `overnight tune` starts one"])
+        _mistake([f"study: there is none in {location.storage_description}; `overnight tune` starts one"])
     names = [view.name, *others]
-    found = {name: office.examine(place, name) for name in names}
-    left = found if dry_run else {name: office.mend(place, name) if found[name] else [] for name in names}
+    found = {name: office.examine(location, name) for name in names}
+    left = found if dry_run else {name: office.mend(location, name) if found[name] else [] for name in names}
     for name, findings in found.items():
         for f in findings if not as_json else ():
             outcome = "to be mended" if dry_run else "still wrong" if f in left[name] else f.mends
@@ -207,12 +207,12 @@ def logs(trial: str, overrides: tuple[str, ...]) -> None:
     number = number.removeprefix("trial-")
     if not name or not number.isdigit():
         _mistake([f"trial: must be STUDY/NUMBER, e.g. digits-mlp/7, got {trial!r}"])
-    place = study_location(overrides)
-    view, _ = snapshot.view(place, name)
+    location = study_location(overrides)
+    view, _ = snapshot.view(location, name)
     if view is None or int(number) >= len(view.records):
         known = f"it has trials 0 to {len(view.records) - 1}" if view else "there is no such study"
-        _mistake([f"trial: must be one of the ledger's, got {trial!r}; {known} in {place.ledger_said}"])
-    path, record = place.where.log(name, int(number)), view.records[int(number)]
+        _mistake([f"trial: must be one of the ledger's, got {trial!r}; {known} in {location.storage_description}"])
+    path, record = location.paths.study(name).log(int(number)), view.records[int(number)]
     text = path.read_text(errors="replace") if path.exists() else ""
     click.echo(text, nl=not text.endswith("\n")) if text else click.echo(f"{trial} printed nothing", err=True)
     if record.detail:
@@ -225,15 +225,20 @@ def report(arguments: tuple[str, ...]) -> None:
     """What a study has found, how sure that is, what it cost and what to try next; here, and as one HTML file."""
     from overnight.search.plan import TRAIN
 
-    place, view, _ = _look(arguments)
+    location, view, _ = _look(arguments)
     if view is None or view.name == TRAIN:
-        _mistake([f"study: must be a search's, and there is none in {place.ledger_said}; `overnight tune` starts one"])
+        _mistake(
+            [
+                f"study: must be the study of a search, and there is none in {location.storage_description}; "
+                "start one with `overnight tune`"
+            ]
+        )
     from rich.console import Console
 
     from overnight.report import publish
     from overnight.report.report import show
 
-    told, path, trouble = publish.tell(view, place)
+    told, path, trouble = publish.tell(view, location)
     show(told, Console(highlight=False))
     click.echo(f"\npage: {path}")
     if trouble:
@@ -251,11 +256,11 @@ def compare(arguments: tuple[str, ...], as_json: bool) -> None:
     from overnight.config.rules import ConfigError
     from overnight.report import compare as comparing
 
-    place = study_location(a for a in arguments if "=" in a)
+    location = study_location(a for a in arguments if "=" in a)
     sides, problems = [], []
     for ref in (a for a in arguments if "=" not in a):
         try:
-            sides.append(comparing.side_of(*_refer(place, ref)))
+            sides.append(comparing.side_of(*_refer(location, ref)))
         except ConfigError as error:
             problems += error.problems
     if problems or not sides:
@@ -266,9 +271,9 @@ def compare(arguments: tuple[str, ...], as_json: bool) -> None:
     from rich.console import Console
 
     Console(highlight=False).print(comparing.table(sides))
-    page = comparing.mlflow_page(place, sides)
+    page = comparing.mlflow_page(location, sides)
     if page:
-        shown = "in MLflow" if place.server else f"in MLflow, while `{_command('ui', place=place)}` runs"
+        shown = "in MLflow" if location.server else f"in MLflow, while `{_command('ui', location=location)}` runs"
         click.echo(f"{shown}: {page}")
 
 
@@ -284,16 +289,16 @@ def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
     from overnight import tracking
     from overnight.cli import mlflow_ui
 
-    place, view, _ = _look(arguments)
+    location, view, _ = _look(arguments)
     if view is None:
-        _mistake([f"study: there is none in {place.ledger_said}; `overnight tune` starts one"])
-    if place.server is not None:
-        page = tracking.page_of(view, place.server)
+        _mistake([f"study: there is none in {location.storage_description}; `overnight tune` starts one"])
+    if location.server is not None:
+        page = tracking.page_of(view, location.server)
         click.echo(page)
         mlflow_ui.show(page, browser)
         return
     mlflow_ui.serve(
-        *tracking.ui_command(place, port := mlflow_ui.free_port(port)),
+        *tracking.ui_command(location, port := mlflow_ui.free_port(port)),
         port,
         tracking.page_of(view, f"http://127.0.0.1:{port}"),
         browser,
@@ -367,7 +372,7 @@ def _launch_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool, sign
         click.echo(line)
     signals.check()
     code = launch.launch(plan.settings, overrides, click.echo)
-    seen, _ = view(plan.settings.place, plan.name)
+    seen, _ = view(plan.settings.location, plan.name)
     if seen is not None:
         output.status(seen)
     sys.exit(code)

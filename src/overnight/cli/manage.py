@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 from overnight import tracking
-from overnight.config.paths import Place, trial_name
+from overnight.config.paths import StudyLocation, trial_name
 from overnight.config.rules import ConfigError
 from overnight.report import winner_config
 from overnight.search.plan import CONFIRM, TRAIN
@@ -37,7 +37,7 @@ _STATES = ("complete", "pruned", "failed", "running", "paused", "waiting")
 
 
 @dataclass(frozen=True)
-class Lying:
+class StudyListing:
     """A study as `list` shows it. seconds: of training, in all slots, confirmation included. bytes: its files; its
     rows in the two stores are not told apart. trouble: why it can't be read, if so."""
 
@@ -52,21 +52,21 @@ class Lying:
     trouble: tuple[str, ...] = ()
 
 
-def studies(place: Place) -> list[Lying]:
+def studies(location: StudyLocation) -> list[StudyListing]:
     """Every study of a home, the one worked on last first."""
     found = []
-    for name in names_in(place):
-        artifacts = [where] if (where := place.where.artifacts / name).exists() else []
-        size = sum(map(_size, [*_files(place, name), *artifacts]))
+    for name in names_in(location):
+        artifacts = [where] if (where := location.paths.artifacts / name).exists() else []
+        size = sum(map(_size, [*_files(location, name), *artifacts]))
         try:
-            seen, _ = view(place, name)
+            seen, _ = view(location, name)
         except ConfigError as error:
-            found.append(Lying(name, "unreadable", size, trouble=tuple(error.problems)))
+            found.append(StudyListing(name, "unreadable", size, trouble=tuple(error.problems)))
             continue
         assert seen is not None, "it was just listed"
         records = (*seen.records, *(seen.confirmation.records if seen.confirmation else ()))
         found.append(
-            Lying(
+            StudyListing(
                 name,
                 seen.state,
                 size,
@@ -80,11 +80,11 @@ def studies(place: Place) -> list[Lying]:
     return found
 
 
-def _files(place: Place, name: str) -> list[Path]:
+def _files(location: StudyLocation, name: str) -> list[Path]:
     """The folders and files that are a study's own, those that are there; its artifacts are MLflow's to know."""
-    where, both = place.where, (name, name + CONFIRM)
-    folders = [of(n) for n in both for of in (where.study_checkpoints, where.study_logs, where.study_pictures)]
-    left = [where.report(name), *winner_config.files_of(place, name)]
+    both = [location.paths.study(n) for n in (name, name + CONFIRM)]
+    folders = [folder for paths in both for folder in (paths.checkpoints, paths.logs, paths.plots)]
+    left = [both[0].report, *winner_config.files_of(location, name)]
     return [path for path in (*folders, *left) if path.exists() or path.is_symlink()]
 
 
@@ -102,12 +102,12 @@ def _size(path: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Remains:
-    """Everything that there is of a study. ledger: its studies in the ledger, generations and confirmation included.
+class StudyFootprint:
+    """Everything that there is of a study. optuna_studies: its Optuna studies, generations and confirmation included.
     uids: by which MLflow's runs are known to be its. trials: in the newest generation."""
 
     name: str
-    ledger: tuple[str, ...]
+    optuna_studies: tuple[str, ...]
     uids: tuple[str, ...]
     trials: int
     runs: int
@@ -116,24 +116,28 @@ class Remains:
     bytes: int
 
 
-def remains(place: Place, name: str) -> Remains:
+def remains(location: StudyLocation, name: str) -> StudyFootprint:
     """What `delete` would delete, plan unread. Raises ConfigError where there is no such study."""
-    ledger: list[str] = []
+    optuna_studies: list[str] = []
     uids: set[str] = set()
     trials, tracked = 0, True
-    if place.storage_url is not None or place.where.ledger.exists():
-        with opened(place) as storage:
+    if location.storage_url is not None or location.paths.optuna_db.exists():
+        with opened(location) as storage:
             for frozen in storage.get_all_studies():
                 if re.fullmatch(rf"{re.escape(name)}({re.escape(CONFIRM)})?(~\d+)?", frozen.study_name):
-                    ledger.append(frozen.study_name)
+                    optuna_studies.append(frozen.study_name)
                     uids |= {str(v) for k, v in frozen.user_attrs.items() if k == "overnight.uid"}
                     plan = frozen.user_attrs.get("overnight.plan") or {}
-                    tracked = _tracked_in(place, plan.get("settings", {}).get("tracking", {}))
+                    tracked = _tracked_in(location, plan.get("settings", {}).get("tracking", {}))
                     if CONFIRM not in frozen.study_name:
                         trials = max(trials, storage.get_n_trials(frozen._study_id))
-    if not ledger or name not in names_in(place):  # which leaves out generations, confirmations and what is not ours
-        known = ", ".join(names_in(place)) or "none"
-        raise ConfigError([f"study: must be one of those in {place.ledger_said}, got {name!r}; there are: {known}"])
+    if not optuna_studies or name not in names_in(
+        location
+    ):  # which leaves out generations, confirmations and what is not ours
+        known = ", ".join(names_in(location)) or "none"
+        raise ConfigError(
+            [f"study: must be one of those in {location.storage_description}, got {name!r}; there are: {known}"]
+        )
     if not tracked:
         raise ConfigError(
             [
@@ -141,37 +145,37 @@ def remains(place: Place, name: str) -> Remains:
                 f"and tracking.uri= as then"
             ]
         )
-    files = _files(place, name)
+    files = _files(location, name)
     with _told(name):
-        runs, versions = registry.held(place, name, uids)
-    return Remains(
-        name, tuple(ledger), tuple(sorted(uids)), trials, runs, versions, tuple(files), sum(map(_size, files))
+        runs, versions = registry.held(location, name, uids)
+    return StudyFootprint(
+        name, tuple(optuna_studies), tuple(sorted(uids)), trials, runs, versions, tuple(files), sum(map(_size, files))
     )
 
 
-def _tracked_in(place: Place, kept: Mapping[str, Any]) -> bool:
+def _tracked_in(location: StudyLocation, kept: Mapping[str, Any]) -> bool:
     """Whether a study's runs are in the MLflow store that a place speaks of; a server goes by many addresses."""
-    if kept.get("name", "local") != "local" or place.tracking != "local":
-        return kept.get("name") == place.tracking
-    return kept.get("uri", place.given_tracking_uri) == place.given_tracking_uri
+    if kept.get("name", "local") != "local" or location.tracking != "local":
+        return kept.get("name") == location.tracking
+    return kept.get("uri", location.given_tracking_uri) == location.given_tracking_uri
 
 
-def delete(place: Place, found: Remains) -> list[str]:
+def delete(location: StudyLocation, found: StudyFootprint) -> list[str]:
     """Delete a study for good, the ledger last, so that one that was cut short is said again; what is left, in words.
 
     Raises Held where somebody works on it.
     """
     with contextlib.ExitStack() as held:
         for name in (found.name, found.name + CONFIRM):
-            held.callback(hold(place, name))
-            held.callback(place.where.lock(name).unlink, missing_ok=True)
+            held.callback(hold(location, name))
+            held.callback(location.paths.study(name).lock.unlink, missing_ok=True)
         with _told(found.name):
-            left = registry.forget(place, found.name, found.uids)
+            left = registry.forget(location, found.name, found.uids)
         for path in found.files:
             _remove(path, found.name)
-        with opened(place) as storage:
+        with opened(location) as storage:
             there = {s.study_name for s in storage.get_all_studies()}
-            for name in sorted(set(found.ledger) & there, key=len, reverse=True):  # the search itself last
+            for name in sorted(set(found.optuna_studies) & there, key=len, reverse=True):  # the search itself last
                 optuna.delete_study(study_name=name, storage=storage)
     return [left] if left else []
 
@@ -266,15 +270,17 @@ def _frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
 # A trial marked bad ---------------------------------------------------------------------------------------------------
 
 
-def mark(place: Place, name: str, numbers: Iterable[int], bad: bool, why: str = "") -> tuple[StudyView, str | None]:
+def mark(
+    location: StudyLocation, name: str, numbers: Iterable[int], bad: bool, why: str = ""
+) -> tuple[StudyView, str | None]:
     """Have trials that have ended count as failed, or as they ended; the study as it stands then, in MLflow too, and
     what kept MLflow from it.
 
     Raises ConfigError for a trial that can't be marked, Held where somebody works on the study.
     """
-    ledger = reopen(place, name)
+    session = reopen(location, name)
     try:
-        kept, records = exclusions.of(ledger.study.user_attrs), ledger.records()
+        kept, records = exclusions.of(session.study.user_attrs), session.records()
         if problems := list(_unmarkable(name, records, numbers, bad)):
             raise ConfigError(problems)
         for number in map(str, numbers):
@@ -282,12 +288,12 @@ def mark(place: Place, name: str, numbers: Iterable[int], bad: bool, why: str = 
                 kept[number] = why
             else:
                 kept.pop(number, None)
-        ledger.study.set_user_attr(exclusions.BAD, kept)
+        session.study.set_user_attr(exclusions.BAD, kept)
     finally:
-        ledger.close()
-    seen, _ = view(place, name)
+        session.close()
+    seen, _ = view(location, name)
     assert seen is not None, "it was just open"
-    return seen, _mirror(place, seen)
+    return seen, _mirror(location, seen)
 
 
 def _unmarkable(name: str, records: Sequence[TrialRecord], numbers: Iterable[int], bad: bool) -> Iterator[str]:
@@ -306,18 +312,18 @@ def _unmarkable(name: str, records: Sequence[TrialRecord], numbers: Iterable[int
             yield f"{name}/{number}: must be marked bad to be marked good, and is {records[number].state}; leave it"
 
 
-def _mirror(place: Place, seen: StudyView) -> str | None:
+def _mirror(location: StudyLocation, seen: StudyView) -> str | None:
     """Have MLflow show the marks, as far as it can be reached, or say why not; the next start shows them else."""
-    ledger = reopen(place, seen.name)
+    session = reopen(location, seen.name)
     try:
-        tracker = tracking.Tracker(seen.plan, seen.uid, with_parent=seen.name != TRAIN)
-        tracker.start(ledger.records())
+        mlflow_sync = tracking.MlflowSync(seen.plan, seen.uid, with_parent=seen.name != TRAIN)
+        mlflow_sync.start(session.records())
         ending = "KILLED" if seen.state != "done" else "FINISHED" if seen.count("complete", "pruned") else "FAILED"
         best: Any = best_of(seen.records, seen.plan.settings) if seen.name != TRAIN else None
-        tracker.close(ending, best, None)
-        return tracker.trouble
+        mlflow_sync.close(ending, best, None)
+        return mlflow_sync.trouble
     finally:
-        ledger.close()
+        session.close()
 
 
 def described(record: TrialRecord) -> str:

@@ -145,14 +145,14 @@ def ended(result: Result) -> None:
     if result.report is not None:
         click.echo(f"report: {result.report}")
     elif result.finding is not None:
-        click.echo(f"report: {command('report', result.study_name, place=result.plan.settings.place)}")
+        click.echo(f"report: {command('report', result.study_name, location=result.plan.settings.location)}")
     if result.finding is not None and result.finding.best is not None and result.why in ("done", "limit"):
         option = f"+experiment=best_{result.study_name}"
-        click.echo(f"winner: {command('train', option, place=result.plan.settings.place)}")
+        click.echo(f"winner: {command('train', option, location=result.plan.settings.location)}")
         for line in result.left:
             click.echo(line)
     if result.why != "stopped":
-        click.echo(f"look: {command('ui', result.study_name, place=result.plan.settings.place)}")
+        click.echo(f"look: {command('ui', result.study_name, location=result.plan.settings.location)}")
 
 
 def forecast(plan: Plan) -> None:
@@ -182,4 +182,4 @@ def forecast(plan: Plan) -> None:
         f"{trainer.max_epochs} epochs in {found.slots} slots, nothing pruned; measured just now on the "
         f"configuration as written, {found.seconds_an_epoch:.3g} s an epoch"
     )
-    click.echo(f"disk: about {found.disk_bytes / 1e6:.1f} MB in {plan.settings.place.where.root}")
+    click.echo(f"disk: about {found.disk_bytes / 1e6:.1f} MB in {plan.settings.location.paths.root}")

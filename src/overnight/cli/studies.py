@@ -11,8 +11,8 @@ import click
 from overnight.cli.arguments import JSON, command, look, mistake, refer
 
 if TYPE_CHECKING:
-    from overnight.cli.manage import Lying
-    from overnight.config.paths import Place
+    from overnight.cli.manage import StudyListing
+    from overnight.config.paths import StudyLocation
     from overnight.protocol import Predicted
 
 _HOME = click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
@@ -80,13 +80,13 @@ def register(arguments: tuple[str, ...]) -> None:
     forkserver.warm_up()
     from overnight.report import winner
 
-    place, view, _ = look(arguments)
+    location, view, _ = look(arguments)
     if view is None:
-        mistake([f"study: there is none in {place.ledger_said}; `overnight tune` starts one"])
+        mistake([f"study: there is none in {location.storage_description}; `overnight tune` starts one"])
     kept = winner.checkpoint_of(view)
     for line in winner.leave_config(view):
         click.echo(line)
-    click.echo(f"config: {command('train', f'+experiment=best_{view.name}', place=place)}")
+    click.echo(f"config: {command('train', f'+experiment=best_{view.name}', location=location)}")
     click.echo(f"checkpoint: {kept.path}")
     said = winner.register(view)
     click.echo(said)
@@ -101,26 +101,26 @@ def list_(overrides: tuple[str, ...], as_json: bool) -> None:
     from overnight.cli import manage
     from overnight.config.compose import study_location
 
-    place = study_location(overrides)
-    found = manage.studies(place)
+    location = study_location(overrides)
+    found = manage.studies(location)
     if as_json:
         import json
 
         click.echo(json.dumps({"studies": [_lying(s) for s in found]}))
         return
     if not found:
-        click.echo(f"no studies in {place.ledger_said}; `overnight tune` starts one")
+        click.echo(f"no studies in {location.storage_description}; `overnight tune` starts one")
         return
     _print_rows(("study", "state", "trials", "best", "training", "size"), [_shown(s) for s in found])
     for study in found:
         for line in study.trouble:
             click.echo(line, err=True)
-    where = place.where
-    stores = sum(p.stat().st_size for p in (where.ledger, where.tracking_store) if p.exists())
+    where = location.paths
+    stores = sum(p.stat().st_size for p in (where.optuna_db, where.mlflow_db) if p.exists())
     click.echo(f"and the stores that they share: {_bytes(stores)} in {where.root}")
 
 
-def _lying(study: Lying) -> dict[str, Any]:
+def _lying(study: StudyListing) -> dict[str, Any]:
     best = study.best
     return {
         "study": study.name,
@@ -135,7 +135,7 @@ def _lying(study: Lying) -> dict[str, Any]:
     }
 
 
-def _shown(study: Lying) -> tuple[str, ...]:
+def _shown(study: StudyListing) -> tuple[str, ...]:
     from overnight.search.record import duration
 
     done = sum(study.trials.get(s, 0) for s in ("complete", "pruned", "failed"))
@@ -172,11 +172,11 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
     from overnight.config.compose import study_location
     from overnight.study.storage.database import Held, held_by, holder_of
 
-    place = study_location(overrides)
-    if holder := holder_of(place, study):
+    location = study_location(overrides)
+    if holder := holder_of(location, study):
         raise Held(held_by(study, holder))
-    found = manage.remains(place, study)
-    click.echo(f"{study}: {found.trials} trials, in the ledger as {', '.join(found.ledger)}")
+    found = manage.remains(location, study)
+    click.echo(f"{study}: {found.trials} trials, in optuna.db as {', '.join(found.optuna_studies)}")
     click.echo(f"  in MLflow: {found.runs} runs, {found.versions} model versions")
     for path in found.files:
         click.echo(f"  {path}")
@@ -190,7 +190,7 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
         if not click.confirm(f"Delete {study} for good?"):
             click.echo("nothing was deleted")
             return
-    for line in manage.delete(place, found):
+    for line in manage.delete(location, found):
         click.echo(line)
     click.echo(f"{study} is deleted")
 
@@ -223,12 +223,12 @@ def mark(refs: tuple[str, ...], why: str) -> None:
     from overnight.search.plan import TRAIN
     from overnight.tracking import registry
 
-    place = study_location(r for r in refs if "=" in r)
+    location = study_location(r for r in refs if "=" in r)
     *named, verdict = [r for r in refs if "=" not in r]
     if verdict not in ("bad", "good") or not named:
         mistake([f"mark: must be STUDY/NUMBER bad or STUDY/NUMBER good, got {' '.join(refs)}; e.g. digits-mlp/7 bad"])
-    for name, numbers in _by_study(place, named).items():
-        seen, trouble = manage.mark(place, name, numbers, verdict == "bad", why)
+    for name, numbers in _by_study(location, named).items():
+        seen, trouble = manage.mark(location, name, numbers, verdict == "bad", why)
         for number in numbers:
             click.echo(f"{name}: {manage.described(seen.records[number])}")
         if name == TRAIN:
@@ -236,11 +236,11 @@ def mark(refs: tuple[str, ...], why: str) -> None:
         found = finding.of(seen)
         if seen.state == "done":
             winner.leave_config(seen)
-            trouble = publish.publish(seen, place, found) or trouble
+            trouble = publish.publish(seen, location, found) or trouble
         click.echo(finding.sentence(found))
         if seen.state != "done" or found.done < found.asked:
             click.echo("`overnight tune` goes on with what there is to train now")
-        if registry.champion_tags(place, name).get("overnight.winner") in {trial_name(n) for n in numbers}:
+        if registry.champion_tags(location, name).get("overnight.winner") in {trial_name(n) for n in numbers}:
             click.echo(
                 f"models:/{name}@champion is that trial's network still: `overnight register {name}` replaces it"
             )
@@ -248,14 +248,14 @@ def mark(refs: tuple[str, ...], why: str) -> None:
             click.echo(f"MLflow does not show it yet ({trouble}); the next start does", err=True)
 
 
-def _by_study(place: Place, refs: list[str]) -> dict[str, list[int]]:
+def _by_study(location: StudyLocation, refs: list[str]) -> dict[str, list[int]]:
     from overnight.config.rules import ConfigError
 
     found: dict[str, list[int]] = {}
     problems: list[str] = []
     for ref in refs:
         try:
-            view, number = refer(place, ref)
+            view, number = refer(location, ref)
             if number is None:
                 raise ConfigError([f"{ref}: must be STUDY/NUMBER, e.g. {view.name}/7"])
             found.setdefault(view.name, []).append(number)

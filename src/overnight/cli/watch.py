@@ -6,8 +6,8 @@ import time
 
 from rich.console import Console
 
-from overnight.config.paths import Place
-from overnight.report.live import Glance, Lines, Screen, Slot, Terminal, Unfailing
+from overnight.config.paths import StudyLocation
+from overnight.report.live import BrokenPipeSafe, Lines, ProgressSnapshot, Screen, Slot, Terminal
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.database import free_mib
@@ -18,23 +18,23 @@ LOOK_EVERY_S = 1.0
 _SHARE = 5
 
 
-def follow(place: Place, found: StudyView) -> StudyView:
+def follow(location: StudyLocation, found: StudyView) -> StudyView:
     """Show a study until nobody works on it; how it stands then. Ctrl-C, a KeyboardInterrupt, leaves it as it is."""
     console = Console(highlight=False)
-    screen: Screen = Unfailing(Terminal(console) if console.is_terminal else Lines(told=len(_ended(found))))
+    screen: Screen = BrokenPipeSafe(Terminal(console) if console.is_terminal else Lines(told=len(_ended(found))))
     try:
         while found.state == "running":
             began, now = time.monotonic(), found
             screen.update(lambda now=now: glance(now), force=True)  # type: ignore[misc]
             time.sleep(max(LOOK_EVERY_S, _SHARE * (time.monotonic() - began)))
-            found = view(place, found.name)[0] or found
+            found = view(location, found.name)[0] or found
         screen.update(lambda: glance(found), force=True)
     finally:
         screen.close()
     return found
 
 
-def glance(found: StudyView) -> Glance:
+def glance(found: StudyView) -> ProgressSnapshot:
     """A study as its ledger shows it; while it is being confirmed, its confirmation."""
     second = found.confirmation
     shown = second if second is not None and second.count("running", "waiting", "paused") else found
@@ -44,8 +44,8 @@ def glance(found: StudyView) -> Glance:
         if r.state == "running"
     )
     settings = found.plan.settings
-    full = free_mib(settings.place.where.root) < settings.min_free_mib
-    return Glance(
+    full = free_mib(settings.location.paths.root) < settings.min_free_mib
+    return ProgressSnapshot(
         shown.plan,
         {r.number: r for r in shown.records},
         running,

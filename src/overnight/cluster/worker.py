@@ -39,7 +39,7 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
         while True:
             signals.check()
             try:
-                open_ = [n for n in snapshot.wanted(own.place) if not names or n in names]
+                open_ = [n for n in snapshot.wanted(own.location) if not names or n in names]
                 name = next((n for n in open_ if n not in refused), None)
                 if name is not None:
                     idle = False
@@ -47,14 +47,14 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
                         result = api.serve(name, own, signals, say=click.echo)
                     except ConfigError as error:
                         refused[name], failed = error.problems, True
-                        snapshot.refuse(own.place, name, error.problems)
+                        snapshot.refuse(own.location, name, error.problems)
                         click.echo("\n  ".join([f"{name}: refused", *error.problems]), err=True)
                         continue
                     click.echo(f"{name}: {_ended(result)}")
                     failed = failed or result.why == "failures" or result.all_failed
                     if result.why == "failures":  # those who share it may do better
                         refused[name] = [_gave_up(result)]
-                        snapshot.refuse(own.place, name, refused[name])
+                        snapshot.refuse(own.location, name, refused[name])
                     if result.signal is not None:
                         return 128 + result.signal
                     continue
@@ -63,7 +63,7 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
                 if not idle:
                     click.echo("nothing to do; waiting for a study to be launched")
                 idle = True
-                refused = {n: why for n, why in refused.items() if snapshot.refused(own.place, n)}  # launched anew
+                refused = {n: why for n, why in refused.items() if snapshot.refused(own.location, n)}  # launched anew
                 trouble = None
             except (Unreachable, StorageInternalError) as error:
                 if trouble is None:  # once an outage
@@ -80,7 +80,7 @@ def _machine(overrides: Sequence[str]) -> Settings:
     wrong = [*draft.problems, *import_allowlist.list_problems()]
     if wrong or draft.settings is None:
         raise ConfigError(wrong)
-    if not draft.settings.place.shared:
+    if not draft.settings.location.shared:
         raise ConfigError(["storage: must be one that many machines share, for a worker; take storage=postgres"])
     return draft.settings
 

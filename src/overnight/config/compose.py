@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight.config import credentials
-from overnight.config.paths import Place, conf_dir
+from overnight.config.paths import StudyLocation, conf_dir
 from overnight.config.rules import ConfigError, listed, nearest
 from overnight.config.sections import COMPONENTS, SEARCHABLE, SECTIONS, Settings, build_settings
 from overnight.config.trees import as_written, has_key, keys_of, kind_problem, look_up, plain
@@ -155,7 +155,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
     tree = _plain_or_note(config, problems)
     settings = build_settings(tree, choices, problems) if tree else None
     if settings is not None:
-        settings = dataclasses.replace(settings, lies=_place_of(settings, problems))
+        settings = dataclasses.replace(settings, found_location=_location_of(settings, problems))
     if settings is not None and settings.notify.urls:
         tree["notify"]["urls"] = ["not shown"] * len(settings.notify.urls)
     if settings is not None and settings.notify.command:
@@ -165,7 +165,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
     return Draft(tree, choices, sweeps, added, fixed, absent, settings, problems, folder, folders, accepted)
 
 
-def study_location(overrides: Iterable[str]) -> Place:
+def study_location(overrides: Iterable[str]) -> StudyLocation:
     """Where the studies lie that `overrides` speak of. Raises ConfigError as `compose` notes it.
 
     Composing takes a third of a second, which a look at a study should not: with no more than a home given, the
@@ -177,14 +177,14 @@ def study_location(overrides: Iterable[str]) -> Place:
         draft = compose(texts)
         if draft.problems or draft.settings is None:
             raise ConfigError(draft.problems)
-        return draft.settings.place
+        return draft.settings.location
     config = as_written(conf_dir() / "config.yaml")
     taken = {g: o for entry in config["defaults"] if isinstance(entry, dict) for g, o in entry.items()}
     storage, tracking = (as_written(conf_dir() / group / f"{taken[group]}.yaml") for group in ("storage", "tracking"))
-    return Place(homes[-1] if homes else config["home"], storage["url"], tracking["uri"], tracking["artifacts"])
+    return StudyLocation(homes[-1] if homes else config["home"], storage["url"], tracking["uri"], tracking["artifacts"])
 
 
-def _place_of(settings: Settings, problems: list[str]) -> Place:
+def _location_of(settings: Settings, problems: list[str]) -> StudyLocation:
     """Where a composed study lies, with what the environment says of it."""
     storage, tracking = settings.storage, settings.tracking
     url, uri = storage.url, tracking.uri
@@ -194,7 +194,7 @@ def _place_of(settings: Settings, problems: list[str]) -> Place:
         url = credentials.postgres_url("storage.url", str(url), problems)
     if tracking.name == "server":
         uri = credentials.tracking_uri(problems)
-    found = Place(settings.home, url, uri, tracking.artifacts, storage.name, tracking.name, storage.lease_s)
+    found = StudyLocation(settings.home, url, uri, tracking.artifacts, storage.name, tracking.name, storage.lease_s)
     if found.server is not None:
         credentials.login(problems)
     return found
@@ -208,7 +208,7 @@ def group_options(group: str, folders: tuple[Path, ...] = ()) -> list[str]:
 def _left_at_home(parsed: Iterable[Any]) -> list[Path]:
     """The folder of winners below the home that `overrides` name; none where no study has left one."""
     homes = [str(o.value()) for o in parsed if o.key_or_group == "home" and not o.is_sweep_override()]
-    left = Place(homes[-1] if homes else _written_home()).where.winners
+    left = StudyLocation(homes[-1] if homes else _written_home()).paths.winners
     return [left] if left.is_dir() else []
 
 

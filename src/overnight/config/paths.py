@@ -20,17 +20,17 @@ def trial_name(number: int) -> str:
 
 
 @dataclass(frozen=True)
-class Home:
-    """Everything that overnight writes lies below `root`; nothing is created by asking for a path."""
+class HomePaths:
+    """Paths below a home, the only folder that overnight writes to. Asking for a path creates nothing."""
 
     root: Path
 
     @property
-    def ledger(self) -> Path:
-        return self.root / "ledger.db"
+    def optuna_db(self) -> Path:
+        return self.root / "optuna.db"
 
     @property
-    def tracking_store(self) -> Path:
+    def mlflow_db(self) -> Path:
         return self.root / "mlflow.db"
 
     @property
@@ -39,63 +39,83 @@ class Home:
 
     @property
     def cache(self) -> Path:
-        """Data sets decoded once, for every trial to map into memory."""
+        """Decoded data sets, which every trial maps into memory."""
         return self.root / "cache"
 
     @property
     def winners(self) -> Path:
-        """A folder of configs, found without being named: a study leaves its winner's there."""
+        """A config folder that every command searches: each study writes the config of its winner there."""
         return self.root / "winners"
 
-    def overlay(self, study: str) -> Path:
-        """The winner's config, as +experiment=best_STUDY."""
-        return self.winners / "experiment" / f"best_{study}.yaml"
-
-    def report(self, study: str) -> Path:
-        return self.root / "reports" / f"{study}.html"
-
-    def lock(self, study: str) -> Path:
-        return self.root / "locks" / f"{study}.lock"
-
-    def log(self, study: str, number: int) -> Path:
-        return self.study_logs(study) / f"{trial_name(number)}.log"
-
-    def study_logs(self, study: str) -> Path:
-        return self.root / "logs" / study
-
-    def study_pictures(self, study: str) -> Path:
-        return self.root / "pictures" / study
-
-    def study_checkpoints(self, study: str) -> Path:
-        return self.root / "checkpoints" / study
-
-    def checkpoints(self, study: str, number: int) -> Path:
-        """The folder of one trial's checkpoints: its state while it runs, its weights once it is complete."""
-        return self.study_checkpoints(study) / trial_name(number)
-
-    def pictures(self, study: str, number: int) -> Path:
-        """The folder of one trial's pictures."""
-        return self.study_pictures(study) / trial_name(number)
-
-    def notify_log(self, study: str) -> Path:
-        """What became of each notification."""
-        return self.root / "logs" / study / "notify.log"
-
-    def launch_log(self, study: str) -> Path:
-        """What a launch was heading for, and what ended it."""
-        return self.root / "logs" / study / "launch.log"
-
-    def launches(self, study: str) -> Path:
-        """What the workers of a study's launches print, each in a file of its own."""
-        return self.study_logs(study) / "workers"
-
-    def pictures_log(self, study: str) -> Path:
-        """What is said while pictures are drawn."""
-        return self.study_logs(study) / "pictures.log"
+    def study(self, name: str) -> StudyPaths:
+        return StudyPaths(self.root, name)
 
 
 @dataclass(frozen=True)
-class Place:
+class StudyPaths:
+    """Paths of one study below its home. Asking for a path creates nothing."""
+
+    root: Path
+    name: str
+
+    @property
+    def winner_config(self) -> Path:
+        """The config of the winner, selected with +experiment=best_STUDY."""
+        return HomePaths(self.root).winners / "experiment" / f"best_{self.name}.yaml"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "reports" / f"{self.name}.html"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "locks" / f"{self.name}.lock"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs" / self.name
+
+    @property
+    def plots(self) -> Path:
+        return self.root / "pictures" / self.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints" / self.name
+
+    @property
+    def notify_log(self) -> Path:
+        """The result of each notification."""
+        return self.logs / "notify.log"
+
+    @property
+    def launch_log(self) -> Path:
+        """The forecasts of a launch and the reason why it ended."""
+        return self.logs / "launch.log"
+
+    @property
+    def worker_logs(self) -> Path:
+        """A folder with the output of each launched worker."""
+        return self.logs / "workers"
+
+    @property
+    def plot_log(self) -> Path:
+        """The output of the plotting processes."""
+        return self.logs / "pictures.log"
+
+    def log(self, number: int) -> Path:
+        return self.logs / f"{trial_name(number)}.log"
+
+    def checkpoint(self, number: int) -> Path:
+        """The folder of a trial's checkpoints: its state while it runs, its weights once it is complete."""
+        return self.checkpoints / trial_name(number)
+
+    def trial_plots(self, number: int) -> Path:
+        return self.plots / trial_name(number)
+
+
+@dataclass(frozen=True)
+class StudyLocation:
     """Where studies lie: all that somebody who only looks on has to know. None stands for what the home holds.
 
     storage, tracking: the options taken. lease_s: seconds after which a trial whose owner was not heard of is taken
@@ -111,8 +131,8 @@ class Place:
     lease_s: float = 30.0
 
     @property
-    def where(self) -> Home:
-        return Home(Path(self.home).expanduser().absolute())
+    def paths(self) -> HomePaths:
+        return HomePaths(Path(self.home).expanduser().absolute())
 
     @property
     def shared(self) -> bool:
@@ -121,7 +141,7 @@ class Place:
 
     @property
     def tracking_uri(self) -> str:
-        return self.given_tracking_uri or f"sqlite:///{self.where.tracking_store}"
+        return self.given_tracking_uri or f"sqlite:///{self.paths.mlflow_db}"
 
     @property
     def server(self) -> str | None:
@@ -132,14 +152,14 @@ class Place:
     @property
     def artifact_root(self) -> str | None:
         """Where experiments keep their artifacts; None where MLflow's server says that."""
-        return self.given_artifacts or (None if self.server else self.where.artifacts.as_uri())
+        return self.given_artifacts or (None if self.server else self.paths.artifacts.as_uri())
 
     @property
-    def ledger_said(self) -> str:
+    def storage_description(self) -> str:
         """Where the ledger is, in words."""
         if self.storage == "postgres":
             return f"the ledger that {credentials.STORAGE_URL} names"
-        return str(self.where.root)
+        return str(self.paths.root)
 
     @property
     def overrides(self) -> list[str]:

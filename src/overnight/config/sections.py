@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from overnight.config import clock, credentials
-from overnight.config.paths import Place, conf_dir
+from overnight.config.paths import StudyLocation, conf_dir
 from overnight.config.rules import ConfigError, at_least, build, checked, listed, nearest, rule
 from overnight.config.trees import as_written
 
@@ -214,7 +214,7 @@ class Settings:
         lambda v: v and not set("?%") & set(v),
     )
     # Where it lies, secrets included, found in the environment and told to nobody: no key, and not kept.
-    lies: Place | None = field(default=None, repr=False, compare=False)
+    found_location: StudyLocation | None = field(default=None, repr=False, compare=False)
 
     @property
     def study_name(self) -> str:
@@ -222,16 +222,16 @@ class Settings:
         return self.study.name
 
     @property
-    def place(self) -> Place:
-        if self.lies is not None:
-            return self.lies
+    def location(self) -> StudyLocation:
+        if self.found_location is not None:
+            return self.found_location
         assert (self.storage.name, self.tracking.name) == ("sqlite", "local"), "Plan.at says where a kept one lies"
-        return Place(self.home, self.storage.url, self.tracking.uri, self.tracking.artifacts)
+        return StudyLocation(self.home, self.storage.url, self.tracking.uri, self.tracking.artifacts)
 
 
-_UNKEPT = ("notify", "lies")
+_UNKEPT = ("notify", "found_location")
 
-SECTIONS = {f.name: f for f in dataclasses.fields(Settings) if f.name != "lies"}
+SECTIONS = {f.name: f for f in dataclasses.fields(Settings) if f.name != "found_location"}
 
 _SECTION_TYPES = {name: kind for name, kind in typing.get_type_hints(Settings).items() if name in SECTIONS}
 

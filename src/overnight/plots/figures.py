@@ -106,8 +106,8 @@ def curves(history: Mapping[str, Sequence[tuple[int, float]]], metric: str, of: 
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
     figure = _figure(5.2 * columns, 3.8 * rows + 0.4)
-    for place, (kind, lines) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(rows, columns, place)
+    for index, (kind, lines) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(rows, columns, index)
         for label, points in lines.items():
             training = label.startswith("train")
             epochs, values = zip(*points, strict=True)
@@ -161,8 +161,8 @@ def mistakes(images: Array, labels: Sequence[tuple[str, str, float]], of: str) -
     columns = min(len(images), 6)
     rows = math.ceil(len(images) / columns)
     figure = _figure(1.75 * columns + 0.2, 2.15 * rows + 0.7)
-    for place, (pixels, (true, said, sure)) in enumerate(zip(images, labels, strict=True), 1):
-        axes = figure.add_subplot(rows, columns, place)
+    for index, (pixels, (true, said, sure)) in enumerate(zip(images, labels, strict=True), 1):
+        axes = figure.add_subplot(rows, columns, index)
         low, high = float(pixels.min()), float(pixels.max())
         scaled = (pixels - low) / (high - low or 1.0)
         axes.imshow(scaled[0] if len(scaled) == 1 else scaled.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
@@ -218,8 +218,8 @@ def _sheet(width: int, height: int, title: str) -> tuple[Figure, Any]:
 
 
 def _beside(axes: Any, figure: Figure) -> tuple[float, float, float, float]:
-    place, width = axes.get_position(), figure.get_figwidth() * _DPI
-    return (place.x1 + 14 / width, place.y0, 16 / width, place.height)
+    index, width = axes.get_position(), figure.get_figwidth() * _DPI
+    return (index.x1 + 14 / width, index.y0, 16 / width, index.height)
 
 
 def _mosaic(tiles: Array) -> Array:
@@ -232,8 +232,8 @@ def _mosaic(tiles: Array) -> Array:
     gap = max(1, round(min(height, width) / 16))
     shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, *tiles.shape[3:])
     sheet = np.full(shape, np.nan)
-    for place, tile in enumerate(tiles):
-        y, x = (height + gap) * (place // columns), (width + gap) * (place % columns)
+    for index, tile in enumerate(tiles):
+        y, x = (height + gap) * (index // columns), (width + gap) * (index % columns)
         sheet[y : y + height, x : x + width] = tile
     return sheet
 

@@ -232,7 +232,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _home(plan: Plan) -> list[str]:
-    return plan.settings.place.overrides
+    return plan.settings.location.overrides
 
 
 def _line(*words: str) -> str:

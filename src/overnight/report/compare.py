@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overnight import tracking
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.config.rules import ConfigError
 from overnight.report import finding
 from overnight.report.statistics import Estimate
@@ -138,15 +138,15 @@ def table(sides: Sequence[Side]) -> RenderableType:
     return shown
 
 
-def mlflow_page(place: Place, sides: Sequence[Side], port: int = 5000) -> str | None:
+def mlflow_page(location: StudyLocation, sides: Sequence[Side], port: int = 5000) -> str | None:
     """The address of MLflow's own page for comparing runs; None where it has no run of one of them, or there is one
     alone."""
-    runs = tracking.runs_of(place, [(s.uid, s.number) for s in sides])
+    runs = tracking.runs_of(location, [(s.uid, s.number) for s in sides])
     if len(sides) < 2 or len(runs) < len(sides):
         return None
     chosen = quote(json.dumps(runs, separators=(",", ":")))
     experiments = quote(json.dumps(list(dict.fromkeys(s.experiment_id for s in sides)), separators=(",", ":")))
-    address = place.server or f"http://127.0.0.1:{port}"
+    address = location.server or f"http://127.0.0.1:{port}"
     return f"{address}/#/compare-runs?runs={chosen}&experiments={experiments}"
 
 

@@ -19,7 +19,7 @@ from overnight.search.deadline import Size
 from overnight.search.plan import CONFIRM, Plan, derive_seed
 from overnight.search.record import Confirms, TrialRecord, config_of, ranked
 from overnight.search.space import SearchSpace
-from overnight.study.session import Ledger
+from overnight.study.session import StudySession
 from overnight.system.devices import slot_devices
 
 BASELINE = 0  # the configuration as written is a study's first trial
@@ -82,7 +82,7 @@ def affordable(
 
 
 def enqueue(
-    ledger: Ledger, plan: Plan, records: Sequence[TrialRecord], top: int | None = None
+    session: StudySession, plan: Plan, records: Sequence[TrialRecord], top: int | None = None
 ) -> list[tuple[int, int]]:
     """Have every trial wait that the confirmation lacks: as often as this is said, each is trained once.
 
@@ -91,32 +91,32 @@ def enqueue(
     """
     wanted = _wanted(plan, records, top)
     pairs = [_pair(confirms) for _, confirms in wanted]
-    with ledger.alone("finalists"):
-        ledger.heard()
-        held = {_pair(r.confirms) for r in ledger.records() if r.confirms is not None}
+    with session.alone("finalists"):
+        session.heard()
+        held = {_pair(r.confirms) for r in session.records() if r.confirms is not None}
         for record, confirms in wanted:
             if _pair(confirms) not in held:
-                ledger.add(config_of(record, plan), record.params, confirms)
-        ledger.keep_wanted(pairs)
+                session.add(config_of(record, plan), record.params, confirms)
+        session.keep_wanted(pairs)
     return pairs
 
 
-def test(ledger: Ledger, trials: Iterable[int], until: float, takes_s: float) -> bool:
+def test(session: StudySession, trials: Iterable[int], until: float, takes_s: float) -> bool:
     """Have the test set's word on these trials' networks kept in the ledger, for those that it was not asked of.
 
     until: when it must be through, in seconds since 1970; takes_s: seconds a network, as far as is known before the
     first. Returns False where that kept it from asking of all.
     """
-    plan, tests = ledger.plan, ledger.tests()
-    settings, where = plan.settings, plan.settings.place.where
-    for record in ledger.records():
+    plan, tests = session.plan, session.tests()
+    settings, where = plan.settings, plan.settings.location.paths
+    for record in session.records():
         of = record.confirms
         if of is None or of.trial not in trials or record.state != "complete" or record.number in tests:
             continue
-        if not (where.checkpoints(plan.name, record.number) / "weights.ckpt").exists():
-            if ledger.shared is not None:  # they may lie in another machine's home
+        if not (plan.paths.checkpoint(record.number) / "weights.ckpt").exists():
+            if session.shared is not None:  # they may lie in another machine's home
                 continue
-            ledger.keep_test(Tested(record.number, {}, "its weights had been dropped when it won"))
+            session.keep_test(Tested(record.number, {}, "its weights had been dropped when it won"))
             continue
         began = time.time()
         if not deadline.fits(takes_s, began, until):
@@ -130,13 +130,13 @@ def test(ledger: Ledger, trials: Iterable[int], until: float, takes_s: float) ->
             settings.study.metric,
             settings.study.direction,
             settings.study.objective,
-            where.checkpoints(plan.name, record.number),
+            plan.paths.checkpoint(record.number),
             every_s=float("inf"),
             device=slot_devices(settings.slots)[0],
             cache=where.cache,
             test=True,
         )
-        log = where.log(plan.name, record.number)
+        log = plan.paths.log(record.number)
         trial, said = trial_process.run_alone(spec, log, settings.trial.stall_s, until if until < math.inf else None)
         heard = next((m for m in said if isinstance(m, Tested)), None)
         if heard is None and trial.finished is not None and trial.finished.reason == "timed_out":
@@ -145,18 +145,16 @@ def test(ledger: Ledger, trials: Iterable[int], until: float, takes_s: float) ->
             assert trial.finished is not None
             lines = trial.finished.detail.strip().splitlines() or ["without a word"]
             heard = Tested(record.number, {}, f"the test failed: {lines[-1]}")
-        ledger.keep_test(heard)
+        session.keep_test(heard)
         takes_s = time.time() - began
     return True
 
 
-def drop_weights(ledger: Ledger, kept: int | None) -> None:
+def drop_weights(session: StudySession, kept: int | None) -> None:
     """Remove the weights of every confirmation but one, the trial `kept`."""
-    for record in ledger.records():
+    for record in session.records():
         if record.number != kept:
-            shutil.rmtree(
-                ledger.plan.settings.place.where.checkpoints(ledger.plan.name, record.number), ignore_errors=True
-            )
+            shutil.rmtree(session.plan.paths.checkpoint(record.number), ignore_errors=True)
 
 
 def _wanted(plan: Plan, records: Sequence[TrialRecord], top: int | None = None) -> list[tuple[TrialRecord, Confirms]]:

@@ -12,14 +12,14 @@ from overnight.report.finding import Finding
 from overnight.runner import exit_policy
 from overnight.runner.supervisor import Supervisor
 from overnight.search import deadline
-from overnight.search.limits import Confirming, Launch
+from overnight.search.limits import ConfirmationLimits, Launch
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.study.open import open_study
-from overnight.study.session import Ledger
+from overnight.study.session import StudySession
 from overnight.study.snapshot import StudyView, view
 from overnight.system.devices import slot_devices
-from overnight.tracking import Tracker
+from overnight.tracking import MlflowSync
 
 # Trials. What a smaller search has to say fits into a sentence; `overnight report` makes the page all the same.
 _WORTH_A_PAGE = 20
@@ -53,7 +53,7 @@ class Conclusion(Generic[W]):
 
 
 def conclude(
-    search: Ledger, plan: Plan, records: Sequence[TrialRecord], work: Callable[[Supervisor], W], launch: Launch
+    search: StudySession, plan: Plan, records: Sequence[TrialRecord], work: Callable[[Supervisor], W], launch: Launch
 ) -> Conclusion[W]:
     """Confirm what a search has found, as far as it is not confirmed yet and there is time, and say what came of it.
 
@@ -62,26 +62,28 @@ def conclude(
     """
     worked: W | None = None
     if confirm.finalists(plan, records):
-        ledger, _ = open_study(confirm.plan_of(plan, records), comparable=False)
-        ledger.part_of = search
+        session, _ = open_study(confirm.plan_of(plan, records), comparable=False)
+        session.part_of = search
         try:
-            top = _affordable(launch, records, ledger.records())
-            limits = Confirming(launch, records, confirm.enqueue(ledger, plan, records, top), deadline.test_s(records))
+            top = _affordable(launch, records, session.records())
+            limits = ConfirmationLimits(
+                launch, records, confirm.enqueue(session, plan, records, top), deadline.test_s(records)
+            )
             if top != 0:
-                tracker = Tracker(ledger.plan, ledger.uid, search_uid=search.uid, company=ledger.company)
-                supervisor = Supervisor(ledger, tracker, lambda _: None, limits=limits)
+                mlflow_sync = MlflowSync(session.plan, session.uid, search_uid=search.uid, peers=session.peers)
+                supervisor = Supervisor(session, mlflow_sync, lambda _: None, limits=limits)
                 if search.stop_requested():  # while its supervisor closed
                     supervisor.stop()
                 worked = work(supervisor)
-            found = finding.found(plan, records, ledger.records(), ledger.tests())
+            found = finding.found(plan, records, session.records(), session.tests())
             if worked is not None and worked.why not in ("done", "limit"):
                 return Conclusion(found, worked)
             _say_what_was_cut(launch, found)
             with search.alone("test set"):
-                _test(ledger, found, launch, records)
-            exit_policy.await_tests(ledger, _compared(found), launch)
+                _test(session, found, launch, records)
+            exit_policy.await_tests(session, _compared(found), launch)
         finally:
-            ledger.close()
+            session.close()
     with search.alone("answer"):
         seen, now = _seen(plan)
         if search.shared is not None and _is_told(search.told, seen):  # somebody who shares it was quicker
@@ -95,7 +97,7 @@ def conclude(
 
 
 def _seen(plan: Plan) -> tuple[StudyView, Finding]:
-    seen, _ = view(plan.settings.place, plan.name)
+    seen, _ = view(plan.settings.location, plan.name)
     assert seen is not None, "it was just worked on"
     return seen, finding.of(seen)
 
@@ -128,7 +130,7 @@ def _compared(found: Finding) -> set[int]:
 
 def _tell(seen: StudyView, found: Finding, worked: W | None, launch: Launch) -> Conclusion[W]:
     if worked is None and len(seen.records) < _WORTH_A_PAGE:
-        trouble = publish.publish(seen, seen.plan.settings.place, found)
+        trouble = publish.publish(seen, seen.plan.settings.location, found)
         return Conclusion(found, None, None, trouble, tuple(winner.leave_config(seen)))
     left = winner.leave_config(seen)
     page, trouble = publish.tell_in_time(seen, found, launch)
@@ -172,15 +174,15 @@ def _say_what_was_cut(launch: Launch, found: Finding) -> None:
     launch.end("deadline", f"{launch.deadline.said} {what}")
 
 
-def _test(ledger: Ledger, found: Finding, launch: Launch, records: Sequence[TrialRecord]) -> None:
+def _test(session: StudySession, found: Finding, launch: Launch, records: Sequence[TrialRecord]) -> None:
     """Ask the test set of the winner and of the configuration as written, then, once all is confirmed, keep the
     winner's weights alone."""
     if found.winner is None:
         return
     asked = {f.trial.number for f in (found.winner, found.baseline) if f is not None}
-    if not confirm.test(ledger, asked, launch.answer_by(len(records)), deadline.test_s(records)):
+    if not confirm.test(session, asked, launch.answer_by(len(records)), deadline.test_s(records)):
         assert launch.deadline is not None
         launch.end("deadline", f"{launch.deadline.said} cut the test set: not every seed was tested")
     elif found.done >= found.asked:
         kept = next(r.number for r in found.winner.runs if r.state == "complete")
-        confirm.drop_weights(ledger, kept if found.plan.settings.study.keep_checkpoints else None)
+        confirm.drop_weights(session, kept if found.plan.settings.study.keep_checkpoints else None)

@@ -185,7 +185,7 @@ def _on_test(finalist: Finalist, finding: Finding) -> str:
     return f" (no test set: {finalist.untested})" if finalist.untested else ""
 
 
-def _beside_baseline(finding: Finding, base: Finalist | None, place: str = "") -> str:
+def _beside_baseline(finding: Finding, base: Finalist | None, in_place: str = "") -> str:
     metric, winner = finding.plan.settings.study.metric, finding.winner
     if base is None:
         return "the config you started from did not train, or is marked bad"
@@ -195,7 +195,7 @@ def _beside_baseline(finding: Finding, base: Finalist | None, place: str = "") -
     if base.estimate is None:
         return "the config you started from failed on these seeds"
     test = _on_test(base, finding) if base.tests else ""
-    said = f"the config you started from{', ' if place else ''}{place or ' '}had {shown(base.estimate, metric)}{test}"
+    said = f"the config you started from{', ' if in_place else ''}{in_place or ' '}had {shown(base.estimate, metric)}{test}"
     return (
         said
         + {

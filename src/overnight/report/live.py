@@ -37,7 +37,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Glance:
+class ProgressSnapshot:
     """A study at one moment. ended: the records of this session, in order."""
 
     plan: Plan
@@ -75,7 +75,7 @@ class Glance:
 class Screen(Protocol):
     """Shows glances; `update` is called often and decides itself what to draw."""
 
-    def update(self, glance: Callable[[], Glance], force: bool = False) -> None: ...
+    def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None: ...
     def close(self) -> None: ...
 
 
@@ -88,30 +88,30 @@ def screen_for(kind: Literal["terminal", "plain", "notebook", "none"] | None = N
         "terminal": lambda: Terminal(console),
         "plain": Lines,
         "notebook": Notebook,
-        "none": Nothing,
+        "none": NullScreen,
     }
     return screens[kind]()
 
 
-class Nothing:
-    def update(self, glance: Callable[[], Glance], force: bool = False) -> None:
+class NullScreen:
+    def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:
         pass
 
     def close(self) -> None:
         pass
 
 
-class Unfailing:
+class BrokenPipeSafe:
     """Another screen, until that one breaks: a closed terminal or pipe must not end a study."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
 
-    def update(self, glance: Callable[[], Glance], force: bool = False) -> None:
+    def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:
         try:
             self._screen.update(glance, force)
         except (OSError, ValueError):
-            self._screen = Nothing()
+            self._screen = NullScreen()
 
     def close(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -126,7 +126,7 @@ class Lines:
         self._told = told
         self._trouble: str | None = None
 
-    def update(self, glance: Callable[[], Glance], force: bool = False) -> None:  # noqa: ARG002
+    def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:  # noqa: ARG002
         now = glance()
         for record in now.ended[self._told :]:
             best = now.best
@@ -156,7 +156,7 @@ class Terminal:
         self._drawn_at = 0.0
         self._live.start()
 
-    def update(self, glance: Callable[[], Glance], force: bool = False) -> None:
+    def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:
         if force or time.monotonic() - self._drawn_at >= REDRAW_EVERY_S:
             self._drawn_at = time.monotonic()
             self._live.update(picture(glance()), refresh=True)
@@ -172,7 +172,7 @@ class Notebook:
         self._handle: Any = None
         self._drawn_at = 0.0
 
-    def update(self, glance: Callable[[], Glance], force: bool = False) -> None:
+    def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:
         from IPython.display import HTML, display
 
         if not force and time.monotonic() - self._drawn_at < REDRAW_EVERY_S:
@@ -190,7 +190,7 @@ class Notebook:
         pass
 
 
-def picture(now: Glance) -> Group:
+def picture(now: ProgressSnapshot) -> Group:
     """The live table."""
     study, budget, left = now.plan.settings.study, now.plan.budget, now.seconds_left()
     counts = ", ".join(f"{now.count(s)} {s}" for s in ("complete", "pruned", "failed", "paused") if now.count(s))

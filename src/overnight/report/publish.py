@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overnight import tracking
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.report import finding
 from overnight.report.finding import Finding
 from overnight.search import deadline
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from overnight.report.report import Report
 
 
-def tell(seen: StudyView, place: Place) -> tuple[Report, Path, str | None]:
+def tell(seen: StudyView, location: StudyLocation) -> tuple[Report, Path, str | None]:
     """Write a study's page, and have MLflow show it; returns the report, where its page lies, and MLflow's trouble."""
-    told, path = _write(seen, place), place.where.report(seen.name)
-    return told, path, publish(seen, place, told.finding, str(path))
+    told, path = _write(seen, location), location.paths.study(seen.name).report
+    return told, path, publish(seen, location, told.finding, str(path))
 
 
 def tell_in_time(seen: StudyView, found: Finding, launch: Launch) -> tuple[Path | None, str | None]:
@@ -32,12 +32,12 @@ def tell_in_time(seen: StudyView, found: Finding, launch: Launch) -> tuple[Path 
     A report of many trials on a busy machine may take a minute. Where there is a deadline a process writes the page
     while MLflow hears the answer, and is ended where it takes too long: `overnight report` writes it then.
     """
-    place = launch.plan.settings.place
+    location = launch.plan.settings.location
     if launch.deadline is None:
-        return tell(seen, place)[1:]
-    process, path = forkserver.fork(write_and_leave, place, seen.name), place.where.report(seen.name)
+        return tell(seen, location)[1:]
+    process, path = forkserver.fork(write_and_leave, location, seen.name), location.paths.study(seen.name).report
     try:
-        trouble = _publish_in_time(launch, seen, place, found)
+        trouble = _publish_in_time(launch, seen, location, found)
         process.join(max(launch.told_by() - launch.now(), 0.0))
         written, late = process.exitcode == 0, process.exitcode is None
     finally:
@@ -47,30 +47,32 @@ def tell_in_time(seen: StudyView, found: Finding, launch: Launch) -> tuple[Path 
         launch.note(f"{why}: `overnight report {seen.name}` writes it")
         return None, trouble
     if launch.now() < launch.told_by():
-        trouble = _publish_in_time(launch, seen, place, found, str(path))
+        trouble = _publish_in_time(launch, seen, location, found, str(path))
     return path, trouble
 
 
-def _publish_in_time(launch: Launch, seen: StudyView, place: Place, found: Finding, *files: str) -> str | None:
+def _publish_in_time(
+    launch: Launch, seen: StudyView, location: StudyLocation, found: Finding, *files: str
+) -> str | None:
     """Have MLflow hear the answer, as far as it listens until soon after the page is given up."""
     said: list[str | None] = []
-    thread = threading.Thread(target=lambda: said.append(publish(seen, place, found, *files)), daemon=True)
+    thread = threading.Thread(target=lambda: said.append(publish(seen, location, found, *files)), daemon=True)
     thread.start()
     thread.join(max(launch.told_by() + deadline.LEAVE_S / 3 - launch.now(), 0.0))
     return said[0] if said else "there was no time left"
 
 
-def write_and_leave(place: Place, name: str) -> None:
+def write_and_leave(location: StudyLocation, name: str) -> None:
     """In a process of its own: write a study's page."""
     from overnight.system.parent_death import die_with_parent
 
     die_with_parent()
-    seen, _ = view(place, name)
+    seen, _ = view(location, name)
     assert seen is not None, "whoever wants its page has seen it"
-    _write(seen, place)
+    _write(seen, location)
 
 
-def publish(seen: StudyView, place: Place, found: Finding, *files: str) -> str | None:
+def publish(seen: StudyView, location: StudyLocation, found: Finding, *files: str) -> str | None:
     """Have MLflow say what was found; what kept it from that, or None."""
     won, second = found.winner, seen.confirmation
     answer = tracking.Answer(
@@ -82,12 +84,12 @@ def publish(seen: StudyView, place: Place, found: Finding, *files: str) -> str |
         {number: t.metrics for number, t in second.tests.items()} if second is not None else {},
         files,
     )
-    return tracking.publish(place, seen.plan.experiment, seen.uid, answer)
+    return tracking.publish(location, seen.plan.experiment, seen.uid, answer)
 
 
-def _write(seen: StudyView, place: Place) -> Report:
+def _write(seen: StudyView, location: StudyLocation) -> Report:
     from overnight.report import page, report  # they take seconds to import
 
     told = report.report_of(seen)
-    page.write(told, place.where.report(seen.name))
+    page.write(told, location.paths.study(seen.name).report)
     return told

@@ -130,12 +130,12 @@ def ranking(report: Report) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     base = found.baseline
     extra = [base] if base is not None and all(f.trial.number != base.trial.number for f in found.finalists) else []
-    for place, f in enumerate([*found.finalists, *extra]):
+    for location, f in enumerate([*found.finalists, *extra]):
         name = trial_name(f.trial.number)
         if base is not None and f.trial.number == base.trial.number:
             name += " (as written)"
         mean = finding.shown(f.estimate, metric) if f.estimate else "failed" if f.failed else "not trained"
-        row = (name, mean, _tested(f, found), _against(found, place, f), describe(f.trial))
+        row = (name, mean, _tested(f, found), _against(found, location, f), describe(f.trial))
         rows.append(row if _any_test(report) else row[:2] + row[3:])
     return rows
 
@@ -156,11 +156,11 @@ def _tested(finalist: Finalist, found: Finding) -> str:
     return finding.shown(tested.mean, name) if tested is not None else ""
 
 
-def _against(found: Finding, place: int, f: Finalist) -> str:
-    if place == 0:
+def _against(found: Finding, location: int, f: Finalist) -> str:
+    if location == 0:
         return "first"
     is_base = found.baseline is not None and f.trial.number == found.baseline.trial.number
-    versus = found.against_baseline if is_base else found.against_second if place == 1 else None
+    versus = found.against_baseline if is_base else found.against_second if location == 1 else None
     if versus is None or versus.p is None:
         return ""
     first = finding.verdict(versus, finding.sign_of(found))  # and of the other the opposite

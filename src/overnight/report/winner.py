@@ -9,7 +9,7 @@ from pathlib import Path
 
 from overnight.config.paths import trial_name
 from overnight.config.rules import ConfigError
-from overnight.protocol import AskSpec, Exported, ExportSpec, Predicted, Refused
+from overnight.protocol import Exported, ExportSpec, Predicted, PredictSpec, Refused
 from overnight.report import finding, winner_config
 from overnight.runner import trial_process
 from overnight.search.plan import CONFIRM, TRAIN
@@ -39,7 +39,7 @@ def checkpoint_of(view: StudyView, number: int | None = None) -> Checkpoint:
 
     Raises ConfigError, saying what to do, where there are none.
     """
-    where, best = view.plan.settings.place.where, finding.of(view).best if view.name != TRAIN else None
+    where, best = view.plan.settings.location.paths, finding.of(view).best if view.name != TRAIN else None
     if number is not None and not 0 <= number < len(view.records):
         known = f"it has trials 0 to {len(view.records) - 1}" if view.records else "it has no trials yet"
         raise ConfigError([f"trial: must be one of {view.name}'s, got {number}; {known}"])
@@ -53,7 +53,7 @@ def checkpoint_of(view: StudyView, number: int | None = None) -> Checkpoint:
         again = (r for r in view.confirmation.records if r.confirms is not None and r.confirms.trial == trial.number)
         found = [*((view.confirmation.name, r.number) for r in again if r.state == "complete"), *found]
     for study, n in found:
-        path = where.checkpoints(study, n) / _WEIGHTS
+        path = where.study(study).checkpoint(n) / _WEIGHTS
         if path.exists():
             return Checkpoint(path, study, n, trial)
     remedy = f"`overnight train +experiment={winner_config.option_of(view.name)}` trains the winner again"
@@ -75,7 +75,7 @@ def leave_config(view: StudyView) -> list[str]:
     try:
         theirs = winner_config.write(view.plan, best)
     except (OSError, ConfigError) as error:  # an answer that can't be written down is an answer still
-        return [f"the winner's config could not be left in {view.plan.settings.place.where.winners}: {error}"]
+        return [f"the winner's config could not be left in {view.plan.settings.location.paths.winners}: {error}"]
     return [f"{path} was changed by somebody, and stands as it was" for path in theirs]
 
 
@@ -89,14 +89,14 @@ def register(view: StudyView, within_s: float = EXPORTED_WITHIN_S) -> str:
         kept = checkpoint_of(view)
     except ConfigError as error:
         return f"no model in MLflow's registry: {error}"
-    place, named = view.plan.settings.place, f"models:/{view.name}@{registry.CHAMPION}"
+    location, named = view.plan.settings.location, f"models:/{view.name}@{registry.CHAMPION}"
     digest = hashlib.sha256(kept.path.read_bytes()).hexdigest()
-    with tempfile.TemporaryDirectory(dir=place.where.root, prefix="model.") as folder:
+    with tempfile.TemporaryDirectory(dir=location.paths.root, prefix="model.") as folder:
         try:
-            if registry.champion_tags(place, view.name).get(registry.WEIGHTS_TAG) == digest:
+            if registry.champion_tags(location, view.name).get(registry.WEIGHTS_TAG) == digest:
                 return f"model: {named}"
-            spec = ExportSpec(kept.path, Path(folder), place.where.cache)
-            made = trial_process.run_one_shot(spec, place.where.study_logs(view.name) / "model.log", within_s)
+            spec = ExportSpec(kept.path, Path(folder), location.paths.cache)
+            made = trial_process.run_one_shot(spec, location.paths.study(view.name).logs / "model.log", within_s)
             why = made.problems[0] if isinstance(made, Refused) else made.why if isinstance(made, Exported) else ""
             if not isinstance(made, Exported) or made.file is None:
                 return f"no model in MLflow's registry: {why}; its weights are kept in {kept.path}"
@@ -114,13 +114,13 @@ def register(view: StudyView, within_s: float = EXPORTED_WITHIN_S) -> str:
 
 def ask(view: StudyView, number: int | None, path: Path, invert: bool = False) -> tuple[Checkpoint, Predicted]:
     """A trained network's answers to a person's rows. Raises ConfigError with what is wrong with them, or with it."""
-    kept, place = checkpoint_of(view, number), view.plan.settings.place
+    kept, location = checkpoint_of(view, number), view.plan.settings.location
     if not path.exists():
         raise ConfigError([f"FILE: must be a picture, a folder of pictures or a .csv file, got {str(path)!r}, which is "
                            f"not there; mend the path"])  # fmt: skip
     forkserver.warm_up()
-    log = place.where.study_logs(view.name.removesuffix(CONFIRM)) / "predict.log"
-    spec = AskSpec(kept.path, path.absolute(), invert, place.where.cache)
+    log = location.paths.study(view.name.removesuffix(CONFIRM)).logs / "predict.log"
+    spec = PredictSpec(kept.path, path.absolute(), invert, location.paths.cache)
     said = trial_process.run_one_shot(spec, log, ANSWERED_WITHIN_S)
     if not isinstance(said, Predicted):
         raise ConfigError(said.problems if isinstance(said, Refused) else ["predict: got another process's answer"])

@@ -15,7 +15,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from overnight.config.compose import compose, group_options
-from overnight.config.paths import Place, trial_name
+from overnight.config.paths import StudyLocation, trial_name
 from overnight.config.sections import COMPONENTS
 from overnight.config.trees import config_text
 from overnight.search import grammar
@@ -35,9 +35,9 @@ def option_of(name: str) -> str:
 def write(plan: Plan, best: TrialRecord) -> tuple[Path, ...]:
     """Leave the winner's config in the home; the files that somebody had changed, and that therefore stand as they
     were."""
-    where = plan.settings.place.where
+    where = plan.settings.location.paths
     winner = _winner(plan, best)
-    texts = {where.overlay(plan.name): _experiment(plan, winner)}
+    texts = {plan.paths.winner_config: _experiment(plan, winner)}
     for group, node in winner.own.items():
         texts[where.winners / group / f"{option_of(plan.name)}.yaml"] = config_text(node)
     theirs = tuple(path for path in texts if path.exists() and not is_ours(path))
@@ -50,9 +50,9 @@ def write(plan: Plan, best: TrialRecord) -> tuple[Path, ...]:
     return theirs
 
 
-def files_of(place: Place, name: str) -> list[Path]:
+def files_of(location: StudyLocation, name: str) -> list[Path]:
     """What `write` left of a study's winner, less what somebody changed."""
-    found = place.where.winners.glob(f"*/{option_of(name)}.yaml")
+    found = location.paths.winners.glob(f"*/{option_of(name)}.yaml")
     return sorted(path for path in found if is_ours(path))
 
 

@@ -8,17 +8,17 @@ from contextlib import suppress
 
 from overnight.search.limits import Launch
 from overnight.search.record import TrialRecord
-from overnight.study.session import Ledger
+from overnight.study.session import StudySession
 from overnight.study.storage.database import Unreachable
 
 _LOOK_EVERY_S = 1.0
 
 
-class Parting:
+class ExitPolicy:
     """Whether a supervisor that runs nothing may leave a study which others work on too."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger, self._company = ledger, ledger.company
+    def __init__(self, session: StudySession) -> None:
+        self._session, self._peers = session, session.peers
         self._nothing_left: tuple[float, dict[str, float]] | None = None  # since when, and who was there then
         self._unsure, self._look_at = False, 0.0  # whether any of them is gone, and when to look again
 
@@ -29,51 +29,51 @@ class Parting:
     def may_leave(self, records: Iterable[TrialRecord], refused: bool) -> bool:
         """Asked again and again, once there is nothing to begin. records: all that are known. refused: whether a limit
         says that none of those that wait are to be begun."""
-        return self._company is None or not (self._others_go_on(records, refused) or self._others_may_be_gone())
+        return self._peers is None or not (self._others_go_on(records, refused) or self._others_may_be_gone())
 
     def _others_go_on(self, records: Iterable[TrialRecord], refused: bool) -> bool:
         """Whether trials have yet to end that others run, or may leave behind."""
         left = {r.state for r in records if not r.done}
-        return self._ledger.out_of_reach is not None or "running" in left or (bool(left) and not refused)
+        return self._session.out_of_reach is not None or "running" in left or (bool(left) and not refused)
 
     def _others_may_be_gone(self) -> bool:
         """Whether somebody who shares the study may have died before MLflow had heard of all that they did. Who leaves
         earlier would leave that undone: whoever is the last ends the study's run, and tells what others left untold."""
-        assert self._company is not None
+        assert self._peers is not None
         now = time.monotonic()
         if self._nothing_left is None:
             self._nothing_left = now, {}
         since, first = self._nothing_left
-        if now - since > self._company.gone_after_s:
+        if now - since > self._peers.gone_after_s:
             return False
         if now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S
             try:
-                self._unsure = self._company.unsure(first)
+                self._unsure = self._peers.unsure(first)
             except Unreachable:
                 self._unsure = True
         return self._unsure
 
 
-def await_tests(confirmation: Ledger, runs: Collection[int], launch: Launch) -> None:
+def await_tests(confirmation: StudySession, runs: Collection[int], launch: Launch) -> None:
     """Wait for those who test what they have trained themselves, in homes of their own: an answer is told of all.
 
     runs: the numbers of the confirmation's trials that are to be tested.
     """
-    company = confirmation.company
-    if company is None:
+    peers = confirmation.peers
+    if peers is None:
         return
     while set(runs) - confirmation.tests().keys() and launch.now() < launch.told_by():
         if confirmation.stop_requested():
             return
         confirmation.stand_up()  # who is through is waited for by nobody
         with suppress(Unreachable):
-            if not company.others():
+            if not peers.others():
                 return
         time.sleep(_LOOK_EVERY_S)
 
 
-def is_over(search: Ledger, running: int, launch: Launch) -> bool:
+def is_over(search: StudySession, running: int, launch: Launch) -> bool:
     """Whether a study is over once its answer is told: nobody has launched it anew meanwhile, nor is at a trial that
     was begun as this search ended. What a deadline ends, it ends for all of a launch.
 

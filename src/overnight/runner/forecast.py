@@ -53,7 +53,7 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
         start_s, epoch_s, weights = measure(plan, min(3, settings.trainer.max_epochs), folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    seen, _ = view(settings.place, plan.name)
+    seen, _ = view(settings.location, plan.name)
     done = sum(r.done for r in seen.records) if seen is not None else 0
     confirmations = plan.confirmation_trials
     if seen is not None and seen.confirmation is not None:
@@ -98,7 +98,7 @@ def measure(plan: Plan, epochs: int, folder: Path) -> tuple[float, float, int]:
         folder,
         every_s=float("inf"),
         device=slot_devices(1)[0],
-        cache=plan.settings.place.where.cache,
+        cache=plan.settings.location.paths.cache,
     )
     forkserver.warm_up()
     trial, said = trial_process.run_alone(spec, folder / "log")

@@ -63,7 +63,7 @@ def addresses(settings: NotifySettings) -> list[str]:
     return list(found.values())
 
 
-class Herald:
+class Notifier:
     """Tells of one study, each thing once; of nothing where there is no messenger."""
 
     def __init__(self, messenger: subprocess.Popen[str] | None) -> None:
@@ -109,15 +109,15 @@ class Herald:
 
 
 @contextmanager
-def herald(plan: Plan, urls: Sequence[str], say: Callable[[str], None]) -> Iterator[Herald]:
+def herald(plan: Plan, urls: Sequence[str], say: Callable[[str], None]) -> Iterator[Notifier]:
     """A herald for as long as the study is worked on; tells of an error that ends the block. say: told what failed."""
-    command, log, messenger = plan.settings.notify.command, plan.settings.place.where.notify_log(plan.name), None
+    command, log, messenger = plan.settings.notify.command, plan.paths.notify_log, None
     if urls or command:
         try:
             messenger = _start(plan.name, urls, command, log)
         except OSError as error:  # a study goes on without
             say(f"notify: nobody can be told: {error}")
-    told = Herald(messenger)
+    told = Notifier(messenger)
     try:
         yield told
     except Exception as error:

@@ -7,7 +7,7 @@ import shutil
 from overnight.protocol import Reason
 from overnight.runner.trial_process import TrialProcess
 from overnight.search.record import TrialRecord
-from overnight.study.session import Ledger, Ticket
+from overnight.study.session import StudySession, TrialAssignment
 
 # What no point of a search space is to blame for: the night would be wasted if it went on like that.
 _BROKEN = ("error", "crashed", "stalled", "checkpoint_unusable")
@@ -19,8 +19,8 @@ class Outcomes:
     silent: the numbers of those that were ended for saying nothing, in order.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger, self._study = ledger, ledger.plan.settings.study
+    def __init__(self, session: StudySession) -> None:
+        self._session, self._study = session, session.plan.settings.study
         self.silent: list[int] = []
         self._attempts: dict[int, int] = {}  # how often each has ended without getting further
         self._in_a_row = 0  # trials that failed by what is broken
@@ -30,13 +30,13 @@ class Outcomes:
         """Whether so many have failed in a row that it is no use to go on."""
         return self._in_a_row >= self._study.max_consecutive_failures
 
-    def began(self, ticket: Ticket) -> None:
-        self._attempts[ticket.number] = ticket.attempts
+    def began(self, assignment: TrialAssignment) -> None:
+        self._attempts[assignment.number] = assignment.attempts
 
     def got_further(self, number: int) -> None:
         """A trial's state was saved."""
         self._attempts[number] = 0
-        self._ledger.progressed(number)
+        self._session.progressed(number)
 
     def of(self, trial: TrialProcess, stopping: bool) -> TrialRecord:
         """Write down how a trial ended; the record that came of it.
@@ -49,33 +49,33 @@ class Outcomes:
         return record
 
     def _of(self, trial: TrialProcess, stopping: bool) -> TrialRecord:
-        ledger, number, finished, ruling = self._ledger, trial.spec.number, trial.finished, trial.ruling
+        session, number, finished, ruling = self._session, trial.spec.number, trial.finished, trial.ruling
         if ruling is not None and finished is None:
             if ruling.reason == "stalled":
                 self.silent.append(number)
                 return self._try_again(number, ruling.reason, ruling.detail)
-            return ledger.fail(number, ruling.reason, ruling.detail)
-        if trial.judged_out and (finished is None or finished.ending in ("ended", "saved")):
-            return ledger.prune(number, finished.notes if finished is not None else ())
+            return session.fail(number, ruling.reason, ruling.detail)
+        if trial.pruned and (finished is None or finished.ending in ("ended", "saved")):
+            return session.prune(number, finished.notes if finished is not None else ())
         if finished is None:
-            return ledger.pause(number) if stopping else self._crashed(trial)
+            return session.pause(number) if stopping else self._crashed(trial)
         if finished.reason == "checkpoint_unusable":
             # Without its state the trial starts over.
             shutil.rmtree(trial.spec.folder, ignore_errors=True)
             return self._try_again(number, finished.reason, finished.detail, finished.notes)
         if finished.ending == "failed":
-            return ledger.fail(number, finished.reason or "error", finished.detail, finished.notes)
+            return session.fail(number, finished.reason or "error", finished.detail, finished.notes)
         if finished.ending == "saved":
-            return ledger.pause(number, notes=finished.notes)
-        history = ledger.read(number).history
-        if ledger.objective(history) is None:  # many log it in some epochs only, but it must come
+            return session.pause(number, notes=finished.notes)
+        history = session.read(number).history
+        if session.objective(history) is None:  # many log it in some epochs only, but it must come
             logged = sorted({name for e in history for name in e.metrics})
             detail = (
                 f"study.metric: must be a metric that the model logs by the end of an epoch, got "
                 f"{self._study.metric!r}; it logged {', '.join(logged) or 'none'}"
             )
-            return ledger.fail(number, "error", detail, finished.notes)
-        return ledger.complete(number, finished.notes)
+            return session.fail(number, "error", detail, finished.notes)
+        return session.complete(number, finished.notes)
 
     def _crashed(self, trial: TrialProcess) -> TrialRecord:
         trial.process.join(1)
@@ -89,5 +89,5 @@ class Outcomes:
         attempts = self._attempts[number] + 1
         if attempts <= self._study.retries:
             first = detail.strip().splitlines()[-1]
-            return self._ledger.pause(number, attempts, (*notes, f"taken up again, {reason}: {first}"))
-        return self._ledger.fail(number, reason, f"{detail}\n{attempts} times in a row without getting further", notes)
+            return self._session.pause(number, attempts, (*notes, f"taken up again, {reason}: {first}"))
+        return self._session.fail(number, reason, f"{detail}\n{attempts} times in a row without getting further", notes)

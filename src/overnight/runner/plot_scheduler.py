@@ -24,7 +24,7 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.system import forkserver
 from overnight.system.kill import discard
-from overnight.tracking import Tracker
+from overnight.tracking import MlflowSync
 
 # A drawing that takes longer hangs, or the machine has nothing left over for it.
 DRAWN_WITHIN_S = 600.0
@@ -44,12 +44,12 @@ class _Drawing:
     started_at: float = field(default_factory=time.monotonic)
 
 
-class Illustrator:
+class PlotScheduler:
     """The pictures of one study. Nothing that goes wrong here is more than a missing picture."""
 
-    def __init__(self, plan: Plan, uid: str, tracker: Tracker) -> None:
-        self._plan, self._tracker = plan, tracker
-        self._settings, self._home = plan.settings.pictures, plan.settings.place.where
+    def __init__(self, plan: Plan, uid: str, mlflow_sync: MlflowSync) -> None:
+        self._plan, self._tracker = plan, mlflow_sync
+        self._settings, self._paths = plan.settings.pictures, plan.paths
         self._stamp = json.dumps({"study": uid, "which": self._settings.which, "look": self._settings.look})
         self._held = f"{uid}.weights"  # a trial's weights, from when its pictures are wanted until they are drawn
         self._wanted: list[TrialRecord] = []
@@ -60,7 +60,7 @@ class Illustrator:
 
     def open(self, records: Mapping[int, TrialRecord]) -> None:
         """Take up what an earlier process left: pictures that MLflow may lack, and trials whose turn never came."""
-        for folder in sorted(self._home.pictures(self._plan.name, 0).parent.glob("trial-*")):
+        for folder in sorted(self._paths.plots.glob("trial-*")):
             number = int(re.sub(r"\D", "", folder.name) or -1)
             if self._is_drawn(number):
                 self._tracker.show(number, folder)
@@ -121,13 +121,13 @@ class Illustrator:
 
     def _is_drawn(self, number: int) -> bool:
         with contextlib.suppress(OSError):
-            return (self._home.pictures(self._plan.name, number) / _DRAWN).read_text() == self._stamp
+            return (self._paths.trial_plots(number) / _DRAWN).read_text() == self._stamp
         return False
 
     def _hold(self, record: TrialRecord) -> None:
         """Keep the weights' file under another name: it is removed as soon as a better trial is complete."""
-        folder = self._home.pictures(self._plan.name, record.number)
-        weights = self._home.checkpoints(self._plan.name, record.number) / "weights.ckpt"
+        folder = self._paths.trial_plots(record.number)
+        weights = self._paths.checkpoint(record.number) / "weights.ckpt"
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             if weights.exists() and not (folder / self._held).exists():
@@ -137,7 +137,7 @@ class Illustrator:
                     shutil.copyfile(weights, folder / self._held)
 
     def _start(self, record: TrialRecord, gives_way: bool) -> None:
-        folder = self._home.pictures(self._plan.name, record.number)
+        folder = self._paths.trial_plots(record.number)
         weights = folder / self._held
         spec = DrawSpec(
             study=self._plan.name,
@@ -152,7 +152,7 @@ class Illustrator:
             gives_way=gives_way,
         )
         with contextlib.suppress(OSError, EOFError):
-            log = self._home.pictures_log(self._plan.name)
+            log = self._paths.plot_log
             log.parent.mkdir(parents=True, exist_ok=True)
             self._drawing.append(_Drawing(record, forkserver.fork(draw_and_leave, spec, log)))
 
@@ -162,7 +162,7 @@ class Illustrator:
 
     def _let_go(self, number: int) -> None:
         """Of the weights that were held for a drawing that is through; what came of it is shown."""
-        folder = self._home.pictures(self._plan.name, number)
+        folder = self._paths.trial_plots(number)
         with contextlib.suppress(OSError):
             (folder / self._held).unlink(missing_ok=True)
         if self._is_drawn(number):

@@ -21,7 +21,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from overnight.config.rules import nearest
-from overnight.protocol import Alive, DataSpec, Rehearsed, TrialSpec
+from overnight.protocol import Alive, DataSpec, DryRunResult, TrialSpec
 from overnight.runner.watchdog import GIB
 from overnight.search.plan import Plan
 from overnight.search.record import described
@@ -64,7 +64,7 @@ def lacking(plan: Plan, say: Callable[[str], None] = lambda _: None) -> list[str
     """
     others = [o for o in plan.space.group_choices(plan.groups).get("data", ()) if o != plan.choices["data"]]
     wanted = [plan.config({}), *(plan.config(_extreme(plan, {"data": o}, True, 0)) for o in others)]
-    with _rehearsal(DataSpec(tuple(wanted), plan.settings.place.where.cache)) as (process, pipe):
+    with _rehearsal(DataSpec(tuple(wanted), plan.settings.location.paths.cache)) as (process, pipe):
         answers = [*_answers({pipe: (0, process)}, say, "getting the data ready", "getting the data ready")]
     return [problem for _, found in answers for problem in found.problems]
 
@@ -146,12 +146,12 @@ def _builds(plan: Plan, attempts: list[Attempt]) -> list[dict[str, Any]]:
 # In processes ---------------------------------------------------------------------------------------------------------
 
 
-def _tried(plan: Plan, attempts: list[Attempt], say: Callable[[str], None]) -> list[Rehearsed | None]:
+def _tried(plan: Plan, attempts: list[Attempt], say: Callable[[str], None]) -> list[DryRunResult | None]:
     """What came of each; None of one that took too long to wait for."""
     forkserver.warm_up()
     devices = slot_devices(plan.settings.slots)
     builds = _builds(plan, attempts)
-    results: list[Rehearsed | None] = [None] * len(attempts)
+    results: list[DryRunResult | None] = [None] * len(attempts)
     todo = [*enumerate(attempts)]
     while todo:
         wave, todo = todo[: len(devices)], todo[len(devices) :]
@@ -186,7 +186,7 @@ def _answers(
     say: Callable[[str], None],
     trying: str = "trying one batch of the smallest and of the largest configuration",
     what: str = "one batch",
-) -> Iterator[tuple[Connection, Rehearsed]]:
+) -> Iterator[tuple[Connection, DryRunResult]]:
     waiting, patience = list(running), PATIENCE_S
     while waiting:
         ready = wait(waiting, timeout=patience)
@@ -211,7 +211,7 @@ def _answers(
                 code = process.exitcode or 0
                 how = f"signal {-code}" if code < 0 else f"exit code {code}"
                 hint = ", as where memory runs out" if code == -signal.SIGKILL else ""
-                yield pipe, Rehearsed(number, None, (f"conf: must train; its process ended by {how}{hint}",), 0)
+                yield pipe, DryRunResult(number, None, (f"conf: must train; its process ended by {how}{hint}",), 0)
 
 
 def _spec(plan: Plan, number: int, attempt: Attempt, device: str) -> TrialSpec:
@@ -234,7 +234,7 @@ def _spec(plan: Plan, number: int, attempt: Attempt, device: str) -> TrialSpec:
 # What it means --------------------------------------------------------------------------------------------------------
 
 
-def _problems(plan: Plan, result: Rehearsed | None) -> list[str]:
+def _problems(plan: Plan, result: DryRunResult | None) -> list[str]:
     if result is None:
         return []
     problems = list(result.problems)

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Literal
 
-from overnight.protocol import Alive, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
-from overnight.runner.exit_policy import Parting
+from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up
+from overnight.runner.exit_policy import ExitPolicy
 from overnight.runner.outcomes import Outcomes
-from overnight.runner.plot_scheduler import Illustrator
+from overnight.runner.plot_scheduler import PlotScheduler
 from overnight.runner.trial_process import Starter, TrialProcess
 from overnight.runner.watchdog import Watchdog
 from overnight.search.limits import Limits
 from overnight.search.record import TrialRecord, best_of, keepers
-from overnight.study.session import Ledger, Ticket
+from overnight.study.session import StudySession, TrialAssignment
 from overnight.study.storage.database import NoRoom, Unreachable, free_mib, wait_while_full
 from overnight.system import forkserver
 from overnight.system.devices import machine_memory, slot_devices
-from overnight.tracking import Tracker
+from overnight.tracking import MlflowSync
 
 TICK_S = 0.2
 GRACE_S = 6.0  # for running trials to save, once asked to stop; then they are killed
@@ -51,14 +51,14 @@ class Supervisor:
 
     def __init__(
         self,
-        ledger: Ledger,
-        tracker: Tracker,
+        session: StudySession,
+        mlflow_sync: MlflowSync,
         on_change: Callable[[Supervisor], None],
         only: int | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self.ledger, self.tracker, self.plan = ledger, tracker, ledger.plan
-        ledger.help_from(forkserver.fork)
+        self.session, self.mlflow_sync, self.plan = session, mlflow_sync, session.plan
+        session.help_from(forkserver.fork)
         self.devices = deque(slot_devices(self.plan.settings.slots))
         self.slots = len(self.devices)
         self.running: dict[int, TrialProcess] = {}
@@ -71,14 +71,14 @@ class Supervisor:
         self.limits = limits
         self.ahead: str | None = None  # what there is to come before a deadline
         self.no_room = False  # on the disk: trials save, and wait for it
-        wait_while_full(ledger.storage, self._await_room)
+        wait_while_full(session.storage, self._await_room)
         self._starter = Starter(on_cpu=set(self.devices) == {"cpu"})
-        self._illustrator = Illustrator(self.plan, ledger.uid, tracker)
+        self._plot_scheduler = PlotScheduler(self.plan, session.uid, mlflow_sync)
         self._watchdog = Watchdog(self.plan.settings.trial, self.slots, machine_memory())
-        self._outcomes = Outcomes(ledger)
+        self._outcomes = Outcomes(session)
         self._asked_all = False  # there was nothing more to ask for
         self._unanswered = False  # the ledger was out of reach when it was asked
-        self._parting = Parting(ledger)
+        self._exit_policy = ExitPolicy(session)
         self._kill_at: float | None = None
         self._leave_at = math.inf
         self._gone: set[int] = set()  # trials whose checkpoints were removed
@@ -87,7 +87,7 @@ class Supervisor:
         self._refused = False  # by a limit: it said that there is nothing to start
         self._ask_again_at = self._adopt_again_at = 0.0
         self._flushed_at = self._looked_at = time.monotonic()
-        self._flush_every_s = ledger.company.word_every_s if ledger.company is not None else FLUSH_EVERY_S
+        self._flush_every_s = session.peers.word_every_s if session.peers is not None else FLUSH_EVERY_S
 
     # What others may ask of it
 
@@ -112,31 +112,29 @@ class Supervisor:
 
     def run(self) -> Ending:
         """Work until there is nothing left to do. A KeyboardInterrupt counts as `stop`."""
-        self.records = {r.number: r for r in self.ledger.records()}
+        self.records = {r.number: r for r in self.session.records()}
         self.on_change(self)
         try:
             self._loop()
         finally:
             # Whatever went wrong: no trial is left without a supervisor, nor marked as if it had one.
             self._starter.close()
-            self._illustrator.rest()
+            self._plot_scheduler.rest()
             for trial in list(self.running.values()):
                 trial.end()
             self.running.clear()
-            self.ledger.lost()
-            paused = self.ledger.pause_all()
+            self.session.lost()
+            paused = self.session.pause_all()
         for number in paused:
-            self._note(self.ledger.read(number))
+            self._note(self.session.read(number))
         self._mirror()
         why = self.why or "done"
         if self.limits is not None and why in ("done", "limit"):
             why = "limit" if self.limits.cut(self.records) else "done"
         best = self.best if self.only is None else self.records.get(self.only)
-        weights = (
-            self.plan.settings.place.where.checkpoints(self.plan.name, best.number) / "weights.ckpt" if best else None
-        )
+        weights = self.plan.paths.checkpoint(best.number) / "weights.ckpt" if best else None
         try:
-            self._illustrator.close(best if why in ("done", "limit") else None, self.slots, self._hurries)
+            self._plot_scheduler.close(best if why in ("done", "limit") else None, self.slots, self._hurries)
         except KeyboardInterrupt:
             self.stop()
         if self.why == "stopped":  # somebody said so while the winner was drawn
@@ -147,12 +145,12 @@ class Supervisor:
         left_s = self.limits.left_s() if self.limits is not None else None
         left_s = self._leave_at - time.monotonic() if why == "stopped" else left_s
         if why == "stopped":  # whoever is the last to go says so of the study
-            self.ledger.stand_up()
+            self.session.stand_up()
         kept = str(weights) if weights and weights.exists() else None
-        self.tracker.close(ending, best, kept, left_s, self._still_waits)
-        self.ledger.settle(self.tracker.take_settled())
+        self.mlflow_sync.close(ending, best, kept, left_s, self._still_waits)
+        self.session.settle(self.mlflow_sync.take_settled())
         self._keep_links()
-        return Ending(why, self.tracker.trouble)
+        return Ending(why, self.mlflow_sync.trouble)
 
     def _loop(self) -> None:
         mirroring = False
@@ -167,8 +165,8 @@ class Supervisor:
                 self._fill_slots()
                 self._mirror()
                 if not mirroring:  # MLflow takes seconds to open: the first trial need not wait for it
-                    self.tracker.start(list(self.records.values()))
-                    self._illustrator.open(self.records)
+                    self.mlflow_sync.start(list(self.records.values()))
+                    self._plot_scheduler.open(self.records)
                     mirroring = True
                 if not self.running and not (self.why is None and self._is_to_go_on()):
                     return
@@ -185,56 +183,58 @@ class Supervisor:
             if time.monotonic() < self._ask_again_at:
                 return
             try:
-                ticket, self._unanswered = self._next_ticket(), False
+                assignment, self._unanswered = self._next_ticket(), False
             except Unreachable:
-                ticket, self._unanswered = None, True
+                assignment, self._unanswered = None, True
             lost = self._drop_lost()
-            if ticket is not None and ticket.number in lost:  # this machine slept between two words of the ledger's
+            if (
+                assignment is not None and assignment.number in lost
+            ):  # this machine slept between two words of the ledger's
                 continue
-            self._asked_all = ticket is None
-            if ticket is None:
-                if self.ledger.company is not None:  # others may leave some behind
+            self._asked_all = assignment is None
+            if assignment is None:
+                if self.session.peers is not None:  # others may leave some behind
                     self._ask_again_at = time.monotonic() + ASK_AGAIN_S
                     self._hear_others()  # there may be nothing left because they have begun it
                 return
-            self._start(ticket)
+            self._start(assignment)
 
-    def _next_ticket(self) -> Ticket | None:
+    def _next_ticket(self) -> TrialAssignment | None:
         if self.only is None:
             which = "any" if self.limits is None else self.limits.next(self.records, self.running)
             self._refused = which is None
             if which is None or which == "any":
-                return self.ledger.ask() if which else None
-            return self.ledger.ask_new() if which == "new" else self.ledger.ask_for(which)
+                return self.session.ask() if which else None
+            return self.session.ask_new() if which == "new" else self.session.ask_for(which)
         number, waiting = self.only, not any(r.number == self.only and r.done for r in self.ended)
-        return self.ledger.ask_for(number) if waiting and number not in self.running else None
+        return self.session.ask_for(number) if waiting and number not in self.running else None
 
-    def _start(self, ticket: Ticket) -> None:
+    def _start(self, assignment: TrialAssignment) -> None:
         settings, device = self.plan.settings, self.devices.popleft()
         self.started += 1
-        self._parting.began()
+        self._exit_policy.began()
         spec = TrialSpec(
             study=self.plan.name,
-            number=ticket.number,
-            seed=ticket.seed,
-            config=ticket.config,
+            number=assignment.number,
+            seed=assignment.seed,
+            config=assignment.config,
             metric=settings.study.metric,
             direction=settings.study.direction,
             objective=settings.study.objective,
-            folder=settings.place.where.checkpoints(self.plan.name, ticket.number),
+            folder=self.plan.paths.checkpoint(assignment.number),
             every_s=settings.checkpoint.every_s,
             device=device,
             keep_weights=settings.study.keep_checkpoints > 0 or self.only is not None,
-            cache=settings.place.where.cache,
+            cache=settings.location.paths.cache,
         )
-        trial = self._starter.start(spec, settings.place.where.log(self.plan.name, ticket.number))
+        trial = self._starter.start(spec, self.plan.paths.log(assignment.number))
         assert trial.process.pid is not None
-        self.running[ticket.number] = trial
-        self._outcomes.began(ticket)
-        if ticket.was_elsewhere:
-            self.tracker.look_again(ticket.number)
-        record = self.ledger.read(ticket.number)
-        self._watchdog.watch(ticket.number, trial.process.pid, sum(e.seconds for e in record.history))
+        self.running[assignment.number] = trial
+        self._outcomes.began(assignment)
+        if assignment.was_elsewhere:
+            self.mlflow_sync.look_again(assignment.number)
+        record = self.session.read(assignment.number)
+        self._watchdog.watch(assignment.number, trial.process.pid, sum(e.seconds for e in record.history))
         self._note(record)
 
     def _wait(self) -> None:
@@ -268,39 +268,39 @@ class Supervisor:
             trial.send(self._judge(trial, message))
         elif isinstance(message, Resumed):
             for done in message.history:
-                self.ledger.record(done)
+                self.session.record(done)
                 trial.epoch = done.epoch
         elif isinstance(message, StateSaved):
             self._outcomes.got_further(number)
         elif isinstance(message, Finished):
             trial.finished = trial.finished or message  # what was ruled already stands
 
-    def _judge(self, trial: TrialProcess, done: EpochEnd) -> Verdict:
+    def _judge(self, trial: TrialProcess, done: EpochEnd) -> Decision:
         metric = self.plan.settings.study.metric
         value = done.metrics.get(metric)
-        self.ledger.record(done)
+        self.session.record(done)
         if value is not None and not math.isfinite(value):
             trial.finished = Finished(done.number, "failed", "diverged", f"{metric} was {value}, not a finite number")
-            return Verdict.END
+            return Decision.STOP
         # To prune a trial that is complete would save nothing and lose its value. One that is told to stop is judged
         # all the same: nobody judges this epoch again, and it would go on where the uncut study ends it.
         complete = done.epoch + 1 >= trial.spec.config["trainer"]["max_epochs"]
-        if not complete and self.ledger.should_prune(done.number):
-            trial.judged_out = True
-            return Verdict.END
-        return Verdict.SAVE_AND_STOP if self.why is not None or self.no_room else Verdict.GO_ON
+        if not complete and self.session.should_prune(done.number):
+            trial.pruned = True
+            return Decision.STOP
+        return Decision.SAVE_AND_STOP if self.why is not None or self.no_room else Decision.GO_ON
 
     def _tick(self) -> None:
         self._watchdog.tick()
         if forkserver.is_warm() and not self.no_room and self.why is None:
-            self._illustrator.tick()
+            self._plot_scheduler.tick()
         now = time.monotonic()
         if now - self._flushed_at >= self._flush_every_s:
             self._flushed_at = now
-            for number in self.ledger.flush():  # MLflow must not know what the ledger may yet forget
-                self._note(self.ledger.read(number))
+            for number in self.session.flush():  # MLflow must not know what the ledger may yet forget
+                self._note(self.session.read(number))
             self._keep_company()
-            if self.why is None and self.ledger.stop_requested():
+            if self.why is None and self.session.stop_requested():
                 self.stop()
         if now - self._looked_at >= LOOK_EVERY_S:
             self._looked_at = now
@@ -320,17 +320,17 @@ class Supervisor:
     def _keep_company(self) -> None:
         """Hear what others at this study have done, and say what is done here."""
         self._hear_others()
-        if self.ledger.company is not None and time.monotonic() >= self._adopt_again_at:
+        if self.session.peers is not None and time.monotonic() >= self._adopt_again_at:
             self._adopt_again_at = time.monotonic() + ADOPT_AGAIN_S
-            for record in self.ledger.adopt():
-                self.tracker.look_again(record.number)
+            for record in self.session.adopt():
+                self.mlflow_sync.look_again(record.number)
                 self._note(record)
                 self._look_anew()
-        self.ledger.settle(self.tracker.take_settled())
+        self.session.settle(self.mlflow_sync.take_settled())
         self._drop_lost()
 
     def _hear_others(self) -> None:
-        for record in self.ledger.heard():
+        for record in self.session.heard():
             self.records[record.number] = record
             self._look_anew()
 
@@ -340,7 +340,7 @@ class Supervisor:
 
     def _drop_lost(self) -> list[int]:
         """End what others have taken over: what it would say does not count. Returns the numbers of all of them."""
-        lost = self.ledger.lost()
+        lost = self.session.lost()
         for number in lost:
             self._unmirrored.pop(number, None)
             if number in self.running:
@@ -353,14 +353,14 @@ class Supervisor:
 
     def _still_waits(self) -> bool:
         """Stay this process's trials while MLflow is told; whether anybody waits for that."""
-        self.ledger.stay()
+        self.session.stay()
         return self.why != "stopped" or time.monotonic() < self._leave_at
 
     def _is_to_go_on(self) -> bool:
         """Whether there may be something to do yet, now that nothing runs here."""
         if self.no_room or self._unanswered:
             return True
-        return self.only is None and not self._parting.may_leave(self.records.values(), self._refused)
+        return self.only is None and not self._exit_policy.may_leave(self.records.values(), self._refused)
 
     def _hurries(self) -> bool:
         return self.why == "stopped" or (self.limits is not None and self.limits.is_late())
@@ -369,7 +369,7 @@ class Supervisor:
         """Have a trial save and stop. Before its first epoch's end it has nothing to save, and may hang."""
         if not trial.asked_to_stop:
             trial.asked_to_stop = True
-            trial.send(Verdict.SAVE_AND_STOP)
+            trial.send(Decision.SAVE_AND_STOP)
         elif self.why is not None and (trial.epoch < 0 or (self._kill_at is not None and now >= self._kill_at)):
             self._cut_down(trial)
 
@@ -396,7 +396,7 @@ class Supervisor:
 
     def _look_for_room(self) -> None:
         """Trials save and wait while the disk is about full: what they save still has the rest of it."""
-        free, wanted = free_mib(self.plan.settings.place.where.root), self.plan.settings.min_free_mib
+        free, wanted = free_mib(self.plan.settings.location.paths.root), self.plan.settings.min_free_mib
         # A tenth more than wanted, lest they start and stop with every file.
         self.no_room = free < (1.1 * wanted if self.no_room else wanted)
 
@@ -407,8 +407,8 @@ class Supervisor:
         peak_bytes = self._watchdog.forget(number)
         # The slot waits for no disk: the next trial starts before the ledger has this one's end. What a kill takes in
         # between, the state of the one still holds, and the other is drawn again as it was.
-        with self.ledger.together():
-            self.ledger.weighed(number, peak_bytes)
+        with self.session.together():
+            self.session.weighed(number, peak_bytes)
             record = self._outcomes.of(trial, stopping=self.why is not None)
             self.devices.append(trial.spec.device)
             self._note(record)
@@ -421,7 +421,7 @@ class Supervisor:
             self._fill_slots()
         if record.done:
             if record.state == "complete" and self.best is record and self.only is None:
-                self._illustrator.want(record)
+                self._plot_scheduler.want(record)
             self._keep_best_weights(record)
         trial.end()
 
@@ -432,13 +432,13 @@ class Supervisor:
 
     def _mirror(self) -> None:
         """Have MLflow know what the ledger has by now."""
-        for number in [n for n in self._unmirrored if self.ledger.is_written(n)]:
-            self.tracker.mirror(self._unmirrored.pop(number))
+        for number in [n for n in self._unmirrored if self.session.is_written(n)]:
+            self.mlflow_sync.mirror(self._unmirrored.pop(number))
 
     def _keep_links(self) -> None:
-        tracker = self.tracker
-        if tracker.ready and not self._linked:
-            self.ledger.link(tracker.experiment_id, tracker.parent_run_id)
+        mlflow_sync = self.mlflow_sync
+        if mlflow_sync.ready and not self._linked:
+            self.session.link(mlflow_sync.experiment_id, mlflow_sync.parent_run_id)
             self._linked = True
 
     def _keep_best_weights(self, record: TrialRecord) -> None:
@@ -450,6 +450,6 @@ class Supervisor:
             gone = {n for n, r in self.records.items() if r.done} - keepers(self.records.values(), settings)
             gone, self._gone = gone - self._gone, gone  # a thousand folders need not be looked for at every end
         for number in gone:
-            folder = settings.place.where.checkpoints(self.plan.name, number)
+            folder = self.plan.paths.checkpoint(number)
             if folder.exists():
                 shutil.rmtree(folder, ignore_errors=True)

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from overnight.protocol import (
-    AskSpec,
+    Decision,
     EpochEnd,
     Exported,
     ExportSpec,
     Finished,
     Predicted,
+    PredictSpec,
     Refused,
     TrialSpec,
     Up,
-    Verdict,
 )
 from overnight.runner.watchdog import Ruling
 from overnight.system import forkserver
@@ -47,13 +47,13 @@ class TrialProcess:
     finished: Finished | None = None
     ruling: Ruling | None = None  # the watchdog's
     asked_to_stop: bool = False
-    judged_out: bool = False  # the pruner ends it, though it may have heard before that it is to stop
+    pruned: bool = False  # the pruner ends it, though it may have heard before that it is to stop
     printing: bool = True  # until it closes its output
     epoch: int = -1
 
-    def send(self, verdict: Verdict) -> None:
+    def send(self, decision: Decision) -> None:
         with contextlib.suppress(OSError):  # it died; its sentinel says so
-            self.pipe.send(verdict)
+            self.pipe.send(decision)
 
     def messages(self) -> Iterator[Up]:
         """What has arrived, without waiting."""
@@ -171,7 +171,7 @@ def run_alone(
             for message in trial.messages():
                 said.append(message)
                 if isinstance(message, EpochEnd):
-                    trial.send(Verdict.GO_ON)
+                    trial.send(Decision.GO_ON)
                 elif isinstance(message, Finished):
                     trial.finished = message
             if trial.finished is not None:
@@ -194,7 +194,7 @@ def _last_words(trial: TrialProcess) -> str:
     return printed or (f"its process was ended by signal {-code}" if code < 0 else f"its process left with {code}")
 
 
-def run_one_shot(spec: ExportSpec | AskSpec, log: Path, within_s: float) -> Exported | Predicted | Refused:
+def run_one_shot(spec: ExportSpec | PredictSpec, log: Path, within_s: float) -> Exported | Predicted | Refused:
     """Have a process do what `spec` says and report, which it must within so many seconds; what it prints goes to
     `log`."""
     from overnight.trial import one_shot

@@ -117,14 +117,14 @@ class Launch:
         if line == self._logged or (not at_once and now - self._logged_at < 60):
             return
         self._logged, self._logged_at = line, now
-        path = self.plan.settings.place.where.launch_log(self.plan.name)
+        path = self.plan.paths.launch_log
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))} {line}\n")
 
 
-class Searching:
+class SearchLimits:
     """The limits of a search."""
 
     def __init__(self, launch: Launch, slots: int, terminator: Terminator) -> None:
@@ -228,7 +228,7 @@ class Searching:
         return f"; there was no time for one whole trial{told}: give it more"
 
 
-class Confirming:
+class ConfirmationLimits:
     """The limits of a confirmation: what is wanted, by (trial, nth seed), in order, as far as the time goes."""
 
     def __init__(

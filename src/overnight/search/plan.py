@@ -23,7 +23,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from overnight.config import clock
 from overnight.config.compose import Draft, compose
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation, StudyPaths
 from overnight.config.rules import ConfigError, nearest
 from overnight.config.sections import COMPONENTS, SEARCHABLE, Settings, from_json, to_json
 from overnight.config.trees import has_key, look_up, with_values
@@ -83,6 +83,10 @@ class Plan:
         if self.settings.sampler.name != "grid":
             return trials
         return int(min(trials, self.points + sum(bool(first.outside) for first in self.first_trials())))
+
+    @property
+    def paths(self) -> StudyPaths:
+        return self.settings.location.paths.study(self.name)
 
     @property
     def experiment(self) -> str:
@@ -190,9 +194,9 @@ class Plan:
         except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
             raise ConfigError([f"plan: {type(error).__name__}: {error}"]) from error
 
-    def at(self, place: Place) -> Plan:
+    def at(self, location: StudyLocation) -> Plan:
         """The same study where it lies now: a home may be moved, or looked at from another folder."""
-        return replace(self, settings=replace(self.settings, home=place.home, lies=place))
+        return replace(self, settings=replace(self.settings, home=location.home, found_location=location))
 
     def differences(self, old: Plan) -> list[str]:
         """Why trials of `old` and of this plan cannot stand side by side, one line each; empty where they can.
@@ -425,9 +429,9 @@ def _check_enqueued(plan: Plan) -> list[str]:
     problems = []
     known = plan.space.keys()
     entries = plan.settings.study.enqueue
-    for place, (entry, first) in enumerate(zip(entries, map(plan.first_trial, entries), strict=True)):
+    for i, (entry, first) in enumerate(zip(entries, map(plan.first_trial, entries), strict=True)):
         for key, value in entry.items():
-            where, drawn = f"study.enqueue[{place}].{key}", plan.space.of(key)
+            where, drawn = f"study.enqueue[{i}].{key}", plan.space.of(key)
             if not drawn:
                 close = nearest(key, known)
                 problems.append(f"{where}: must be a searched key, one of {', '.join(known)}, got {value!r}{close}")

@@ -28,7 +28,7 @@ def seen(trials: Iterable[FrozenTrial], bad: Mapping[str, str]) -> list[FrozenTr
     return [_failed(t, bad[str(t.number)]) if str(t.number) in bad else t for t in trials]
 
 
-def heeded(study: optuna.Study) -> optuna.Study:
+def apply_exclusions(study: optuna.Study) -> optuna.Study:
     """The study, whose samplers and pruners see its marks from here on."""
     bad, storage = of(study.user_attrs), study._storage
     if not bad:

@@ -12,7 +12,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.config.rules import ConfigError
 from overnight.config.sections import Settings
 from overnight.config.trees import look_up
@@ -20,18 +20,18 @@ from overnight.search import sampler
 from overnight.search.plan import CONFIRM, FirstTrial, Plan
 from overnight.search.record import BASELINE, ENTRY, OUTSIDE, VALUES, values_of
 from overnight.study import exclusions, plan_trust
-from overnight.study.session import Ledger
+from overnight.study.session import StudySession
 from overnight.study.snapshot import LAUNCHED, LINKS, OVER, PLAN, READY, REFUSED, STOP, TOLD, UID, generations, plan_of
 from overnight.study.storage import leased
 from overnight.study.storage.database import dispose, hold, reached
-from overnight.study.storage.leased import SharedStorage, open_for_work
+from overnight.study.storage.leased import LeasedStorage, open_for_work
 
 _WAIT_FOR_THE_STOPPED_S, _LOOK_EVERY_S = 15.0, 0.5  # they have trials save, and MLflow told of it
 
 
 def open_study(
     plan: Plan, *, extend: bool = False, comparable: bool = True, say: Callable[[str], None] = lambda _: None
-) -> tuple[Ledger, list[str]]:
+) -> tuple[StudySession, list[str]]:
     """Open the plan's study for work: create it, or go on with it.
 
     Args:
@@ -45,44 +45,46 @@ def open_study(
     Raises:
         Held: another process works on it. ConfigError: its trials and this plan's would not compare. Unreachable.
     """
-    home = plan.settings.place.where
+    home = plan.settings.location.paths
     try:
         home.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError([f"home: must be a folder that can be written, got {str(home.root)!r}: {error}"]) from error
-    if plan.settings.place.shared:
+    if plan.settings.location.shared:
         return _open_shared(plan, extend, comparable, say)
-    with _held(plan.settings.place, plan.name) as let_go:
-        storage = open_for_work(plan.settings.place)
+    with _held(plan.settings.location, plan.name) as let_go:
+        storage = open_for_work(plan.settings.location)
         study, said = _continue_or_create(storage, plan, extend, comparable)
-        ledger = Ledger(plan, study, let_go)
-        ledger.clear_stop()
-        orphans = ledger.put_back_orphans()
-        said += _limits(ledger, comparable)
+        session = StudySession(plan, study, let_go)
+        session.clear_stop()
+        orphans = session.put_back_orphans()
+        said += _limits(session, comparable)
         if orphans:
             said.append(f"{len(orphans)} trial(s) were cut off and go on: {', '.join(map(str, orphans))}")
-        return ledger, said
+        return session, said
 
 
-def _open_shared(plan: Plan, extend: bool, comparable: bool, say: Callable[[str], None]) -> tuple[Ledger, list[str]]:
+def _open_shared(
+    plan: Plan, extend: bool, comparable: bool, say: Callable[[str], None]
+) -> tuple[StudySession, list[str]]:
     if not plan.name.endswith(CONFIRM):  # a confirmation is part of its search
         leased.begin()
-    with _shared(plan.settings.place) as storage, storage.alone(f"study {plan.name}"):
+    with _shared(plan.settings.location) as storage, storage.alone(f"study {plan.name}"):
         study, said = _continue_or_create(storage, plan, extend, comparable)
         if not plan.name.endswith(CONFIRM):
             _await_the_stopped(storage, study, say)
             _forget_stop(storage, plan.name)
-        ledger = _seated(storage, plan, study)
+        session = _seated(storage, plan, study)
         with storage.alone(f"answer of {study._study_id}"):  # else whoever is telling it would say that it is over
             study.set_user_attr(OVER, False)
             study.set_user_attr(TOLD, {})
             study.set_user_attr(LAUNCHED, None)
         for key in [k for k, refused in study.user_attrs.items() if k.startswith(REFUSED) and refused]:
             study.set_user_attr(key, [])  # it may ask for something else now
-        return ledger, said + _limits(ledger, comparable)
+        return session, said + _limits(session, comparable)
 
 
-def _await_the_stopped(storage: SharedStorage, study: optuna.Study, say: Callable[[str], None]) -> None:
+def _await_the_stopped(storage: LeasedStorage, study: optuna.Study, say: Callable[[str], None]) -> None:
     """Let those go who were asked to stop, before that is forgotten: it must be, or nobody would take up what is
     launched here. Who is still there then tells the answer, and stops for nothing; or is at it again."""
     until, told = time.monotonic() + _WAIT_FOR_THE_STOPPED_S, False
@@ -95,7 +97,7 @@ def _await_the_stopped(storage: SharedStorage, study: optuna.Study, say: Callabl
         time.sleep(_LOOK_EVERY_S)
 
 
-def _forget_stop(storage: SharedStorage, name: str) -> None:
+def _forget_stop(storage: LeasedStorage, name: str) -> None:
     """Of a study and its confirmation, as it was asked for: whoever is launched here stops for neither."""
     for asked in (name, name + CONFIRM):
         _, frozen = generations(storage, asked)
@@ -103,25 +105,25 @@ def _forget_stop(storage: SharedStorage, name: str) -> None:
             storage.set_study_user_attr(frozen._study_id, STOP, False)
 
 
-def _limits(ledger: Ledger, comparable: bool) -> list[str]:
-    return sampler.limits(ledger.plan) if comparable and not ledger._spent(ledger.trials()) else []
+def _limits(session: StudySession, comparable: bool) -> list[str]:
+    return sampler.limits(session.plan) if comparable and not session._spent(session.trials()) else []
 
 
-def _seated(storage: SharedStorage, plan: Plan, study: optuna.Study, alone: bool = False) -> Ledger:
+def _seated(storage: LeasedStorage, plan: Plan, study: optuna.Study, alone: bool = False) -> StudySession:
     study_id = study._study_id
     storage.sit(study_id, alone)
-    return Ledger(plan, study, lambda: storage.leave(study_id))
+    return StudySession(plan, study, lambda: storage.leave(study_id))
 
 
-def join(name: str, own: Settings, lacking: Callable[[Plan], list[str]] = lambda _: []) -> Ledger:
+def join(name: str, own: Settings, lacking: Callable[[Plan], list[str]] = lambda _: []) -> StudySession:
     """Work on a study that there is, as one of many; what belongs to a machine is as its own settings have it.
 
     lacking: what this machine lacks for it. Raises ConfigError where that is anything, or where the study asks for what
     its operator does not trust; Unreachable.
     """
     leased.begin()
-    with _shared(own.place) as storage:
-        plan, study = _as_it_stands(storage, own.place, name)
+    with _shared(own.location) as storage:
+        plan, study = _as_it_stands(storage, own.location, name)
         adopted = plan_trust.adopted(plan, own)
         if problems := plan_trust.problems(plan) or lacking(
             adopted
@@ -130,28 +132,28 @@ def join(name: str, own: Settings, lacking: Callable[[Plan], list[str]] = lambda
         return _seated(storage, adopted, study)
 
 
-def reopen(place: Place, name: str) -> Ledger:
+def reopen(location: StudyLocation, name: str) -> StudySession:
     """Hold a study that there is, as it stands and alone, to mend what is around it. Raises Held, Unreachable."""
-    if place.shared:
+    if location.shared:
         leased.begin()
-        with _shared(place) as storage:
-            return _seated(storage, *_as_it_stands(storage, place, name), alone=True)
-    with _held(place, name) as let_go:
-        return Ledger(*_as_it_stands(open_for_work(place), place, name), let_go)
+        with _shared(location) as storage:
+            return _seated(storage, *_as_it_stands(storage, location, name), alone=True)
+    with _held(location, name) as let_go:
+        return StudySession(*_as_it_stands(open_for_work(location), location, name), let_go)
 
 
-def _as_it_stands(storage: BaseStorage, place: Place, name: str) -> tuple[Plan, optuna.Study]:
+def _as_it_stands(storage: BaseStorage, location: StudyLocation, name: str) -> tuple[Plan, optuna.Study]:
     _, frozen = generations(storage, name)
     assert frozen is not None, "the caller has seen it"
-    plan = plan_of(name, frozen.user_attrs).at(place)
+    plan = plan_of(name, frozen.user_attrs).at(location)
     return plan, _load(storage, plan, frozen.study_name)
 
 
 @contextmanager
-def _shared(place: Place) -> Iterator[SharedStorage]:
+def _shared(location: StudyLocation) -> Iterator[LeasedStorage]:
     """A shared ledger's storage, open beyond the block too unless an error leaves it. Raises Unreachable."""
-    storage = open_for_work(place)
-    assert isinstance(storage, SharedStorage), "so the place says"
+    storage = open_for_work(location)
+    assert isinstance(storage, LeasedStorage), "so the place says"
     try:
         with reached():
             yield storage
@@ -161,9 +163,9 @@ def _shared(place: Place) -> Iterator[SharedStorage]:
 
 
 @contextmanager
-def _held(place: Place, name: str) -> Iterator[Callable[[], None]]:
+def _held(location: StudyLocation, name: str) -> Iterator[Callable[[], None]]:
     """Hold a study, beyond the block too, unless an error leaves it; what ends that."""
-    let_go = hold(place, name)
+    let_go = hold(location, name)
     try:
         yield let_go
     except BaseException:
@@ -256,7 +258,7 @@ def _extended(storage: BaseStorage, plan: Plan, old: Plan, source: str, name: st
     study.set_user_attr(LINKS, before.user_attrs.get(LINKS))
     study.set_user_attr(exclusions.BAD, exclusions.of(before.user_attrs))
     study.set_user_attr(READY, True)
-    return exclusions.heeded(study)
+    return exclusions.apply_exclusions(study)
 
 
 def _moved(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
@@ -305,4 +307,4 @@ def _load(storage: BaseStorage, plan: Plan, name: str) -> optuna.Study:
         pruner=sampler.pruner(settings.pruner, settings.trainer.max_epochs),
         load_if_exists=True,
     )
-    return exclusions.heeded(study)
+    return exclusions.apply_exclusions(study)

@@ -30,8 +30,8 @@ def problems(plan: Plan) -> list[str]:
     found = list_problems()
     for variant in plan.variants.values():
         found += [*problems_of(variant), *trainer_problems(variant.get("trainer") or {})]
-    for place, key, value in _values(plan):
-        found += _value_problems(place, key, value)
+    for location, key, value in _values(plan):
+        found += _value_problems(location, key, value)
     settings = plan.settings
     if settings.notify.command is not None or settings.notify.urls:
         found.append("notify: must not come with a study, got a command or addresses; a worker's operator sets its own")
@@ -48,7 +48,17 @@ def adopted(plan: Plan, own: Settings) -> Plan:
 
     That is home, stores, slots, notifications, room on the disk and sleep; and no folder of the launcher's is read.
     """
-    machine = ("home", "storage", "tracking", "lies", "slots", "launcher", "notify", "min_free_mib", "stay_awake")
+    machine = (
+        "home",
+        "storage",
+        "tracking",
+        "found_location",
+        "slots",
+        "launcher",
+        "notify",
+        "min_free_mib",
+        "stay_awake",
+    )
     settings = replace(plan.settings, **{name: getattr(own, name) for name in machine})
     return replace(plan, settings=settings, config_dir=None)
 
@@ -60,17 +70,17 @@ def _values(plan: Plan) -> Iterator[tuple[str, str, Any]]:
         for value in drawn:
             yield f"search.{p.key}", p.key, value if p.length is None else [value]
     for where, entries in (("study.enqueue", plan.settings.study.enqueue), ("study.warm_start_from", plan.taken)):
-        for place, entry in enumerate(entries):
+        for location, entry in enumerate(entries):
             for key, value in entry.items():
-                yield f"{where}[{place}].{key}", key, value
+                yield f"{where}[{location}].{key}", key, value
 
 
-def _value_problems(place: str, key: str, value: Any) -> list[str]:
+def _value_problems(location: str, key: str, value: Any) -> list[str]:
     if not re.fullmatch(r"\w+(\.\w+)*", key) or key.split(".")[0] not in SEARCHABLE:
-        return [f"{place}: must be a dotted key of {', '.join(SEARCHABLE)}, got {key!r}"]
+        return [f"{location}: must be a dotted key of {', '.join(SEARCHABLE)}, got {key!r}"]
     if key.split(".")[-1] == "_target_":
-        problem = target_problem(place, value)
+        problem = target_problem(location, value)
         return [problem] if problem else []
     if key.split(".")[0] == "trainer":
-        return [f"{place}: {p}" for p in trainer_problems({key.partition(".")[2]: value})]
-    return problems_of(value, place)
+        return [f"{location}: {p}" for p in trainer_problems({key.partition(".")[2]: value})]
+    return problems_of(value, location)

@@ -46,14 +46,14 @@ from overnight.search.record import (
 )
 from overnight.study.snapshot import LAUNCH, LAUNCHED, LINKS, OVER, STOP, TESTS, TOLD, UID, WANTED, tests_of
 from overnight.study.storage.database import Unreachable, dispose
-from overnight.study.storage.exclusive import HolderStorage
-from overnight.study.storage.leased import Company, SharedStorage, Which
+from overnight.study.storage.exclusive import ExclusiveStorage
+from overnight.study.storage.leased import LeasedStorage, Peers, Which
 
 _LAST_WORDS_S = 10.0  # for a ledger that is out of reach to be back, before what it lacks is left to those who go on
 
 
 @dataclass(frozen=True)
-class Ticket:
+class TrialAssignment:
     """A trial to be run. values: searched key -> value. attempts: how often in a row it crashed without progress.
     was_elsewhere: whether another process may have told MLflow of it."""
 
@@ -66,7 +66,7 @@ class Ticket:
 
 
 @dataclass
-class _Live:
+class _RunningTrial:
     trial: optuna.Trial
     history: dict[int, EpochEnd]
     reported: set[int]  # the steps that Optuna has, which a kill may have kept while the history lost them
@@ -74,19 +74,19 @@ class _Live:
 
 
 @dataclass
-class Ledger:
+class StudySession:
     """An open study, held by this process alone or with others. Made by `open_study`; closed by `close`."""
 
     plan: Plan
     study: optuna.Study
     let_go: Callable[[], None]
-    part_of: Ledger | None = None  # of a confirmation: its search, whose word to stop holds for both
-    _live: dict[int, _Live] = field(default_factory=dict)
+    part_of: StudySession | None = None  # of a confirmation: its search, whose word to stop holds for both
+    _live: dict[int, _RunningTrial] = field(default_factory=dict)
     _launched_s: float | None = None  # of the launch that this process works on
 
     # Trials out
 
-    def ask(self) -> Ticket | None:
+    def ask(self) -> TrialAssignment | None:
         """The next trial to run, a paused one first; None where the budget is spent or on its way to be. Raises
         Unreachable."""
         if self.shared is not None:
@@ -95,7 +95,7 @@ class Ledger:
         if not any(t.state == TrialState.WAITING for t in trials) and self._spent(trials):
             return None
         with self.together():
-            return self._ticket(self.study.ask())
+            return self._assignment(self.study.ask())
 
     def _spent(self, trials: list[FrozenTrial]) -> bool:
         """Whether no new trial is to be made."""
@@ -110,32 +110,32 @@ class Ledger:
         assert isinstance(self.study.sampler, sampler.SeededSampler)
         self.study.sampler.help_from(fork)
 
-    def ask_new(self) -> Ticket | None:
+    def ask_new(self) -> TrialAssignment | None:
         """A new trial, whoever waits; None where the budget is spent. Raises Unreachable."""
         if self.shared is not None:
             return self._claimed(self.shared, "new")
         if self._spent(self.trials()):
             return None
         with self.together():
-            return self._ticket(optuna.Trial(self.study, self.storage.create_new_trial(self.study._study_id)))
+            return self._assignment(optuna.Trial(self.study, self.storage.create_new_trial(self.study._study_id)))
 
-    def ask_for(self, number: int) -> Ticket | None:
+    def ask_for(self, number: int) -> TrialAssignment | None:
         """One waiting trial, by its number; None where somebody else was first. Raises Unreachable."""
         if self.shared is not None:
             return self._claimed(self.shared, number)
         trial_id = self.trials()[number]._trial_id
         with self.together():
             self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
-            return self._ticket(optuna.Trial(self.study, trial_id))
+            return self._assignment(optuna.Trial(self.study, trial_id))
 
-    def _claimed(self, storage: SharedStorage, which: Which) -> Ticket | None:
+    def _claimed(self, storage: LeasedStorage, which: Which) -> TrialAssignment | None:
         number = storage.claim(self.study._study_id, which, lambda: self._spent(self.trials()))
         if number is None:
             return None
         trial_id = self.trials()[number]._trial_id
         with self.together():
             self.storage.set_trial_state_values(trial_id, TrialState.RUNNING)
-            return self._ticket(optuna.Trial(self.study, trial_id))
+            return self._assignment(optuna.Trial(self.study, trial_id))
 
     def enqueue(self, config: Mapping[str, Any]) -> int:
         """The number of a waiting trial of exactly this config: a paused one that goes on, or a new one."""
@@ -157,7 +157,7 @@ class Ledger:
         attrs = {CONFIG: dict(config), PARAMS: dict(params), CONFIRMS: vars(confirms)}
         self.study.enqueue_trial({}, user_attrs=attrs)
 
-    def _ticket(self, trial: optuna.Trial) -> Ticket:
+    def _assignment(self, trial: optuna.Trial) -> TrialAssignment:
         attrs = trial.user_attrs
         values = values_of(self.storage.get_trial(trial._trial_id), self.plan) or {}
         if VALUES in attrs or attrs.get(BASELINE):
@@ -171,9 +171,9 @@ class Ledger:
             seed = Confirms(**attrs[CONFIRMS]).seed
         history = {e.epoch: e for e in unpack(trial.number, attrs.get(HISTORY))}
         reported = set(self.storage.get_trial(trial._trial_id).intermediate_values)
-        self._live[trial.number] = _Live(trial, history, reported)
-        elsewhere = self.company is not None and self.company.was_elsewhere(trial.number)
-        return Ticket(trial.number, seed, values, config, attrs.get(ATTEMPTS, 0), elsewhere)
+        self._live[trial.number] = _RunningTrial(trial, history, reported)
+        elsewhere = self.peers is not None and self.peers.was_elsewhere(trial.number)
+        return TrialAssignment(trial.number, seed, values, config, attrs.get(ATTEMPTS, 0), elsewhere)
 
     # Reports in
 
@@ -280,12 +280,12 @@ class Ledger:
     # Where others are at it too
 
     @property
-    def shared(self) -> SharedStorage | None:
-        return self.storage if isinstance(self.storage, SharedStorage) else None
+    def shared(self) -> LeasedStorage | None:
+        return self.storage if isinstance(self.storage, LeasedStorage) else None
 
     @property
-    def company(self) -> Company | None:
-        return Company(self.shared, self.study._study_id) if self.shared is not None else None
+    def peers(self) -> Peers | None:
+        return Peers(self.shared, self.study._study_id) if self.shared is not None else None
 
     @property
     def out_of_reach(self) -> str | None:
@@ -339,7 +339,7 @@ class Ledger:
 
     def alone(self, what: str) -> AbstractContextManager[None]:
         """Be the only one to do something about this study; stays heard of until then. Raises Unreachable."""
-        return self.company.alone(what, self.stay) if self.company is not None else nullcontext()
+        return self.peers.alone(what, self.stay) if self.peers is not None else nullcontext()
 
     # When it is written
 
@@ -354,8 +354,8 @@ class Ledger:
     # Reading
 
     @property
-    def storage(self) -> HolderStorage:
-        assert isinstance(self.study._storage, HolderStorage), "so it was opened"
+    def storage(self) -> ExclusiveStorage:
+        assert isinstance(self.study._storage, ExclusiveStorage), "so it was opened"
         return self.study._storage
 
     def trials(self) -> list[FrozenTrial]:
@@ -429,11 +429,11 @@ class Ledger:
 
     def give_up(self) -> None:
         """Leave a study that comes to nothing here; it is over unless others are at it, who may do better."""
-        if self.company is None:
+        if self.peers is None:
             return
         with suppress(Unreachable), self.alone("answer"):
             self.stand_up()
-            if not self.company.others():
+            if not self.peers.others():
                 self.end()
 
     def link(self, experiment_id: str, parent_run_id: str | None) -> None:

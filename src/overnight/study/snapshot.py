@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from optuna.storages import BaseStorage
 
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.config.rules import ConfigError
 from overnight.protocol import Tested
 from overnight.search.plan import CONFIRM, TRAIN, Plan
 from overnight.search.record import State, TrialRecord, best_of, record_of
 from overnight.study import exclusions
 from overnight.study.storage import optuna_tables
-from overnight.study.storage.database import LedgerStorage, holder_of, opened, without_collecting
+from overnight.study.storage.database import OptunaDatabase, holder_of, opened, without_collecting
 
 # Names of what we keep in a study's user attributes.
 PLAN, READY, STOP, LINKS = "overnight.plan", "overnight.ready", "overnight.stop", "overnight.mlflow"
@@ -85,55 +85,55 @@ class StudyView:
         return best_of(self.records, self.plan.settings) if self.name != TRAIN else None
 
 
-def view(place: Place, name: str | None = None) -> tuple[StudyView | None, list[str]]:
+def view(location: StudyLocation, name: str | None = None) -> tuple[StudyView | None, list[str]]:
     """A study as it stands, without touching it, and the names of all studies, the one worked on last first.
 
     name: which; without one, the one worked on last. The view is None where the ledger has no such study.
     """
-    if place.storage_url is None and not place.where.ledger.exists():
+    if location.storage_url is None and not location.paths.optuna_db.exists():
         return None, []
-    with opened(place) as storage:
+    with opened(location) as storage:
         newest, names = _newest(storage)
         name = name if name is not None else names[0] if names else None
         if name is None or name not in newest:
             return None, names
-        confirmation = _as_wanted(_read(storage, place, name + CONFIRM)) if name + CONFIRM in newest else None
-        return replace(_read(storage, place, name), confirmation=confirmation), names
+        confirmation = _as_wanted(_read(storage, location, name + CONFIRM)) if name + CONFIRM in newest else None
+        return replace(_read(storage, location, name), confirmation=confirmation), names
 
 
-def wanted(place: Place) -> list[str]:
+def wanted(location: StudyLocation) -> list[str]:
     """The names of the studies that workers are to work on, the one that was launched first first."""
-    with opened(place) as storage:
+    with opened(location) as storage:
         open_ = [f for f in storage.get_all_studies() if f.user_attrs.get(READY) and not f.user_attrs.get(OVER)]
         open_ = [f for f in open_ if not f.user_attrs.get(STOP)]
         newest = {n: f for n, f in _newest(storage)[0].items() if n != TRAIN and not n.endswith(CONFIRM)}
         return [n for n, f in newest.items() if f.study_name in {o.study_name for o in open_}]
 
 
-def refuse(place: Place, name: str, why: Sequence[str]) -> None:
+def refuse(location: StudyLocation, name: str, why: Sequence[str]) -> None:
     """Have whoever looks at a study see why this machine's worker does not work on it."""
-    with opened(place) as storage:
+    with opened(location) as storage:
         _, frozen = generations(storage, name)
         if frozen is not None:
             storage.set_study_user_attr(frozen._study_id, REFUSED + socket.gethostname(), list(why))
 
 
-def refused(place: Place, name: str) -> list[str]:
+def refused(location: StudyLocation, name: str) -> list[str]:
     """Why this machine's worker does not work on a study, as the ledger keeps it; empty once it is launched anew."""
-    with opened(place) as storage:
+    with opened(location) as storage:
         _, frozen = generations(storage, name)
         return list(frozen.user_attrs.get(REFUSED + socket.gethostname()) or ()) if frozen is not None else []
 
 
-def names_in(place: Place) -> list[str]:
+def names_in(location: StudyLocation) -> list[str]:
     """The names of all studies, the one worked on last first; of those too whose plans this version can't read."""
-    if place.storage_url is None and not place.where.ledger.exists():
+    if location.storage_url is None and not location.paths.optuna_db.exists():
         return []
-    with opened(place) as storage:
+    with opened(location) as storage:
         return _newest(storage)[1]
 
 
-def _newest(storage: LedgerStorage) -> tuple[dict[str, Any], list[str]]:
+def _newest(storage: OptunaDatabase) -> tuple[dict[str, Any], list[str]]:
     """Name -> newest whole ledger study, confirmations among them; and the names of the others, the last one first."""
     newest = {f.study_name.partition("~")[0]: f for f in storage.get_all_studies() if f.user_attrs.get(READY)}
     names = sorted(n for n in newest if not n.endswith(CONFIRM))
@@ -143,10 +143,10 @@ def _newest(storage: LedgerStorage) -> tuple[dict[str, Any], list[str]]:
     return newest, names
 
 
-def _read(storage: LedgerStorage, place: Place, name: str) -> StudyView:
+def _read(storage: OptunaDatabase, location: StudyLocation, name: str) -> StudyView:
     frozen = generations(storage, name)[1]
     attrs = frozen.user_attrs
-    plan, links = plan_of(name, attrs).at(place), attrs.get(LINKS) or {}
+    plan, links = plan_of(name, attrs).at(location), attrs.get(LINKS) or {}
     with without_collecting():
         trials = storage.trials_without_reports(frozen._study_id)
         records = tuple(record_of(t, plan) for t in exclusions.seen(trials, exclusions.of(attrs)))
@@ -154,7 +154,7 @@ def _read(storage: LedgerStorage, place: Place, name: str) -> StudyView:
         name,
         plan,
         records,
-        holder_of(place, name),
+        holder_of(location, name),
         links.get("experiment_id"),
         links.get("parent_run_id"),
         attrs[UID],
@@ -179,14 +179,14 @@ def tests_of(study_attrs: Mapping[str, Any]) -> dict[int, Tested]:
     return {t["number"]: Tested(**t) for t in study_attrs.get(TESTS, ())}
 
 
-def _last_start(storage: LedgerStorage, study_id: int) -> float:
+def _last_start(storage: OptunaDatabase, study_id: int) -> float:
     with storage.engine.connect() as database:
         return optuna_tables.last_start(database, study_id)
 
 
-def request_stop(place: Place, name: str) -> None:
+def request_stop(location: StudyLocation, name: str) -> None:
     """Ask whoever works on the study to save and stop."""
-    with opened(place) as storage:
+    with opened(location) as storage:
         for asked in (name, name + CONFIRM):
             _, frozen = generations(storage, asked)
             if frozen is not None:

@@ -21,17 +21,19 @@ def resolved(plan: Plan) -> tuple[Plan, list[str]]:
     A study that has started keeps what it took then, whatever has become of the other one since. Raises ConfigError
     where there is no such study.
     """
-    asked, place = plan.settings.study.warm_start_from, plan.settings.place
+    asked, location = plan.settings.study.warm_start_from, plan.settings.location
     if asked is None:
         return plan, []
-    started, _ = view(place, plan.name)
+    started, _ = view(location, plan.name)
     if started is not None and started.plan.settings.study.warm_start_from == asked:
         return replace(plan, taken=started.plan.taken), []
-    source, names = view(place, asked.study)
+    source, names = view(location, asked.study)
     if source is None:
         there = f"one of {', '.join(names)}" if names else "a study, and there is none"
         hint = nearest(asked.study, names) if names else "; run that one first, or leave this out"
-        raise ConfigError([f"study.warm_start_from: must be {there} in {place.ledger_said}, got {asked.study}{hint}"])
+        raise ConfigError(
+            [f"study.warm_start_from: must be {there} in {location.storage_description}, got {asked.study}{hint}"]
+        )
     taken = best_in(plan, source, asked.top)
     return replace(plan, taken=tuple(taken.values())), [_told(source, list(taken))]
 

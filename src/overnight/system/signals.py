@@ -31,8 +31,8 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             # What is ignored already stays so: under nohup a closed terminal is none of our business.
-            heeded = [s for s in self._kinds if signal.getsignal(s) is not signal.SIG_IGN]
-            self._before = {s: signal.signal(s, self._receive) for s in heeded}
+            apply_exclusions = [s for s in self._kinds if signal.getsignal(s) is not signal.SIG_IGN]
+            self._before = {s: signal.signal(s, self._receive) for s in apply_exclusions}
         return self
 
     def __exit__(

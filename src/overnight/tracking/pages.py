@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from overnight.config.credentials import SECRET
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.search.plan import Plan
 from overnight.search.space import shown
 from overnight.study.snapshot import StudyView
@@ -97,10 +97,10 @@ def _view(plan: Plan, name: str, runs: str) -> str:
         columns.pop()  # of hundreds of parameters the first ones
 
 
-def ui_command(place: Place, port: int) -> tuple[list[str], Mapping[str, str]]:
+def ui_command(location: StudyLocation, port: int) -> tuple[list[str], Mapping[str, str]]:
     """How to serve the pages of a store that no server serves yet on 127.0.0.1: arguments, and their environment."""
-    client(place)  # creates the embedded store where there is none yet
-    root = place.artifact_root
+    client(location)  # creates the embedded store where there is none yet
+    root = location.artifact_root
     assert root is not None, "a server serves its own pages"
     command = [
         sys.executable,
@@ -108,7 +108,7 @@ def ui_command(place: Place, port: int) -> tuple[list[str], Mapping[str, str]]:
         "mlflow",
         "server",
         "--backend-store-uri",
-        place.tracking_uri,
+        location.tracking_uri,
         "--default-artifact-root",
         root,
         "--artifacts-destination",
@@ -136,7 +136,7 @@ def page_of(view: StudyView | None, address: str) -> str:
         return address
     tags: Mapping[str, str] = {}
     with contextlib.suppress(Exception):  # MLflow's, the network's: the page itself will say so
-        tags = client(view.plan.settings.place).get_experiment(view.experiment_id).tags
+        tags = client(view.plan.settings.location).get_experiment(view.experiment_id).tags
     if VIEW + study_key(view.uid) in tags:
         return f"{address}/{table(view.experiment_id, study_key(view.uid))}"
     return f"{address}/#/experiments/{view.experiment_id}/runs?workflowType=machine_learning"

@@ -35,7 +35,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Survey:
+class Reconciliation:
     """runs: by trial number, the ones to go on with. strays: run id -> why it should not be there.
 
     lacking: trial number -> what its run has not got, in words; a trial that lacks nothing is not in it.
@@ -47,7 +47,7 @@ class Survey:
     lacking: dict[int, list[str]]
 
 
-def survey(
+def reconcile(
     client: Any,
     experiment_id: str | None,
     uid: str,
@@ -56,7 +56,7 @@ def survey(
     *,
     deep: bool = False,
     below: str | None = None,
-) -> Survey:
+) -> Reconciliation:
     """Set the study's runs against `records`, all that the ledger holds.
 
     A start looks at the last value of every metric, which costs nothing: a run is ended last, so what is ended is
@@ -94,7 +94,7 @@ def survey(
                 lacks = lacks or _steps_lacking(client, run, record)
             if lacks:
                 lacking[record.number] = lacks
-    return Survey(parent, runs, strays, lacking)
+    return Reconciliation(parent, runs, strays, lacking)
 
 
 def logged_steps(client: Any, run_id: str, record: TrialRecord) -> dict[str, set[int]]:

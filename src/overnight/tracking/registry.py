@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.protocol import Exported
 from overnight.study.snapshot import StudyView
 from overnight.tracking import client, exists, parent_of, write_model
@@ -21,10 +21,10 @@ WEIGHTS_TAG = "overnight.weights"  # of a version: the sha256 of the checkpoint 
 _EVEN_DELETED = 3  # MLflow's ViewType.ALL
 
 
-def champion_tags(place: Place, name: str) -> dict[str, str]:
+def champion_tags(location: StudyLocation, name: str) -> dict[str, str]:
     """The tags of a registered model's champion; none where there is none, or no registry that could be asked."""
     try:
-        return dict(client(place).get_model_version_by_alias(name, CHAMPION).tags)
+        return dict(client(location).get_model_version_by_alias(name, CHAMPION).tags)
     except Exception:  # MLflow's own, or its store's; whoever writes next hears of it
         return {}
 
@@ -34,7 +34,7 @@ def register(view: StudyView, made: Exported, tags: Mapping[str, str], descripti
 
     Raises whatever MLflow and its store raise.
     """
-    store = client(view.plan.settings.place)
+    store = client(view.plan.settings.location)
     experiment = store.get_experiment_by_name(view.plan.experiment)
     run_id = parent_of(store, experiment.experiment_id, view.uid) if experiment is not None else None
     if experiment is None or run_id is None:
@@ -59,24 +59,24 @@ def register(view: StudyView, made: Exported, tags: Mapping[str, str], descripti
     store.set_registered_model_alias(view.name, CHAMPION, version.version)
 
 
-def held(place: Place, experiment_name: str, uids: Collection[str]) -> tuple[int, int]:
+def held(location: StudyLocation, experiment_name: str, uids: Collection[str]) -> tuple[int, int]:
     """How many runs and how many versions of its registered model MLflow holds of a study."""
-    if not exists(place):
+    if not exists(location):
         return 0, 0
-    store = client(place)
+    store = client(location)
     experiment = store.get_experiment_by_name(experiment_name)
     runs = sum(1 for _ in _runs(store, experiment.experiment_id, uids)) if experiment is not None else 0
     return runs, len(_versions(store, experiment_name, uids))
 
 
-def forget(place: Place, experiment_name: str, uids: Collection[str]) -> str | None:
+def forget(location: StudyLocation, experiment_name: str, uids: Collection[str]) -> str | None:
     """Have MLflow forget a study's runs, models and artifacts; what another ledger's study of the name left, stays.
 
     Returns what there is to say where the store keeps what is deleted, as a server does. May be said again after a cut.
     """
-    if not exists(place):
+    if not exists(location):
         return None
-    mlflow = client(place)
+    mlflow = client(location)
     store: Any = mlflow._tracking_client.store
     for_good = hasattr(store, "_hard_delete_run")  # what `mlflow gc` does; a server does it for nobody
     for version in _versions(mlflow, experiment_name, uids):
@@ -104,7 +104,9 @@ def forget(place: Place, experiment_name: str, uids: Collection[str]) -> str | N
         mlflow.delete_experiment(experiment.experiment_id)
         if for_good:
             store._hard_delete_experiment(experiment.experiment_id)
-    return None if for_good else f"{place.tracking_uri} keeps what was deleted until `mlflow gc` is run where it lies"
+    return (
+        None if for_good else f"{location.tracking_uri} keeps what was deleted until `mlflow gc` is run where it lies"
+    )
 
 
 def _runs(client: Any, experiment_id: str, uids: Collection[str]) -> Iterator[Any]:

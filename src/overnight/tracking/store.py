@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overnight.config import credentials
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.study.storage.database import create_whole
 from overnight.system.devices import cores
 from overnight.tracking.reconcile import study_runs
@@ -33,12 +33,12 @@ def quiet_environment() -> dict[str, str]:
     }
 
 
-def exists(place: Place) -> bool:
+def exists(location: StudyLocation) -> bool:
     """Whether there is a store to ask, or a server that would have one."""
-    return place.given_tracking_uri is not None or place.where.tracking_store.exists()
+    return location.given_tracking_uri is not None or location.paths.mlflow_db.exists()
 
 
-def get_ready(place: Place) -> None:
+def get_ready(location: StudyLocation) -> None:
     """Have a thread import MLflow, and make what a store begins as; returns at once.
 
     That takes two seconds of CPU, which there are to spare while the forkserver imports what trials need, if there is
@@ -47,19 +47,19 @@ def get_ready(place: Place) -> None:
     global _getting_ready
     if _getting_ready is None and cores() > 1:
         _keep_quiet()
-        _getting_ready = threading.Thread(target=_import_and_prepare, args=(place,), name="mlflow-ahead")
+        _getting_ready = threading.Thread(target=_import_and_prepare, args=(location,), name="mlflow-ahead")
         _getting_ready.start()
 
 
-def _import_and_prepare(place: Place) -> None:
+def _import_and_prepare(location: StudyLocation) -> None:
     with contextlib.suppress(Exception):  # whoever opens the store meets it again, and says so
         from mlflow import MlflowClient  # noqa: F401
 
-        if not exists(place):
-            _blank(str(place.artifact_root))
+        if not exists(location):
+            _blank(str(location.artifact_root))
 
 
-def client(place: Place) -> MlflowClient:
+def client(location: StudyLocation) -> MlflowClient:
     """A client on the tracking store; the embedded one is created first where there is none.
 
     Raises LookupError where the login at a server can't be read any more.
@@ -67,15 +67,15 @@ def client(place: Place) -> MlflowClient:
     if _getting_ready is not None:
         _getting_ready.join()
     _keep_quiet()
-    if place.server is not None:
+    if location.server is not None:
         credentials.lend_login()
-    if not exists(place):
-        _create_store(place)
+    if not exists(location):
+        _create_store(location)
     from mlflow import MlflowClient
 
     # Its store logs a page of traceback at every try, which a full disk or a server that restarts makes many.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    return MlflowClient(tracking_uri=place.tracking_uri)
+    return MlflowClient(tracking_uri=location.tracking_uri)
 
 
 def _keep_quiet() -> None:
@@ -83,9 +83,9 @@ def _keep_quiet() -> None:
         os.environ.setdefault(name, value)
 
 
-def _create_store(place: Place) -> None:
-    place.where.root.mkdir(parents=True, exist_ok=True)
-    create_whole(place.where.tracking_store, _blank(str(place.artifact_root)))
+def _create_store(location: StudyLocation) -> None:
+    location.paths.root.mkdir(parents=True, exist_ok=True)
+    create_whole(location.paths.mlflow_db, _blank(str(location.artifact_root)))
 
 
 @functools.cache

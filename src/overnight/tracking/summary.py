@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from overnight.config.paths import Place, trial_name
+from overnight.config.paths import StudyLocation, trial_name
 from overnight.tracking.pages import with_sentence
 from overnight.tracking.reconcile import study_runs
 from overnight.tracking.store import client, in_short, parent_of
@@ -33,10 +33,10 @@ class Answer:
     files: tuple[str, ...] = ()
 
 
-def publish(place: Place, experiment_name: str, uid: str, answer: Answer) -> str | None:
+def publish(location: StudyLocation, experiment_name: str, uid: str, answer: Answer) -> str | None:
     """Have MLflow show an answer, as often as this is called; what kept it from that, or None."""
     try:
-        mlflow = client(place)
+        mlflow = client(location)
         experiment = mlflow.get_experiment_by_name(experiment_name)
         parent = parent_of(mlflow, experiment.experiment_id, uid) if experiment is not None else None
         if experiment is not None and parent is not None:
@@ -70,11 +70,11 @@ def _show_answer(client: MlflowClient, parent: str, answer: Answer) -> None:
         client.log_artifact(parent, file)
 
 
-def runs_of(place: Place, trials: Iterable[tuple[str, int | None]]) -> list[str]:
+def runs_of(location: StudyLocation, trials: Iterable[tuple[str, int | None]]) -> list[str]:
     """MLflow's ids of these trials' runs, each given as its ledger's uid and its number; fewer where it lacks some."""
-    if place.given_tracking_uri is None and not place.where.tracking_store.exists():
+    if location.given_tracking_uri is None and not location.paths.mlflow_db.exists():
         return []
-    mlflow, found = client(place), []
+    mlflow, found = client(location), []
     experiments = [e.experiment_id for e in mlflow.search_experiments()]
     for uid, number in trials:
         wanted = f"tags.`overnight.uid` = '{uid}' and tags.`overnight.trial` = '{number}'"

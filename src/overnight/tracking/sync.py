@@ -25,10 +25,10 @@ from overnight.config.trees import config_text
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of, title
 from overnight.study.storage.database import Unreachable
-from overnight.study.storage.leased import Company, Standing
+from overnight.study.storage.leased import Peers, Standing
 from overnight.tracking import pages
 from overnight.tracking.provenance import study_files
-from overnight.tracking.reconcile import STATUS, Run, final_objective, logged_steps, params_of, survey
+from overnight.tracking.reconcile import STATUS, Run, final_objective, logged_steps, params_of, reconcile
 from overnight.tracking.store import client, in_short, parent_of
 
 WRITE_EVERY_S = 1.0
@@ -43,7 +43,7 @@ _BATCH_METRICS, _BATCH_PARAMS = 1000, 100
 _TAG_CHARS = 7900  # of 8000: MLflow would cut off the end, where a traceback says what happened
 
 
-class Tracker:
+class MlflowSync:
     """Mirrors one study into MLflow from a thread of its own; `mirror` and `close` are for the supervisor.
 
     deep: have the survey at the start look at every step. search_uid: of the search that this study confirms; its runs
@@ -59,16 +59,16 @@ class Tracker:
         with_parent: bool = True,
         deep: bool = False,
         search_uid: str | None = None,
-        company: Company | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self._plan, self._uid, self._with_parent, self._deep = plan, uid, with_parent, deep
-        self._search_uid, self._company = search_uid, company
+        self._search_uid, self._peers = search_uid, peers
         self._unsure: set[int] = set()  # trials whose runs others may have written to
         self._settled: set[int] = set()
         self._pending: dict[int, TrialRecord] = {}
         self._pictures: dict[int, Path] = {}  # trial -> the folder that holds its pictures
         self._unshown: set[int] = set()
-        self._ledger: list[TrialRecord] = []
+        self._stored_records: list[TrialRecord] = []
         self._lock, self._wake, self._closing = threading.Lock(), threading.Event(), threading.Event()
         self._ending: str | None = None
         self._weights: str | None = None
@@ -85,7 +85,7 @@ class Tracker:
 
     def start(self, records: Iterable[TrialRecord]) -> None:
         """Open the store and bring it up to `records`, all that the ledger holds."""
-        self._ledger = list(records)
+        self._stored_records = list(records)
         self._thread.start()
 
     def mirror(self, record: TrialRecord) -> None:
@@ -160,7 +160,7 @@ class Tracker:
                 self.trouble = in_short(error)
                 tries += ending is not None
                 # Who works on alone writes it at the next start; a study of many may have none.
-                if tries >= (TRIES_AT_THE_END if self._company is None else TRIES_OF_MANY):
+                if tries >= (TRIES_AT_THE_END if self._peers is None else TRIES_OF_MANY):
                     print(credentials.redacted(traceback.format_exc()), file=sys.stderr)
                     return
                 self._wake.set()
@@ -170,34 +170,34 @@ class Tracker:
                 self._closing.wait(TRY_AGAIN_S if self.trouble else WRITE_EVERY_S)
 
     def _open(self) -> None:
-        self._client = client(self._plan.settings.place)
-        with self._company.alone("mlflow") if self._company is not None else contextlib.nullcontext():
+        self._client = client(self._plan.settings.location)
+        with self._peers.alone("mlflow") if self._peers is not None else contextlib.nullcontext():
             self._find_or_create()
 
     def _find_or_create(self) -> None:
         self.experiment_id = self._experiment()
         if self._search_uid is not None:
             self._open_below(self._search_uid)
-        found = survey(
+        found = reconcile(
             self._client,
             self.experiment_id,
             self._uid,
             self._plan,
-            self._ledger,
+            self._stored_records,
             deep=self._deep,
             below=self.parent_run_id,
         )
-        for run_id in found.strays if self._company is None else ():  # others make runs that this one knows nothing of
+        for run_id in found.strays if self._peers is None else ():  # others make runs that this one knows nothing of
             self._client.delete_run(run_id)
         self._runs = found.runs
         if self._search_uid is None and self._with_parent:
             self._open_parent(found.parent)
         self.ready = True
         with self._lock:
-            for record in self._ledger:
+            for record in self._stored_records:
                 if record.number in found.lacking and self._standing(record.number) != "theirs":
                     self._pending.setdefault(record.number, record)
-        self._ledger = []
+        self._stored_records = []
 
     def _experiment(self) -> str:
         name, study = self._plan.experiment, self._plan.settings.study
@@ -206,7 +206,7 @@ class Tracker:
             if found.lifecycle_stage == "deleted":
                 self._client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
-        root = self._plan.settings.place.artifact_root  # a server keeps artifacts where it likes
+        root = self._plan.settings.location.artifact_root  # a server keeps artifacts where it likes
         return str(
             self._client.create_experiment(
                 name,
@@ -224,7 +224,7 @@ class Tracker:
         if run is None:
             run = self._client.create_run(
                 self.experiment_id,
-                start_time=_ms(min((r.started_at for r in self._ledger if r.started_at), default=None)),
+                start_time=_ms(min((r.started_at for r in self._stored_records if r.started_at), default=None)),
                 run_name=plan.name,
                 tags={**self._base_tags(), "overnight.role": "study", "overnight.state": "running"},
             )
@@ -279,7 +279,7 @@ class Tracker:
             raise Unreachable("the ledger is away, and with it the word on whose trials these are")
 
     def _next(self, everything: bool) -> TrialRecord | None:
-        at_server = self._plan.settings.place.server is not None
+        at_server = self._plan.settings.location.server is not None
         since = time.monotonic() - (PROGRESS_TO_SERVER_EVERY_S if at_server else PROGRESS_EVERY_S)
         with self._lock:
             for record in self._pending.values():
@@ -291,7 +291,7 @@ class Tracker:
 
     def _standing(self, number: int) -> Standing:
         """Whose a trial's run is to write: what others do with theirs, they say themselves."""
-        return "mine" if self._company is None else self._company.standing(number)
+        return "mine" if self._peers is None else self._peers.standing(number)
 
     def _write(self, record: TrialRecord) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -423,7 +423,7 @@ class Tracker:
                 # MLflow shows the value of the greatest step, and trials don't become the best in order.
                 self._client.log_metric(self.parent_run_id, "objective", best.objective, step=len(self._runs))
             self._client.set_tag(self.parent_run_id, "overnight.best", trial_name(best.number))
-        if ending == "KILLED" and self._company is not None and self._company.others():
+        if ending == "KILLED" and self._peers is not None and self._peers.others():
             return  # it is this process that stopped, not the study
         state = {"FINISHED": "done", "FAILED": "failed", "KILLED": "paused"}[ending]
         self._client.set_tag(self.parent_run_id, "overnight.state", state)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
-from overnight.protocol import Alive, DataSpec, EpochEnd, Rehearsed, TrialSpec, Up, Verdict
+from overnight.protocol import Alive, DataSpec, Decision, DryRunResult, EpochEnd, TrialSpec, Up
 from overnight.trial import targets
 
 _BAR = re.compile(r"(\d+)%\|")
@@ -52,13 +52,13 @@ def main(connection: Connection) -> None:
     os.dup2(nowhere, 2)
     bars = Bars(terminal, lambda: connection.send(Alive(0)))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bars):
-        tried = get_ready(asked) if isinstance(asked, DataSpec) else rehearse(*asked)
+        tried = get_ready(asked) if isinstance(asked, DataSpec) else dry_run_batch(*asked)
     with contextlib.suppress(OSError):
         connection.send(tried)
     os._exit(0)
 
 
-def rehearse(spec: TrialSpec, builds: list[dict[str, Any]]) -> Rehearsed:
+def dry_run_batch(spec: TrialSpec, builds: list[dict[str, Any]]) -> DryRunResult:
     """Train `spec` for one batch; of each other config no more than data module and model are built."""
     from overnight.trial.fit import build, fit
 
@@ -76,10 +76,10 @@ def rehearse(spec: TrialSpec, builds: list[dict[str, Any]]) -> Rehearsed:
             build(config)
         except BaseException as error:
             problems.append(_told(error))
-    return Rehearsed(spec.number, link.metrics, tuple(dict.fromkeys(problems)), link.own_bytes)
+    return DryRunResult(spec.number, link.metrics, tuple(dict.fromkeys(problems)), link.own_bytes)
 
 
-def get_ready(asked: DataSpec) -> Rehearsed:
+def get_ready(asked: DataSpec) -> DryRunResult:
     """Fetch the data of each config and read it; what files are lacking is told, and nothing else."""
     from overnight.trial.fit import build_data
 
@@ -93,7 +93,7 @@ def get_ready(asked: DataSpec) -> Rehearsed:
             problems.append(_told(error))
         except Exception:  # somebody's own module may want a Trainer, or a GPU: its trials tell
             continue
-    return Rehearsed(0, None, tuple(dict.fromkeys(problems)), 0)
+    return DryRunResult(0, None, tuple(dict.fromkeys(problems)), 0)
 
 
 class Bars(io.TextIOBase):
@@ -143,9 +143,9 @@ class _Link:
     def send(self, message: Up) -> None:
         pass
 
-    def ask(self, message: EpochEnd) -> Verdict:
+    def ask(self, message: EpochEnd) -> Decision:
         self.metrics, self.own_bytes = tuple(sorted(message.metrics)), _own_bytes()
-        return Verdict.END
+        return Decision.STOP
 
     def stop_wanted(self) -> bool:
         return False

@@ -11,7 +11,7 @@ from overnight.data.split import SplitData
 from overnight.models.supervised import Supervised
 from overnight.protocol import Exported, ExportSpec
 from overnight.trial.errors import in_short
-from overnight.trial.trained_model import Served, Taken, take
+from overnight.trial.trained_model import Served, TrainedModel, take
 
 FILE = "model.pt2"
 _SAYS = {
@@ -56,7 +56,7 @@ def export(spec: ExportSpec) -> Exported:
     )
 
 
-def _example(taken: Taken) -> Tensor:
+def _example(taken: TrainedModel) -> Tensor:
     """Two rows that the network may be asked about."""
     data: Any = taken.data
     data.prepare_data()

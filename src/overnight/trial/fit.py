@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from overnight.config.import_allowlist import guarded
 from overnight.data.split import SplitData
 from overnight.models.supervised import Supervised
-from overnight.protocol import Alive, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up, Verdict
+from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up
 from overnight.trial import checkpoint, namespaces, targets
 
 # Seconds between two looks, in the middle of an epoch, at whether the supervisor wants the trial to stop.
@@ -46,7 +46,7 @@ class Link(Protocol):
     """Where a trial reports to: a pipe in earnest, a list in a test."""
 
     def send(self, message: Up) -> None: ...
-    def ask(self, message: EpochEnd) -> Verdict: ...
+    def ask(self, message: EpochEnd) -> Decision: ...
     def stop_wanted(self) -> bool: ...
 
 
@@ -94,7 +94,7 @@ def fit(spec: TrialSpec, link: Link) -> Finished:
         trainer.fit(model, datamodule=here, ckpt_path="state in memory" if state is not None else None)
     except _Stop as stop:
         # Its states stay until the ledger knows: whoever is killed on the way goes on from them.
-        ending: Literal["ended", "saved"] = "ended" if stop.verdict is Verdict.END else "saved"
+        ending: Literal["ended", "saved"] = "ended" if stop.decision is Decision.STOP else "saved"
         return Finished(spec.number, ending, notes=tuple(refused))
     except Exception:
         if not reporter.restoring:
@@ -197,9 +197,9 @@ def quiet() -> None:
 class _Stop(Exception):
     """Leaves Lightning's fit as the verdict says."""
 
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.value)
-        self.verdict = verdict
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.value)
+        self.decision = decision
 
 
 class _InMemory:
@@ -292,13 +292,13 @@ class _Reporter:
         done = EpochEnd(self._spec.number, trainer.current_epoch, metrics, time.time(), now - self._started)
         self.history.append(done)
         self._note_best(done, module)
-        verdict = self._link.ask(done)
-        if verdict is Verdict.END:
-            raise _Stop(verdict)
+        decision = self._link.ask(done)
+        if decision is Decision.STOP:
+            raise _Stop(decision)
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if last:
             return  # what is left is less than saving would take
-        self._stopping = verdict is Verdict.SAVE_AND_STOP
+        self._stopping = decision is Decision.SAVE_AND_STOP
         trainer.save_checkpoint("memory", weights_only=False)
         self._boundary = self._memory.dumped
         for name in _HYPERPARAMETERS:
@@ -353,7 +353,7 @@ class _Reporter:
         """Leave with the last boundary on disk; before the first one there is nothing to save, nor to lose."""
         if self._boundary is not None:
             self._save()
-        raise _Stop(Verdict.SAVE_AND_STOP)
+        raise _Stop(Decision.SAVE_AND_STOP)
 
     def _save(self) -> None:
         assert self._boundary is not None

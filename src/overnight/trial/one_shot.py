@@ -9,12 +9,12 @@ import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from overnight.protocol import AskSpec, ExportSpec, Refused
+from overnight.protocol import ExportSpec, PredictSpec, Refused
 from overnight.system.parent_death import die_with_parent
 from overnight.trial.errors import Mistakes, in_short
 
 
-def main(spec: ExportSpec | AskSpec, connection: Connection, log: Path) -> None:
+def main(spec: ExportSpec | PredictSpec, connection: Connection, log: Path) -> None:
     """Do what `spec` says, report over `connection`, and leave; what is said meanwhile goes to `log`."""
     os.setsid()
     die_with_parent()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from overnight.models.supervised import Supervised
-from overnight.protocol import AskSpec, Predicted, Prediction
+from overnight.protocol import Predicted, Prediction, PredictSpec
 from overnight.trial.errors import Mistakes, in_short
-from overnight.trial.trained_model import Served, Taken, take
+from overnight.trial.trained_model import Served, TrainedModel, take
 
 PICTURES = (".png", ".jpg", ".jpeg")
 _AT_ONCE = 256  # rows
@@ -23,7 +23,7 @@ _TOLD = 10  # mistakes, of a file that may be wrong in every line
 _LIGHT = 0.5  # of full brightness: a picture whose border is lighter is taken for dark on light
 
 
-def predict(spec: AskSpec) -> Predicted:
+def predict(spec: PredictSpec) -> Predicted:
     """The network's answer to every row of spec.path. Raises Mistakes, with all of them, before it answers any."""
     taken = take(spec.weights, spec.cache)
     shape = tuple(getattr(taken.data, "input_shape", ()))
@@ -62,7 +62,7 @@ def predict(spec: AskSpec) -> Predicted:
     return Predicted(tuple(told), notes)
 
 
-def _answers(taken: Taken, outputs: Tensor, sources: Sequence[str]) -> list[Prediction]:
+def _answers(taken: TrainedModel, outputs: Tensor, sources: Sequence[str]) -> list[Prediction]:
     outputs = outputs.detach().double().reshape(len(sources), -1)
     if taken.task == "regression" or (taken.task is None and outputs.shape[1] == 1):
         return [Prediction(s, value, None) for s, value in zip(sources, outputs[:, 0].tolist(), strict=True)]
@@ -112,7 +112,7 @@ def _read_pictures(files: Sequence[Path], shape: tuple[int, ...], invert: bool) 
     if channels not in (1, 3):
         raise Mistakes(f"data.input_shape: pictures have 1 or 3 channels, and the study's data {channels}")
     rows, problems = torch.empty(len(files), *shape), []
-    for place, file in enumerate(files):
+    for index, file in enumerate(files):
         try:
             with Image.open(file) as opened:
                 if opened.mode.startswith("I") or opened.mode == "F":
@@ -125,7 +125,7 @@ def _read_pictures(files: Sequence[Path], shape: tuple[int, ...], invert: bool) 
             how = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
             small = flat.convert("L" if channels == 1 else "RGB").resize((width, height), how)
             values = torch.from_numpy(np.array(small)).float() / 255
-            rows[place] = values.reshape(height, width, channels).permute(2, 0, 1)
+            rows[index] = values.reshape(height, width, channels).permute(2, 0, 1)
         except Exception as error:  # Pillow raises many kinds
             problems.append(f"{file}: must be a picture that can be read, and is not ({in_short(error)}); replace it")
     if problems:

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from overnight.config import import_allowlist
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
-from overnight.protocol import EpochEnd, Finished, TrialSpec, Up, Verdict
+from overnight.protocol import Decision, EpochEnd, Finished, TrialSpec, Up
 from overnight.trial import fit, process
 
 _ROWS, _FEATURES, _CLASSES = 8, 4, 2
@@ -97,8 +97,8 @@ class _Nobody:
 
     def send(self, message: Up) -> None: ...
 
-    def ask(self, message: EpochEnd) -> Verdict:  # noqa: ARG002
-        return Verdict.GO_ON
+    def ask(self, message: EpochEnd) -> Decision:  # noqa: ARG002
+        return Decision.GO_ON
 
     def stop_wanted(self) -> bool:
         return time.monotonic() > self._until

@@ -11,7 +11,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Literal
 
-from overnight.protocol import EpochEnd, Finished, TrialSpec, Up, Verdict
+from overnight.protocol import Decision, EpochEnd, Finished, TrialSpec, Up
 from overnight.system.parent_death import die_with_parent
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -91,17 +91,17 @@ class PipeLink:
     def send(self, message: Up) -> None:
         self._connection.send(message)
 
-    def ask(self, message: EpochEnd) -> Verdict:
+    def ask(self, message: EpochEnd) -> Decision:
         """Report an epoch and wait for what to do next."""
         self._connection.send(message)
-        verdict: Verdict = self._connection.recv()
-        if verdict is not Verdict.SAVE_AND_STOP and self.stop_wanted():
-            return Verdict.SAVE_AND_STOP if verdict is Verdict.GO_ON else verdict
-        return verdict
+        decision: Decision = self._connection.recv()
+        if decision is not Decision.SAVE_AND_STOP and self.stop_wanted():
+            return Decision.SAVE_AND_STOP if decision is Decision.GO_ON else decision
+        return decision
 
     def stop_wanted(self) -> bool:
         """Whether the supervisor has said, unasked, to save and stop."""
-        return self._connection.poll() and self._connection.recv() is Verdict.SAVE_AND_STOP
+        return self._connection.poll() and self._connection.recv() is Decision.SAVE_AND_STOP
 
 
 def _reason(error: BaseException) -> Literal["error", "out_of_memory"]:

@@ -16,7 +16,7 @@ from overnight.trial import fit
 
 
 @dataclass(frozen=True)
-class Taken:
+class TrainedModel:
     """prepared: raw rows -> what the network was fed in training; None where its data module does not say.
 
     task: binary, multiclass or regression; None where nobody says.
@@ -28,7 +28,7 @@ class Taken:
     task: str | None
 
 
-def take(weights: Path, cache: Path | None) -> Taken:
+def take(weights: Path, cache: Path | None) -> TrainedModel:
     """The network of a trial's weights, and its data module. Raises whatever a person's own classes raise.
 
     A data module of ours has left in the weights how it prepares rows; one of a person's, and older weights, need the
@@ -52,7 +52,7 @@ def take(weights: Path, cache: Path | None) -> Taken:
         if state is not None:
             data.load_state_dict(state)
     task = getattr(data, "task", None) or ours["config"]["data"].get("task")
-    return Taken(data, model, prepared if callable(prepared) else None, task)
+    return TrainedModel(data, model, prepared if callable(prepared) else None, task)
 
 
 class Served(nn.Module):
@@ -61,7 +61,7 @@ class Served(nn.Module):
     Of a network or a data module of somebody's own, whose terms nobody knows, only what is known.
     """
 
-    def __init__(self, taken: Taken) -> None:
+    def __init__(self, taken: TrainedModel) -> None:
         super().__init__()
         self.model = taken.model
         self._taken = [taken]  # in a list: nn.Module would take the data module's parts for its own

@@ -29,15 +29,15 @@ _MACHINES = re.compile(r"(slots|min_free_mib|stay_awake|(storage|tracking)(\.\w+
 
 def problems(settings: Settings) -> list[str]:
     """What keeps a study from being launched so, one line each."""
-    launcher, place = settings.launcher, settings.place
+    launcher, location = settings.launcher, settings.location
     found = _ROOMS[launcher.name].problems(launcher)
     who = f"launcher={launcher.name}" if launcher.name != "local" else f"launcher.workers={launcher.workers}"
-    if not place.shared:
+    if not location.shared:
         found.append(
             f"storage: must be shared where {who}, got a file of this machine; take storage=postgres, or one worker of "
             f"launcher=local"
         )
-    if launcher.name != "local" and not place.tracking_uri.startswith(("http://", "https://")):
+    if launcher.name != "local" and not location.tracking_uri.startswith(("http://", "https://")):
         found.append(f"tracking: must be a server where {who}, got a file of this machine; take tracking=server")
     return found
 
@@ -51,7 +51,7 @@ def arguments(settings: Settings, overrides: Iterable[str]) -> list[str]:
     launcher = settings.launcher
     if launcher.cpus_per_worker is not None and not launcher.gpus_per_worker and settings.slots is None:
         handed.append(f"slots={launcher.cpus_per_worker}")
-    home = str(settings.place.where.root)
+    home = str(settings.location.paths.root)
     plain = re.fullmatch(r"[\w./~+-]+", home) is not None
     quoted = home if plain else "'" + home.replace("'", "\\'") + "'"
     return ["-m", "overnight", "worker", settings.study_name, "--until-done", f"home={quoted}", *handed]
@@ -70,7 +70,7 @@ def launch(settings: Settings, overrides: Iterable[str], say: Callable[[str], No
     Raises ConfigError, before anything is started.
     """
     check(settings)
-    folder = settings.place.where.launches(settings.study_name)
+    folder = settings.location.paths.study(settings.study_name).worker_logs
     return run(settings, arguments(settings, overrides), folder, say)
 
 

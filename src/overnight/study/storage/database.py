@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from overnight.config import credentials
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.config.rules import ConfigError
 from overnight.study.storage import leases, optuna_tables, postgres
 
@@ -54,7 +54,7 @@ def _patient(name: str) -> Callable[..., Any]:
     write = getattr(RDBStorage, name)
 
     @functools.wraps(write)
-    def patient(self: LedgerStorage, *args: Any, **kwargs: Any) -> Any:
+    def patient(self: OptunaDatabase, *args: Any, **kwargs: Any) -> Any:
         while True:
             try:
                 return write(self, *args, **kwargs)
@@ -66,7 +66,7 @@ def _patient(name: str) -> Callable[..., Any]:
     return patient
 
 
-class LedgerStorage(RDBStorage):
+class OptunaDatabase(RDBStorage):
     """Optuna's storage, which reads trials in a quarter of the time, and waits for room on a full disk instead of
     failing where a holder writes to it: its trials through HolderStorage, its studies' attributes here.
 
@@ -109,13 +109,13 @@ def free_mib(folder: Path) -> float:
     return shutil.disk_usage(folder).free / 2**20
 
 
-def holder_of(place: Place, name: str) -> dict[str, Any] | None:
+def holder_of(location: StudyLocation, name: str) -> dict[str, Any] | None:
     """Who works on the study, on this machine or, where many share the ledger, on any: {"pid", "host", "since",
     "others" (how many do besides)}; None where nobody living does."""
-    if place.shared:
-        return _first_seat(place, name)
+    if location.shared:
+        return _first_seat(location, name)
     try:
-        holder: dict[str, Any] = json.loads(holder_file(place, name).read_text())
+        holder: dict[str, Any] = json.loads(holder_file(location, name).read_text())
         now = _began(holder["pid"])
         same_boot = now["boot"] is not None and now["boot"] == holder.get("boot")
         known = ["created", *(["after_boot_s"] if same_boot else [])]
@@ -135,8 +135,8 @@ def _began(pid: int) -> dict[str, Any]:
     }
 
 
-def _first_seat(place: Place, name: str) -> dict[str, Any] | None:
-    with opened(place) as storage, storage.engine.connect() as connection:
+def _first_seat(location: StudyLocation, name: str) -> dict[str, Any] | None:
+    with opened(location) as storage, storage.engine.connect() as connection:
         seats = leases.seats(connection, name)
     return {**vars(seats[0]), "others": len(seats) - 1} if seats else None
 
@@ -150,13 +150,13 @@ def held_by(name: str, holder: Mapping[str, Any]) -> str:
     )
 
 
-def holder_file(place: Place, name: str) -> Path:
-    return place.where.lock(name).with_suffix(".holder.json")
+def holder_file(location: StudyLocation, name: str) -> Path:
+    return location.paths.study(name).lock.with_suffix(".holder.json")
 
 
-def hold(place: Place, name: str) -> Callable[[], None]:
+def hold(location: StudyLocation, name: str) -> Callable[[], None]:
     """Be the one process of this machine that works on a study; what ends that. Raises Held."""
-    path = place.where.lock(name)
+    path = location.paths.study(name).lock
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)  # the system lets go of it when its holder dies, however it dies
     try:
@@ -164,10 +164,10 @@ def hold(place: Place, name: str) -> Callable[[], None]:
     except Timeout:
         # Whoever came a moment before may not have said yet who it is.
         deadline = time.monotonic() + 2
-        while holder_of(place, name) is None and time.monotonic() < deadline:
+        while holder_of(location, name) is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        raise Held(held_by(name, holder_of(place, name) or {})) from None
-    holder = holder_file(place, name)
+        raise Held(held_by(name, holder_of(location, name) or {})) from None
+    holder = holder_file(location, name)
     me = {
         "pid": os.getpid(),
         **_began(os.getpid()),
@@ -186,12 +186,12 @@ def hold(place: Place, name: str) -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def opened(place: Place) -> Iterator[LedgerStorage]:
+def opened(location: StudyLocation) -> Iterator[OptunaDatabase]:
     """The ledger's storage for as long as a block takes. Raises ConfigError, and Unreachable where a shared one's
     database is away, or goes away meanwhile."""
-    storage = open_storage(place)
+    storage = open_storage(location)
     try:
-        with reached() if place.shared else contextlib.nullcontext():
+        with reached() if location.shared else contextlib.nullcontext():
             yield storage
     finally:
         dispose(storage)
@@ -208,25 +208,25 @@ def reached() -> Iterator[None]:
         raise Unreachable(away(error)) from error
 
 
-def open_storage(place: Place) -> LedgerStorage:
+def open_storage(location: StudyLocation) -> OptunaDatabase:
     """The ledger's storage; a SQLite file is created under another name first, so that no kill leaves half a one."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if place.storage_url is not None:
+    if location.storage_url is not None:
         try:
-            if place.shared:
-                return _open_shared(place.storage_url)
-            if place.storage_url.startswith("sqlite"):
-                return LedgerStorage(place.storage_url)
+            if location.shared:
+                return _open_shared(location.storage_url)
+            if location.storage_url.startswith("sqlite"):
+                return OptunaDatabase(location.storage_url)
             raise ValueError("only SQLite and PostgreSQL are known to keep a ledger whole")
         except Exception as error:  # SQLAlchemy's and the drivers' share no base class
             said = error.__cause__ or error  # below what Optuna says of all errors alike
-            if place.shared and postgres.is_away(error) and not _is_settled(said):
+            if location.shared and postgres.is_away(error) and not _is_settled(said):
                 raise Unreachable(away(error)) from error
-            raise ConfigError([_unopened(place, error)]) from error
-    path = place.where.ledger
+            raise ConfigError([_unopened(location, error)]) from error
+    path = location.paths.optuna_db
     if not path.exists():
         create_whole(path, _blank())
-    storage = LedgerStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+    storage = OptunaDatabase(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")
     def _durable_at_a_kill(connection: Any, _: Any) -> None:
@@ -239,12 +239,12 @@ def open_storage(place: Place) -> LedgerStorage:
     return storage
 
 
-def _open_shared(url: str) -> LedgerStorage:
+def _open_shared(url: str) -> OptunaDatabase:
     """A PostgreSQL's ledger; its tables are made by one alone, however many come first at once."""
     if not postgres.holds(url, *_LAST_MADE):
         with postgres.alone(url):
             make_tables(url)
-    storage = LedgerStorage(
+    storage = OptunaDatabase(
         url, engine_kwargs=postgres.engine_options(url), skip_table_creation=True, skip_compatibility_check=True
     )
     try:
@@ -257,7 +257,7 @@ def _open_shared(url: str) -> LedgerStorage:
 
 def make_tables(url: str) -> None:
     """Make the tables of a ledger in a PostgreSQL, or bring them up to date; whoever calls is alone at it."""
-    storage = LedgerStorage(url, engine_kwargs=postgres.engine_options(url), skip_compatibility_check=True)
+    storage = OptunaDatabase(url, engine_kwargs=postgres.engine_options(url), skip_compatibility_check=True)
     try:
         if storage.get_current_version() != storage.get_head_version():
             storage.upgrade()
@@ -266,7 +266,7 @@ def make_tables(url: str) -> None:
         dispose(storage)
 
 
-def _make_our_tables(storage: LedgerStorage) -> None:
+def _make_our_tables(storage: OptunaDatabase) -> None:
     """Make what the ledger holds beside Optuna's tables, unless it is there."""
     with storage.engine.begin() as connection:
         leases.create(connection)
@@ -290,18 +290,18 @@ def _is_settled(error: BaseException | None) -> bool:
     return any(words in str(error) for words in said)
 
 
-def _unopened(place: Place, error: Exception) -> str:
-    named = credentials.STORAGE_URL if place.storage == "postgres" else "storage.url"
+def _unopened(location: StudyLocation, error: Exception) -> str:
+    named = credentials.STORAGE_URL if location.storage == "postgres" else "storage.url"
     if "table schema" in str(error):  # Optuna's word on a ledger of another version of its own
         return f"{named}: holds the tables of another version of Optuna; `overnight migrate` brings old ones up to date"
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    remedy = "; `overnight migrate` creates one that is not there" if place.shared and "exist" in reason else ""
+    remedy = "; `overnight migrate` creates one that is not there" if location.shared and "exist" in reason else ""
     return f"{named}: must be a database that can be opened: {credentials.redacted(reason)}{remedy}"
 
 
-def get_ready(place: Place) -> None:
+def get_ready(location: StudyLocation) -> None:
     """Make what a ledger begins as, where there is none yet: half a second that somebody who waits has to spare."""
-    if place.storage_url is None and not place.where.ledger.exists():
+    if location.storage_url is None and not location.paths.optuna_db.exists():
         _blank()
 
 
@@ -309,7 +309,7 @@ def get_ready(place: Place) -> None:
 def _blank() -> bytes:
     """An empty ledger's file."""
     with tempfile.TemporaryDirectory(prefix="overnight-") as folder:
-        path = Path(folder) / "ledger.db"
+        path = Path(folder) / "optuna.db"
         dispose(RDBStorage(f"sqlite:///{path}"))
         return path.read_bytes()
 
@@ -345,7 +345,7 @@ def without_collecting() -> Iterator[None]:
 def wait_while_full(storage: BaseStorage, wait: Callable[[], None]) -> None:
     """What to do before a write is tried again that found no room on the disk; see LedgerStorage."""
     backend = _backend(storage)
-    assert isinstance(backend, LedgerStorage)
+    assert isinstance(backend, OptunaDatabase)
     backend.on_full = wait  # type: ignore[method-assign]
 
 

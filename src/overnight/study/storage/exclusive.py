@@ -23,13 +23,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError
 
-from overnight.study.storage.database import LedgerStorage
+from overnight.study.storage.database import OptunaDatabase
 from overnight.study.storage.optuna_tables import Row, blank, write_trial
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class HolderStorage(BaseStorage):
+class ExclusiveStorage(BaseStorage):
     """Optuna's storage, for a process that is the only one to write the trials of the studies it opens here.
 
     A trial's id says its study and number, so that it has one before the database does. Trials are replaced rather than
@@ -38,7 +38,7 @@ class HolderStorage(BaseStorage):
     The ledger's writes come one after another from one thread.
     """
 
-    def __init__(self, backend: LedgerStorage) -> None:
+    def __init__(self, backend: OptunaDatabase) -> None:
         self.backend = backend
         self._studies: dict[int, list[Row]] = {}
         self._drawn_from: dict[tuple[int, str], BaseDistribution] = {}  # study and parameter -> as it was drawn first

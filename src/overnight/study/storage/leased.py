@@ -24,10 +24,10 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from overnight.config.paths import Place
+from overnight.config.paths import StudyLocation
 from overnight.study.storage import leases, postgres
-from overnight.study.storage.database import Held, LedgerStorage, Unreachable, away, held_by, open_storage, reached
-from overnight.study.storage.exclusive import HolderStorage, as_stored, id_of, undisturbed
+from overnight.study.storage.database import Held, OptunaDatabase, Unreachable, away, held_by, open_storage, reached
+from overnight.study.storage.exclusive import ExclusiveStorage, as_stored, id_of, undisturbed
 from overnight.study.storage.optuna_tables import Row, blank, write_trial
 
 Which = Literal["any", "new"] | int
@@ -40,14 +40,14 @@ _TAKEN_OVER_S = 10.0  # for what somebody left behind to be taken over, once it 
 _RENEW_AFTER = 0.15
 
 
-class SharedStorage(HolderStorage):
+class LeasedStorage(ExclusiveStorage):
     """Optuna's storage for one of several processes that write the trials of a study, each its own.
 
     lease_s: seconds for which a trial stays this process's after it was last heard of. owner: what this process is
     called there; the same for all the storages that it opens.
     """
 
-    def __init__(self, backend: LedgerStorage, lease_s: float, owner: str | None = None) -> None:
+    def __init__(self, backend: OptunaDatabase, lease_s: float, owner: str | None = None) -> None:
         super().__init__(backend)
         self.owner, self.lease_s = owner or _this_process(), lease_s
         self.trouble: str | None = None  # why the database is out of reach
@@ -416,10 +416,10 @@ class SharedStorage(HolderStorage):
 
 
 @dataclass(frozen=True)
-class Company:
+class Peers:
     """A study's place among those that share its ledger, for the thread that writes MLflow."""
 
-    storage: SharedStorage
+    storage: LeasedStorage
     study_id: int
 
     @property
@@ -448,12 +448,12 @@ class Company:
         return self.storage.unsure_of(self.study_id, first)
 
 
-def open_for_work(place: Place) -> HolderStorage:
+def open_for_work(location: StudyLocation) -> ExclusiveStorage:
     """The ledger's storage for a process that works on studies: the one that holds them, or one of many."""
-    storage = open_storage(place)
+    storage = open_storage(location)
     if storage.engine.name == "sqlite":
-        return HolderStorage(storage)
-    return SharedStorage(storage, place.lease_s)
+        return ExclusiveStorage(storage)
+    return LeasedStorage(storage, location.lease_s)
 
 
 def begin() -> None:

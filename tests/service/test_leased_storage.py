@@ -73,7 +73,7 @@ def test_a_trial_whose_owner_was_not_heard_of_goes_on_elsewhere_and_its_late_wor
     stay(b)
     assignment = b.ask_for(0)
     assert assignment is not None
-    assert assignment.was_elsewhere
+    assert assignment.had_other_owner
     b.record(epoch(0, 1, 0.2))
     b.flush()
     a.record(epoch(0, 1, 0.99))
@@ -104,7 +104,7 @@ def test_a_trial_that_ends_while_somebody_asks_for_one_stays_as_it_ended(
         if not was:
             was.append(b.read(0).state)
             a.complete(0)
-            a.settle([0])
+            a.release([0])
             a.shared.write()  # type: ignore[union-attr]
 
     monkeypatch.setattr(b.shared, "refresh", end_after_it_was_read)
@@ -124,7 +124,7 @@ def test_a_trial_that_was_put_back_waits_until_everything_of_it_is_told(join: Jo
     assert asked(a) == 0
     a.pause(0)
     assert b.ask_for(0) is None
-    a.settle([0])
+    a.release([0])
     a.shared.write()  # type: ignore[union-attr]
     assert b.ask_for(0) is not None
 
@@ -138,8 +138,8 @@ def test_what_an_owner_that_is_gone_did_not_tell_of_is_somebody_elses_to_tell(jo
     stay(b)
     assert [r.number for r in b.adopt()] == [0]
     assert b.peers is not None
-    assert b.peers.standing(0) == "mine"
-    assert b.peers.was_elsewhere(0)
+    assert b.peers.ownership(0) == "mine"
+    assert b.peers.had_other_owner(0)
 
 
 @pytest.mark.parametrize(("told", "stint"), [(False, 2), (True, 3)])
@@ -152,7 +152,7 @@ def test_what_was_left_behind_is_taken_once_and_once_more_where_it_was_let_go_of
     stay(b)
     assert [r.number for r in b.adopt()] == [0]
     if told:
-        b.settle([0])
+        b.release([0])
         b.shared.write()  # type: ignore[union-attr]
     assert b.ask_for(0) is not None
     with b.shared.backend.engine.connect() as database:  # type: ignore[union-attr]
@@ -311,7 +311,7 @@ def test_a_trial_that_was_lost_and_put_back_is_asked_for_once_that_is_known(join
     assert asked(a) == 0
     stay(b)
     assert [r.number for r in b.adopt()] == [0]
-    b.settle([0])
+    b.release([0])
     b.shared.write()  # type: ignore[union-attr]
     assert asked(a) == 1
     assert a.lost() == [0]

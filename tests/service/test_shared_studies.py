@@ -247,7 +247,7 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
     study: Plan, join: Join, monkeypatch: pytest.MonkeyPatch, stays: bool
 ) -> None:
     """Or who stays all along, as one does who tells the answer."""
-    b, location, others = join("b", 30.0), study.settings.location, leased.LeasedStorage.others
+    b, location, others = join("b", 30.0), study.settings.location, leased.LeasedStorage.count_peers
     snapshot.request_stop(location, study.name)
     assert snapshot.wanted(location) == []
 
@@ -264,7 +264,7 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
     session, _ = open_study(study, say=told.append)
     assert told == [f"1 supervisor(s) were asked to stop; waiting up to {1 if stays else 15} s for them to save"]
     assert session.peers is not None
-    assert session.peers.others() == int(stays)
+    assert session.peers.count_peers() == int(stays)
     session.close()
     assert snapshot.wanted(location) == [study.name]
 
@@ -302,7 +302,7 @@ def test_an_answer_waits_for_those_who_test_what_they_have_trained(
         assert b.ask_for(1) is not None
         b.record(epoch(1, 0))
         b.complete(1)
-        b.settle([1])
+        b.release([1])
         b.flush()
         threading.Timer(6, tested, [b]).start()
         return pairs

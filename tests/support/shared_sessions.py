@@ -43,7 +43,7 @@ def join(study: Plan) -> Iterator[Join]:
             if not of.name.endswith(CONFIRM):  # whose search is this process's as well
                 session.stand_up()
             session.shared.owner, session.shared.lease_s = owner, lease_s
-            session.shared.sit(session.study._study_id)
+            session.shared.join(session.study._study_id)
             open_.callback(session.close)
             return session
 
@@ -75,7 +75,7 @@ def asked(session: StudySession) -> int | None:
 
 def leave(session: StudySession, *told: int) -> None:
     """Go, once MLflow knows of these trials."""
-    session.settle(told)
+    session.release(told)
     session.flush()
     session.shared.write()  # type: ignore[union-attr]
     session.stand_up()

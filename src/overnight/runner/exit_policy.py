@@ -68,7 +68,7 @@ def await_tests(confirmation: StudySession, runs: Collection[int], launch: Launc
             return
         confirmation.stand_up()  # who is through is waited for by nobody
         with suppress(Unreachable):
-            if not peers.others():
+            if not peers.count_peers():
                 return
         time.sleep(_LOOK_EVERY_S)
 

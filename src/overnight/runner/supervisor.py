@@ -148,7 +148,7 @@ class Supervisor:
             self.session.stand_up()
         kept = str(weights) if weights and weights.exists() else None
         self.mlflow_sync.close(ending, best, kept, left_s, self._still_waits)
-        self.session.settle(self.mlflow_sync.take_settled())
+        self.session.release(self.mlflow_sync.take_settled())
         self._keep_links()
         return Ending(why, self.mlflow_sync.trouble)
 
@@ -231,7 +231,7 @@ class Supervisor:
         assert trial.process.pid is not None
         self.running[assignment.number] = trial
         self._outcomes.began(assignment)
-        if assignment.was_elsewhere:
+        if assignment.had_other_owner:
             self.mlflow_sync.look_again(assignment.number)
         record = self.session.read(assignment.number)
         self._watchdog.watch(assignment.number, trial.process.pid, sum(e.seconds for e in record.history))
@@ -326,7 +326,7 @@ class Supervisor:
                 self.mlflow_sync.look_again(record.number)
                 self._note(record)
                 self._look_anew()
-        self.session.settle(self.mlflow_sync.take_settled())
+        self.session.release(self.mlflow_sync.take_settled())
         self._drop_lost()
 
     def _hear_others(self) -> None:

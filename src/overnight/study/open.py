@@ -88,7 +88,7 @@ def _await_the_stopped(storage: LeasedStorage, study: optuna.Study, say: Callabl
     """Let those go who were asked to stop, before that is forgotten: it must be, or nobody would take up what is
     launched here. Who is still there then tells the answer, and stops for nothing; or is at it again."""
     until, told = time.monotonic() + _WAIT_FOR_THE_STOPPED_S, False
-    while study.user_attrs.get(STOP) and (n := storage.others(study._study_id)):
+    while study.user_attrs.get(STOP) and (n := storage.count_peers(study._study_id)):
         if not told:
             say(f"{n} supervisor(s) were asked to stop; waiting up to {_WAIT_FOR_THE_STOPPED_S:.0f} s for them to save")
             told = True
@@ -111,7 +111,7 @@ def _limits(session: StudySession, comparable: bool) -> list[str]:
 
 def _seated(storage: LeasedStorage, plan: Plan, study: optuna.Study, alone: bool = False) -> StudySession:
     study_id = study._study_id
-    storage.sit(study_id, alone)
+    storage.join(study_id, alone)
     return StudySession(plan, study, lambda: storage.leave(study_id))
 
 

@@ -55,14 +55,14 @@ _LAST_WORDS_S = 10.0  # for a ledger that is out of reach to be back, before wha
 @dataclass(frozen=True)
 class TrialAssignment:
     """A trial to be run. values: searched key -> value. attempts: how often in a row it crashed without progress.
-    was_elsewhere: whether another process may have told MLflow of it."""
+    had_other_owner: whether another process may have told MLflow of it."""
 
     number: int
     seed: int
     values: dict[str, Any]
     config: dict[str, Any]
     attempts: int
-    was_elsewhere: bool = False
+    had_other_owner: bool = False
 
 
 @dataclass
@@ -172,7 +172,7 @@ class StudySession:
         history = {e.epoch: e for e in unpack(trial.number, attrs.get(HISTORY))}
         reported = set(self.storage.get_trial(trial._trial_id).intermediate_values)
         self._live[trial.number] = _RunningTrial(trial, history, reported)
-        elsewhere = self.peers is not None and self.peers.was_elsewhere(trial.number)
+        elsewhere = self.peers is not None and self.peers.had_other_owner(trial.number)
         return TrialAssignment(trial.number, seed, values, config, attrs.get(ATTEMPTS, 0), elsewhere)
 
     # Reports in
@@ -298,7 +298,7 @@ class StudySession:
 
     def heard(self) -> list[TrialRecord]:
         """The trials that others have got further with."""
-        return [self.read(n) for n in self.shared.hear(self.study._study_id)] if self.shared is not None else []
+        return [self.read(n) for n in self.shared.poll(self.study._study_id)] if self.shared is not None else []
 
     def lost(self) -> list[int]:
         """The numbers of trials that this process ran and others have taken over, each told once."""
@@ -322,10 +322,10 @@ class StudySession:
                     self.storage.set_trial_state_values(t._trial_id, TrialState.WAITING)
         return [self.read(n) for n in numbers]
 
-    def settle(self, numbers: Iterable[int]) -> None:
+    def release(self, numbers: Iterable[int]) -> None:
         """MLflow knows all of these trials: whoever wants one may have it."""
         if self.shared is not None:
-            self.shared.settle(self.study._study_id, numbers)
+            self.shared.release(self.study._study_id, numbers)
 
     def stand_up(self) -> None:
         """Be at this study no more; what is this process's stays so until it is settled."""
@@ -433,7 +433,7 @@ class StudySession:
             return
         with suppress(Unreachable), self.alone("answer"):
             self.stand_up()
-            if not self.peers.others():
+            if not self.peers.count_peers():
                 self.end()
 
     def link(self, experiment_id: str, parent_run_id: str | None) -> None:

@@ -291,7 +291,7 @@ class MlflowSync:
 
     def _standing(self, number: int) -> Standing:
         """Whose a trial's run is to write: what others do with theirs, they say themselves."""
-        return "mine" if self._peers is None else self._peers.standing(number)
+        return "mine" if self._peers is None else self._peers.ownership(number)
 
     def _write(self, record: TrialRecord) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -423,7 +423,7 @@ class MlflowSync:
                 # MLflow shows the value of the greatest step, and trials don't become the best in order.
                 self._client.log_metric(self.parent_run_id, "objective", best.objective, step=len(self._runs))
             self._client.set_tag(self.parent_run_id, "overnight.best", trial_name(best.number))
-        if ending == "KILLED" and self._peers is not None and self._peers.others():
+        if ending == "KILLED" and self._peers is not None and self._peers.count_peers():
             return  # it is this process that stopped, not the study
         state = {"FINISHED": "done", "FAILED": "failed", "KILLED": "paused"}[ending]
         self._client.set_tag(self.parent_run_id, "overnight.state", state)

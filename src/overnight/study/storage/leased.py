@@ -156,18 +156,18 @@ class LeasedStorage(ExclusiveStorage):
         self._mine.update({id_of(study_id, n): stint for n, stint in adopted.items()})
         return list(adopted)
 
-    def standing(self, study_id: int, number: int) -> Standing:
+    def ownership(self, study_id: int, number: int) -> Standing:
         """Whose a trial is; unsure where it was this process's, and could have been taken over since. Other threads may
         ask."""
         if id_of(study_id, number) not in self._mine:
             return "theirs"
         return "mine" if _awake_or_not_s() < self._renewed_at + self.lease_s else "unsure"
 
-    def was_elsewhere(self, study_id: int, number: int) -> bool:
+    def had_other_owner(self, study_id: int, number: int) -> bool:
         """Whether a trial of this process's was somebody's before. Other threads may ask."""
         return self._mine.get(id_of(study_id, number), 1) > 1
 
-    def settle(self, study_id: int, numbers: Iterable[int]) -> None:
+    def release(self, study_id: int, numbers: Iterable[int]) -> None:
         """Let go of trials that have ended, or wait, now that everything of them is written."""
         for i in (id_of(study_id, n) for n in numbers):
             if i in self._mine and self._row(i).now.state != TrialState.RUNNING:  # it may be under way again
@@ -181,14 +181,14 @@ class LeasedStorage(ExclusiveStorage):
 
     # One of several
 
-    def sit(self, study_id: int, alone: bool = False) -> None:
+    def join(self, study_id: int, alone: bool = False) -> None:
         """Say that this process is at a study. Raises Held where `alone` is asked for and somebody is; Unreachable."""
 
         def work(database: Connection) -> None:
             there = leases.seats(database, study_id) if alone else []
             if there:
                 raise Held(held_by(self.get_study_name_from_id(study_id), vars(there[0])))
-            leases.sit(database, study_id, self.owner, self.lease_s)
+            leases.join(database, study_id, self.owner, self.lease_s)
 
         self._transact(work, lock=f"seats of {study_id}")
         self._seated = True
@@ -199,12 +199,12 @@ class LeasedStorage(ExclusiveStorage):
         with contextlib.suppress(Unreachable):
             self._transact(lambda database: leases.leave(database, study_id, self.owner))
 
-    def others(self, study_id: int) -> int:
+    def count_peers(self, study_id: int) -> int:
         """How many other processes are at a study. Other threads may ask."""
         with reached(), self.backend.engine.connect() as connection:
             return sum(seat.owner != self.owner for seat in leases.seats(connection, study_id))
 
-    def unsure_of(self, study_id: int, first: dict[str, float]) -> bool:
+    def may_have_silent_peers(self, study_id: int, first: dict[str, float]) -> bool:
         """Whether somebody else who is at a study, or was, may be gone without a word: has not been heard of since
         `first` was begun, an empty dict; or is gone, and has left what this process can't take over yet."""
         with reached(), self.backend.engine.connect() as connection:
@@ -244,7 +244,7 @@ class LeasedStorage(ExclusiveStorage):
             with contextlib.suppress(Unreachable):
                 self._transact(lambda _: None)
 
-    def hear(self, study_id: int) -> list[int]:
+    def poll(self, study_id: int) -> list[int]:
         """Read what others wrote of a study's trials; the numbers of those that changed since this was last asked."""
         try:
             if time.monotonic() >= self._try_at:
@@ -430,14 +430,14 @@ class Peers:
     def alone(self, what: str, meanwhile: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
         return self.storage.alone(f"{what} of {self.study_id}", meanwhile)
 
-    def standing(self, number: int) -> Standing:
-        return self.storage.standing(self.study_id, number)
+    def ownership(self, number: int) -> Standing:
+        return self.storage.ownership(self.study_id, number)
 
-    def was_elsewhere(self, number: int) -> bool:
-        return self.storage.was_elsewhere(self.study_id, number)
+    def had_other_owner(self, number: int) -> bool:
+        return self.storage.had_other_owner(self.study_id, number)
 
-    def others(self) -> int:
-        return self.storage.others(self.study_id)
+    def count_peers(self) -> int:
+        return self.storage.count_peers(self.study_id)
 
     @property
     def gone_after_s(self) -> float:
@@ -445,7 +445,7 @@ class Peers:
         return 2 * self.storage.lease_s + _TAKEN_OVER_S
 
     def unsure(self, first: dict[str, float]) -> bool:
-        return self.storage.unsure_of(self.study_id, first)
+        return self.storage.may_have_silent_peers(self.study_id, first)
 
 
 def open_for_work(location: StudyLocation) -> ExclusiveStorage:

@@ -154,7 +154,7 @@ def forget(connection: Connection, study_id: int) -> None:
 # Supervisors ----------------------------------------------------------------------------------------------------------
 
 
-def sit(connection: Connection, study_id: int, owner: str, lease_s: float) -> None:
+def join(connection: Connection, study_id: int, owner: str, lease_s: float) -> None:
     """Say that this process is at a study."""
     statement = text(
         "INSERT INTO overnight_seats (study_id, owner, host, pid, since, unbroken_since, expires_at) VALUES "

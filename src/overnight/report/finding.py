@@ -195,7 +195,7 @@ def _beside_baseline(finding: Finding, base: Finalist | None, in_place: str = ""
     if base.estimate is None:
         return "the config you started from failed on these seeds"
     test = _on_test(base, finding) if base.tests else ""
-    said = f"the config you started from{', ' if in_place else ''}{in_place or ' '}had {shown(base.estimate, metric)}{test}"
+    said = f"the config you started from{f', {in_place}' if in_place else ' '}had {shown(base.estimate, metric)}{test}"
     return (
         said
         + {

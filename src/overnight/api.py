@@ -395,7 +395,7 @@ def glance(supervisor: Supervisor) -> ProgressSnapshot:
 
 def _trouble(supervisor: Supervisor) -> str | None:
     if not supervisor.no_room:
-        trouble = supervisor.mlflow_sync.trouble
+        trouble = supervisor.mlflow_sync.error
         return f"MLflow can't be written, trying on: {trouble}" if trouble else None
     settings = supervisor.plan.settings
     return (

@@ -122,19 +122,19 @@ def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
     study = plan.make([f"home={home}"])
     first = MlflowSync(study, "uid")
     first.start([record(0, 2)])
-    first.mirror(record(0, 3, "paused"))
+    first.submit(record(0, 3, "paused"))
     first.close("KILLED", None, None)
-    assert first.trouble is None
+    assert first.error is None
     run_id = children(home)[0].info.run_id
     assert children(home)[0].info.status == "KILLED"
 
     second = MlflowSync(study, "uid")
     second.start([record(0, 3, "running")])
     for epochs in (4, 5):
-        second.mirror(record(0, epochs))
-    second.mirror(record(0, 6, "complete", ended_at=1e9 + 9))
+        second.submit(record(0, epochs))
+    second.submit(record(0, 6, "complete", ended_at=1e9 + 9))
     second.close("FINISHED", record(0, 6, "complete"), None)
-    assert second.trouble is None
+    assert second.error is None
     run = children(home)[0]
     assert (run.info.run_id, run.info.status, run.info.end_time) == (run_id, "FINISHED", round((1e9 + 9) * 1000))
     history = client_of(home).get_metric_history(run_id, "val/accuracy")
@@ -157,7 +157,7 @@ def test_a_night_of_notes_and_a_long_traceback_fit_into_mlflow(home: Path) -> No
     mlflow_sync = MlflowSync(plan.make([f"home={home}"]), "uid")
     mlflow_sync.start([record(0, 1, "failed", reason="error", detail="x" * 20_000 + "the end", notes=notes)])
     mlflow_sync.close("FAILED", None, None)
-    assert mlflow_sync.trouble is None
+    assert mlflow_sync.error is None
     tags = children(home)[0].data.tags
     assert tags["overnight.notes"].endswith(notes[-1])
     assert "the end" in tags["mlflow.note.content"]
@@ -170,7 +170,7 @@ def test_a_study_outlives_an_mlflow_that_cannot_be_written(tmp_path: Path, capfd
     mlflow_sync = MlflowSync(study, "uid")
     mlflow_sync.start([record(0, 1, "complete")])
     mlflow_sync.close("FINISHED", None, None)
-    assert mlflow_sync.trouble is not None
+    assert mlflow_sync.error is not None
     capfd.readouterr()
 
 

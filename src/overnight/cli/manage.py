@@ -321,7 +321,7 @@ def _mirror(location: StudyLocation, seen: StudyView) -> str | None:
         ending = "KILLED" if seen.state != "done" else "FINISHED" if seen.count("complete", "pruned") else "FAILED"
         best: Any = best_of(seen.records, seen.plan.settings) if seen.name != TRAIN else None
         mlflow_sync.close(ending, best, None)
-        return mlflow_sync.trouble
+        return mlflow_sync.error
     finally:
         session.close()
 

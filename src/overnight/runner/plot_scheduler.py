@@ -63,7 +63,7 @@ class PlotScheduler:
         for folder in sorted(self._paths.plots.glob("trial-*")):
             number = int(re.sub(r"\D", "", folder.name) or -1)
             if self._is_drawn(number):
-                self._tracker.show(number, folder)
+                self._tracker.attach_plots(number, folder)
             elif (folder / self._held).exists() and number in records:
                 self._wanted.append(records[number])
 
@@ -166,7 +166,7 @@ class PlotScheduler:
         with contextlib.suppress(OSError):
             (folder / self._held).unlink(missing_ok=True)
         if self._is_drawn(number):
-            self._tracker.show(number, folder)
+            self._tracker.attach_plots(number, folder)
 
     def _drop(self, drawing: _Drawing) -> None:
         self._drawing.remove(drawing)

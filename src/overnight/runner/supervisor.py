@@ -148,9 +148,9 @@ class Supervisor:
             self.session.stand_up()
         kept = str(weights) if weights and weights.exists() else None
         self.mlflow_sync.close(ending, best, kept, left_s, self._still_waits)
-        self.session.release(self.mlflow_sync.take_settled())
+        self.session.release(self.mlflow_sync.take_synced())
         self._keep_links()
-        return Ending(why, self.mlflow_sync.trouble)
+        return Ending(why, self.mlflow_sync.error)
 
     def _loop(self) -> None:
         mirroring = False
@@ -232,7 +232,7 @@ class Supervisor:
         self.running[assignment.number] = trial
         self._outcomes.began(assignment)
         if assignment.had_other_owner:
-            self.mlflow_sync.look_again(assignment.number)
+            self.mlflow_sync.recheck(assignment.number)
         record = self.session.read(assignment.number)
         self._watchdog.watch(assignment.number, trial.process.pid, sum(e.seconds for e in record.history))
         self._note(record)
@@ -323,10 +323,10 @@ class Supervisor:
         if self.session.peers is not None and time.monotonic() >= self._adopt_again_at:
             self._adopt_again_at = time.monotonic() + ADOPT_AGAIN_S
             for record in self.session.adopt():
-                self.mlflow_sync.look_again(record.number)
+                self.mlflow_sync.recheck(record.number)
                 self._note(record)
                 self._look_anew()
-        self.session.release(self.mlflow_sync.take_settled())
+        self.session.release(self.mlflow_sync.take_synced())
         self._drop_lost()
 
     def _hear_others(self) -> None:
@@ -433,7 +433,7 @@ class Supervisor:
     def _mirror(self) -> None:
         """Have MLflow know what the ledger has by now."""
         for number in [n for n in self._unmirrored if self.session.is_written(n)]:
-            self.mlflow_sync.mirror(self._unmirrored.pop(number))
+            self.mlflow_sync.submit(self._unmirrored.pop(number))
 
     def _keep_links(self) -> None:
         mlflow_sync = self.mlflow_sync

@@ -44,7 +44,7 @@ _TAG_CHARS = 7900  # of 8000: MLflow would cut off the end, where a traceback sa
 
 
 class MlflowSync:
-    """Mirrors one study into MLflow from a thread of its own; `mirror` and `close` are for the supervisor.
+    """Mirrors one study into MLflow from a thread of its own; `submit` and `close` are for the supervisor.
 
     deep: have the survey at the start look at every step. search_uid: of the search that this study confirms; its runs
     then lie below that one's parent. company: where others mirror the study too: each writes the runs of the trials
@@ -64,7 +64,7 @@ class MlflowSync:
         self._plan, self._uid, self._with_parent, self._deep = plan, uid, with_parent, deep
         self._search_uid, self._peers = search_uid, peers
         self._unsure: set[int] = set()  # trials whose runs others may have written to
-        self._settled: set[int] = set()
+        self._synced: set[int] = set()
         self._pending: dict[int, TrialRecord] = {}
         self._pictures: dict[int, Path] = {}  # trial -> the folder that holds its pictures
         self._unshown: set[int] = set()
@@ -78,7 +78,7 @@ class MlflowSync:
         self._written_at: dict[int, float] = {}
         self.experiment_id = ""
         self.parent_run_id: str | None = None
-        self.trouble: str | None = None
+        self.error: str | None = None
         self.ready = False  # experiment and parent run are known
 
     # For the supervisor
@@ -88,25 +88,25 @@ class MlflowSync:
         self._stored_records = list(records)
         self._thread.start()
 
-    def mirror(self, record: TrialRecord) -> None:
+    def submit(self, record: TrialRecord) -> None:
         """Have MLflow show the trial as it stands now; returns at once."""
         with self._lock:
             self._pending[record.number] = record
-            self._settled.discard(record.number)
+            self._synced.discard(record.number)
         self._wake.set()
 
-    def look_again(self, number: int) -> None:
+    def recheck(self, number: int) -> None:
         """Somebody else may have written a trial's run since this last looked."""
         with self._lock:
             self._unsure.add(number)
 
-    def take_settled(self) -> set[int]:
+    def take_synced(self) -> set[int]:
         """The trials that have ended, or wait, and whose runs say so by now; each told once."""
         with self._lock:
-            settled, self._settled = self._settled, set()
-            return settled
+            synced, self._synced = self._synced, set()
+            return synced
 
-    def show(self, number: int, folder: Path) -> None:
+    def attach_plots(self, number: int, folder: Path) -> None:
         """Have MLflow hold a trial's pictures, the folder's PNGs and their words; returns at once."""
         with self._lock:
             self._pictures[number] = folder
@@ -124,7 +124,7 @@ class MlflowSync:
         """Write what is left and end the parent run as `ending`, FINISHED, FAILED or KILLED; waits for it.
 
         weights: the file of the best trial's weights, kept with its run. within_s: give up then. meanwhile: called
-        every second; False to give up. `trouble` says what could not be written; the ledger has it all, and the next
+        every second; False to give up. `error` says what could not be written; the ledger has it all, and the next
         start writes it.
         """
         self._best, self._weights, self._ending = best, weights, ending
@@ -134,7 +134,7 @@ class MlflowSync:
         while self._thread.is_alive() and time.monotonic() < until and meanwhile():
             self._thread.join(min(1.0, until - time.monotonic()))
         if self._thread.is_alive():
-            self.trouble = self.trouble or "there was no time left"
+            self.error = self.error or "there was no time left"
 
     # In the thread
 
@@ -153,21 +153,21 @@ class MlflowSync:
                 self._write_pictures()
                 if ending is not None:
                     self._finish(ending)
-                    self.trouble = None
+                    self.error = None
                     return
-                self.trouble = None
+                self.error = None
             except Exception as error:  # MLflow's, SQLAlchemy's, the network's: all are waited out alike
-                self.trouble = in_short(error)
+                self.error = in_short(error)
                 tries += ending is not None
                 # Who works on alone writes it at the next start; a study of many may have none.
                 if tries >= (TRIES_AT_THE_END if self._peers is None else TRIES_OF_MANY):
                     print(credentials.redacted(traceback.format_exc()), file=sys.stderr)
                     return
                 self._wake.set()
-            if self._ending is not None and self.trouble:
+            if self._ending is not None and self.error:
                 time.sleep(WRITE_EVERY_S)
             else:
-                self._closing.wait(TRY_AGAIN_S if self.trouble else WRITE_EVERY_S)
+                self._closing.wait(TRY_AGAIN_S if self.error else WRITE_EVERY_S)
 
     def _open(self) -> None:
         self._client = client(self._plan.settings.location)
@@ -274,7 +274,7 @@ class MlflowSync:
                 if self._pending.get(number) is record:  # otherwise a newer one came in while this was written
                     del self._pending[number]
                     if mine and record.state != "running":
-                        self._settled.add(number)
+                        self._synced.add(number)
         if everything and self._pending:
             raise Unreachable("the ledger is away, and with it the word on whose trials these are")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from overnight.api import Result, Trial, train, tune
-    from overnight.config.rules import ConfigError
+    from overnight.config.problems import ConfigError
     from overnight.study.storage.database import Held
 
 __all__ = ["ConfigError", "Held", "Result", "Trial", "train", "tune"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from overnight import tracking
 from overnight.config.paths import StudyLocation
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.config.sections import Settings
 from overnight.report.live import BrokenPipeSafe, ProgressSnapshot, Screen, Slot, screen_for
 from overnight.runner import notifier, preflight

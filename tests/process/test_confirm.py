@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 from overnight import api, protocol, tracking
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.protocol import EpochEnd, TrialSpec
 from overnight.report import confirm, finding, report
 from overnight.report.live import NullScreen

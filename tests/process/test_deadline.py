@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from overnight.config import clock
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.protocol import EpochEnd
 from overnight.report import confirm
 from overnight.search import deadline, plan

@@ -19,7 +19,7 @@ from overnight.cli import manage
 from overnight.cli.main import cli
 from overnight.config.compose import study_location
 from overnight.config.paths import StudyLocation
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.report.live import NullScreen
 from overnight.search import plan
 from overnight.search.plan import Plan

@@ -16,7 +16,7 @@ import pytest
 
 from overnight import api
 from overnight.config.compose import compose, study_location
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.config.sections import NotifySettings, to_json
 from overnight.runner import notifier
 from overnight.runner.notifier import Notifier, addresses, herald
@@ -208,7 +208,7 @@ def test_addresses_of_a_config_file_are_used_and_not_kept(tmp_path: Path) -> Non
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text(f"# @package _global_\nnotify:\n  urls: ['json://{SECRET}/']\n")
     draft = compose(["+experiment=mine"], tmp_path / "conf")
-    assert draft.problems == []
+    assert not draft.problems
     assert draft.settings is not None
     assert addresses(draft.settings.notify) == [f"json://{SECRET}/"]
     assert SECRET not in json.dumps(to_json(draft.settings))

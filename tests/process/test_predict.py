@@ -23,7 +23,7 @@ from overnight import api
 from overnight.cli.main import cli
 from overnight.config.compose import study_location
 from overnight.config.paths import StudyLocation
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.data.pictures import MNIST
 from overnight.protocol import Exported, ExportSpec, PredictSpec
 from overnight.report import winner, winner_config

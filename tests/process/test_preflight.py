@@ -16,7 +16,7 @@ from pytorch_lightning import LightningDataModule
 from torchvision import datasets
 
 from overnight.cli.main import cli
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.protocol import DataSpec, DryRunResult
 from overnight.runner import preflight
 from overnight.search import plan

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from overnight.cli import starter
 from overnight.cli.main import cli
 from overnight.config.compose import study_location
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.search import plan
 from overnight.study.snapshot import view
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from overnight import api
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.protocol import Decision, EpochEnd
 from overnight.report.live import NullScreen
 from overnight.runner import trial_process

@@ -12,7 +12,7 @@ import pytest
 
 from overnight import api
 from overnight.config.compose import study_location
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.report import report
 from overnight.report.live import NullScreen
 from overnight.report.report import Report

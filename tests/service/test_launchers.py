@@ -21,7 +21,7 @@ import pytest
 from overnight import api
 from overnight.cluster.launchers import launch
 from overnight.config.compose import compose
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.config.sections import LauncherSettings, Settings
 from overnight.search import plan as plans
 from overnight.study.snapshot import StudyView, view
@@ -351,7 +351,7 @@ def test_ray_knows_none_of_the_secrets_and_asks_for_its_own(ray_nodes: RayNodes,
 
     code = (
         "from pathlib import Path; from overnight.cluster.launchers import launch\n"
-        "from overnight.config.rules import ConfigError\n"
+        "from overnight.config.problems import ConfigError\n"
         "from overnight.config.compose import compose\n"
         "from overnight.config.sections import LauncherSettings\n"
         "from dataclasses import replace\n"

@@ -18,7 +18,7 @@ from optuna.storages import RDBStorage
 from overnight.cluster import migrate as migrating
 from overnight.config.credentials import BACKEND_URI, LOGINS_URI, SECRET, STORAGE_URL
 from overnight.config.paths import StudyLocation
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.study.storage import database as storage
 from overnight.study.storage import postgres as postgres_module
 from overnight.study.storage.database import Unreachable

@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from overnight import api, protocol, tracking
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.report import confirm, finalize
 from overnight.report.live import NullScreen
 from overnight.runner.supervisor import Supervisor

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from overnight.config.compose import compose
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.config.sections import from_json, to_json
 from overnight.config.trees import config_text, kind_problem
 from overnight.search import plan
@@ -16,7 +16,7 @@ from overnight.search import plan
 
 def test_the_defaults_compose_without_a_problem() -> None:
     draft = compose([])
-    assert draft.problems == []
+    assert not draft.problems
     assert draft.settings is not None
     assert draft.settings.study_name == "digits-mlp"
 
@@ -40,7 +40,7 @@ def test_the_objective_is_the_tasks_unless_somebody_says_otherwise(
     overrides: list[str], metric: str, direction: str
 ) -> None:
     draft = compose(overrides)
-    assert draft.problems == []
+    assert not draft.problems
     assert draft.settings is not None
     assert (draft.settings.study.metric, draft.settings.study.direction) == (metric, direction)
 
@@ -86,7 +86,7 @@ def test_a_mistake_names_key_value_and_rule(override: str, words: str) -> None:
 
 
 def test_a_number_may_be_whole_where_a_fraction_is_written_and_the_other_way_round() -> None:
-    assert compose(["optimizer.lr=1", "model.dropout=0"]).problems == []
+    assert not compose(["optimizer.lr=1", "model.dropout=0"]).problems
     assert kind_problem(1, 0.5) is None
     assert kind_problem(True, 1) is not None
     assert kind_problem(1, True) is not None
@@ -98,7 +98,7 @@ def test_a_persons_own_folder_brings_its_own_options(tmp_path: Path) -> None:
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "mine.yaml").write_text("model.width: int(interval(1, 9))\n")
     draft = compose(["model=mine"], tmp_path)
-    assert draft.problems == []
+    assert not draft.problems
     assert draft.config["model"] == {"_target_": "mine.Net", "width": 3}
     assert draft.settings is not None
     assert draft.settings.study_name == "digits-mine"

@@ -12,7 +12,7 @@ import pytest
 from overnight.config import credentials
 from overnight.config.compose import compose, study_location
 from overnight.config.credentials import PASSWORD, SECRET, STORAGE_URL, TOKEN, TRACKING_URI, USERNAME
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.search import plan
 
 WORD = "pl4nted-word"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.search import plan
 from overnight.search.plan import Plan
 

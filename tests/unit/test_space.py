@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution, distribution_to_json
 
+from overnight.config.problems import Problems
 from overnight.config.trees import look_up
 from overnight.search import plan
 from overnight.search.grammar import parse
@@ -22,9 +23,9 @@ def unwritten(key: str, _: Any) -> Any:
 
 
 def space_of(**entries: Any) -> SearchSpace:
-    problems: list[str] = []
+    problems = Problems()
     space, _ = parse({k.replace("__", "."): v for k, v in entries.items()}, problems)
-    assert problems == []
+    assert not problems
     return space
 
 
@@ -68,7 +69,7 @@ def test_the_grammar_means_what_hydra_says(text: str, distribution: object) -> N
     ],
 )
 def test_a_mistake_names_key_value_and_rule(entry: object, words: str) -> None:
-    problems: list[str] = []
+    problems = Problems()
     parse({"model.x": entry}, problems)
     assert len(problems) == 1
     assert problems[0].startswith("search.model.x")
@@ -110,7 +111,7 @@ def test_an_optuna_distribution_may_be_pasted(entry: Any, distribution: object) 
     ],
 )
 def test_a_mistake_in_a_mapping_says_what_it_takes(entry: Any, words: str) -> None:
-    problems: list[str] = []
+    problems = Problems()
     parse({"x": entry}, problems)
     assert len(problems) == 1
     assert words in problems[0]
@@ -140,7 +141,7 @@ def test_an_option_brings_a_space_of_its_own() -> None:
 
 
 def test_a_key_that_two_draws_could_give_at_once_is_a_mistake() -> None:
-    problems: list[str] = []
+    problems = Problems()
     parse({"lr": "interval(0, 1)", "opt": {"choice": {"a": {"lr": "interval(0, 2)"}, "b": None}}}, problems)
     assert "search.lr: must be given once, or in options that exclude one another" in problems[0]
 
@@ -163,7 +164,7 @@ def test_the_size_of_a_space_heeds_its_conditions() -> None:
 
 
 def test_conditions_that_go_round_in_a_circle_are_a_mistake() -> None:
-    problems: list[str] = []
+    problems = Problems()
     parse({"a": {"when": "b=1", "draw": "choice(1,2)"}, "b": {"when": "a=1", "draw": "choice(1,2)"}}, problems)
     assert "must not go round in a circle" in problems[0]
 
@@ -266,9 +267,9 @@ def test_every_drawn_point_composes_lies_within_its_ends_and_comes_back_from_mlf
     if both:
         written["optimizer"] = {"choice": {"adam": ADAM, "sgd": SGD}}
         written["model.width"] = {"when": ["optimizer=sgd"], "draw": "null,true,7,seven,0.5,[1,2]"}
-    problems: list[str] = []
+    problems = Problems()
     space, _ = parse(written, problems)
-    assert problems == []
+    assert not problems
     study = plan.Plan(BASE.settings, space, BASE.groups, BASE.choices, BASE.variants)
     rng, params = random.Random(seed), {}
 

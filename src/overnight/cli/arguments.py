@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -16,7 +17,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 MISTAKE = 2  # the exit code
 
 
-def mistake(problems: list[str]) -> NoReturn:
+def mistake(problems: Iterable[str]) -> NoReturn:
     for line in problems:
         click.echo(line, err=True)
     sys.exit(MISTAKE)
@@ -44,7 +45,7 @@ def look(arguments: tuple[str, ...]) -> tuple[StudyLocation, StudyView | None, l
 
 def refer(location: StudyLocation, ref: str) -> tuple[StudyView, int | None]:
     """The study that a STUDY or STUDY/NUMBER speaks of, and the trial's number. Raises ConfigError for any other."""
-    from overnight.config.rules import ConfigError
+    from overnight.config.problems import ConfigError
     from overnight.study import snapshot
 
     name, slash, number = ref.partition("/")

@@ -253,7 +253,7 @@ def compare(arguments: tuple[str, ...], as_json: bool) -> None:
     import json
 
     from overnight.config.compose import study_location
-    from overnight.config.rules import ConfigError
+    from overnight.config.problems import ConfigError
     from overnight.report import compare as comparing
 
     location = study_location(a for a in arguments if "=" in a)
@@ -336,7 +336,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(_INTERRUPTED)
     except ValueError as error:
-        from overnight.config.rules import ConfigError
+        from overnight.config.problems import ConfigError
 
         if not isinstance(error, ConfigError):
             raise

@@ -15,7 +15,7 @@ import optuna
 
 from overnight import tracking
 from overnight.config.paths import StudyLocation, trial_name
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.report import winner_config
 from overnight.search.plan import CONFIRM, TRAIN
 from overnight.search.record import TrialRecord, best_of

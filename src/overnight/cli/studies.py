@@ -249,10 +249,10 @@ def mark(refs: tuple[str, ...], why: str) -> None:
 
 
 def _by_study(location: StudyLocation, refs: list[str]) -> dict[str, list[int]]:
-    from overnight.config.rules import ConfigError
+    from overnight.config.problems import ConfigError, Problems
 
     found: dict[str, list[int]] = {}
-    problems: list[str] = []
+    problems = Problems()
     for ref in refs:
         try:
             view, number = refer(location, ref)
@@ -260,7 +260,7 @@ def _by_study(location: StudyLocation, refs: list[str]) -> dict[str, list[int]]:
                 raise ConfigError([f"{ref}: must be STUDY/NUMBER, e.g. {view.name}/7"])
             found.setdefault(view.name, []).append(number)
         except ConfigError as error:
-            problems += error.problems
+            problems.merge(error.problems)
     if problems:
         mistake(problems)
     return found

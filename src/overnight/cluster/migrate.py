@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from overnight.config import credentials
 from overnight.config.credentials import BACKEND_URI, LOGINS_URI, STORAGE_URL
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError, Problems
 from overnight.study.storage import database, postgres
 from overnight.tracking import tables
 
@@ -39,18 +39,17 @@ def migrate() -> Iterator[str]:
     Raises ConfigError, before anything is touched, for every address that can't be used; later for a database that
     can't be reached or changed.
     """
-    problems: list[str] = []
+    problems = Problems()
     urls = {store.name: postgres_at for store in STORES if (postgres_at := credentials.postgres(store.name, problems))}
     if not urls and not problems:
-        problems.append(
+        problems.add(
             f"{STORAGE_URL}: must be set to the address of the database to make ready, or {STORAGE_URL}_FILE to a "
             f"file that holds it; {BACKEND_URI} and {LOGINS_URI} too, where MLflow's server has databases of its own"
         )
     if STORAGE_URL in urls and postgres.same_database(urls[STORAGE_URL], urls.get(BACKEND_URI)):
         # Both keep their version in a table of the same name.
-        problems.append(f"{BACKEND_URI}: must be another database than {STORAGE_URL}'s, on the same server if you like")
-    if problems:
-        raise ConfigError(problems)
+        problems.add(f"{BACKEND_URI}: must be another database than {STORAGE_URL}'s, on the same server if you like")
+    problems.raise_if_any()
     return _each(urls)
 
 

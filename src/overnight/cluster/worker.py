@@ -11,7 +11,7 @@ from optuna.exceptions import StorageInternalError
 from overnight import api
 from overnight.config import import_allowlist
 from overnight.config.compose import compose
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.config.sections import Settings
 from overnight.study import snapshot
 from overnight.study.storage.database import Unreachable

@@ -12,7 +12,8 @@ from typing import Any
 
 from overnight.config import credentials
 from overnight.config.paths import StudyLocation, conf_dir
-from overnight.config.rules import ConfigError, listed, nearest
+from overnight.config.problems import ConfigError, Problems
+from overnight.config.rules import listed, nearest
 from overnight.config.sections import COMPONENTS, SEARCHABLE, SECTIONS, Settings, build_settings
 from overnight.config.trees import as_written, has_key, keys_of, kind_problem, look_up, plain
 
@@ -38,7 +39,7 @@ class Draft:
     fixed: tuple[str, ...]
     absent: dict[str, tuple[Any, str]]
     settings: Settings | None
-    problems: list[str]
+    problems: Problems
     config_dir: Path | None
     _folders: tuple[Path, ...]
     _overrides: list[str]
@@ -51,7 +52,7 @@ class Draft:
         kept, moved = self._split(groups)
         config, _ = _compose([*kept, *(f"{g}={option}" for g, option in groups.items())], self._folders)
         tree = plain(config, resolve=False, only=SEARCHABLE)
-        for override in _parse(moved, []):
+        for override in _parse(moved, Problems()):
             parent, _, last = override.key_or_group.rpartition(".")
             if has_key(tree, override.key_or_group):
                 node = look_up(tree, parent)
@@ -84,14 +85,14 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
     Returns:
         A draft; `draft.problems` lists every mistake found. Creates nothing on disk.
     """
-    problems: list[str] = []
+    problems = Problems()
     folder = Path(config_dir).expanduser().absolute() if config_dir is not None else None
     if folder is not None and not folder.is_dir():
-        problems.append(f"--config-dir: must be a folder, and {folder} is none")
+        problems.add(f"--config-dir: must be a folder, and {folder} is none")
         folder = None
     if folder is not None:
         # Hydra looks at its first folder first and says nothing of what that hides.
-        problems.extend(
+        problems.merge(
             f"--config-dir: {path.relative_to(folder)} has the name of a file that comes with overnight and would "
             f"never be read; give it another"
             for path in sorted(folder.rglob("*.yaml"))
@@ -109,7 +110,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
         elif key in _groups(folders):
             problem = _wrong_option(override, folders)
             if problem:
-                problems.append(problem)
+                problems.add(problem)
             else:
                 groups.append(text)
         else:
@@ -117,7 +118,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
 
     taken = {_override_key(g): g.split("=", 1)[1] for g in groups}
     if "search" not in taken and taken.get("model", "") not in ("", *group_options("search", folders)):
-        problems.append(
+        problems.add(
             f"search: there is no search/{taken['model']}.yaml for model={taken['model']}; write one, or "
             f"take search=none"
         )
@@ -131,7 +132,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
     for override in values:
         problem = _wrong_value(override, base)
         if problem:
-            problems.append(problem)
+            problems.add(problem)
             key = override.key_or_group
             if (
                 key.split(".")[0] in COMPONENTS
@@ -143,9 +144,9 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
             accepted.append(override.input_line)
     for key in list(sweeps):
         if sum(o.key_or_group == key for o in parsed) > 1:
-            problems.append(f"{key}: must be given once where one of them is a sweep, got it several times")
+            problems.add(f"{key}: must be given once where one of them is a sweep, got it several times")
         if key.split(".")[0] not in SEARCHABLE:
-            problems.append(f"{key}: only keys of {listed(SEARCHABLE)} can be searched, got a sweep")
+            problems.add(f"{key}: only keys of {listed(SEARCHABLE)} can be searched, got a sweep")
             del sweeps[key]
 
     told = len(problems)
@@ -184,7 +185,7 @@ def study_location(overrides: Iterable[str]) -> StudyLocation:
     return StudyLocation(homes[-1] if homes else config["home"], storage["url"], tracking["uri"], tracking["artifacts"])
 
 
-def _location_of(settings: Settings, problems: list[str]) -> StudyLocation:
+def _location_of(settings: Settings, problems: Problems) -> StudyLocation:
     """Where a composed study lies, with what the environment says of it."""
     storage, tracking = settings.storage, settings.tracking
     url, uri = storage.url, tracking.uri
@@ -224,7 +225,7 @@ def _override_key(text: str) -> str:
     return text.split("=", 1)[0].lstrip("+~")
 
 
-def _parse(overrides: Iterable[str], problems: list[str]) -> list[Any]:
+def _parse(overrides: Iterable[str], problems: Problems) -> list[Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -234,7 +235,7 @@ def _parse(overrides: Iterable[str], problems: list[str]) -> list[Any]:
             parsed.append(OverridesParser.create().parse_override(text))
         except HydraException as error:
             reason = str(error).splitlines()[0]
-            problems.append(f"{text}: must be KEY=VALUE in Hydra's grammar: {reason}")
+            problems.add(f"{text}: must be KEY=VALUE in Hydra's grammar: {reason}")
     return parsed
 
 
@@ -258,22 +259,20 @@ def _compose(overrides: list[str], folders: tuple[Path, ...]) -> tuple[Any, dict
     return config, choices
 
 
-def _compose_or_note(
-    overrides: list[str], folders: tuple[Path, ...], problems: list[str]
-) -> tuple[Any, dict[str, str]]:
+def _compose_or_note(overrides: list[str], folders: tuple[Path, ...], problems: Problems) -> tuple[Any, dict[str, str]]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         return _compose(overrides, folders)
     except (HydraException, OmegaConfBaseException) as error:
-        problems.append(f"conf: must compose: {' '.join(str(error).split())}")
+        problems.add(f"conf: must compose: {' '.join(str(error).split())}")
         if overrides:
-            return _compose_or_note([], folders, [])
+            return _compose_or_note([], folders, Problems())
         return {}, {}
 
 
-def _plain_or_note(config: Any, problems: list[str]) -> dict[str, Any]:
+def _plain_or_note(config: Any, problems: Problems) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -281,10 +280,10 @@ def _plain_or_note(config: Any, problems: list[str]) -> dict[str, Any]:
         return {}
     try:
         for key in sorted(OmegaConf.missing_keys(config)):
-            problems.append(f"{key}: must be given a value: {key}=...")
+            problems.add(f"{key}: must be given a value: {key}=...")
         return plain(config)
     except OmegaConfBaseException as error:
-        problems.append(f"conf: must resolve: {' '.join(str(error).split())}")
+        problems.add(f"conf: must resolve: {' '.join(str(error).split())}")
         return plain(config, resolve=False)
 
 

@@ -13,6 +13,8 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from overnight.config.problems import Problems
+
 STORAGE_URL = "OVERNIGHT_STORAGE_URL"
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 USERNAME, PASSWORD, TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"
@@ -34,7 +36,7 @@ _lent: dict[str, str] = {}  # what this process put into its own environment, fo
 # What the environment gives ------------------------------------------------------------------------------------------
 
 
-def given(name: str, problems: list[str]) -> str | None:
+def given(name: str, problems: Problems) -> str | None:
     """What stands under a name, or in the file that NAME_FILE names, stripped; None where there is neither.
 
     An empty variable counts as none, since a compose file can't leave one out.
@@ -45,38 +47,38 @@ def given(name: str, problems: list[str]) -> str | None:
     try:
         held = Path(path).expanduser().read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{name}_FILE: must name a file that can be read, got {path!r}: {type(error).__name__}")
+        problems.add(f"{name}_FILE: must name a file that can be read, got {path!r}: {type(error).__name__}")
         return None
     if not held:
-        problems.append(f"{name}_FILE: must name a file that holds the value, and {path!r} is empty")
+        problems.add(f"{name}_FILE: must name a file that holds the value, and {path!r} is empty")
         return None
     if text and text not in (held, _lent.get(name)):
-        problems.append(f"{name}: is set, and {name}_FILE names a file with another value; unset one of them")
+        problems.add(f"{name}: is set, and {name}_FILE names a file with another value; unset one of them")
         return None
     return held
 
 
-def storage_url(problems: list[str]) -> str | None:
+def storage_url(problems: Problems) -> str | None:
     """The address of the ledger's PostgreSQL, as SQLAlchemy takes it; None where it lacks or is a mistake."""
     return _needed_postgres(STORAGE_URL, "with storage=postgres", problems)
 
 
-def tracking_uri(problems: list[str]) -> str | None:
+def tracking_uri(problems: Problems) -> str | None:
     """The address of MLflow's server, without a / at its end; None where it lacks or is a mistake."""
     before = len(problems)
     uri = given(TRACKING_URI, problems)
     if uri is None:
         if len(problems) == before:
-            problems.append(
+            problems.add(
                 f"{TRACKING_URI}: must be set with tracking=server, to the server's address such as "
                 f"http://mlflow.example.com:5000, or {TRACKING_URI}_FILE to a file that holds it"
             )
         return None
     parts = _split(uri)
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        problems.append(f"{TRACKING_URI}: must be a server's address such as http://mlflow.example.com:5000")
+        problems.add(f"{TRACKING_URI}: must be a server's address such as http://mlflow.example.com:5000")
     elif "@" in parts.netloc:
-        problems.append(
+        problems.add(
             f"{TRACKING_URI}: must hold no name and no password, as it is shown; set {USERNAME} and {PASSWORD}"
         )
     else:
@@ -84,16 +86,16 @@ def tracking_uri(problems: list[str]) -> str | None:
     return None
 
 
-def login(problems: list[str]) -> dict[str, str]:
+def login(problems: Problems) -> dict[str, str]:
     """Name -> value of what MLflow's client shows to its server; none where its own file, or no login, is to do."""
     held = {name: value for name in (USERNAME, PASSWORD, TOKEN) if (value := given(name, problems)) is not None}
     files = [name for name in (USERNAME, PASSWORD, TOKEN) if os.environ.get(f"{name}_FILE") and name not in held]
     if not files:  # which were told already
         if TOKEN in held and (USERNAME in held or PASSWORD in held):
-            problems.append(f"{TOKEN}: must not be set together with {USERNAME} or {PASSWORD}; unset either")
+            problems.add(f"{TOKEN}: must not be set together with {USERNAME} or {PASSWORD}; unset either")
         for one, other in ((USERNAME, PASSWORD), (PASSWORD, USERNAME)):
             if one in held and other not in held:
-                problems.append(f"{other}: must be set, or {other}_FILE, where {one} is")
+                problems.add(f"{other}: must be set, or {other}_FILE, where {one} is")
     return held
 
 
@@ -102,7 +104,7 @@ def lend_login() -> None:
 
     Raises LookupError where it can't be read any more.
     """
-    problems: list[str] = []
+    problems = Problems()
     held = login(problems)
     if problems:
         raise LookupError("; ".join(problems))
@@ -111,26 +113,26 @@ def lend_login() -> None:
             os.environ[name] = _lent[name] = value
 
 
-def postgres(name: str, problems: list[str]) -> str | None:
+def postgres(name: str, problems: Problems) -> str | None:
     """The address of a PostgreSQL that stands under a name, as SQLAlchemy takes it; None where there is none."""
     url = given(name, problems)
     return postgres_url(name, url, problems) if url is not None else None
 
 
-def postgres_url(name: str, url: str, problems: list[str]) -> str | None:
+def postgres_url(name: str, url: str, problems: Problems) -> str | None:
     """The same address, to be driven by psycopg 3."""
     if not _POSTGRES.match(url):
-        problems.append(f"{name}: must be a PostgreSQL's address, postgresql://NAME:PASSWORD@HOST/DATABASE")
+        problems.add(f"{name}: must be a PostgreSQL's address, postgresql://NAME:PASSWORD@HOST/DATABASE")
         return None
     parts = _split(url)
     if parts is None or parts.netloc.count("@") > 1 or len(parts.path) < 2 or "/" in parts.path[1:] or parts.fragment:
-        problems.append(
+        problems.add(
             f"{name}: must be postgresql://NAME:PASSWORD@HOST:PORT/DATABASE, where a password's own @ : / ? # and % "
             f"are written %40 %3A %2F %3F %23 and %25"
         )
         return None
     if importlib.util.find_spec("psycopg") is None:
-        problems.append(f"{name}: needs the package psycopg; pip install 'overnight[service]'")
+        problems.add(f"{name}: needs the package psycopg; pip install 'overnight[service]'")
         return None
     return _POSTGRES.sub("postgresql+psycopg://", url, count=1)
 
@@ -139,11 +141,11 @@ def is_postgres(url: str | None) -> bool:
     return url is not None and _POSTGRES.match(url) is not None
 
 
-def _needed_postgres(name: str, where: str, problems: list[str]) -> str | None:
+def _needed_postgres(name: str, where: str, problems: Problems) -> str | None:
     before = len(problems)
     url = postgres(name, problems)
     if url is None and len(problems) == before:
-        problems.append(
+        problems.add(
             f"{name}: must be set {where}, to postgresql://NAME:PASSWORD@HOST/DATABASE, or {name}_FILE to a file "
             f"that holds it"
         )
@@ -184,7 +186,7 @@ def _known() -> set[str]:
     """Every value that no text may hold; of an address that is shown, such as a server's, nothing."""
     found: set[str] = set()
     for name in (*_READ, "PGPASSWORD"):
-        value = given(name, [])
+        value = given(name, Problems())
         if value is None or name in (TRACKING_URI, USERNAME):
             continue
         found.add(value)
@@ -197,14 +199,14 @@ def _known() -> set[str]:
     return {secret for secret in found if len(secret) > 3}  # of less, any word might be one
 
 
-def off_the_command_line(overrides: Iterable[str], problems: list[str]) -> list[str]:
+def off_the_command_line(overrides: Iterable[str], problems: Problems) -> list[str]:
     """The overrides less those with secrets, which a command line would show to everybody on the machine."""
     kept: list[str] = []
     for text in overrides:
         key, _, value = text.partition("=")
         key = key.strip().lstrip("+~")
         if re.fullmatch(r"notify(\.urls.*)?", key):
-            problems.append(
+            problems.add(
                 "notify.urls: must not stand on a command line, which others can read; put the addresses into the "
                 "environment's OVERNIGHT_NOTIFY_URLS, into a file that OVERNIGHT_NOTIFY_URLS_FILE names, or into a "
                 "config"
@@ -217,7 +219,7 @@ def off_the_command_line(overrides: Iterable[str], problems: list[str]) -> list[
                 else f"take tracking=server and put them into the environment's {TRACKING_URI}, {USERNAME} and "
                 f"{PASSWORD}, or into files that {PASSWORD}_FILE and the like name"
             )
-            problems.append(f"{key}: a password must not stand on a command line, which others can read; {remedy}")
+            problems.add(f"{key}: a password must not stand on a command line, which others can read; {remedy}")
         else:
             kept.append(text)
     return kept

@@ -15,14 +15,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 from overnight.config import credentials
-
-
-class ConfigError(ValueError):
-    """Mistakes in what was asked, all of them: `problems` holds one line each."""
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = list(dict.fromkeys(problems))
-        super().__init__("\n".join(self.problems))
+from overnight.config.problems import Problems
 
 
 def rule(text: str, holds: Callable[[Any], bool], default: Any = dataclasses.MISSING) -> Any:
@@ -47,25 +40,25 @@ def listed(words: Iterable[str]) -> str:
     return ", ".join(words)
 
 
-def build(kind: Any, node: Any, path: str, problems: list[str]) -> Any:
+def build(kind: Any, node: Any, path: str, problems: Problems) -> Any:
     """An instance of the dataclass `kind` from a mapping; notes every mistake and then returns None."""
     if not isinstance(node, Mapping):
-        problems.append(f"{path}: must be a mapping, got {node!r}")
+        problems.add(f"{path}: must be a mapping, got {node!r}")
         return None
     before, values, hints = len(problems), {}, typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in node:
         if key not in fields:
-            problems.append(f"{path}.{key}: no such key" + nearest(f"{path}.{key}", [f"{path}.{f}" for f in fields]))
+            problems.add(f"{path}.{key}: no such key" + nearest(f"{path}.{key}", [f"{path}.{f}" for f in fields]))
     for name, declared in fields.items():
         if name in node:
             values[name] = checked(declared, hints[name], node[name], f"{path}.{name}", problems)
         elif declared.default is dataclasses.MISSING and declared.default_factory is dataclasses.MISSING:
-            problems.append(f"{path}.{name}: missing; config.yaml must hold it")
+            problems.add(f"{path}.{name}: missing; config.yaml must hold it")
     return kind(**values) if len(problems) == before else None
 
 
-def checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+def checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str, problems: Problems) -> Any:
     """A value as the field `declared`, of the type `kind`, takes it; notes what is wrong with it."""
     if dataclasses.is_dataclass(kind):
         return build(kind, value, path, problems)
@@ -79,11 +72,11 @@ def checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str, 
         options = typing.get_args(kind)
         if value not in options:
             hint = nearest(value, map(str, options)) if isinstance(value, str) else ""
-            problems.append(f"{path}: must be one of {listed(map(str, options))}, got {value!r}{hint}")
+            problems.add(f"{path}: must be one of {listed(map(str, options))}, got {value!r}{hint}")
         return value
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple) or not all(isinstance(v, Mapping) for v in value):
-            problems.append(
+            problems.add(
                 f"{path}: must be a list of mappings from searched key to value, e.g. [{{optimizer.lr: 0.01}}], "
                 f"got {value!r}"
             )
@@ -94,10 +87,10 @@ def checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str, 
         if not options:  # of texts: addresses, which no message may repeat
             if isinstance(value, list) and all(isinstance(v, str) and "://" in v for v in value):
                 return value
-            problems.append(f"{path}: must be a list of addresses such as mailto://NAME:PASSWORD@example.com")
+            problems.add(f"{path}: must be a list of addresses such as mailto://NAME:PASSWORD@example.com")
             return []
         if not isinstance(value, list) or not set(map(str, value)) <= set(options):
-            problems.append(f"{path}: must be a list of some of {listed(options)}, got {value!r}")
+            problems.add(f"{path}: must be a list of some of {listed(options)}, got {value!r}")
         return value
     base: type = next(t for t in allowed if t is not type(None))
     if base is float and isinstance(value, int) and not isinstance(value, bool):
@@ -106,10 +99,10 @@ def checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str, 
         names = {int: "a whole number", float: "a number", str: "a text"}
         # YAML reads 23:00 as so many minutes.
         quoted = "; a time in a YAML file wants quotes: '23:00'" if declared.name == "until" else ""
-        problems.append(f"{path}: must be {names[base]}, got {value!r}{quoted}")
+        problems.add(f"{path}: must be {names[base]}, got {value!r}{quoted}")
     elif isinstance(value, float) and not math.isfinite(value):
-        problems.append(f"{path}: must be finite, got {value!r}")
+        problems.add(f"{path}: must be finite, got {value!r}")
     elif "holds" in declared.metadata and not declared.metadata["holds"](value):
         shown = credentials.discreet(value) if isinstance(value, str) else value
-        problems.append(f"{path}: {declared.metadata['rule']}, got {shown!r}")
+        problems.add(f"{path}: {declared.metadata['rule']}, got {shown!r}")
     return value

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from overnight.config import clock, credentials
 from overnight.config.paths import StudyLocation, conf_dir
-from overnight.config.rules import ConfigError, at_least, build, checked, listed, nearest, rule
+from overnight.config.problems import ConfigError, Problems
+from overnight.config.rules import at_least, build, checked, listed, nearest, rule
 from overnight.config.trees import as_written
 
 # Top-level nodes whose keys belong to a `_target_`, ours or somebody else's: any key is fine that its config has.
@@ -246,7 +247,7 @@ def from_json(data: Mapping[str, Any]) -> Settings:
 
     Raises ConfigError for what no version that this one knows of wrote.
     """
-    problems: list[str] = []
+    problems = Problems()
     settings = build_settings(_with_shipped(data), {}, problems)
     if settings is None:
         raise ConfigError(problems)
@@ -273,7 +274,7 @@ def _with_shipped(data: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems: list[str]) -> Settings | None:
+def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems: Problems) -> Settings | None:
     """The settings that a composed tree holds; notes every mistake and then returns None.
 
     choices: the options taken, which name a study without a name; empty for a tree that was kept, without components.
@@ -281,18 +282,18 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
     before = len(problems)
     for key in tree:
         if key not in SECTIONS and key not in (*COMPONENTS, "search"):
-            problems.append(f"{key}: no such key" + nearest(key, [*SECTIONS, *COMPONENTS]))
+            problems.add(f"{key}: no such key" + nearest(key, [*SECTIONS, *COMPONENTS]))
     for name in COMPONENTS if choices else ():
         node = tree.get(name)
         if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-            problems.append(f"{name}: must be a mapping with a _target_, the class to build, got {node!r}")
+            problems.add(f"{name}: must be a mapping with a _target_, the class to build, got {node!r}")
     values: dict[str, Any] = {}
     for name, declared in SECTIONS.items():
         kind = _SECTION_TYPES[name]
         if name not in tree and declared.default_factory is not dataclasses.MISSING:
             values[name] = declared.default_factory()
         elif name not in tree:
-            problems.append(f"{name}: missing; config.yaml must hold it")
+            problems.add(f"{name}: missing; config.yaml must hold it")
         elif dataclasses.is_dataclass(kind):
             node = _completed(tree, problems) if name == "study" else tree[name]
             values[name] = build(kind, node, name, problems)
@@ -302,7 +303,7 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
         return None
     pruner, max_epochs = values["pruner"], values["trainer"].max_epochs
     if pruner.name == "hyperband" and pruner.min_epochs > max_epochs:
-        problems.append(
+        problems.add(
             f"pruner.min_epochs: must be at most trainer.max_epochs, which is {max_epochs}, got {pruner.min_epochs}; "
             f"lower it, or train longer"
         )
@@ -313,7 +314,7 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
     return Settings(**values)
 
 
-def _completed(tree: Mapping[str, Any], problems: list[str]) -> Any:
+def _completed(tree: Mapping[str, Any], problems: Problems) -> Any:
     """The study's node with metric and direction filled in, by the data's task and by what the metric's name says;
     and with what may be written in short in full."""
     study, data = tree["study"], tree.get("data")
@@ -323,7 +324,7 @@ def _completed(tree: Mapping[str, Any], problems: list[str]) -> Any:
     if isinstance(filled.get("warm_start_from"), str):
         filled["warm_start_from"] = {"study": filled["warm_start_from"]}
     if task is not None and task not in OBJECTIVES:
-        problems.append(f"data.task: must be one of {listed(OBJECTIVES)}, got {task!r}")
+        problems.add(f"data.task: must be one of {listed(OBJECTIVES)}, got {task!r}")
     if filled.get("metric") is None:
         filled["metric"] = OBJECTIVES.get(str(task), "val/accuracy")
     if filled.get("direction") is None:
@@ -332,7 +333,7 @@ def _completed(tree: Mapping[str, Any], problems: list[str]) -> Any:
         if known:
             filled["direction"] = known[0]
         else:
-            problems.append(
+            problems.add(
                 f"study.direction: must be given where the metric's name does not tell which way is better, got null "
                 f"for {filled['metric']!r}; add study.direction=maximize or study.direction=minimize"
             )

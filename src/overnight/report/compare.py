@@ -14,7 +14,7 @@ from rich.text import Text
 
 from overnight import tracking
 from overnight.config.paths import StudyLocation
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.report import finding
 from overnight.report.statistics import Estimate
 from overnight.search.plan import Plan

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overnight.config.paths import trial_name
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.protocol import Exported, ExportSpec, Predicted, PredictSpec, Refused
 from overnight.report import finding, winner_config
 from overnight.runner import trial_process

@@ -16,6 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from overnight.config.compose import compose, group_options
 from overnight.config.paths import StudyLocation, trial_name
+from overnight.config.problems import Problems
 from overnight.config.sections import COMPONENTS
 from overnight.config.trees import config_text
 from overnight.search import grammar
@@ -130,7 +131,7 @@ def _search(plan: Plan, groups: Mapping[str, str]) -> dict[str, Any]:
     rest = SearchSpace(tuple(p for p in plan.space.parameters if p.key not in groups))
     inside = [replace(p, suffix="") for p in settled(rest, groups).parameters]
     entries = {p.key: _entry(p) for p in inside}
-    read, _ = grammar.parse(entries, [])
+    read, _ = grammar.parse(entries, Problems())
     return entries if sorted(read.parameters, key=_key) == sorted(inside, key=_key) else {}
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from overnight.config.paths import trial_name
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.config.sections import NotifySettings
 from overnight.runner.messenger import FAREWELL
 from overnight.search.plan import Plan

@@ -20,6 +20,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from overnight.config.problems import Problems
 from overnight.search.space import Condition, Parameter, SearchSpace, in_grammar
 
 # How a distribution is called in a dictionary, and what it takes: Optuna's classes, and their short names.
@@ -47,7 +48,7 @@ class Entry:
 
 def parse(
     entries: Mapping[str, Any],
-    problems: list[str],
+    problems: Problems,
     fixed: Collection[str] = (),
     sweeps: Mapping[str, str] | None = None,
 ) -> tuple[SearchSpace, dict[str, Any]]:
@@ -76,7 +77,7 @@ def parse(
 
 def options_of(text: str) -> list[Any]:
     """The options of a choice in Hydra's grammar; empty where it is none, or has a mistake."""
-    found = _read_text(Entry("x", text, (), "x"), [])
+    found = _read_text(Entry("x", text, (), "x"), Problems())
     if not isinstance(found, Parameter) or not isinstance(found.each, CategoricalDistribution):
         return []
     return list(found.options or found.each.choices)
@@ -90,7 +91,7 @@ class _Fixed:
 # From mappings to entries ---------------------------------------------------------------------------------------------
 
 
-def _flatten(entry: Entry, problems: list[str]) -> list[Entry]:
+def _flatten(entry: Entry, problems: Problems) -> list[Entry]:
     """An entry with its condition read off; of a choice with spaces, those of every option too."""
     raw, where = entry.draw, entry.where
     if not isinstance(raw, Mapping):
@@ -107,11 +108,11 @@ def _flatten(entry: Entry, problems: list[str]) -> list[Entry]:
     if form == {"length", "each"} or _is_distribution(raw):
         return [replace(entry, draw=raw)]
     if len(problems) == told:
-        problems.append(f"{where}: {_FORMS}; got {entry.draw}")
+        problems.add(f"{where}: {_FORMS}; got {entry.draw}")
     return []
 
 
-def _options(entry: Entry, raw: Mapping[str, Any], problems: list[str]) -> list[Entry]:
+def _options(entry: Entry, raw: Mapping[str, Any], problems: Problems) -> list[Entry]:
     """A choice whose options bring spaces: the choice, and each space under the condition that its option is drawn.
 
     What all options have alike is drawn in any case, and what some have alike is one draw.
@@ -119,7 +120,7 @@ def _options(entry: Entry, raw: Mapping[str, Any], problems: list[str]) -> list[
     spaces = raw["choice"]
     wrong = [o for o, space in spaces.items() if not isinstance(space, Mapping | None)] if _is_map(spaces) else []
     if not _is_map(spaces) or len(raw) > 1 or not spaces or wrong:
-        problems.append(
+        problems.add(
             f"{entry.where}: choice takes a mapping from option to the space that it brings (nothing for none), "
             f"e.g. choice: {{adam: , sgd: {{optimizer.momentum: 'interval(0, 0.99)'}}}}; got {entry.draw}"
         )
@@ -145,7 +146,7 @@ def _swept(entries: list[Entry], sweeps: Mapping[str, str]) -> list[Entry]:
     return list({(e.key, str(e.draw), e.when): e for e in swept}.values())
 
 
-def _conditions(given: Any, where: str, problems: list[str]) -> Iterable[Condition]:
+def _conditions(given: Any, where: str, problems: Problems) -> Iterable[Condition]:
     for text in given if isinstance(given, list) else [given]:
         try:
             override = _hydra(str(text))
@@ -156,7 +157,7 @@ def _conditions(given: Any, where: str, problems: list[str]) -> Iterable[Conditi
             if not override.input_line or override.is_add() or override.is_delete() or values == ("",):
                 raise ValueError
         except ValueError:
-            problems.append(f"{where}.when: must be KEY=VALUE or KEY=VALUE,VALUE, or a list of such, got {text!r}")
+            problems.add(f"{where}.when: must be KEY=VALUE or KEY=VALUE,VALUE, or a list of such, got {text!r}")
         else:
             yield Condition(override.key_or_group, values)
 
@@ -164,25 +165,25 @@ def _conditions(given: Any, where: str, problems: list[str]) -> Iterable[Conditi
 # From entries to parameters -------------------------------------------------------------------------------------------
 
 
-def _read(entry: Entry, problems: list[str]) -> Parameter | _Fixed | None:
+def _read(entry: Entry, problems: Problems) -> Parameter | _Fixed | None:
     found = _read_draw(entry, problems)
     if isinstance(found, _Fixed) and entry.when:
         try:
             return replace(_chosen(entry.key, (found.value,)), when=entry.when)
         except ValueError as error:
-            problems.append(f"{entry.where}: {error}, got {found.value!r}")
+            problems.add(f"{entry.where}: {error}, got {found.value!r}")
             return None
     return replace(found, when=entry.when) if isinstance(found, Parameter) else found
 
 
-def _read_draw(entry: Entry, problems: list[str]) -> Parameter | _Fixed | None:
+def _read_draw(entry: Entry, problems: Problems) -> Parameter | _Fixed | None:
     draw = entry.draw
     if isinstance(draw, Mapping):
         return _read_distribution(entry, draw, problems) if _is_distribution(draw) else _read_list(entry, problems)
     return _read_text(entry, problems) if isinstance(draw, str) else _Fixed(draw)
 
 
-def _read_list(entry: Entry, problems: list[str]) -> Parameter | None:
+def _read_list(entry: Entry, problems: Problems) -> Parameter | None:
     found, counted = (
         _read_draw(replace(entry, draw=entry.draw[part], where=f"{entry.where}.{part}"), problems)
         for part in ("each", "length")
@@ -193,19 +194,19 @@ def _read_list(entry: Entry, problems: list[str]) -> Parameter | None:
     if isinstance(counted, _Fixed) and isinstance(counted.value, int) and counted.value > 0:
         length = IntDistribution(counted.value, counted.value)
     if not isinstance(length, IntDistribution) or length.low < 1 or length.step != 1:
-        problems.append(
+        problems.add(
             f"{entry.where}: length must be whole numbers from 1 up, e.g. int(interval(1, 3)), got {entry.draw}"
         )
         return None
     if not isinstance(found, Parameter) or found.options:
-        problems.append(
+        problems.add(
             f"{entry.where}: each must be a draw of numbers or texts, e.g. int(interval(16, 256)), got {entry.draw}"
         )
         return None
     return Parameter(entry.key, found.each, length)
 
 
-def _read_distribution(entry: Entry, given: Mapping[str, Any], problems: list[str]) -> Parameter | None:
+def _read_distribution(entry: Entry, given: Mapping[str, Any], problems: Problems) -> Parameter | None:
     name = given.get("name", given.get("type"))
     kind = _SHORT.get(str(name), str(name))
     rest = {k: v for k, v in given.items() if k not in ("name", "type", "attributes")}
@@ -226,7 +227,7 @@ def _read_distribution(entry: Entry, given: Mapping[str, Any], problems: list[st
         return Parameter(entry.key, _numeric(kind, attributes))
     except (ValueError, TypeError) as error:
         reason = str(error).removesuffix(".")
-        problems.append(f"{entry.where}: must be a distribution as Optuna writes it: {reason}; got {dict(given)}")
+        problems.add(f"{entry.where}: must be a distribution as Optuna writes it: {reason}; got {dict(given)}")
         return None
 
 
@@ -246,7 +247,7 @@ def _numeric(kind: str, attributes: Mapping[str, Any]) -> BaseDistribution:
     return FloatDistribution(low, high, log=bool(log), step=step)  # type: ignore[arg-type]
 
 
-def _read_text(entry: Entry, problems: list[str]) -> Parameter | _Fixed | None:
+def _read_text(entry: Entry, problems: Problems) -> Parameter | _Fixed | None:
     from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
 
     key, text, where = entry.key, entry.draw, entry.where
@@ -256,7 +257,7 @@ def _read_text(entry: Entry, problems: list[str]) -> Parameter | _Fixed | None:
     try:
         override = _hydra(f"{key}={text}")
     except ValueError as error:
-        problems.append(
+        problems.add(
             f"{where}: must be in Hydra's sweep grammar, e.g. interval(0, 1), int(interval(1, 8)), "
             f"range(32, 257, 32) or choice(a, b), got {text!r}: {error}"
         )
@@ -267,7 +268,7 @@ def _read_text(entry: Entry, problems: list[str]) -> Parameter | _Fixed | None:
     tags: set[str] = getattr(sweep, "tags", set())  # a glob has none
     log, unknown = "log" in tags, sorted(tags - {"log"})
     if unknown:
-        problems.append(f"{where}: the only tag is log, got {', '.join(unknown)} in {text!r}")
+        problems.add(f"{where}: the only tag is log, got {', '.join(unknown)} in {text!r}")
         return None
     try:
         if isinstance(sweep, ChoiceSweep):
@@ -278,7 +279,7 @@ def _read_text(entry: Entry, problems: list[str]) -> Parameter | _Fixed | None:
             return Parameter(key, _range(sweep, log))
         raise ValueError("must be an interval, a range or a choice")
     except ValueError as error:
-        problems.append(f"{where}: {error}, got {text!r}")
+        problems.add(f"{where}: {error}, got {text!r}")
         return None
 
 
@@ -329,14 +330,14 @@ def _range(sweep: Any, log: bool) -> BaseDistribution:
 # Several draws of one key, and their order ----------------------------------------------------------------------------
 
 
-def _named(parameters: list[Parameter], problems: list[str]) -> list[Parameter]:
+def _named(parameters: list[Parameter], problems: Problems) -> list[Parameter]:
     """Names told apart where options of a choice draw the same key differently."""
     named: list[Parameter] = []
     for parameter in parameters:
         others = [p for p in parameters if p.key == parameter.key and p is not parameter]
         for other in others:
             if not _exclude(parameter, other):
-                problems.append(
+                problems.add(
                     f"search.{parameter.key}: must be given once, or in options that exclude one another, got "
                     f"{' and '.join(sorted((parameter.describe(), other.describe())))}; leave one out"
                 )
@@ -352,7 +353,7 @@ def _exclude(one: Parameter, other: Parameter) -> bool:
     return any(a.key == b.key and not any(b.holds(v) for v in a.values) for a in one.when for b in other.when)
 
 
-def in_order(parameters: list[Parameter], problems: list[str]) -> list[Parameter]:
+def in_order(parameters: list[Parameter], problems: Problems) -> list[Parameter]:
     """As they were written, but a condition's key first."""
     ordered: list[Parameter] = []
     placing: list[str] = []
@@ -361,7 +362,7 @@ def in_order(parameters: list[Parameter], problems: list[str]) -> list[Parameter
         if parameter in ordered:
             return
         if parameter.key in placing:
-            problems.append(
+            problems.add(
                 f"search.{parameter.key}.when: conditions must not go round in a circle, "
                 f"got {' -> '.join([*placing, parameter.key])}; drop one of them"
             )

@@ -24,7 +24,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from overnight.config import clock
 from overnight.config.compose import Draft, compose
 from overnight.config.paths import StudyLocation, StudyPaths
-from overnight.config.rules import ConfigError, nearest
+from overnight.config.problems import ConfigError, Problems
+from overnight.config.rules import nearest
 from overnight.config.sections import COMPONENTS, SEARCHABLE, Settings, from_json, to_json
 from overnight.config.trees import has_key, look_up, with_values
 from overnight.search import grammar, validation
@@ -249,26 +250,26 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
         config_dir: a folder of somebody's own configs; the folder around it joins the import path, for their classes.
         searching: False for one configuration as it stands; a sweep is then a mistake.
     """
-    given, told = list(overrides), []
+    given, told = list(overrides), Problems()
     draft = compose(given, config_dir)
     if not draft.config:
         raise ConfigError(draft.problems)
     if draft.config_dir is not None and str(draft.config_dir.parent) not in sys.path:
         sys.path.append(str(draft.config_dir.parent))  # trial processes inherit it
     if not searching:
-        told += [
+        told.merge(
             f"{k}: `train` takes one value, got the sweep {v}; sweeps are for `tune`" for k, v in draft.sweeps.items()
-        ]
+        )
     written, sweeps = _written_search(draft, told) if searching else ({}, {})
     space, fixed = grammar.parse(written, told, draft.fixed, sweeps)
     draft, fixed = _with_fixed(draft, fixed, given, config_dir, told)
-    problems = [*draft.problems, *told]
+    problems = Problems([*draft.problems, *told])
     if searching and draft.settings is not None and draft.settings.study_name == TRAIN:
-        problems.append(f"study.name: {TRAIN} is where `overnight train` keeps its trials; take another")
+        problems.add(f"study.name: {TRAIN} is where `overnight train` keeps its trials; take another")
     if searching and draft.settings is not None and draft.settings.study_name.endswith(CONFIRM):
-        problems.append(f"study.name: must not end in {CONFIRM}, which names confirmations; take another")
+        problems.add(f"study.name: must not end in {CONFIRM}, which names confirmations; take another")
     if searching and draft.settings is not None:
-        problems += _check_warm_start(draft.settings)
+        _check_warm_start(draft.settings, problems)
     choices = {g: option for g, option in draft.choices.items() if g in COMPONENTS}
     space = settled(space, {g: o for g, o in choices.items() if g in draft.fixed})
     groups, combinations = _combinations(draft, space, choices, problems)
@@ -278,7 +279,7 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
             variants[combination] = draft.variant(dict(zip(groups, combination, strict=True)))
         except Exception as error:  # Hydra's and OmegaConf's share no base class
             named = ", ".join(f"{g}={o}" for g, o in zip(groups, combination, strict=True))
-            problems.append(f"search: {named} must compose: {' '.join(str(error).split())}")
+            problems.add(f"search: {named} must compose: {' '.join(str(error).split())}")
     validation.put_in(variants, fixed, draft.absent, problems)
     space = _where_there(space, groups, variants, sweeps)
     validation.check_keys(space, groups, choices, variants, draft, {*draft.fixed, *fixed}, problems)
@@ -286,9 +287,11 @@ def make(overrides: Iterable[str] = (), config_dir: str | Path | None = None, se
         raise ConfigError(problems)
     folder = str(draft.config_dir) if draft.config_dir is not None else None
     plan = Plan(draft.settings, space, groups, choices, variants, config_dir=folder)
-    problems = [*_check_sampler(plan), *_check_enqueued(plan), *_check_limits(plan)] if searching else []
-    if problems:
-        raise ConfigError(problems)
+    if searching:
+        _check_sampler(plan, problems)
+        _check_enqueued(plan, problems)
+        _check_limits(plan, problems)
+        problems.raise_if_any()
     return plan
 
 
@@ -299,21 +302,21 @@ def for_training(plan: Plan) -> Plan:
     return replace(plan, settings=replace(plan.settings, study=study, pruner=pruner, slots=1), space=SearchSpace(()))
 
 
-def _written_search(draft: Draft, problems: list[str]) -> tuple[Mapping[str, Any], dict[str, str]]:
+def _written_search(draft: Draft, problems: Problems) -> tuple[Mapping[str, Any], dict[str, str]]:
     """What is written under `search`, and the sweeps to be put over it.
 
     Where models are searched, and the space is the one that goes with the model, each brings its own.
     """
     written, sweeps = draft.config.get("search") or {}, dict(draft.sweeps)
     if not isinstance(written, Mapping):
-        problems.append(f"search: must be a mapping from config key to draw, got {written!r}")
+        problems.add(f"search: must be a mapping from config key to draw, got {written!r}")
         return {}, sweeps
     goes_with_it = "search" not in draft.fixed and draft.choices.get("search") == draft.choices.get("model")
     models = grammar.options_of(sweeps["model"]) if goes_with_it and "model" in sweeps else []
     if not models or not set(models) <= set(draft.options("model")):
         return written, sweeps
     lacking = [m for m in models if m not in draft.options("search")]
-    problems.extend(
+    problems.merge(
         f"search: there is no search/{m}.yaml for model={m}; write one, or take search=none" for m in lacking
     )
     spaces = {m: draft.search_of(m) for m in models if m not in lacking}
@@ -325,14 +328,14 @@ def _with_fixed(
     fixed: Mapping[str, Any],
     given: list[str],
     config_dir: str | Path | None,
-    problems: list[str],
+    problems: Problems,
 ) -> tuple[Draft, dict[str, Any]]:
     """The draft with the options and trainer's settings that the search space fixes, and what else it fixes."""
     taken = {k: v for k, v in fixed.items() if k in COMPONENTS or k.startswith("trainer.")}
     for group in [k for k in taken if k in COMPONENTS]:
         known = draft.options(group)
         if taken[group] not in known:
-            problems.append(f"search.{group}: must be one of {', '.join(known)}, got {taken.pop(group)!r}")
+            problems.add(f"search.{group}: must be one of {', '.join(known)}, got {taken.pop(group)!r}")
     if taken:
         pinned = [] if "search" in draft.fixed else [f"search={draft.choices['search']}"]
         draft = compose([*given, *pinned, *(f"{k}={in_grammar(v)}" for k, v in taken.items())], config_dir)
@@ -366,17 +369,17 @@ def _where_there(
             if options and len(options) < len({combination[index] for combination in variants}):
                 p = replace(p, when=(*p.when, Condition(group, tuple(options))))
         placed.append(p)
-    return SearchSpace(tuple(grammar.in_order(placed, [])))
+    return SearchSpace(tuple(grammar.in_order(placed, Problems())))
 
 
 def _combinations(
-    draft: Draft, space: SearchSpace, choices: Mapping[str, str], problems: list[str]
+    draft: Draft, space: SearchSpace, choices: Mapping[str, str], problems: Problems
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The searched config groups, and every combination of their options, the written one included."""
     searched: dict[str, list[str]] = {}
     for group, options in space.group_choices(COMPONENTS).items():
         known = draft.options(group)
-        problems.extend(
+        problems.merge(
             f"search.{group}: must choose among {', '.join(known)}, got {option!r}"
             for option in options
             if option not in known
@@ -385,7 +388,7 @@ def _combinations(
     groups = tuple(searched)
     count = math.prod(len(options) for options in searched.values())
     if count > MAX_VARIANTS:
-        problems.append(
+        problems.add(
             f"search: at most {MAX_VARIANTS} combinations of config groups, got {count}; "
             f"take fewer options of {', '.join(groups)}"
         )
@@ -393,40 +396,37 @@ def _combinations(
     return groups, list(itertools.product(*searched.values()))
 
 
-def _check_sampler(plan: Plan) -> list[str]:
+def _check_sampler(plan: Plan, problems: Problems) -> None:
     """What the sampler can't do with the space."""
     name = plan.settings.sampler.name
     if name == "grid":
-        return [
+        problems.merge(
             f"search.{p.key}: sampler=grid needs a countable number of values, got {p.describe()}; take "
             f"range(LOW, HIGH, STEP) or choice(A, B), or another sampler"
             for p in plan.space.parameters
             if p.size() == math.inf
-        ]
+        )
     numbers = [n for n, d in plan.space.always().items() if not isinstance(d, CategoricalDistribution)]
     if name == "cma_es" and plan.space.parameters and not numbers:
         searched = ", ".join(plan.space.keys())
-        return [
+        problems.add(
             f"sampler: cma_es needs a number that every trial draws, got {searched}; take another sampler, e.g. tpe"
-        ]
-    return []
+        )
 
 
-def _check_warm_start(settings: Settings) -> list[str]:
+def _check_warm_start(settings: Settings, problems: Problems) -> None:
     """What can be known to be wrong with study.warm_start_from before there is a ledger to look into."""
     warm = settings.study.warm_start_from
     if warm is None:
-        return []
+        return
     if warm.study == settings.study_name:
-        return [f"study.warm_start_from: must be another study, got {warm.study}; take a new study.name"]
-    if warm.study == TRAIN or warm.study.endswith(CONFIRM):
-        return [f"study.warm_start_from: must be a study that searched, got {warm.study}"]
-    return []
+        problems.add(f"study.warm_start_from: must be another study, got {warm.study}; take a new study.name")
+    elif warm.study == TRAIN or warm.study.endswith(CONFIRM):
+        problems.add(f"study.warm_start_from: must be a study that searched, got {warm.study}")
 
 
-def _check_enqueued(plan: Plan) -> list[str]:
+def _check_enqueued(plan: Plan, problems: Problems) -> None:
     """What is wrong with the configurations of study.enqueue, all of it."""
-    problems = []
     known = plan.space.keys()
     entries = plan.settings.study.enqueue
     for i, (entry, first) in enumerate(zip(entries, map(plan.first_trial, entries), strict=True)):
@@ -434,37 +434,35 @@ def _check_enqueued(plan: Plan) -> list[str]:
             where, drawn = f"study.enqueue[{i}].{key}", plan.space.of(key)
             if not drawn:
                 close = nearest(key, known)
-                problems.append(f"{where}: must be a searched key, one of {', '.join(known)}, got {value!r}{close}")
+                problems.add(f"{where}: must be a searched key, one of {', '.join(known)}, got {value!r}{close}")
             elif key not in first.values:
                 when = "; or ".join(" and ".join(map(str, p.when)) for p in drawn)
-                problems.append(f"{where}: is drawn only when {when}, which this entry does not have, got {value!r}")
+                problems.add(f"{where}: is drawn only when {when}, which this entry does not have, got {value!r}")
             elif key in first.outside:
                 draws = " or ".join(p.describe() for p in drawn)
-                problems.append(
+                problems.add(
                     f"{where}: must lie in the search space, {draws}, got {value!r}; change it, or widen the space"
                 )
     lacking = 1 + len(entries) - plan.settings.study.trials
     if lacking > 0:
-        problems.append(
+        problems.add(
             f"study.enqueue: {len(entries)} entries and the configuration as written must fit in study.trials, got "
             f"{plan.settings.study.trials}; raise study.trials to {1 + len(entries)}"
         )
-    return problems
 
 
-def _check_limits(plan: Plan) -> list[str]:
+def _check_limits(plan: Plan, problems: Problems) -> None:
     """What would end a launch before it began, or never."""
-    until, judge, problems, now = plan.settings.study.until, plan.settings.terminator.improvement, [], time.time()
+    until, judge, now = plan.settings.study.until, plan.settings.terminator.improvement, time.time()
     if until is not None and clock.next_time(until, now) <= now:
-        problems.append(
+        problems.add(
             f"study.until: must lie ahead, got {until}, which is past; take a later one, or a time of day: '07:00'"
         )
     if judge in ("emmr", "regret_bound") and not plan.space.always():
-        problems.append(
+        problems.add(
             f"terminator: {judge} needs a key that every trial draws, got {', '.join(plan.space.keys()) or 'none'}; "
             f"take terminator=stagnation, or study.patience"
         )
-    return problems
 
 
 def _random(dist: BaseDistribution, rng: random.Random) -> Any:

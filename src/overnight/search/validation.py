@@ -8,6 +8,7 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from overnight.config.compose import Draft
+from overnight.config.problems import Problems
 from overnight.config.sections import COMPONENTS, SEARCHABLE
 from overnight.config.trees import has_key, kind_problem, look_up
 from overnight.search.space import Parameter, SearchSpace, in_grammar, same
@@ -17,7 +18,7 @@ def put_in(
     variants: Mapping[Any, dict[str, Any]],
     fixed: Mapping[str, Any],
     absent: Mapping[str, tuple[Any, str]],
-    problems: list[str],
+    problems: Problems,
 ) -> None:
     """Put fixed values into every variant that has the key: the search space's, and those of the command line that
     the configuration as written does not hold."""
@@ -26,16 +27,16 @@ def put_in(
     for key, value, where, otherwise in given:
         parent, _, last = key.rpartition(".")
         having = [v for v in variants.values() if parent and has_key(v, key)]
-        if having and otherwise in problems:
-            problems.remove(otherwise)
+        if having:
+            problems.withdraw(otherwise)
         if not having and not otherwise:
-            problems.append(
+            problems.add(
                 f"{where}: no such key, got {value!r}; a value here is for a key of {', '.join(SEARCHABLE)} that the "
                 f"config holds, `overnight tune --cfg` prints them"
             )
         wrong = next(filter(None, (kind_problem(look_up(v, key), value) for v in having)), None)
         if wrong:
-            problems.append(f"{where}: {wrong}")
+            problems.add(f"{where}: {wrong}")
         for variant in having:
             look_up(variant, parent)[last] = value
 
@@ -47,7 +48,7 @@ def check_keys(
     variants: Mapping[tuple[str, ...], dict[str, Any]],
     draft: Draft,
     fixed: Collection[str],
-    problems: list[str],
+    problems: Problems,
 ) -> None:
     """Every searched key exists wherever it is drawn, and what is drawn is of the kind that is written there."""
     options = space.group_choices(groups)
@@ -62,9 +63,7 @@ def check_keys(
         ):
             continue
         if parameter.key.split(".")[0] not in SEARCHABLE or "." not in parameter.key:
-            problems.append(
-                f"{where}: only keys of {', '.join(SEARCHABLE)} can be searched, got {parameter.describe()}"
-            )
+            problems.add(f"{where}: only keys of {', '.join(SEARCHABLE)} can be searched, got {parameter.describe()}")
             continue
         for combination, variant in variants.items():
             taken = {**choices, **dict(zip(groups, combination, strict=True))}
@@ -75,18 +74,18 @@ def check_keys(
             problem = _misfit(parameter, variant)
             if problem:
                 group = parameter.key.split(".")[0]
-                problems.append(f"{where}: {problem}" + (f" (with {group}={taken[group]})" if group in groups else ""))
+                problems.add(f"{where}: {problem}" + (f" (with {group}={taken[group]})" if group in groups else ""))
                 break
 
 
 def _check_conditions(
-    parameter: Parameter, space: SearchSpace, draft: Draft, fixed: Collection[str], problems: list[str]
+    parameter: Parameter, space: SearchSpace, draft: Draft, fixed: Collection[str], problems: Problems
 ) -> None:
     where = f"search.{parameter.key}.when"
     for condition in parameter.when:
         key, asked = condition.key, space.of(condition.key)
         if not asked and key not in fixed:
-            problems.append(
+            problems.add(
                 f"{where}: must look at a key that is searched or fixed, got {str(condition)!r}; search {key}, fix it "
                 f"({key}: VALUE), or drop the `when`"
             )
@@ -96,7 +95,7 @@ def _check_conditions(
         elif key in draft.sweeps or not all(isinstance(p.each, CategoricalDistribution) for p in asked):
             known = []  # open, or narrowed for this once
         if known:
-            problems.extend(
+            problems.merge(
                 f"{where}: {key} is one of {', '.join(map(in_grammar, known))}, and never {in_grammar(value)!r}"
                 for value in condition.values
                 if not any(same(value, o) for o in known)

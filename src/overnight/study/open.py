@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from overnight.config.paths import StudyLocation
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.config.sections import Settings
 from overnight.config.trees import look_up
 from overnight.search import sampler

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from optuna.storages import BaseStorage
 
 from overnight.config.paths import StudyLocation
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.protocol import Tested
 from overnight.search.plan import CONFIRM, TRAIN, Plan
 from overnight.search.record import State, TrialRecord, best_of, record_of

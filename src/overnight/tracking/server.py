@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from overnight.config import credentials
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError, Problems
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -48,7 +48,7 @@ def secrets() -> dict[str, str]:
     Raises ConfigError with a line for each that can't be used.
     """
     found: dict[str, str] = {}
-    problems: list[str] = []
+    problems = Problems()
     for name, said in NEEDED.items():
         before = len(problems)
         value = credentials.given(name, problems)
@@ -57,9 +57,8 @@ def secrets() -> dict[str, str]:
         if value is not None:
             found[name] = value
         elif len(problems) == before:
-            problems.append(f"{name}: must be set to {said}, or {name}_FILE to a file that holds it; `make secrets`")
-    if problems:
-        raise ConfigError(problems)
+            problems.add(f"{name}: must be set to {said}, or {name}_FILE to a file that holds it; `make secrets`")
+    problems.raise_if_any()
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 
 # Real files: linted, typed as far as Lightning is, and tested like the rest.
 _FILES = Path(__file__).parent / "files"

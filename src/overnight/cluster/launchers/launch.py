@@ -17,7 +17,7 @@ from types import FrameType
 
 from overnight.cluster.launchers import local, ray, slurm
 from overnight.cluster.launchers.child import Ended, Workers
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.config.sections import Settings
 
 TICK_S = 0.2

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight.cluster.launchers.child import Child, Ended, lacking
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.config.sections import LauncherSettings
 
 # Seconds that an answer may take at a look; after LOST_S without any, with all others through, one is given up.

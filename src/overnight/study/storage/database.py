@@ -27,7 +27,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from overnight.config import credentials
 from overnight.config.paths import StudyLocation
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.study.storage import leases, optuna_tables, postgres
 
 # What a whole ledger has, beside all that is made before them.

@@ -172,9 +172,11 @@ class Crew:
         seen = self.group.study(self.name)
         second = seen.confirmation
         confirmed = {} if second is None else Counter(r.state for r in second.records)
-        at_it = self.group.rows("SELECT study_id, owner, pid, expires_at FROM overnight_seats")
-        held = self.group.rows("SELECT study_id, number, owner, stint FROM overnight_leases WHERE owner IS NOT NULL")
-        return f"{Counter(r.state for r in seen.records)}, {confirmed}; seats {at_it}; leases {held}"
+        at_it = self.group.rows("SELECT study_id, owner, pid, expires_at FROM overnight_members")
+        held = self.group.rows(
+            "SELECT study_id, number, owner, fencing_token FROM overnight_leases WHERE owner IS NOT NULL"
+        )
+        return f"{Counter(r.state for r in seen.records)}, {confirmed}; members {at_it}; leases {held}"
 
 
 @contextmanager
@@ -237,9 +239,9 @@ def is_left_alone(group: Group, location: StudyLocation, name: str) -> None:
     """The study is over, and nobody is at it, nor has anything of it."""
     assert snapshot.wanted(location) == []
     assert group.rows("SELECT study_id, number, owner FROM overnight_leases WHERE owner IS NOT NULL") == []
-    until = time.monotonic() + 2 * LEASE_S  # who was killed has a seat until then
-    while seats := group.rows("SELECT owner, pid FROM overnight_seats WHERE expires_at > clock_timestamp()"):
-        assert time.monotonic() < until, f"{name}: {seats}"
+    until = time.monotonic() + 2 * LEASE_S  # who was killed is a member until then
+    while members := group.rows("SELECT owner, pid FROM overnight_members WHERE expires_at > clock_timestamp()"):
+        assert time.monotonic() < until, f"{name}: {members}"
         time.sleep(0.5)
 
 

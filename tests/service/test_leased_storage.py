@@ -138,13 +138,13 @@ def test_what_an_owner_that_is_gone_did_not_tell_of_is_somebody_elses_to_tell(jo
     stay(b)
     assert [r.number for r in b.adopt()] == [0]
     assert b.peers is not None
-    assert b.peers.ownership(0) == "mine"
+    assert b.peers.ownership(0) == "owned"
     assert b.peers.had_other_owner(0)
 
 
-@pytest.mark.parametrize(("told", "stint"), [(False, 2), (True, 3)])
+@pytest.mark.parametrize(("told", "fencing_token"), [(False, 2), (True, 3)])
 def test_what_was_left_behind_is_taken_once_and_once_more_where_it_was_let_go_of_before_it_runs(
-    join: Join, told: bool, stint: int
+    join: Join, told: bool, fencing_token: int
 ) -> None:
     """told: MLflow, before a slot was free."""
     a, b = join("a"), join("b")
@@ -156,7 +156,7 @@ def test_what_was_left_behind_is_taken_once_and_once_more_where_it_was_let_go_of
         b.shared.write()  # type: ignore[union-attr]
     assert b.ask_for(0) is not None
     with b.shared.backend.engine.connect() as database:  # type: ignore[union-attr]
-        assert leases.held(database, "b") == {(b.study._study_id, 0): stint}
+        assert leases.held(database, "b") == {(b.study._study_id, 0): fencing_token}
 
 
 def test_a_trial_is_not_asked_for_again_when_the_answer_was_lost_on_the_way(join: Join) -> None:
@@ -219,7 +219,7 @@ def test_a_database_that_goes_away_in_the_middle_of_a_read_is_out_of_reach_and_n
 
 
 @pytest.mark.parametrize(
-    "at", ["FROM studies", "INSERT INTO study_user_attributes", "INSERT INTO trials", "INSERT INTO overnight_seats"]
+    "at", ["FROM studies", "INSERT INTO study_user_attributes", "INSERT INTO trials", "INSERT INTO overnight_members"]
 )
 def test_a_database_that_goes_away_while_a_study_is_opened_is_out_of_reach_and_the_same_line_opens_it_later(
     tmp_path: Path, planned: Callable[..., Plan], database: Callable[[], str], postgres: Postgres, at: str
@@ -233,7 +233,7 @@ def test_a_database_that_goes_away_while_a_study_is_opened_is_out_of_reach_and_t
     session.close()
 
 
-@pytest.mark.parametrize("at", ["FROM studies", "FROM trials", "FROM trial_values", "overnight_seats"])
+@pytest.mark.parametrize("at", ["FROM studies", "FROM trials", "FROM trial_values", "overnight_members"])
 def test_a_database_that_goes_away_while_somebody_looks_is_out_of_reach_and_no_error(
     tmp_path: Path,
     planned: Callable[..., Plan],

@@ -46,7 +46,7 @@ def test_three_supervisors_do_exactly_what_was_asked_for(group: Callable[..., Gr
     said = ours.said()
     assert [p.returncode for p in ours.processes] == [0, 0, 0], said
     is_exact(ours, "sixty", 60, 2)
-    assert ours.rows("SELECT max(stint) FROM overnight_leases") == [(1,)]  # no trial was anybody else's as well
+    assert ours.rows("SELECT max(fencing_token) FROM overnight_leases") == [(1,)]  # no trial was anybody else's as well
     assert all("trial-00" in text for text in said)
 
 
@@ -105,7 +105,7 @@ def test_a_supervisor_that_was_cut_off_discards_what_it_did_too_late(
     said = ours.said()
     assert late.returncode == 0, said
     # Once it was taken from whoever was late; once more where it then waited for a slot, and MLflow was told meanwhile.
-    assert ours.rows("SELECT stint FROM overnight_leases WHERE number = 0")[0][0] in (2, 3), said
+    assert ours.rows("SELECT fencing_token FROM overnight_leases WHERE number = 0")[0][0] in (2, 3), said
     is_exact(ours, "cut", 6, 60)
 
 
@@ -135,7 +135,7 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(
         start()
     said = ours.said()
     assert [p.returncode for p in ours.processes] == [0, 0], said
-    taken = ours.rows("SELECT number, stint FROM overnight_leases WHERE stint > 1")
+    taken = ours.rows("SELECT number, fencing_token FROM overnight_leases WHERE fencing_token > 1")
     assert taken == [], (
         "something was taken from somebody",
         said,

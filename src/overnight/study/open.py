@@ -69,13 +69,13 @@ def _open_shared(
 ) -> tuple[StudySession, list[str]]:
     if not plan.name.endswith(CONFIRM):  # a confirmation is part of its search
         leased.begin()
-    with _shared(plan.settings.location) as storage, storage.alone(f"study {plan.name}"):
+    with _shared(plan.settings.location) as storage, storage.lock(f"study {plan.name}"):
         study, said = _continue_or_create(storage, plan, extend, comparable)
         if not plan.name.endswith(CONFIRM):
             _await_the_stopped(storage, study, say)
             _forget_stop(storage, plan.name)
         session = _seated(storage, plan, study)
-        with storage.alone(f"answer of {study._study_id}"):  # else whoever is telling it would say that it is over
+        with storage.lock(f"answer of {study._study_id}"):  # else whoever is telling it would say that it is over
             study.set_user_attr(OVER, False)
             study.set_user_attr(TOLD, {})
             study.set_user_attr(LAUNCHED, None)

@@ -290,7 +290,7 @@ class StudySession:
     @property
     def out_of_reach(self) -> str | None:
         """Why what is said is not written for the time being."""
-        return self.shared.trouble if self.shared is not None else None
+        return self.shared.outage if self.shared is not None else None
 
     def is_written(self, number: int) -> bool:
         """Whether a kill would take nothing of what this process knows of a trial."""
@@ -339,7 +339,7 @@ class StudySession:
 
     def alone(self, what: str) -> AbstractContextManager[None]:
         """Be the only one to do something about this study; stays heard of until then. Raises Unreachable."""
-        return self.peers.alone(what, self.stay) if self.peers is not None else nullcontext()
+        return self.peers.lock(what, self.stay) if self.peers is not None else nullcontext()
 
     # When it is written
 

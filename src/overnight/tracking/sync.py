@@ -25,7 +25,7 @@ from overnight.config.trees import config_text
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of, title
 from overnight.study.storage.database import Unreachable
-from overnight.study.storage.leased import Peers, Standing
+from overnight.study.storage.leased import Ownership, Peers
 from overnight.tracking import pages
 from overnight.tracking.provenance import study_files
 from overnight.tracking.reconcile import STATUS, Run, final_objective, logged_steps, params_of, reconcile
@@ -171,7 +171,7 @@ class MlflowSync:
 
     def _open(self) -> None:
         self._client = client(self._plan.settings.location)
-        with self._peers.alone("mlflow") if self._peers is not None else contextlib.nullcontext():
+        with self._peers.lock("mlflow") if self._peers is not None else contextlib.nullcontext():
             self._find_or_create()
 
     def _find_or_create(self) -> None:
@@ -195,7 +195,7 @@ class MlflowSync:
         self.ready = True
         with self._lock:
             for record in self._stored_records:
-                if record.number in found.lacking and self._standing(record.number) != "theirs":
+                if record.number in found.lacking and self._ownership(record.number) != "foreign":
                     self._pending.setdefault(record.number, record)
         self._stored_records = []
 
@@ -266,7 +266,7 @@ class MlflowSync:
     def _write_pending(self, everything: bool) -> None:
         """Write what begins or ends a trial, and of the running ones what was not written for some seconds."""
         while (record := self._next(everything)) is not None:
-            number, mine = record.number, self._standing(record.number) == "mine"
+            number, mine = record.number, self._ownership(record.number) == "owned"
             if mine:
                 self._write(record)
             self._written_at[number] = time.monotonic()
@@ -283,15 +283,15 @@ class MlflowSync:
         since = time.monotonic() - (PROGRESS_TO_SERVER_EVERY_S if at_server else PROGRESS_EVERY_S)
         with self._lock:
             for record in self._pending.values():
-                if self._standing(record.number) == "unsure":
+                if self._ownership(record.number) == "uncertain":
                     continue
                 if everything or record.state != "running" or self._written_at.get(record.number, since) <= since:
                     return record
         return None
 
-    def _standing(self, number: int) -> Standing:
+    def _ownership(self, number: int) -> Ownership:
         """Whose a trial's run is to write: what others do with theirs, they say themselves."""
-        return "mine" if self._peers is None else self._peers.ownership(number)
+        return "owned" if self._peers is None else self._peers.ownership(number)
 
     def _write(self, record: TrialRecord) -> None:
         from mlflow.entities import Metric, Param, RunTag

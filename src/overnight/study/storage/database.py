@@ -31,7 +31,7 @@ from overnight.config.problems import ConfigError
 from overnight.study.storage import leases, optuna_tables, postgres
 
 # What a whole ledger has, beside all that is made before them.
-_LAST_MADE = ("version_info", "alembic_version", "overnight_seats")
+_LAST_MADE = ("version_info", "alembic_version", "overnight_members")
 
 
 # Seconds by which two looks at when a process began may differ; no other of a machine's start has its number so soon.
@@ -113,7 +113,7 @@ def holder_of(location: StudyLocation, name: str) -> dict[str, Any] | None:
     """Who works on the study, on this machine or, where many share the ledger, on any: {"pid", "host", "since",
     "others" (how many do besides)}; None where nobody living does."""
     if location.shared:
-        return _first_seat(location, name)
+        return _first_member(location, name)
     try:
         holder: dict[str, Any] = json.loads(holder_file(location, name).read_text())
         now = _began(holder["pid"])
@@ -135,10 +135,10 @@ def _began(pid: int) -> dict[str, Any]:
     }
 
 
-def _first_seat(location: StudyLocation, name: str) -> dict[str, Any] | None:
+def _first_member(location: StudyLocation, name: str) -> dict[str, Any] | None:
     with opened(location) as storage, storage.engine.connect() as connection:
-        seats = leases.seats(connection, name)
-    return {**vars(seats[0]), "others": len(seats) - 1} if seats else None
+        members = leases.members(connection, name)
+    return {**vars(members[0]), "others": len(members) - 1} if members else None
 
 
 def held_by(name: str, holder: Mapping[str, Any]) -> str:

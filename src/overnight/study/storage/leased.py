@@ -31,7 +31,7 @@ from overnight.study.storage.exclusive import ExclusiveStorage, as_stored, id_of
 from overnight.study.storage.optuna_tables import Row, blank, write_trial
 
 Which = Literal["any", "new"] | int
-Standing = Literal["mine", "unsure", "theirs"]
+Ownership = Literal["owned", "uncertain", "foreign"]
 T = TypeVar("T")
 _WORD_EVERY_S = 3.0  # each takes some hundredth of a second here, and at a database that all of them share
 _TRY_AGAIN_S = 2.0  # at a database that is out of reach
@@ -50,14 +50,14 @@ class LeasedStorage(ExclusiveStorage):
     def __init__(self, backend: OptunaDatabase, lease_s: float, owner: str | None = None) -> None:
         super().__init__(backend)
         self.owner, self.lease_s = owner or _this_process(), lease_s
-        self.trouble: str | None = None  # why the database is out of reach
+        self.outage: str | None = None  # why the database is out of reach
         self._mine: dict[int, int] = {}  # ids of the trials that are this process's -> how often they changed hands
         self._lost: set[int] = set()  # ids of those that were, and that nobody was told of yet
         self._settled: set[int] = set()  # ids of those of which everything is written, in MLflow too
         self._stale: set[int] = set()  # ids of those that somebody else may have written since
         self._news: set[int] = set()  # ids of those that somebody else has written, and that nobody was told of yet
         self._unsure: set[int] = set()  # ids of those of which the last transaction may have been made, or not
-        self._seated = False
+        self._is_member = False
         self._renewed_at, self._try_at = -1e9, 0.0
         self._said: dict[tuple[int, str], Any] = {}  # attributes of studies that are not written yet
         self._attrs: dict[tuple[int, str], dict[str, Any]] = {}  # of studies, as last read
@@ -78,19 +78,19 @@ class LeasedStorage(ExclusiveStorage):
             taken = leases.out_of_reach(database, study_id, self.owner, self.lease_s)
             self.refresh(study_id)
             rows = self._rows(study_id)
-            for (study, number), stint in leases.held(database, self.owner).items():
+            for (study, number), fencing_token in leases.held(database, self.owner).items():
                 i = id_of(study, number)
                 lost_on_the_way = study == study_id and i not in self._mine and i not in self._lost
                 if lost_on_the_way and which in ("any", "new", number) and not rows[number].now.state.is_finished():
-                    return number, stint, None  # it was claimed, and the answer did not arrive
+                    return number, fencing_token, None  # it was claimed, and the answer did not arrive
             for number in self._claimable(study_id, which, taken):
                 if self._keeps(study_id, number):  # it was put back, and MLflow does not know yet
                     return number, self._mine[id_of(study_id, number)], None
-                stint_now = self._take(database, study_id, number)
-                if stint_now is None:
+                token = self._take(database, study_id, number)
+                if token is None:
                     continue
                 if not rows[number].now.state.is_finished():
-                    return number, stint_now, None
+                    return number, token, None
                 leases.release(database, self.owner, [(study_id, number)])  # whoever was late had all but let go of it
             if isinstance(which, int) or spent():
                 return None
@@ -104,11 +104,11 @@ class LeasedStorage(ExclusiveStorage):
         claimed = self._transact(work, lock=f"trials of {study_id}")
         if claimed is None:
             return None
-        number, stint, row = claimed
+        number, fencing_token, row = claimed
         rows = self._rows(study_id)
         if row is not None:
             rows.append(row)
-        self._mine[id_of(study_id, number)] = stint
+        self._mine[id_of(study_id, number)] = fencing_token
         return number
 
     def _claimable(self, study_id: int, which: Which, taken: set[int]) -> Iterable[int]:
@@ -128,11 +128,11 @@ class LeasedStorage(ExclusiveStorage):
     def _take(self, database: Connection, study_id: int, number: int) -> int | None:
         """Take a trial's lease, and then read what its last holder wrote, who writes no more; how often it changed
         hands, or None."""
-        stint = leases.take(database, study_id, number, self.owner, self.lease_s)
-        if stint is not None:
+        fencing_token = leases.take(database, study_id, number, self.owner, self.lease_s)
+        if fencing_token is not None:
             self._stale.add(id_of(study_id, number))
             self.refresh(study_id)
-        return stint
+        return fencing_token
 
     def _keeps(self, study_id: int, number: int) -> bool:
         i = id_of(study_id, number)
@@ -143,25 +143,28 @@ class LeasedStorage(ExclusiveStorage):
         numbers. Raises Unreachable."""
 
         def work(database: Connection) -> dict[int, int]:
-            held = {n: stint for (study, n), stint in leases.held(database, self.owner).items() if study == study_id}
-            unheard = {n: stint for n, stint in held.items() if id_of(study_id, n) not in self._mine}
+            held = {
+                n: fencing_token
+                for (study, n), fencing_token in leases.held(database, self.owner).items()
+                if study == study_id
+            }
+            unheard = {n: fencing_token for n, fencing_token in held.items() if id_of(study_id, n) not in self._mine}
             left = leases.abandoned(database, study_id, self.owner, self.lease_s)
             if left or unheard:
                 self.refresh(study_id)
             known = sorted(n for n in left if n < len(self._rows(study_id)))
             taken = {n: self._take(database, study_id, n) for n in known}
-            return {**unheard, **{n: stint for n, stint in taken.items() if stint is not None}}
+            return {**unheard, **{n: fencing_token for n, fencing_token in taken.items() if fencing_token is not None}}
 
         adopted = self._transact(work)
-        self._mine.update({id_of(study_id, n): stint for n, stint in adopted.items()})
+        self._mine.update({id_of(study_id, n): fencing_token for n, fencing_token in adopted.items()})
         return list(adopted)
 
-    def ownership(self, study_id: int, number: int) -> Standing:
-        """Whose a trial is; unsure where it was this process's, and could have been taken over since. Other threads may
-        ask."""
+    def ownership(self, study_id: int, number: int) -> Ownership:
+        """Say whose a trial is: uncertain once another process may have adopted it. Thread-safe."""
         if id_of(study_id, number) not in self._mine:
-            return "theirs"
-        return "mine" if _awake_or_not_s() < self._renewed_at + self.lease_s else "unsure"
+            return "foreign"
+        return "owned" if _awake_or_not_s() < self._renewed_at + self.lease_s else "uncertain"
 
     def had_other_owner(self, study_id: int, number: int) -> bool:
         """Whether a trial of this process's was somebody's before. Other threads may ask."""
@@ -185,13 +188,13 @@ class LeasedStorage(ExclusiveStorage):
         """Say that this process is at a study. Raises Held where `alone` is asked for and somebody is; Unreachable."""
 
         def work(database: Connection) -> None:
-            there = leases.seats(database, study_id) if alone else []
+            there = leases.members(database, study_id) if alone else []
             if there:
                 raise Held(held_by(self.get_study_name_from_id(study_id), vars(there[0])))
             leases.join(database, study_id, self.owner, self.lease_s)
 
-        self._transact(work, lock=f"seats of {study_id}")
-        self._seated = True
+        self._transact(work, lock=f"members of {study_id}")
+        self._is_member = True
 
     def leave(self, study_id: int) -> None:
         """Say that this process is at a study no more. What of its trials is not written stays out of others' reach
@@ -202,7 +205,7 @@ class LeasedStorage(ExclusiveStorage):
     def count_peers(self, study_id: int) -> int:
         """How many other processes are at a study. Other threads may ask."""
         with reached(), self.backend.engine.connect() as connection:
-            return sum(seat.owner != self.owner for seat in leases.seats(connection, study_id))
+            return sum(member.owner != self.owner for member in leases.members(connection, study_id))
 
     def may_have_silent_peers(self, study_id: int, first: dict[str, float]) -> bool:
         """Whether somebody else who is at a study, or was, may be gone without a word: has not been heard of since
@@ -217,7 +220,7 @@ class LeasedStorage(ExclusiveStorage):
         return len(self._unwritten) + len(self._said)
 
     @contextlib.contextmanager
-    def alone(self, what: str, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
+    def lock(self, what: str, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Be the only process to do something, of all that share the database; waits for its turn, and calls
         `meanwhile` until then, now and again. Other threads may ask. Raises Unreachable."""
         with reached():
@@ -240,7 +243,7 @@ class LeasedStorage(ExclusiveStorage):
     def write(self) -> None:
         """Bring the database up to what is known here; where it is out of reach, another time."""
         due = _awake_or_not_s() > self._renewed_at + _RENEW_AFTER * self.lease_s
-        if self._unwritten or self._settled or self._said or (due and self._seated):
+        if self._unwritten or self._settled or self._said or (due and self._is_member):
             with contextlib.suppress(Unreachable):
                 self._transact(lambda _: None)
 
@@ -282,7 +285,7 @@ class LeasedStorage(ExclusiveStorage):
     def _transact(self, work: Callable[[Connection], T], lock: str | None = None) -> T:
         """Do something in a transaction that first writes what there is to write. Raises Unreachable."""
         if time.monotonic() < self._try_at:
-            raise Unreachable(self.trouble)
+            raise Unreachable(self.outage)
         unwritten, settled, before = dict(self._unwritten), set(self._settled), _awake_or_not_s()
         try:
             with undisturbed():
@@ -292,7 +295,7 @@ class LeasedStorage(ExclusiveStorage):
                     if lock is not None:
                         leases.lock(database, lock)
                     held = leases.held(database, self.owner)
-                    for i in [i for i, stint in self._mine.items() if held.get(_pair(i)) != stint]:
+                    for i in [i for i, fencing_token in self._mine.items() if held.get(_pair(i)) != fencing_token]:
                         self._lose(i)
                     for i in [i for i in self._unwritten if i not in self._mine]:  # said after it was lost
                         self._forget(i)
@@ -303,7 +306,7 @@ class LeasedStorage(ExclusiveStorage):
                     leases.release(database, self.owner, map(_pair, settled & self._mine.keys()))
                     leases.renew(database, self.owner, self.lease_s)
                     done = work(database)
-                self._renewed_at, self.trouble = before, None
+                self._renewed_at, self.outage = before, None
                 for i, now in nows.items():
                     self._unwritten.pop(i).written = now
                 for i in settled:
@@ -312,7 +315,7 @@ class LeasedStorage(ExclusiveStorage):
         except (DBAPIError, StorageInternalError) as error:
             self._unsure |= unwritten.keys()
             self._out_of_reach(error)
-            raise Unreachable(self.trouble) from error
+            raise Unreachable(self.outage) from error
         self._say()
         return done
 
@@ -342,7 +345,7 @@ class LeasedStorage(ExclusiveStorage):
     def _out_of_reach(self, error: BaseException) -> None:
         if not postgres.is_away(error):
             raise error
-        self.trouble = away(error)
+        self.outage = away(error)
         self._try_at = time.monotonic() + min(_TRY_AGAIN_S, _RENEW_AFTER * self.lease_s)
 
     # Optuna's own questions
@@ -399,7 +402,7 @@ class LeasedStorage(ExclusiveStorage):
             except StorageInternalError as error:
                 self._out_of_reach(error)
                 if known is None:
-                    raise Unreachable(self.trouble) from error
+                    raise Unreachable(self.outage) from error
         return dict(known)
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
@@ -427,10 +430,10 @@ class Peers:
         """Seconds between two looks at what others have done: ten in a lease, so that some may fail."""
         return min(max(self.storage.lease_s / 10, 1.0), _WORD_EVERY_S)
 
-    def alone(self, what: str, meanwhile: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
-        return self.storage.alone(f"{what} of {self.study_id}", meanwhile)
+    def lock(self, what: str, meanwhile: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+        return self.storage.lock(f"{what} of {self.study_id}", meanwhile)
 
-    def ownership(self, number: int) -> Standing:
+    def ownership(self, number: int) -> Ownership:
         return self.storage.ownership(self.study_id, number)
 
     def had_other_owner(self, number: int) -> bool:

@@ -30,11 +30,11 @@ _LEASES = Table(
     Column("study_id", Integer, primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("owner", String(80)),
-    Column("stint", BigInteger, nullable=False),
+    Column("fencing_token", BigInteger, nullable=False),
     Column("expires_at", DateTime(timezone=True), nullable=False),
 )
-_SEATS = Table(
-    "overnight_seats",
+_MEMBERS = Table(
+    "overnight_members",
     TABLES,
     Column("study_id", Integer, primary_key=True),
     Column("owner", String(80), primary_key=True),
@@ -49,13 +49,13 @@ _SPACE = 0x6F766E74  # of our advisory locks, so that nobody else's are ours
 _LEASE = "make_interval(secs => :lease_s)"
 # Of a lease: it has ended, and :owner was there all the time to see that.
 _ENDED = (
-    "expires_at < clock_timestamp() AND EXISTS (SELECT 1 FROM overnight_seats AS seat WHERE seat.owner = :owner AND "
-    f"seat.study_id = :study_id AND seat.unbroken_since + {_LEASE} < clock_timestamp())"
+    "expires_at < clock_timestamp() AND EXISTS (SELECT 1 FROM overnight_members AS member WHERE "
+    f"member.owner = :owner AND member.study_id = :study_id AND member.unbroken_since + {_LEASE} < clock_timestamp())"
 )
 
 
 @dataclass(frozen=True)
-class Seat:
+class Member:
     """A supervisor that is at a study. since: in seconds since 1970, by the database's clock."""
 
     owner: str
@@ -93,14 +93,15 @@ def _key(what: str) -> dict[str, int]:
 def take(connection: Connection, study_id: int, number: int, owner: str, lease_s: float) -> int | None:
     """Take a trial's lease where nobody has it or its holder's has ended; how often it changed hands, or None."""
     statement = text(
-        "INSERT INTO overnight_leases AS held (study_id, number, owner, stint, expires_at) VALUES (:study_id, :number, "
-        f":owner, 1, clock_timestamp() + {_LEASE}) ON CONFLICT (study_id, number) DO UPDATE "
-        "SET owner = excluded.owner, stint = held.stint + 1, expires_at = excluded.expires_at "
-        f"WHERE held.owner IS NULL OR (held.{_ENDED}) RETURNING stint"
+        "INSERT INTO overnight_leases AS held (study_id, number, owner, fencing_token, expires_at) "
+        f"VALUES (:study_id, :number, :owner, 1, clock_timestamp() + {_LEASE}) "
+        "ON CONFLICT (study_id, number) DO UPDATE "
+        "SET owner = excluded.owner, fencing_token = held.fencing_token + 1, expires_at = excluded.expires_at "
+        f"WHERE held.owner IS NULL OR (held.{_ENDED}) RETURNING fencing_token"
     )
     asked = {"study_id": study_id, "number": number, "owner": owner, "lease_s": lease_s}
-    stint = connection.execute(statement, asked).scalar()
-    return int(stint) if stint is not None else None
+    fencing_token = connection.execute(statement, asked).scalar()
+    return int(fencing_token) if fencing_token is not None else None
 
 
 def out_of_reach(connection: Connection, study_id: int, owner: str, lease_s: float) -> set[int]:
@@ -123,9 +124,9 @@ def _numbers(connection: Connection, which: str, study_id: int, owner: str, leas
 def held(connection: Connection, owner: str) -> dict[tuple[int, int], int]:
     """(study, number) -> how often it changed hands, of the leases that are an owner's, and stay so until the
     transaction ends."""
-    statement = sqlalchemy.select(_LEASES.c.study_id, _LEASES.c.number, _LEASES.c.stint)
+    statement = sqlalchemy.select(_LEASES.c.study_id, _LEASES.c.number, _LEASES.c.fencing_token)
     rows = connection.execute(statement.where(_LEASES.c.owner == owner).with_for_update())
-    return {(row.study_id, row.number): row.stint for row in rows}
+    return {(row.study_id, row.number): row.fencing_token for row in rows}
 
 
 def renew(connection: Connection, owner: str, lease_s: float) -> None:
@@ -135,7 +136,7 @@ def renew(connection: Connection, owner: str, lease_s: float) -> None:
     unbroken = f"CASE WHEN expires_at - {_LEASE} / 2 < clock_timestamp() THEN clock_timestamp() ELSE unbroken_since END"
     connection.execute(text(f"UPDATE overnight_leases SET {later} WHERE owner = :owner"), asked)
     connection.execute(
-        text(f"UPDATE overnight_seats SET {later}, unbroken_since = {unbroken} WHERE owner = :owner"), asked
+        text(f"UPDATE overnight_members SET {later}, unbroken_since = {unbroken} WHERE owner = :owner"), asked
     )
 
 
@@ -147,7 +148,7 @@ def release(connection: Connection, owner: str, trials: Iterable[tuple[int, int]
 
 def forget(connection: Connection, study_id: int) -> None:
     """Remove what is kept of a study."""
-    for table in (_LEASES, _SEATS):
+    for table in (_LEASES, _MEMBERS):
         connection.execute(table.delete().where(table.c.study_id == study_id))
 
 
@@ -157,7 +158,7 @@ def forget(connection: Connection, study_id: int) -> None:
 def join(connection: Connection, study_id: int, owner: str, lease_s: float) -> None:
     """Say that this process is at a study."""
     statement = text(
-        "INSERT INTO overnight_seats (study_id, owner, host, pid, since, unbroken_since, expires_at) VALUES "
+        "INSERT INTO overnight_members (study_id, owner, host, pid, since, unbroken_since, expires_at) VALUES "
         "(:study_id, :owner, :host, :pid, clock_timestamp(), clock_timestamp(), "
         f"clock_timestamp() + {_LEASE}) ON CONFLICT DO NOTHING"
     )
@@ -167,28 +168,32 @@ def join(connection: Connection, study_id: int, owner: str, lease_s: float) -> N
 
 def leave(connection: Connection, study_id: int, owner: str) -> None:
     """Say that a supervisor is at a study no more."""
-    connection.execute(_SEATS.delete().where((_SEATS.c.study_id == study_id) & (_SEATS.c.owner == owner)))
+    connection.execute(_MEMBERS.delete().where((_MEMBERS.c.study_id == study_id) & (_MEMBERS.c.owner == owner)))
 
 
 def others(connection: Connection, study_id: int, owner: str) -> tuple[dict[str, float], set[str]]:
     """Who else is at a study -> until when, unless renewed, in seconds since 1970; and who else has trials of it."""
-    alive = (_SEATS.c.study_id == study_id) & (_SEATS.c.owner != owner) & (_SEATS.c.expires_at > func.clock_timestamp())
-    there = connection.execute(sqlalchemy.select(_SEATS.c.owner, _SEATS.c.expires_at).where(alive))
+    alive = (
+        (_MEMBERS.c.study_id == study_id)
+        & (_MEMBERS.c.owner != owner)
+        & (_MEMBERS.c.expires_at > func.clock_timestamp())
+    )
+    there = connection.execute(sqlalchemy.select(_MEMBERS.c.owner, _MEMBERS.c.expires_at).where(alive))
     held_by = (_LEASES.c.study_id == study_id) & _LEASES.c.owner.is_not(None) & (_LEASES.c.owner != owner)
     holding = connection.execute(sqlalchemy.select(_LEASES.c.owner).where(held_by).distinct())
     return {row.owner: row.expires_at.timestamp() for row in there}, set(holding.scalars())
 
 
-def seats(connection: Connection, study: int | str) -> list[Seat]:
+def members(connection: Connection, study: int | str) -> list[Member]:
     """Who is at a study, by its id, or by its name whatever it was extended to; the one who came first first."""
     if isinstance(study, int):
-        which = _SEATS.c.study_id == study
+        which = _MEMBERS.c.study_id == study
     else:
         names = _STUDIES.c.study_name
         ids = sqlalchemy.select(_STUDIES.c.study_id).where(
             (names == study) | names.startswith(f"{study}~", autoescape=True)
         )
-        which = _SEATS.c.study_id.in_(ids)
-    alive = which & (_SEATS.c.expires_at > func.clock_timestamp())
-    rows = connection.execute(sqlalchemy.select(_SEATS).where(alive).order_by(_SEATS.c.since))
-    return [Seat(row.owner, row.host, row.pid, row.since.timestamp()) for row in rows]
+        which = _MEMBERS.c.study_id.in_(ids)
+    alive = which & (_MEMBERS.c.expires_at > func.clock_timestamp())
+    rows = connection.execute(sqlalchemy.select(_MEMBERS).where(alive).order_by(_MEMBERS.c.since))
+    return [Member(row.owner, row.host, row.pid, row.since.timestamp()) for row in rows]

@@ -27,7 +27,7 @@ def test_the_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -
     inside = tmp_path / "site" / "overnight"
     for shipped, here in (
         (inside / "conf", ROOT / "conf"),
-        (inside / "starter" / "files", ROOT / "src" / "overnight" / "starter" / "files"),
+        (inside / "cli" / "starter" / "files", ROOT / "src" / "overnight" / "cli" / "starter" / "files"),
     ):
         files = [
             {p.relative_to(folder) for p in folder.rglob("*.*") if p.is_file() and p.suffix != ".pyc"}

@@ -58,8 +58,8 @@ def finished_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -
     home = tmp_path_factory.mktemp("finished")
     shutil.copy(empty_store, home / "mlflow.db")
     result = api.run(plan.make([f"home={home}", *SMALL]), screen=NullScreen())
-    assert result.why == "done"
-    assert result.trouble is None
+    assert result.stop_reason == "complete"
+    assert result.mlflow_error is None
     return home
 
 

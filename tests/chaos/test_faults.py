@@ -73,7 +73,7 @@ def test_a_study_of_trials_that_misbehave_ends_on_time_each_with_its_reason(
         f"trial.timeout_s={TIMEOUT_S}", f"trial.stall_s={STALL_S}", "trial.memory_gib=0.7",
     )  # fmt: skip
     assert time.monotonic() - began < 3 * TIMEOUT_S * LATE
-    assert result.why == "done"
+    assert result.stop_reason == "complete"
     ends = {kind: (r.state, r.reason) for kind, r in zip(Zoo.KINDS, result.records, strict=True)}
     assert ends == {
         "hangs": ("failed", "stalled"),

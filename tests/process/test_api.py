@@ -75,7 +75,7 @@ def test_an_interrupt_is_raised_once_everything_is_saved(home: Path, monkeypatch
 
     monkeypatch.setattr(Supervisor, "_wait", wait)
     line = [f"home={home}", "study.trials=2", "slots=1", "trainer.max_epochs=9"]
-    with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
+    with pytest.raises(KeyboardInterrupt, match="the same call resumes"):
         overnight.tune(line)
     assert [p.name for p in (home / "checkpoints" / "digits-mlp").rglob("state.ckpt")] == ["state.ckpt"]
     assert [e.epoch for e in overnight.tune(line).records[0].history] == list(range(9))

@@ -46,7 +46,7 @@ def confirmed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tu
     home = tmp_path_factory.mktemp("confirmed")
     shutil.copy(empty_store, home / "mlflow.db")
     result = api.run(plan.make(line(home, "Tested", 3)), screen=NullScreen())
-    assert (result.why, result.trouble) == ("done", None)
+    assert (result.stop_reason, result.mlflow_error) == ("complete", None)
     return home, result
 
 
@@ -110,7 +110,7 @@ def test_the_test_set_is_asked_once_of_exactly_the_winner_and_the_baseline(confi
     marks = (home / "tested").read_text()
     assert len(marks) == 3 * len(tested), "one batch of the test set for each network"
     again = api.run(plan.make(line(home, "Tested", 3)), screen=NullScreen())
-    assert not again.worked
+    assert not again.did_work
     assert finding.sentence(again.finding) == finding.sentence(result.finding)
     assert (home / "tested").read_text() == marks
     assert len(list((home / "checkpoints" / f"small{CONFIRM}").rglob("*.ckpt"))) == 1, "the winner's, of one seed"
@@ -129,12 +129,12 @@ def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_
 
     monkeypatch.setattr(Supervisor, "_end", end)
     cut = api.run(plan.make(line(home, "Plain", 3)), screen=NullScreen())
-    assert cut.why == "stopped"
+    assert cut.stop_reason == "stopped"
     found, _ = view(cut.plan.settings.location)
     assert (found.state, len(found.records)) == ("paused", 6)
     assert 2 <= found.confirmed < found.confirmations
     whole = api.run(plan.make(line(home, "Plain", 3)), screen=NullScreen())
-    assert whole.why == "done"
+    assert whole.stop_reason == "complete"
     trained = [
         (r.confirms.trial, r.confirms.nth_seed) for r in view(whole.plan.settings.location)[0].confirmation.records
     ]
@@ -146,7 +146,7 @@ def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_
 
 def test_a_network_that_dies_of_the_test_set_costs_its_test_alone(home: Path) -> None:
     result = api.run(plan.make([*line(home, "DiesTested", 2), "study.trials=3"]), screen=NullScreen())
-    assert result.why == "done"
+    assert result.stop_reason == "complete"
     assert "(no test set: the test failed: its process was ended by signal 9)" in finding.sentence(result.finding)
 
 

@@ -59,17 +59,17 @@ def test_pruned_trials_try_ones_patience_and_failed_ones_do_not() -> None:
 def test_a_search_that_gets_no_better_ends_and_the_same_line_trains_nothing_more(tune: Tune) -> None:
     line = (*CHEAP, "+model.lr=choice(1e-9,2e-9,3e-9,4e-9)", "study.patience=3")
     first = tune(*line)
-    assert first.why == "limit"
+    assert first.stop_reason == "limit"
     done = sum(r.done for r in first.records)
     assert 4 <= done <= 12
-    assert any(said.startswith("study.patience=3: the last") for said in first.cut)
+    assert any(said.startswith("study.patience=3: the last") for said in first.limit_notes)
     found, _ = view(first.plan.settings.location)
     assert found.state == "done", "nothing is left to go on with, as long as nobody asks for more"
-    assert report.report_of(found).ended == first.cut
+    assert report.report_of(found).ended == first.limit_notes
     again = tune(*line)
-    assert (again.why, again.worked, len(again.records)) == ("limit", False, len(first.records))
+    assert (again.stop_reason, again.did_work, len(again.records)) == ("limit", False, len(first.records))
     more = tune(*line[:-1], f"study.trials={len(first.records) + 1}")
-    assert (more.why, len(more.records)) == ("done", len(first.records) + 1)
+    assert (more.stop_reason, len(more.records)) == ("complete", len(first.records) + 1)
 
 
 # Terminators ----------------------------------------------------------------------------------------------------------
@@ -80,9 +80,9 @@ def test_optunas_terminator_ends_a_search_that_stagnates(tune: Tune) -> None:
         *CHEAP, "+model.lr=choice(1e-9,2e-9,3e-9,4e-9)",
         "terminator=stagnation", "terminator.stagnation=2", "terminator.min_trials=3",
     )  # fmt: skip
-    assert result.why == "limit"
+    assert result.stop_reason == "limit"
     assert 3 <= sum(r.done for r in result.records) <= 15
-    assert result.cut[0].startswith("terminator=stagnation: after ")
+    assert result.limit_notes[0].startswith("terminator=stagnation: after ")
 
 
 @pytest.mark.parametrize(("name", "enough"), [("emmr", 40), ("regret_bound", 25)])
@@ -122,16 +122,16 @@ def test_a_deadline_too_near_for_one_trial_says_so_and_the_trial_goes_on_another
     began = time.time()
     result = tune(*line, "study.trials=2", f"study.hours={11 / 3600}")
     assert time.time() - began < 11
-    assert result.why == "limit"
+    assert result.stop_reason == "limit"
     assert not any(r.done for r in result.records)
-    assert "ended the search: 0 of 2 trials are done" in result.cut[0]
-    assert "there was no time for one whole trial" in result.cut[0]
+    assert "ended the search: 0 of 2 trials are done" in result.limit_notes[0]
+    assert "there was no time for one whole trial" in result.limit_notes[0]
     found, _ = view(result.plan.settings.location)
     assert found.state == "paused"
     assert report.report_of(found).sentence == "no trial is complete, so there is nothing to say yet." or found.best
-    assert result.cut[0] in (home / "logs" / "digits-mlp" / "launch.log").read_text()
+    assert result.limit_notes[0] in (home / "logs" / "digits-mlp" / "launch.log").read_text()
     whole = tune(*line, "study.trials=2", "study.hours=1")
-    assert (whole.why, whole.cut) == ("done", ())
+    assert (whole.stop_reason, whole.limit_notes) == ("complete", ())
     assert [r.state for r in whole.records] == ["complete", "complete"]
     assert [e.epoch for e in whole.records[0].history] == [0, 1, 2]
 

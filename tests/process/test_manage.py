@@ -40,7 +40,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pat
     home = tmp_path_factory.mktemp("own")
     shutil.copy(empty_store, home / "mlflow.db")
     result = api.run(plan.make([f"home={home}", *LINE]), screen=NullScreen())
-    assert (result.why, result.trouble) == ("done", None)
+    assert (result.stop_reason, result.mlflow_error) == ("complete", None)
     return home
 
 

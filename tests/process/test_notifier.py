@@ -82,7 +82,7 @@ def test_the_end_of_a_study_is_told_with_its_sentence_and_the_address_stands_now
     command = f'cat > {told}.json; echo "$OVERNIGHT_EVENT, $OVERNIGHT_STUDY, $OVERNIGHT_SENTENCE" > {told}'
     line = theirs("Plain", "study.trials=2", f"notify.command={json.dumps(command)}")
     result = tune(*line, say=said.append)
-    assert result.why == "done"
+    assert result.stop_reason == "complete"
     ((title, text),) = server.wait_for(1)
     assert title == "digits-mlp: done"
     assert "is the best so far" in text
@@ -99,7 +99,7 @@ def test_the_end_of_a_study_is_told_with_its_sentence_and_the_address_stands_now
 def test_a_study_that_fails_is_told_as_failed(tune: Tune, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(notifier.URLS, server.url())
     result = tune(*theirs("Raises", "study.trials=9", "study.max_consecutive_failures=1", "slots=1"))
-    assert result.why == "failures"
+    assert result.stop_reason == "failures"
     ((title, text),) = server.wait_for(1)
     assert title == "digits-mlp: failed"
     assert "1 in a row" in text

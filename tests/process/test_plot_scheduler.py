@@ -62,7 +62,7 @@ def test_what_a_kill_left_undrawn_is_drawn_for_the_winner_at_the_next_start(
         source = finished_home / part
         (shutil.copytree if source.is_dir() else shutil.copy)(source, home / part)
     lines = [f"home={home}", *SMALL, "pictures.look=black_zero"]
-    assert api.run(plan.make(lines), screen=NullScreen()).why == "done"
+    assert api.run(plan.make(lines), screen=NullScreen()).stop_reason == "complete"
     found, _ = view(study_location([f"home={home}"]))
     assert found is not None
     assert finished.best is not None
@@ -87,7 +87,7 @@ def test_a_network_that_ends_whoever_draws_it_fails_no_study(
         "~data.split_seed", "~data.normalise", "~data.subset", "~data.augment",
     )  # fmt: skip
     assert [r.state for r in result.records] == ["complete"] * 2
-    assert result.trouble is None
+    assert result.mlflow_error is None
     assert marker.read_text().split()[-1] == "0", "nothing is left to give way to once the trials are through"
     assert not list((home / "pictures").rglob("*.json"))
 

@@ -54,7 +54,11 @@ def home_of_won(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> 
     home = tmp_path_factory.mktemp("won")
     shutil.copy(empty_store, home / "mlflow.db")
     result = api.run(plan.make([f"home={home}", *WON]), screen=NullScreen())
-    assert (result.why, result.trouble, result.left) == ("done", None, ("model: models:/won@champion",))
+    assert (result.stop_reason, result.mlflow_error, result.winner_notes) == (
+        "complete",
+        None,
+        ("model: models:/won@champion",),
+    )
     return home
 
 

@@ -102,7 +102,7 @@ def test_a_study_that_was_stopped_as_it_was_opened_starts_no_trial(home: Path, m
     study = plan.make([f"home={home}", "study.trials=2", "preflight=never"])
     with Signals() as signals:
         result = api.run(study, screen=NullScreen(), signals=signals)
-    assert (result.why, result.signal) == ("stopped", signal.SIGINT)
+    assert (result.stop_reason, result.signal) == ("stopped", signal.SIGINT)
     assert not [r.number for r in result.records if r.history]
 
 

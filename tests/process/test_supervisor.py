@@ -42,7 +42,7 @@ def test_somebodys_own_network_is_tuned(tune: Tune) -> None:
 
 def test_an_error_is_kept_with_its_traceback_and_stops_the_study_after_a_few_in_a_row(tune: Tune, home: Path) -> None:
     result = tune(*theirs("Raises", "study.trials=9", "study.max_consecutive_failures=2", "slots=1"))
-    assert result.why == "failures"
+    assert result.stop_reason == "failures"
     assert states(result)[:2] == [("failed", "error")] * 2
     assert len(result.records) < 5
     assert "ZeroDivisionError: the person's own mistake" in result.records[0].detail
@@ -112,7 +112,7 @@ def test_a_trial_that_keeps_dying_fails_after_its_retries(tune: Tune) -> None:
 def test_trials_that_keep_dying_stop_the_study_after_a_few_however_often_each_is_tried(tune: Tune) -> None:
     lines = ("study.trials=8", "study.retries=1", "study.max_consecutive_failures=2", "slots=1")
     result = tune(*theirs("AlwaysKilled", *lines))
-    assert result.why == "failures"
+    assert result.stop_reason == "failures"
     assert states(result) == [("failed", "crashed")] * 2
 
 
@@ -178,7 +178,7 @@ def test_where_the_disk_is_about_full_trials_save_and_go_on_when_there_is_room(
     study = plan.make([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")])
     session, _ = open_study(study)
     said: list[str | None] = []
-    worker = Supervisor(session, MlflowSync(study, session.uid), lambda s: said.append(api.glance(s).trouble))
+    worker = Supervisor(session, MlflowSync(study, session.uid), lambda s: said.append(s.warning))
     paused = []
 
     def free(_: Path) -> float:
@@ -192,7 +192,7 @@ def test_where_the_disk_is_about_full_trials_save_and_go_on_when_there_is_room(
 
     monkeypatch.setattr("overnight.runner.supervisor.free_mib", free)
     forkserver.warm_up()
-    assert worker.run().why == "done"
+    assert worker.run().stop_reason == "complete"
     records = session.records()
     session.close()
     assert paused == [True]
@@ -259,7 +259,7 @@ def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_on
         return record(done)
 
     monkeypatch.setattr(session, "record", stop_there)
-    assert worker.run().why == "stopped"
+    assert worker.run().stop_reason == "stopped"
     session.close()
     rest = tune(*line, "study.name=cut").records
     assert [(r.state, len(r.history), r.objective) for r in rest] == [
@@ -292,7 +292,7 @@ def test_asked_to_stop_running_trials_save_and_the_study_goes_on_to_the_same_end
     thread = threading.Thread(target=stop_in_the_second_epoch)
     thread.start()
     forkserver.warm_up()
-    assert worker.run().why == "stopped"
+    assert worker.run().stop_reason == "stopped"
     ended = time.monotonic()
     thread.join()
     session.close()

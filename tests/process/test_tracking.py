@@ -88,7 +88,7 @@ def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, finish
     theirs = client.create_run("1", tags={**mine, "overnight.uid": "another ledger's", "overnight.trial": "88"})
     study = plan.make([f"home={home}", "study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2"])
     result = api.run(study)
-    assert (result.why, result.worked, result.trouble) == ("done", False, None)
+    assert (result.stop_reason, result.did_work, result.mlflow_error) == ("complete", False, None)
     found, _ = view(study.settings.location)
     assert found is not None
     left = {r.info.run_id for r in runs_of(home)}
@@ -198,7 +198,7 @@ def test_nothing_is_written_beside_the_home(
     elsewhere = home / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    assert tune("study.trials=1", "trainer.max_epochs=1").why == "done"
+    assert tune("study.trials=1", "trainer.max_epochs=1").stop_reason == "complete"
     assert not list(elsewhere.iterdir())
     assert {p.name for p in home.iterdir()} == {
         "mlflow.db", "optuna.db", "artifacts", "checkpoints", "logs", "winners", "locks", "elsewhere",

@@ -38,7 +38,7 @@ NARROWER = "+model.lr=tag(log,interval(1e-3,1e-2))"
 def planted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> StudyView:
     home = tmp_path_factory.mktemp("planted")
     shutil.copy(empty_store, home / "mlflow.db")
-    assert api.run(plan.make([f"home={home}", *PLANTED]), screen=NullScreen()).why == "done"
+    assert api.run(plan.make([f"home={home}", *PLANTED]), screen=NullScreen()).stop_reason == "complete"
     return seen(home, "planted")
 
 

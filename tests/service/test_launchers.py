@@ -18,11 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from overnight import api
 from overnight.cluster.launchers import launch
 from overnight.config.compose import compose
 from overnight.config.problems import ConfigError
 from overnight.config.sections import LauncherSettings, Settings
+from overnight.runner.launch import launch_detached
 from overnight.search import plan as plans
 from overnight.study.snapshot import StudyView, view
 from support.commands import start
@@ -274,7 +274,7 @@ class RealStudy:
     def __init__(self, home: Path, url: str, *overrides: str) -> None:
         quick = ["pictures.when=never", "preflight=never", "pruner=none", "study.confirm.seeds=0", "slots=1"]
         self.plan = plans.make([f"home={home}", f"storage.url='{url}'", *quick, *overrides])
-        api.launch(self.plan)
+        launch_detached(self.plan)
         stores = [f"home={home}", "storage=sqlite", f"storage.url='{url}'", "tracking=local", "slots=1"]
         self.worker = ["-m", "overnight", "worker", self.plan.name, "--until-done", *stores]
 

@@ -58,7 +58,7 @@ def test_a_ledger_that_can_not_be_asked_for_a_moment_is_no_reason_to_call_a_stud
     monkeypatch.setattr(LeasedStorage, "claim", away_once)
     result = api.run(planned(database(), *AT_ONCE), screen=NullScreen())
     assert next(asks) > 3
-    assert (result.why, [r.state for r in result.records]) == ("done", ["complete"] * 3)
+    assert (result.stop_reason, [r.state for r in result.records]) == ("complete", ["complete"] * 3)
 
 
 def test_a_study_whose_last_trial_somebody_else_has_just_begun_is_not_done_yet(
@@ -127,7 +127,7 @@ def test_a_confirmation_that_somebody_else_leaves_half_done_is_done_before_it_is
     monkeypatch.setattr(Supervisor, "_wait", idle)
     result = api.run(study, screen=NullScreen())
     assert others
-    assert (result.why, result.told, result.finding.done) == ("done", True, 2)  # type: ignore[union-attr]
+    assert (result.stop_reason, result.published, result.finding.done) == ("complete", True, 2)  # type: ignore[union-attr]
     assert snapshot.wanted(study.settings.location) == []
 
 
@@ -151,7 +151,7 @@ def test_one_machine_whose_trials_all_fail_ends_the_study_for_nobody_else(
     b = join("b", 30.0, study)
     _at_the_second_claim(monkeypatch, b.give_up)
     result = api.run(study, screen=NullScreen())
-    assert (result.why, result.told) == ("done", True)
+    assert (result.stop_reason, result.published) == ("complete", True)
     assert snapshot.wanted(study.settings.location) == []
     lonely, _ = open_study(planned(database(), *AT_ONCE))
     lonely.give_up()
@@ -174,7 +174,7 @@ def test_what_somebody_launches_while_a_study_is_worked_on_is_not_over_with_that
     _at_the_second_claim(monkeypatch, launch)
     assert len(api.run(first, screen=NullScreen()).records) == 2
     assert snapshot.wanted(first.settings.location) == [first.name]
-    result = api.serve(first.name, anew.settings, Signals(), screen=NullScreen())
+    result = api.run_launched(first.name, anew.settings, Signals(), screen=NullScreen())
     assert len(result.records) == anew.settings.study.trials
     assert snapshot.wanted(first.settings.location) == []
 
@@ -193,17 +193,19 @@ def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the
 
     monkeypatch.setattr(Supervisor, "_is_to_go_on", begin)
     first = api.run(study, screen=NullScreen())
-    assert first.told
+    assert first.published
     assert begun[0] is not None
     assert snapshot.wanted(study.settings.location) == [study.name], "somebody is at it"
     b.record(epoch(begun[0], 0))
     b.complete(begun[0])
     leave(b, begun[0])
-    again = api.serve(study.name, study.settings, Signals(), screen=NullScreen())
-    assert again.told
+    again = api.run_launched(study.name, study.settings, Signals(), screen=NullScreen())
+    assert again.published
     assert len(again.records) == len(first.records) + 1
     assert snapshot.wanted(study.settings.location) == []
-    assert not api.serve(study.name, study.settings, Signals(), screen=NullScreen()).told, "all of it was told"
+    assert not api.run_launched(study.name, study.settings, Signals(), screen=NullScreen()).published, (
+        "all of it was told"
+    )
 
 
 def test_a_launchs_time_begins_with_the_first_who_works_on_it_and_a_late_one_has_what_is_left(
@@ -213,7 +215,7 @@ def test_a_launchs_time_begins_with_the_first_who_works_on_it_and_a_late_one_has
     session, _ = open_study(study)
     assert session.study.user_attrs[snapshot.LAUNCHED] is None, "it may wait for a worker as long as it likes"
     session.close()
-    assert api.serve(study.name, study.settings, Signals(), screen=NullScreen()).why == "done"
+    assert api.run_launched(study.name, study.settings, Signals(), screen=NullScreen()).stop_reason == "complete"
     more = planned(url, *AT_ONCE, "study.hours=0.01", "study.trials=2")
     session, _ = open_study(more)
     began = session.begin()
@@ -221,9 +223,9 @@ def test_a_launchs_time_begins_with_the_first_who_works_on_it_and_a_late_one_has
     assert time.time() - began < 1
     session.study.set_user_attr(snapshot.LAUNCHED, began - 60)
     session.close()
-    late = api.serve(study.name, more.settings, Signals(), screen=NullScreen())
+    late = api.run_launched(study.name, more.settings, Signals(), screen=NullScreen())
     assert [r.state for r in late.records if r.done] == ["complete"]
-    assert "study.hours=0.01 ended the search" in late.cut[0]
+    assert "study.hours=0.01 ended the search" in late.limit_notes[0]
 
 
 def test_a_stop_that_comes_between_search_and_confirmation_is_heeded(
@@ -237,9 +239,9 @@ def test_a_stop_that_comes_between_search_and_confirmation_is_heeded(
 
     monkeypatch.setattr(finalize, "open_study", opened)
     result = api.run(study, screen=NullScreen())
-    assert (result.why, result.finding.done) == ("stopped", 0)  # type: ignore[union-attr]
+    assert (result.stop_reason, result.finding.done) == ("stopped", 0)  # type: ignore[union-attr]
     monkeypatch.undo()
-    assert api.run(study, screen=NullScreen()).why == "done"
+    assert api.run(study, screen=NullScreen()).stop_reason == "complete"
 
 
 @pytest.mark.parametrize("stays", [False, True])

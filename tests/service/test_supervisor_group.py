@@ -178,7 +178,7 @@ def test_a_worker_without_the_data_refuses_the_study_and_leaves_it_to_one_that_h
     line = ["study.name=pictures", "data=mnist", "study.trials=4", "trainer.max_epochs=1", "study.confirm.seeds=0"]
     ours.environment["OVERNIGHT_DATA"] = str(has)
     said = ours.start(tmp_path / "launcher", "tune", "--detach", *line).communicate(timeout=120)[0]
-    assert "pictures is launched" in said, said
+    assert "pictures: launched" in said, said
     # Where there is a network it must not be fetched.
     ours.environment |= {"OVERNIGHT_DATA": str(lacks), "https_proxy": "http://127.0.0.1:9"}
     ours.work("worker", "pictures", "--until-done")

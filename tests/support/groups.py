@@ -37,7 +37,7 @@ class Group:
         said = self.start(self.folder / "launcher", *command)
         output = said.communicate(timeout=120)[0]
         assert said.returncode == 0, output
-        assert f"{name} is launched" in output
+        assert f"{name}: launched" in output
 
     def work(self, *arguments: str, url: str | None = None, home: Path | None = None) -> subprocess.Popen[str]:
         """One more supervisor, with a slot, and a home of its own unless it is given one."""

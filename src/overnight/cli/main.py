@@ -61,9 +61,9 @@ def tune(
     elif dry_run:
         output.forecast(plan)
     elif detach:
-        from overnight import api
+        from overnight.runner.launch import launch_detached
 
-        for line in api.launch(plan, extend=extend, signals=signals, say=click.echo):
+        for line in launch_detached(plan, extend=extend, signals=signals, say=click.echo):
             click.echo(line)
     elif plan.settings.launcher.elsewhere:
         _launch_elsewhere(plan, overrides, extend, signals)
@@ -355,20 +355,20 @@ def main() -> None:
 
 
 def _exit(result: Result) -> NoReturn:
-    if result.why == "stopped":
+    if result.stop_reason == "stopped":
         click.echo(f"to go on: {shlex.join(['overnight', *sys.argv[1:]])}")
         sys.exit(128 + result.signal if result.signal else 0)
-    sys.exit(1 if result.why == "failures" or result.all_failed else 0)
+    sys.exit(1 if result.stop_reason == "failures" or result.all_failed else 0)
 
 
 def _launch_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool, signals: Signals) -> NoReturn:
     """Have workers, placed as the launcher says, work on the study; leave with what they came to."""
-    from overnight import api
     from overnight.cluster.launchers import launch
+    from overnight.runner.launch import launch_detached
     from overnight.study.snapshot import view
 
     launch.check(plan.settings)
-    for line in api.launch(plan, extend=extend, signals=signals, say=click.echo):
+    for line in launch_detached(plan, extend=extend, signals=signals, say=click.echo):
         click.echo(line)
     signals.check()
     code = launch.launch(plan.settings, overrides, click.echo)

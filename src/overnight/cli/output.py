@@ -107,7 +107,7 @@ def ended(result: Result) -> None:
     tried = budget < study.trials or budget == result.plan.points
     if result.plan.settings.sampler.name == "grid" and tried and done >= budget:
         click.echo("every point of the grid has been tried; for more: a wider space under a new study.name")
-    elif not result.worked and result.why == "done":
+    elif not result.did_work and result.stop_reason == "complete":
         click.echo(
             f"{result.study_name} is done already; for more: study.trials={study.trials * 2}, or a new study.name"
         )
@@ -123,18 +123,18 @@ def ended(result: Result) -> None:
     for record in failed[-3:]:
         last = record.detail.strip().splitlines()[-1] if record.detail.strip() else ""
         click.echo(f"{trial_name(record.number)} failed ({record.reason}): {last}", err=True)
-    if result.why == "failures":
+    if result.stop_reason == "failures":
         last = f"{result.study_name}/{failed[-1].number}" if failed else f"{result.study_name}.confirm/0"
         click.echo(
             f"stopped: {study.max_consecutive_failures} trials in a row failed with an error; `overnight logs "
             f"{last}` shows one, and `overnight tune` goes on",
             err=True,
         )
-    for line in result.cut:
+    for line in result.limit_notes:
         click.echo(line)
-    if result.trouble:
+    if result.mlflow_error:
         click.echo(
-            f"MLflow lacks part of it ({result.trouble}); the ledger has it all, and the same line again "
+            f"MLflow lacks part of it ({result.mlflow_error}); the ledger has it all, and the same line again "
             f"writes what is missing",
             err=True,
         )
@@ -146,23 +146,23 @@ def ended(result: Result) -> None:
         click.echo(f"report: {result.report}")
     elif result.finding is not None:
         click.echo(f"report: {command('report', result.study_name, location=result.plan.settings.location)}")
-    if result.finding is not None and result.finding.best is not None and result.why in ("done", "limit"):
+    if result.finding is not None and result.finding.best is not None and result.stop_reason in ("complete", "limit"):
         option = f"+experiment=best_{result.study_name}"
         click.echo(f"winner: {command('train', option, location=result.plan.settings.location)}")
-        for line in result.left:
+        for line in result.winner_notes:
             click.echo(line)
-    if result.why != "stopped":
+    if result.stop_reason != "stopped":
         click.echo(f"look: {command('ui', result.study_name, location=result.plan.settings.location)}")
 
 
 def forecast(plan: Plan) -> None:
     """The space, three configurations of it, and what the study would take; measures that."""
-    from overnight import api
     from overnight.runner import forecast as forecasts
+    from overnight.runner.launch import check_configurations
     from overnight.search import space
     from overnight.search.record import duration
 
-    api.check(plan, click.echo)
+    check_configurations(plan, click.echo)
     try:
         found = forecasts.forecast(plan)
     except forecasts.Untrained as error:

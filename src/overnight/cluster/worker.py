@@ -44,15 +44,15 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
                 if name is not None:
                     idle = False
                     try:
-                        result = api.serve(name, own, signals, say=click.echo)
+                        result = api.run_launched(name, own, signals, say=click.echo)
                     except ConfigError as error:
                         refused[name], failed = error.problems, True
                         snapshot.refuse(own.location, name, error.problems)
                         click.echo("\n  ".join([f"{name}: refused", *error.problems]), err=True)
                         continue
                     click.echo(f"{name}: {_ended(result)}")
-                    failed = failed or result.why == "failures" or result.all_failed
-                    if result.why == "failures":  # those who share it may do better
+                    failed = failed or result.stop_reason == "failures" or result.all_failed
+                    if result.stop_reason == "failures":  # those who share it may do better
                         refused[name] = [_gave_up(result)]
                         snapshot.refuse(own.location, name, refused[name])
                     if result.signal is not None:
@@ -87,7 +87,7 @@ def _machine(overrides: Sequence[str]) -> Settings:
 
 def _ended(result: api.Result) -> str:
     done = sum(r.done for r in result.records)
-    return f"{result.why}, {done} of {result.plan.budget} trials are done"
+    return f"{result.stop_reason}, {done} of {result.plan.budget} trials are done"
 
 
 def _gave_up(result: api.Result) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
 
 from overnight.report import confirm, finding, publish, winner
 from overnight.report.finding import Finding
 from overnight.runner import exit_policy
-from overnight.runner.supervisor import Supervisor
+from overnight.runner.stop_state import StopReason
+from overnight.runner.supervisor import Ending, Supervisor
 from overnight.search import deadline
 from overnight.search.limits import ConfirmationLimits, Launch
 from overnight.search.plan import Plan
@@ -27,25 +27,13 @@ _WORTH_A_PAGE = 20
 _A_MODEL_S = 60.0
 
 
-class Worked(Protocol):
-    """How a supervisor's work ended."""
-
-    @property
-    def why(self) -> str: ...
-    @property
-    def records(self) -> tuple[TrialRecord, ...]: ...
-
-
-W = TypeVar("W", bound=Worked)
-
-
 @dataclass(frozen=True)
-class Conclusion(Generic[W]):
+class Conclusion:
     """confirmation: how the work on it ended; None where there is nothing to confirm. trouble: MLflow's. left: what
     there is to say of the winner's config and model, one line each. told: False where another process told it."""
 
     finding: Finding
-    confirmation: W | None
+    confirmation: Ending | None
     report: Path | None = None
     trouble: str | None = None
     left: tuple[str, ...] = ()
@@ -53,14 +41,18 @@ class Conclusion(Generic[W]):
 
 
 def conclude(
-    search: StudySession, plan: Plan, records: Sequence[TrialRecord], work: Callable[[Supervisor], W], launch: Launch
-) -> Conclusion[W]:
+    search: StudySession,
+    plan: Plan,
+    records: Sequence[TrialRecord],
+    work: Callable[[Supervisor], Ending],
+    launch: Launch,
+) -> Conclusion:
     """Confirm what a search has found, as far as it is not confirmed yet and there is time, and say what came of it.
 
     Args:
         records: the search's. work: has a supervisor run, and says how that ended. launch: this one.
     """
-    worked: W | None = None
+    worked: Ending | None = None
     if confirm.finalists(plan, records):
         session, _ = open_study(confirm.plan_of(plan, records), comparable=False)
         session.part_of = search
@@ -71,12 +63,12 @@ def conclude(
             )
             if top != 0:
                 mlflow_sync = MlflowSync(session.plan, session.uid, search_uid=search.uid, peers=session.peers)
-                supervisor = Supervisor(session, mlflow_sync, lambda _: None, limits=limits)
+                supervisor = Supervisor(session, mlflow_sync, limits=limits)
                 if search.stop_requested():  # while its supervisor closed
                     supervisor.stop()
                 worked = work(supervisor)
             found = finding.found(plan, records, session.records(), session.tests())
-            if worked is not None and worked.why not in ("done", "limit"):
+            if worked is not None and worked.stop_reason not in (StopReason.COMPLETE, StopReason.LIMIT):
                 return Conclusion(found, worked)
             _say_what_was_cut(launch, found)
             with search.alone("test set"):
@@ -128,7 +120,7 @@ def _compared(found: Finding) -> set[int]:
     return {r.number for f in compared for r in f.runs if r.state == "complete"}
 
 
-def _tell(seen: StudyView, found: Finding, worked: W | None, launch: Launch) -> Conclusion[W]:
+def _tell(seen: StudyView, found: Finding, worked: Ending | None, launch: Launch) -> Conclusion:
     if worked is None and len(seen.records) < _WORTH_A_PAGE:
         trouble = publish.publish(seen, seen.plan.settings.location, found)
         return Conclusion(found, None, None, trouble, tuple(winner.leave_config(seen)))

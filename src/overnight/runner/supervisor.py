@@ -9,12 +9,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from typing import Any, Literal
+from typing import Any
 
 from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up
 from overnight.runner.exit_policy import ExitPolicy
 from overnight.runner.outcomes import Outcomes
 from overnight.runner.plot_scheduler import PlotScheduler
+from overnight.runner.stop_state import StopReason, StopState
 from overnight.runner.trial_process import Starter, TrialProcess
 from overnight.runner.watchdog import Watchdog
 from overnight.search.limits import Limits
@@ -26,21 +27,24 @@ from overnight.system.devices import machine_memory, slot_devices
 from overnight.tracking import MlflowSync
 
 TICK_S = 0.2
-GRACE_S = 6.0  # for running trials to save, once asked to stop; then they are killed
-STOPPED_WITHIN_S = 8.0  # of the first word to stop everything is marked; what MLflow lacks then, the next start writes
 LOOK_EVERY_S = FLUSH_EVERY_S = 1.0
 # Where others are at a study too: for a trial that they leave behind, and for one that they did not tell MLflow all of.
 ASK_AGAIN_S, ADOPT_AGAIN_S = 1.0, 5.0
-Why = Literal["done", "stopped", "failures", "limit"]  # a supervisor's work ended
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a supervisor's work ended. why: done, stopped (by a signal or `overnight stop`), failures in a row, or a
-    limit that came before the budget was spent."""
+    """How a supervisor's work ended.
 
-    why: Why
-    trouble: str | None = None
+    Attributes:
+        did_work: False if nothing was left to do.
+        mlflow_error: what kept MLflow from being complete, in one line.
+    """
+
+    stop_reason: StopReason
+    records: tuple[TrialRecord, ...]
+    did_work: bool
+    mlflow_error: str | None
 
 
 class Supervisor:
@@ -53,7 +57,7 @@ class Supervisor:
         self,
         session: StudySession,
         mlflow_sync: MlflowSync,
-        on_change: Callable[[Supervisor], None],
+        on_change: Callable[[Supervisor], None] = lambda _: None,
         only: int | None = None,
         limits: Limits | None = None,
     ) -> None:
@@ -65,7 +69,7 @@ class Supervisor:
         self.started = 0  # trials, in this session
         self.ended: list[TrialRecord] = []  # likewise, in order
         self.records: dict[int, TrialRecord] = {}
-        self.why: Why | None = None
+        self.stopping = StopState()
         self.on_change = on_change
         self.only = only
         self.limits = limits
@@ -79,8 +83,6 @@ class Supervisor:
         self._asked_all = False  # there was nothing more to ask for
         self._unanswered = False  # the ledger was out of reach when it was asked
         self._exit_policy = ExitPolicy(session)
-        self._kill_at: float | None = None
-        self._leave_at = math.inf
         self._gone: set[int] = set()  # trials whose checkpoints were removed
         self._unmirrored: dict[int, TrialRecord] = {}
         self._linked = False
@@ -93,11 +95,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """Have running trials save and stop; a second time, end them, and this, as they are."""
-        now, again = time.monotonic(), self._kill_at is not None and self.why != "limit"
-        if self.why in (None, "limit"):
-            self.why = "stopped"
-        self._kill_at = now + (0.0 if again else GRACE_S)
-        self._leave_at = now + (0.0 if again else STOPPED_WITHIN_S)
+        self.stopping.request(StopReason.STOPPED)
 
     @property
     def silent(self) -> Sequence[int]:
@@ -107,6 +105,18 @@ class Supervisor:
     @property
     def best(self) -> TrialRecord | None:
         return best_of(self.records.values(), self.plan.settings)
+
+    @property
+    def warning(self) -> str | None:
+        """What keeps trials from starting or MLflow from being complete, in one line."""
+        if self.no_room:
+            settings = self.plan.settings
+            return (
+                f"less than {settings.min_free_mib} MiB are free in {settings.location.paths.root}: trials are saved "
+                f"and resumed when there is room"
+            )
+        error = self.mlflow_sync.error
+        return f"MLflow cannot be written, retrying: {error}" if error else None
 
     # The loop
 
@@ -128,29 +138,38 @@ class Supervisor:
         for number in paused:
             self._note(self.session.read(number))
         self._mirror()
-        why = self.why or "done"
-        if self.limits is not None and why in ("done", "limit"):
-            why = "limit" if self.limits.cut(self.records) else "done"
+        reason = self._stop_reason()
         best = self.best if self.only is None else self.records.get(self.only)
         weights = self.plan.paths.checkpoint(best.number) / "weights.ckpt" if best else None
         try:
-            self._plot_scheduler.close(best if why in ("done", "limit") else None, self.slots, self._hurries)
+            self._plot_scheduler.close(
+                best if reason in (StopReason.COMPLETE, StopReason.LIMIT) else None, self.slots, self._hurries
+            )
         except KeyboardInterrupt:
             self.stop()
-        if self.why == "stopped":  # somebody said so while the winner was drawn
-            why = "stopped"
+        if self.stopping.is_by_user:  # possibly since the winner is drawn
+            reason = StopReason.STOPPED
         failed = not any(r.state in ("complete", "pruned") for r in self.records.values())
-        ended = "FAILED" if failed else "FINISHED"
-        ending = {"done": ended, "limit": ended, "stopped": "KILLED", "failures": "FAILED"}[why]
+        ended = "FAILED" if failed or reason is StopReason.FAILURES else "FINISHED"
+        ending = "KILLED" if reason is StopReason.STOPPED else ended
         left_s = self.limits.left_s() if self.limits is not None else None
-        left_s = self._leave_at - time.monotonic() if why == "stopped" else left_s
-        if why == "stopped":  # whoever is the last to go says so of the study
+        if reason is StopReason.STOPPED:  # the last one to leave marks the study as stopped
+            left_s = self.stopping.seconds_to_exit()
             self.session.stand_up()
         kept = str(weights) if weights and weights.exists() else None
         self.mlflow_sync.close(ending, best, kept, left_s, self._still_waits)
         self.session.release(self.mlflow_sync.take_synced())
         self._keep_links()
-        return Ending(why, self.mlflow_sync.error)
+        records = tuple(self.records[n] for n in sorted(self.records))
+        did_work = bool(self.started) or reason not in (StopReason.COMPLETE, StopReason.LIMIT)
+        return Ending(reason, records, did_work, self.mlflow_sync.error)
+
+    def _stop_reason(self) -> StopReason:
+        reason = self.stopping.reason
+        if reason in (None, StopReason.LIMIT):
+            is_cut = self.limits is not None and self.limits.cut(self.records)
+            return StopReason.LIMIT if is_cut else StopReason.COMPLETE
+        return reason
 
     def _loop(self) -> None:
         mirroring = False
@@ -158,7 +177,7 @@ class Supervisor:
             try:
                 # A fork would wait for the imports, and no signal be heeded meanwhile.
                 if not forkserver.is_warm(TICK_S):
-                    if self.why is not None:
+                    if self.stopping.is_stopping:
                         return
                     self._tick()
                     continue
@@ -168,9 +187,9 @@ class Supervisor:
                     self.mlflow_sync.start(list(self.records.values()))
                     self._plot_scheduler.open(self.records)
                     mirroring = True
-                if not self.running and not (self.why is None and self._is_to_go_on()):
+                if not self.running and not (not self.stopping.is_stopping and self._is_to_go_on()):
                     return
-                if self.why is None and not self._asked_all and not self.no_room:
+                if not self.stopping.is_stopping and not self._asked_all and not self.no_room:
                     self._starter.fork_ahead()
                 self._wait()
                 self._tick()
@@ -179,7 +198,7 @@ class Supervisor:
                 self.stop()
 
     def _fill_slots(self) -> None:
-        while self.why is None and self.devices and not self.no_room:
+        while not self.stopping.is_stopping and self.devices and not self.no_room:
             if time.monotonic() < self._ask_again_at:
                 return
             try:
@@ -288,11 +307,11 @@ class Supervisor:
         if not complete and self.session.should_prune(done.number):
             trial.pruned = True
             return Decision.STOP
-        return Decision.SAVE_AND_STOP if self.why is not None or self.no_room else Decision.GO_ON
+        return Decision.SAVE_AND_STOP if self.stopping.is_stopping or self.no_room else Decision.GO_ON
 
     def _tick(self) -> None:
         self._watchdog.tick()
-        if forkserver.is_warm() and not self.no_room and self.why is None:
+        if forkserver.is_warm() and not self.no_room and not self.stopping.is_stopping:
             self._plot_scheduler.tick()
         now = time.monotonic()
         if now - self._flushed_at >= self._flush_every_s:
@@ -300,7 +319,7 @@ class Supervisor:
             for number in self.session.flush():  # MLflow must not know what the ledger may yet forget
                 self._note(self.session.read(number))
             self._keep_company()
-            if self.why is None and self.session.stop_requested():
+            if not self.stopping.is_stopping and self.session.stop_requested():
                 self.stop()
         if now - self._looked_at >= LOOK_EVERY_S:
             self._looked_at = now
@@ -308,12 +327,11 @@ class Supervisor:
             self._keep_links()
             self.ahead = self.limits.ahead(self.records) if self.limits is not None else None
             self.on_change(self)
-        if self.why is None and self.limits is not None and self.limits.time_is_up(self.records):
-            self.stop()
-            self.why = "limit"
+        if not self.stopping.is_stopping and self.limits is not None and self.limits.time_is_up(self.records):
+            self.stopping.request(StopReason.LIMIT)
         for trial in list(self.running.values()):
-            if self.why is not None or self.no_room:
-                self._let_go(trial, now)
+            if self.stopping.is_stopping or self.no_room:
+                self._let_go(trial)
             else:
                 self._watch(trial)
 
@@ -354,7 +372,7 @@ class Supervisor:
     def _still_waits(self) -> bool:
         """Stay this process's trials while MLflow is told; whether anybody waits for that."""
         self.session.stay()
-        return self.why != "stopped" or time.monotonic() < self._leave_at
+        return not self.stopping.is_by_user or self.stopping.seconds_to_exit() > 0
 
     def _is_to_go_on(self) -> bool:
         """Whether there may be something to do yet, now that nothing runs here."""
@@ -363,14 +381,14 @@ class Supervisor:
         return self.only is None and not self._exit_policy.may_leave(self.records.values(), self._refused)
 
     def _hurries(self) -> bool:
-        return self.why == "stopped" or (self.limits is not None and self.limits.is_late())
+        return self.stopping.is_by_user or (self.limits is not None and self.limits.is_late())
 
-    def _let_go(self, trial: TrialProcess, now: float) -> None:
+    def _let_go(self, trial: TrialProcess) -> None:
         """Have a trial save and stop. Before its first epoch's end it has nothing to save, and may hang."""
         if not trial.asked_to_stop:
             trial.asked_to_stop = True
             trial.send(Decision.SAVE_AND_STOP)
-        elif self.why is not None and (trial.epoch < 0 or (self._kill_at is not None and now >= self._kill_at)):
+        elif self.stopping.is_stopping and (trial.epoch < 0 or self.stopping.grace_is_over):
             self._cut_down(trial)
 
     def _watch(self, trial: TrialProcess) -> None:
@@ -390,7 +408,7 @@ class Supervisor:
         """A write of the ledger's found none: running trials wait for its answers, and it is tried again."""
         self.no_room = True
         self.on_change(self)
-        if self.why is not None:
+        if self.stopping.is_stopping:
             raise NoRoom("the disk is full; nothing is lost, and the same line goes on once there is room")
         time.sleep(LOOK_EVERY_S)
 
@@ -409,15 +427,14 @@ class Supervisor:
         # between, the state of the one still holds, and the other is drawn again as it was.
         with self.session.together():
             self.session.weighed(number, peak_bytes)
-            record = self._outcomes.of(trial, stopping=self.why is not None)
+            record = self._outcomes.of(trial, stopping=self.stopping.is_stopping)
             self.devices.append(trial.spec.device)
             self._note(record)
             if record.done:
                 self.ended.append(record)
             self._ask_again_at = 0.0
-            if self._outcomes.too_many and self.why is None:
-                self.stop()
-                self.why = "failures"
+            if self._outcomes.too_many:
+                self.stopping.request(StopReason.FAILURES)
             self._fill_slots()
         if record.done:
             if record.state == "complete" and self.best is record and self.only is None:

@@ -1,0 +1,95 @@
+"""What a launch of a study does before its first trial, and how a supervisor is shown while it works."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from overnight import tracking
+from overnight.config.paths import StudyLocation
+from overnight.config.problems import ConfigError
+from overnight.runner import preflight
+from overnight.search.plan import Plan
+from overnight.study import warm_start
+from overnight.study.open import open_study
+from overnight.study.snapshot import view
+from overnight.study.storage import database
+from overnight.study.storage.database import free_mib, holder_of
+from overnight.system import forkserver
+from overnight.system.signals import Signals
+
+_PICKED_UP_WITHIN_S = 6.0  # by an idle worker
+_POLL_EVERY_S = 0.5
+
+Say = Callable[[str], None]
+
+
+def warm_up(location: StudyLocation) -> None:
+    """Start what the first trial waits for: the forkserver's imports, the Optuna storage and MLflow's store."""
+    forkserver.warm_up()
+    database.get_ready(location)
+    tracking.get_ready(location)
+
+
+def check_free_space(plan: Plan) -> None:
+    """Raise ConfigError if less than `min_free_mib` is free."""
+    settings = plan.settings
+    free = free_mib(settings.location.paths.root)
+    if free < settings.min_free_mib:
+        raise ConfigError(
+            [
+                f"min_free_mib: {settings.min_free_mib} MiB must be free where home is, got {free:.0f} in "
+                f"{settings.location.paths.root}; make room, take another home=, or ask for less"
+            ]
+        )
+
+
+def check_configurations(plan: Plan, say: Say = lambda _: None, *, runs_here: bool = False) -> None:
+    """Train one batch at the ends of a new study's space.
+
+    Args:
+        runs_here: this machine runs trials of a study that another one may have started, and so needs its data.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    if plan.settings.preflight == "never":
+        return
+    if view(plan.settings.location, plan.name)[0] is None:
+        mistakes = preflight.mistakes(plan, say)
+    else:
+        mistakes = preflight.lacking(plan, say) if runs_here and plan.settings.location.shared else []
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def launch_detached(
+    plan: Plan, *, extend: bool = False, signals: Signals | None = None, say: Say = lambda _: None
+) -> list[str]:
+    """Create a study for the workers of its storage to run, and return what to tell the user, line by line."""
+    location = plan.settings.location
+    if not location.shared:
+        raise ConfigError(["--detach: must have a study storage that workers share; take storage=postgres"])
+    plan, messages = warm_start.resolved(plan)
+    forkserver.warm_up()
+    check_configurations(plan, say)
+    if signals is not None:
+        signals.check()
+    session, opened = open_study(plan, extend=extend, say=say)
+    session.close()
+    return [*messages, *opened, *_wait_for_worker(location, plan.name)]
+
+
+def _wait_for_worker(location: StudyLocation, name: str) -> list[str]:
+    until = time.monotonic() + _PICKED_UP_WITHIN_S
+    while True:
+        holder, (seen, _) = holder_of(location, name), view(location, name)
+        refused = seen.refused if seen is not None else {}
+        if holder or refused or time.monotonic() > until:
+            break
+        time.sleep(_POLL_EVERY_S)
+    worker = (
+        f"Process {holder['pid']} on {holder['host']} works on it." if holder else "No worker has picked it up yet."
+    )
+    refusals = [f"the worker on {host} refuses it: {line}" for host, lines in refused.items() for line in lines]
+    return [f"{name}: launched. {worker} `overnight status {name}` shows its progress.", *refusals]

@@ -22,7 +22,7 @@ from overnight.search.record import keepers
 from overnight.study.open import reopen
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.database import Held, held_by, holder_file, holder_of
-from overnight.tracking.reconcile import reconcile, summary_lacking
+from overnight.tracking.reconcile import reconcile, summary_missing
 from overnight.trial import checkpoint
 
 
@@ -53,7 +53,7 @@ def mend(location: StudyLocation, name: str) -> list[Finding]:
         for finding in (*_in_the_home(location, name), *_in_the_folders(_seen(location, name))):
             if finding.path is not None:
                 shutil.rmtree(finding.path) if finding.path.is_dir() else finding.path.unlink(missing_ok=True)
-        mlflow_sync = tracking.MlflowSync(session.plan, session.uid, with_parent=name != TRAIN, deep=True)
+        mlflow_sync = tracking.MlflowSync(session.plan, session.uid, with_parent=name != TRAIN, check_steps=True)
         mlflow_sync.start(session.records())
         found = _seen(location, name)
         best = found.best
@@ -141,12 +141,12 @@ def _in_mlflow(found: StudyView) -> Iterator[Finding]:
             if any(r.state != "waiting" for r in records):
                 yield Finding("MLflow", f"has no experiment {found.name}", written)
             return
-        seen = reconcile(client, experiment.experiment_id, found.uid, found.plan, records, deep=True)
+        seen = reconcile(client, experiment.experiment_id, found.uid, found.plan, records, check_steps=True)
         for run_id, why in seen.strays.items():
             yield Finding(f"MLflow's run {run_id}", why, "removed")
-        for number, lacks in seen.lacking.items():
+        for number, lacks in seen.missing.items():
             yield Finding(f"MLflow's run of {trial_name(number)}", f"lacks {', '.join(lacks)}", written)
-        lacks = summary_lacking(client, seen.parent, found.best, _spent(found)) if found.name != TRAIN else []
+        lacks = summary_missing(client, seen.parent, found.best, _spent(found)) if found.name != TRAIN else []
         if lacks:
             yield Finding(f"MLflow's run of {found.name}", f"lacks {', '.join(lacks)}", written)
     except Exception as error:  # MLflow's, SQLAlchemy's, the network's: it is wrong, whatever it is

@@ -1,50 +1,38 @@
-"""What MLflow holds of a study, set against the ledger: what it lacks, and what it has too much of.
-
-The mirror asks at every start and writes what is lacking; the doctor asks and says.
-"""
+"""Compares the runs that MLflow holds of a study with the trials in the Optuna storage."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from overnight.config.paths import trial_name
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
-from overnight.search.space import shown
+from overnight.tracking import tags
+from overnight.tracking.run_update import OBJECTIVE, STATUS, TrialRun, final_objective, params_of
 
-STATUS = {"running": "RUNNING", "paused": "KILLED", "complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
-_ALL = "the whole run"
-_PARAM_CHARS = 6000  # that MLflow takes of one param
-# What the parent run keeps beside its params and metrics.
+_NO_RUN = "the whole run"
+# What the parent run holds beside its params and metrics.
 STUDY_FILES = ("config.yaml", "search_space.yaml", "environment.json")
-
-
-@dataclass
-class Run:
-    """What MLflow holds of one trial. steps: metric name -> logged steps; None where that was not asked yet."""
-
-    run_id: str
-    status: str
-    steps: dict[str, set[int]] | None = None
-    params: set[str] = field(default_factory=set)
-    configured: bool = False  # its config.yaml is known to be there
-    reason: str | None = None  # why it failed, as far as it says so
 
 
 @dataclass(frozen=True)
 class Reconciliation:
-    """runs: by trial number, the ones to go on with. strays: run id -> why it should not be there.
+    """What MLflow holds of a study, and what it lacks.
 
-    lacking: trial number -> what its run has not got, in words; a trial that lacks nothing is not in it.
+    Args:
+        parent: MLflow's run of the study.
+        runs: Trial number -> the run to continue.
+        strays: Id of a run that should not exist -> reason.
+        missing: Trial number -> descriptions of what its run lacks; without the trials whose run lacks nothing.
     """
 
     parent: Any | None
-    runs: dict[int, Run]
+    runs: dict[int, TrialRun]
     strays: dict[str, str]
-    lacking: dict[int, list[str]]
+    missing: dict[int, list[str]]
 
 
 def reconcile(
@@ -54,122 +42,117 @@ def reconcile(
     plan: Plan,
     records: Sequence[TrialRecord],
     *,
-    deep: bool = False,
-    below: str | None = None,
+    check_steps: bool = False,
+    parent_run_id: str | None = None,
 ) -> Reconciliation:
-    """Set the study's runs against `records`, all that the ledger holds.
+    """Compare the runs of a study with `records`, all trials of the Optuna storage.
 
-    A start looks at the last value of every metric, which costs nothing: a run is ended last, so what is ended is
-    whole. deep: look at every step. below: the parent run, where it is another study's, as a confirmation's is.
+    The comparison of the last value of every metric costs no further request. It is enough after a crash, because a run
+    is ended last: a run that has ended is complete.
+
+    Args:
+        check_steps: Compare every step of every metric too, with one request a metric.
+        parent_run_id: The parent run, if it belongs to another study: confirmation runs have the search's parent.
     """
     parent: Any = None
-    runs: dict[int, Run] = {}
     found: dict[int, Any] = {}
     strays: dict[str, str] = {}
     for run in study_runs(client, experiment_id, uid) if experiment_id is not None else ():
-        number = int(run.data.tags.get("overnight.trial", run.data.tags.get("overnight.confirmation", -1)))
+        run_id = run.info.run_id
+        number = int(run.data.tags.get(tags.TRIAL, run.data.tags.get(tags.CONFIRMATION, -1)))
         if number < 0 and parent is None:
             parent = run
         elif number < 0:
-            strays[run.info.run_id] = "a second run of the study"
+            strays[run_id] = "a second run of the study"
         elif number in found:
-            strays[run.info.run_id] = f"a second run of {trial_name(number)}"
+            strays[run_id] = f"a second run of {trial_name(number)}"
         elif number >= len(records):
-            strays[run.info.run_id] = f"a run of {trial_name(number)}, and the ledger has no such trial"
+            strays[run_id] = f"a run of {trial_name(number)}, which the Optuna storage does not have"
         else:
             found[number] = run
-            runs[number] = Run(
-                run.info.run_id,
-                run.info.status,
-                params=set(run.data.params),
-                reason=run.data.tags.get("overnight.reason"),
-            )
-    lacking = {}
-    below = below if below is not None or parent is None else parent.info.run_id
+    if parent_run_id is None and parent is not None:
+        parent_run_id = parent.info.run_id
+    missing = {}
     for record in records:
         if record.state != "waiting":
             run = found.get(record.number)
-            lacks = [_ALL] if run is None else _lacks(run, record, plan, below)
-            if run is not None and deep:
-                lacks = lacks or _steps_lacking(client, run, record)
-            if lacks:
-                lacking[record.number] = lacks
-    return Reconciliation(parent, runs, strays, lacking)
+            parts = [_NO_RUN] if run is None else _missing_parts(run, record, plan, parent_run_id)
+            if run is not None and check_steps:
+                parts = parts or _missing_steps(client, run, record)
+            if parts:
+                missing[record.number] = parts
+    return Reconciliation(parent, {number: trial_run(run) for number, run in found.items()}, strays, missing)
+
+
+def trial_run(run: Any) -> TrialRun:
+    """Return what an MLflow run holds, except for its steps."""
+    return TrialRun(
+        run.info.run_id, run.info.status, params=set(run.data.params), has_reason=tags.REASON in run.data.tags
+    )
 
 
 def logged_steps(client: Any, run_id: str, record: TrialRecord) -> dict[str, set[int]]:
-    """Metric name -> steps that a run holds, so that no step is logged twice; a request a metric."""
-    names = {name for e in record.history for name in e.metrics} | {"objective"}
-    held = {name: {m.step for m in client.get_metric_history(run_id, name)} for name in names}
-    return {name: steps for name, steps in held.items() if steps}
+    """Return metric name -> steps that a run holds. Sends one request a metric."""
+    names = {name for e in record.history for name in e.metrics} | {OBJECTIVE}
+    logged = {name: {m.step for m in client.get_metric_history(run_id, name)} for name in names}
+    return {name: steps for name, steps in logged.items() if steps}
 
 
-def final_objective(record: TrialRecord) -> float | None:
-    """What a trial's run shows as its objective; None until it has one for good."""
-    return record.objective if record.state in ("complete", "pruned") else None
+def summary_missing(client: Any, parent: Any | None, best: TrialRecord | None, complete: bool) -> list[str]:
+    """Describe what the parent run lacks of a study that is not running.
 
-
-def params_of(record: TrialRecord, plan: Plan) -> dict[str, str]:
-    """Name -> text of the params of a trial's run: the trial's own, and the decimal logarithm of what is drawn on a log
-    scale, since MLflow's parallel coordinates have no such axis."""
-    texts = {name: str(value)[:_PARAM_CHARS] for name, value in record.params.items()}
-    for name in {shown(n) for n, dist in plan.space.names().items() if getattr(dist, "log", False)}:
-        value = record.params.get(name)
-        if isinstance(value, int | float) and value > 0:
-            texts[f"log10_{name}"] = f"{math.log10(value):.6g}"
-    return texts
-
-
-def summary_lacking(client: Any, parent: Any | None, best: TrialRecord | None, done: bool) -> list[str]:
-    """What the parent run of a study that nobody works on has not got. done: the study's budget is spent."""
+    Args:
+        complete: Whether the study has spent its budget.
+    """
     if parent is None:
-        return [_ALL]
-    lacks = []
-    if parent.info.status == "RUNNING" or (done and parent.info.status == "KILLED"):
-        lacks.append(f"an end: it says {parent.info.status}")
+        return [_NO_RUN]
+    missing = []
+    if parent.info.status == "RUNNING" or (complete and parent.info.status == "KILLED"):
+        missing.append(f"an end: its status is {parent.info.status}")
     if best is not None:
-        if parent.data.metrics.get("objective") != best.objective:
-            lacks.append("the best objective")
-        if parent.data.tags.get("overnight.best") != trial_name(best.number):
-            lacks.append(f"the tag overnight.best={trial_name(best.number)}")
-    held = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    return lacks + [name for name in STUDY_FILES if name not in held]
+        if parent.data.metrics.get(OBJECTIVE) != best.objective:
+            missing.append("the best objective")
+        if parent.data.tags.get(tags.BEST) != trial_name(best.number):
+            missing.append(f"the tag {tags.BEST}={trial_name(best.number)}")
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    return missing + [name for name in STUDY_FILES if name not in files]
 
 
-def _lacks(run: Any, record: TrialRecord, plan: Plan, below: str | None) -> list[str]:
-    lacks = []
-    if run.data.tags.get("mlflow.parentRunId") != below:
-        lacks.append("its place below the study's run")
+def _missing_parts(run: Any, record: TrialRecord, plan: Plan, parent_run_id: str | None) -> list[str]:
+    missing = []
+    if run.data.tags.get(tags.PARENT) != parent_run_id:
+        missing.append("its link to the study's run")
     if run.info.status != STATUS[record.state]:
-        lacks.append(f"the status {STATUS[record.state]}: it says {run.info.status}")
-    if run.data.tags.get("overnight.state") != record.state:
-        lacks.append(f"the tag overnight.state={record.state}")
-    lacks.extend(f"the param {name}" for name in params_of(record, plan) if name not in run.data.params)
+        missing.append(f"the status {STATUS[record.state]}: it is {run.info.status}")
+    if run.data.tags.get(tags.STATE) != record.state:
+        missing.append(f"the tag {tags.STATE}={record.state}")
+    missing.extend(f"the param {name}" for name in params_of(record, plan) if name not in run.data.params)
     last = {n: v for e in record.history for n, v in e.metrics.items() if math.isfinite(v)}
     objective = final_objective(record)
     if objective is not None:
-        last["objective"] = objective
-    lacks.extend(f"values of {name}" for name, value in last.items() if run.data.metrics.get(name) != value)
-    return lacks
+        last[OBJECTIVE] = objective
+    missing.extend(f"values of {name}" for name, value in last.items() if run.data.metrics.get(name) != value)
+    return missing
 
 
-def _steps_lacking(client: Any, run: Any, record: TrialRecord) -> list[str]:
-    held = logged_steps(client, run.info.run_id, record)
+def _missing_steps(client: Any, run: Any, record: TrialRecord) -> list[str]:
+    logged = logged_steps(client, run.info.run_id, record)
     wanted: dict[str, set[int]] = {}
     for e in record.history:
         for name, value in e.metrics.items():
             if math.isfinite(value):
                 wanted.setdefault(name, set()).add(e.epoch)
-    return [f"values of {name}" for name, steps in wanted.items() if not steps <= held.get(name, set())]
+    return [f"values of {name}" for name, steps in wanted.items() if not steps <= logged.get(name, set())]
 
 
-def study_runs(client: Any, experiment_id: str, uid: str) -> Iterable[Any]:
-    """Every run of a study, oldest first."""
+def study_runs(client: Any, experiment_id: str, uid: str, view: int = 1) -> Iterable[Any]:
+    """Yield every run of a study, the oldest first. view: MLflow's ViewType; 1 is ACTIVE_ONLY."""
     token = None
     while True:
         page = client.search_runs(
             [experiment_id],
-            f"tags.`overnight.uid` = '{uid}'",
+            tags.matching({tags.UID: uid}),
+            view,
             max_results=1000,
             order_by=["attributes.start_time ASC"],
             page_token=token,

@@ -14,7 +14,7 @@ from typing import Any
 from overnight.config.paths import StudyLocation
 from overnight.protocol import Exported
 from overnight.study.snapshot import StudyView
-from overnight.tracking import client, exists, parent_of, write_model
+from overnight.tracking import client, exists, find_parent, write_model
 
 CHAMPION = "champion"
 WEIGHTS_TAG = "overnight.weights"  # of a version: the sha256 of the checkpoint that it was made from
@@ -36,7 +36,7 @@ def register(view: StudyView, made: Exported, tags: Mapping[str, str], descripti
     """
     store = client(view.plan.settings.location)
     experiment = store.get_experiment_by_name(view.plan.experiment)
-    run_id = parent_of(store, experiment.experiment_id, view.uid) if experiment is not None else None
+    run_id = find_parent(store, experiment.experiment_id, view.uid) if experiment is not None else None
     if experiment is None or run_id is None:
         raise LookupError(f"MLflow has no run of the study {view.name}; `overnight doctor {view.name}` writes it")
     named = store.search_registered_models(f"name = '{view.name}'")

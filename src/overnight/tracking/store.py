@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from overnight.config import credentials
 from overnight.config.paths import StudyLocation
 from overnight.study.storage.database import create_whole
 from overnight.system.devices import cores
+from overnight.tracking import tags
 from overnight.tracking.reconcile import study_runs
 
 if TYPE_CHECKING:
@@ -101,10 +103,10 @@ def _blank(artifact_root: str) -> bytes:
         return path.read_bytes()
 
 
-def parent_of(client: MlflowClient, experiment_id: str, uid: str) -> str | None:
+def find_parent(client: MlflowClient, experiment_id: str, uid: str) -> str | None:
     """The id of a study's parent run."""
     for run in study_runs(client, experiment_id, uid):
-        if run.data.tags.get("overnight.role") == "study":
+        if run.data.tags.get(tags.ROLE) == "study":
             return str(run.info.run_id)
     return None
 
@@ -122,3 +124,8 @@ _LOCKED_OUT = {
     401: f"; set {credentials.USERNAME} and {credentials.PASSWORD}, or {credentials.TOKEN}, to a login of the server's",
     403: "; the login may not do this: whoever runs the server can allow it",
 }
+
+
+def milliseconds(seconds: float | None) -> int:
+    """Convert a time in seconds since 1970 to MLflow's milliseconds; None is now."""
+    return round((seconds if seconds is not None else time.time()) * 1000)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from overnight.config.paths import StudyLocation, trial_name
 from overnight.tracking.pages import with_sentence
 from overnight.tracking.reconcile import study_runs
-from overnight.tracking.store import client, in_short, parent_of
+from overnight.tracking.store import client, find_parent, in_short
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,7 +38,7 @@ def publish(location: StudyLocation, experiment_name: str, uid: str, answer: Ans
     try:
         mlflow = client(location)
         experiment = mlflow.get_experiment_by_name(experiment_name)
-        parent = parent_of(mlflow, experiment.experiment_id, uid) if experiment is not None else None
+        parent = find_parent(mlflow, experiment.experiment_id, uid) if experiment is not None else None
         if experiment is not None and parent is not None:
             _show_tests(mlflow, experiment.experiment_id, answer)
             _show_answer(mlflow, parent, answer)

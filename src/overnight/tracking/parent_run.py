@@ -1,0 +1,108 @@
+"""The run of a study in MLflow, above the runs of its trials."""
+
+from __future__ import annotations
+
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from overnight.config.paths import trial_name
+from overnight.search.plan import Plan
+from overnight.search.record import TrialRecord
+from overnight.tracking import pages, tags
+from overnight.tracking.provenance import study_files
+from overnight.tracking.run_update import OBJECTIVE
+from overnight.tracking.run_writer import log_plots
+from overnight.tracking.store import find_parent, milliseconds
+
+_STATES = {"FINISHED": "done", "FAILED": "failed", "KILLED": "paused"}
+
+
+def open_experiment(client: Any, plan: Plan) -> str:
+    """Find, restore or create the experiment of a study; returns its id."""
+    found = client.get_experiment_by_name(plan.experiment)
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+    root = plan.settings.location.artifact_root  # None at a server, which chooses the place itself
+    study = plan.settings.study
+    return str(
+        client.create_experiment(
+            plan.experiment,
+            artifact_location=f"{root}/{urllib.parse.quote(plan.experiment)}" if root is not None else None,
+            tags={
+                "mlflow.experiment.primaryMetric.name": study.metric,
+                "mlflow.experiment.primaryMetric.greaterIsBetter": str(study.direction == "maximize"),
+                "mlflow.experimentKind": "custom_model_development",  # the other kind is for language models
+            },
+        )
+    )
+
+
+class ParentRun:
+    """The run of a study. `run_id` is None before it is opened, and where the study has none."""
+
+    def __init__(self, client: Any, plan: Plan, uid: str, experiment_id: str) -> None:
+        self._client, self._plan, self._uid, self._experiment_id = client, plan, uid, experiment_id
+        self.run_id: str | None = None
+
+    def open(self, run: Any | None, started_at: float | None) -> None:
+        """Resume the study's run, or create it; and write its notes, its saved views and its files.
+
+        Args:
+            run: MLflow's run of the study, if it has one.
+            started_at: When the study started, in seconds since 1970.
+        """
+        client, files = self._client, set()
+        if run is None:
+            run = client.create_run(
+                self._experiment_id,
+                start_time=milliseconds(started_at),
+                run_name=self._plan.name,
+                tags={**tags.common(self._plan.experiment, self._uid), tags.ROLE: "study", tags.STATE: "running"},
+            )
+        else:
+            files = {file.path for file in client.list_artifacts(run.info.run_id)}
+            self._resume(run.info.run_id, "running")
+        self.run_id = run_id = str(run.info.run_id)
+        note = pages.note(self._plan, self._uid, self._experiment_id, run_id)
+        client.set_tag(run_id, tags.NOTE, note)
+        client.set_experiment_tag(self._experiment_id, tags.NOTE, note)
+        for tag, view in pages.views(self._plan, self._uid, run_id).items():
+            client.set_experiment_tag(self._experiment_id, tag, view)
+        for file, text in study_files(self._plan).items():
+            if file not in files or file != "environment.json":  # the environment of the first start stays
+                client.log_text(run_id, text, file)
+
+    def open_for_confirmation(self, search_uid: str) -> None:
+        """Resume the run of the search that this study confirms, if MLflow has it."""
+        self.run_id = find_parent(self._client, self._experiment_id, search_uid)
+        if self.run_id is not None:
+            self._resume(self.run_id, "confirming")
+
+    def _resume(self, run_id: str, state: str) -> None:
+        self._client.update_run(run_id, status="RUNNING")
+        self._client.set_tag(run_id, tags.STATE, state)
+
+    def write_best(self, best: TrialRecord, plots: Path | None, step: int) -> None:
+        """Write the best trial of the study.
+
+        Args:
+            plots: The folder that holds the plots of the best trial.
+            step: A step greater than that of any earlier call. MLflow shows the value of the greatest step.
+        """
+        if self.run_id is None:
+            return
+        if plots is not None:
+            log_plots(self._client, self.run_id, plots)
+        if best.objective is not None:
+            if self._client.get_run(self.run_id).data.metrics.get(OBJECTIVE) != best.objective:
+                self._client.log_metric(self.run_id, OBJECTIVE, best.objective, step=step)
+            self._client.set_tag(self.run_id, tags.BEST, trial_name(best.number))
+
+    def end(self, status: str) -> None:
+        """End the run. status: MLflow's FINISHED, FAILED or KILLED."""
+        if self.run_id is not None:
+            self._client.set_tag(self.run_id, tags.STATE, _STATES[status])
+            self._client.set_terminated(self.run_id, status)

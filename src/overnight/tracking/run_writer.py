@@ -1,0 +1,128 @@
+"""Writes the runs of trials: finds or creates the run of a trial, and writes what it lacks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from overnight.config.paths import trial_name
+from overnight.search.plan import Plan
+from overnight.search.record import TrialRecord, title
+from overnight.tracking import tags
+from overnight.tracking.reconcile import logged_steps, trial_run
+from overnight.tracking.run_update import RunUpdate, TrialRun, missing
+from overnight.tracking.store import milliseconds
+
+# MLflow's client repeats a request that is not answered. After so long a repeated request may have created two runs.
+_MAY_BE_REPEATED_S = 2.0
+
+
+class RunWriter:
+    """Brings the runs of one study's trials up to their records.
+
+    Args:
+        runs: Trial number -> the run that MLflow has of it.
+        number_tag: The tag that holds a trial's number: tags.TRIAL or tags.CONFIRMATION.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        plan: Plan,
+        uid: str,
+        experiment_id: str,
+        parent_run_id: str | None,
+        number_tag: str,
+        runs: dict[int, TrialRun],
+    ) -> None:
+        self._client, self._plan, self._uid = client, plan, uid
+        self._experiment_id, self._parent_run_id, self._number_tag = experiment_id, parent_run_id, number_tag
+        self.runs = runs
+        self._unknown: set[int] = set()  # trials whose runs must be searched for in MLflow
+
+    def write(self, record: TrialRecord, *, recheck: bool = False) -> None:
+        """Write what the trial's run lacks.
+
+        Args:
+            recheck: Whether another process may have created or written the run since the last write.
+        """
+        if recheck:
+            self._unknown.add(record.number)
+            self.runs.pop(record.number, None)
+        run = self.runs.get(record.number) or self._find(record.number) or self._create(record)
+        self._unknown.discard(record.number)
+        if run.steps is None:
+            run.steps = logged_steps(self._client, run.run_id, record)
+        self._apply(run, missing(run, record, self._plan, self._parent_run_id))
+
+    def _apply(self, run: TrialRun, update: RunUpdate) -> None:
+        """Make the writes of `update`, and note in `run` what it holds after each."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        client, run_id = self._client, run.run_id
+        if update.config is not None:
+            client.log_text(run_id, update.config, "config.yaml")
+            run.has_config = True
+        if update.delete_reason:
+            for tag in client.get_run(run_id).data.tags.keys() & {tags.REASON, tags.NOTES}:
+                client.delete_tag(run_id, tag)
+            run.has_reason = False
+        if update.resume:
+            client.update_run(run_id, status="RUNNING")
+            run.status = "RUNNING"
+        steps, run.steps = run.steps or {}, None  # unknown if the call fails, as part of it may have been written
+        client.log_batch(
+            run_id,
+            [Metric(*metric) for metric in update.metrics],
+            [Param(name, text) for name, text in update.params.items()],
+            [RunTag(name, text) for name, text in update.tags.items()],
+        )
+        for metric in update.metrics:
+            steps.setdefault(metric.name, set()).add(metric.step)
+        run.steps = steps
+        run.params.update(update.params)
+        run.has_reason = run.has_reason or tags.REASON in update.tags
+        if update.error is not None:
+            client.log_text(run_id, update.error, "error.txt")
+            client.set_tag(run_id, tags.NOTE, update.note)
+        if update.end_status is not None:
+            client.set_terminated(run_id, update.end_status, milliseconds(update.ended_at))
+            run.status = update.end_status
+
+    def _find(self, number: int) -> TrialRun | None:
+        """Find the run of a trial that another process or a repeated request may have created. Keep the first one."""
+        if number not in self._unknown:
+            return None
+        condition = tags.matching({tags.UID: self._uid, self._number_tag: str(number)})
+        found = self._client.search_runs([self._experiment_id], condition, order_by=["attributes.start_time ASC"])
+        for duplicate in found[1:]:
+            self._client.delete_run(duplicate.info.run_id)
+        if not found:
+            return None
+        self.runs[number] = trial_run(found[0])
+        return self.runs[number]
+
+    def _create(self, record: TrialRecord) -> TrialRun:
+        run_tags = {**tags.common(self._plan.experiment, self._uid), self._number_tag: str(record.number)}
+        run_tags[tags.ROLE] = "trial" if record.confirms is None else "confirmation"
+        if record.confirms is not None:
+            run_tags[tags.CONFIRMS] = trial_name(record.confirms.trial)
+            run_tags[tags.SEED] = str(record.confirms.seed)
+        self._unknown.add(record.number)  # until the answer arrives: the run may exist although the request failed
+        started = time.monotonic()
+        created = self._client.create_run(
+            self._experiment_id, start_time=milliseconds(record.started_at), tags=run_tags, run_name=title(record)
+        )
+        run = self.runs[record.number] = TrialRun(created.info.run_id, "RUNNING", steps={})
+        if time.monotonic() - started > _MAY_BE_REPEATED_S:
+            return self._find(record.number) or run
+        return run
+
+
+def log_plots(client: Any, run_id: str, folder: Path) -> None:
+    """Log the plots of a folder that a run lacks. A file of another size is another plot."""
+    logged = {a.path.rpartition("/")[2]: a.file_size for a in client.list_artifacts(run_id, "pictures")}
+    for file in sorted((*folder.glob("*.png"), *folder.glob("*.md"))):
+        if logged.get(file.name) != file.stat().st_size:
+            client.log_artifact(run_id, str(file), "pictures")

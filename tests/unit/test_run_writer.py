@@ -1,0 +1,95 @@
+"""The writes to a trial's run: their order, and what happens after one of them fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from overnight.protocol import EpochEnd
+from overnight.search import plan
+from overnight.search.record import TrialRecord
+from overnight.tracking import tags
+from overnight.tracking.run_update import TrialRun
+from overnight.tracking.run_writer import RunWriter
+
+
+class RecordingClient:
+    """Stands in for MLflow's client. Fails the calls named in `failing`, each once."""
+
+    def __init__(self, *failing: str, runs: tuple[str, ...] = ()) -> None:
+        self.calls: list[str] = []
+        self.deleted: list[str] = []
+        self._failing, self._runs = set(failing), runs
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **_: Any) -> Any:
+            self.calls.append(name)
+            if name in self._failing:
+                self._failing.discard(name)
+                raise ConnectionError(name)
+            if name == "delete_run":
+                self.deleted += arguments
+            if name == "get_metric_history":
+                return []
+            if name == "search_runs":
+                return [fake_run(run_id) for run_id in self._runs]
+            return fake_run("created") if name == "create_run" else None
+
+        return call
+
+
+def fake_run(run_id: str) -> Any:
+    return SimpleNamespace(
+        info=SimpleNamespace(run_id=run_id, status="RUNNING"), data=SimpleNamespace(params={}, tags={})
+    )
+
+
+def writer(client: RecordingClient, home: Path, runs: dict[int, TrialRun] | None = None) -> RunWriter:
+    study = plan.make([f"home={home}"])
+    return RunWriter(
+        client, plan.make([f"home={home}"]), "uid", "1", None, tags.TRIAL, runs if runs is not None else {}
+    )
+
+
+FAILED = TrialRecord(
+    0, "failed", {"optimizer.lr": 0.1}, (EpochEnd(0, 0, {"val/loss": 1.0}, 1e9, 1.0),), None, "error", "why", 1e9, 2e9
+)
+
+
+def test_a_run_is_ended_last(tmp_path: Path) -> None:
+    client = RecordingClient()
+    writer(client, tmp_path).write(FAILED)
+    assert client.calls == ["create_run", "log_text", "log_batch", "log_text", "set_tag", "set_terminated"]
+
+
+def test_steps_are_read_again_after_a_batch_that_failed(tmp_path: Path) -> None:
+    client = RecordingClient("log_batch")
+    runs = writer(client, tmp_path)
+    with pytest.raises(ConnectionError):
+        runs.write(FAILED)
+    client.calls.clear()
+    runs.write(FAILED)
+    assert client.calls[:3] == ["get_metric_history", "get_metric_history", "log_batch"]
+    assert client.calls[-1] == "set_terminated"
+
+
+def test_a_run_whose_creation_failed_is_searched_for_before_another_is_created(tmp_path: Path) -> None:
+    client = RecordingClient("create_run", runs=("first", "second"))
+    runs = writer(client, tmp_path)
+    with pytest.raises(ConnectionError):
+        runs.write(FAILED)
+    runs.write(FAILED)
+    assert client.calls.count("create_run") == 1
+    assert runs.runs[0].run_id == "first"
+    assert client.deleted == ["second"]
+
+
+def test_a_recheck_reads_the_run_that_another_process_may_have_created(tmp_path: Path) -> None:
+    client = RecordingClient(runs=("theirs",))
+    runs = writer(client, tmp_path, {0: TrialRun("known", "RUNNING", steps={})})
+    runs.write(FAILED, recheck=True)
+    assert "create_run" not in client.calls
+    assert runs.runs[0].run_id == "theirs"

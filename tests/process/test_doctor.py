@@ -76,7 +76,7 @@ def damage(home: Path) -> list[str]:
         f"{kept.relative_to(home)}/state.before.ckpt: a state of a trial that is complete",
         f"{gone.relative_to(home)}: checkpoints of a trial that the ledger does not have",
         f"{paused.relative_to(home)}/state.ckpt: not a state that overnight wrote",
-        ": a run of trial-0077, and the ledger has no such trial",
+        ": a run of trial-0077, which the Optuna storage does not have",
         ": a second run of trial-0000",
         "run of trial-0001: lacks the whole run",
         "run of trial-0002: lacks the status FINISHED: it says RUNNING",
@@ -112,7 +112,7 @@ def test_everything_that_is_wrong_is_said_and_then_mended(copy: Path) -> None:
 def test_a_study_that_lost_its_parent_run_or_all_of_mlflow_gets_it_back(copy: Path, finished: StudyView) -> None:
     assert finished.parent_run_id is not None
     client_of(copy).delete_run(finished.parent_run_id)
-    assert doctor(copy, "--dry-run").output.count("its place below the study's run") == len(finished.records)
+    assert doctor(copy, "--dry-run").output.count("its link to the study's run") == len(finished.records)
     assert doctor(copy).exit_code == 0
     assert_equal(copy, seen(copy))
 

@@ -49,9 +49,7 @@ def fake_run(run_id: str) -> Any:
 
 def writer(client: RecordingClient, home: Path, runs: dict[int, TrialRun] | None = None) -> RunWriter:
     study = plan.make([f"home={home}"])
-    return RunWriter(
-        client, plan.make([f"home={home}"]), "uid", "1", None, tags.TRIAL, runs if runs is not None else {}
-    )
+    return RunWriter(client, study, "uid", "1", None, tags.TRIAL, runs or {})
 
 
 FAILED = TrialRecord(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.config.sections import Settings
-from overnight.report.live import BrokenPipeSafe, ProgressSnapshot, Screen, Slot, screen_for
+from overnight.report.live import BrokenPipeSafe, ProgressSnapshot, RunningTrial, Screen, choose_screen
 from overnight.runner import notifier, preflight
 from overnight.runner.launch import Say, check_configurations, check_free_space, warm_up
 from overnight.runner.notifier import Notifier
@@ -253,25 +253,25 @@ def _with_answer(
 ) -> Result:
     from overnight.report import finalize  # its imports must not delay the search
 
-    ended = finalize.conclude(session, session.plan, search.records, work, launch)
+    ended = finalize.finalize_study(session, session.plan, search.records, work, launch)
     last = ended.confirmation or search
     is_cut = last.stop_reason is StopReason.COMPLETE and launch.over is not None
     return replace(
         result,
         stop_reason=StopReason.LIMIT if is_cut else last.stop_reason,
-        mlflow_error=ended.trouble or last.mlflow_error or search.mlflow_error,
+        mlflow_error=ended.mlflow_error or last.mlflow_error or search.mlflow_error,
         did_work=search.did_work or (last.did_work and last is not search),
         finding=ended.finding,
         report=ended.report,
-        winner_notes=ended.left,
-        published=ended.told,
+        winner_notes=ended.winner_notes,
+        published=ended.published,
     )
 
 
 def _run_supervisor(
     supervisor: Supervisor, screen: Screen | None, signals: Signals, news: Notifier | None = None
 ) -> Ending:
-    shown = BrokenPipeSafe(screen or screen_for())
+    shown = BrokenPipeSafe(screen or choose_screen())
 
     def show(s: Supervisor) -> None:
         shown.update(lambda: progress(s))
@@ -292,7 +292,7 @@ def progress(supervisor: Supervisor) -> ProgressSnapshot:
     """Return what a screen shows of a supervisor."""
     records, only = supervisor.records, supervisor.only
     running = tuple(
-        Slot(number, trial.epoch, r.objective if (r := records.get(number)) else None, trial.started_at)
+        RunningTrial(number, trial.epoch, r.objective if (r := records.get(number)) else None, trial.started_at)
         for number, trial in supervisor.running.items()
     )
     return ProgressSnapshot(
@@ -321,7 +321,7 @@ def _notify_of_end(news: Notifier, result: Result) -> None:
     elif result.stop_reason is not StopReason.STOPPED and result.finding is not None:
         from overnight.report import finding
 
-        news.tell("done", finding.sentence(result.finding))
+        news.tell("done", finding.summary_sentence(result.finding))
 
 
 def _result(plan: Plan, ending: Ending, signals: Signals) -> Result:

@@ -30,7 +30,7 @@ STUDIES: dict[str, StudyView] = {"a good one": good(), **{name: seen(SORRY[name]
 
 @functools.cache
 def html_of(name: str) -> str:
-    return pages.page(report.report_of(STUDIES[name]))
+    return pages.page(report.build_report(STUDIES[name]))
 
 
 def written(name: str, folder: Path) -> str:

@@ -42,7 +42,7 @@ def told(finished_home: Path) -> str:
     """The sentence of the study's report, which its run holds."""
     found, _ = view(study_location([f"home={finished_home}"]))
     assert found is not None
-    report, _, trouble = publish.tell(found, found.plan.settings.location)
+    report, _, trouble = publish.publish_report(found, found.plan.settings.location)
     assert trouble is None
     return report.sentence
 

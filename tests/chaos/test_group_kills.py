@@ -283,7 +283,7 @@ def test_a_shared_study_struck_again_and_again_ends_as_the_undisturbed_one(
     assert calm.processes[0].returncode == 0, said_there
     undisturbed = calm.study("undisturbed")
     assert facts_of(seen.records) == facts_of(undisturbed.records), "bit for bit"
-    ours, theirs = finding.of(seen), finding.of(undisturbed)
+    ours, theirs = finding.from_view(seen), finding.from_view(undisturbed)
     assert confirmed_by(ours) == confirmed_by(theirs), "bit for bit"
     assert [f.trial.number for f in ours.finalists] == [f.trial.number for f in theirs.finalists]
     assert ours.winner is not None

@@ -111,7 +111,7 @@ def test_the_test_set_is_asked_once_of_exactly_the_winner_and_the_baseline(confi
     assert len(marks) == 3 * len(tested), "one batch of the test set for each network"
     again = api.run(plan.make(line(home, "Tested", 3)), screen=NullScreen())
     assert not again.did_work
-    assert finding.sentence(again.finding) == finding.sentence(result.finding)
+    assert finding.summary_sentence(again.finding) == finding.summary_sentence(result.finding)
     assert (home / "tested").read_text() == marks
     assert len(list((home / "checkpoints" / f"small{CONFIRM}").rglob("*.ckpt"))) == 1, "the winner's, of one seed"
 
@@ -141,13 +141,15 @@ def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_
     assert len(trained) == len(set(trained)) == found.confirmations
     facts = [[(f.trial.number, f.values) for f in r.finding.finalists] for r in (whole, confirmed[1])]
     assert facts[0] == facts[1]
-    assert "(no test set: Plain has no test_step)" in finding.sentence(whole.finding)
+    assert "(no test set: Plain has no test_step)" in finding.summary_sentence(whole.finding)
 
 
 def test_a_network_that_dies_of_the_test_set_costs_its_test_alone(home: Path) -> None:
     result = api.run(plan.make([*line(home, "DiesTested", 2), "study.trials=3"]), screen=NullScreen())
     assert result.stop_reason == "complete"
-    assert "(no test set: the test failed: its process was ended by signal 9)" in finding.sentence(result.finding)
+    assert "(no test set: the test failed: its process was ended by signal 9)" in finding.summary_sentence(
+        result.finding
+    )
 
 
 def test_of_a_study_that_was_given_more_trials_every_seed_of_the_winner_is_tested(home: Path) -> None:
@@ -206,7 +208,7 @@ def confirmations(values: dict[int, list[float]]) -> list[TrialRecord]:
 
 def table(records: list[TrialRecord], seen: list[TrialRecord]) -> list[tuple[str, ...]]:
     """What stands in the report's ranking."""
-    found = finding.found(small(), records, seen, {})
+    found = finding.from_records(small(), records, seen, {})
     return report.ranking(SimpleNamespace(finding=found, plan=small()))
 
 
@@ -218,7 +220,7 @@ def test_finalists_are_the_best_distinct_configurations_and_the_baseline_comes_a
     ]  # fmt: skip
     assert [f.number for f in confirm.finalists(small(), records)] == [1, 5]
     assert confirm.baseline(small(), records).number == 0
-    assert confirm.plan_of(small(), records).settings.study.trials == 5 * 3
+    assert confirm.confirmation_plan(small(), records).settings.study.trials == 5 * 3
     assert confirm.finalists(small("study.confirm.seeds=0"), records) == []
     assert confirm.finalists(small("study.confirm.seeds=null"), records) == [], "six trials are a try-out"
 
@@ -233,10 +235,10 @@ def test_the_winner_is_the_best_on_fresh_seeds_and_not_the_luckiest_of_the_searc
     records = [record(0, 0.8), record(1, 0.99), record(2, 0.98)]
     seen = confirmations({0: [0.80, 0.81, 0.79, 0.80, 0.82], 1: [0.95, 0.94, 0.96, 0.95, 0.94],
                           2: [0.97, 0.98, 0.97, 0.96, 0.97]})  # fmt: skip
-    found = finding.found(small(), records, seen, {10: protocol.Tested(10, {"test/accuracy": 0.93})})
+    found = finding.from_records(small(), records, seen, {10: protocol.Tested(10, {"test/accuracy": 0.93})})
     assert found.winner.trial.number == 2
-    assert found.luckiest.number == 1
-    assert finding.sentence(found) == (
+    assert found.search_best.number == 1
+    assert finding.summary_sentence(found) == (
         "trial-0002 won: 97.00% ± 0.88 val/accuracy over 5 seeds, 93.00% on test (of one seed alone); the config you "
         "started from had 80.40% ± 1.42; second place (trial-0001) is worse."
     )
@@ -244,16 +246,16 @@ def test_the_winner_is_the_best_on_fresh_seeds_and_not_the_luckiest_of_the_searc
 
 def test_what_cannot_be_told_apart_is_said_to_be_so() -> None:
     records = [record(0, 0.9), record(1, 0.9)]
-    found = finding.found(small(), records, confirmations({0: [0.9, 0.8, 0.85], 1: [0.8, 0.9, 0.85]}), {})
-    assert "not distinguishably worse" in finding.sentence(found)
-    assert "that is the config you started from" in finding.sentence(found)
+    found = finding.from_records(small(), records, confirmations({0: [0.9, 0.8, 0.85], 1: [0.8, 0.9, 0.85]}), {})
+    assert "not distinguishably worse" in finding.summary_sentence(found)
+    assert "that is the config you started from" in finding.summary_sentence(found)
 
 
 def test_a_baseline_that_beats_the_finalists_on_fresh_seeds_is_said_to_be_better_wherever_it_stands() -> None:
     records = [record(0, 0.5, "pruned"), record(1, 0.9)]
     seen = confirmations({0: [0.95, 0.95, 0.951, 0.95, 0.951], 1: [0.90, 0.91, 0.90, 0.90, 0.89]})
-    found = finding.found(small(), records, seen, {})
-    assert "had 95.04% ± 0.07, which is better" in finding.sentence(found)
+    found = finding.from_records(small(), records, seen, {})
+    assert "had 95.04% ± 0.07, which is better" in finding.summary_sentence(found)
     assert [row[2] for row in table(records, seen)] == ["first", "better (p < 0.001)"]
 
 
@@ -261,8 +263,8 @@ def test_a_second_that_scored_higher_and_failed_once_is_said_to_have_done_both()
     records = [record(0, 0.5), record(1, 0.99), record(2, 0.98)]
     seen = confirmations({0: [0.5] * 5, 1: [0.90, 0.901, 0.90, 0.90, 0.901], 2: [0.96, 0.961, 0.96, 0.96]})
     seen.append(record(99, None, "failed", confirms=Confirms(2, 5, 1005)))
-    found = finding.found(small(), records, seen, {})
-    assert finding.sentence(found).endswith("; second place (trial-0002) was better, but failed on one seed.")
+    found = finding.from_records(small(), records, seen, {})
+    assert finding.summary_sentence(found).endswith("; second place (trial-0002) was better, but failed on one seed.")
     assert table(records, seen)[1][2] == "better (p < 0.001)"
 
 
@@ -270,7 +272,7 @@ def test_a_second_that_was_lower_where_less_is_better_was_better_too() -> None:
     records = [record(0, 0.9), record(1, 0.2), record(2, 0.3)]
     seen = confirmations({0: [0.9] * 5, 1: [0.30, 0.301, 0.30, 0.30, 0.301], 2: [0.16, 0.161, 0.16, 0.16]})
     seen.append(record(99, None, "failed", confirms=Confirms(2, 5, 1005)))
-    said = finding.sentence(finding.found(small("study.direction=minimize"), records, seen, {}))
+    said = finding.summary_sentence(finding.from_records(small("study.direction=minimize"), records, seen, {}))
     assert said.endswith("; second place (trial-0002) was better, but failed on one seed.")
 
 
@@ -278,13 +280,13 @@ def test_a_seed_that_failed_for_all_who_had_it_takes_no_other_value_away() -> No
     records = [record(0, None, "failed"), record(1, 0.95), record(2, 0.94)]
     seen = [record(i, None, "failed", confirms=Confirms(t, 1, 1001)) for i, t in ((10, 1), (11, 2))]
     seen.append(record(12, 0.93, confirms=Confirms(1, 2, 1002)))
-    assert finding.found(small(), records, seen, {}).winner.trial.number == 1
+    assert finding.from_records(small(), records, seen, {}).winner.trial.number == 1
 
 
 def test_one_seed_compares_nothing() -> None:
     records = [record(0, 0.4), record(1, 0.9), record(2, 0.8)]
     seen = confirmations({0: [0.41], 1: [0.86], 2: [0.85]})
-    said = finding.sentence(finding.found(small("study.confirm.seeds=1"), records, seen, {}))
+    said = finding.summary_sentence(finding.from_records(small("study.confirm.seeds=1"), records, seen, {}))
     assert "the config you started from had 41.00%, on too few seeds to compare; second place (trial-0002) was " in said
     assert "distinguish" not in said
 
@@ -292,23 +294,23 @@ def test_one_seed_compares_nothing() -> None:
 def test_a_baseline_in_second_place_is_spoken_of_once() -> None:
     records = [record(0, 0.9), record(1, 0.95)]
     seen = confirmations({0: [0.90, 0.91, 0.90, 0.92, 0.90], 1: [0.95, 0.96, 0.95, 0.97, 0.95]})
-    said = finding.sentence(finding.found(small(), records, seen, {}))
+    said = finding.summary_sentence(finding.from_records(small(), records, seen, {}))
     assert said.endswith("; the config you started from, in second place, had 90.60% ± 1.11.")
 
 
 def test_one_lucky_seed_more_decides_nothing_where_a_confirmation_was_cut() -> None:
     records = [record(0, 0.5, "failed"), record(1, 0.95), record(2, 0.94)]
     cut = confirmations({1: [0.95, 0.96, 0.94], 2: [0.94, 0.95]})
-    assert [f.estimate.n for f in finding.found(small(), records, cut, {}).finalists] == [2, 2]
+    assert [f.estimate.n for f in finding.from_records(small(), records, cut, {}).finalists] == [2, 2]
     slow = confirmations({1: [0.95, 0.96, 0.94, 0.95, 0.96], 2: [0.97, 0.98, 0.97]})
-    assert [(f.trial.number, f.estimate.n) for f in finding.found(small(), records, slow, {}).finalists] == [
+    assert [(f.trial.number, f.estimate.n) for f in finding.from_records(small(), records, slow, {}).finalists] == [
         (2, 3),
         (1, 3),
     ], "one that takes longer is no worse for that"
     extended = confirmations({1: [0.95, 0.97, 0.96, 0.955, 0.965], 2: [0.971]})
-    found = finding.found(small(), records, extended, {})
+    found = finding.from_records(small(), records, extended, {})
     assert [(f.trial.number, f.estimate.n) for f in found.finalists] == [(1, 5), (2, 1)]
-    assert "second place (trial-0002) was trained on too few seeds to compare" in finding.sentence(found)
+    assert "second place (trial-0002) was trained on too few seeds to compare" in finding.summary_sentence(found)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +323,7 @@ def test_one_lucky_seed_more_decides_nothing_where_a_confirmation_was_cut() -> N
     ids=["an empty study", "all failed", "one trial"],
 )
 def test_a_study_without_an_answer_says_so(records: list[TrialRecord], words: str) -> None:
-    assert words in finding.sentence(finding.found(small(), records, [], {}))
+    assert words in finding.summary_sentence(finding.from_records(small(), records, [], {}))
 
 
 def test_a_name_that_would_be_a_confirmations_is_refused() -> None:

@@ -237,7 +237,7 @@ def test_whatever_trials_take_search_and_confirmation_end_in_time_and_what_is_cu
     complete = [r for r in searched if r.state == "complete"]
     if complete:  # nothing went by unused: what was left when the search ended, the confirmation takes
         room_s = night.launch.answer_by(len(searched)) - deadline.SWITCH_S - night.now  # as a launch reckons
-        size = confirm.affordable(night.plan, searched, [], room_s, slots)
+        size = confirm.affordable_size(night.plan, searched, [], room_s, slots)
         pairs = [(r.number, n) for n in range(1, 6) for r in confirm.finalists(night.plan, searched)[: size.finalists]]
         confirmations = {
             i: replace(record(i, 1.0, 0, "waiting"), confirms=Confirms(t, n, n), started_at=None)

@@ -65,7 +65,7 @@ def test_a_search_that_gets_no_better_ends_and_the_same_line_trains_nothing_more
     assert any(said.startswith("study.patience=3: the last") for said in first.limit_notes)
     found, _ = view(first.plan.settings.location)
     assert found.state == "done", "nothing is left to go on with, as long as nobody asks for more"
-    assert report.report_of(found).ended == first.limit_notes
+    assert report.build_report(found).stop_notes == first.limit_notes
     again = tune(*line)
     assert (again.stop_reason, again.did_work, len(again.records)) == ("limit", False, len(first.records))
     more = tune(*line[:-1], f"study.trials={len(first.records) + 1}")
@@ -128,7 +128,7 @@ def test_a_deadline_too_near_for_one_trial_says_so_and_the_trial_goes_on_another
     assert "there was no time for one whole trial" in result.limit_notes[0]
     found, _ = view(result.plan.settings.location)
     assert found.state == "paused"
-    assert report.report_of(found).sentence == "no trial is complete, so there is nothing to say yet." or found.best
+    assert report.build_report(found).sentence == "no trial is complete, so there is nothing to say yet." or found.best
     assert result.limit_notes[0] in (home / "logs" / "digits-mlp" / "launch.log").read_text()
     whole = tune(*line, "study.trials=2", "study.hours=1")
     assert (whole.stop_reason, whole.limit_notes) == ("complete", ())
@@ -148,11 +148,11 @@ def test_a_page_that_would_be_late_is_left_to_the_report(finished: StudyView) ->
 
     forkserver.warm_up()
     assert forkserver.is_warm(60)
-    found = finding.of(finished)
-    assert publish.tell_in_time(finished, found, launch(60)) == (page, None)
+    found = finding.from_view(finished)
+    assert publish.publish_before_deadline(finished, found, launch(60)) == (page, None)
     assert page.read_text().endswith("</html>\n")
     began = time.monotonic()
-    late = publish.tell_in_time(finished, found, launch(deadline.LEAVE_S + 0.01))
+    late = publish.publish_before_deadline(finished, found, launch(deadline.LEAVE_S + 0.01))
     assert time.monotonic() - began < 5 * LATE
     assert late == (None, None), "MLflow has heard"
     (note,) = kept[-1]["notes"]

@@ -97,7 +97,7 @@ def asked_by_hand(weights: Path, rows: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_winner_is_trained_again_by_its_name_alone(home_of_won: Path, won: StudyView) -> None:
-    best = winner.finding.of(won).best
+    best = winner.finding.from_view(won).best
     assert best is not None
     line = [f"home={home_of_won}", "+experiment=best_won"]
     again = plan.make(line, searching=False)
@@ -146,7 +146,7 @@ def test_a_config_that_somebody_changed_is_theirs(tmp_path: Path) -> None:
     mine = file.read_text()
     assert winner_config.write(study, best) == (file,)
     assert file.read_text() == mine
-    assert winner_config.files_of(study.settings.location, "s") == []
+    assert winner_config.written_files(study.settings.location, "s") == []
 
 
 # The model ------------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_mlflows_champion_answers_raw_rows_as_the_checkpoint_does_and_holds_no_p
 ) -> None:
     images, _ = load_digits(return_X_y=True)
     rows = torch.from_numpy(images[:7]).float().reshape(-1, 1, 8, 8)
-    expected = asked_by_hand(winner.checkpoint_of(won).path, rows).numpy()
+    expected = asked_by_hand(winner.find_checkpoint(won).path, rows).numpy()
     mlflow.set_tracking_uri(f"sqlite:///{home_of_won}/mlflow.db")
     try:
         model = mlflow.pyfunc.load_model("models:/won@champion")
@@ -206,7 +206,9 @@ def test_large_pictures_of_digits_are_answered_as_the_digits_are(won: StudyView,
     done = CliRunner().invoke(cli, line)
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout.splitlines()[-1])
-    expected = asked_by_hand(winner.checkpoint_of(won).path, torch.from_numpy(images[:20]).float().reshape(-1, 1, 8, 8))
+    expected = asked_by_hand(
+        winner.find_checkpoint(won).path, torch.from_numpy(images[:20]).float().reshape(-1, 1, 8, 8)
+    )
     assert [p["source"] for p in told["predictions"]] == [f"{i:03}.png" for i in range(20)]
     # A picture has 256 shades where digits have 17, so that a probability may move by a little.
     assert [p["answer"] for p in told["predictions"]] == expected.argmax(1).tolist()
@@ -218,7 +220,7 @@ def test_large_pictures_of_digits_are_answered_as_the_digits_are(won: StudyView,
 
 def test_pictures_the_other_way_round_are_noticed_and_turned(won: StudyView, tmp_path: Path) -> None:
     images, _ = load_digits(return_X_y=True)
-    weights = winner.checkpoint_of(won).path
+    weights = winner.find_checkpoint(won).path
     right = predict(PredictSpec(weights, drawn(tmp_path / "right", images[:5])))
     folder = drawn(tmp_path / "dark on light", 16 - images[:5])
     assert right.notes == ()
@@ -308,7 +310,7 @@ def test_a_wrong_table_is_named_with_line_and_column(
 
 
 def test_wrong_pictures_are_named_all_at_once(won: StudyView, tmp_path: Path) -> None:
-    weights = winner.checkpoint_of(won).path
+    weights = winner.find_checkpoint(won).path
     (tmp_path / "none").mkdir()
     for path, words in ((tmp_path / "none", "must hold pictures"), (tmp_path / "a.csv", "must be one (.png, .jpg")):
         with pytest.raises(Mistakes, match=words.replace("(", r"\(")):
@@ -324,9 +326,9 @@ def test_wrong_pictures_are_named_all_at_once(won: StudyView, tmp_path: Path) ->
 def test_what_has_no_weights_says_what_to_do(won: StudyView, overnight: Callable[..., Any], tmp_path: Path) -> None:
     lost = next(r.number for r in won.records if r.number != won.best.number)
     with pytest.raises(ConfigError, match=r"has no weights left, as study.keep_checkpoints keeps those of the best 1"):
-        winner.checkpoint_of(won, lost)
+        winner.find_checkpoint(won, lost)
     with pytest.raises(ConfigError, match="must be one of won's, got 99; it has trials 0 to 3"):
-        winner.checkpoint_of(won, 99)
+        winner.find_checkpoint(won, 99)
     done = overnight("predict", "won", str(tmp_path / "gone.png"), f"home={won.plan.settings.home}", "--out", "a.txt")
     assert (done.returncode, done.stderr) == (2, "--out: must end in .csv, got 'a.txt'; name it so\n")
     done = overnight("predict", "won", "gone.png", f"home={won.plan.settings.home}")

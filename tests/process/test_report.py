@@ -19,7 +19,7 @@ from overnight.cli import starter
 from overnight.cli.main import cli
 from overnight.config.sections import WarmStart
 from overnight.report import advice, page, report
-from overnight.report.caveats import doubts
+from overnight.report.caveats import find_caveats
 from overnight.report.importance import importances
 from overnight.search import plan
 from overnight.search.record import TrialRecord, ranked
@@ -29,17 +29,17 @@ from support.planted_study import BEST_LR, SORRY, SPACE, planned, record, search
 
 def printed(view: StudyView, width: int = 100) -> str:
     out = io.StringIO()
-    report.show(report.report_of(view), Console(file=out, width=width))
+    report.print_report(report.build_report(view), Console(file=out, width=width))
     return out.getvalue()
 
 
 @pytest.mark.parametrize("records", SORRY.values(), ids=SORRY)
 def test_a_sorry_study_has_a_report_that_says_so(records: list[TrialRecord]) -> None:
     view = seen(records)
-    text, html = printed(view), page.page(report.report_of(view))
+    text, html = printed(view), page.page(report.build_report(view))
     complete = [r for r in records if r.state == "complete"]
     assert ("nothing to say yet" in text) == (not complete)
-    assert "What is doubtful" in text
+    assert "Caveats" in text
     assert "Every trial has the same value" in text or len(complete) < 2
     assert ("All 3 trials failed" in text) == bool(records and all(r.state == "failed" for r in records))
     assert "()" not in text
@@ -49,7 +49,7 @@ def test_a_sorry_study_has_a_report_that_says_so(records: list[TrialRecord]) -> 
 def test_a_planted_optimum_outside_the_range_is_told_which_end_to_widen_and_the_next_line_finds_more() -> None:
     study, records = planned(), searched(planned())
     best = ranked(records, study.settings)[0]
-    (line,) = [d for d in report.report_of(seen(records)).doubts if d.startswith("optimizer.lr")]
+    (line,) = [d for d in report.build_report(seen(records)).caveats if d.startswith("optimizer.lr")]
     assert "upper end of its range, 0.01" in line
     command = shlex.split(advice.next_command(study, records, best))
     assert command[:2] == ["overnight", "tune"]
@@ -97,8 +97,8 @@ def test_what_a_deadline_cut_stands_in_the_terminal_and_on_the_page() -> None:
         r for r in view.confirmation.records if r.confirms.trial in (0, ranked(records, planned().settings)[0].number)
     )
     view = dataclasses.replace(view, confirmation=dataclasses.replace(view.confirmation, records=some))
-    text, html = printed(view), page.page(report.report_of(view))
-    for words in ("How it ended", *notes, "not trained"):
+    text, html = printed(view), page.page(report.build_report(view))
+    for words in ("What was cut short", *notes, "not trained"):
         assert words in text
         assert words in html
 
@@ -135,13 +135,14 @@ def test_the_lines_to_paste_of_a_network_of_ones_own_find_its_folder_of_configs(
 
 def test_the_page_asks_nobody_for_anything_and_every_picture_has_words() -> None:
     view = seen(searched(planned()), confirmed=True)
-    html = page.page(report.report_of(view))
+    html = page.page(report.build_report(view))
     links = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"|url\(([^)]*)\)|@import', html)
     assert all((a or b).strip("'\"").startswith(("#", "data:")) for a, b in links)
     assert "<script" not in html
     titles = re.findall(r"<figure><h3>([^<]*)</h3>", html)
     assert titles == [
-        "Learning curves on fresh seeds", "The search", "What mattered", "Slices", "The two that matter most",
+        "Learning curves on new seeds", "The search", "Parameter importance", "Slices",
+        "The two most important parameters",
         "All parameters at once",
     ]  # fmt: skip
     words = re.findall(r'<div role="img" aria-label="([^"]*)"><svg', html)
@@ -154,12 +155,12 @@ def test_the_page_asks_nobody_for_anything_and_every_picture_has_words() -> None
 def test_what_it_cost_names_hours_memory_what_pruning_saved_and_why_trials_failed() -> None:
     records = [dataclasses.replace(r, peak_bytes=r.number << 28) for r in searched(planned(), 5)]
     records += [record(5, records[0].params, 0.5, "pruned"), record(6, records[0].params, None, "failed")]
-    lines = report.cost_lines(report.report_of(seen(records)))
+    lines = report.cost_lines(report.build_report(seen(records)))
     assert lines == [
         "7 trials (5 complete, 1 pruned, 1 failed): 15 s of training",
-        "from first start to last end 9 s",
-        "the largest trial, trial-0004, held 1.00 GiB of memory of its own",
-        "1 trial was pruned, which saved about 8 s",
+        "9 s from the first start to the last end",
+        "largest memory of a trial: 1.00 GiB (trial-0004)",
+        "1 trial was pruned, which saved about 8 s of training",
         "1 failed: diverged",
     ]
 
@@ -169,19 +170,19 @@ def test_a_tie_names_the_cheaper_one_and_a_choice_hardly_tried_is_named() -> Non
         record(i, {"optimizer.lr": 0.001 * (i + 1), "model.activation": "relu"}, 0.9 - i / 100) for i in range(30)
     ]
     view = seen(records, confirmed=True)
-    said = report.report_of(view).doubts
+    said = report.build_report(view).caveats
     assert any("model.activation: hardly tried are tanh (0), gelu (0)" in d for d in said)
     equal = [dataclasses.replace(r, objective=0.9 + 0.01 * (r.number % 3)) for r in view.confirmation.records]
-    told = report.report_of(
+    told = report.build_report(
         dataclasses.replace(view, confirmation=dataclasses.replace(view.confirmation, records=tuple(equal)))
     )
-    assert any("can't be told apart" in d and "is the cheaper one" in d for d in doubts(told.finding, records))
+    assert any("can't be told apart" in d and "is the cheaper one" in d for d in find_caveats(told.finding, records))
 
 
 def test_the_report_command_prints_writes_and_shows_it_in_mlflow(finished_home: Path) -> None:
     done = CliRunner().invoke(cli, ["report", f"home={finished_home}"])
     assert done.exit_code == 0, done.output
-    for words in ("is the best so far", "to train it again", "What it cost", "What to try next", "6 trials"):
+    for words in ("is the best so far", "Command to train it again", "Cost", "Next search", "6 trials"):
         assert words in done.output
     path = finished_home / "reports" / "digits-mlp.html"
     assert path.read_text().startswith("<!doctype html>")

@@ -44,7 +44,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Stud
 
 @pytest.fixture(scope="module")
 def told(planted: StudyView) -> Report:
-    return report.report_of(planted)
+    return report.build_report(planted)
 
 
 def seen(home: Path, name: str) -> StudyView:
@@ -65,7 +65,7 @@ def line(planted: StudyView, name: str, *overrides: str) -> list[str]:
 def test_a_planted_optimum_beyond_the_range_is_told_which_end_to_widen_and_what_is_useless_ranks_last(
     told: Report,
 ) -> None:
-    (line,) = [d for d in told.doubts if d.startswith("model.lr")]
+    (line,) = [d for d in told.caveats if d.startswith("model.lr")]
     assert "upper end of its range, 0.01" in line
     assert told.importances[0].name == "model.lr"
     assert told.importances[-1].name == "model.noise"
@@ -73,8 +73,8 @@ def test_a_planted_optimum_beyond_the_range_is_told_which_end_to_widen_and_what_
 
 @pytest.mark.long
 def test_the_pasted_next_line_runs_starts_from_the_finding_and_does_better(planted: StudyView, told: Report) -> None:
-    assert told.next is not None
-    words = shlex.split(told.next)
+    assert told.next_command is not None
+    words = shlex.split(told.next_command)
     assert words[0] == "overnight"
     assert "study.warm_start_from=planted" in words
     with start(*words[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

@@ -275,7 +275,7 @@ def test_who_is_launched_anew_does_not_stop_in_the_confirmation_either_where_som
     planned: Callable[..., Plan], database: Callable[[], str], join: Join
 ) -> None:
     study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
-    part = confirm.plan_of(study, api.run(study, screen=NullScreen()).records)
+    part = confirm.confirmation_plan(study, api.run(study, screen=NullScreen()).records)
     join("b", 30.0, part)
     snapshot.request_stop(study.settings.location, study.name)
     search, _ = open_study(study)

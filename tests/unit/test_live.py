@@ -9,7 +9,15 @@ import pytest
 from rich.console import Console
 
 from overnight.protocol import EpochEnd
-from overnight.report.live import Lines, Notebook, ProgressSnapshot, Slot, describe, duration, picture
+from overnight.report.live import (
+    NotebookScreen,
+    PlainScreen,
+    ProgressSnapshot,
+    RunningTrial,
+    describe,
+    duration,
+    picture,
+)
 from overnight.search import plan
 from overnight.search.record import TrialRecord
 
@@ -22,7 +30,9 @@ def record(number: int, state: str, value: float | None = None, took: float = 10
     return TrialRecord(number, state, params, history, value, reason, "", 100.0, 100.0 + took)  # type: ignore[arg-type]
 
 
-def glance(*records: TrialRecord, running: tuple[Slot, ...] = (), slots: int = 2, **more: object) -> ProgressSnapshot:
+def glance(
+    *records: TrialRecord, running: tuple[RunningTrial, ...] = (), slots: int = 2, **more: object
+) -> ProgressSnapshot:
     ended = tuple(r for r in records if r.done)
     given = {"stopping": False, "trouble": None, **more}
     return ProgressSnapshot(STUDY, {r.number: r for r in records}, running, ended, slots, **given)  # type: ignore[arg-type]
@@ -38,7 +48,7 @@ def test_the_table_shows_what_is_done_the_best_and_what_each_slot_does() -> None
     now = glance(
         record(0, "complete", 0.9), record(1, "pruned", 0.2), record(2, "failed"), record(3, "complete", 0.95),
         record(4, "running", 0.5, **{"optimizer.lr": 0.012345}),
-        running=(Slot(4, 6, 0.5, time.time() - 75.2),),
+        running=(RunningTrial(4, 6, 0.5, time.time() - 75.2),),
     )  # fmt: skip
     text = drawn(now)
     for words in (
@@ -58,12 +68,12 @@ def test_the_time_left_is_reckoned_from_what_trials_took_and_what_is_running() -
     done = [record(n, "complete", 0.5, took=20.0) for n in range(4)]
     assert glance().seconds_left() is None
     assert glance(*done).seconds_left() == pytest.approx(6 * 20 / 2)
-    running = (Slot(4, 0, None, time.time() - 5), Slot(5, 0, None, time.time() - 500))
+    running = (RunningTrial(4, 0, None, time.time() - 5), RunningTrial(5, 0, None, time.time() - 500))
     assert glance(*done, running=running).seconds_left() == pytest.approx((4 * 20 + 15) / 2, abs=0.5)
 
 
 def test_elsewhere_there_is_one_plain_line_a_finished_trial(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = Lines()
+    lines = PlainScreen()
     first = record(
         0, "complete", 0.9, **{"model.hidden_sizes.length": 2, "model.hidden_sizes.0": 8, "model.hidden_sizes.1": 4}
     )
@@ -90,7 +100,7 @@ def test_a_notebook_gets_the_same_table_drawn_over(monkeypatch: pytest.MonkeyPat
         return Handle()
 
     monkeypatch.setattr(display, "display", show)
-    screen = Notebook()
+    screen = NotebookScreen()
     screen.update(lambda: glance(record(0, "complete", 0.9)), force=True)
     screen.update(lambda: glance(record(0, "complete", 0.9)))
     screen.update(lambda: glance(record(0, "complete", 0.91)), force=True)

@@ -236,10 +236,10 @@ def report(arguments: tuple[str, ...]) -> None:
     from rich.console import Console
 
     from overnight.report import publish
-    from overnight.report.report import show
+    from overnight.report.report import print_report
 
-    told, path, trouble = publish.tell(view, location)
-    show(told, Console(highlight=False))
+    told, path, trouble = publish.publish_report(view, location)
+    print_report(told, Console(highlight=False))
     click.echo(f"\npage: {path}")
     if trouble:
         click.echo(f"MLflow does not show it ({trouble}); the same line again tries on", err=True)
@@ -260,7 +260,7 @@ def compare(arguments: tuple[str, ...], as_json: bool) -> None:
     sides, problems = [], []
     for ref in (a for a in arguments if "=" not in a):
         try:
-            sides.append(comparing.side_of(*_refer(location, ref)))
+            sides.append(comparing.compared_item(*_refer(location, ref)))
         except ConfigError as error:
             problems += error.problems
     if problems or not sides:

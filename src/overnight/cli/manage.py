@@ -84,7 +84,7 @@ def _files(location: StudyLocation, name: str) -> list[Path]:
     """The folders and files that are a study's own, those that are there; its artifacts are MLflow's to know."""
     both = [location.paths.study(n) for n in (name, name + CONFIRM)]
     folders = [folder for paths in both for folder in (paths.checkpoints, paths.logs, paths.plots)]
-    left = [both[0].report, *winner_config.files_of(location, name)]
+    left = [both[0].report, *winner_config.written_files(location, name)]
     return [path for path in (*folders, *left) if path.exists() or path.is_symlink()]
 
 

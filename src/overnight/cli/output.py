@@ -138,10 +138,10 @@ def ended(result: Result) -> None:
             f"writes what is missing",
             err=True,
         )
-    if result.finding is not None and result.finding.luckiest is not None:
+    if result.finding is not None and result.finding.search_best is not None:
         from overnight.report import finding
 
-        click.echo(finding.sentence(result.finding))
+        click.echo(finding.summary_sentence(result.finding))
     if result.report is not None:
         click.echo(f"report: {result.report}")
     elif result.finding is not None:

@@ -38,7 +38,7 @@ def predict(ref: str, path: str, overrides: tuple[str, ...], invert: bool, out: 
     from overnight.report import winner
 
     view, number = refer(study_location(overrides), ref)
-    kept, said = winner.ask(view, number, Path(path), invert)
+    kept, said = winner.predict(view, number, Path(path), invert)
     for note in said.notes:
         click.echo(note, err=True)
     if out is not None:
@@ -83,8 +83,8 @@ def register(arguments: tuple[str, ...]) -> None:
     location, view, _ = look(arguments)
     if view is None:
         mistake([f"study: there is none in {location.storage_description}; `overnight tune` starts one"])
-    kept = winner.checkpoint_of(view)
-    for line in winner.leave_config(view):
+    kept = winner.find_checkpoint(view)
+    for line in winner.write_config(view):
         click.echo(line)
     click.echo(f"config: {command('train', f'+experiment=best_{view.name}', location=location)}")
     click.echo(f"checkpoint: {kept.path}")
@@ -233,11 +233,11 @@ def mark(refs: tuple[str, ...], why: str) -> None:
             click.echo(f"{name}: {manage.described(seen.records[number])}")
         if name == TRAIN:
             continue
-        found = finding.of(seen)
+        found = finding.from_view(seen)
         if seen.state == "done":
-            winner.leave_config(seen)
-            trouble = publish.publish(seen, location, found) or trouble
-        click.echo(finding.sentence(found))
+            winner.write_config(seen)
+            trouble = publish.publish_to_mlflow(seen, location, found) or trouble
+        click.echo(finding.summary_sentence(found))
         if seen.state != "done" or found.done < found.asked:
             click.echo("`overnight tune` goes on with what there is to train now")
         if registry.champion_tags(location, name).get("overnight.winner") in {trial_name(n) for n in numbers}:

@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 
 from overnight.config.paths import StudyLocation
-from overnight.report.live import BrokenPipeSafe, Lines, ProgressSnapshot, Screen, Slot, Terminal
+from overnight.report.live import BrokenPipeSafe, PlainScreen, ProgressSnapshot, RunningTrial, Screen, TerminalScreen
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.database import free_mib
@@ -21,7 +21,9 @@ _SHARE = 5
 def follow(location: StudyLocation, found: StudyView) -> StudyView:
     """Show a study until nobody works on it; how it stands then. Ctrl-C, a KeyboardInterrupt, leaves it as it is."""
     console = Console(highlight=False)
-    screen: Screen = BrokenPipeSafe(Terminal(console) if console.is_terminal else Lines(told=len(_ended(found))))
+    screen: Screen = BrokenPipeSafe(
+        TerminalScreen(console) if console.is_terminal else PlainScreen(told=len(_ended(found)))
+    )
     try:
         while found.state == "running":
             began, now = time.monotonic(), found
@@ -39,7 +41,7 @@ def glance(found: StudyView) -> ProgressSnapshot:
     second = found.confirmation
     shown = second if second is not None and second.count("running", "waiting", "paused") else found
     running = tuple(
-        Slot(r.number, r.history[-1].epoch if r.history else -1, r.objective, r.started_at or time.time())
+        RunningTrial(r.number, r.history[-1].epoch if r.history else -1, r.objective, r.started_at or time.time())
         for r in shown.records
         if r.state == "running"
     )

@@ -17,7 +17,7 @@ from overnight.search.space import in_grammar
 _TRIALS_A_PARAMETER = 5
 
 
-def doubts(finding: Finding, records: Sequence[TrialRecord]) -> list[str]:
+def find_caveats(finding: Finding, records: Sequence[TrialRecord]) -> list[str]:
     """One line each, the gravest first; empty where there is nothing to doubt."""
     plan, best = finding.plan, finding.best
     if best is None:

@@ -24,7 +24,7 @@ from overnight.study.snapshot import StudyView
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedItem:
     """One of the compared. name: STUDY or STUDY/NUMBER. params: flat, every key of its configuration.
 
     value: of `metric`, on one seed, or of its confirmation. tests: metric -> mean on the test set. seconds: of
@@ -45,24 +45,24 @@ class Side:
     number: int | None
 
 
-def side_of(view: StudyView, number: int | None) -> Side:
+def compared_item(view: StudyView, number: int | None) -> ComparedItem:
     """A trial of a study, or, without a number, the study by its winner. Raises ConfigError where there is none."""
     if number is not None and not 0 <= number < len(view.records):
         known = f"0 to {len(view.records) - 1}" if view.records else "none"
         raise ConfigError([f"{view.name}/{number}: must be one of the study's trials, {known}"])
-    found = finding.of(view)
+    found = finding.from_view(view)
     record = view.records[number] if number is not None else found.best
     all_of = (*view.records, *(view.confirmation.records if view.confirmation is not None else ()))
     metric = view.plan.settings.study.metric
     if record is None:
         trials, cost = len(view.records), _seconds(all_of)
-        return Side(
+        return ComparedItem(
             view.name, metric, view.state, None, {}, {}, trials, cost, (), view.experiment_id, view.uid, None
         )  # fmt: skip
     confirmed = [*found.finalists, *([found.baseline] if found.baseline is not None else [])]
     finalist = next((f for f in confirmed if f.trial.number == record.number), None)
     one = Estimate(record.objective, None, None, 1) if record.objective is not None else None
-    return Side(
+    return ComparedItem(
         view.name if number is None else f"{view.name}/{number}",
         metric,
         record.state if number is not None else view.state,
@@ -78,13 +78,13 @@ def side_of(view: StudyView, number: int | None) -> Side:
     )
 
 
-def differing(sides: Sequence[Side]) -> list[str]:
+def differing(sides: Sequence[ComparedItem]) -> list[str]:
     """The keys whose values are not the same in all of them, in the order of the configurations."""
     keys = dict.fromkeys(k for s in sides for k in s.params)
     return [k for k in keys if len({repr(s.params.get(k, ...)) for s in sides}) > 1]
 
 
-def as_json(sides: Sequence[Side]) -> list[dict[str, Any]]:
+def as_json(sides: Sequence[ComparedItem]) -> list[dict[str, Any]]:
     """What `compare --json` prints, one object each: only what differs in the parameters."""
     keys = differing(sides)
     return [
@@ -105,10 +105,10 @@ def as_json(sides: Sequence[Side]) -> list[dict[str, Any]]:
     ]
 
 
-def rows(sides: Sequence[Side]) -> list[tuple[str, ...]]:
+def rows(sides: Sequence[ComparedItem]) -> list[tuple[str, ...]]:
     """What a table shows, a row a fact and a column a side; the first row holds their names."""
 
-    def shown(side: Side, key: str) -> str:
+    def shown(side: ComparedItem, key: str) -> str:
         value = side.params.get(key)
         return "" if key not in side.params else f"{value:.4g}" if isinstance(value, float) else in_grammar(value)
 
@@ -116,8 +116,11 @@ def rows(sides: Sequence[Side]) -> list[tuple[str, ...]]:
     tests = dict.fromkeys(name for s in sides for name in s.tests)
     return [
         ("", *(s.name for s in sides)),
-        *((m, *(finding.shown(s.value, m) if s.value and s.metric == m else "" for s in sides)) for m in metrics),
-        *((t, *(finding.shown(s.tests[t], t) if t in s.tests else "" for s in sides)) for t in tests),
+        *(
+            (m, *(finding.format_value(s.value, m) if s.value and s.metric == m else "" for s in sides))
+            for m in metrics
+        ),
+        *((t, *(finding.format_value(s.tests[t], t) if t in s.tests else "" for s in sides)) for t in tests),
         ("seeds", *(str(s.value.n) if s.value else "" for s in sides)),
         ("state", *(s.state for s in sides)),
         ("trials", *(str(s.trials) for s in sides)),
@@ -127,7 +130,7 @@ def rows(sides: Sequence[Side]) -> list[tuple[str, ...]]:
     ]
 
 
-def table(sides: Sequence[Side]) -> RenderableType:
+def table(sides: Sequence[ComparedItem]) -> RenderableType:
     """The rows for a terminal."""
     head, *body = rows(sides)
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -138,7 +141,7 @@ def table(sides: Sequence[Side]) -> RenderableType:
     return shown
 
 
-def mlflow_page(location: StudyLocation, sides: Sequence[Side], port: int = 5000) -> str | None:
+def mlflow_page(location: StudyLocation, sides: Sequence[ComparedItem], port: int = 5000) -> str | None:
     """The address of MLflow's own page for comparing runs; None where it has no run of one of them, or there is one
     alone."""
     runs = tracking.runs_of(location, [(s.uid, s.number) for s in sides])

@@ -47,7 +47,7 @@ def baseline(plan: Plan, records: Sequence[TrialRecord]) -> TrialRecord | None:
     return next(same, first)
 
 
-def plan_of(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
+def confirmation_plan(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
     """The plan by which a search's confirmation runs: nothing searched, nothing pruned, every weight kept."""
     wanted = len(_wanted(plan, records))
     study = dataclasses.replace(
@@ -60,7 +60,7 @@ def plan_of(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
     return dataclasses.replace(plan, settings=settings, space=SearchSpace(()))
 
 
-def affordable(
+def affordable_size(
     plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord], room_s: float, slots: int
 ) -> Size:
     """The largest confirmation for which `room_s` is enough, less what is done of it."""
@@ -101,7 +101,7 @@ def enqueue(
     return pairs
 
 
-def test(session: StudySession, trials: Iterable[int], until: float, takes_s: float) -> bool:
+def evaluate_on_test_set(session: StudySession, trials: Iterable[int], until: float, takes_s: float) -> bool:
     """Have the test set's word on these trials' networks kept in the ledger, for those that it was not asked of.
 
     until: when it must be through, in seconds since 1970; takes_s: seconds a network, as far as is known before the

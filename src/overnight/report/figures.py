@@ -1,6 +1,6 @@
-"""The report's pictures: SVG for a page that is light or dark, each with words for those who don't see it.
+"""The charts of the report: SVG with a caption, for a page with a light and a dark theme.
 
-Drawn in stand-in colours that the page's own take the place of, so that one drawing suits both.
+Charts are drawn in placeholder colours. They are replaced by CSS variables, so that one drawing fits both themes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from overnight.report.statistics import Array
 from overnight.search.record import TrialRecord
 from overnight.search.space import contains
 
-# What is drawn -> what the page puts in its place.
+# Placeholder colour -> CSS variable.
 _INK, _FAINT, _MAIN, _SECOND = "#010101", "#020202", "#030303", "#040404"
 _COLOURS = {_INK: "var(--ink)", _FAINT: "var(--faint)", _MAIN: "var(--main)", _SECOND: "var(--second)"}
-_SERIES = ("#030303", "#040404", "#d55e00", "#cc79a7")  # Okabe and Ito's, told apart by most eyes
+_SERIES = ("#030303", "#040404", "#d55e00", "#cc79a7")  # Okabe and Ito (2008): distinguishable with colour blindness
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -48,22 +48,29 @@ _STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """title: above it. words: what is to be seen in it."""
+class Chart:
+    """A chart. caption: describes what the chart shows, for readers who cannot see it."""
 
     title: str
-    words: str
+    caption: str
     svg: str
 
 
-def pictures(report: Report) -> list[Picture]:
-    """Every picture that the study has something to show in."""
-    drawn = [_curves(report), _history(report), _mattered(report), _slices(report), _contour(report), _parallel(report)]
+def charts(report: Report) -> list[Chart]:
+    """Draw every chart for which the study has enough data."""
+    drawn = [
+        _curves(report),
+        _history(report),
+        _importance(report),
+        _slices(report),
+        _contour(report),
+        _parallel(report),
+    ]
     return [p for p in drawn if p is not None]
 
 
 def _draw(name: str, draw: Callable[[Axes], None], height: float = 3.2) -> str:
-    """An SVG that says nothing of fonts' shapes or of when it was made."""
+    """Draw an SVG that is reproducible: without a date, and with text instead of glyph outlines."""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(5.6, height), layout="constrained")
         draw(figure.subplots())
@@ -75,12 +82,12 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    for stand_in, colour in _COLOURS.items():
-        text = text.replace(stand_in, colour)
+    for placeholder, variable in _COLOURS.items():
+        text = text.replace(placeholder, variable)
     return text
 
 
-def _history(report: Report) -> Picture | None:
+def _history(report: Report) -> Chart | None:
     done = [r for r in report.records if r.state in ("complete", "pruned") and r.objective is not None]
     if len(done) < 2:
         return None
@@ -98,14 +105,14 @@ def _history(report: Report) -> Picture | None:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(loc="best")
 
-    words = f"{metric} of {len(complete)} complete and {len(pruned)} pruned trials in the order they were suggested"
+    words = f"{metric} of {len(complete)} complete and {len(pruned)} pruned trials, in the order of their numbers"
     if best:
         last = next(r.number for r, b in zip(complete, best, strict=True) if b == best[-1])
-        words += f"; the best, {best[-1]:.4g}, came with trial {last}"
-    return Picture("The search", words + ".", _draw("history", draw))
+        words += f"; the best value, {best[-1]:.4g}, is from trial {last}"
+    return Chart("The search", words + ".", _draw("history", draw))
 
 
-def _curves(report: Report) -> Picture | None:
+def _curves(report: Report) -> Chart | None:
     metric = report.plan.settings.study.metric
     found = report.finding
     shown = [(trial_name(f.trial.number), f.runs) for f in found.finalists if f.runs]
@@ -114,7 +121,7 @@ def _curves(report: Report) -> Picture | None:
         and found.baseline.runs
         and not any(f.trial.number == found.baseline.trial.number for f in found.finalists)
     ):
-        shown.append(("as written", found.baseline.runs))
+        shown.append(("baseline", found.baseline.runs))
     if not shown and found.best is not None:
         shown = [(trial_name(found.best.number), (found.best,))]
     curves = {name: [_curve(r, metric) for r in runs if r.history] for name, runs in shown[:4]}
@@ -132,7 +139,7 @@ def _curves(report: Report) -> Picture | None:
         ax.set(xlabel="epoch", ylabel=metric)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         values = sorted(v for runs in curves.values() for run in runs for v in run if math.isfinite(v))
-        # The first epochs would flatten what the last ones differ by.
+        # The values of the first epochs would hide the differences between the last ones.
         low, high = np.quantile(values, [0.1, 1.0]) if values else (0, 1)
         if report.plan.settings.study.direction == "minimize":
             low, high = np.quantile(values, [0.0, 0.9])
@@ -141,15 +148,15 @@ def _curves(report: Report) -> Picture | None:
         ax.legend(loc="best")
 
     ends = ", ".join(f"{n} {statistics.fmean(c[-1] for c in cs):.4g}" for n, cs in curves.items())
-    words = f"{metric} by epoch, a thin line a seed and a thick one for their mean; at the end: {ends}."
-    return Picture("Learning curves on fresh seeds" if found.done else "Learning curve", words, _draw("curves", draw))
+    words = f"{metric} by epoch. A thin line is one seed, a thick line is the mean. Values at the end: {ends}."
+    return Chart("Learning curves on new seeds" if found.done else "Learning curve", words, _draw("curves", draw))
 
 
 def _curve(record: TrialRecord, metric: str) -> list[float]:
     return [e.metrics.get(metric, math.nan) for e in record.history]
 
 
-def _mattered(report: Report) -> Picture | None:
+def _importance(report: Report) -> Chart | None:
     found = report.importances[:10][::-1]
     if not found:
         return None
@@ -161,14 +168,17 @@ def _mattered(report: Report) -> Picture | None:
             ax.plot([i.low, i.high], [y, y], color=_INK, linewidth=1.5)
         ax.set_yticks(list(at), [i.name for i in found])
         ax.set_xlim(0, 1)
-        ax.set_xlabel("share of the variance that it explains by itself")
+        ax.set_xlabel("share of the variance explained by this parameter alone")
 
     shares = ", ".join(f"{i.name} {i.share:.0%} ({i.low:.0%} to {i.high:.0%})" for i in reversed(found))
-    words = f"Share of the objective's variance by parameter (fANOVA); the line spans resampled trials: {shares}."
-    return Picture("What mattered", words, _draw("mattered", draw, 0.9 + 0.36 * len(found)))
+    words = (
+        "Share of the objective's variance that each parameter explains alone (fANOVA). The line spans 80% of the "
+        f"bootstrap resamples. {shares}."
+    )
+    return Chart("Parameter importance", words, _draw("importance", draw, 0.9 + 0.36 * len(found)))
 
 
-def _slices(report: Report) -> Picture | None:
+def _slices(report: Report) -> Chart | None:
     names = [i.name for i in report.importances[:2]]
     if not names:
         return None
@@ -194,10 +204,10 @@ def _slices(report: Report) -> Picture | None:
         if best
         else ""
     )
-    return Picture("Slices", f"{metric} over {' and over '.join(names)}, a point a trial{where}.", svg)
+    return Chart("Slices", f"{metric} against {' and '.join(names)}; each point is a trial{where}.", svg)
 
 
-def _contour(report: Report) -> Picture | None:
+def _contour(report: Report) -> Chart | None:
     names = [i.name for i in report.importances[:2]]
     trials = comparable(report.plan, report.records)
     if len(names) < 2 or len(trials) < 2 * len(names):
@@ -215,7 +225,7 @@ def _contour(report: Report) -> Picture | None:
     def draw(ax: Axes) -> None:
         if smooth:
             filled: Any = ax.contourf(x, y, surface, levels=8, cmap="viridis")
-        else:  # between two choices there is nothing
+        else:  # there is nothing between two choices
             filled = ax.pcolormesh(x, y, surface, shading="nearest", cmap="viridis", rasterized=True)
         ax.scatter(points[:, 0], points[:, 1], s=14, color="#ffffff", edgecolor="#000000", linewidth=0.6)
         for axis, name in (("x", names[0]), ("y", names[1])):
@@ -226,13 +236,13 @@ def _contour(report: Report) -> Picture | None:
     high = np.unravel_index(surface.argmax() if _maximizes(report) else surface.argmin(), surface.shape)
     best = [_text(_from_unit(dists[n], float(at))) for n, at in zip(names, (x[high[1]], y[high[0]]), strict=True)]
     words = (
-        f"{metric} as a forest of trees predicts it over {names[0]} and {names[1]}, the others left open; best near "
-        f"{names[0]} {best[0]} and {names[1]} {best[1]}. The points are trials."
+        f"{metric} over {names[0]} and {names[1]}, as predicted by a random forest from these two parameters; best "
+        f"near {names[0]} {best[0]} and {names[1]} {best[1]}. Each point is a trial."
     )
-    return Picture("The two that matter most", words, _draw("contour", draw, 3.8))
+    return Chart("The two most important parameters", words, _draw("contour", draw, 3.8))
 
 
-def _parallel(report: Report) -> Picture | None:
+def _parallel(report: Report) -> Chart | None:
     dists = report.plan.space.names()
     shown = [r for r in _valued(report) if r.params]
     names = [n for n in dists if sum(contains(dists[n], r.params.get(n)) for r in shown) > len(shown) / 2]
@@ -250,20 +260,23 @@ def _parallel(report: Report) -> Picture | None:
             share = float(np.clip(((r.objective or 0.0) - low) / max(high - low, 1e-12), 0, 1))
             lines.append(list(enumerate(at)))
             shades.append(matplotlib.colors.to_hex(colours(share)))
-        # As one collection: a thousand lines one by one take many seconds.
+        # One collection: a thousand single lines would take many seconds.
         ax.add_collection(LineCollection(lines, colors=shades, linewidths=1.2, alpha=0.8))
         ax.set_ylim(-0.05, 1.05)
         for i, name in enumerate(names):
             ax.axvline(i, color=_FAINT, linewidth=0.8)
-            for position, text in _ends(dists[name]):
+            for position, text in _axis_labels(dists[name]):
                 ax.text(i + 0.03, position, text, fontsize=8, va="center")
-        ax.set_xticks(range(len(names)), [_broken(n) for n in names], fontsize=8)
+        ax.set_xticks(range(len(names)), [_in_lines(n) for n in names], fontsize=8)
         ax.set_yticks([])
         ax.set_xlim(-0.1, len(names) - 0.5)
         ax.spines[["left", "bottom"]].set_visible(False)
 
-    words = f"A line a trial through {', '.join(names)}, log scales where the space has them; the yellower, the better."
-    return Picture("All parameters at once", words, _draw("parallel", draw, 3.6))
+    words = (
+        f"Each line is a trial through {', '.join(names)}; the scale is logarithmic where the space is. "
+        "A lighter line is a better trial."
+    )
+    return Chart("All parameters at once", words, _draw("parallel", draw, 3.6))
 
 
 # Scales ---------------------------------------------------------------------------------------------------------------
@@ -286,7 +299,7 @@ def _at(dist: BaseDistribution, value: Any) -> float:
 
 
 def _unit(dist: BaseDistribution, value: Any) -> float:
-    """Where in its distribution a value lies, 0 to 1, on the scale on which it is drawn."""
+    """Map a value to its position in its distribution, 0 to 1, on the scale of sampling (linear or logarithmic)."""
     if isinstance(dist, CategoricalDistribution):
         return dist.choices.index(value) / max(len(dist.choices) - 1, 1)
     assert isinstance(dist, FloatDistribution | IntDistribution)
@@ -303,8 +316,8 @@ def _from_unit(dist: BaseDistribution, at: float) -> Any:
     return round(value) if isinstance(dist, IntDistribution) else value
 
 
-def _ends(dist: BaseDistribution) -> list[tuple[float, str]]:
-    """Labels along a unit axis: every choice, or both ends."""
+def _axis_labels(dist: BaseDistribution) -> list[tuple[float, str]]:
+    """Return the labels of a unit axis: every choice, or both ends."""
     if isinstance(dist, CategoricalDistribution):
         return [(_unit(dist, c), str(c)) for c in dist.choices]
     assert isinstance(dist, FloatDistribution | IntDistribution)
@@ -320,14 +333,16 @@ def _scale(ax: Axes, axis: str, dist: BaseDistribution) -> None:
 
 
 def _grid(dist: BaseDistribution) -> Array:
-    """Points along a unit axis: one a choice, or enough for a smooth picture."""
+    """Return points on a unit axis: one for each choice, or enough for a smooth chart."""
     return np.linspace(0, 1, len(dist.choices) if isinstance(dist, CategoricalDistribution) else 40)
 
 
 def _unit_scale(ax: Axes, axis: str, dist: BaseDistribution, grid: Array) -> None:
     inner = [0.0, 0.25, 0.5, 0.75, 1.0]
     marks = (
-        _ends(dist) if isinstance(dist, CategoricalDistribution) else [(u, _text(_from_unit(dist, u))) for u in inner]
+        _axis_labels(dist)
+        if isinstance(dist, CategoricalDistribution)
+        else [(u, _text(_from_unit(dist, u))) for u in inner]
     )
     getattr(ax, f"set_{axis}ticks")([at for at, _ in marks], [text for _, text in marks])
     spare = 0.5 / max(len(grid) - 1, 1) if isinstance(dist, CategoricalDistribution) else 0.0
@@ -338,6 +353,6 @@ def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _broken(name: str) -> str:
-    """A parameter's name on several lines: model.hidden_sizes.0 would run into its neighbour."""
+def _in_lines(name: str) -> str:
+    """Break a parameter's name into lines, so that it does not overlap with the next one."""
     return name.replace(".", ".\n")

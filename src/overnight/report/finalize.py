@@ -28,25 +28,25 @@ _A_MODEL_S = 60.0
 
 
 @dataclass(frozen=True)
-class Conclusion:
+class FinalizedStudy:
     """confirmation: how the work on it ended; None where there is nothing to confirm. trouble: MLflow's. left: what
     there is to say of the winner's config and model, one line each. told: False where another process told it."""
 
     finding: Finding
     confirmation: Ending | None
     report: Path | None = None
-    trouble: str | None = None
-    left: tuple[str, ...] = ()
-    told: bool = True
+    mlflow_error: str | None = None
+    winner_notes: tuple[str, ...] = ()
+    published: bool = True
 
 
-def conclude(
+def finalize_study(
     search: StudySession,
     plan: Plan,
     records: Sequence[TrialRecord],
     work: Callable[[Supervisor], Ending],
     launch: Launch,
-) -> Conclusion:
+) -> FinalizedStudy:
     """Confirm what a search has found, as far as it is not confirmed yet and there is time, and say what came of it.
 
     Args:
@@ -54,7 +54,7 @@ def conclude(
     """
     worked: Ending | None = None
     if confirm.finalists(plan, records):
-        session, _ = open_study(confirm.plan_of(plan, records), comparable=False)
+        session, _ = open_study(confirm.confirmation_plan(plan, records), comparable=False)
         session.part_of = search
         try:
             top = _affordable(launch, records, session.records())
@@ -67,9 +67,9 @@ def conclude(
                 if search.stop_requested():  # while its supervisor closed
                     supervisor.stop()
                 worked = work(supervisor)
-            found = finding.found(plan, records, session.records(), session.tests())
+            found = finding.from_records(plan, records, session.records(), session.tests())
             if worked is not None and worked.stop_reason not in (StopReason.COMPLETE, StopReason.LIMIT):
-                return Conclusion(found, worked)
+                return FinalizedStudy(found, worked)
             _say_what_was_cut(launch, found)
             with search.alone("test set"):
                 _test(session, found, launch, records)
@@ -79,7 +79,7 @@ def conclude(
     with search.alone("answer"):
         seen, now = _seen(plan)
         if search.shared is not None and _is_told(search.told, seen):  # somebody who shares it was quicker
-            said = Conclusion(now, worked, told=False)
+            said = FinalizedStudy(now, worked, published=False)
         else:
             said = _tell(seen, now, worked, launch)
             search.keep_told(_known(seen))
@@ -91,7 +91,7 @@ def conclude(
 def _seen(plan: Plan) -> tuple[StudyView, Finding]:
     seen, _ = view(plan.settings.location, plan.name)
     assert seen is not None, "it was just worked on"
-    return seen, finding.of(seen)
+    return seen, finding.from_view(seen)
 
 
 def _known(seen: StudyView) -> dict[str, int]:
@@ -120,16 +120,16 @@ def _compared(found: Finding) -> set[int]:
     return {r.number for f in compared for r in f.runs if r.state == "complete"}
 
 
-def _tell(seen: StudyView, found: Finding, worked: Ending | None, launch: Launch) -> Conclusion:
+def _tell(seen: StudyView, found: Finding, worked: Ending | None, launch: Launch) -> FinalizedStudy:
     if worked is None and len(seen.records) < _WORTH_A_PAGE:
-        trouble = publish.publish(seen, seen.plan.settings.location, found)
-        return Conclusion(found, None, None, trouble, tuple(winner.leave_config(seen)))
-    left = winner.leave_config(seen)
-    page, trouble = publish.tell_in_time(seen, found, launch)
+        trouble = publish.publish_to_mlflow(seen, seen.plan.settings.location, found)
+        return FinalizedStudy(found, None, None, trouble, tuple(winner.write_config(seen)))
+    left = winner.write_config(seen)
+    page, trouble = publish.publish_before_deadline(seen, found, launch)
     # As composed for this start: it is not the study that asks for a model, but somebody.
     if launch.plan.settings.tracking.register == "auto" and found.best:
         left.append(_registered(seen, launch))
-    return Conclusion(found, worked, page, trouble, tuple(left))
+    return FinalizedStudy(found, worked, page, trouble, tuple(left))
 
 
 def _registered(seen: StudyView, launch: Launch) -> str:
@@ -137,7 +137,7 @@ def _registered(seen: StudyView, launch: Launch) -> str:
         return winner.register(seen)
     time_s = launch.told_by() - launch.now() - _A_MODEL_S / 2
     if time_s > _A_MODEL_S / 2:
-        return winner.register(seen, min(time_s, winner.EXPORTED_WITHIN_S))
+        return winner.register(seen, min(time_s, winner.EXPORT_TIMEOUT_S))
     said, name = launch.deadline.said, launch.plan.name
     return f"no model in MLflow's registry: {said} left no time; `overnight register {name}` writes it"
 
@@ -148,7 +148,7 @@ def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: S
         return None
     room_s = launch.answer_by(len(records)) - deadline.SWITCH_S - launch.now()
     slots = len(slot_devices(launch.plan.settings.slots))
-    return confirm.affordable(launch.plan, records, confirmations, room_s, slots).finalists
+    return confirm.affordable_size(launch.plan, records, confirmations, room_s, slots).finalists
 
 
 def _say_what_was_cut(launch: Launch, found: Finding) -> None:
@@ -172,7 +172,7 @@ def _test(session: StudySession, found: Finding, launch: Launch, records: Sequen
     if found.winner is None:
         return
     asked = {f.trial.number for f in (found.winner, found.baseline) if f is not None}
-    if not confirm.test(session, asked, launch.answer_by(len(records)), deadline.test_s(records)):
+    if not confirm.evaluate_on_test_set(session, asked, launch.answer_by(len(records)), deadline.test_s(records)):
         assert launch.deadline is not None
         launch.end("deadline", f"{launch.deadline.said} cut the test set: not every seed was tested")
     elif found.done >= found.asked:

@@ -47,7 +47,7 @@ class Finding:
     """
 
     plan: Plan
-    luckiest: TrialRecord | None
+    search_best: TrialRecord | None
     finalists: tuple[Finalist, ...]
     baseline: Finalist | None
     against_second: Comparison | None
@@ -62,16 +62,16 @@ class Finding:
     @property
     def best(self) -> TrialRecord | None:
         """The trial of the search to go on with: the confirmed winner's, or the search's best."""
-        return self.winner.trial if self.winner is not None else self.luckiest
+        return self.winner.trial if self.winner is not None else self.search_best
 
 
-def of(view: StudyView) -> Finding:
+def from_view(view: StudyView) -> Finding:
     """What a study has found, as far as it got."""
     second = view.confirmation
-    return found(view.plan, view.records, second.records if second else (), second.tests if second else {})
+    return from_records(view.plan, view.records, second.records if second else (), second.tests if second else {})
 
 
-def found(
+def from_records(
     plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord], tests: Mapping[int, Tested]
 ) -> Finding:
     """What a search's records and its confirmation's say; tests: number of a confirmation -> the test set's word."""
@@ -130,13 +130,13 @@ def _runs(confirmations: Sequence[TrialRecord], trial: TrialRecord, seeds: int) 
     return tuple(sorted(mine, key=_nth))
 
 
-def sentence(finding: Finding) -> str:
+def summary_sentence(finding: Finding) -> str:
     """The answer, for somebody who has just woken up."""
     winner, base, metric = finding.winner, finding.baseline, finding.plan.settings.study.metric
     if winner is None or winner.estimate is None:
         return _unconfirmed(finding)
     name = trial_name(winner.trial.number)
-    said = f"{name} won: {shown(winner.estimate, metric)} {metric} over {_seeds(winner.estimate.n)}"
+    said = f"{name} won: {format_value(winner.estimate, metric)} {metric} over {_seeds(winner.estimate.n)}"
     said += _on_test(winner, finding)
     second = _second(finding)
     if base is not None and second is not None and base.trial.number == second.trial.number:
@@ -153,7 +153,7 @@ def verdict(comparison: Comparison | None, sign: int) -> str:
     return "better" if sign * comparison.difference > 0 else "worse"
 
 
-def shown(value: Estimate | float, metric: str) -> str:
+def format_value(value: Estimate | float, metric: str) -> str:
     """A figure for people, with as many digits as its interval carries: 98.51% ± 0.06, or 0.1234 ± 0.0011."""
     mean, half = (value.mean, value.half_width) if isinstance(value, Estimate) else (value, None)
     if metric.replace("_", "/").split("/")[-1].lower() in _SHARES and -1 <= mean <= 1:
@@ -167,10 +167,10 @@ def test_metric(finding: Finding) -> str:
 
 
 def _unconfirmed(finding: Finding) -> str:
-    best, metric = finding.luckiest, finding.plan.settings.study.metric
+    best, metric = finding.search_best, finding.plan.settings.study.metric
     if best is None or best.objective is None:
         return "no trial is complete, so there is nothing to say yet."
-    said = f"{trial_name(best.number)} is the best so far: {shown(best.objective, metric)} {metric} on one seed"
+    said = f"{trial_name(best.number)} is the best so far: {format_value(best.objective, metric)} {metric} on one seed"
     if finding.asked:
         return f"{said}; {finding.done} of {finding.asked} confirmations are done."
     return f"{said}, picked as the luckiest, so expect less; study.confirm.seeds=5 would tell how sure that is."
@@ -181,7 +181,7 @@ def _on_test(finalist: Finalist, finding: Finding) -> str:
     if tested is not None:
         trained = finalist.estimate.n if finalist.estimate is not None else tested.n
         of = f" (of {_seeds(tested.n)} alone)" if tested.n < trained else ""
-        return f", {shown(tested.mean, test_metric(finding))} on test{of}"
+        return f", {format_value(tested.mean, test_metric(finding))} on test{of}"
     return f" (no test set: {finalist.untested})" if finalist.untested else ""
 
 
@@ -195,7 +195,8 @@ def _beside_baseline(finding: Finding, base: Finalist | None, in_place: str = ""
     if base.estimate is None:
         return "the config you started from failed on these seeds"
     test = _on_test(base, finding) if base.tests else ""
-    said = f"the config you started from{f', {in_place}' if in_place else ' '}had {shown(base.estimate, metric)}{test}"
+    mean = format_value(base.estimate, metric)
+    said = f"the config you started from{f', {in_place}' if in_place else ' '}had {mean}{test}"
     return (
         said
         + {

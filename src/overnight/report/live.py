@@ -27,7 +27,7 @@ _COLOURS = {"complete": "green", "pruned": "yellow", "failed": "red", "paused": 
 
 
 @dataclass(frozen=True)
-class Slot:
+class RunningTrial:
     """A running trial as it is shown. epoch: the last one done, counted from 0; -1 before the first."""
 
     number: int
@@ -42,7 +42,7 @@ class ProgressSnapshot:
 
     plan: Plan
     records: Mapping[int, TrialRecord]
-    running: tuple[Slot, ...]
+    running: tuple[RunningTrial, ...]
     ended: tuple[TrialRecord, ...]
     slots: int
     stopping: bool
@@ -79,15 +79,15 @@ class Screen(Protocol):
     def close(self) -> None: ...
 
 
-def screen_for(kind: Literal["terminal", "plain", "notebook", "none"] | None = None) -> Screen:
+def choose_screen(kind: Literal["terminal", "plain", "notebook", "none"] | None = None) -> Screen:
     """The screen that suits where we are, or the one that is named."""
     console = Console(highlight=False)
     if kind is None:
         kind = "notebook" if _in_notebook() else "terminal" if console.is_terminal else "plain"
     screens: dict[str, Callable[[], Screen]] = {
-        "terminal": lambda: Terminal(console),
-        "plain": Lines,
-        "notebook": Notebook,
+        "terminal": lambda: TerminalScreen(console),
+        "plain": PlainScreen,
+        "notebook": NotebookScreen,
         "none": NullScreen,
     }
     return screens[kind]()
@@ -118,7 +118,7 @@ class BrokenPipeSafe:
             self._screen.close()
 
 
-class Lines:
+class PlainScreen:
     """One plain line a finished trial, and one where something is in the way."""
 
     def __init__(self, told: int = 0) -> None:
@@ -148,7 +148,7 @@ class Lines:
         pass
 
 
-class Terminal:
+class TerminalScreen:
     """A table that is drawn over, twice a second at most."""
 
     def __init__(self, console: Console) -> None:
@@ -165,7 +165,7 @@ class Terminal:
         self._live.stop()
 
 
-class Notebook:
+class NotebookScreen:
     """The same table as HTML, in one output that is drawn over."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The report as one HTML file that asks nobody for anything: no script, no font, no picture from elsewhere."""
+"""The report as one HTML file without external resources: no scripts, fonts or images from elsewhere."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from overnight.report.figures import Picture, pictures
-from overnight.report.report import Report, columns, cost_lines, ranking, settled
+from overnight.report.figures import Chart, charts
+from overnight.report.report import Report, cost_lines, ranking, ranking_columns, winner_parameters
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --faint: #8a9099; --line: #e2e5e9; --box: #f5f6f8;
@@ -44,7 +44,7 @@ h3 { font-size: .95rem; margin: 1.2rem 0 .3rem; }
 
 
 def write(report: Report, path: Path) -> None:
-    """Write a report's page, whole or not at all."""
+    """Write the page of a report atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".writing")
     fresh.write_text(page(report), encoding="utf-8")
@@ -52,10 +52,10 @@ def write(report: Report, path: Path) -> None:
 
 
 def page(report: Report) -> str:
-    """The page's HTML."""
+    """Return the HTML of a report."""
     name = html.escape(report.plan.name)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}: the answer</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}: report</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
         f'<body><main><h1>{name}</h1><p class="answer">{html.escape(report.sentence)}</p>{"".join(_sections(report))}'
         "</main></body></html>\n"
@@ -63,34 +63,35 @@ def page(report: Report) -> str:
 
 
 def _sections(report: Report) -> Iterable[str]:
-    drawn = {p.title: p for p in pictures(report)}
+    drawn = {p.title: p for p in charts(report)}
     curves = [p for title, p in drawn.items() if title.startswith("Learning")]
     if report.finding.finalists and report.finding.done:
-        yield "<h2>On fresh seeds</h2>" + _table(columns(report), ranking(report), "finalists")
+        yield "<h2>Confirmation on new seeds</h2>" + _table(ranking_columns(report), ranking(report), "finalists")
         yield _note(report)
-    if report.train is not None:
-        yield "<h2>The winner</h2>" + _table((), list(settled(report).items()), "")
-        yield f"<h3>To train it again</h3><pre>{html.escape(report.train)}</pre>"
+    if report.train_command is not None:
+        yield "<h2>The winner</h2>" + _table((), list(winner_parameters(report).items()), "")
+        yield f"<h3>Command to train it again</h3><pre>{html.escape(report.train_command)}</pre>"
     yield from map(_figure, curves)
-    if report.ended:
-        yield f"<h2>How it ended</h2>{_list(report.ended)}"
-    if report.doubts:
-        yield f"<h2>What is doubtful</h2>{_list(report.doubts)}"
-    if report.next is not None:
-        yield "<h2>What to try next</h2><p>A space around the finding, wider where the winner lies at an edge:</p>"
-        yield f"<pre>{html.escape(report.next)}</pre>"
+    if report.stop_notes:
+        yield f"<h2>What was cut short</h2>{_list(report.stop_notes)}"
+    if report.caveats:
+        yield f"<h2>Caveats</h2>{_list(report.caveats)}"
+    if report.next_command is not None:
+        yield "<h2>Next search</h2><p>This command searches around the winner. A range is wider "
+        yield "where the winner is at its edge.</p>"
+        yield f"<pre>{html.escape(report.next_command)}</pre>"
     others = [p for p in drawn.values() if p not in curves]
     if others:
-        yield "<h2>What the search saw</h2>" + "".join(map(_figure, others))
-    yield f"<h2>What it cost</h2>{_list(cost_lines(report))}"
+        yield "<h2>The search in charts</h2>" + "".join(map(_figure, others))
+    yield f"<h2>Cost</h2>{_list(cost_lines(report))}"
 
 
 def _note(report: Report) -> str:
     among = len(report.finding.finalists)
-    widened = f", made wider because the winner is the best of {among} by these very runs" if among > 2 else ""
+    corrected = f", corrected for the choice of the best of {among} configurations" if among > 2 else ""
     return (
-        f'<p class="small">± is half of a 95% interval by Student\'s t over seeds{widened}. Configurations are '
-        "compared seed by seed with a two-sided paired t test.</p>"
+        f'<p class="small">± is half the width of a 95% confidence interval (Student\'s t over seeds{corrected}). '
+        "Two configurations are compared with a two-sided t test on paired seeds.</p>"
     )
 
 
@@ -112,10 +113,10 @@ def _list(lines: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
 
 
-def _figure(picture: Picture) -> str:
-    words = html.escape(picture.words)
-    svg = picture.svg.replace("<svg ", '<svg aria-hidden="true" ', 1)  # the words stand for it
+def _figure(chart: Chart) -> str:
+    caption = html.escape(chart.caption)
+    svg = chart.svg.replace("<svg ", '<svg aria-hidden="true" ', 1)  # the caption describes it
     return (
-        f"<figure><h3>{html.escape(picture.title)}</h3>"
-        f'<div role="img" aria-label="{words}">{svg}</div><figcaption>{words}</figcaption></figure>'
+        f"<figure><h3>{html.escape(chart.title)}</h3>"
+        f'<div role="img" aria-label="{caption}">{svg}</div><figcaption>{caption}</figcaption></figure>'
     )

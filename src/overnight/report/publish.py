@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from overnight.report.report import Report
 
 
-def tell(seen: StudyView, location: StudyLocation) -> tuple[Report, Path, str | None]:
+def publish_report(seen: StudyView, location: StudyLocation) -> tuple[Report, Path, str | None]:
     """Write a study's page, and have MLflow show it; returns the report, where its page lies, and MLflow's trouble."""
     told, path = _write(seen, location), location.paths.study(seen.name).report
-    return told, path, publish(seen, location, told.finding, str(path))
+    return told, path, publish_to_mlflow(seen, location, told.finding, str(path))
 
 
-def tell_in_time(seen: StudyView, found: Finding, launch: Launch) -> tuple[Path | None, str | None]:
+def publish_before_deadline(seen: StudyView, found: Finding, launch: Launch) -> tuple[Path | None, str | None]:
     """The same; returns the page, and MLflow's trouble.
 
     A report of many trials on a busy machine may take a minute. Where there is a deadline a process writes the page
@@ -34,8 +34,8 @@ def tell_in_time(seen: StudyView, found: Finding, launch: Launch) -> tuple[Path 
     """
     location = launch.plan.settings.location
     if launch.deadline is None:
-        return tell(seen, location)[1:]
-    process, path = forkserver.fork(write_and_leave, location, seen.name), location.paths.study(seen.name).report
+        return publish_report(seen, location)[1:]
+    process, path = forkserver.fork(write_page_in_child, location, seen.name), location.paths.study(seen.name).report
     try:
         trouble = _publish_in_time(launch, seen, location, found)
         process.join(max(launch.told_by() - launch.now(), 0.0))
@@ -56,13 +56,13 @@ def _publish_in_time(
 ) -> str | None:
     """Have MLflow hear the answer, as far as it listens until soon after the page is given up."""
     said: list[str | None] = []
-    thread = threading.Thread(target=lambda: said.append(publish(seen, location, found, *files)), daemon=True)
+    thread = threading.Thread(target=lambda: said.append(publish_to_mlflow(seen, location, found, *files)), daemon=True)
     thread.start()
     thread.join(max(launch.told_by() + deadline.LEAVE_S / 3 - launch.now(), 0.0))
     return said[0] if said else "there was no time left"
 
 
-def write_and_leave(location: StudyLocation, name: str) -> None:
+def write_page_in_child(location: StudyLocation, name: str) -> None:
     """In a process of its own: write a study's page."""
     from overnight.system.parent_death import die_with_parent
 
@@ -72,11 +72,11 @@ def write_and_leave(location: StudyLocation, name: str) -> None:
     _write(seen, location)
 
 
-def publish(seen: StudyView, location: StudyLocation, found: Finding, *files: str) -> str | None:
+def publish_to_mlflow(seen: StudyView, location: StudyLocation, found: Finding, *files: str) -> str | None:
     """Have MLflow say what was found; what kept it from that, or None."""
     won, second = found.winner, seen.confirmation
     answer = tracking.Answer(
-        finding.sentence(found),
+        finding.summary_sentence(found),
         won.trial.number if won else None,
         won.estimate.mean if won and won.estimate else None,
         won.estimate.half_width if won and won.estimate else None,
@@ -90,6 +90,6 @@ def publish(seen: StudyView, location: StudyLocation, found: Finding, *files: st
 def _write(seen: StudyView, location: StudyLocation) -> Report:
     from overnight.report import page, report  # they take seconds to import
 
-    told = report.report_of(seen)
+    told = report.build_report(seen)
     page.write(told, location.paths.study(seen.name).report)
     return told

@@ -1,4 +1,4 @@
-"""The morning report: everything it says, as data, and how a terminal shows it."""
+"""The report of a study: its content as data, and its output in a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from overnight.config.paths import trial_name
 from overnight.report import advice, finding
-from overnight.report.caveats import doubts
+from overnight.report.caveats import find_caveats
 from overnight.report.finding import Finalist, Finding
 from overnight.report.importance import Importance, importances
 from overnight.search.plan import Plan
@@ -22,10 +22,17 @@ from overnight.study.snapshot import StudyView
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of training, in all slots together, and what was done in them. reasons: of failures, with how often.
+    """What a study cost.
 
-    saved_s: what the pruned trials would have trained on, at the pace of the epochs that they did. peak_bytes: the most
-    memory of its own that one trial was seen to hold, and largest which; 0 and "" where none was looked at.
+    Attributes:
+        search_s: Seconds of training in the search, summed over all slots.
+        confirmation_s: Seconds of training in the confirmation, summed over all slots.
+        wall_s: Seconds from the first start to the last end.
+        pruned: Number of pruned trials that trained at least one epoch.
+        saved_s: Seconds that the pruned trials did not train, estimated from the duration of their epochs.
+        failure_reasons: Reason of failure -> number of trials.
+        peak_bytes: The largest private memory of a trial; 0 if it was not measured.
+        largest_trial: The trial that used it; empty if it was not measured.
     """
 
     search_s: float
@@ -33,46 +40,54 @@ class Cost:
     wall_s: float
     pruned: int
     saved_s: float
-    reasons: dict[str, int]
+    failure_reasons: dict[str, int]
     peak_bytes: int
-    largest: str
+    largest_trial: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """sentence: the answer. train, next: lines to paste; None where there is no winner."""
+    """The content of a report.
+
+    Attributes:
+        sentence: The result in one sentence.
+        train_command: A command that trains the winner again; None if there is no winner.
+        next_command: A command that starts the next search; None if there is no winner or nothing was searched.
+        stop_notes: What a limit stopped before the whole budget was used, one line each.
+    """
 
     plan: Plan
     records: tuple[TrialRecord, ...]
     finding: Finding
     sentence: str
-    train: str | None
-    next: str | None
+    train_command: str | None
+    next_command: str | None
     importances: list[Importance]
-    doubts: list[str]
+    caveats: list[str]
     cost: Cost
-    ended: tuple[str, ...] = ()  # what a limit ended, before all that was asked for was done
+    stop_notes: tuple[str, ...] = ()
 
 
-def report_of(view: StudyView) -> Report:
-    """The report of a study as it stands, whatever became of it."""
-    found, plan, records = finding.of(view), view.plan, view.records
+def build_report(view: StudyView) -> Report:
+    """Build the report of a study in any state."""
+    found, plan, records = finding.from_view(view), view.plan, view.records
     best = found.best
     return Report(
         plan,
         records,
         found,
-        finding.sentence(found),
+        finding.summary_sentence(found),
         advice.train_command(plan, best) if best is not None else None,
         advice.next_command(plan, records, best) if best is not None and plan.space.parameters else None,
         importances(plan, records),
-        doubts(found, records),
-        cost_of(plan, records, view.confirmation.records if view.confirmation is not None else ()),
+        find_caveats(found, records),
+        training_cost(plan, records, view.confirmation.records if view.confirmation is not None else ()),
         tuple(view.launch.get("notes", ())),
     )
 
 
-def cost_of(plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord]) -> Cost:
+def training_cost(plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord]) -> Cost:
+    """Sum up what the search and its confirmation cost."""
     pruned = [r for r in records if r.state == "pruned" and r.history]
     epochs = plan.settings.trainer.max_epochs
     both = (*records, *confirmations)
@@ -93,31 +108,31 @@ def cost_of(plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[
 
 
 def cost_lines(report: Report) -> list[str]:
-    """The cost in words, one line each."""
+    """Describe the cost, one fact a line."""
     cost, records = report.cost, report.records
     states = Counter(r.state for r in records)
     trials = ", ".join(
         f"{states[s]} {s}" for s in ("complete", "pruned", "failed", "running", "paused", "waiting") if states[s]
     )
     if not records:
-        return ["nothing yet: no trial has started"]
+        return ["No trial has started yet."]
     counted = "1 trial" if len(records) == 1 else f"{len(records)} trials"
     lines = [f"{counted} ({trials}): {duration(cost.search_s)} of training"]
     if cost.confirmation_s:
         lines[0] += f", and {duration(cost.confirmation_s)} for {report.finding.done} confirmations"
     if cost.wall_s:
-        lines.append(f"from first start to last end {duration(cost.wall_s)}")
+        lines.append(f"{duration(cost.wall_s)} from the first start to the last end")
     if cost.peak_bytes:
-        lines.append(f"the largest trial, {cost.largest}, held {cost.peak_bytes / 2**30:.2f} GiB of memory of its own")
+        lines.append(f"largest memory of a trial: {cost.peak_bytes / 2**30:.2f} GiB ({cost.largest_trial})")
     if cost.pruned:
         were = "1 trial was" if cost.pruned == 1 else f"{cost.pruned} trials were"
-        lines.append(f"{were} pruned, which saved about {duration(cost.saved_s)}")
-    lines += [f"{n} failed: {reason}" for reason, n in cost.reasons.items()]
+        lines.append(f"{were} pruned, which saved about {duration(cost.saved_s)} of training")
+    lines += [f"{n} failed: {reason}" for reason, n in cost.failure_reasons.items()]
     return lines
 
 
-def settled(report: Report) -> dict[str, str]:
-    """The winner's parameters, name -> value, as people read them."""
+def winner_parameters(report: Report) -> dict[str, str]:
+    """Return the winner's parameters as text, name -> value."""
     best = report.finding.best
     if best is None:
         return {}
@@ -125,45 +140,45 @@ def settled(report: Report) -> dict[str, str]:
 
 
 def ranking(report: Report) -> list[tuple[str, ...]]:
-    """A row a finalist, the winner first, then the baseline; what is in it, `columns` says."""
+    """Return one row for each finalist, the winner first, and one for the baseline; see `ranking_columns`."""
     found, metric = report.finding, report.plan.settings.study.metric
     rows: list[tuple[str, ...]] = []
     base = found.baseline
     extra = [base] if base is not None and all(f.trial.number != base.trial.number for f in found.finalists) else []
-    for location, f in enumerate([*found.finalists, *extra]):
+    for rank, f in enumerate([*found.finalists, *extra]):
         name = trial_name(f.trial.number)
         if base is not None and f.trial.number == base.trial.number:
-            name += " (as written)"
-        mean = finding.shown(f.estimate, metric) if f.estimate else "failed" if f.failed else "not trained"
-        row = (name, mean, _tested(f, found), _against(found, location, f), describe(f.trial))
-        rows.append(row if _any_test(report) else row[:2] + row[3:])
+            name += " (baseline)"
+        mean = finding.format_value(f.estimate, metric) if f.estimate else "failed" if f.failed else "not trained"
+        row = (name, mean, _test_value(f, found), _versus_first(found, rank, f), describe(f.trial))
+        rows.append(row if _has_test(report) else row[:2] + row[3:])
     return rows
 
 
-def columns(report: Report) -> tuple[str, ...]:
-    """The heads of `ranking`."""
-    test = ("test",) if _any_test(report) else ()
-    return "", report.plan.settings.study.metric, *test, "beside the first", "parameters"
+def ranking_columns(report: Report) -> tuple[str, ...]:
+    """Return the column heads of `ranking`."""
+    test = ("test",) if _has_test(report) else ()
+    return "", report.plan.settings.study.metric, *test, "compared to the first", "parameters"
 
 
-def _any_test(report: Report) -> bool:
-    return any(_tested(f, report.finding) for f in report.finding.finalists)
+def _has_test(report: Report) -> bool:
+    return any(_test_value(f, report.finding) for f in report.finding.finalists)
 
 
-def _tested(finalist: Finalist, found: Finding) -> str:
+def _test_value(finalist: Finalist, found: Finding) -> str:
     name = finding.test_metric(found)
     tested = finalist.tests.get(name)
-    return finding.shown(tested.mean, name) if tested is not None else ""
+    return finding.format_value(tested.mean, name) if tested is not None else ""
 
 
-def _against(found: Finding, location: int, f: Finalist) -> str:
-    if location == 0:
+def _versus_first(found: Finding, rank: int, f: Finalist) -> str:
+    if rank == 0:
         return "first"
     is_base = found.baseline is not None and f.trial.number == found.baseline.trial.number
-    versus = found.against_baseline if is_base else found.against_second if location == 1 else None
+    versus = found.against_baseline if is_base else found.against_second if rank == 1 else None
     if versus is None or versus.p is None:
         return ""
-    first = finding.verdict(versus, finding.sign_of(found))  # and of the other the opposite
+    first = finding.verdict(versus, finding.sign_of(found))  # of the first; the row shows the other one
     word = {"better": "worse", "worse": "better"}.get(first, first)
     return f"{word} (p = {versus.p:.2g})" if versus.p >= 0.001 else f"{word} (p < 0.001)"
 
@@ -171,30 +186,30 @@ def _against(found: Finding, location: int, f: Finalist) -> str:
 # In a terminal --------------------------------------------------------------------------------------------------------
 
 
-def show(report: Report, console: Console) -> None:
-    """Print a report."""
+def print_report(report: Report, console: Console) -> None:
+    """Print a report to a terminal."""
     console.print(Text(report.plan.name, style="bold"), Text(report.sentence, style="bold green"), sep="\n")
     if report.finding.finalists and report.finding.done:
-        _heading(console, "On fresh seeds")
-        console.print(_rows(columns(report), ranking(report)))
-    if report.train is not None:
+        _heading(console, "Confirmation on new seeds")
+        console.print(_rows(ranking_columns(report), ranking(report)))
+    if report.train_command is not None:
         _heading(console, "The winner")
-        console.print(_rows(None, list(settled(report).items())))
-        _command(console, "to train it again", report.train)
+        console.print(_rows(None, list(winner_parameters(report).items())))
+        _command(console, "Command to train it again", report.train_command)
     if report.importances:
-        _heading(console, "What mattered")
+        _heading(console, "Parameter importance")
         console.print(_bars(report.importances))
-    _heading(console, "What it cost")
+    _heading(console, "Cost")
     console.print(*map(_item, cost_lines(report)), sep="\n")
-    if report.ended:
-        _heading(console, "How it ended")
-        console.print(*map(_item, report.ended), sep="\n")
-    if report.doubts:
-        _heading(console, "What is doubtful")
-        console.print(*map(_item, report.doubts), sep="\n")
-    if report.next is not None:
-        _heading(console, "What to try next")
-        _command(console, "a space around the finding", report.next)
+    if report.stop_notes:
+        _heading(console, "What was cut short")
+        console.print(*map(_item, report.stop_notes), sep="\n")
+    if report.caveats:
+        _heading(console, "Caveats")
+        console.print(*map(_item, report.caveats), sep="\n")
+    if report.next_command is not None:
+        _heading(console, "Next search")
+        _command(console, "Command to search around the winner", report.next_command)
 
 
 def _heading(console: Console, text: str) -> None:
@@ -226,7 +241,7 @@ def _bars(found: Sequence[Importance]) -> Table:
     return table
 
 
-def _command(console: Console, words: str, line: str) -> None:
-    """A line that can be copied whole: the terminal wraps it, not we."""
-    console.print(Text(f"{words}:", style="dim"))
+def _command(console: Console, label: str, line: str) -> None:
+    """Print a command on one line, so that it can be copied; the terminal wraps it."""
+    console.print(Text(f"{label}:", style="dim"))
     console.print(Text(line, style="cyan"), soft_wrap=True)

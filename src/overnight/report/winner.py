@@ -18,8 +18,8 @@ from overnight.study.snapshot import StudyView
 from overnight.system import forkserver
 from overnight.tracking import in_short, registry
 
-EXPORTED_WITHIN_S = 300.0
-ANSWERED_WITHIN_S = 3600.0  # a folder may hold very many pictures
+EXPORT_TIMEOUT_S = 300.0
+PREDICT_TIMEOUT_S = 3600.0  # a folder may hold very many pictures
 _WEIGHTS = "weights.ckpt"
 
 
@@ -34,12 +34,12 @@ class Checkpoint:
     trial: TrialRecord
 
 
-def checkpoint_of(view: StudyView, number: int | None = None) -> Checkpoint:
+def find_checkpoint(view: StudyView, number: int | None = None) -> Checkpoint:
     """The winner's weights, of its first confirmation where it has one, or those of a trial that is named.
 
     Raises ConfigError, saying what to do, where there are none.
     """
-    where, best = view.plan.settings.location.paths, finding.of(view).best if view.name != TRAIN else None
+    where, best = view.plan.settings.location.paths, finding.from_view(view).best if view.name != TRAIN else None
     if number is not None and not 0 <= number < len(view.records):
         known = f"it has trials 0 to {len(view.records) - 1}" if view.records else "it has no trials yet"
         raise ConfigError([f"trial: must be one of {view.name}'s, got {number}; {known}"])
@@ -56,7 +56,7 @@ def checkpoint_of(view: StudyView, number: int | None = None) -> Checkpoint:
         path = where.study(study).checkpoint(n) / _WEIGHTS
         if path.exists():
             return Checkpoint(path, study, n, trial)
-    remedy = f"`overnight train +experiment={winner_config.option_of(view.name)}` trains the winner again"
+    remedy = f"`overnight train +experiment={winner_config.option_name(view.name)}` trains the winner again"
     if number is not None:
         remedy = f"ask {view.name}, which is its winner"
     raise ConfigError(
@@ -67,9 +67,9 @@ def checkpoint_of(view: StudyView, number: int | None = None) -> Checkpoint:
     )
 
 
-def leave_config(view: StudyView) -> list[str]:
+def write_config(view: StudyView) -> list[str]:
     """Leave the winner's config in the home; lines to be told."""
-    best = finding.of(view).best
+    best = finding.from_view(view).best
     if best is None:
         return []
     try:
@@ -79,14 +79,14 @@ def leave_config(view: StudyView) -> list[str]:
     return [f"{path} was changed by somebody, and stands as it was" for path in theirs]
 
 
-def register(view: StudyView, within_s: float = EXPORTED_WITHIN_S) -> str:
+def register(view: StudyView, within_s: float = EXPORT_TIMEOUT_S) -> str:
     """Have MLflow's registry hold the winner's network under the study's name, as its champion; a line to be told.
 
     within_s: seconds for the export, which is given up then. What the registry has already is not written again. The
     forkserver must be warm.
     """
     try:
-        kept = checkpoint_of(view)
+        kept = find_checkpoint(view)
     except ConfigError as error:
         return f"no model in MLflow's registry: {error}"
     location, named = view.plan.settings.location, f"models:/{view.name}@{registry.CHAMPION}"
@@ -106,22 +106,22 @@ def register(view: StudyView, within_s: float = EXPORTED_WITHIN_S) -> str:
                 "overnight.winner": trial_name(kept.trial.number),
                 registry.WEIGHTS_TAG: digest,
             }
-            registry.register(view, made, tags, finding.sentence(finding.of(view)))
+            registry.register(view, made, tags, finding.summary_sentence(finding.from_view(view)))
         except Exception as error:  # MLflow's, SQLAlchemy's, the network's: the next start tries again
             return f"no model in MLflow's registry: {in_short(error)}; its weights are kept in {kept.path}"
     return f"model: {named}"
 
 
-def ask(view: StudyView, number: int | None, path: Path, invert: bool = False) -> tuple[Checkpoint, Predicted]:
+def predict(view: StudyView, number: int | None, path: Path, invert: bool = False) -> tuple[Checkpoint, Predicted]:
     """A trained network's answers to a person's rows. Raises ConfigError with what is wrong with them, or with it."""
-    kept, location = checkpoint_of(view, number), view.plan.settings.location
+    kept, location = find_checkpoint(view, number), view.plan.settings.location
     if not path.exists():
         raise ConfigError([f"FILE: must be a picture, a folder of pictures or a .csv file, got {str(path)!r}, which is "
                            f"not there; mend the path"])  # fmt: skip
     forkserver.warm_up()
     log = location.paths.study(view.name.removesuffix(CONFIRM)).logs / "predict.log"
     spec = PredictSpec(kept.path, path.absolute(), invert, location.paths.cache)
-    said = trial_process.run_one_shot(spec, log, ANSWERED_WITHIN_S)
+    said = trial_process.run_one_shot(spec, log, PREDICT_TIMEOUT_S)
     if not isinstance(said, Predicted):
         raise ConfigError(said.problems if isinstance(said, Refused) else ["predict: got another process's answer"])
     return kept, said

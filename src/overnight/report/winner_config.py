@@ -28,7 +28,7 @@ _MARK = "# overnight wrote this: "
 _JUDGED_BY = ("metric", "direction", "objective")
 
 
-def option_of(name: str) -> str:
+def option_name(name: str) -> str:
     """What a study's winner is called as an option of a config group."""
     return f"best_{name}"
 
@@ -40,8 +40,8 @@ def write(plan: Plan, best: TrialRecord) -> tuple[Path, ...]:
     winner = _winner(plan, best)
     texts = {plan.paths.winner_config: _experiment(plan, winner)}
     for group, node in winner.own.items():
-        texts[where.winners / group / f"{option_of(plan.name)}.yaml"] = config_text(node)
-    theirs = tuple(path for path in texts if path.exists() and not is_ours(path))
+        texts[where.winners / group / f"{option_name(plan.name)}.yaml"] = config_text(node)
+    theirs = tuple(path for path in texts if path.exists() and not is_unmodified(path))
     for path, text in texts.items():
         if path not in theirs:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,13 +51,13 @@ def write(plan: Plan, best: TrialRecord) -> tuple[Path, ...]:
     return theirs
 
 
-def files_of(location: StudyLocation, name: str) -> list[Path]:
+def written_files(location: StudyLocation, name: str) -> list[Path]:
     """What `write` left of a study's winner, less what somebody changed."""
-    found = location.paths.winners.glob(f"*/{option_of(name)}.yaml")
-    return sorted(path for path in found if is_ours(path))
+    found = location.paths.winners.glob(f"*/{option_name(name)}.yaml")
+    return sorted(path for path in found if is_unmodified(path))
 
 
-def is_ours(path: Path) -> bool:
+def is_unmodified(path: Path) -> bool:
     """Whether a file is as `write` left it."""
     text, mark, rest = path.read_text().rpartition(_MARK)
     return bool(mark) and rest.startswith(f"{_digest(text)}.") and rest.count("\n") == 1
@@ -68,18 +68,18 @@ def _digest(text: str) -> str:
 
 
 def _experiment(plan: Plan, winner: _Winner) -> str:
-    groups = {g: option_of(plan.name) if g in winner.own else o for g, o in winner.groups.items()}
+    groups = {g: option_name(plan.name) if g in winner.own else o for g, o in winner.groups.items()}
     told: dict[str, Any] = {"defaults": [{f"override /{g}": o} for g, o in {**groups, "search": "none"}.items()]}
     for node in (*COMPONENTS, "trainer"):
         if node in winner.config and node not in winner.own:
             told[node] = _moved(winner.config[node], winner.base[node], node)
     told = {key: value for key, value in told.items() if value}
     s = plan.settings
-    told["study"] = {"name": option_of(plan.name), **{k: getattr(s.study, k) for k in _JUDGED_BY}}
+    told["study"] = {"name": option_name(plan.name), **{k: getattr(s.study, k) for k in _JUDGED_BY}}
     told["seed"] = s.seed
     if search := _search(plan, winner.groups):
         told["search"] = search
-    line = f"overnight train +experiment={option_of(plan.name)}"
+    line = f"overnight train +experiment={option_name(plan.name)}"
     return f"# @package _global_\n# {trial_name(winner.number)} of {plan.name}: {line}\n{config_text(told)}"
 
 

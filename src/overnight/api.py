@@ -190,7 +190,7 @@ def run_launched(
     began = time.time()
 
     def missing_data(plan: Plan) -> list[str]:
-        return preflight.lacking(plan, say) if plan.settings.preflight != "never" else []
+        return [] if plan.settings.preflight == "never" else [*preflight.find_missing_data(plan, say)]
 
     session = join(name, own, missing_data)
     try:

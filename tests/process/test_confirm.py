@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import shutil
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from overnight.report import confirm, finding, report
 from overnight.report.live import NullScreen
 from overnight.runner import trial_process
 from overnight.runner.supervisor import Supervisor
+from overnight.runner.trial_spec import trial_spec
 from overnight.search import plan
 from overnight.search.plan import CONFIRM, Plan
 from overnight.search.record import Confirms, TrialRecord
@@ -166,9 +166,7 @@ def slow_to_test(tmp_path: Path) -> TrialSpec:
     """A trained network that takes five seconds of the test set, in twelve batches."""
     lines = ["model._target_=user_networks.SlowlyTested", "data._target_=user_networks.Dripping", "study.trials=1"]
     study = plan.make([f"home={tmp_path}", *SEARCHED, *lines])
-    spec = TrialSpec(
-        "s", 0, 1, study.config({}), "val/accuracy", "maximize", "last", tmp_path / "s", every_s=math.inf, device="cpu"
-    )
+    spec = trial_spec(study, 0, study.config({}), 1, "cpu", folder=tmp_path / "s")
     trained, _ = trial_process.run_alone(spec, tmp_path / "log")
     assert trained.finished.ending == "complete", trained.finished
     return dataclasses.replace(spec, test=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from overnight.protocol import Decision, Resumed, TrialSpec
+from overnight.runner.trial_spec import trial_spec
 from overnight.search import plan
 from overnight.trial.fit import fit
 from support.paths import ROOT
@@ -28,7 +29,7 @@ def _import_path() -> Iterator[None]:
 def spec_for(folder: Path) -> TrialSpec:
     made = plan.make(["model=convnet", "data=shifted_digits", "trainer.max_epochs=3"], CONVNET / "conf")
     assert len(made.space.parameters) == 7
-    return TrialSpec("convnet", 0, 1, made.config({}), "val/accuracy", "maximize", "last", folder, 1e9)
+    return trial_spec(made, 0, made.config({}), 1, "cpu", folder=folder)
 
 
 def test_the_convnet_learns_its_digits_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a study would take, measured on a few epochs."""
+"""The forecast of a study, measured on a few epochs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from overnight.runner.forecast import forecast
 from overnight.search import plan
 
 
-def test_measuring_a_configuration_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_forecast_writes_nothing(tmp_path: Path) -> None:
     found = forecast(plan.make([f"home={tmp_path / 'home'}", "study.trials=10", "slots=2"]))
     assert found.points == float("inf")
     assert len(found.samples) == 3
-    assert 0 < found.seconds_an_epoch < 60
-    assert found.seconds >= 5 * 20 * found.seconds_an_epoch
+    assert 0 < found.seconds_per_epoch < 60
+    assert found.seconds >= 5 * 20 * found.seconds_per_epoch
     assert found.disk_bytes > 0
     assert not (tmp_path / "home").exists()

@@ -1,4 +1,4 @@
-"""Mistakes that would fail every trial are told before there is a study."""
+"""Mistakes that would fail every trial are reported before a study starts."""
 
 from __future__ import annotations
 
@@ -35,16 +35,18 @@ def planned(*overrides: str) -> Plan:
     return plan.make(overrides)
 
 
-def told(study: Plan) -> list[str]:
-    """What one rehearsal of the largest configuration says, in this process."""
-    attempt = preflight.attempts_of(study)[0]
-    result = dry_run_batch(preflight._spec(study, 0, attempt, "cpu"), preflight._builds(study, [attempt]))
-    return preflight._problems(study, result)
+def problems_of(study: Plan) -> list[str]:
+    """Return what a dry run of the largest configuration reports, in this process."""
+    attempt = preflight.dry_runs_for(study)[0]
+    result = dry_run_batch(
+        preflight.dry_run_spec(study, 0, attempt, "cpu"), preflight.configs_to_build(study, [attempt])
+    )
+    return [*preflight.problems_in(study, result)]
 
 
-def test_what_trains_has_no_problem_and_says_what_it_logs_and_takes() -> None:
+def test_a_configuration_that_trains_has_no_problem_and_reports_its_metrics_and_memory() -> None:
     study = planned()
-    result = dry_run_batch(preflight._spec(study, 0, preflight.attempts_of(study)[0], "cpu"), [])
+    result = dry_run_batch(preflight.dry_run_spec(study, 0, preflight.dry_runs_for(study)[0], "cpu"), [])
     assert result.problems == ()
     assert result.metrics == ("train/loss", "val/accuracy", "val/f1", "val/loss")
     assert result.own_bytes > 1e6
@@ -71,18 +73,18 @@ def test_what_trains_has_no_problem_and_says_what_it_logs_and_takes() -> None:
     ],
 )
 def test_a_mistake_is_one_line_that_names_its_key(line: list[str], words: str) -> None:
-    (problem,) = told(planned(*line))
+    (problem,) = problems_of(planned(*line))
     assert words in problem
     assert "\n" not in problem
 
 
-def test_every_option_of_a_config_group_is_tried_at_an_end_of_the_space(tmp_path: Path) -> None:
+def test_every_option_of_a_config_group_is_tried_at_both_ends_of_the_space(tmp_path: Path) -> None:
     for group in ("model", "search"):
         (tmp_path / group).mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: user_mistakes.Conv\nblocks: 1\n")
     (tmp_path / "search" / "mine.yaml").write_text("model.blocks: int(interval(1, 3))\n")
     study = plan.make(["model=mlp,mine", "model.activation=relu,tanh"], tmp_path)
-    attempts = preflight.attempts_of(study)
+    attempts = preflight.dry_runs_for(study)
     tried = [(a.values["model"], a.name.split()[0], a.values.get("model.blocks")) for a in attempts]
     assert tried == [
         ("mlp", "largest", None),
@@ -92,28 +94,30 @@ def test_every_option_of_a_config_group_is_tried_at_an_end_of_the_space(tmp_path
     ]
     assert attempts[0].values["model.hidden_sizes"] == [256, 256, 256]
     assert attempts[2].values["model.hidden_sizes"] == [16]
-    assert len(preflight.attempts_of(planned("search=none"))) == 1, "what is alike is tried once"
+    assert len(preflight.dry_runs_for(planned("search=none"))) == 1, "equal configurations are tried once"
 
 
-def test_memory_that_the_machine_does_not_have_is_told_with_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_reported_with_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "machine_memory", lambda: 10 * 2**30)
-    (problem,) = preflight._too_much(planned("slots=4"), 3 * 2**30)
+    (problem,) = preflight.memory_problems(planned("slots=4"), 3 * 2**30)
     assert problem == (
         "slots: 4 trials of the largest configuration must fit into the machine's 10 GiB, and each takes 3; take "
         "slots=3, or a smaller space"
     )
-    assert preflight._too_much(planned("slots=3"), 3 * 2**30) == []
-    assert "trial.memory_gib: must hold" in preflight._too_much(planned("trial.memory_gib=1"), 3 * 2**30)[0]
+    assert not preflight.memory_problems(planned("slots=3"), 3 * 2**30)
+    assert "trial.memory_gib: must hold" in preflight.memory_problems(planned("trial.memory_gib=1"), 3 * 2**30)[0]
 
 
-def test_a_process_that_dies_says_how() -> None:
+def test_the_death_of_a_process_is_reported_with_its_signal() -> None:
     study = planned(*CONV, "model._target_=user_mistakes.Dies", "search=none", "+model.blocks=1")
-    assert preflight.mistakes(study) == ["conf: must train; its process ended by signal 9, as where memory runs out"]
-    assert preflight._problems(study, None) == []
-    assert preflight._problems(study, DryRunResult(0, (), (), 0))[0].endswith("it logged none")
+    assert [*preflight.find_mistakes(study)] == [
+        "conf: must train; its process ended by signal 9, as when memory runs out"
+    ]
+    assert not preflight.problems_in(study, None)
+    assert preflight.problems_in(study, DryRunResult(0, (), (), 0))[0].endswith("it logged none")
 
 
-def test_tune_and_a_dry_run_say_the_same_and_leave_nothing(
+def test_tune_and_its_option_dry_run_report_the_same_and_write_nothing(
     overnight: Callable[..., CompletedProcess[str]], tmp_path: Path
 ) -> None:
     line = ("study.metric=val/acc", "model.activation=relu,tahn")
@@ -128,38 +132,40 @@ def test_tune_and_a_dry_run_say_the_same_and_leave_nothing(
 
 
 @pytest.mark.long
-def test_a_download_is_seen_as_it_goes_and_nothing_else_that_a_rehearsal_prints(tmp_path: Path) -> None:
+def test_the_progress_of_a_download_is_shown_and_nothing_else_that_a_dry_run_prints(tmp_path: Path) -> None:
     with user_downloads.server(chunk_s=0.3) as mirror:
         line = ["data=mnist", "data._target_=user_downloads.Pictures", f"data.root={tmp_path / 'data'}"]
         line += ["study.trials=1", "trainer.max_epochs=1", f"home={tmp_path}", "slots=2", "pictures.when=never"]
         environment = {**os.environ, user_downloads.MIRROR: mirror, "PYTHONPATH": python_path()}
         with running("tune", *line, stderr=PIPE, text=True, env=environment) as process:
-            said = process.communicate()[1]
-    assert process.returncode == 0, said
-    bars = [text for text in said.splitlines() if "%|" in text]
-    assert sum(text.startswith("100%|") for text in bars) == 4, "each file once, though two rehearsals want it"
+            printed = process.communicate()[1]
+    assert process.returncode == 0, printed
+    bars = [text for text in printed.splitlines() if "%|" in text]
+    assert sum(text.startswith("100%|") for text in bars) == 4, "each file once, though two dry runs want it"
     assert "B/s" in bars[0]
-    assert "GPU available" not in said
+    assert "GPU available" not in printed
 
 
-def test_of_a_rehearsal_that_takes_too_long_somebody_hears(
+def test_a_dry_run_that_takes_too_long_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(preflight, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(preflight, "LONGEST_S", 0.1)
-    said: list[str] = []
-    assert preflight.mistakes(planned("slots=1", "search=none", "data._target_=user_mistakes.Slow"), said.append) == []
-    assert said[-1] == "one batch takes more than 0 s: the study starts, and its trials will tell"
+    monkeypatch.setattr(preflight, "ANNOUNCED_AFTER_S", 0.0)
+    monkeypatch.setattr(preflight, "TIMEOUT_S", 0.1)
+    messages: list[str] = []
+    assert not preflight.find_mistakes(
+        planned("slots=1", "search=none", "data._target_=user_mistakes.Slow"), messages.append
+    )
+    assert messages[-1] == "one batch takes more than 0 s: the study starts without waiting for it"
 
 
-def test_a_rehearsal_that_nobody_wants_any_more_ends_without_a_word() -> None:
-    """Its process is forked once the stack is imported, and somebody may have pressed Ctrl-C meanwhile."""
+def test_a_dry_run_whose_supervisor_has_ended_ends_quietly() -> None:
+    """Its process is forked once the stack is imported. The user may have pressed Ctrl-C by then."""
     ours, theirs = multiprocessing.Pipe()
     process = forkserver.fork(dry_run.main, theirs)
     ours.close()
     theirs.close()
     process.join(60)
-    assert process.exitcode == 0, "an error's would be 1, and its traceback on somebody's terminal"
+    assert process.exitcode == 0, "1 would mean an error with a traceback on the terminal"
 
 
 def test_a_bar_on_a_terminal_is_drawn_as_it_moves_and_its_line_ends() -> None:
@@ -177,20 +183,18 @@ class Terminal(io.StringIO):
 
 
 class WantsATrainer(LightningDataModule):
-    """Somebody's own, which is set up by what a Trainer knows."""
+    """A user's data module whose setup needs a Trainer."""
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         assert self.trainer is not None
         self.share = 1 / self.trainer.world_size
 
 
-def test_only_files_that_are_lacking_keep_a_worker_from_a_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_missing_files_keep_a_worker_from_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.KMNIST, "mirrors", ["http://127.0.0.1:9/"])
     lacks = planned("data=kmnist", f"data.root={tmp_path}").config({})
     has = planned().config({})
-    theirs = {**has, "data": {"_target_": "test_preflight.WantsATrainer"}}
-    assert get_ready(DataSpec((has, theirs), None)).problems == ()
-    (why,) = get_ready(DataSpec((has, lacks, theirs), None)).problems
+    own = {**has, "data": {"_target_": "test_preflight.WantsATrainer"}}
+    assert get_ready(DataSpec((has, own), None)).problems == ()
+    (why,) = get_ready(DataSpec((has, lacks, own), None)).problems
     assert why.startswith(f"data.root: {tmp_path / 'KMNIST' / 'raw'} must hold train-images-idx3-ubyte, ")

@@ -211,7 +211,7 @@ def test_what_a_trial_prints_is_kept_and_capped_and_its_children_end_with_it(tun
     assert states(tune(*theirs("Chatty", "study.trials=1", f"+model.marker={marker}"))) == [("complete", None)]
     log = (home / "logs" / "digits-mlp" / "trial-0000.log").read_text()
     assert len(log) <= trial_process.LOG_CAP_BYTES
-    assert log.startswith("[what came before was too long to keep]")
+    assert log.startswith("[earlier output was too long to keep]")
     assert "last words" in log
     child = int(marker.read_text())
     deadline = time.monotonic() + 5

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from overnight.protocol import Decision, EpochEnd, TrialSpec, Up
+from overnight.runner.trial_spec import trial_spec
 from overnight.search import plan
 
 
@@ -41,9 +42,8 @@ class ListLink:
 
 def spec_for(folder: Path, *overrides: str, every_s: float = 1e9, **changes: Any) -> TrialSpec:
     study = plan.make(["search=none", "trainer.max_epochs=6", *overrides])
-    s = study.settings.study
-    given = {"metric": s.metric, "direction": s.direction, "objective": s.objective, **changes}
-    return TrialSpec("s", 7, 11, study.config({}), folder=folder, every_s=every_s, **given)
+    spec = trial_spec(study, 7, study.config({}), 11, "cpu", folder=folder, every_s=every_s)
+    return replace(spec, cache=None, **changes)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -165,7 +165,7 @@ def forecast(plan: Plan) -> None:
     check_configurations(plan, click.echo)
     try:
         found = forecasts.forecast(plan)
-    except forecasts.Untrained as error:
+    except forecasts.BaselineFailed as error:
         click.echo(str(error), err=True)
         mistake(["conf: the configuration as written must train, and fails as above"])
     size = "no end of" if found.points == float("inf") else f"{found.points:,.0f}"
@@ -180,6 +180,6 @@ def forecast(plan: Plan) -> None:
     click.echo(
         f"time: at most about {duration(found.seconds)} for {max(plan.budget - found.done, 0)} trials{more} of "
         f"{trainer.max_epochs} epochs in {found.slots} slots, nothing pruned; measured just now on the "
-        f"configuration as written, {found.seconds_an_epoch:.3g} s an epoch"
+        f"configuration as written, {found.seconds_per_epoch:.3g} s an epoch"
     )
     click.echo(f"disk: about {found.disk_bytes / 1e6:.1f} MB in {plan.settings.location.paths.root}")

@@ -12,8 +12,9 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 
-from overnight.protocol import Tested, TrialSpec
+from overnight.protocol import Tested
 from overnight.runner import trial_process
+from overnight.runner.trial_spec import trial_spec
 from overnight.search import deadline
 from overnight.search.deadline import Size
 from overnight.search.plan import CONFIRM, Plan, derive_seed
@@ -108,7 +109,7 @@ def evaluate_on_test_set(session: StudySession, trials: Iterable[int], until: fl
     first. Returns False where that kept it from asking of all.
     """
     plan, tests = session.plan, session.tests()
-    settings, where = plan.settings, plan.settings.location.paths
+    settings = plan.settings
     for record in session.records():
         of = record.confirms
         if of is None or of.trial not in trials or record.state != "complete" or record.number in tests:
@@ -122,20 +123,8 @@ def evaluate_on_test_set(session: StudySession, trials: Iterable[int], until: fl
         if not deadline.fits(takes_s, began, until):
             return False
         assert record.config is not None
-        spec = TrialSpec(
-            plan.name,
-            record.number,
-            of.seed,
-            record.config,
-            settings.study.metric,
-            settings.study.direction,
-            settings.study.objective,
-            plan.paths.checkpoint(record.number),
-            every_s=float("inf"),
-            device=slot_devices(settings.slots)[0],
-            cache=where.cache,
-            test=True,
-        )
+        device = slot_devices(settings.slots)[0]
+        spec = trial_spec(plan, record.number, record.config, of.seed, device, test=True)
         log = plan.paths.log(record.number)
         trial, said = trial_process.run_alone(spec, log, settings.trial.stall_s, until if until < math.inf else None)
         heard = next((m for m in said if isinstance(m, Tested)), None)
@@ -143,7 +132,7 @@ def evaluate_on_test_set(session: StudySession, trials: Iterable[int], until: fl
             return False
         if heard is None:
             assert trial.finished is not None
-            lines = trial.finished.detail.strip().splitlines() or ["without a word"]
+            lines = trial.finished.detail.strip().splitlines() or ["it did not say why"]
             heard = Tested(record.number, {}, f"the test failed: {lines[-1]}")
         session.keep_test(heard)
         takes_s = time.time() - began

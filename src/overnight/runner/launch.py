@@ -56,11 +56,9 @@ def check_configurations(plan: Plan, say: Say = lambda _: None, *, runs_here: bo
     if plan.settings.preflight == "never":
         return
     if view(plan.settings.location, plan.name)[0] is None:
-        mistakes = preflight.mistakes(plan, say)
-    else:
-        mistakes = preflight.lacking(plan, say) if runs_here and plan.settings.location.shared else []
-    if mistakes:
-        raise ConfigError(mistakes)
+        preflight.find_mistakes(plan, say).raise_if_any()
+    elif runs_here and plan.settings.location.shared:
+        preflight.find_missing_data(plan, say).raise_if_any()
 
 
 def launch_detached(

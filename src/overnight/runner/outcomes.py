@@ -49,12 +49,12 @@ class Outcomes:
         return record
 
     def _of(self, trial: TrialProcess, stopping: bool) -> TrialRecord:
-        session, number, finished, ruling = self._session, trial.spec.number, trial.finished, trial.ruling
-        if ruling is not None and finished is None:
-            if ruling.reason == "stalled":
+        session, number, finished, violation = self._session, trial.spec.number, trial.finished, trial.violation
+        if violation is not None and finished is None:
+            if violation.reason == "stalled":
                 self.silent.append(number)
-                return self._try_again(number, ruling.reason, ruling.detail)
-            return session.fail(number, ruling.reason, ruling.detail)
+                return self._try_again(number, violation.reason, violation.detail)
+            return session.fail(number, violation.reason, violation.detail)
         if trial.pruned and (finished is None or finished.ending in ("ended", "saved")):
             return session.prune(number, finished.notes if finished is not None else ())
         if finished is None:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
-from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up
+from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, StateSaved, Up
 from overnight.runner.exit_policy import ExitPolicy
 from overnight.runner.outcomes import Outcomes
 from overnight.runner.plot_scheduler import PlotScheduler
 from overnight.runner.stop_state import StopReason, StopState
-from overnight.runner.trial_process import Starter, TrialProcess
+from overnight.runner.trial_process import ForkedProcesses, TrialProcess
+from overnight.runner.trial_spec import trial_spec
 from overnight.runner.watchdog import Watchdog
 from overnight.search.limits import Limits
 from overnight.search.record import TrialRecord, best_of, keepers
@@ -76,7 +77,7 @@ class Supervisor:
         self.ahead: str | None = None  # what there is to come before a deadline
         self.no_room = False  # on the disk: trials save, and wait for it
         wait_while_full(session.storage, self._await_room)
-        self._starter = Starter(on_cpu=set(self.devices) == {"cpu"})
+        self._starter = ForkedProcesses(on_cpu=set(self.devices) == {"cpu"})
         self._plot_scheduler = PlotScheduler(self.plan, session.uid, mlflow_sync)
         self._watchdog = Watchdog(self.plan.settings.trial, self.slots, machine_memory())
         self._outcomes = Outcomes(session)
@@ -131,7 +132,7 @@ class Supervisor:
             self._starter.close()
             self._plot_scheduler.rest()
             for trial in list(self.running.values()):
-                trial.end()
+                trial.close()
             self.running.clear()
             self.session.lost()
             paused = self.session.pause_all()
@@ -232,19 +233,14 @@ class Supervisor:
         settings, device = self.plan.settings, self.devices.popleft()
         self.started += 1
         self._exit_policy.began()
-        spec = TrialSpec(
-            study=self.plan.name,
-            number=assignment.number,
-            seed=assignment.seed,
-            config=assignment.config,
-            metric=settings.study.metric,
-            direction=settings.study.direction,
-            objective=settings.study.objective,
-            folder=self.plan.paths.checkpoint(assignment.number),
+        spec = trial_spec(
+            self.plan,
+            assignment.number,
+            assignment.config,
+            assignment.seed,
+            device,
             every_s=settings.checkpoint.every_s,
-            device=device,
             keep_weights=settings.study.keep_checkpoints > 0 or self.only is not None,
-            cache=settings.location.paths.cache,
         )
         trial = self._starter.start(spec, self.plan.paths.log(assignment.number))
         assert trial.process.pid is not None
@@ -268,7 +264,7 @@ class Supervisor:
             if self.running.get(trial.spec.number) is not trial:  # it was taken over while others were heard
                 continue
             if trial.drain_output():
-                self._watchdog.heard(trial.spec.number)
+                self._watchdog.note_activity(trial.spec.number)
             for message in trial.messages():
                 self._hear(trial, message)
             if trial.finished is not None or not trial.process.is_alive():
@@ -278,7 +274,7 @@ class Supervisor:
 
     def _hear(self, trial: TrialProcess, message: Up) -> None:
         number = message.number
-        self._watchdog.heard(number)
+        self._watchdog.note_activity(number)
         if isinstance(message, Alive):
             return
         if isinstance(message, EpochEnd):
@@ -364,8 +360,8 @@ class Supervisor:
             if number in self.running:
                 trial = self.running.pop(number)
                 trial.kill()
-                trial.end()
-                self._watchdog.forget(number)
+                trial.close()
+                self._watchdog.unwatch(number)
                 self.devices.append(trial.spec.device)
         return lost
 
@@ -392,9 +388,9 @@ class Supervisor:
             self._cut_down(trial)
 
     def _watch(self, trial: TrialProcess) -> None:
-        ruling = self._watchdog.ruling(trial.spec.number)
-        if ruling is not None:
-            trial.ruling = trial.ruling or ruling
+        violation = self._watchdog.violation(trial.spec.number)
+        if violation is not None:
+            trial.violation = trial.violation or violation
             self._cut_down(trial)
 
     def _cut_down(self, trial: TrialProcess) -> None:
@@ -422,7 +418,7 @@ class Supervisor:
         """A trial's process is through: write down how it ended, and free its slot."""
         number = trial.spec.number
         del self.running[number]
-        peak_bytes = self._watchdog.forget(number)
+        peak_bytes = self._watchdog.unwatch(number)
         # The slot waits for no disk: the next trial starts before the ledger has this one's end. What a kill takes in
         # between, the state of the one still holds, and the other is drawn again as it was.
         with self.session.together():
@@ -440,7 +436,7 @@ class Supervisor:
             if record.state == "complete" and self.best is record and self.only is None:
                 self._plot_scheduler.want(record)
             self._keep_best_weights(record)
-        trial.end()
+        trial.close()
 
     def _note(self, record: TrialRecord) -> None:
         self.records[record.number] = record

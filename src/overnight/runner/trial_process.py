@@ -1,4 +1,4 @@
-"""Trial processes, from the supervisor's side: the process forked ahead, the end of the pipe, the log."""
+"""Trial processes, as the supervisor sees them: the pipe, the printed output and its log, and how they start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from overnight.protocol import (
     Decision,
@@ -22,21 +22,32 @@ from overnight.protocol import (
     Finished,
     Predicted,
     PredictSpec,
+    Reason,
     Refused,
     TrialSpec,
     Up,
 )
-from overnight.runner.watchdog import Ruling
+from overnight.runner.watchdog import Violation
 from overnight.system import forkserver
 from overnight.system.kill import discard, forget, kill
 
 LOG_CAP_BYTES = 1_000_000
-DRAIN_READS = 32  # of 64 KiB at a time: a trial that never stops printing must not keep the supervisor from the others
+# Of 64 KiB each. The limit lets the supervisor serve the other trials while one prints without end.
+READS_AT_ONCE = 32
 
 
 @dataclass
 class TrialProcess:
-    """One running trial: its process, the pipe to it, and what it prints."""
+    """A running trial: its process, the pipe to it, and what it prints.
+
+    Attributes:
+        finished: its last message, or the supervisor's decision that it failed.
+        violation: the limit that it exceeded, if the watchdog ended it.
+        asked_to_stop: the supervisor has told it to save and stop.
+        pruned: the pruner ended it, possibly after it was asked to stop.
+        printing: False once it has closed its output.
+        epoch: the last one done, counted from 0; -1 before the first.
+    """
 
     spec: TrialSpec
     process: BaseProcess
@@ -45,18 +56,18 @@ class TrialProcess:
     log: Path
     started_at: float = field(default_factory=time.time)
     finished: Finished | None = None
-    ruling: Ruling | None = None  # the watchdog's
+    violation: Violation | None = None
     asked_to_stop: bool = False
-    pruned: bool = False  # the pruner ends it, though it may have heard before that it is to stop
-    printing: bool = True  # until it closes its output
+    pruned: bool = False
+    printing: bool = True
     epoch: int = -1
 
     def send(self, decision: Decision) -> None:
-        with contextlib.suppress(OSError):  # it died; its sentinel says so
+        with contextlib.suppress(OSError):  # it has died, which its sentinel reports
             self.pipe.send(decision)
 
     def messages(self) -> Iterator[Up]:
-        """What has arrived, without waiting."""
+        """Yield the messages that have arrived, without waiting."""
         try:
             while self.pipe.poll():
                 yield self.pipe.recv()
@@ -64,12 +75,9 @@ class TrialProcess:
             return
 
     def drain_output(self) -> bool:
-        """Move what the trial printed into its log, whose first half goes where it grows past the cap.
-
-        Returns whether there was anything.
-        """
+        """Move what the trial printed into its log. Returns whether there was anything."""
         printed = False
-        for _ in range(DRAIN_READS):
+        for _ in range(READS_AT_ONCE):
             try:
                 if not self.output.poll():
                     return printed
@@ -80,24 +88,25 @@ class TrialProcess:
                 self.printing = False
                 return printed
             printed = True
-            with contextlib.suppress(OSError):  # a log that can't be kept is no reason to lose a night
-                self._keep(data)
+            with contextlib.suppress(OSError):  # a study goes on without the log
+                self._append_to_log(data)
         return printed
 
-    def _keep(self, data: bytes) -> None:
+    def _append_to_log(self, data: bytes) -> None:
+        """Append to the log. Drop its first half if it exceeds the cap."""
         with open(self.log, "ab") as file:
             file.write(data)
             size = file.tell()
         if size > LOG_CAP_BYTES:
             tail = self.log.read_bytes()[-LOG_CAP_BYTES // 2 :]
-            self.log.write_bytes(b"[what came before was too long to keep]\n" + tail)
+            self.log.write_bytes(b"[earlier output was too long to keep]\n" + tail)
 
     def kill(self) -> None:
-        """End the process, and whatever it started."""
+        """Kill the process and its children."""
         kill(self.process)
 
-    def end(self) -> None:
-        """Leave nothing of it behind."""
+    def close(self) -> None:
+        """Kill the process, keep its last output, and free all its resources."""
         self.kill()
         self.drain_output()
         self.pipe.close()
@@ -105,31 +114,53 @@ class TrialProcess:
         forget(self.process)
 
 
-class Starter:
-    """Starts trials, in a process that was forked ahead where there is one: a freed slot need not wait for a fork.
+class ProcessFactory(Protocol):
+    """Starts trial processes."""
 
-    on_cpu: all of them are for the CPU, so that a process can go through a trial's first lines before it has one.
+    def is_ready(self, within_s: float = 0.0) -> bool:
+        """Wait up to `within_s` seconds; return whether a trial can start now."""
+        ...
+
+    def start(self, spec: TrialSpec, log: Path) -> TrialProcess: ...
+
+    def fork_ahead(self) -> None:
+        """Prepare a process for the next trial, so that a freed slot does not wait for a fork."""
+        ...
+
+    def close(self) -> None:
+        """End the process that was prepared."""
+        ...
+
+
+class ForkedProcesses:
+    """Starts trial processes by forking them from the warm forkserver.
+
+    Args:
+        on_cpu: all trials run on the CPU, so a process can run a trial's first lines before it gets one.
     """
 
     def __init__(self, on_cpu: bool = False) -> None:
         self._on_cpu = on_cpu
-        self._ahead: tuple[BaseProcess, Connection, Connection] | None = None
+        self._prepared: tuple[BaseProcess, Connection, Connection] | None = None
+
+    def is_ready(self, within_s: float = 0.0) -> bool:
+        """Return whether the forkserver has imported the stack. Before that, a fork blocks and delays signals."""
+        return forkserver.is_warm(within_s)
 
     def start(self, spec: TrialSpec, log: Path) -> TrialProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
-        if self._ahead is not None and not self._ahead[0].is_alive():
+        if self._prepared is not None and not self._prepared[0].is_alive():
             self.close()
         self.fork_ahead()
-        assert self._ahead is not None
-        trial = TrialProcess(spec, *self._ahead, log)
-        self._ahead = None
-        with contextlib.suppress(OSError):  # it died this very moment; its sentinel says so
+        assert self._prepared is not None
+        trial = TrialProcess(spec, *self._prepared, log)
+        self._prepared = None
+        with contextlib.suppress(OSError):  # it has just died, which its sentinel reports
             trial.pipe.send(spec)
         return trial
 
     def fork_ahead(self) -> None:
-        """Have a process ready for the next trial."""
-        if self._ahead is not None:
+        if self._prepared is not None:
             return
         from overnight.trial import process as trial
 
@@ -138,13 +169,12 @@ class Starter:
         process = forkserver.fork(trial.main, theirs, printed, self._on_cpu)
         theirs.close()
         printed.close()
-        self._ahead = process, ours, output
+        self._prepared = process, ours, output
 
     def close(self) -> None:
-        """End the process that was forked ahead: nobody else would."""
-        if self._ahead is not None:
-            process, *ends = self._ahead
-            self._ahead = None
+        if self._prepared is not None:
+            process, *ends = self._prepared
+            self._prepared = None
             discard(process)
             for end in ends:
                 end.close()
@@ -153,50 +183,57 @@ class Starter:
 def run_alone(
     spec: TrialSpec, log: Path, silence_s: float | None = None, until: float | None = None
 ) -> tuple[TrialProcess, list[Up]]:
-    """Run a trial outside any study, every epoch answered with "go on".
+    """Run a trial outside any study. Each epoch is answered with `Decision.GO_ON`.
 
-    silence_s: nothing heard for so long counts as failed. until: when it is ended, whatever it says, in seconds since
-    1970. Returns the ended trial, and all that it said.
+    Args:
+        silence_s: the trial fails if no message or output arrives for so long.
+        until: the trial is ended at this time, in seconds since 1970.
+
+    Returns:
+        The ended trial and all its messages.
     """
-    said: list[Up] = []
-    ends = math.inf if until is None else time.monotonic() + until - time.time()
-    trial = Starter().start(spec, log)
+    received: list[Up] = []
+    ends_at = math.inf if until is None else time.monotonic() + until - time.time()
+    silence_limit_s = math.inf if silence_s is None else silence_s
+    trial = ForkedProcesses().start(spec, log)
     try:
         while trial.finished is None:
             handles: list[Any] = [trial.pipe, trial.process.sentinel, *([trial.output] if trial.printing else [])]
-            limit_s = min(math.inf if silence_s is None else silence_s, max(ends - time.monotonic(), 0.0))
-            ready = wait(handles, timeout=limit_s if limit_s < math.inf else None)
-            died = not trial.process.is_alive()  # and so will say nothing after what is read here
+            timeout_s = min(silence_limit_s, max(ends_at - time.monotonic(), 0.0))
+            ready = wait(handles, timeout=timeout_s if timeout_s < math.inf else None)
+            is_dead = not trial.process.is_alive()  # asked before the messages are read, so that none is missed
             trial.drain_output()
             for message in trial.messages():
-                said.append(message)
+                received.append(message)
                 if isinstance(message, EpochEnd):
                     trial.send(Decision.GO_ON)
                 elif isinstance(message, Finished):
                     trial.finished = message
             if trial.finished is not None:
                 break
-            if time.monotonic() >= ends:
-                trial.finished = Finished(spec.number, "failed", "timed_out", "there was no time left")
-            elif not ready and limit_s == silence_s:
-                trial.finished = Finished(spec.number, "failed", "stalled", f"nothing was heard for {silence_s:g} s")
-            elif died:
-                trial.finished = Finished(spec.number, "failed", "crashed", _last_words(trial))
+            if time.monotonic() >= ends_at:
+                trial.finished = _failed(spec, "timed_out", "no time was left")
+            elif not ready and timeout_s == silence_s:
+                trial.finished = _failed(spec, "stalled", f"no message or output came for {silence_s:g} s")
+            elif is_dead:
+                trial.finished = _failed(spec, "crashed", _cause_of_death(trial))
     finally:
-        trial.end()
-    return trial, said
+        trial.close()
+    return trial, received
 
 
-def _last_words(trial: TrialProcess) -> str:
-    """What a process that died printed, or else how it died."""
+def _failed(spec: TrialSpec, reason: Reason, detail: str) -> Finished:
+    return Finished(spec.number, "failed", reason, detail)
+
+
+def _cause_of_death(trial: TrialProcess) -> str:
     code = trial.process.exitcode or 0
     printed = trial.log.read_text(errors="replace").strip() if trial.log.exists() else ""
-    return printed or (f"its process was ended by signal {-code}" if code < 0 else f"its process left with {code}")
+    return printed or (f"its process was ended by signal {-code}" if code < 0 else f"its process ended with {code}")
 
 
-def run_one_shot(spec: ExportSpec | PredictSpec, log: Path, within_s: float) -> Exported | Predicted | Refused:
-    """Have a process do what `spec` says and report, which it must within so many seconds; what it prints goes to
-    `log`."""
+def run_one_shot(spec: ExportSpec | PredictSpec, log: Path, timeout_s: float) -> Exported | Predicted | Refused:
+    """Run a job with a trained network in a process and return its answer. What it prints goes to `log`."""
     from overnight.trial import one_shot
 
     ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -204,12 +241,12 @@ def run_one_shot(spec: ExportSpec | PredictSpec, log: Path, within_s: float) -> 
     process = forkserver.fork(one_shot.main, spec, theirs, log)
     theirs.close()
     try:
-        if not ours.poll(within_s):
-            return Refused((f"nothing was heard for {within_s:g} s; {log} holds what it printed",))
+        if not ours.poll(timeout_s):
+            return Refused((f"the process did not answer within {timeout_s:g} s; {log} holds what it printed",))
         answer: Exported | Predicted | Refused = ours.recv()
         return answer
     except EOFError:
-        return Refused((f"the process ended without a word; {log} holds what it printed",))
+        return Refused((f"the process ended without an answer; {log} holds what it printed",))
     finally:
         ours.close()
         discard(process)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from overnight.api import Result, Trial, train, tune
     from overnight.config.problems import ConfigError
-    from overnight.study.storage.database import Held
+    from overnight.study.storage.lock import StudyInUse
 
-__all__ = ["ConfigError", "Held", "Result", "Trial", "train", "tune"]
-_HOMES = {"ConfigError": "config.rules", "Held": "study.storage.database"}
+__all__ = ["ConfigError", "Result", "StudyInUse", "Trial", "train", "tune"]
+_HOMES = {"ConfigError": "config.problems", "StudyInUse": "study.storage.lock"}
 
 
 def __getattr__(name: str) -> Any:

@@ -126,7 +126,7 @@ def tune(overrides: Iterable[str] = (), config_dir: str | Path | None = None, *,
 
     Raises:
         ConfigError: with every mistake in the request; nothing was started.
-        Held: another process runs this study.
+        StudyInUse: another process runs this study.
         KeyboardInterrupt: after running trials were saved; the same call resumes the study.
     """
     with _interrupts() as signals:

@@ -14,7 +14,7 @@ from overnight.cli.main import cli
 from overnight.search import plan
 from overnight.study.open import open_study
 from overnight.study.snapshot import StudyView, view
-from overnight.study.storage.database import holder_file
+from overnight.study.storage.lock import holder_file
 from support.mlflow_store import assert_equal, children, client_of, forget, runs_of
 
 SEVEN = ("study.trials=7", "trainer.max_epochs=6", "pruner.startup_trials=2", "pruner.warmup_epochs=1")

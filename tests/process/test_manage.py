@@ -26,7 +26,8 @@ from overnight.search.plan import Plan
 from overnight.study import exclusions
 from overnight.study.open import open_study
 from overnight.study.snapshot import StudyView, view
-from overnight.study.storage.database import Held, dispose, hold, open_storage
+from overnight.study.storage.database import dispose, open_storage
+from overnight.study.storage.lock import StudyInUse, lock_study
 from support.commands import SMALL
 from support.mlflow_store import assert_equal, client_of
 
@@ -175,9 +176,9 @@ def test_what_cannot_be_marked_is_said_all_at_once(own_home: Path) -> None:
         "digits-mlp/0: must be marked bad to be marked good, and is complete; leave it",
         "digits-mlp/99: must be one of its trials, 0 to 4",
     ]
-    let_go = hold(place_of(own_home), "digits-mlp")
+    let_go = lock_study(place_of(own_home), "digits-mlp")
     try:
-        with pytest.raises(Held, match="overnight stop digits-mlp"):
+        with pytest.raises(StudyInUse, match="overnight stop digits-mlp"):
             manage.mark(place_of(own_home), "digits-mlp", [0], bad=True)
     finally:
         let_go()
@@ -207,8 +208,8 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
         2, "--yes: must be given where nobody can be asked; nothing was deleted",
     )  # fmt: skip
 
-    let_go = hold(location, "gone")
-    with pytest.raises(Held):
+    let_go = lock_study(location, "gone")
+    with pytest.raises(StudyInUse):
         manage.delete(location, found)
     let_go()
 

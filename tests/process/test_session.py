@@ -23,7 +23,7 @@ from overnight.search.plan import Plan
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
 from overnight.study.snapshot import view
-from overnight.study.storage.database import Held, holder_file, holder_of
+from overnight.study.storage.lock import StudyInUse, holder_file, holder_of
 from overnight.system import forkserver
 
 
@@ -261,13 +261,13 @@ def test_extending_refuses_a_space_that_shrank(tmp_path: Path) -> None:
 def test_a_second_holder_is_told_who_the_first_one_is(tmp_path: Path) -> None:
     study = planned(tmp_path)
     with opened(study):
-        with pytest.raises(Held, match=f"process {os.getpid()} "):
+        with pytest.raises(StudyInUse, match=f"process {os.getpid()} "):
             open_study(study)
         holder = holder_file(study.settings.location, study.name)
         said = holder.read_text()
         holder.unlink()  # it has the lock, and has not said yet who it is
         threading.Timer(0.2, holder.write_text, [said]).start()
-        with pytest.raises(Held, match=f"process {os.getpid()} "):
+        with pytest.raises(StudyInUse, match=f"process {os.getpid()} "):
             open_study(study)
     with opened(study):
         pass

@@ -18,7 +18,7 @@ from overnight.study import snapshot
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
 from overnight.study.storage import leased, leases
-from overnight.study.storage.database import Unreachable
+from overnight.study.storage.outage import Unreachable
 from support.servers import Cable, Postgres
 from support.shared_sessions import Join, asked, epoch, stay
 

@@ -20,8 +20,9 @@ from overnight.config.credentials import BACKEND_URI, LOGINS_URI, SECRET, STORAG
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.study.storage import database as storage
+from overnight.study.storage import lock
 from overnight.study.storage import postgres as postgres_module
-from overnight.study.storage.database import Unreachable
+from overnight.study.storage.outage import Unreachable
 from support.servers import Cable, Postgres
 
 WORD = "pl4nted%24word"
@@ -93,7 +94,7 @@ def test_a_database_that_goes_away_while_it_is_looked_at_is_out_of_reach_and_no_
     storage.dispose(storage.open_storage(StudyLocation("unused", url := database(), storage="postgres")))
     cable = Cable(tmp_path / "cable", postgres)
     location = StudyLocation("unused", cable.through(url), storage="postgres")
-    module, name = (postgres_module, "holds") if when == "opened" else (storage, "open_storage")
+    module, name = (postgres_module, "has_tables") if when == "opened" else (storage, "open_storage")
     before = getattr(module, name)
 
     def and_goes(*args: Any) -> Any:
@@ -103,7 +104,7 @@ def test_a_database_that_goes_away_while_it_is_looked_at_is_out_of_reach_and_no_
 
     monkeypatch.setattr(module, name, and_goes)
     with pytest.raises(Unreachable, match="can't be reached"):
-        storage.holder_of(location, "one")
+        lock.holder_of(location, "one")
 
 
 def test_an_old_ledger_is_not_opened_until_it_is_brought_up_to_date(

@@ -24,8 +24,8 @@ from overnight.study import snapshot
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
 from overnight.study.storage import leased
-from overnight.study.storage.database import Unreachable
 from overnight.study.storage.leased import LeasedStorage
+from overnight.study.storage.outage import Unreachable
 from overnight.system.signals import Signals
 from support.servers import Postgres
 from support.shared_sessions import Join, asked, epoch, leave

@@ -21,7 +21,7 @@ from overnight.search.plan import TRAIN
 from overnight.search.record import keepers
 from overnight.study.open import reopen
 from overnight.study.snapshot import StudyView, view
-from overnight.study.storage.database import Held, held_by, holder_file, holder_of
+from overnight.study.storage.lock import StudyInUse, holder_file, holder_of
 from overnight.tracking.reconcile import reconcile, summary_missing
 from overnight.trial import checkpoint
 
@@ -37,16 +37,16 @@ class Finding:
 
 
 def examine(location: StudyLocation, name: str) -> list[Finding]:
-    """What is wrong around a study that nobody works on; touches nothing. Raises Held where somebody does."""
+    """What is wrong around a study that nobody works on; touches nothing. Raises StudyInUse where somebody does."""
     holder = holder_of(location, name)
     if holder is not None:
-        raise Held(held_by(name, holder))
+        raise StudyInUse(name, holder)
     found = _seen(location, name)
     return [*_in_the_home(location, name), *_in_the_ledger(found), *_in_the_folders(found), *_in_mlflow(found)]
 
 
 def mend(location: StudyLocation, name: str) -> list[Finding]:
-    """Do what the next start would, and remove what nobody wants; what is still wrong then. Raises Held."""
+    """Do what the next start would, and remove what nobody wants; what is still wrong then. Raises StudyInUse."""
     session = reopen(location, name)
     try:
         session.put_back_orphans()

@@ -147,7 +147,7 @@ def stop(arguments: tuple[str, ...], wait_s: float) -> None:
     import time
 
     from overnight.study import snapshot
-    from overnight.study.storage.database import holder_of
+    from overnight.study.storage.lock import holder_of
 
     location, view, _ = _look(arguments)
     if view is None:
@@ -342,14 +342,16 @@ def main() -> None:
             raise
         _mistake(error.problems)
     except RuntimeError as error:
-        from overnight.study.storage.database import Held, NoRoom, Unreachable
+        from overnight.study.storage.database import DiskFull
+        from overnight.study.storage.lock import StudyInUse
+        from overnight.study.storage.outage import Unreachable
 
-        if isinstance(error, NoRoom | Unreachable):
+        if isinstance(error, DiskFull | Unreachable):
             click.echo(str(error), err=True)
             sys.exit(1)
         if "table schema" in str(error):  # Optuna's word on a ledger of another version of its own
             _mistake([f"storage: {' '.join(str(error).split())}"])
-        if not isinstance(error, Held):
+        if not isinstance(error, StudyInUse):
             raise
         _mistake([str(error)])
 

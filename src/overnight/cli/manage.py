@@ -22,7 +22,8 @@ from overnight.search.record import TrialRecord, best_of
 from overnight.study import exclusions
 from overnight.study.open import reopen
 from overnight.study.snapshot import StudyView, names_in, view
-from overnight.study.storage.database import hold, opened
+from overnight.study.storage.database import opened
+from overnight.study.storage.lock import lock_study
 from overnight.tracking import registry
 
 if TYPE_CHECKING:
@@ -163,11 +164,11 @@ def _tracked_in(location: StudyLocation, kept: Mapping[str, Any]) -> bool:
 def delete(location: StudyLocation, found: StudyFootprint) -> list[str]:
     """Delete a study for good, the ledger last, so that one that was cut short is said again; what is left, in words.
 
-    Raises Held where somebody works on it.
+    Raises StudyInUse where somebody works on it.
     """
     with contextlib.ExitStack() as held:
         for name in (found.name, found.name + CONFIRM):
-            held.callback(hold(location, name))
+            held.callback(lock_study(location, name))
             held.callback(location.paths.study(name).lock.unlink, missing_ok=True)
         with _told(found.name):
             left = registry.forget(location, found.name, found.uids)
@@ -276,7 +277,7 @@ def mark(
     """Have trials that have ended count as failed, or as they ended; the study as it stands then, in MLflow too, and
     what kept MLflow from it.
 
-    Raises ConfigError for a trial that can't be marked, Held where somebody works on the study.
+    Raises ConfigError for a trial that can't be marked, StudyInUse where somebody works on the study.
     """
     session = reopen(location, name)
     try:

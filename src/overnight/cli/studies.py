@@ -170,11 +170,11 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
     """Delete a study for good: trials, MLflow's runs and models, checkpoints, pictures, logs, report. Asks first."""
     from overnight.cli import manage
     from overnight.config.compose import study_location
-    from overnight.study.storage.database import Held, held_by, holder_of
+    from overnight.study.storage.lock import StudyInUse, holder_of
 
     location = study_location(overrides)
     if holder := holder_of(location, study):
-        raise Held(held_by(study, holder))
+        raise StudyInUse(study, holder)
     found = manage.remains(location, study)
     click.echo(f"{study}: {found.trials} trials, in optuna.db as {', '.join(found.optuna_studies)}")
     click.echo(f"  in MLflow: {found.runs} runs, {found.versions} model versions")

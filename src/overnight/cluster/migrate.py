@@ -60,7 +60,7 @@ def _each(urls: dict[str, str]) -> Iterator[str]:
             continue
         with _said(store):
             created = postgres.create_database(url)
-            with postgres.alone(url):
+            with postgres.schema_lock(url):
                 store.make(url)
         yield f"{store.said} ({store.name}): {'created, and ' if created else ''}up to date"
 

@@ -14,7 +14,7 @@ from overnight.config.compose import compose
 from overnight.config.problems import ConfigError
 from overnight.config.sections import Settings
 from overnight.study import snapshot
-from overnight.study.storage.database import Unreachable
+from overnight.study.storage.outage import Unreachable
 from overnight.system.signals import Signals
 
 _LOOK_EVERY_S = 2.0  # for a study to serve

@@ -9,7 +9,7 @@ from contextlib import suppress
 from overnight.search.limits import Launch
 from overnight.search.record import TrialRecord
 from overnight.study.session import StudySession
-from overnight.study.storage.database import Unreachable
+from overnight.study.storage.outage import Unreachable
 
 _LOOK_EVERY_S = 1.0
 

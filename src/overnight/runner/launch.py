@@ -14,7 +14,8 @@ from overnight.study import warm_start
 from overnight.study.open import open_study
 from overnight.study.snapshot import view
 from overnight.study.storage import database
-from overnight.study.storage.database import free_mib, holder_of
+from overnight.study.storage.database import free_mib
+from overnight.study.storage.lock import holder_of
 from overnight.system import forkserver
 from overnight.system.signals import Signals
 

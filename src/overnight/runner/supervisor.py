@@ -22,7 +22,8 @@ from overnight.runner.watchdog import Watchdog
 from overnight.search.limits import Limits
 from overnight.search.record import TrialRecord, best_of, keepers
 from overnight.study.session import StudySession, TrialAssignment
-from overnight.study.storage.database import NoRoom, Unreachable, free_mib, wait_while_full
+from overnight.study.storage.database import DiskFull, free_mib
+from overnight.study.storage.outage import Unreachable
 from overnight.system import forkserver
 from overnight.system.devices import machine_memory, slot_devices
 from overnight.tracking import MlflowSync
@@ -76,7 +77,7 @@ class Supervisor:
         self.limits = limits
         self.ahead: str | None = None  # what there is to come before a deadline
         self.no_room = False  # on the disk: trials save, and wait for it
-        wait_while_full(session.storage, self._await_room)
+        session.storage.backend.wait_for_space = self._await_room
         self._starter = ForkedProcesses(on_cpu=set(self.devices) == {"cpu"})
         self._plot_scheduler = PlotScheduler(self.plan, session.uid, mlflow_sync)
         self._watchdog = Watchdog(self.plan.settings.trial, self.slots, machine_memory())
@@ -405,7 +406,7 @@ class Supervisor:
         self.no_room = True
         self.on_change(self)
         if self.stopping.is_stopping:
-            raise NoRoom("the disk is full; nothing is lost, and the same line goes on once there is room")
+            raise DiskFull("the disk is full; nothing is lost, and the same line goes on once there is room")
         time.sleep(LOOK_EVERY_S)
 
     def _look_for_room(self) -> None:

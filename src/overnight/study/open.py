@@ -23,8 +23,10 @@ from overnight.study import exclusions, plan_trust
 from overnight.study.session import StudySession
 from overnight.study.snapshot import LAUNCHED, LINKS, OVER, PLAN, READY, REFUSED, STOP, TOLD, UID, generations, plan_of
 from overnight.study.storage import leased
-from overnight.study.storage.database import dispose, hold, reached
+from overnight.study.storage.database import dispose
 from overnight.study.storage.leased import LeasedStorage, open_for_work
+from overnight.study.storage.lock import lock_study
+from overnight.study.storage.outage import raising_unreachable
 
 _WAIT_FOR_THE_STOPPED_S, _LOOK_EVERY_S = 15.0, 0.5  # they have trials save, and MLflow told of it
 
@@ -43,7 +45,7 @@ def open_study(
         The ledger, and what there is to say about it, one line each.
 
     Raises:
-        Held: another process works on it. ConfigError: its trials and this plan's would not compare. Unreachable.
+        StudyInUse: another process works on it. ConfigError: its trials and this plan's would not compare. Unreachable.
     """
     home = plan.settings.location.paths
     try:
@@ -133,7 +135,7 @@ def join(name: str, own: Settings, lacking: Callable[[Plan], list[str]] = lambda
 
 
 def reopen(location: StudyLocation, name: str) -> StudySession:
-    """Hold a study that there is, as it stands and alone, to mend what is around it. Raises Held, Unreachable."""
+    """Hold a study that there is, as it stands and alone, to mend what is around it. Raises StudyInUse, Unreachable."""
     if location.shared:
         leased.begin()
         with _shared(location) as storage:
@@ -155,7 +157,7 @@ def _shared(location: StudyLocation) -> Iterator[LeasedStorage]:
     storage = open_for_work(location)
     assert isinstance(storage, LeasedStorage), "so the place says"
     try:
-        with reached():
+        with raising_unreachable():
             yield storage
     except BaseException:
         dispose(storage)
@@ -165,7 +167,7 @@ def _shared(location: StudyLocation) -> Iterator[LeasedStorage]:
 @contextmanager
 def _held(location: StudyLocation, name: str) -> Iterator[Callable[[], None]]:
     """Hold a study, beyond the block too, unless an error leaves it; what ends that."""
-    let_go = hold(location, name)
+    let_go = lock_study(location, name)
     try:
         yield let_go
     except BaseException:

@@ -45,9 +45,10 @@ from overnight.search.record import (
     values_of,
 )
 from overnight.study.snapshot import LAUNCH, LAUNCHED, LINKS, OVER, STOP, TESTS, TOLD, UID, WANTED, tests_of
-from overnight.study.storage.database import Unreachable, dispose
+from overnight.study.storage.database import dispose
 from overnight.study.storage.exclusive import ExclusiveStorage
 from overnight.study.storage.leased import LeasedStorage, Peers, Which
+from overnight.study.storage.outage import Unreachable
 
 _LAST_WORDS_S = 10.0  # for a ledger that is out of reach to be back, before what it lacks is left to those who go on
 

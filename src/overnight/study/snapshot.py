@@ -17,7 +17,8 @@ from overnight.search.plan import CONFIRM, TRAIN, Plan
 from overnight.search.record import State, TrialRecord, best_of, record_of
 from overnight.study import exclusions
 from overnight.study.storage import optuna_tables
-from overnight.study.storage.database import OptunaDatabase, holder_of, opened, without_collecting
+from overnight.study.storage.database import OptunaDatabase, opened, without_collecting
+from overnight.study.storage.lock import holder_of
 
 # Names of what we keep in a study's user attributes.
 PLAN, READY, STOP, LINKS = "overnight.plan", "overnight.ready", "overnight.stop", "overnight.mlflow"

@@ -19,8 +19,8 @@ from pathlib import Path
 from overnight.config import credentials
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
-from overnight.study.storage.database import Unreachable
 from overnight.study.storage.leased import Ownership, Peers
+from overnight.study.storage.outage import Unreachable
 from overnight.tracking import tags
 from overnight.tracking.parent_run import ParentRun, open_experiment
 from overnight.tracking.reconcile import reconcile

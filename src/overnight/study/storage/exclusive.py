@@ -21,7 +21,6 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import OperationalError
 
 from overnight.study.storage.database import OptunaDatabase
 from overnight.study.storage.optuna_tables import Row, blank, write_trial
@@ -67,19 +66,17 @@ class ExclusiveStorage(BaseStorage):
                 self.write()
 
     def write(self) -> None:
-        """Bring the database up to what is known here. Waits for room on a full disk, as LedgerStorage does."""
-        while self._unwritten:
-            try:
-                with undisturbed():
-                    with self.backend.engine.begin() as database:
-                        row_ids = {i: write_trial(database, i, row) for i, row in self._unwritten.items()}
-                    for trial_id, row_id in row_ids.items():
-                        row = self._unwritten.pop(trial_id)
-                        row.written, row.row_id = row.now, row_id
-            except OperationalError as error:
-                if "disk is full" not in str(error):
-                    raise
-                self.backend.on_full()
+        """Write what is unwritten, in one transaction. Waits for space on a full disk."""
+        if self._unwritten:
+            self.backend.retry_while_full(self._write_once)
+
+    def _write_once(self) -> None:
+        with undisturbed():
+            with self.backend.engine.begin() as database:
+                row_ids = {i: write_trial(database, i, row) for i, row in self._unwritten.items()}
+            for trial_id, row_id in row_ids.items():
+                row = self._unwritten.pop(trial_id)
+                row.written, row.row_id = row.now, row_id
 
     @property
     def unwritten(self) -> int:

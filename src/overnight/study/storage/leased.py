@@ -26,9 +26,11 @@ from sqlalchemy.exc import DBAPIError
 
 from overnight.config.paths import StudyLocation
 from overnight.study.storage import leases, postgres
-from overnight.study.storage.database import Held, OptunaDatabase, Unreachable, away, held_by, open_storage, reached
+from overnight.study.storage.database import OptunaDatabase, open_storage
 from overnight.study.storage.exclusive import ExclusiveStorage, as_stored, id_of, undisturbed
+from overnight.study.storage.lock import StudyInUse
 from overnight.study.storage.optuna_tables import Row, blank, write_trial
+from overnight.study.storage.outage import Unreachable, raising_unreachable, unreachable_message
 
 Which = Literal["any", "new"] | int
 Ownership = Literal["owned", "uncertain", "foreign"]
@@ -185,12 +187,12 @@ class LeasedStorage(ExclusiveStorage):
     # One of several
 
     def join(self, study_id: int, alone: bool = False) -> None:
-        """Say that this process is at a study. Raises Held where `alone` is asked for and somebody is; Unreachable."""
+        """Count this process as a member of a study. Raises StudyInUse if `alone` and there are others; Unreachable."""
 
         def work(database: Connection) -> None:
             there = leases.members(database, study_id) if alone else []
             if there:
-                raise Held(held_by(self.get_study_name_from_id(study_id), vars(there[0])))
+                raise StudyInUse(self.get_study_name_from_id(study_id), vars(there[0]))
             leases.join(database, study_id, self.owner, self.lease_s)
 
         self._transact(work, lock=f"members of {study_id}")
@@ -204,13 +206,13 @@ class LeasedStorage(ExclusiveStorage):
 
     def count_peers(self, study_id: int) -> int:
         """How many other processes are at a study. Other threads may ask."""
-        with reached(), self.backend.engine.connect() as connection:
+        with raising_unreachable(), self.backend.engine.connect() as connection:
             return sum(member.owner != self.owner for member in leases.members(connection, study_id))
 
     def may_have_silent_peers(self, study_id: int, first: dict[str, float]) -> bool:
         """Whether somebody else who is at a study, or was, may be gone without a word: has not been heard of since
         `first` was begun, an empty dict; or is gone, and has left what this process can't take over yet."""
-        with reached(), self.backend.engine.connect() as connection:
+        with raising_unreachable(), self.backend.engine.connect() as connection:
             there, holding = leases.others(connection, study_id, self.owner)
         silent = [owner for owner, until in there.items() if first.setdefault(owner, until) == until]
         return bool(silent or holding - there.keys())
@@ -223,11 +225,11 @@ class LeasedStorage(ExclusiveStorage):
     def lock(self, what: str, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Be the only process to do something, of all that share the database; waits for its turn, and calls
         `meanwhile` until then, now and again. Other threads may ask. Raises Unreachable."""
-        with reached():
+        with raising_unreachable():
             connection = self.backend.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         with connection:
             pause_s = 0.02
-            with reached():
+            with raising_unreachable():
                 while not leases.try_lock_beyond(connection, what):  # asleep here, not there: signals are heeded
                     meanwhile()
                     time.sleep(pause_s)
@@ -343,9 +345,9 @@ class LeasedStorage(ExclusiveStorage):
         self._unsure.clear()
 
     def _out_of_reach(self, error: BaseException) -> None:
-        if not postgres.is_away(error):
+        if not postgres.is_unreachable(error):
             raise error
-        self.outage = away(error)
+        self.outage = unreachable_message(error)
         self._try_at = time.monotonic() + min(_TRY_AGAIN_S, _RENEW_AFTER * self.lease_s)
 
     # Optuna's own questions
@@ -407,13 +409,13 @@ class LeasedStorage(ExclusiveStorage):
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         if study_id not in self._directions:
-            with reached():
+            with raising_unreachable():
                 self._directions[study_id] = self.backend.get_study_directions(study_id)
         return self._directions[study_id]
 
     def get_study_name_from_id(self, study_id: int) -> str:
         if study_id not in self._names:
-            with reached():
+            with raising_unreachable():
                 self._names[study_id] = self.backend.get_study_name_from_id(study_id)
         return self._names[study_id]
 

@@ -64,7 +64,7 @@ class Member:
     since: float
 
 
-def create(connection: Connection) -> None:
+def create_tables(connection: Connection) -> None:
     """Make the tables where they are lacking."""
     TABLES.create_all(connection)
 

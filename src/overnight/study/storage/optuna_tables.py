@@ -36,14 +36,14 @@ def read_trials(
     database: Connection,
     study_id: int,
     states: Collection[TrialState] | None = None,
-    named: Collection[int] = (),
-    after: int = -1,
+    included_ids: Collection[int] = (),
+    after_id: int = -1,
     reports: bool = True,
 ) -> list[FrozenTrial]:
     """A study's trials, in the order of their ids there.
 
-    states: of those in these alone. after, named: with a greater id, or with one of these. reports: with their
-    intermediate values. KeyError: no such study.
+    states: only of trials in these. after_id, included_ids: only with a greater id, or with one of these. reports:
+    with their intermediate values. KeyError: no such study.
     """
     studies, trials = models.StudyModel.__table__, models.TrialModel.__table__
     if database.execute(select(studies.c.study_id).where(studies.c.study_id == study_id)).first() is None:
@@ -51,9 +51,9 @@ def read_trials(
     chosen = [trials.c.study_id == study_id]
     if states is not None:
         chosen.append(trials.c.state.in_(states))
-    if after > -1 and len(named) <= _MANY:
-        later = trials.c.trial_id > after
-        chosen.append(or_(later, trials.c.trial_id.in_(named)) if named else later)
+    if after_id > -1 and len(included_ids) <= _MANY:
+        later = trials.c.trial_id > after_id
+        chosen.append(or_(later, trials.c.trial_id.in_(included_ids)) if included_ids else later)
     found = {
         t.trial_id: FrozenTrial(
             number=t.number,
@@ -69,11 +69,11 @@ def read_trials(
             trial_id=t.trial_id,
         )
         for t in database.execute(select(trials).where(*chosen).order_by(trials.c.trial_id))
-        if t.trial_id > after or t.trial_id in named
+        if t.trial_id > after_id or t.trial_id in included_ids
     }
     if not found:
         return []
-    whole, ids = states is None and after == -1, list(found)
+    whole, ids = states is None and after_id == -1, list(found)
 
     def lines(model: Any, *columns: str) -> Iterator[tuple[Any, ...]]:
         """Another table's lines: the trial that each is of, and these of its columns."""

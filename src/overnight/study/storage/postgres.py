@@ -52,7 +52,7 @@ def _connect_arguments(url: URL) -> dict[str, Any]:
     return {name: value for name, value in mine.items() if name not in url.query}
 
 
-def is_away(error: BaseException | None) -> bool:
+def is_unreachable(error: BaseException | None) -> bool:
     """Whether an error, or what Optuna made of it, says that a database can't be reached or written for now."""
     if isinstance(error, StorageInternalError):
         error = error.__cause__
@@ -64,7 +64,7 @@ def is_away(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def alone(url: str) -> Iterator[None]:
+def schema_lock(url: str) -> Iterator[None]:
     """Be the only one that makes or changes tables in a database; waits for whoever else is at it, on any machine."""
     with _connection(make_url(url)) as connection:
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
@@ -75,7 +75,7 @@ def alone(url: str) -> Iterator[None]:
                 connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
 
 
-def holds(url: str, *tables: str) -> bool:
+def has_tables(url: str, *tables: str) -> bool:
     """Whether a database has all of these tables."""
     with _connection(make_url(url)) as connection:
         return all(
@@ -117,7 +117,7 @@ def create_database(url: str) -> bool:
 
 def _create_missing(wanted: URL) -> bool:
     server = wanted.set(database=_MAINTENANCE)
-    with alone(server.render_as_string(hide_password=False)), _connection(server) as connection:
+    with schema_lock(server.render_as_string(hide_password=False)), _connection(server) as connection:
         asked = sqlalchemy.text("SELECT 1 FROM pg_database WHERE datname = :name")
         if connection.execute(asked, {"name": wanted.database}).scalar() is not None:
             return False  # somebody was first

@@ -1,0 +1,111 @@
+"""The lock of a study: one process of a machine works on it at a time, and a file beside the lock says which.
+
+A shared study has members in place of a lock; see `leases`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from overnight.config.paths import StudyLocation
+from overnight.study.storage import leases
+from overnight.study.storage.database import opened
+
+# Largest difference between two readings of one process's start time. A process id is not reused within it.
+_START_TOLERANCE_S = 2.0
+_HOLDER_FILE_WAIT_S = 2.0
+
+
+class StudyInUse(RuntimeError):
+    """Another process works on the study. The message names it and what to do.
+
+    Args:
+        study: name of the study.
+        holder: what `holder_of` returns; empty where it is not known.
+    """
+
+    def __init__(self, study: str, holder: Mapping[str, Any]) -> None:
+        since = time.strftime("%H:%M", time.localtime(holder.get("since", time.time())))
+        super().__init__(
+            f"{study}: process {holder.get('pid', '?')} on {holder.get('host', 'this machine')} has been running it "
+            f"since {since}; stop it with `overnight stop {study}`, or watch it with `overnight status {study} --watch`"
+        )
+
+
+def lock_study(location: StudyLocation, study: str) -> Callable[[], None]:
+    """Lock a study for this process, until it ends or calls the function that is returned. Raises StudyInUse."""
+    path = location.paths.study(study).lock
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)  # the system releases it when this process dies, in whatever way
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StudyInUse(study, _await_holder(location, study)) from None
+    holder = holder_file(location, study)
+    me = {"pid": os.getpid(), **_start_of(os.getpid()), "host": socket.gethostname(), "since": time.time()}
+    temporary = holder.with_suffix(".writing")
+    temporary.write_text(json.dumps(me))
+    os.replace(temporary, holder)
+
+    def release() -> None:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+    return release
+
+
+def holder_of(location: StudyLocation, study: str) -> dict[str, Any] | None:
+    """Return the process that works on a study: on this machine or, if the storage is shared, on any.
+
+    Returns:
+        "pid", "host", "since" (seconds since 1970) and, if the storage is shared, "others" (the number of further
+        processes); None where no process that is alive works on it.
+    """
+    if location.shared:
+        return _first_member(location, study)
+    try:
+        holder: dict[str, Any] = json.loads(holder_file(location, study).read_text())
+        start = _start_of(holder["pid"])
+        same_boot = start["boot"] is not None and start["boot"] == holder.get("boot")
+        comparable = ["created", *(["after_boot_s"] if same_boot else [])]
+        is_alive = any(abs(start[key] - holder[key]) < _START_TOLERANCE_S for key in comparable)
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+    return holder if is_alive else None
+
+
+def holder_file(location: StudyLocation, study: str) -> Path:
+    return location.paths.study(study).lock.with_suffix(".holder.json")
+
+
+def _await_holder(location: StudyLocation, study: str) -> dict[str, Any]:
+    """Return the holder of a lock. A process that has just acquired it may not have written its file yet."""
+    deadline = time.monotonic() + _HOLDER_FILE_WAIT_S
+    while (holder := holder_of(location, study)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return holder or {}
+
+
+def _start_of(pid: int) -> dict[str, Any]:
+    """Return when a process started. Linux also counts from the boot, which a change of the clock does not move."""
+    created, boot = psutil.Process(pid).create_time(), Path("/proc/sys/kernel/random/boot_id")
+    return {
+        "created": created,
+        "after_boot_s": created - psutil.boot_time(),
+        "boot": boot.read_text().strip() if boot.exists() else None,
+    }
+
+
+def _first_member(location: StudyLocation, study: str) -> dict[str, Any] | None:
+    with opened(location) as storage, storage.engine.connect() as connection:
+        members = leases.members(connection, study)
+    return {**vars(members[0]), "others": len(members) - 1} if members else None

@@ -160,11 +160,11 @@ def fill(home: Path, trials: int) -> None:
     from optuna.trial import TrialState, create_trial
 
     from overnight.protocol import EpochEnd
-    from overnight.search import plan as plans
-    from overnight.search.record import HISTORY, pack
+    from overnight.search.build_plan import build_plan
+    from overnight.search.record import HISTORY, pack_history
     from overnight.study.open import open_study
 
-    plan = plans.make(nothing_overrides(home, "scale", trials, EPOCHS, "model.epoch_s=0.02"), NOTHING)
+    plan = build_plan(nothing_overrides(home, "scale", trials, EPOCHS, "model.epoch_s=0.02"), NOTHING)
     ledger, _ = open_study(plan)
     chance = random.Random(0)
     with ledger.together():  # in one transaction
@@ -181,7 +181,7 @@ def fill(home: Path, trials: int) -> None:
                     value=reached,
                     params={name: chance.random() for name in plan.space.names()},
                     distributions=plan.space.names(),
-                    user_attrs={HISTORY: pack(history)},
+                    user_attrs={HISTORY: pack_history(history)},
                     intermediate_values={e.epoch: e.metrics["val/accuracy"] for e in history},
                 )
             )

@@ -102,12 +102,12 @@ def train(net: str, device: str, pairs: int) -> dict[str, Any]:
     """`pairs` epochs of ours, each with a bare one before it; the first pair is thrown away."""
     from benchmarks import stepping
     from overnight.protocol import TrialSpec
-    from overnight.search import plan as plans
+    from overnight.search.build_plan import build_plan
     from overnight.trial.fit import fit
 
     kind, arguments, steps, _ = NETS[net]
     model = "mlp" if kind == "own" else kind
-    config = plans.make([f"model={model}", "search=none", f"trainer.max_epochs={pairs}"]).config({})
+    config = build_plan([f"model={model}", "search=none", f"trainer.max_epochs={pairs}"]).config({})
     config["data"] = {"_target_": "benchmarks.stepping.Rows", "steps": steps, "batch_size": BATCH}
     config["model"] |= arguments
     config["model"]["_target_"] = f"benchmarks.stepping.Timed{kind.upper() if kind != 'own' else 'Own'}"

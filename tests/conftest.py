@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from overnight import api, tracking
 from overnight.config.compose import study_location
 from overnight.report.live import NullScreen
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.study.snapshot import StudyView, view
 from support.commands import SMALL
 
@@ -29,7 +29,7 @@ hypothesis_settings.load_profile("seeded")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's embedded store, fresh: creating one takes seconds, copying one does not."""
     home = tmp_path_factory.mktemp("store")
-    tracking.client(plan.make([f"home={home}"]).settings.location)
+    tracking.client(build_plan([f"home={home}"]).settings.location)
     return home / "mlflow.db"
 
 
@@ -47,7 +47,7 @@ def tune(home: Path) -> Callable[..., api.Result]:
     def run(*overrides: str, config_dir: Path | None = None, **options: object) -> api.Result:
         # What a batch would show already is shown by test_preflight; here networks fail in trials.
         lines = [f"home={home}", "pictures.when=never", "preflight=never", *overrides]
-        return api.run(plan.make(lines, config_dir), screen=NullScreen(), **options)
+        return api.run(build_plan(lines, config_dir), screen=NullScreen(), **options)
 
     return run
 
@@ -57,7 +57,7 @@ def finished_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -
     """The home of one finished study, digits-mlp, on the whole real stack."""
     home = tmp_path_factory.mktemp("finished")
     shutil.copy(empty_store, home / "mlflow.db")
-    result = api.run(plan.make([f"home={home}", *SMALL]), screen=NullScreen())
+    result = api.run(build_plan([f"home={home}", *SMALL]), screen=NullScreen())
     assert result.stop_reason == "complete"
     assert result.mlflow_error is None
     return home

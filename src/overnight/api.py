@@ -19,7 +19,7 @@ from overnight.runner.launch import Say, check_configurations, check_free_space,
 from overnight.runner.notifier import Notifier
 from overnight.runner.stop_state import StopReason
 from overnight.runner.supervisor import Ending, Supervisor
-from overnight.search import plan as plans
+from overnight.search.build_plan import build_plan, plan_for_training
 from overnight.search.limits import Launch, SearchLimits
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, best_of
@@ -130,7 +130,7 @@ def tune(overrides: Iterable[str] = (), config_dir: str | Path | None = None, *,
         KeyboardInterrupt: after running trials were saved; the same call resumes the study.
     """
     with _interrupts() as signals:
-        result = run(plans.make(overrides, config_dir), extend=extend, signals=signals)
+        result = run(build_plan(overrides, config_dir), extend=extend, signals=signals)
     if result.stop_reason is StopReason.STOPPED:
         raise KeyboardInterrupt(f"{result.study_name} is paused; the same call resumes it")
     return result
@@ -139,7 +139,7 @@ def tune(overrides: Iterable[str] = (), config_dir: str | Path | None = None, *,
 def train(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -> Trial:
     """Train one configuration, tracked in the study and MLflow experiment `train`. Raises what `tune` raises."""
     with _interrupts() as signals:
-        result = run_one(plans.make(overrides, config_dir, searching=False), signals=signals)
+        result = run_one(build_plan(overrides, config_dir, searching=False), signals=signals)
     if result.stop_reason is StopReason.STOPPED:
         raise KeyboardInterrupt("the trial is paused; the same call resumes it")
     return _trial(result.records[-1])
@@ -205,7 +205,7 @@ def run_launched(
 
 def run_one(plan: Plan, *, screen: Screen | None = None, signals: Signals | None = None) -> Result:
     """Train a plan's baseline configuration as one more trial of the study `train`. The result holds its record."""
-    plan = plans.for_training(plan)
+    plan = plan_for_training(plan)
     check_free_space(plan)
     warm_up(plan.settings.location)
     session, messages = open_study(plan, comparable=False)

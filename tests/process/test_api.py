@@ -11,11 +11,11 @@ import pytest
 import overnight
 from overnight import api
 from overnight.report.live import NullScreen
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 
 
 def test_a_result_has_the_best_trial_and_a_table_of_all(finished_home: Path) -> None:
-    study = plan.make(
+    study = build_plan(
         [
             f"home={finished_home}",
             "study.trials=6",

@@ -22,7 +22,7 @@ from overnight import api
 from overnight.api import Result
 from overnight.cli.main import cli
 from overnight.config.compose import study_location
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.study.snapshot import StudyView, view
 from support.commands import LATE, running, start
 
@@ -167,7 +167,7 @@ def test_one_configuration_is_trained_and_tracked_and_gives_what_trial_0_of_a_st
     assert done.returncode == 0, done.stderr
     assert f"train/trial-0000: complete, val/accuracy {finished.records[0].objective:.6g}\n" in done.stdout
     home = overnight.folder / "mlruns"  # type: ignore[attr-defined]
-    api.run_one(plan.make([f"home={home}", "optimizer.lr=0.01", "trainer.max_epochs=2"], searching=False))
+    api.run_one(build_plan([f"home={home}", "optimizer.lr=0.01", "trainer.max_epochs=2"], searching=False))
     status = json.loads(overnight("status", "train", "--json", f"home={home}").stdout)
     assert status["trials"]["complete"] == status["budget"] == 2
     assert "printed nothing" in overnight("logs", "train/1").stderr

@@ -22,8 +22,8 @@ from overnight.report.live import NullScreen
 from overnight.runner import trial_process
 from overnight.runner.supervisor import Supervisor
 from overnight.runner.trial_spec import trial_spec
-from overnight.search import plan
-from overnight.search.plan import CONFIRM, Plan
+from overnight.search.build_plan import build_plan
+from overnight.search.plan import CONFIRM_SUFFIX, Plan
 from overnight.search.record import Confirms, TrialRecord
 from overnight.study.snapshot import view
 
@@ -45,13 +45,13 @@ def line(home: Path, network: str, seeds: int) -> list[str]:
 def confirmed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tuple[Path, api.Result]:
     home = tmp_path_factory.mktemp("confirmed")
     shutil.copy(empty_store, home / "mlflow.db")
-    result = api.run(plan.make(line(home, "Tested", 3)), screen=NullScreen())
+    result = api.run(build_plan(line(home, "Tested", 3)), screen=NullScreen())
     assert (result.stop_reason, result.mlflow_error) == ("complete", None)
     return home, result
 
 
 def runs_of(home: Path, role: str) -> list[Any]:
-    client = tracking.client(plan.make([f"home={home}"]).settings.location)
+    client = tracking.client(build_plan([f"home={home}"]).settings.location)
     experiment = client.get_experiment_by_name("small")
     return list(client.search_runs([experiment.experiment_id], f"tags.`overnight.role` = '{role}'"))
 
@@ -109,11 +109,13 @@ def test_the_test_set_is_asked_once_of_exactly_the_winner_and_the_baseline(confi
     assert not any("test/accuracy" in r.data.metrics for r in (*runs_of(home, "trial"), *runs_of(home, "study")))
     marks = (home / "tested").read_text()
     assert len(marks) == 3 * len(tested), "one batch of the test set for each network"
-    again = api.run(plan.make(line(home, "Tested", 3)), screen=NullScreen())
+    again = api.run(build_plan(line(home, "Tested", 3)), screen=NullScreen())
     assert not again.did_work
     assert finding.summary_sentence(again.finding) == finding.summary_sentence(result.finding)
     assert (home / "tested").read_text() == marks
-    assert len(list((home / "checkpoints" / f"small{CONFIRM}").rglob("*.ckpt"))) == 1, "the winner's, of one seed"
+    assert len(list((home / "checkpoints" / f"small{CONFIRM_SUFFIX}").rglob("*.ckpt"))) == 1, (
+        "the winner's, of one seed"
+    )
 
 
 def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_uncut_one_says(
@@ -123,17 +125,17 @@ def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_
 
     def end(self: Supervisor, trial: Any) -> None:
         real(self, trial)
-        if self.plan.name.endswith(CONFIRM) and len(self.ended) == 2 and not stopped:
+        if self.plan.name.endswith(CONFIRM_SUFFIX) and len(self.ended) == 2 and not stopped:
             stopped.append(True)
             self.stop()
 
     monkeypatch.setattr(Supervisor, "_end", end)
-    cut = api.run(plan.make(line(home, "Plain", 3)), screen=NullScreen())
+    cut = api.run(build_plan(line(home, "Plain", 3)), screen=NullScreen())
     assert cut.stop_reason == "stopped"
     found, _ = view(cut.plan.settings.location)
     assert (found.state, len(found.records)) == ("paused", 6)
     assert 2 <= found.confirmed < found.confirmations
-    whole = api.run(plan.make(line(home, "Plain", 3)), screen=NullScreen())
+    whole = api.run(build_plan(line(home, "Plain", 3)), screen=NullScreen())
     assert whole.stop_reason == "complete"
     trained = [
         (r.confirms.trial, r.confirms.nth_seed) for r in view(whole.plan.settings.location)[0].confirmation.records
@@ -145,7 +147,7 @@ def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_
 
 
 def test_a_network_that_dies_of_the_test_set_costs_its_test_alone(home: Path) -> None:
-    result = api.run(plan.make([*line(home, "DiesTested", 2), "study.trials=3"]), screen=NullScreen())
+    result = api.run(build_plan([*line(home, "DiesTested", 2), "study.trials=3"]), screen=NullScreen())
     assert result.stop_reason == "complete"
     assert "(no test set: the test failed: its process was ended by signal 9)" in finding.summary_sentence(
         result.finding
@@ -155,8 +157,8 @@ def test_a_network_that_dies_of_the_test_set_costs_its_test_alone(home: Path) ->
 def test_of_a_study_that_was_given_more_trials_every_seed_of_the_winner_is_tested(home: Path) -> None:
     """The former finalists' confirmations are there yet, and better than the new winner's on its worst seed."""
     lines = [*line(home, "Lucky", 3), "study.confirm.top=1", "seed=7"]  # by whose luck 1, then 3 is first
-    api.run(plan.make([*lines, "study.trials=2"]), screen=NullScreen())
-    found = api.run(plan.make(lines), screen=NullScreen()).finding
+    api.run(build_plan([*lines, "study.trials=2"]), screen=NullScreen())
+    found = api.run(build_plan(lines), screen=NullScreen()).finding
     assert found.winner.trial.number > 1
     assert (found.winner.tests["test/accuracy"].n, found.winner.untested) == (3, "")
 
@@ -165,7 +167,7 @@ def test_of_a_study_that_was_given_more_trials_every_seed_of_the_winner_is_teste
 def slow_to_test(tmp_path: Path) -> TrialSpec:
     """A trained network that takes five seconds of the test set, in twelve batches."""
     lines = ["model._target_=user_networks.SlowlyTested", "data._target_=user_networks.Dripping", "study.trials=1"]
-    study = plan.make([f"home={tmp_path}", *SEARCHED, *lines])
+    study = build_plan([f"home={tmp_path}", *SEARCHED, *lines])
     spec = trial_spec(study, 0, study.config({}), 1, "cpu", folder=tmp_path / "s")
     trained, _ = trial_process.run_alone(spec, tmp_path / "log")
     assert trained.finished.ending == "complete", trained.finished
@@ -190,7 +192,7 @@ def test_a_test_set_ends_when_the_time_is_up_though_it_is_heard_of(slow_to_test:
 
 @functools.cache
 def small(*overrides: str) -> Plan:
-    return plan.make([*SEARCHED, "model._target_=user_networks.Plain", "study.confirm.seeds=5", *overrides])
+    return build_plan([*SEARCHED, "model._target_=user_networks.Plain", "study.confirm.seeds=5", *overrides])
 
 
 def record(number: int, value: float | None, state: str = "complete", **more: Any) -> TrialRecord:
@@ -224,9 +226,9 @@ def test_finalists_are_the_best_distinct_configurations_and_the_baseline_comes_a
 
 
 def test_by_default_a_confirmation_never_trains_more_than_the_search_did() -> None:
-    assert plan.make(["study.trials=20"]).confirmation_trials == 20
-    assert plan.make(["study.trials=19"]).confirmation_trials == 0
-    assert plan.make(["study.trials=30", "search=none"]).confirmation_trials == 0, "nothing is chosen"
+    assert build_plan(["study.trials=20"]).confirmation_trials == 20
+    assert build_plan(["study.trials=19"]).confirmation_trials == 0
+    assert build_plan(["study.trials=30", "search=none"]).confirmation_trials == 0, "nothing is chosen"
 
 
 def test_the_winner_is_the_best_on_fresh_seeds_and_not_the_luckiest_of_the_search() -> None:
@@ -326,4 +328,4 @@ def test_a_study_without_an_answer_says_so(records: list[TrialRecord], words: st
 
 def test_a_name_that_would_be_a_confirmations_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"study.name: must not end in .confirm"):
-        plan.make(["study.name=digits.confirm"])
+        build_plan(["study.name=digits.confirm"])

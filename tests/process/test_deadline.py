@@ -19,7 +19,8 @@ from overnight.config import clock
 from overnight.config.problems import ConfigError
 from overnight.protocol import EpochEnd
 from overnight.report import confirm
-from overnight.search import deadline, plan
+from overnight.search import deadline
+from overnight.search.build_plan import build_plan
 from overnight.search.deadline import Deadline
 from overnight.search.limits import ConfirmationLimits, Launch, SearchLimits
 from overnight.search.plan import Plan
@@ -33,7 +34,7 @@ LENGTHS = st.lists(st.floats(0.1, 500), min_size=1, max_size=20)
 
 @functools.cache
 def study(*overrides: str) -> Plan:
-    return plan.make(["study.trials=500", f"trainer.max_epochs={EPOCHS}", "pictures.when=never", *overrides])
+    return build_plan(["study.trials=500", f"trainer.max_epochs={EPOCHS}", "pictures.when=never", *overrides])
 
 
 def record(number: int, epoch_s: float, epochs: int = EPOCHS, state: str = "complete", **more: Any) -> TrialRecord:
@@ -67,8 +68,8 @@ def test_a_time_of_day_is_the_next_one_and_a_night_with_a_change_of_clocks_is_as
     assert clock.next_time("22:00", evening) - evening == 25 * 3600, "now is not ahead"
     assert clock.next_time("2026-10-25T07:00", evening) == clock.next_time("07:00", evening)
     assert clock.next_time("2026-10-25T06:00+00:00", evening) == clock.next_time("07:00", evening)
-    assert clock.shown(evening + 10 * 3600, evening) == "07:00"
-    assert clock.shown(evening + 60, evening) == "22:01:00"
+    assert clock.format_time(evening + 10 * 3600, evening) == "07:00"
+    assert clock.format_time(evening + 60, evening) == "22:01:00"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_a_time_of_day_is_the_next_one_and_a_night_with_a_change_of_clocks_is_as
         ("study.until=tomorrow", "got 'tomorrow'"),
         ("study.until=1380", "study.until: must be a text, got 1380; a time in a YAML file wants quotes: '23:00'"),
         ("study.until=2026-02-30T07:00", "got '2026-02-30T07:00'"),
-        ("study.until=2020-01-01T07:00", "study.until: must lie ahead, got 2020-01-01T07:00, which is past; take"),
+        ("study.until=2020-01-01T07:00", "study.until: must be in the future, got 2020-01-01T07:00; take"),
         ("study.patience=0", "study.patience: must be at least 1, got 0"),
         ("terminator=optuna", "terminator: must be one of emmr, none, regret_bound, stagnation, got 'optuna'"),
         ("terminator.min_trials=1", "terminator.min_trials: must be at least 2, got 1"),
@@ -88,13 +89,13 @@ def test_a_time_of_day_is_the_next_one_and_a_night_with_a_change_of_clocks_is_as
 )
 def test_a_wrong_limit_is_refused_with_its_rule(override: str, words: str) -> None:
     with pytest.raises(ConfigError) as error:
-        plan.make(["terminator=emmr", override] if "terminator." in override else [override])
+        build_plan(["terminator=emmr", override] if "terminator." in override else [override])
     assert words in str(error.value)
 
 
 def test_a_terminator_that_could_never_speak_is_refused() -> None:
     with pytest.raises(ConfigError, match="terminator: emmr needs a key that every trial draws, got none"):
-        plan.make(["search=none", "terminator=emmr"])
+        build_plan(["search=none", "terminator=emmr"])
 
 
 def test_the_earliest_limit_of_time_counts() -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from overnight.cli.main import cli
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.study.open import open_study
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.lock import holder_file
@@ -30,7 +30,7 @@ def bytes_below(home: Path) -> dict[Path, bytes]:
 
 
 def seen(home: Path) -> StudyView:
-    found, _ = view(plan.make([f"home={home}"]).settings.location)
+    found, _ = view(build_plan([f"home={home}"]).settings.location)
     assert found is not None
     return found
 
@@ -42,7 +42,7 @@ def copy(finished_home: Path, tmp_path: Path) -> Path:
 
 def damage(home: Path) -> list[str]:
     """All that can be wrong, each once; the words that say so."""
-    study = plan.make([f"home={home}", *SEVEN])
+    study = build_plan([f"home={home}", *SEVEN])
     where, client, before = study.settings.location.paths, client_of(home), children(home)
     best = seen(home).best
     assert best is not None
@@ -138,7 +138,7 @@ def test_what_cannot_be_mended_is_said_and_exits_1(copy: Path, capfd: pytest.Cap
 
 
 def test_a_study_that_somebody_works_on_is_left_alone(home: Path, overnight: Callable[..., object]) -> None:
-    study = plan.make([f"home={home}", "study.name=held"])
+    study = build_plan([f"home={home}", "study.name=held"])
     session, _ = open_study(study)
     try:
         done = overnight("doctor", f"home={home}")

@@ -11,7 +11,7 @@ import torch
 
 from overnight.protocol import Decision, Resumed, TrialSpec
 from overnight.runner.trial_spec import trial_spec
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.trial.fit import fit
 from support.paths import ROOT
 from support.trial_links import ListLink, weights
@@ -27,7 +27,7 @@ def _import_path() -> Iterator[None]:
 
 
 def spec_for(folder: Path) -> TrialSpec:
-    made = plan.make(["model=convnet", "data=shifted_digits", "trainer.max_epochs=3"], CONVNET / "conf")
+    made = build_plan(["model=convnet", "data=shifted_digits", "trainer.max_epochs=3"], CONVNET / "conf")
     assert len(made.space.parameters) == 7
     return trial_spec(made, 0, made.config({}), 1, "cpu", folder=folder)
 

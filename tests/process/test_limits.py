@@ -12,7 +12,8 @@ import pytest
 from overnight import api
 from overnight.protocol import EpochEnd
 from overnight.report import finding, publish, report
-from overnight.search import deadline, patience, plan
+from overnight.search import deadline, patience
+from overnight.search.build_plan import build_plan
 from overnight.search.limits import Launch
 from overnight.search.record import TrialRecord
 from overnight.search.terminator import Terminator
@@ -38,22 +39,22 @@ def record(number: int, values: list[float], state: str = "complete") -> TrialRe
 
 
 def test_what_lies_within_the_wobble_of_a_curve_is_no_improvement_until_it_adds_up() -> None:
-    settings = plan.make(["study.patience=3"]).settings
+    settings = build_plan(["study.patience=3"]).settings
     steady, wobbly = [0.5, 0.6, 0.7, 0.7, 0.7, 0.7], [0.5, 0.6, 0.70, 0.68, 0.70, 0.68, 0.70]
     assert patience.noise([record(0, steady)], "val/accuracy") == 0.0
     noise = patience.noise([record(0, wobbly)], "val/accuracy")
     assert noise == pytest.approx(0.02), "√2 times the curve's own standard deviation, 0.02 / √2"
     finals = [0.70, 0.71, 0.715, 0.72, 0.73]
     curves = [record(n, [v + w - 0.70 for w in wobbly]) for n, v in enumerate(finals)]
-    assert [patience.since_improvement(curves[:n], settings) for n in range(1, 6)] == [0, 1, 2, 3, 0]
+    assert [patience.trials_since_improvement(curves[:n], settings) for n in range(1, 6)] == [0, 1, 2, 3, 0]
     assert patience.word(curves[:3], settings) is None
     assert "study.patience=3: the last 3 trials were no better than the best" in patience.word(curves[:4], settings)
 
 
 def test_pruned_trials_try_ones_patience_and_failed_ones_do_not() -> None:
-    settings = plan.make(["study.patience=3"]).settings
+    settings = build_plan(["study.patience=3"]).settings
     told = [record(0, [0.7]), record(1, [0.6], "pruned"), record(2, [0.9], "failed"), record(3, [0.5])]
-    assert patience.since_improvement(told, settings) == 2
+    assert patience.trials_since_improvement(told, settings) == 2
 
 
 def test_a_search_that_gets_no_better_ends_and_the_same_line_trains_nothing_more(tune: Tune) -> None:
@@ -87,9 +88,9 @@ def test_optunas_terminator_ends_a_search_that_stagnates(tune: Tune) -> None:
 
 @pytest.mark.parametrize(("name", "enough"), [("emmr", 40), ("regret_bound", 25)])
 def test_evaluators_that_need_torch_answer_from_a_process_of_their_own(name: str, enough: int) -> None:
-    study = plan.make([f"terminator={name}", "study.trials=99"])
-    (lr,) = (n for n in study.space.always() if n == "optimizer.lr")
-    sample = {n: d.low if hasattr(d, "low") else d.choices[0] for n, d in study.space.always().items()}
+    study = build_plan([f"terminator={name}", "study.trials=99"])
+    (lr,) = (n for n in study.space.unconditional() if n == "optimizer.lr")
+    sample = {n: d.low if hasattr(d, "low") else d.choices[0] for n, d in study.space.unconditional().items()}
     records = [
         TrialRecord(n, "complete", {**sample, lr: 10 ** (-4 + 3 * n / enough)}, (), 0.9 + 1e-9 * n, None, "", 0, 0)
         for n in range(enough)

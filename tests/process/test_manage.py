@@ -21,7 +21,7 @@ from overnight.config.compose import study_location
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.report.live import NullScreen
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.study import exclusions
 from overnight.study.open import open_study
@@ -40,7 +40,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pat
     """The home of a finished study whose trials are marked, and marked again."""
     home = tmp_path_factory.mktemp("own")
     shutil.copy(empty_store, home / "mlflow.db")
-    result = api.run(plan.make([f"home={home}", *LINE]), screen=NullScreen())
+    result = api.run(build_plan([f"home={home}", *LINE]), screen=NullScreen())
     assert (result.stop_reason, result.mlflow_error) == ("complete", None)
     return home
 
@@ -159,7 +159,7 @@ def test_the_sampler_suggests_what_it_would_if_a_trial_marked_bad_had_failed(own
             storage = open_storage(place_of(home))
             storage.set_study_user_attr(storage.get_all_studies()[0]._study_id, exclusions.BAD, {str(number): ""})
             dispose(storage)
-        session, _ = open_study(plan.make([f"home={home}", *LINE, "study.trials=6"]))
+        session, _ = open_study(build_plan([f"home={home}", *LINE, "study.trials=6"]))
         states[how] = [t.state for t in session.trials()]
         assignment = session.ask()
         assert assignment is not None
@@ -274,12 +274,12 @@ def test_a_plan_without_the_keys_that_came_later_is_read_as_what_comes_with_over
         del data["settings"]["tracking"]["register"]
 
     _kept_plan(old_home, older)
-    now = plan.make(["pruner=none"]).settings
+    now = build_plan(["pruner=none"]).settings
     read = seen_in(old_home).plan.settings
     assert (read.trial, read.pictures, read.checkpoint) == (now.trial, now.pictures, now.checkpoint)
     assert read.study.confirm.seeds == 0, "a version without confirmations confirmed nothing"
     assert command("list", f"home={old_home}").splitlines()[1].startswith("digits-mlp  done")
-    session, _ = open_study(plan.make([f"home={old_home}", *LINE, "study.trials=6"]))
+    session, _ = open_study(build_plan([f"home={old_home}", *LINE, "study.trials=6"]))
     session.close()
     assert seen_in(old_home).plan.settings.trial == now.trial
 
@@ -299,7 +299,7 @@ def test_a_plan_that_cannot_be_read_is_said_with_what_to_do_and_can_be_deleted(
     assert "`overnight delete digits-mlp`" in first
     assert [line.split(":")[0].strip() for line in rest] == ["study.dreams", "sampler.name"]
     with pytest.raises(ConfigError, match="was made by another version of overnight"):
-        open_study(plan.make([f"home={old_home}", *LINE]))
+        open_study(build_plan([f"home={old_home}", *LINE]))
     shown = CliRunner().invoke(cli, ["list", f"home={old_home}"])
     assert shown.exit_code == 0
     assert "digits-mlp  unreadable" in shown.output

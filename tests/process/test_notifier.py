@@ -20,7 +20,7 @@ from overnight.config.problems import ConfigError
 from overnight.config.sections import NotifySettings, to_json
 from overnight.runner import notifier
 from overnight.runner.notifier import Notifier, addresses, herald
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.study import snapshot
 from support.commands import LATE, start
 from support.paths import python_path
@@ -126,7 +126,7 @@ def _path() -> str:
 
 
 def test_waiting_for_the_disk_is_told_once_and_a_silent_trial_once(home: Path, server: Server) -> None:
-    study = plan.make([f"home={home}"])
+    study = build_plan([f"home={home}"])
     with herald(study, [server.url()], lambda _: None) as news:
         for no_room, silent in ((False, []), (True, []), (True, [3]), (True, [3]), (False, [3])):
             news.look(no_room, silent)
@@ -137,7 +137,7 @@ def test_waiting_for_the_disk_is_told_once_and_a_silent_trial_once(home: Path, s
 def test_a_command_that_hangs_or_fails_harms_nothing_and_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notifier, "WAIT_S", 1.0)
     for command, least in (("exit 3", 0.0), ("sleep 600", 1.0)):
-        study, said = plan.make([f"home={home}", f"notify.command={command}"]), []
+        study, said = build_plan([f"home={home}", f"notify.command={command}"]), []
         began = time.monotonic()
         with herald(study, [], said.append) as news:
             news.tell("done", "all is well")
@@ -152,7 +152,7 @@ def test_a_command_that_hangs_or_fails_harms_nothing_and_is_said(home: Path, mon
 def test_an_error_is_told_by_its_kind_alone(home: Path, server: Server) -> None:
     with (
         pytest.raises(ZeroDivisionError),
-        herald(plan.make([f"home={home}"]), [server.url()], lambda _: None),
+        herald(build_plan([f"home={home}"]), [server.url()], lambda _: None),
     ):
         raise ZeroDivisionError(SECRET)
     ((title, text),) = server.wait_for(1)
@@ -213,5 +213,5 @@ def test_addresses_of_a_config_file_are_used_and_not_kept(tmp_path: Path) -> Non
     assert addresses(draft.settings.notify) == [f"json://{SECRET}/"]
     assert SECRET not in json.dumps(to_json(draft.settings))
     assert SECRET not in json.dumps(draft.config), "what `tune --cfg` prints"
-    made = plan.make(["+experiment=mine"], tmp_path / "conf")
+    made = build_plan(["+experiment=mine"], tmp_path / "conf")
     assert SECRET not in json.dumps(made.to_json())

@@ -35,8 +35,8 @@ def test_the_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -
         ]
         assert files[0] == files[1] != set()
     code = (
-        "import overnight.config.paths as p; from overnight.search import plan; "
-        f"assert str(p.conf_dir()).startswith({str(tmp_path)!r}), p.conf_dir(); print(plan.make().name)"
+        "import overnight.config.paths as p; from overnight.search.build_plan import build_plan; "
+        f"assert str(p.conf_dir()).startswith({str(tmp_path)!r}), p.conf_dir(); print(build_plan().name)"
     )
     env = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin"}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path)
@@ -44,13 +44,13 @@ def test_the_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -
 
 
 def test_every_config_file_composes() -> None:
-    from overnight.search import plan
+    from overnight.search.build_plan import build_plan
 
     for group in ("data", "model", "optimizer", "schedule", "sampler", "pruner"):
         for file in (ROOT / "conf" / group).glob("*.yaml"):
-            plan.make([f"{group}={file.stem}", "search=none"])
+            build_plan([f"{group}={file.stem}", "search=none"])
     for file in (ROOT / "conf" / "experiment").glob("*.yaml"):
-        plan.make([f"+experiment={file.stem}"])
+        build_plan([f"+experiment={file.stem}"])
 
 
 def test_every_key_of_the_config_is_explained_where_it_stands() -> None:

@@ -19,7 +19,7 @@ from overnight.plots.process import give_way
 from overnight.report.live import NullScreen
 from overnight.runner import plot_scheduler
 from overnight.runner.plot_scheduler import PlotScheduler
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
 from overnight.system import forkserver
@@ -62,7 +62,7 @@ def test_what_a_kill_left_undrawn_is_drawn_for_the_winner_at_the_next_start(
         source = finished_home / part
         (shutil.copytree if source.is_dir() else shutil.copy)(source, home / part)
     lines = [f"home={home}", *SMALL, "pictures.look=black_zero"]
-    assert api.run(plan.make(lines), screen=NullScreen()).stop_reason == "complete"
+    assert api.run(build_plan(lines), screen=NullScreen()).stop_reason == "complete"
     found, _ = view(study_location([f"home={home}"]))
     assert found is not None
     assert finished.best is not None
@@ -71,7 +71,7 @@ def test_what_a_kill_left_undrawn_is_drawn_for_the_winner_at_the_next_start(
     folder = home / "pictures" / "digits-mlp" / winner
     assert {p.name for p in folder.iterdir()} == {*DRAWN, "drawn.json"}, "the weights held for it are let go"
     before = (folder / "weights.png").stat().st_mtime_ns
-    api.run(plan.make(lines), screen=NullScreen())
+    api.run(build_plan(lines), screen=NullScreen())
     assert (folder / "weights.png").stat().st_mtime_ns == before, "what is drawn as asked is not drawn again"
 
 

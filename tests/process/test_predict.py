@@ -29,7 +29,7 @@ from overnight.protocol import Exported, ExportSpec, PredictSpec
 from overnight.report import winner, winner_config
 from overnight.report.live import NullScreen
 from overnight.runner import trial_process
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord, config_of
 from overnight.study.snapshot import StudyView, view
 from overnight.system import forkserver
@@ -53,7 +53,7 @@ def home_of_won(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> 
     """The home of a study that was confirmed, and so left a config and a model."""
     home = tmp_path_factory.mktemp("won")
     shutil.copy(empty_store, home / "mlflow.db")
-    result = api.run(plan.make([f"home={home}", *WON]), screen=NullScreen())
+    result = api.run(build_plan([f"home={home}", *WON]), screen=NullScreen())
     assert (result.stop_reason, result.mlflow_error, result.winner_notes) == (
         "complete",
         None,
@@ -100,14 +100,14 @@ def test_the_winner_is_trained_again_by_its_name_alone(home_of_won: Path, won: S
     best = winner.finding.from_view(won).best
     assert best is not None
     line = [f"home={home_of_won}", "+experiment=best_won"]
-    again = plan.make(line, searching=False)
+    again = build_plan(line, searching=False)
     assert again.config({}) == config_of(best, won.plan)
     assert again.settings.seed == won.plan.settings.seed
-    assert set(plan.make(line).space.keys()) == set(won.plan.space.keys()) - {"optimizer", "optimizer.momentum"}
+    assert set(build_plan(line).space.keys()) == set(won.plan.space.keys()) - {"optimizer", "optimizer.momentum"}
     shown = CliRunner().invoke(cli, ["train", "--cfg", *line])
     assert shown.exit_code == 0
     with pytest.raises(ConfigError, match="experiment: must be one of"):
-        plan.make(["home=/elsewhere", "+experiment=best_won"])
+        build_plan(["home=/elsewhere", "+experiment=best_won"])
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_the_winner_is_trained_again_by_its_name_alone(home_of_won: Path, won: S
 )
 def test_any_winners_config_composes_to_what_it_was_trained_with(tmp_path: Path, line: list[str]) -> None:
     home = tmp_path / "a home, with 'signs"
-    study = plan.make([*line, "study.name=s"])
-    study = study.at(StudyLocation(str(home)))
+    study = build_plan([*line, "study.name=s"])
+    study = study.relocated(StudyLocation(str(home)))
     for seed in range(2):
         values = study.sample(random.Random(seed))
         best = TrialRecord(3, "complete", values, (), 0.9, None, "", 0.0, 1.0, values=values)
         assert winner_config.write(study, best) == ()
         escaped = str(home).replace("'", "\\'")
-        again = plan.make([f"home='{escaped}'", "+experiment=best_s"])
+        again = build_plan([f"home='{escaped}'", "+experiment=best_s"])
         assert again.config({}) == config_of(best, study)
         rest = set(study.space.keys()) - set(study.choices)
         assert set(again.space.keys()) <= rest
@@ -137,7 +137,7 @@ def test_any_winners_config_composes_to_what_it_was_trained_with(tmp_path: Path,
 
 
 def test_a_config_that_somebody_changed_is_theirs(tmp_path: Path) -> None:
-    study = plan.make(["study.name=s"]).at(StudyLocation(str(tmp_path)))
+    study = build_plan(["study.name=s"]).relocated(StudyLocation(str(tmp_path)))
     best = TrialRecord(0, "complete", {}, (), 0.9, None, "", 0.0, 1.0, values={})
     assert winner_config.write(study, best) == ()
     assert winner_config.write(study, best) == (), "as we left it, it is written anew"

@@ -19,7 +19,7 @@ from overnight.cli.main import cli
 from overnight.config.problems import ConfigError
 from overnight.protocol import DataSpec, DryRunResult
 from overnight.runner import preflight
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.system import forkserver
 from overnight.trial import dry_run
@@ -32,7 +32,7 @@ CONV = ("model._target_=user_mistakes.Conv", *(f"~model.{key}" for key in _KEYS)
 
 
 def planned(*overrides: str) -> Plan:
-    return plan.make(overrides)
+    return build_plan(overrides)
 
 
 def problems_of(study: Plan) -> list[str]:
@@ -83,7 +83,7 @@ def test_every_option_of_a_config_group_is_tried_at_both_ends_of_the_space(tmp_p
         (tmp_path / group).mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: user_mistakes.Conv\nblocks: 1\n")
     (tmp_path / "search" / "mine.yaml").write_text("model.blocks: int(interval(1, 3))\n")
-    study = plan.make(["model=mlp,mine", "model.activation=relu,tanh"], tmp_path)
+    study = build_plan(["model=mlp,mine", "model.activation=relu,tanh"], tmp_path)
     attempts = preflight.dry_runs_for(study)
     tried = [(a.values["model"], a.name.split()[0], a.values.get("model.blocks")) for a in attempts]
     assert tried == [

@@ -21,7 +21,7 @@ from overnight.config.sections import WarmStart
 from overnight.report import advice, page, report
 from overnight.report.caveats import find_caveats
 from overnight.report.importance import importances
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord, ranked
 from overnight.study.snapshot import StudyView
 from support.planted_study import BEST_LR, SORRY, SPACE, planned, record, searched, seen
@@ -53,7 +53,7 @@ def test_a_planted_optimum_outside_the_range_is_told_which_end_to_widen_and_the_
     assert "upper end of its range, 0.01" in line
     command = shlex.split(advice.next_command(study, records, best))
     assert command[:2] == ["overnight", "tune"]
-    following = plan.make(command[2:])
+    following = build_plan(command[2:])
     assert following.name == "digits-mlp-2"
     assert following.settings.study.trials == 40
     lr = following.space.names()["optimizer.lr"]
@@ -71,7 +71,7 @@ def test_a_useless_parameter_ranks_last_and_the_one_that_matters_first() -> None
 
 
 def test_a_range_too_fine_for_a_forest_mattered_not_at_all_as_far_as_that_can_tell() -> None:
-    study = plan.make(["search=none", "optimizer.lr=interval(1e-9,1e-8)", "study.trials=6"])
+    study = build_plan(["search=none", "optimizer.lr=interval(1e-9,1e-8)", "study.trials=6"])
     told = [record(i, {"optimizer.lr": 1e-9 * (i + 1)}, 0.05 + i / 100) for i in range(6)]
     assert [i.name for i in importances(study, told)] == ["optimizer.lr"]
 
@@ -82,7 +82,7 @@ def test_the_next_line_can_be_given_after_the_deadline_that_it_comes_from() -> N
     best = ranked(records, study.settings)[0]
     command = shlex.split(advice.next_command(study, records, best))
     assert not any("until" in word for word in command)
-    following = plan.make(command[2:]).settings
+    following = build_plan(command[2:]).settings
     assert (following.study.hours, following.study.patience) == (8, 9)
     assert following.terminator == study.settings.terminator
     trained = advice.train_command(study, best)
@@ -105,18 +105,18 @@ def test_what_a_deadline_cut_stands_in_the_terminal_and_on_the_page() -> None:
 
 def test_the_line_to_train_the_winner_again_composes_to_its_configuration() -> None:
     for lines in (SPACE, ("study.trials=9", "optimizer=sgd", "data.batch_size=64", "trainer.max_epochs=7")):
-        study = plan.make(lines)
+        study = build_plan(lines)
         rng = random.Random(3)
         values = study.sample(rng)
         trial = record(0, {}, 0.9, config=study.config(values))
         trial = dataclasses.replace(trial, params={k: v for k, v in values.items() if not isinstance(v, list)})
         command = shlex.split(advice.train_command(study, trial))
-        assert plan.make(command[2:], searching=False).config({}) == trial.config
+        assert build_plan(command[2:], searching=False).config({}) == trial.config
 
 
 def test_the_lines_to_paste_of_a_network_of_ones_own_find_its_folder_of_configs(tmp_path: Path) -> None:
     starter.write(tmp_path)
-    study = plan.make(["model=mine", "data=mine"], tmp_path / "conf")
+    study = build_plan(["model=mine", "data=mine"], tmp_path / "conf")
     values = study.sample(random.Random(0))
     trial = dataclasses.replace(
         record(0, {}, 0.9), values=values, params=dict(values, **{"model.hidden_sizes.length": 0})
@@ -127,7 +127,7 @@ def test_the_lines_to_paste_of_a_network_of_ones_own_find_its_folder_of_configs(
     ):
         words = shlex.split(line)
         assert words[2:4] == ["--config-dir", str(tmp_path / "conf")]
-        made = plan.make(words[4:], words[3], searching=searching)
+        made = build_plan(words[4:], words[3], searching=searching)
         assert made.choices["model"] == "mine"
         assert searching or made.config({}) == study.config(values)
     sys.path.remove(str(tmp_path))
@@ -186,7 +186,7 @@ def test_the_report_command_prints_writes_and_shows_it_in_mlflow(finished_home: 
         assert words in done.output
     path = finished_home / "reports" / "digits-mlp.html"
     assert path.read_text().startswith("<!doctype html>")
-    client = tracking.client(plan.make([f"home={finished_home}"]).settings.location)
+    client = tracking.client(build_plan([f"home={finished_home}"]).settings.location)
     (experiment,) = [e for e in client.search_experiments() if e.name == "digits-mlp"]
     (parent,) = client.search_runs([experiment.experiment_id], "tags.`overnight.role` = 'study'")
     assert "digits-mlp.html" in {f.path for f in client.list_artifacts(parent.info.run_id)}

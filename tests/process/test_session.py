@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from overnight.config.problems import ConfigError
 from overnight.protocol import EpochEnd
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
@@ -29,7 +29,7 @@ from overnight.system import forkserver
 
 def planned(home: Path, *overrides: str) -> Plan:
     trials = [] if any(o.startswith("study.trials=") for o in overrides) else ["study.trials=14"]
-    return plan.make([f"home={home}", *trials, *overrides])
+    return build_plan([f"home={home}", *trials, *overrides])
 
 
 @contextmanager
@@ -254,7 +254,7 @@ def test_extending_gives_an_old_trial_the_value_that_it_trained_with(tmp_path: P
 def test_extending_refuses_a_space_that_shrank(tmp_path: Path) -> None:
     with opened(planned(tmp_path)) as session:
         play(session, 1)
-    with pytest.raises(ConfigError, match="does not hold all of"):
+    with pytest.raises(ConfigError, match="does not contain all of"):
         open_study(planned(tmp_path, "optimizer.lr=tag(log,interval(1e-3,1))"), extend=True)
 
 
@@ -288,8 +288,9 @@ def test_a_clock_that_is_set_anew_makes_no_holder_look_dead(tmp_path: Path) -> N
 
 def test_the_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from overnight.search import plan; from overnight.study.open import open_study;"
-        "l, _ = open_study(plan.make(sys.argv[1:])); l.ask(); os.kill(os.getpid(), 9)"
+        "import os, sys; from overnight.search.build_plan import build_plan;"
+        "from overnight.study.open import open_study;"
+        "l, _ = open_study(build_plan(sys.argv[1:])); l.ask(); os.kill(os.getpid(), 9)"
     )
     study = planned(tmp_path)
     subprocess.run([sys.executable, "-c", code, f"home={tmp_path}", "study.trials=14"], check=False)
@@ -429,7 +430,7 @@ def test_trial_0_keeps_the_values_that_it_started_with(tmp_path: Path) -> None:
     made = []
     for width in (20, 30):
         file.write_text(f"_target_: a.B\nwidth: {width}\n")
-        made.append(plan.make([f"home={tmp_path}", *line], tmp_path))
+        made.append(build_plan([f"home={tmp_path}", *line], tmp_path))
     for study in made:
         with opened(study) as session:
             assignment = session.ask()

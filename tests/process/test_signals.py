@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from overnight import api
 from overnight.cli.main import cli
 from overnight.report.live import NullScreen
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
 from overnight.study.storage.exclusive import undisturbed
@@ -99,7 +99,7 @@ def test_a_study_that_was_stopped_as_it_was_opened_starts_no_trial(home: Path, m
         return made
 
     monkeypatch.setattr(api, "open_study", opened)
-    study = plan.make([f"home={home}", "study.trials=2", "preflight=never"])
+    study = build_plan([f"home={home}", "study.trials=2", "preflight=never"])
     with Signals() as signals:
         result = api.run(study, screen=NullScreen(), signals=signals)
     assert (result.stop_reason, result.signal) == ("stopped", signal.SIGINT)
@@ -111,12 +111,12 @@ def test_a_study_that_was_stopped_as_it_was_opened_starts_no_trial(home: Path, m
 def test_a_command_that_only_looks_or_launches_is_left_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str
 ) -> None:
-    def make(*args: Any, make: Any = plan.make) -> Any:
+    def make(*args: Any, make: Any = build_plan) -> Any:
         made = make(*args)
         signalled_where_exceptions_are_dropped(signal.SIGINT)
         return made
 
-    monkeypatch.setattr(plan, "make", make)
+    monkeypatch.setattr("overnight.search.build_plan.build_plan", make)
     done = CliRunner().invoke(cli, ["tune", option, f"home={tmp_path / 'home'}"])
     assert done.exit_code != 0
     assert done.output.strip() == "Aborted!"

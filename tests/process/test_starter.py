@@ -17,7 +17,7 @@ from overnight.cli import starter
 from overnight.cli.main import cli
 from overnight.config.compose import study_location
 from overnight.config.problems import ConfigError
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.study.snapshot import view
 
 
@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_written_is_a_mistake_with_its_reason(tmp_path: 
 
 def test_the_space_it_writes_fits_the_network_that_it_writes(tmp_path: Path) -> None:
     starter.write(tmp_path)
-    made = plan.make(["model=mine", "data=mine"], tmp_path / "conf")
+    made = build_plan(["model=mine", "data=mine"], tmp_path / "conf")
     assert set(made.space.describe()) == {"model.hidden_sizes", "model.dropout", "model.lr", "data.batch_size"}
     assert str(tmp_path) in sys.path
     sys.path.remove(str(tmp_path))

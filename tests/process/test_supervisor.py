@@ -16,7 +16,7 @@ from overnight.protocol import Decision, EpochEnd
 from overnight.report.live import NullScreen
 from overnight.runner import trial_process
 from overnight.runner.supervisor import Supervisor
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.study.open import open_study
 from overnight.study.snapshot import view
 from overnight.system import forkserver, kill
@@ -81,7 +81,7 @@ def test_a_killed_trial_goes_on_from_its_last_checkpoint(tune: Tune, tmp_path: P
 
 
 def test_an_error_in_the_loop_leaves_no_trial_behind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = plan.make([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")])
+    study = build_plan([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")])
     forkserver.warm_up()
     session, _ = open_study(study)
     worker = Supervisor(session, MlflowSync(study, session.uid), lambda _: None)
@@ -175,7 +175,7 @@ def test_a_trial_whose_states_are_all_refused_starts_over_with_a_tag_that_says_s
 def test_where_the_disk_is_about_full_trials_save_and_go_on_when_there_is_room(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = plan.make([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")])
+    study = build_plan([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")])
     session, _ = open_study(study)
     said: list[str | None] = []
     worker = Supervisor(session, MlflowSync(study, session.uid), lambda s: said.append(s.warning))
@@ -246,7 +246,7 @@ def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_on
     ]  # fmt: skip
     whole = tune(*line).records
     behind = next(r for r in whole if r.state == "pruned")
-    cut = plan.make([f"home={home}", "study.name=cut", "pictures.when=never", "preflight=never", *line])
+    cut = build_plan([f"home={home}", "study.name=cut", "pictures.when=never", "preflight=never", *line])
     session, _ = open_study(cut)
     worker = Supervisor(session, MlflowSync(cut, session.uid), lambda _: None)
     record = session.record
@@ -268,7 +268,7 @@ def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_on
 
 
 def test_only_the_best_trials_keep_their_weights(finished_home: Path) -> None:
-    found, _ = view(plan.make([f"home={finished_home}"]).settings.location)
+    found, _ = view(build_plan([f"home={finished_home}"]).settings.location)
     assert found is not None
     assert found.best is not None
     kept = [p.relative_to(finished_home) for p in finished_home.rglob("*.ckpt") if "artifacts" not in p.parts]
@@ -277,7 +277,7 @@ def test_only_the_best_trials_keep_their_weights(finished_home: Path) -> None:
 
 def test_asked_to_stop_running_trials_save_and_the_study_goes_on_to_the_same_end(home: Path, tune: Tune) -> None:
     overrides = theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")
-    study = plan.make([f"home={home}", *overrides])
+    study = build_plan([f"home={home}", *overrides])
     session, _ = open_study(study)
     worker = Supervisor(session, MlflowSync(study, "uid"), lambda _: None)
 

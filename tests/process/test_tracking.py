@@ -15,7 +15,7 @@ import pytest
 
 from overnight import api, tracking
 from overnight.protocol import EpochEnd
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
 from overnight.tracking import MlflowSync
@@ -86,7 +86,7 @@ def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, finish
     ghost = client.create_run("1", tags={**mine, "overnight.trial": "77"})
     twin = client.create_run("1", tags={**mine, "overnight.trial": "3"})
     theirs = client.create_run("1", tags={**mine, "overnight.uid": "another ledger's", "overnight.trial": "88"})
-    study = plan.make([f"home={home}", "study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2"])
+    study = build_plan([f"home={home}", "study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2"])
     result = api.run(study)
     assert (result.stop_reason, result.did_work, result.mlflow_error) == ("complete", False, None)
     found, _ = view(study.settings.location)
@@ -105,7 +105,7 @@ def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, finish
 
 def test_the_study_shows_its_best_objective_in_whatever_order_trials_become_the_best(home: Path) -> None:
     for best in (record(3, 5, "complete"), record(1, 6, "complete")):  # trial 1 was paused, and went on
-        mlflow_sync = MlflowSync(plan.make([f"home={home}"]), "uid")
+        mlflow_sync = MlflowSync(build_plan([f"home={home}"]), "uid")
         mlflow_sync.start([record(n, 2, "complete") if n != best.number else best for n in range(4)])
         mlflow_sync.close("FINISHED", best, None)
         parent = client_of(home).get_run(mlflow_sync.parent_run_id)
@@ -119,7 +119,7 @@ def record(number: int, epochs: int, state: str = "running", **more: Any) -> Tri
 
 
 def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
-    study = plan.make([f"home={home}"])
+    study = build_plan([f"home={home}"])
     first = MlflowSync(study, "uid")
     first.start([record(0, 2)])
     first.submit(record(0, 3, "paused"))
@@ -143,7 +143,7 @@ def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
 
 
 def test_a_failed_trial_shows_its_traceback(home: Path) -> None:
-    mlflow_sync = MlflowSync(plan.make([f"home={home}"]), "uid")
+    mlflow_sync = MlflowSync(build_plan([f"home={home}"]), "uid")
     mlflow_sync.start([record(0, 1, "failed", reason="error", detail="Traceback: the end of it")])
     mlflow_sync.close("FAILED", None, None)
     run = children(home)[0]
@@ -154,7 +154,7 @@ def test_a_failed_trial_shows_its_traceback(home: Path) -> None:
 
 def test_a_night_of_notes_and_a_long_traceback_fit_into_mlflow(home: Path) -> None:
     notes = tuple(f"taken up again, crashed: {n:080}" for n in range(200))
-    mlflow_sync = MlflowSync(plan.make([f"home={home}"]), "uid")
+    mlflow_sync = MlflowSync(build_plan([f"home={home}"]), "uid")
     mlflow_sync.start([record(0, 1, "failed", reason="error", detail="x" * 20_000 + "the end", notes=notes)])
     mlflow_sync.close("FAILED", None, None)
     assert mlflow_sync.error is None
@@ -166,7 +166,7 @@ def test_a_night_of_notes_and_a_long_traceback_fit_into_mlflow(home: Path) -> No
 def test_a_study_outlives_an_mlflow_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     blocked = tmp_path / "a-file-where-a-folder-should-be"
     blocked.touch()
-    study = plan.make([f"home={tmp_path}", f"tracking.uri=sqlite:///{blocked}/mlflow.db", "study.trials=1"])
+    study = build_plan([f"home={tmp_path}", f"tracking.uri=sqlite:///{blocked}/mlflow.db", "study.trials=1"])
     mlflow_sync = MlflowSync(study, "uid")
     mlflow_sync.start([record(0, 1, "complete")])
     mlflow_sync.close("FINISHED", None, None)
@@ -183,7 +183,7 @@ def test_the_store_is_created_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
         Path(uri.removeprefix("sqlite:///")).write_bytes(b"half a database")
         raise KeyboardInterrupt
 
-    settings = plan.make([f"home={tmp_path}"]).settings.location
+    settings = build_plan([f"home={tmp_path}"]).settings.location
     monkeypatch.setattr(SqlAlchemyStore, "__init__", cut)
     with contextlib.suppress(KeyboardInterrupt):
         tracking.client(settings)

@@ -13,7 +13,7 @@ import torch
 
 from overnight.models.mlp import MLP
 from overnight.protocol import Decision, EpochEnd, Finished, Resumed, StateSaved, TrialSpec
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.trial import checkpoint
 from overnight.trial.fit import fit
 from support.trial_links import THEIRS, ListLink, spec_for, weights
@@ -259,7 +259,7 @@ def test_data_that_names_a_cache_is_handed_the_homes(tmp_path: Path) -> None:
 def test_a_task_in_the_config_reaches_a_model_where_the_data_module_says_none() -> None:
     from overnight.trial.fit import build
 
-    config = plan.make(["search=none"]).config({})
+    config = build_plan(["search=none"]).config({})
     config["data"] = {"_target_": "user_networks.Yes", "task": "binary"}
     config["model"]["input_shape"] = [2]
     _, model = build(config)

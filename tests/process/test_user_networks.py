@@ -15,7 +15,7 @@ import yaml
 from overnight import api
 from overnight.protocol import Decision, Resumed, StateSaved
 from overnight.runner.supervisor import Supervisor
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.study.open import open_study
 from overnight.system import forkserver
 from overnight.tracking import MlflowSync
@@ -207,7 +207,7 @@ def test_a_network_with_manual_optimisation_is_stopped_in_a_study_and_gone_on_wi
 ) -> None:
     conf = conf_of(tmp_path, {"_target_": MANUAL, "lr": 2e-3}, {"model.lr": "tag(log, interval(1e-4, 1e-2))"})
     lines = (*BRIEF, "study.trials=2", "trainer.max_epochs=60", "pruner=none", "pictures.when=never")
-    study = plan.make([f"home={home}", *lines], conf)
+    study = build_plan([f"home={home}", *lines], conf)
 
     def stop_in_trial_one(worker: Supervisor) -> None:
         if 1 in worker.running and worker.running[1].epoch >= 1:

@@ -16,7 +16,7 @@ from overnight.config.problems import ConfigError
 from overnight.report import report
 from overnight.report.live import NullScreen
 from overnight.report.report import Report
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.record import ranked
 from overnight.study import warm_start
 from overnight.study.open import open_study
@@ -38,7 +38,7 @@ NARROWER = "+model.lr=tag(log,interval(1e-3,1e-2))"
 def planted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> StudyView:
     home = tmp_path_factory.mktemp("planted")
     shutil.copy(empty_store, home / "mlflow.db")
-    assert api.run(plan.make([f"home={home}", *PLANTED]), screen=NullScreen()).stop_reason == "complete"
+    assert api.run(build_plan([f"home={home}", *PLANTED]), screen=NullScreen()).stop_reason == "complete"
     return seen(home, "planted")
 
 
@@ -92,26 +92,26 @@ def test_the_pasted_next_line_runs_starts_from_the_finding_and_does_better(plant
 def test_the_best_that_lie_in_the_new_space_come_first_each_once_however_often_the_line_is_repeated(
     planted: StudyView,
 ) -> None:
-    made, (said,) = warm_start.resolved(plan.make(line(planted, "twice", NARROWER)))
+    made, (said,) = warm_start.resolved(build_plan(line(planted, "twice", NARROWER)))
     inside = [r for r in ranked(planted.records, planted.plan.settings) if r.params.get("model.lr", 0) >= 1e-3]
-    assert [t["model.lr"] for t in made.taken] == [r.params["model.lr"] for r in inside[:5]]
+    assert [t["model.lr"] for t in made.warm_start] == [r.params["model.lr"] for r in inside[:5]]
     assert said.endswith(", ".join(f"trial-{r.number:04d}" for r in inside[:5]))
     for _ in range(2):
         session, _ = open_study(made)
         waiting = [r.values for r in session.records()]
         session.close()
-        assert waiting[1:] == list(made.taken)
-    again, told = warm_start.resolved(plan.make(line(planted, "twice", NARROWER)))
-    assert (again.taken, told) == (made.taken, []), "what was taken at the first start stays"
+        assert waiting[1:] == list(made.warm_start)
+    again, told = warm_start.resolved(build_plan(line(planted, "twice", NARROWER)))
+    assert (again.taken, told) == (made.warm_start, []), "what was taken at the first start stays"
 
 
 def test_what_was_searched_and_now_is_not_must_be_as_it_was(planted: StudyView) -> None:
     three = "study.warm_start_from={study:planted,top:3}"
-    made, _ = warm_start.resolved(plan.make(line(planted, "fixed", "+model.twist=true", three)))
+    made, _ = warm_start.resolved(build_plan(line(planted, "fixed", "+model.twist=true", three)))
     twisted = [r for r in ranked(planted.records, planted.plan.settings) if r.params.get("model.twist")]
-    assert [t["model.lr"] for t in made.taken] == [r.params["model.lr"] for r in twisted[:3]]
-    made, (said,) = warm_start.resolved(plan.make(line(planted, "none", "+model.lr=tag(log,interval(0.1,1))")))
-    assert made.taken == ()
+    assert [t["model.lr"] for t in made.warm_start] == [r.params["model.lr"] for r in twisted[:3]]
+    made, (said,) = warm_start.resolved(build_plan(line(planted, "none", "+model.lr=tag(log,interval(0.1,1))")))
+    assert made.warm_start == ()
     assert "none of planted's 16 complete trials lies in this space" in said
 
 
@@ -120,18 +120,18 @@ def test_what_was_searched_and_now_is_not_must_be_as_it_was(planted: StudyView) 
     [
         ("planned", "must be one of planted.*got planned; did you mean planted?"),
         ("mine", "must be another study, got mine; take a new study.name"),
-        ("train", "must be a study that searched, got train"),
+        ("train", "must be a study with a search, got train"),
         ("{study:planted,top:0}", "top: must be at least 1, got 0"),
         ("[planted]", "must be a mapping"),
     ],
 )
 def test_a_wrong_study_to_start_from_is_a_mistake_with_its_remedy(planted: StudyView, asked: str, told: str) -> None:
     with pytest.raises(ConfigError) as error:
-        warm_start.resolved(plan.make(line(planted, "mine", f"study.warm_start_from={asked}")))
+        warm_start.resolved(build_plan(line(planted, "mine", f"study.warm_start_from={asked}")))
     (problem,) = error.value.problems
     assert re.search(f"study.warm_start_from.*{told}", problem), problem
 
 
 def test_a_home_without_a_study_says_that_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is none.*run that one first"):
-        warm_start.resolved(plan.make([f"home={tmp_path}", "study.warm_start_from=planted"]))
+        warm_start.resolved(build_plan([f"home={tmp_path}", "study.warm_start_from=planted"]))

@@ -23,7 +23,7 @@ from overnight.config.compose import compose
 from overnight.config.problems import ConfigError
 from overnight.config.sections import LauncherSettings, Settings
 from overnight.runner.launch import launch_detached
-from overnight.search import plan as plans
+from overnight.search.build_plan import build_plan
 from overnight.study.snapshot import StudyView, view
 from support.commands import start
 from support.paths import SUPPORT
@@ -273,7 +273,7 @@ class RealStudy:
 
     def __init__(self, home: Path, url: str, *overrides: str) -> None:
         quick = ["pictures.when=never", "preflight=never", "pruner=none", "study.confirm.seeds=0", "slots=1"]
-        self.plan = plans.make([f"home={home}", f"storage.url='{url}'", *quick, *overrides])
+        self.plan = build_plan([f"home={home}", f"storage.url='{url}'", *quick, *overrides])
         launch_detached(self.plan)
         stores = [f"home={home}", "storage=sqlite", f"storage.url='{url}'", "tracking=local", "slots=1"]
         self.worker = ["-m", "overnight", "worker", self.plan.name, "--until-done", *stores]

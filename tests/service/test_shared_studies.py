@@ -17,7 +17,7 @@ from overnight.config.problems import ConfigError
 from overnight.report import confirm, finalize
 from overnight.report.live import NullScreen
 from overnight.runner.supervisor import Supervisor
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.study import open as opening
 from overnight.study import snapshot
@@ -92,9 +92,9 @@ def test_the_first_trials_of_an_empty_study_are_all_there(
     planned: Callable[..., Plan], database: Callable[[], str], tmp_path: Path
 ) -> None:
     planned(database())  # says where
-    one = plan.make([f"home={tmp_path}", "storage=postgres", "trainer.max_epochs=1", "slots=1"], searching=False)
+    one = build_plan([f"home={tmp_path}", "storage=postgres", "trainer.max_epochs=1", "slots=1"], searching=False)
     assert [len(api.run_one(one, screen=NullScreen()).records) for _ in range(2)] == [1, 1]
-    study = plan.make([f"home={tmp_path}", "storage=postgres", *AT_ONCE, "study.trials=1"])
+    study = build_plan([f"home={tmp_path}", "storage=postgres", *AT_ONCE, "study.trials=1"])
     study = planned(str(study.settings.location.storage_url), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
     assert api.run(study, screen=NullScreen()).finding.done == 2  # type: ignore[union-attr]
 

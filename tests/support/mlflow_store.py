@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from overnight.search.space import shown
+from overnight.search.space import display_name
 from overnight.study.snapshot import StudyView
 
 
@@ -33,7 +33,9 @@ def children(home: Path) -> dict[int, Any]:
 def assert_equal(home: Path, found: StudyView) -> None:
     """Every trial of the ledger stands in MLflow with the same params, steps, values, times and state."""
     client, mirrored = client_of(home), children(home)
-    on_a_log_scale = {shown(name) for name, dist in found.plan.space.names().items() if getattr(dist, "log", False)}
+    on_a_log_scale = {
+        display_name(name) for name, dist in found.plan.space.names().items() if getattr(dist, "log", False)
+    }
     assert set(mirrored) == {r.number for r in found.records if r.state != "waiting"}
     for record in found.records:
         run = mirrored[record.number]

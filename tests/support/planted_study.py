@@ -8,8 +8,8 @@ import random
 from typing import Any
 
 from overnight.protocol import EpochEnd
-from overnight.search import plan
-from overnight.search.plan import CONFIRM, Plan
+from overnight.search.build_plan import build_plan
+from overnight.search.plan import CONFIRM_SUFFIX, Plan
 from overnight.search.record import Confirms, TrialRecord, ranked
 from overnight.study.snapshot import StudyView
 
@@ -24,7 +24,7 @@ BEST_LR = 0.05  # beyond the upper end
 
 @functools.cache
 def planned(*overrides: str) -> Plan:
-    return plan.make([*SPACE, *overrides])
+    return build_plan([*SPACE, *overrides])
 
 
 def record(
@@ -58,7 +58,7 @@ def seen(records: list[TrialRecord], *overrides: str, confirmed: bool = False) -
         record(i, records[t].params, (records[t].objective or 0) + 0.001 * n, confirms=Confirms(t, n, n))
         for i, (t, n) in enumerate((t, n) for n in (1, 2, 3) for t in (*finalists, 0))
     ]
-    second = StudyView(study.name + CONFIRM, study, tuple(runs), None, None, None)
+    second = StudyView(study.name + CONFIRM_SUFFIX, study, tuple(runs), None, None, None)
     return dataclasses.replace(whole, confirmation=second)
 
 

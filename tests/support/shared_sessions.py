@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from overnight.protocol import EpochEnd
-from overnight.search import plan
-from overnight.search.plan import CONFIRM, Plan
+from overnight.search.build_plan import build_plan
+from overnight.search.plan import CONFIRM_SUFFIX, Plan
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
 
@@ -22,7 +22,7 @@ Join = Callable[..., StudySession]
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
     def planned(url: str, *overrides: str) -> Plan:
         monkeypatch.setenv("OVERNIGHT_STORAGE_URL", url)
-        return plan.make([f"home={tmp_path}", "storage=postgres", "sampler=random", "study.trials=3", *overrides])
+        return build_plan([f"home={tmp_path}", "storage=postgres", "sampler=random", "study.trials=3", *overrides])
 
     return planned
 
@@ -40,7 +40,7 @@ def join(study: Plan) -> Iterator[Join]:
         def join(owner: str, lease_s: float = 0.5, of: Plan = study) -> StudySession:
             session, _ = open_study(of)
             assert session.shared is not None
-            if not of.name.endswith(CONFIRM):  # whose search is this process's as well
+            if not of.name.endswith(CONFIRM_SUFFIX):  # whose search is this process's as well
                 session.stand_up()
             session.shared.owner, session.shared.lease_s = owner, lease_s
             session.shared.join(session.study._study_id)

@@ -10,7 +10,7 @@ import torch
 
 from overnight.protocol import Decision, EpochEnd, TrialSpec, Up
 from overnight.runner.trial_spec import trial_spec
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 
 
 @dataclass
@@ -41,7 +41,7 @@ class ListLink:
 
 
 def spec_for(folder: Path, *overrides: str, every_s: float = 1e9, **changes: Any) -> TrialSpec:
-    study = plan.make(["search=none", "trainer.max_epochs=6", *overrides])
+    study = build_plan(["search=none", "trainer.max_epochs=6", *overrides])
     spec = trial_spec(study, 7, study.config({}), 11, "cpu", folder=folder, every_s=every_s)
     return replace(spec, cache=None, **changes)
 

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from overnight.config.compose import compose
 from overnight.config.problems import ConfigError
 from overnight.config.sections import from_json, to_json
-from overnight.config.trees import config_text, kind_problem
-from overnight.search import plan
+from overnight.config.trees import to_yaml, type_problem
+from overnight.search.build_plan import build_plan
 
 
 def test_the_defaults_compose_without_a_problem() -> None:
@@ -87,9 +87,9 @@ def test_a_mistake_names_key_value_and_rule(override: str, words: str) -> None:
 
 def test_a_number_may_be_whole_where_a_fraction_is_written_and_the_other_way_round() -> None:
     assert not compose(["optimizer.lr=1", "model.dropout=0"]).problems
-    assert kind_problem(1, 0.5) is None
-    assert kind_problem(True, 1) is not None
-    assert kind_problem(1, True) is not None
+    assert type_problem(1, 0.5) is None
+    assert type_problem(True, 1) is not None
+    assert type_problem(1, True) is not None
 
 
 def test_a_persons_own_folder_brings_its_own_options(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_new_key_can_be_handed_to_somebodys_class() -> None:
 )
 def test_an_odd_line_gets_one_clear_answer(override: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        plan.make([override])
+        build_plan([override])
     assert len(caught.value.problems) == 1, caught.value.problems
     assert words in caught.value.problems[0]
 
@@ -163,4 +163,4 @@ def test_an_odd_line_gets_one_clear_answer(override: str, words: str) -> None:
 )  # fmt: skip
 def test_what_is_written_as_yaml_is_read_back_by_hydra_as_it_was(text: str) -> None:
     tree = {"text": text, text or "empty": [text, {"n": None}], "numbers": [1e-5, 1e20, 3, True]}
-    assert OmegaConf.to_container(OmegaConf.create(config_text(tree))) == tree
+    assert OmegaConf.to_container(OmegaConf.create(to_yaml(tree))) == tree

@@ -13,7 +13,8 @@ from overnight.config import credentials
 from overnight.config.compose import compose, study_location
 from overnight.config.credentials import PASSWORD, SECRET, STORAGE_URL, TOKEN, TRACKING_URI, USERNAME
 from overnight.config.problems import ConfigError
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
+from overnight.search.plan import Plan
 
 WORD = "pl4nted-word"
 URL = f"postgresql://night:{WORD}@db.example.com/ledger"
@@ -30,16 +31,16 @@ def test_both_stores_come_from_the_environment_and_are_shown_nowhere(monkeypatch
     monkeypatch.setenv(TRACKING_URI, "http://mlflow.example.com:5000/")
     monkeypatch.setenv(USERNAME, "night")
     monkeypatch.setenv(PASSWORD, WORD)
-    made = plan.make(["storage=postgres", "tracking=server", "storage.lease_s=12"])
+    made = build_plan(["storage=postgres", "tracking=server", "storage.lease_s=12"])
     location = made.settings.location
     assert location.storage_url == URL.replace("postgresql://", "postgresql+psycopg://")
     assert (location.shared, location.lease_s) == (True, 12.0)
     assert location.server == "http://mlflow.example.com:5000"
     assert location.artifact_root is None, "which the server says"
     assert location.overrides == ["storage=postgres", "tracking=server"]
-    kept = plan.Plan.from_json(made.to_json())
-    assert kept.at(location).settings.location == location
-    shown = [made.to_json(), kept.at(location).to_json(), made, location, compose(["storage=postgres"]).config]
+    kept = Plan.from_json(made.to_json())
+    assert kept.relocated(location).settings.location == location
+    shown = [made.to_json(), kept.relocated(location).to_json(), made, location, compose(["storage=postgres"]).config]
     for told in map(repr, shown):
         assert WORD not in told
         assert "db.example.com" not in told
@@ -115,7 +116,7 @@ def test_a_mistake_names_the_variable_the_rule_and_the_remedy_but_no_value(
 )
 def test_a_password_on_a_command_line_is_refused_with_the_remedy(override: str) -> None:
     with pytest.raises(ConfigError) as error:
-        plan.make([override])
+        build_plan([override])
     (problem,) = error.value.problems
     assert "a password must not stand on a command line, which others can read; take " in problem
     assert STORAGE_URL in problem or PASSWORD in problem
@@ -148,7 +149,7 @@ def test_what_others_say_is_told_without_the_secrets_in_it(tmp_path: Path, monke
     (tmp_path / "token").write_text("t0ken-of-mine")
     monkeypatch.setenv(f"{TOKEN}_FILE", str(tmp_path / "token"))
     said = "at postgresql+psycopg://night:p%40ss-w0rd@h/d with p@ss-w0rd, inner-word, t0ken-of-mine; http://a:b@c/d"
-    told = credentials.redacted(said)
+    told = credentials.redact(said)
     for secret in ("p%40ss-w0rd", "p@ss-w0rd", "inner-word", "t0ken-of-mine", "a:b@"):
         assert secret not in told
     assert told.startswith("at postgresql+psycopg://")
@@ -162,18 +163,18 @@ def test_mlflow_is_lent_the_login_of_a_file_again_and_again_though_it_changes(
     monkeypatch.setenv(TOKEN, "")  # put back at the end
     for token in ("first", "second"):
         file.write_text(token)
-        credentials.lend_login()
+        credentials.export_login()
         assert os.environ[TOKEN] == token
     file.unlink()
     with pytest.raises(LookupError, match="must name a file that can be read"):
-        credentials.lend_login()
+        credentials.export_login()
 
 
 def test_a_process_started_while_they_are_hidden_inherits_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SECRET:
         monkeypatch.setenv(name, WORD)
     shown = "import os; print(dict(os.environ))"
-    with credentials.hidden():
+    with credentials.hidden_secrets():
         inherited = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True).stdout
     assert "PATH" in inherited
     assert WORD not in inherited

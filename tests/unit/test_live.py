@@ -18,10 +18,10 @@ from overnight.report.live import (
     duration,
     picture,
 )
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
 
-STUDY = plan.make(["study.trials=10", "trainer.max_epochs=20"])
+STUDY = build_plan(["study.trials=10", "trainer.max_epochs=20"])
 
 
 def record(number: int, state: str, value: float | None = None, took: float = 10.0, **params: object) -> TrialRecord:

@@ -8,37 +8,37 @@ from pathlib import Path
 import pytest
 
 from overnight.config.problems import ConfigError
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 
 
 def problems_of(*overrides: str, config_dir: Path | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        plan.make(overrides, config_dir)
+        build_plan(overrides, config_dir)
     return caught.value.problems
 
 
 def test_the_default_space_searches_what_the_readme_says() -> None:
-    keys = [p.key for p in plan.make().space.parameters]
+    keys = [p.key for p in build_plan().space.parameters]
     assert keys == ["model.hidden_sizes", "model.activation", "optimizer", "optimizer.lr", "optimizer.momentum"]
 
 
 def test_a_sweep_on_the_command_line_adds_to_the_space_or_replaces_its_key() -> None:
-    space = plan.make(["model.dropout=interval(0.0,0.5)", "model.activation=relu,gelu"]).space.describe()
+    space = build_plan(["model.dropout=interval(0.0,0.5)", "model.activation=relu,gelu"]).space.describe()
     assert space["model.dropout"] == "0.0 to 0.5"
     assert space["model.activation"] == "choice(relu, gelu)"
     assert "optimizer.lr" in space
 
 
 def test_a_plain_value_on_the_command_line_takes_its_key_out_of_the_space() -> None:
-    study = plan.make(["optimizer.lr=0.02", "optimizer=sgd"])
+    study = build_plan(["optimizer.lr=0.02", "optimizer=sgd"])
     assert {"optimizer.lr", "optimizer"}.isdisjoint(study.space.describe())
     assert "optimizer.momentum" in study.space.describe()
     assert study.config({})["optimizer"]["lr"] == 0.02
 
 
 def test_a_config_group_that_is_drawn_brings_its_own_keys() -> None:
-    study = plan.make()
+    study = build_plan()
     sgd = study.config({"optimizer": "sgd", "optimizer.momentum": 0.5, "model.hidden_sizes": [8]})
     assert sgd["optimizer"]["_target_"] == "torch.optim.SGD"
     assert sgd["optimizer"]["momentum"] == 0.5
@@ -47,7 +47,7 @@ def test_a_config_group_that_is_drawn_brings_its_own_keys() -> None:
 
 
 def test_an_interpolation_follows_what_is_drawn() -> None:
-    study = plan.make(["+model.width=${optimizer.lr}", "search=none", "optimizer.lr=interval(0,1)"])
+    study = build_plan(["+model.width=${optimizer.lr}", "search=none", "optimizer.lr=interval(0,1)"])
     assert study.config({"optimizer.lr": 0.25})["model"]["width"] == 0.25
 
 
@@ -65,8 +65,8 @@ def test_mistakes_in_the_space_are_all_named_together() -> None:
         "search.model.activation: log has no meaning",
         "search.optimizer.lr: interval needs low < high",
         "search.optimizer: must choose among adam, adamw, sgd, got 'sdg'",
-        "search.model.hidden_sizes: draws numbers, and [64] is written there",
-        "search.data.batch_size: draws floats, and 32 is written there: take int(interval(LOW, HIGH))",
+        "search.model.hidden_sizes: draws numbers, and the config holds [64]",
+        "search.data.batch_size: draws floats, and the config holds 32; take int(interval(LOW, HIGH))",
         "search.model.foo: no such key",
         "search.model.dropout: must be a number, got 'a'",
     ]
@@ -81,7 +81,7 @@ def test_a_when_on_a_key_that_is_not_searched_is_a_mistake(tmp_path: Path) -> No
         "model.dropout:\n  when: model.activation=relu\n  draw: interval(0.0, 0.5)\n"
     )
     (problem,) = problems_of("search=odd", config_dir=tmp_path)
-    assert problem.startswith("search.model.dropout.when: must look at a key that is searched or fixed, got 'model.act")
+    assert problem.startswith("search.model.dropout.when: must name a key that is searched or fixed, got 'model.act")
 
 
 def test_a_key_that_only_one_option_has_needs_a_when(tmp_path: Path) -> None:
@@ -96,18 +96,18 @@ def test_a_key_that_only_one_option_has_needs_a_when(tmp_path: Path) -> None:
 
 def test_train_takes_no_sweep() -> None:
     with pytest.raises(ConfigError, match="`train` takes one value"):
-        plan.make(["optimizer.lr=0.1,0.2"], searching=False)
+        build_plan(["optimizer.lr=0.1,0.2"], searching=False)
 
 
 def test_a_plan_survives_being_frozen_and_thawed() -> None:
-    study = plan.make(["model.hidden_sizes=[32],[64,64]"])
+    study = build_plan(["model.hidden_sizes=[32],[64,64]"])
     assert Plan.from_json(json.loads(json.dumps(study.to_json()))) == study
 
 
 def test_budget_slots_and_pruner_may_change_and_what_moves_a_score_may_not() -> None:
-    study = plan.make()
-    assert plan.make(["study.trials=99", "slots=1", "pruner=none", "home=/elsewhere"]).differences(study) == []
-    differences = plan.make(
+    study = build_plan()
+    assert build_plan(["study.trials=99", "slots=1", "pruner=none", "home=/elsewhere"]).differences(study) == []
+    differences = build_plan(
         ["data.split_seed=1", "study.metric=val/loss", "study.direction=minimize", "optimizer.lr=interval(0,1)"]
     ).differences(study)
     assert [d.split(":")[0] for d in differences] == [
@@ -124,7 +124,7 @@ def test_a_change_in_another_options_config_moves_scores_too(tmp_path: Path) -> 
     made = []
     for decay in (0.0, 0.5):
         file.write_text(f"_target_: torch.optim.SGD\nlr: 0.1\nweight_decay: {decay}\n")
-        made.append(plan.make(["optimizer=adam,mine", "search=none"], tmp_path))
+        made.append(build_plan(["optimizer=adam,mine", "search=none"], tmp_path))
     assert made[1].differences(made[0]) == ["[mine] optimizer.weight_decay: was 0.0, is 0.5"]
 
 
@@ -145,10 +145,10 @@ def test_a_model_without_a_search_file_is_told_what_to_do(tmp_path: Path) -> Non
 
 
 def test_the_seed_of_a_trial_depends_on_the_studys_seed_and_its_number_alone() -> None:
-    one, two = plan.make(["seed=1"]), plan.make(["seed=1", "study.trials=5", "model.dropout=0.1"])
+    one, two = build_plan(["seed=1"]), build_plan(["seed=1", "study.trials=5", "model.dropout=0.1"])
     assert [one.trial_seed(n) for n in range(5)] == [two.trial_seed(n) for n in range(5)]
     assert len({one.trial_seed(n) for n in range(500)}) == 500
-    assert one.trial_seed(0) != plan.make(["seed=2"]).trial_seed(0)
+    assert one.trial_seed(0) != build_plan(["seed=2"]).trial_seed(0)
 
 
 def test_a_study_searches_over_a_bounded_number_of_group_combinations(tmp_path: Path) -> None:
@@ -182,9 +182,9 @@ def test_five_mistakes_in_one_space_are_five_messages(tmp_path: Path) -> None:
         "search.model.dropout: must be a distribution as Optuna writes it: FloatDistribution needs high; got "
         "{'type': 'float', 'low': 0.0}",
         "search.optimizer: must choose among adam, adamw, sgd, got 'sdg'",
-        "search.optimizer.momentum.when: must look at a key that is searched or fixed, got 'model.activation=relu'; "
+        "search.optimizer.momentum.when: must name a key that is searched or fixed, got 'model.activation=relu'; "
         "search model.activation, fix it (model.activation: VALUE), or drop the `when`",
-        "search.model.hidden_sizes: draws numbers, and [64] is written there, a list: take length with each, or "
+        "search.model.hidden_sizes: draws numbers, and the config holds [64], a list: take length with each, or "
         "choice([32], [64, 64]); got 1.0 to 2.0",
     ]
 
@@ -201,12 +201,12 @@ def test_a_space_may_fix_values_options_and_epochs(tmp_path: Path) -> None:
         trainer.max_epochs: 7
         """,
     )
-    study = plan.make(["search=odd"], folder)
+    study = build_plan(["search=odd"], folder)
     assert [*study.space.describe()] == ["optimizer.momentum", "model.dropout"]
     config = study.config({})
     assert (config["optimizer"]["_target_"], config["optimizer"]["lr"]) == ("torch.optim.SGD", 0.5)
     assert (config["model"]["activation"], study.settings.trainer.max_epochs) == ("tanh", 7)
-    assert plan.make(["search=odd", "optimizer=adam", "optimizer.lr=0.1"], folder).config({})["optimizer"] == {
+    assert build_plan(["search=odd", "optimizer=adam", "optimizer.lr=0.1"], folder).config({})["optimizer"] == {
         "_target_": "torch.optim.Adam",
         "lr": 0.1,
         "weight_decay": 0.0,
@@ -229,7 +229,7 @@ def test_a_fixed_value_that_can_not_be_is_a_mistake(tmp_path: Path, text: str, w
 
 
 def test_a_value_for_a_key_that_only_a_searched_option_has_counts_there() -> None:
-    study = plan.make(["optimizer.momentum=0.5"])
+    study = build_plan(["optimizer.momentum=0.5"])
     assert "optimizer.momentum" not in study.space.describe()
     assert study.config({"optimizer": "sgd"})["optimizer"]["momentum"] == 0.5
     assert "momentum" not in study.config({"optimizer": "adam"})["optimizer"]
@@ -240,7 +240,7 @@ def test_a_value_for_a_key_that_only_a_searched_option_has_counts_there() -> Non
 def test_a_sweep_keeps_the_condition_of_its_key_or_finds_one() -> None:
     swept = "optimizer.momentum=interval(0.5,0.9)"
     for line in ([swept], [swept, "search=none", "optimizer=adam,sgd"]):
-        assert plan.make(line).space.describe()["optimizer.momentum"] == "0.5 to 0.9 when optimizer=sgd"
+        assert build_plan(line).space.describe()["optimizer.momentum"] == "0.5 to 0.9 when optimizer=sgd"
 
 
 def test_models_that_are_searched_bring_their_spaces(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_models_that_are_searched_bring_their_spaces(tmp_path: Path) -> None:
     space_file(
         tmp_path, "model.width: int(interval(1, 9))\noptimizer.lr: tag(log, interval(1e-4, 1e-1))\n", "search", "mine"
     )
-    space = plan.make(["model=mlp,mine"], tmp_path).space.describe()
+    space = build_plan(["model=mlp,mine"], tmp_path).space.describe()
     assert space["model"] == "choice(mlp, mine)"
     assert space["model.width"] == "1 to 9 when model=mine"
     assert space["model.activation"].endswith("when model=mlp")
@@ -266,17 +266,17 @@ def test_an_option_that_draws_a_key_its_own_way_shows_it_under_the_key(tmp_path:
             sgd: {optimizer.lr: "tag(log, interval(1e-3, 1))", optimizer.momentum: "interval(0, 0.99)"}
         """,
     )
-    study = plan.make(["search=odd"], folder)
+    study = build_plan(["search=odd"], folder)
     assert study.first_trial({}).point == {"optimizer": "adam", "optimizer.lr@adam": 0.001}
     params = {"optimizer": "sgd", "optimizer.lr": 0.5, "optimizer.momentum": 0.9}
-    assert study.config_of(params)["optimizer"] == {
+    assert study.config_of_params(params)["optimizer"] == {
         "_target_": "torch.optim.SGD",
         "lr": 0.5,
         "momentum": 0.9,
         "weight_decay": 0.0,
         "fused": True,
     }
-    fixed = plan.make(["search=odd", "optimizer=sgd"], folder).space.describe()
+    fixed = build_plan(["search=odd", "optimizer=sgd"], folder).space.describe()
     assert fixed == {"optimizer.lr@sgd": "0.001 to 1.0, log", "optimizer.momentum": "0.0 to 0.99"}
 
 
@@ -314,17 +314,17 @@ def test_a_pruner_that_could_never_prune_is_a_mistake() -> None:
 
 
 def test_where_files_lie_makes_no_other_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    here, there = plan.make(["data=mnist", "data.root=/here"]), plan.make(["data=mnist", "data.root=/there"])
+    here, there = build_plan(["data=mnist", "data.root=/here"]), build_plan(["data=mnist", "data.root=/there"])
     assert there.differences(here) == []
-    assert plan.make(["data=mnist", "data.split_seed=1"]).differences(here) == ["data.split_seed: was 0, is 1"]
+    assert build_plan(["data=mnist", "data.split_seed=1"]).differences(here) == ["data.split_seed: was 0, is 1"]
     monkeypatch.setenv("OVERNIGHT_DATA", "/elsewhere")
-    assert plan.make(["data=mnist"]).config({})["data"]["root"] == "/elsewhere"
+    assert build_plan(["data=mnist"]).config({})["data"]["root"] == "/elsewhere"
     monkeypatch.delenv("OVERNIGHT_DATA")
-    assert plan.make(["data=mnist"]).config({})["data"]["root"] == "./data"
+    assert build_plan(["data=mnist"]).config({})["data"]["root"] == "./data"
 
 
 def test_a_searched_schedule_composes_each_option_and_its_keys() -> None:
-    study = plan.make(["data=mnist", "model=cnn"])
+    study = build_plan(["data=mnist", "model=cnn"])
     targets = {variant["schedule"]["_target_"].rpartition(".")[2] for variant in study.variants.values()}
     assert targets == {"constant", "cosine", "one_cycle"}
     assert study.config({"schedule": "one_cycle"})["schedule"]["warmup"] == 0.3

@@ -15,7 +15,7 @@ import pytest
 
 from overnight.config import import_allowlist
 from overnight.config.compose import group_options
-from overnight.search import plan as plans
+from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.study import plan_trust
 
@@ -92,7 +92,7 @@ def frozen(change: Callable[[dict[str, Any]], Any], *overrides: str) -> Plan:
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> str:
-    return json.dumps(plans.make(overrides).to_json())
+    return json.dumps(build_plan(overrides).to_json())
 
 
 def model_of(kept: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_every_variant_of_a_searched_group_is_looked_through() -> None:
 
 
 def test_what_a_search_may_put_there_is_looked_through() -> None:
-    (told,) = plan_trust.problems(plans.make(["search=none", "optimizer._target_=torch.optim.Adam,os.system"]))
+    (told,) = plan_trust.problems(build_plan(["search=none", "optimizer._target_=torch.optim.Adam,os.system"]))
     assert told.startswith("search.optimizer._target_: must be under")
 
     def options(kept: dict[str, Any]) -> None:
@@ -167,7 +167,7 @@ def test_what_a_search_may_put_there_is_looked_through() -> None:
 def test_what_is_tried_first_is_looked_through() -> None:
     def change(kept: dict[str, Any]) -> None:
         kept["settings"]["study"]["enqueue"] = [{"optimizer.lr": 0.1}, {"model._target_": "os.system"}]
-        kept["taken"] = [{"model": {"_target_": "torch.load", "f": "x.pt"}}]
+        kept["warm_start"] = [{"model": {"_target_": "torch.load", "f": "x.pt"}}]
 
     told = plan_trust.problems(frozen(change))
     assert [line.partition(":")[0] for line in told] == [
@@ -190,7 +190,7 @@ def test_a_plan_reads_no_secret_of_the_worker_and_runs_no_command() -> None:
 
 
 def test_a_sampler_that_loads_pickles_from_the_ledger_wants_the_operators_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    study = plans.make(["sampler=cma_es"])
+    study = build_plan(["sampler=cma_es"])
     (told,) = plan_trust.problems(study)
     assert told.startswith("sampler: must not be cma_es for a worker")
     monkeypatch.setenv(import_allowlist.PACKAGES, "cmaes")
@@ -200,12 +200,12 @@ def test_a_sampler_that_loads_pickles_from_the_ledger_wants_the_operators_word(m
 def test_all_that_comes_with_overnight_is_trusted() -> None:
     for group in ("data", "model", "optimizer", "schedule"):
         options = group_options(group)
-        study = plans.make(["search=none", f"{group}={','.join(options)}"])
+        study = build_plan(["search=none", f"{group}={','.join(options)}"])
         assert len(study.variants) == len(options)
         assert plan_trust.problems(study) == []
     for experiment in group_options("experiment"):
-        assert plan_trust.problems(plans.make([f"+experiment={experiment}"])) == [], experiment
-    assert {"overnight.models.mlp.MLP", "torch.optim.SGD"} < import_allowlist.our_names()
+        assert plan_trust.problems(build_plan([f"+experiment={experiment}"])) == [], experiment
+    assert {"overnight.models.mlp.MLP", "torch.optim.SGD"} < import_allowlist.shipped_names()
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_large_packages_are_followed_too(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_operators_own_list_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(import_allowlist.PACKAGES, "my nets, os, torch, hydra.utils,,my_nets")
-    told = plan_trust.problems(plans.make())
+    told = plan_trust.problems(build_plan())
     assert [line.rpartition("got ")[2].partition(";")[0] for line in told] == [
         "'my nets'",
         "os",
@@ -302,7 +302,7 @@ def test_nothing_untrusted_is_imported_to_find_out(my_nets: Path) -> None:
 def test_a_trials_own_config_is_checked_where_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from overnight.trial.fit import build
 
-    config = plans.make(["data=mnist", "data.root=/somebody/elses", "search=none"]).config({})
+    config = build_plan(["data=mnist", "data.root=/somebody/elses", "search=none"]).config({})
     evil = json.loads(json.dumps(config))
     evil["model"].update({"_target_": "os.system", "command": f"touch {tmp_path / 'canary'}", "x": "${model.y}"})
     monkeypatch.setenv("OVERNIGHT_DATA", str(tmp_path / "here"))
@@ -320,8 +320,8 @@ def test_a_trials_own_config_is_checked_where_it_is_built(tmp_path: Path, monkey
 
 
 def test_a_machines_own_settings_are_its_workers() -> None:
-    foreign = plans.make(["home=/theirs", "slots=7", "study.trials=9", "min_free_mib=1", "trial.stall_s=5"])
-    own = plans.make(["home=/mine", "slots=2"]).settings
+    foreign = build_plan(["home=/theirs", "slots=7", "study.trials=9", "min_free_mib=1", "trial.stall_s=5"])
+    own = build_plan(["home=/mine", "slots=2"]).settings
     mine = plan_trust.adopted(foreign, own)
     assert (mine.settings.home, mine.settings.slots, mine.settings.min_free_mib) == ("/mine", 2, own.min_free_mib)
     assert (mine.settings.study.trials, mine.settings.trial.stall_s) == (9, 5)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from overnight.protocol import EpochEnd
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.tracking import tags
@@ -17,7 +17,7 @@ from overnight.tracking.run_update import TrialRun, missing
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    return plan.make([f"home={tmp_path_factory.mktemp('home')}"])
+    return build_plan([f"home={tmp_path_factory.mktemp('home')}"])
 
 
 def record(epochs: int, state: str = "running", **values: Any) -> TrialRecord:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from overnight.protocol import EpochEnd
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
 from overnight.tracking import tags
 from overnight.tracking.run_update import TrialRun
@@ -48,7 +48,7 @@ def fake_run(run_id: str) -> Any:
 
 
 def writer(client: RecordingClient, home: Path, runs: dict[int, TrialRun] | None = None) -> RunWriter:
-    study = plan.make([f"home={home}"])
+    study = build_plan([f"home={home}"])
     return RunWriter(client, study, "uid", "1", None, tags.TRIAL, runs or {})
 
 

@@ -13,9 +13,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from overnight.config.problems import Problems
 from overnight.config.trees import look_up
-from overnight.search import plan
+from overnight.search.build_plan import build_plan
 from overnight.search.grammar import parse
-from overnight.search.space import SearchSpace, shown
+from overnight.search.plan import Plan, random_value
+from overnight.search.space import SearchSpace, display_name
 
 
 def unwritten(key: str, _: Any) -> Any:
@@ -225,7 +226,7 @@ def test_a_plain_value_in_the_space_is_fixed() -> None:
     ],
 )
 def test_a_space_grew_only_if_it_holds_every_old_value(old: str, new: str, grew: bool) -> None:
-    assert (space_of(x=new).grew_from(space_of(x=old)) == []) is grew
+    assert (space_of(x=new).not_covered(space_of(x=old)) == []) is grew
 
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: round(x, 3))
@@ -255,7 +256,7 @@ def entries(draw: st.DrawFn) -> tuple[str, Any]:
 
 ADAM = {"optimizer.lr": "tag(log, interval(1e-5, 1e-1))", "optimizer.weight_decay": "choice(0.0, 0.1)"}
 SGD = {"optimizer.lr": "interval(0.01, 1)", "optimizer.momentum": {"type": "float", "low": 0, "high": 0.99}}
-BASE = plan.make(["search=none", "optimizer=adam,sgd", "+model.width=null"])
+BASE = build_plan(["search=none", "optimizer=adam,sgd", "+model.width=null"])
 
 
 @given(st.lists(entries(), max_size=4, unique_by=lambda e: e[0]), st.booleans(), st.integers(0, 2**32))
@@ -270,23 +271,23 @@ def test_every_drawn_point_composes_lies_within_its_ends_and_comes_back_from_mlf
     problems = Problems()
     space, _ = parse(written, problems)
     assert not problems
-    study = plan.Plan(BASE.settings, space, BASE.groups, BASE.choices, BASE.variants)
+    study = Plan(BASE.settings, space, BASE.groups, BASE.choices, BASE.variants)
     rng, params = random.Random(seed), {}
 
     def draw(name: str, dist: Any) -> Any:
-        params[name] = plan._random(dist, rng)
+        params[name] = random_value(dist, rng)
         assert dist._contains(dist.to_internal_repr(params[name]))
         return params[name]
 
-    values = space.draw(draw, study.written)
+    values = space.draw(draw, study.baseline)
     config = study.config(values)
     optimizer = values.pop("optimizer", "adam")
     assert config["optimizer"]["_target_"] == f"torch.optim.{ {'adam': 'Adam', 'sgd': 'SGD'}[optimizer] }"
     for key, value in values.items():
         assert look_up(config, key) == value
-    assert study.config_of(params) == config
+    assert study.config_of_params(params) == config
 
-    texts = {shown(name): str(value) for name, value in params.items()}  # as tracking writes them
-    assert study.config_of(space.read(texts)) == config
+    texts = {display_name(name): str(value) for name, value in params.items()}  # as tracking writes them
+    assert study.config_of_params(space.read(texts)) == config
     thawed = SearchSpace.from_json(json.loads(json.dumps(space.to_json())))
     assert thawed == space

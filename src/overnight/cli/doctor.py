@@ -17,8 +17,8 @@ import psutil
 
 from overnight import tracking
 from overnight.config.paths import StudyLocation, trial_name
-from overnight.search.plan import TRAIN
-from overnight.search.record import keepers
+from overnight.search.plan import TRAIN_STUDY
+from overnight.search.record import trials_with_weights
 from overnight.study.open import reopen
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.lock import StudyInUse, holder_file, holder_of
@@ -53,7 +53,7 @@ def mend(location: StudyLocation, name: str) -> list[Finding]:
         for finding in (*_in_the_home(location, name), *_in_the_folders(_seen(location, name))):
             if finding.path is not None:
                 shutil.rmtree(finding.path) if finding.path.is_dir() else finding.path.unlink(missing_ok=True)
-        mlflow_sync = tracking.MlflowSync(session.plan, session.uid, with_parent=name != TRAIN, check_steps=True)
+        mlflow_sync = tracking.MlflowSync(session.plan, session.uid, with_parent=name != TRAIN_STUDY, check_steps=True)
         mlflow_sync.start(session.records())
         found = _seen(location, name)
         best = found.best
@@ -104,7 +104,7 @@ def _in_the_folders(found: StudyView) -> Iterator[Finding]:
     """A trial that goes on wants its states, one of the best its weights, and nobody anything else."""
     where = found.plan.settings.location.paths
     complete = {r.number for r in found.records if r.state == "complete"}
-    kept = complete if found.name == TRAIN else keepers(found.records, found.plan.settings)
+    kept = complete if found.name == TRAIN_STUDY else trials_with_weights(found.records, found.plan.settings)
     for folder in sorted(found.plan.paths.checkpoints.glob("trial-*")):
         number = int(folder.name.removeprefix("trial-")) if folder.name[6:].isdigit() else -1
         about = str(folder.relative_to(where.root))
@@ -146,7 +146,7 @@ def _in_mlflow(found: StudyView) -> Iterator[Finding]:
             yield Finding(f"MLflow's run {run_id}", why, "removed")
         for number, lacks in seen.missing.items():
             yield Finding(f"MLflow's run of {trial_name(number)}", f"lacks {', '.join(lacks)}", written)
-        lacks = summary_missing(client, seen.parent, found.best, _spent(found)) if found.name != TRAIN else []
+        lacks = summary_missing(client, seen.parent, found.best, _spent(found)) if found.name != TRAIN_STUDY else []
         if lacks:
             yield Finding(f"MLflow's run of {found.name}", f"lacks {', '.join(lacks)}", written)
     except Exception as error:  # MLflow's, SQLAlchemy's, the network's: it is wrong, whatever it is

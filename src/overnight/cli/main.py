@@ -52,9 +52,9 @@ def tune(
     """Start a study, or go on with it: the same line, as often as you like."""
     signals = click.get_current_context().with_resource(Signals())
     _warm_up(cfg)
-    from overnight.search import plan as plans
+    from overnight.search.build_plan import build_plan
 
-    plan = plans.make(_less_job(overrides, cfg), config_dir)
+    plan = build_plan(_less_job(overrides, cfg), config_dir)
     signals.check()
     if cfg:
         _print_config(overrides, config_dir)
@@ -94,9 +94,9 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None
     """Train one configuration, with the same tracking."""
     signals = click.get_current_context().with_resource(Signals())
     _warm_up(cfg)
-    from overnight.search import plan as plans
+    from overnight.search.build_plan import build_plan
 
-    plan = plans.make(_less_job(overrides, cfg), config_dir, searching=False)
+    plan = build_plan(_less_job(overrides, cfg), config_dir, searching=False)
     if cfg:
         _print_config(overrides, config_dir)
         return
@@ -223,10 +223,10 @@ def logs(trial: str, overrides: tuple[str, ...]) -> None:
 @click.argument("arguments", nargs=-1, metavar="[STUDY] [OVERRIDE ...]")
 def report(arguments: tuple[str, ...]) -> None:
     """What a study has found, how sure that is, what it cost and what to try next; here, and as one HTML file."""
-    from overnight.search.plan import TRAIN
+    from overnight.search.plan import TRAIN_STUDY
 
     location, view, _ = _look(arguments)
-    if view is None or view.name == TRAIN:
+    if view is None or view.name == TRAIN_STUDY:
         _mistake(
             [
                 f"study: must be the study of a search, and there is none in {location.storage_description}; "
@@ -382,9 +382,9 @@ def _launch_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool, sign
 
 def _print_config(overrides: tuple[str, ...], config_dir: str | None) -> None:
     from overnight.config.compose import compose
-    from overnight.config.trees import config_text
+    from overnight.config.trees import to_yaml
 
-    click.echo(config_text(compose(_less_job(overrides, True), config_dir).config), nl=False)
+    click.echo(to_yaml(compose(_less_job(overrides, True), config_dir).config), nl=False)
 
 
 # Small parts ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from overnight import tracking
 from overnight.config.paths import StudyLocation, trial_name
 from overnight.config.problems import ConfigError
 from overnight.report import winner_config
-from overnight.search.plan import CONFIRM, TRAIN
+from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY
 from overnight.search.record import TrialRecord, best_of
 from overnight.study import exclusions
 from overnight.study.open import reopen
@@ -73,7 +73,7 @@ def studies(location: StudyLocation) -> list[StudyListing]:
                 size,
                 {s: n for s in _STATES if (n := seen.count(s))},  # type: ignore[arg-type]
                 seen.budget,
-                seen.plan.settings.study.metric if name != TRAIN else None,
+                seen.plan.settings.study.metric if name != TRAIN_STUDY else None,
                 seen.best,
                 sum(e.seconds for r in records for e in r.history),
             )
@@ -83,7 +83,7 @@ def studies(location: StudyLocation) -> list[StudyListing]:
 
 def _files(location: StudyLocation, name: str) -> list[Path]:
     """The folders and files that are a study's own, those that are there; its artifacts are MLflow's to know."""
-    both = [location.paths.study(n) for n in (name, name + CONFIRM)]
+    both = [location.paths.study(n) for n in (name, name + CONFIRM_SUFFIX)]
     folders = [folder for paths in both for folder in (paths.checkpoints, paths.logs, paths.plots)]
     left = [both[0].report, *winner_config.written_files(location, name)]
     return [path for path in (*folders, *left) if path.exists() or path.is_symlink()]
@@ -125,12 +125,12 @@ def remains(location: StudyLocation, name: str) -> StudyFootprint:
     if location.storage_url is not None or location.paths.optuna_db.exists():
         with opened(location) as storage:
             for frozen in storage.get_all_studies():
-                if re.fullmatch(rf"{re.escape(name)}({re.escape(CONFIRM)})?(~\d+)?", frozen.study_name):
+                if re.fullmatch(rf"{re.escape(name)}({re.escape(CONFIRM_SUFFIX)})?(~\d+)?", frozen.study_name):
                     optuna_studies.append(frozen.study_name)
                     uids |= {str(v) for k, v in frozen.user_attrs.items() if k == "overnight.uid"}
                     plan = frozen.user_attrs.get("overnight.plan") or {}
                     tracked = _tracked_in(location, plan.get("settings", {}).get("tracking", {}))
-                    if CONFIRM not in frozen.study_name:
+                    if CONFIRM_SUFFIX not in frozen.study_name:
                         trials = max(trials, storage.get_n_trials(frozen._study_id))
     if not optuna_studies or name not in names_in(
         location
@@ -167,7 +167,7 @@ def delete(location: StudyLocation, found: StudyFootprint) -> list[str]:
     Raises StudyInUse where somebody works on it.
     """
     with contextlib.ExitStack() as held:
-        for name in (found.name, found.name + CONFIRM):
+        for name in (found.name, found.name + CONFIRM_SUFFIX):
             held.callback(lock_study(location, name))
             held.callback(location.paths.study(name).lock.unlink, missing_ok=True)
         with _told(found.name):
@@ -298,7 +298,7 @@ def mark(
 
 
 def _unmarkable(name: str, records: Sequence[TrialRecord], numbers: Iterable[int], bad: bool) -> Iterator[str]:
-    if name.endswith(CONFIRM):
+    if name.endswith(CONFIRM_SUFFIX):
         yield f"{name}: a confirmation is no trial of the search; mark the trial that it confirms"
         return
     for number in numbers:
@@ -317,10 +317,10 @@ def _mirror(location: StudyLocation, seen: StudyView) -> str | None:
     """Have MLflow show the marks, as far as it can be reached, or say why not; the next start shows them else."""
     session = reopen(location, seen.name)
     try:
-        mlflow_sync = tracking.MlflowSync(seen.plan, seen.uid, with_parent=seen.name != TRAIN)
+        mlflow_sync = tracking.MlflowSync(seen.plan, seen.uid, with_parent=seen.name != TRAIN_STUDY)
         mlflow_sync.start(session.records())
         ending = "KILLED" if seen.state != "done" else "FINISHED" if seen.count("complete", "pruned") else "FAILED"
-        best: Any = best_of(seen.records, seen.plan.settings) if seen.name != TRAIN else None
+        best: Any = best_of(seen.records, seen.plan.settings) if seen.name != TRAIN_STUDY else None
         mlflow_sync.close(ending, best, None)
         return mlflow_sync.error
     finally:

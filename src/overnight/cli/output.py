@@ -43,7 +43,7 @@ def status_object(view: StudyView) -> dict[str, Any]:
 def status(view: StudyView) -> None:
     """How a study stands."""
     from overnight.config.paths import trial_name
-    from overnight.search.record import describe, duration
+    from overnight.search.record import describe, format_duration
 
     states = ("complete", "pruned", "failed", "running", "paused", "waiting")
     done = view.count("complete", "pruned", "failed")
@@ -77,7 +77,9 @@ def status(view: StudyView) -> None:
         # A confirmation's trials run to their last epoch, as the search's longest ones did.
         left = max(view.budget - done, 0) * statistics.median(took) / busy
         left += (view.confirmations - view.confirmed) * max(took) / busy
-        click.echo(f"about {duration(left)} left, until {time.strftime('%H:%M', time.localtime(time.time() + left))}")
+        click.echo(
+            f"about {format_duration(left)} left, until {time.strftime('%H:%M', time.localtime(time.time() + left))}"
+        )
     if view.state == "stalled":
         click.echo("its trials say running and nobody is at it: the same `overnight tune` line takes them up")
 
@@ -104,7 +106,7 @@ def ended(result: Result) -> None:
 
     study, records = result.plan.settings.study, result.records
     done, budget = sum(r.done for r in records), result.plan.budget
-    tried = budget < study.trials or budget == result.plan.points
+    tried = budget < study.trials or budget == result.plan.n_points
     if result.plan.settings.sampler.name == "grid" and tried and done >= budget:
         click.echo("every point of the grid has been tried; for more: a wider space under a new study.name")
     elif not result.did_work and result.stop_reason == "complete":
@@ -160,7 +162,7 @@ def forecast(plan: Plan) -> None:
     from overnight.runner import forecast as forecasts
     from overnight.runner.launch import check_configurations
     from overnight.search import space
-    from overnight.search.record import duration
+    from overnight.search.record import format_duration
 
     check_configurations(plan, click.echo)
     try:
@@ -174,11 +176,11 @@ def forecast(plan: Plan) -> None:
         click.echo(f"  {key}: {draw}")
     click.echo("three of them, drawn at random:")
     for sample in found.samples:
-        click.echo("  " + " ".join(f"{k}={space.in_grammar(v)}" for k, v in sample.items()))
+        click.echo("  " + " ".join(f"{k}={space.to_hydra(v)}" for k, v in sample.items()))
     trainer = plan.settings.trainer
     more = f" and {found.confirmations} confirmations" if found.confirmations else ""
     click.echo(
-        f"time: at most about {duration(found.seconds)} for {max(plan.budget - found.done, 0)} trials{more} of "
+        f"time: at most about {format_duration(found.seconds)} for {max(plan.budget - found.done, 0)} trials{more} of "
         f"{trainer.max_epochs} epochs in {found.slots} slots, nothing pruned; measured just now on the "
         f"configuration as written, {found.seconds_per_epoch:.3g} s an epoch"
     )

@@ -136,12 +136,12 @@ def _lying(study: StudyListing) -> dict[str, Any]:
 
 
 def _shown(study: StudyListing) -> tuple[str, ...]:
-    from overnight.search.record import duration
+    from overnight.search.record import format_duration
 
     done = sum(study.trials.get(s, 0) for s in ("complete", "pruned", "failed"))
     trials = f"{done} of {study.budget}" if study.budget is not None else ""
     best = f"{study.metric} {study.best.objective:.6g} (trial {study.best.number})" if study.best else ""
-    return study.name, study.state, trials, best, duration(study.seconds) if trials else "", _bytes(study.bytes)
+    return study.name, study.state, trials, best, format_duration(study.seconds) if trials else "", _bytes(study.bytes)
 
 
 def _bytes(count: float) -> str:
@@ -220,7 +220,7 @@ def mark(refs: tuple[str, ...], why: str) -> None:
     from overnight.config.compose import study_location
     from overnight.config.paths import trial_name
     from overnight.report import finding, publish, winner
-    from overnight.search.plan import TRAIN
+    from overnight.search.plan import TRAIN_STUDY
     from overnight.tracking import registry
 
     location = study_location(r for r in refs if "=" in r)
@@ -231,7 +231,7 @@ def mark(refs: tuple[str, ...], why: str) -> None:
         seen, trouble = manage.mark(location, name, numbers, verdict == "bad", why)
         for number in numbers:
             click.echo(f"{name}: {manage.described(seen.records[number])}")
-        if name == TRAIN:
+        if name == TRAIN_STUDY:
             continue
         found = finding.from_view(seen)
         if seen.state == "done":

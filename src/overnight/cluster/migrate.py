@@ -70,7 +70,7 @@ def _said(store: Store) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # SQLAlchemy's, alembic's, the driver's
-        reason = credentials.redacted(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        reason = credentials.redact(str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise ConfigError(
             [f"{store.name}: must be a database that can be opened and changed, for {store.said}: {reason}"]
         ) from error

@@ -23,7 +23,7 @@ def next_time(text: str, now: float) -> float:
     return (then if then.timestamp() > now else then + timedelta(days=1)).timestamp()
 
 
-def is_time(text: str) -> bool:
+def is_valid_time(text: str) -> bool:
     try:
         next_time(text, time.time())
     except ValueError:
@@ -31,7 +31,7 @@ def is_time(text: str) -> bool:
     return True
 
 
-def shown(at: float, now: float) -> str:
+def format_time(at: float, now: float) -> str:
     """06:21, with seconds where it is less than ten minutes from `now`, with the day where it is another one."""
     then, here = datetime.fromtimestamp(at), datetime.fromtimestamp(now)
     day = "" if then.date() == here.date() or 0 <= at - now < 43_200 else then.strftime("%a %d %b ")

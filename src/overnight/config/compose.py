@@ -15,7 +15,7 @@ from overnight.config.paths import StudyLocation, conf_dir
 from overnight.config.problems import ConfigError, Problems
 from overnight.config.rules import listed, nearest
 from overnight.config.sections import COMPONENTS, SEARCHABLE, SECTIONS, Settings, build_settings
-from overnight.config.trees import as_written, has_key, keys_of, kind_problem, look_up, plain
+from overnight.config.trees import has_key, keys_of, look_up, read_yaml, to_plain, type_problem
 
 # hydra.utils.instantiate's own words may be added to any component.
 _INSTANTIATE_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
@@ -51,7 +51,7 @@ class Draft:
         """
         kept, moved = self._split(groups)
         config, _ = _compose([*kept, *(f"{g}={option}" for g, option in groups.items())], self._folders)
-        tree = plain(config, resolve=False, only=SEARCHABLE)
+        tree = to_plain(config, resolve=False, only=SEARCHABLE)
         for override in _parse(moved, Problems()):
             parent, _, last = override.key_or_group.rpartition(".")
             if has_key(tree, override.key_or_group):
@@ -63,7 +63,7 @@ class Draft:
         """The search space that comes with an option of `model`."""
         kept, _ = self._split({"model": "", "search": ""})
         config, _ = _compose([*kept, f"model={model}", f"search={model}"], self._folders)
-        return plain(config.search or {})
+        return to_plain(config.search or {})
 
     def _split(self, groups: Mapping[str, str]) -> tuple[list[str], list[str]]:
         """The overrides that hold whatever is taken in these groups, and those of keys that may not be there then."""
@@ -99,7 +99,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
             if (conf_dir() / path.relative_to(folder)).exists()
         )
 
-    overrides = credentials.off_the_command_line(overrides, problems)
+    overrides = credentials.reject_secrets(overrides, problems)
     parsed = _parse(overrides, problems)
     folders = (*([folder] if folder is not None else []), *_left_at_home(parsed))
     groups, values, sweeps = [], [], {}
@@ -179,9 +179,9 @@ def study_location(overrides: Iterable[str]) -> StudyLocation:
         if draft.problems or draft.settings is None:
             raise ConfigError(draft.problems)
         return draft.settings.location
-    config = as_written(conf_dir() / "config.yaml")
+    config = read_yaml(conf_dir() / "config.yaml")
     taken = {g: o for entry in config["defaults"] if isinstance(entry, dict) for g, o in entry.items()}
-    storage, tracking = (as_written(conf_dir() / group / f"{taken[group]}.yaml") for group in ("storage", "tracking"))
+    storage, tracking = (read_yaml(conf_dir() / group / f"{taken[group]}.yaml") for group in ("storage", "tracking"))
     return StudyLocation(homes[-1] if homes else config["home"], storage["url"], tracking["uri"], tracking["artifacts"])
 
 
@@ -281,10 +281,10 @@ def _plain_or_note(config: Any, problems: Problems) -> dict[str, Any]:
     try:
         for key in sorted(OmegaConf.missing_keys(config)):
             problems.add(f"{key}: must be given a value: {key}=...")
-        return plain(config)
+        return to_plain(config)
     except OmegaConfBaseException as error:
         problems.add(f"conf: must resolve: {' '.join(str(error).split())}")
-        return plain(config, resolve=False)
+        return to_plain(config, resolve=False)
 
 
 def _wrong_option(override: Any, folders: tuple[Path, ...]) -> str | None:
@@ -308,7 +308,7 @@ def _wrong_value(override: Any, config: Any) -> str | None:
     key, section = override.key_or_group, override.key_or_group.split(".")[0]
     if key == "search" or section == "search":
         return f"{key}: sweep the key itself, e.g. optimizer.lr='interval(0.001,0.1)', or take search=none"
-    tree = plain(config, resolve=False) if config else {}
+    tree = to_plain(config, resolve=False) if config else {}
     if not tree:
         return None
     known = has_key(tree, key)
@@ -320,5 +320,5 @@ def _wrong_value(override: Any, config: Any) -> str | None:
         return None  # our own sections are checked by their types
     value = override.value()
     written = OmegaConf.select(config, key) if not OmegaConf.is_missing(config, key) else None
-    problem = kind_problem(OmegaConf.to_container(written) if OmegaConf.is_config(written) else written, value)
+    problem = type_problem(OmegaConf.to_container(written) if OmegaConf.is_config(written) else written, value)
     return f"{key}: {problem}" if problem else None

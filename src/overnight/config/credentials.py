@@ -36,7 +36,7 @@ _lent: dict[str, str] = {}  # what this process put into its own environment, fo
 # What the environment gives ------------------------------------------------------------------------------------------
 
 
-def given(name: str, problems: Problems) -> str | None:
+def read_variable(name: str, problems: Problems) -> str | None:
     """What stands under a name, or in the file that NAME_FILE names, stripped; None where there is neither.
 
     An empty variable counts as none, since a compose file can't leave one out.
@@ -66,7 +66,7 @@ def storage_url(problems: Problems) -> str | None:
 def tracking_uri(problems: Problems) -> str | None:
     """The address of MLflow's server, without a / at its end; None where it lacks or is a mistake."""
     before = len(problems)
-    uri = given(TRACKING_URI, problems)
+    uri = read_variable(TRACKING_URI, problems)
     if uri is None:
         if len(problems) == before:
             problems.add(
@@ -88,7 +88,7 @@ def tracking_uri(problems: Problems) -> str | None:
 
 def login(problems: Problems) -> dict[str, str]:
     """Name -> value of what MLflow's client shows to its server; none where its own file, or no login, is to do."""
-    held = {name: value for name in (USERNAME, PASSWORD, TOKEN) if (value := given(name, problems)) is not None}
+    held = {name: value for name in (USERNAME, PASSWORD, TOKEN) if (value := read_variable(name, problems)) is not None}
     files = [name for name in (USERNAME, PASSWORD, TOKEN) if os.environ.get(f"{name}_FILE") and name not in held]
     if not files:  # which were told already
         if TOKEN in held and (USERNAME in held or PASSWORD in held):
@@ -99,7 +99,7 @@ def login(problems: Problems) -> dict[str, str]:
     return held
 
 
-def lend_login() -> None:
+def export_login() -> None:
     """Put the login where MLflow's client looks for it at every request, the environment of this process.
 
     Raises LookupError where it can't be read any more.
@@ -115,7 +115,7 @@ def lend_login() -> None:
 
 def postgres(name: str, problems: Problems) -> str | None:
     """The address of a PostgreSQL that stands under a name, as SQLAlchemy takes it; None where there is none."""
-    url = given(name, problems)
+    url = read_variable(name, problems)
     return postgres_url(name, url, problems) if url is not None else None
 
 
@@ -164,29 +164,29 @@ def _split(url: str) -> urllib.parse.SplitResult | None:
 # Keeping them to this process ----------------------------------------------------------------------------------------
 
 
-def holds_password(text: str) -> bool:
+def has_password(text: str) -> bool:
     """Whether an address brings a password, or a token, along."""
     return _PASSWORD_IN.search(text) is not None
 
 
-def discreet(text: str) -> str:
+def mask_credentials(text: str) -> str:
     """A text without the name and the password of the addresses in it."""
     text = re.sub(r"://\S*@", f"://{_GIVES_WAY}@", text)
     return re.sub(rf"([?&]{_SECRET_KEY}=)[^&\s]*", rf"\1{_GIVES_WAY}", text, flags=re.IGNORECASE)
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """A text, of an error say, without any secret that this process knows."""
     for secret in sorted(_known(), key=len, reverse=True):
         text = text.replace(secret, _GIVES_WAY)
-    return discreet(text)
+    return mask_credentials(text)
 
 
 def _known() -> set[str]:
     """Every value that no text may hold; of an address that is shown, such as a server's, nothing."""
     found: set[str] = set()
     for name in (*_READ, "PGPASSWORD"):
-        value = given(name, Problems())
+        value = read_variable(name, Problems())
         if value is None or name in (TRACKING_URI, USERNAME):
             continue
         found.add(value)
@@ -199,7 +199,7 @@ def _known() -> set[str]:
     return {secret for secret in found if len(secret) > 3}  # of less, any word might be one
 
 
-def off_the_command_line(overrides: Iterable[str], problems: Problems) -> list[str]:
+def reject_secrets(overrides: Iterable[str], problems: Problems) -> list[str]:
     """The overrides less those with secrets, which a command line would show to everybody on the machine."""
     kept: list[str] = []
     for text in overrides:
@@ -211,7 +211,7 @@ def off_the_command_line(overrides: Iterable[str], problems: Problems) -> list[s
                 "environment's OVERNIGHT_NOTIFY_URLS, into a file that OVERNIGHT_NOTIFY_URLS_FILE names, or into a "
                 "config"
             )
-        elif re.fullmatch(r"(storage|tracking)\b.*", key) and holds_password(value):
+        elif re.fullmatch(r"(storage|tracking)\b.*", key) and has_password(value):
             remedy = (
                 f"take storage=postgres and put the address into the environment's {STORAGE_URL}, or into a file that "
                 f"{STORAGE_URL}_FILE names"
@@ -226,7 +226,7 @@ def off_the_command_line(overrides: Iterable[str], problems: Problems) -> list[s
 
 
 @contextlib.contextmanager
-def hidden() -> Iterator[None]:
+def hidden_secrets() -> Iterator[None]:
     """Have a process that is started in this block inherit no secret."""
     held = {name: os.environ.pop(name) for name in SECRET & os.environ.keys()}
     try:
@@ -235,7 +235,7 @@ def hidden() -> Iterator[None]:
         os.environ.update(held)
 
 
-def forget() -> None:
+def delete_secrets() -> None:
     """Take every secret out of this process's environment: what runs here is people's code."""
     for name in SECRET & os.environ.keys():
         del os.environ[name]

@@ -169,7 +169,7 @@ def _entry_problem(entry: str) -> str | None:
 
 
 @functools.cache
-def our_names() -> frozenset[str]:
+def shipped_names() -> frozenset[str]:
     """Every class and function that the configs name which come with overnight."""
     texts = (path.read_text() for path in conf_dir().glob("*/*.yaml"))
     return frozenset(name for text in texts for name in re.findall(r"^ *_target_: *([\w.]+)", text, re.M))
@@ -185,7 +185,7 @@ class _Refused:
 
 def _refused(name: str, packages: Sequence[str], seen: frozenset[str]) -> _Refused | None:
     """Why a name is not trusted, or None: it is ours, listed itself, or of a class or function of a trusted package."""
-    if name in our_names() or name in packages:
+    if name in shipped_names() or name in packages:
         return None
     if not any(name.startswith(f"{p}.") for p in packages):
         return _Refused(name)

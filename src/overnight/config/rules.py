@@ -103,6 +103,6 @@ def checked(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str, 
     elif isinstance(value, float) and not math.isfinite(value):
         problems.add(f"{path}: must be finite, got {value!r}")
     elif "holds" in declared.metadata and not declared.metadata["holds"](value):
-        shown = credentials.discreet(value) if isinstance(value, str) else value
+        shown = credentials.mask_credentials(value) if isinstance(value, str) else value
         problems.add(f"{path}: {declared.metadata['rule']}, got {shown!r}")
     return value

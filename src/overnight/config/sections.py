@@ -13,7 +13,7 @@ from overnight.config import clock, credentials
 from overnight.config.paths import StudyLocation, conf_dir
 from overnight.config.problems import ConfigError, Problems
 from overnight.config.rules import at_least, build, checked, listed, nearest, rule
-from overnight.config.trees import as_written
+from overnight.config.trees import read_yaml
 
 # Top-level nodes whose keys belong to a `_target_`, ours or somebody else's: any key is fine that its config has.
 COMPONENTS = ("data", "model", "optimizer", "schedule")
@@ -30,7 +30,7 @@ _BETTER = {
 
 
 def _is_address(text: str) -> bool:
-    return "://" in text and not credentials.holds_password(text)
+    return "://" in text and not credentials.has_password(text)
 
 
 def _is_name(text: str) -> bool:
@@ -68,7 +68,7 @@ class StudySettings:
     confirm: ConfirmSettings = field(default_factory=lambda: ConfirmSettings(top=3, seeds=0))  # as 0.1 had it
     hours: float | None = rule("must be above 0 hours, or null for no limit", lambda v: v > 0, None)
     until: str | None = rule(
-        "must be a time of day such as 07:00, or a date with one such as 2026-11-25T07:00", clock.is_time, None
+        "must be a time of day such as 07:00, or a date with one such as 2026-11-25T07:00", clock.is_valid_time, None
     )
     patience: int | None = at_least(1, None)
 
@@ -257,7 +257,7 @@ def from_json(data: Mapping[str, Any]) -> Settings:
 def _with_shipped(data: Mapping[str, Any]) -> dict[str, Any]:
     """Kept settings with every key that must be there and is not, as conf/ has it. A default of our own comes first:
     it says what a version without the key did."""
-    shipped = as_written(conf_dir() / "config.yaml")
+    shipped = read_yaml(conf_dir() / "config.yaml")
     taken = {g: o for entry in shipped["defaults"] if isinstance(entry, dict) for g, o in entry.items()}
     filled = dict(data)
     for name, kind in _SECTION_TYPES.items():
@@ -266,7 +266,7 @@ def _with_shipped(data: Mapping[str, Any]) -> dict[str, Any]:
             continue
         kept = dict(filled.get(name) or {})
         option = conf_dir() / name / f"{kept.get('name') or taken.get(name)}.yaml"
-        texts = shipped.get(name) or (as_written(option) if option.exists() else {})
+        texts = shipped.get(name) or (read_yaml(option) if option.exists() else {})
         for f in dataclasses.fields(kind):
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name in texts:
                 kept.setdefault(f.name, texts[f.name])

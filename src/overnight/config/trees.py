@@ -40,7 +40,7 @@ def keys_of(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def kind_problem(written: Any, value: Any) -> str | None:
+def type_problem(written: Any, value: Any) -> str | None:
     """What is wrong with putting `value` where `written` stands in a config, or None.
 
     Numbers go for numbers, true and false for themselves, lists for lists; where null is written, or given, or an
@@ -63,7 +63,7 @@ def kind_problem(written: Any, value: Any) -> str | None:
     return None
 
 
-def plain(config: Any, resolve: bool = True, only: Iterable[str] | None = None) -> dict[str, Any]:
+def to_plain(config: Any, resolve: bool = True, only: Iterable[str] | None = None) -> dict[str, Any]:
     """What OmegaConf holds, as dicts and lists; of some of its top-level keys `only`, where they are named."""
     from omegaconf import OmegaConf
 
@@ -89,7 +89,7 @@ def with_values(variant: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
     config = OmegaConf.create(copy.deepcopy(dict(variant)))
     for key, value in values.items():
         OmegaConf.update(config, key, value, merge=False)
-    return plain(config)
+    return to_plain(config)
 
 
 def _interpolates(node: Any) -> bool:
@@ -100,14 +100,14 @@ def _interpolates(node: Any) -> bool:
     return isinstance(node, str) and "${" in node
 
 
-def as_written(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
     """What a YAML file holds, nothing composed; by libyaml where it is there, which takes a tenth of the time."""
     import yaml
 
     return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
-def config_text(tree: Mapping[str, Any]) -> str:
+def to_yaml(tree: Mapping[str, Any]) -> str:
     """A plain tree as YAML that Hydra reads back as it was.
 
     Without OmegaConf, which takes ten times as long: one is written for every trial.

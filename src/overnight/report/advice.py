@@ -16,7 +16,7 @@ from overnight.config.sections import SEARCHABLE, to_json
 from overnight.config.trees import has_key
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of, ranked
-from overnight.search.space import Parameter, contains, in_grammar, shown
+from overnight.search.space import Parameter, contains, display_name, to_hydra
 
 # A winner that lies in the outermost twentieth of a range, on its own scale, may be better still beyond it.
 EDGE = 0.05
@@ -59,7 +59,7 @@ def next_command(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) 
     written = [w for w in written if w.split("=")[0] not in fixed]
     known = _base(plan, groups).config
     added = {key for key in (*fixed, *searched) if key.split(".")[0] in known and not has_key(known, key)}
-    values = [f"{'+' if key in added else ''}{key}={in_grammar(value)}" for key, value in fixed.items()]
+    values = [f"{'+' if key in added else ''}{key}={to_hydra(value)}" for key, value in fixed.items()]
     sweeps = [f"{'+' if key in added else ''}{key}={sweep}" for key, sweep in searched.items()]
     unsaid = any(c.key in searched for p in plan.space.parameters for c in p.when)
     search = [] if unsaid else ["search=none"]
@@ -77,7 +77,7 @@ def next_name(name: str) -> str:
 def edges(plan: Plan, best: TrialRecord) -> list[AtEdge]:
     """Where the best trial lies at an end of what was searched, and the range there might be more in."""
     found = []
-    for name, dist in {shown(n): d for p in _active(plan, best) for n, d in p.names().items()}.items():
+    for name, dist in {display_name(n): d for p in _active(plan, best) for n, d in p.names().items()}.items():
         value = best.params.get(name)
         numeric = isinstance(dist, FloatDistribution | IntDistribution) and dist.high > dist.low
         if not numeric or not contains(dist, value):
@@ -107,7 +107,7 @@ def _next_space(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -
         elif isinstance(p.each, CategoricalDistribution):
             options = _options(p, records, good)
             if len(options) > 1:
-                searched[p.key] = ",".join(map(in_grammar, options))
+                searched[p.key] = ",".join(map(to_hydra, options))
             else:
                 fixed[p.key] = best.params[p.key]
         elif p.key in at_edge:
@@ -122,7 +122,7 @@ def _next_space(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -
 
 def _active(plan: Plan, best: TrialRecord) -> list[Parameter]:
     """The draws that the best trial took: of a key that has several, one."""
-    return [p for p in plan.space.parameters if p.active(best.params, plan.written)]
+    return [p for p in plan.space.parameters if p.active(best.params, plan.baseline)]
 
 
 def _good(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -> list[TrialRecord]:
@@ -205,7 +205,7 @@ def _overrides(plan: Plan, config: Mapping[str, Any], groups: Mapping[str, str],
     for key, value in has.items():
         left_out = any(key == w or key.startswith(f"{w}.") for w in (*_NOT_ASKED, *without, *lacking))
         if not left_out and had.get(key, ...) != value:
-            said.append(f"{'' if key in had else '+'}{key}={in_grammar(value)}")
+            said.append(f"{'' if key in had else '+'}{key}={to_hydra(value)}")
     said += [f"~{key}" for key in had if key not in has and key.split(".")[0] in SEARCHABLE]
     return said
 

@@ -11,7 +11,7 @@ from overnight.report import advice
 from overnight.report.finding import Finding
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
-from overnight.search.space import in_grammar
+from overnight.search.space import to_hydra
 
 # Complete trials a searched parameter, below which a search has hardly begun.
 _TRIALS_A_PARAMETER = 5
@@ -83,7 +83,7 @@ def _hardly_tried(plan: Plan, records: Sequence[TrialRecord]) -> list[str]:
     for p in plan.space.parameters:
         if isinstance(p.each, CategoricalDistribution) and p.length is None:
             tried = [r.params.get(p.key) for r in records if r.state in ("complete", "pruned")]
-            rare = [f"{in_grammar(o)} ({tried.count(o)})" for o in p.each.choices if tried.count(o) < advice.HARDLY]
+            rare = [f"{to_hydra(o)} ({tried.count(o)})" for o in p.each.choices if tried.count(o) < advice.HARDLY]
             if rare and not p.when:
                 lines.append(f"{p.key}: hardly tried are {', '.join(rare)}.")
     return lines

@@ -18,8 +18,8 @@ from overnight.config.problems import ConfigError
 from overnight.report import finding
 from overnight.report.statistics import Estimate
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, config_of, duration, flat_config
-from overnight.search.space import in_grammar
+from overnight.search.record import TrialRecord, config_of, flat_config, format_duration
+from overnight.search.space import to_hydra
 from overnight.study.snapshot import StudyView
 
 
@@ -110,7 +110,7 @@ def rows(sides: Sequence[ComparedItem]) -> list[tuple[str, ...]]:
 
     def shown(side: ComparedItem, key: str) -> str:
         value = side.params.get(key)
-        return "" if key not in side.params else f"{value:.4g}" if isinstance(value, float) else in_grammar(value)
+        return "" if key not in side.params else f"{value:.4g}" if isinstance(value, float) else to_hydra(value)
 
     metrics = dict.fromkeys(s.metric for s in sides)
     tests = dict.fromkeys(name for s in sides for name in s.tests)
@@ -124,7 +124,7 @@ def rows(sides: Sequence[ComparedItem]) -> list[tuple[str, ...]]:
         ("seeds", *(str(s.value.n) if s.value else "" for s in sides)),
         ("state", *(s.state for s in sides)),
         ("trials", *(str(s.trials) for s in sides)),
-        ("training", *(duration(s.seconds) for s in sides)),
+        ("training", *(format_duration(s.seconds) for s in sides)),
         ("learning curve", *(sparkline(s.curve) for s in sides)),
         *((key, *(shown(s, key) for s in sides)) for key in differing(sides)),
     ]

@@ -17,7 +17,7 @@ from overnight.runner import trial_process
 from overnight.runner.trial_spec import trial_spec
 from overnight.search import deadline
 from overnight.search.deadline import Size
-from overnight.search.plan import CONFIRM, Plan, derive_seed
+from overnight.search.plan import CONFIRM_SUFFIX, Plan, derive_seed
 from overnight.search.record import Confirms, TrialRecord, config_of, ranked
 from overnight.search.space import SearchSpace
 from overnight.study.session import StudySession
@@ -52,7 +52,7 @@ def confirmation_plan(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
     """The plan by which a search's confirmation runs: nothing searched, nothing pruned, every weight kept."""
     wanted = len(_wanted(plan, records))
     study = dataclasses.replace(
-        plan.settings.study, name=plan.name + CONFIRM, trials=max(wanted, 1), keep_checkpoints=_ALL, enqueue=()
+        plan.settings.study, name=plan.name + CONFIRM_SUFFIX, trials=max(wanted, 1), keep_checkpoints=_ALL, enqueue=()
     )
     sampler = dataclasses.replace(plan.settings.sampler, name="random")  # it is never asked
     pruner = dataclasses.replace(plan.settings.pruner, name="none")

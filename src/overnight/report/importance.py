@@ -58,7 +58,7 @@ def importances(plan: Plan, records: Sequence[TrialRecord], resamples: int = RES
 
 def comparable(plan: Plan, records: Sequence[TrialRecord]) -> list[optuna.trial.FrozenTrial]:
     """The trials that have a value and lie in the space, with the parameters that all of them have and that vary."""
-    names = plan.space.always()
+    names = plan.space.unconditional()
     kept = [r for r in records if r.state in ("complete", "pruned") and r.objective is not None]
     kept = [r for r in kept if all(n in r.params and contains(names[n], r.params[n]) for n in names)]
     shared = [n for n in names if len({r.params[n] for r in kept}) > 1]

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from overnight.config.paths import trial_name
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, best_of, describe, duration, title
+from overnight.search.record import TrialRecord, best_of, describe, format_duration, trial_title
 
 REDRAW_EVERY_S = 0.5
 _COLOURS = {"complete": "green", "pruned": "yellow", "failed": "red", "paused": "blue", "running": "cyan"}
@@ -132,10 +132,10 @@ class PlainScreen:
             best = now.best
             left = now.seconds_left()
             print(
-                f"{title(record)} {record.state:8} {_objective(record):>9}  {describe(record)}"
+                f"{trial_title(record)} {record.state:8} {_objective(record):>9}  {describe(record)}"
                 f"  [{now.done} of {now.plan.budget}"
                 + (f", best {best.objective:.4g}" if best and best.objective is not None else "")
-                + (f"; {now.ahead}" if now.ahead else f", {duration(left)} left" if left else "")
+                + (f"; {now.ahead}" if now.ahead else f", {format_duration(left)} left" if left else "")
                 + "]",
                 flush=True,
             )
@@ -203,7 +203,7 @@ def picture(now: ProgressSnapshot) -> Group:
         Text(
             "saving and stopping ..."
             if now.stopping
-            else f"about {duration(left)} left"
+            else f"about {format_duration(left)} left"
             if left is not None and not now.ahead
             else "starting ..."
             if not now.ended
@@ -220,7 +220,7 @@ def picture(now: ProgressSnapshot) -> Group:
             Text.assemble(
                 "best  ",
                 (f"{study.metric} {best.objective:.4g}", "bold green"),
-                f"  {title(best)}  ",
+                f"  {trial_title(best)}  ",
                 (describe(best), "dim"),
             )
         )
@@ -231,10 +231,10 @@ def picture(now: ProgressSnapshot) -> Group:
         record = now.records.get(slot.number)
         slots.add_row(
             str(i),
-            title(record) if record else trial_name(slot.number),
+            trial_title(record) if record else trial_name(slot.number),
             f"{slot.epoch + 1}/{now.plan.settings.trainer.max_epochs}",
             "" if slot.value is None else f"{slot.value:.4g}",
-            duration(time.time() - slot.since),
+            format_duration(time.time() - slot.since),
             Text(describe(record) if record else "", style="dim", overflow="ellipsis", no_wrap=True),
         )
     for i in range(len(now.running), now.slots):

@@ -16,7 +16,7 @@ from overnight.report.caveats import find_caveats
 from overnight.report.finding import Finalist, Finding
 from overnight.report.importance import Importance, importances
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, describe, duration, title
+from overnight.search.record import TrialRecord, describe, format_duration, trial_title
 from overnight.study.snapshot import StudyView
 
 
@@ -103,7 +103,7 @@ def training_cost(plan: Plan, records: Sequence[TrialRecord], confirmations: Seq
         sum((epochs - len(r.history)) * sum(e.seconds for e in r.history) / len(r.history) for r in pruned),
         dict(Counter(r.reason or "error" for r in both if r.state == "failed")),
         peak,
-        title(largest) if largest is not None and peak else "",
+        trial_title(largest) if largest is not None and peak else "",
     )
 
 
@@ -117,16 +117,16 @@ def cost_lines(report: Report) -> list[str]:
     if not records:
         return ["No trial has started yet."]
     counted = "1 trial" if len(records) == 1 else f"{len(records)} trials"
-    lines = [f"{counted} ({trials}): {duration(cost.search_s)} of training"]
+    lines = [f"{counted} ({trials}): {format_duration(cost.search_s)} of training"]
     if cost.confirmation_s:
-        lines[0] += f", and {duration(cost.confirmation_s)} for {report.finding.done} confirmations"
+        lines[0] += f", and {format_duration(cost.confirmation_s)} for {report.finding.done} confirmations"
     if cost.wall_s:
-        lines.append(f"{duration(cost.wall_s)} from the first start to the last end")
+        lines.append(f"{format_duration(cost.wall_s)} from the first start to the last end")
     if cost.peak_bytes:
         lines.append(f"largest memory of a trial: {cost.peak_bytes / 2**30:.2f} GiB ({cost.largest_trial})")
     if cost.pruned:
         were = "1 trial was" if cost.pruned == 1 else f"{cost.pruned} trials were"
-        lines.append(f"{were} pruned, which saved about {duration(cost.saved_s)} of training")
+        lines.append(f"{were} pruned, which saved about {format_duration(cost.saved_s)} of training")
     lines += [f"{n} failed: {reason}" for reason, n in cost.failure_reasons.items()]
     return lines
 

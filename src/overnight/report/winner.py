@@ -12,7 +12,7 @@ from overnight.config.problems import ConfigError
 from overnight.protocol import Exported, ExportSpec, Predicted, PredictSpec, Refused
 from overnight.report import finding, winner_config
 from overnight.runner import trial_process
-from overnight.search.plan import CONFIRM, TRAIN
+from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView
 from overnight.system import forkserver
@@ -39,12 +39,12 @@ def find_checkpoint(view: StudyView, number: int | None = None) -> Checkpoint:
 
     Raises ConfigError, saying what to do, where there are none.
     """
-    where, best = view.plan.settings.location.paths, finding.from_view(view).best if view.name != TRAIN else None
+    where, best = view.plan.settings.location.paths, finding.from_view(view).best if view.name != TRAIN_STUDY else None
     if number is not None and not 0 <= number < len(view.records):
         known = f"it has trials 0 to {len(view.records) - 1}" if view.records else "it has no trials yet"
         raise ConfigError([f"trial: must be one of {view.name}'s, got {number}; {known}"])
     if number is None and best is None:
-        remedy = f"name one of its trials, as {view.name}/0" if view.name == TRAIN else "`overnight tune` goes on"
+        remedy = f"name one of its trials, as {view.name}/0" if view.name == TRAIN_STUDY else "`overnight tune` goes on"
         raise ConfigError([f"study: must have a winner, and {view.name} ({view.state}) has none; {remedy}"])
     trial = view.records[number] if number is not None else best
     assert trial is not None
@@ -119,7 +119,7 @@ def predict(view: StudyView, number: int | None, path: Path, invert: bool = Fals
         raise ConfigError([f"FILE: must be a picture, a folder of pictures or a .csv file, got {str(path)!r}, which is "
                            f"not there; mend the path"])  # fmt: skip
     forkserver.warm_up()
-    log = location.paths.study(view.name.removesuffix(CONFIRM)).logs / "predict.log"
+    log = location.paths.study(view.name.removesuffix(CONFIRM_SUFFIX)).logs / "predict.log"
     spec = PredictSpec(kept.path, path.absolute(), invert, location.paths.cache)
     said = trial_process.run_one_shot(spec, log, PREDICT_TIMEOUT_S)
     if not isinstance(said, Predicted):

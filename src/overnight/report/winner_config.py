@@ -18,9 +18,9 @@ from overnight.config.compose import compose, group_options
 from overnight.config.paths import StudyLocation, trial_name
 from overnight.config.problems import Problems
 from overnight.config.sections import COMPONENTS
-from overnight.config.trees import config_text
+from overnight.config.trees import to_yaml
 from overnight.search import grammar
-from overnight.search.plan import WHEREABOUTS, Plan, settled
+from overnight.search.plan import LOCATION_KEYS, Plan
 from overnight.search.record import TrialRecord, config_of
 from overnight.search.space import Parameter, SearchSpace
 
@@ -40,7 +40,7 @@ def write(plan: Plan, best: TrialRecord) -> tuple[Path, ...]:
     winner = _winner(plan, best)
     texts = {plan.paths.winner_config: _experiment(plan, winner)}
     for group, node in winner.own.items():
-        texts[where.winners / group / f"{option_name(plan.name)}.yaml"] = config_text(node)
+        texts[where.winners / group / f"{option_name(plan.name)}.yaml"] = to_yaml(node)
     theirs = tuple(path for path in texts if path.exists() and not is_unmodified(path))
     for path, text in texts.items():
         if path not in theirs:
@@ -80,7 +80,7 @@ def _experiment(plan: Plan, winner: _Winner) -> str:
     if search := _search(plan, winner.groups):
         told["search"] = search
     line = f"overnight train +experiment={option_name(plan.name)}"
-    return f"# @package _global_\n# {trial_name(winner.number)} of {plan.name}: {line}\n{config_text(told)}"
+    return f"# @package _global_\n# {trial_name(winner.number)} of {plan.name}: {line}\n{to_yaml(told)}"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _moved(node: Mapping[str, Any], base: Mapping[str, Any], path: str) -> dict[
     """What a node has otherwise than another, or beyond it; where things lie is everybody's own business."""
     moved: dict[str, Any] = {}
     for key, value in node.items():
-        if f"{path}.{key}" in WHEREABOUTS or (key in base and value == base[key]):
+        if f"{path}.{key}" in LOCATION_KEYS or (key in base and value == base[key]):
             continue
         if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
             moved[key] = _moved(value, base[key], f"{path}.{key}")
@@ -129,7 +129,7 @@ def _moved(node: Mapping[str, Any], base: Mapping[str, Any], path: str) -> dict[
 def _search(plan: Plan, groups: Mapping[str, str]) -> dict[str, Any]:
     """The study's space within the winner's config groups, as a search file has it; empty where it can't be one."""
     rest = SearchSpace(tuple(p for p in plan.space.parameters if p.key not in groups))
-    inside = [replace(p, suffix="") for p in settled(rest, groups).parameters]
+    inside = [replace(p, suffix="") for p in rest.restricted(groups).parameters]
     entries = {p.key: _entry(p) for p in inside}
     read, _ = grammar.parse(entries, Problems())
     return entries if sorted(read.parameters, key=_key) == sorted(inside, key=_key) else {}

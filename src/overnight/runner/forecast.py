@@ -84,7 +84,7 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
     slots = len(slot_devices(settings.slots))
     rng = random.Random(settings.seed)
     return Forecast(
-        points=plan.points,
+        points=plan.n_points,
         samples=tuple(plan.sample(rng) for _ in range(samples)),
         done=done,
         confirmations=confirmations,

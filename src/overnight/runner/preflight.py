@@ -25,8 +25,8 @@ from overnight.protocol import Alive, DataSpec, DryRunResult, TrialSpec
 from overnight.runner.trial_spec import trial_spec
 from overnight.runner.watchdog import GIB
 from overnight.search.plan import Plan
-from overnight.search.record import described
-from overnight.search.space import in_grammar
+from overnight.search.record import describe_params
+from overnight.search.space import to_hydra
 from overnight.system import forkserver
 from overnight.system.devices import machine_memory, slot_devices
 from overnight.system.kill import discard
@@ -73,7 +73,7 @@ def find_missing_data(plan: Plan, say: Say = lambda _: None) -> Problems:
     Downloads whatever can be downloaded, as a trial would. Nothing is trained: the machine that started the study has
     checked that. Without this check, every trial of this machine would fail.
     """
-    options = plan.space.group_choices(plan.groups).get("data", ())
+    options = plan.space.searched_options(plan.groups).get("data", ())
     others = [option for option in options if option != plan.choices["data"]]
     configs = [plan.config({}), *(plan.config(_extreme_values(plan, {"data": o}, True, 0)) for o in others)]
     with _dry_run_process(DataSpec(tuple(configs), plan.settings.location.paths.cache)) as (process, pipe):
@@ -89,7 +89,7 @@ def dry_runs_for(plan: Plan) -> list[DryRun]:
 
     The options of other groups and of categorical parameters take turns among them.
     """
-    options = plan.space.group_choices(plan.groups)
+    options = plan.space.searched_options(plan.groups)
     main_groups = [g for g in plan.groups if g in ("data", "model")]
     rows: list[dict[str, Any]] = [{}]
     for group in main_groups:
@@ -102,21 +102,23 @@ def dry_runs_for(plan: Plan) -> list[DryRun]:
     for turn, row in zip(range(count), itertools.cycle(rows), strict=False):
         large = (turn // len(rows)) % 2 == 0
         values = _extreme_values(plan, row, large, turn)
-        dry_runs.append(DryRun(f"{'largest' if large else 'smallest'} configuration, {described(values)}", values))
+        dry_runs.append(
+            DryRun(f"{'largest' if large else 'smallest'} configuration, {describe_params(values)}", values)
+        )
     unique = {repr(d.values): d for d in reversed(dry_runs)}
     return [*reversed(unique.values())]
 
 
 def configs_to_build(plan: Plan, dry_runs: list[DryRun]) -> list[dict[str, Any]]:
     """Return configs that are built but not trained: the baseline, and one for each option that no dry run has."""
-    covered = {(k, in_grammar(v)) for d in dry_runs for k, v in d.values.items()}
+    covered = {(k, to_hydra(v)) for d in dry_runs for k, v in d.values.items()}
     configs = [plan.config({})]
     for p in plan.space.parameters:
         if p.length is not None or not isinstance(p.each, CategoricalDistribution):
             continue
         for option in p.options or p.each.choices:
-            base = next((d.values for d in dry_runs if p.key in d.values and p.active(d.values, plan.written)), None)
-            if base is not None and p.key not in plan.groups and (p.key, in_grammar(option)) not in covered:
+            base = next((d.values for d in dry_runs if p.key in d.values and p.active(d.values, plan.baseline)), None)
+            if base is not None and p.key not in plan.groups and (p.key, to_hydra(option)) not in covered:
                 configs.append(plan.config({**base, p.key: option}))
     return configs[:MAX_BUILDS]
 
@@ -136,12 +138,12 @@ def _extreme_values(plan: Plan, fixed: Mapping[str, Any], large: bool, turn: int
             return dist.high if large else dist.low
         assert isinstance(dist, FloatDistribution)
         with contextlib.suppress(KeyError):
-            baseline = plan.written(key)
+            baseline = plan.baseline(key)
             if isinstance(baseline, int | float) and dist._contains(float(baseline)):
                 return float(baseline)
         return dist.low if dist.step else (dist.low * dist.high) ** 0.5 if dist.log else (dist.low + dist.high) / 2
 
-    return plan.space.draw(draw, plan.written)
+    return plan.space.draw(draw, plan.baseline)
 
 
 def _extreme_choice(choices: tuple[Any, ...], large: bool, turn: int) -> Any:

@@ -20,7 +20,7 @@ from overnight.runner.trial_process import ForkedProcesses, TrialProcess
 from overnight.runner.trial_spec import trial_spec
 from overnight.runner.watchdog import Watchdog
 from overnight.search.limits import Limits
-from overnight.search.record import TrialRecord, best_of, keepers
+from overnight.search.record import TrialRecord, best_of, trials_with_weights
 from overnight.study.session import StudySession, TrialAssignment
 from overnight.study.storage.database import DiskFull, free_mib
 from overnight.study.storage.outage import Unreachable
@@ -461,7 +461,7 @@ class Supervisor:
         if self.only is not None:
             gone = set() if record.state == "complete" else {record.number}
         else:  # of all of them, lest a kill left one
-            gone = {n for n, r in self.records.items() if r.done} - keepers(self.records.values(), settings)
+            gone = {n for n, r in self.records.items() if r.done} - trials_with_weights(self.records.values(), settings)
             gone, self._gone = gone - self._gone, gone  # a thousand folders need not be looked for at every end
         for number in gone:
             folder = self.plan.paths.checkpoint(number)

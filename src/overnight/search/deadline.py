@@ -198,7 +198,7 @@ def fits(seconds: float | None, now: float, ends: float) -> bool:
 
 def words(ahead: Outlook, now: float) -> str:
     """An outlook in one line."""
-    said = f"ends by {clock.shown(ahead.ends, now)}"
+    said = f"ends by {clock.format_time(ahead.ends, now)}"
     if ahead.more is None:
         return f"{said}, nothing measured yet"
     size = ahead.size
@@ -207,7 +207,7 @@ def words(ahead: Outlook, now: float) -> str:
         if size.seeds
         else "no confirmation"
     )
-    return f"{said}: {ahead.more} trials more until {clock.shown(ahead.search_ends, now)}, then {confirmed}"
+    return f"{said}: {ahead.more} trials more until {clock.format_time(ahead.search_ends, now)}, then {confirmed}"
 
 
 # The confirmation as it runs ------------------------------------------------------------------------------------------

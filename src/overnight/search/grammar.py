@@ -21,7 +21,7 @@ from optuna.distributions import (
 )
 
 from overnight.config.problems import Problems
-from overnight.search.space import Condition, Parameter, SearchSpace, in_grammar
+from overnight.search.space import Condition, Parameter, SearchSpace, to_hydra
 
 # How a distribution is called in a dictionary, and what it takes: Optuna's classes, and their short names.
 _DISTRIBUTIONS = {
@@ -129,8 +129,8 @@ def _options(entry: Entry, raw: Mapping[str, Any], problems: Problems) -> list[E
     draws: dict[tuple[str, str], Any] = {}
     for option, space in spaces.items():
         for key, draw in (space or {}).items():
-            alike.setdefault((key, in_grammar(draw)), []).append(option)
-            draws[key, in_grammar(draw)] = draw
+            alike.setdefault((key, to_hydra(draw)), []).append(option)
+            draws[key, to_hydra(draw)] = draw
     flat = [replace(entry, draw={"type": "categorical", "choices": [*spaces]})]
     for (key, text), options in alike.items():
         when = (Condition(entry.key, tuple(options)),) if len(options) < len(spaces) else ()
@@ -293,11 +293,11 @@ def _choice(key: str, override: Any, log: bool) -> Parameter:
 
 def _chosen(key: str, given: Iterable[Any]) -> Parameter:
     values = tuple(given)
-    if len({in_grammar(v) for v in values}) < len(values) or len({str(v) for v in values}) < len(values):
+    if len({to_hydra(v) for v in values}) < len(values) or len({str(v) for v in values}) < len(values):
         raise ValueError("choices must differ from one another, as texts too; leave one out")
     if all(v is None or isinstance(v, str | int | float | bool) for v in values):
         return Parameter(key, CategoricalDistribution(values))
-    return Parameter(key, CategoricalDistribution(tuple(in_grammar(v) for v in values)), options=values)
+    return Parameter(key, CategoricalDistribution(tuple(to_hydra(v) for v in values)), options=values)
 
 
 def _interval(low: Any, high: Any, log: bool) -> BaseDistribution:
@@ -342,7 +342,7 @@ def _named(parameters: list[Parameter], problems: Problems) -> list[Parameter]:
                     f"{' and '.join(sorted((parameter.describe(), other.describe())))}; leave one out"
                 )
         if any((p.each, p.length, p.options) != (parameter.each, parameter.length, parameter.options) for p in others):
-            values = [in_grammar(v) for c in parameter.when for v in c.values]
+            values = [to_hydra(v) for c in parameter.when for v in c.values]
             parameter = replace(parameter, suffix=f"@{','.join(values)}")
         named.append(parameter)
     return named

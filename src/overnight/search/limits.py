@@ -269,7 +269,8 @@ class ConfirmationLimits:
         d, now = self._launch.deadline, self._launch.now()
         if d is None:
             return None
-        said = f"ends by {clock.shown(d.ends, now)}: confirmation until {clock.shown(self._ends(records, 0), now)}"
+        until = clock.format_time(self._ends(records, 0), now)
+        said = f"ends by {clock.format_time(d.ends, now)}: confirmation until {until}"
         self._launch.log(said)
         return said
 

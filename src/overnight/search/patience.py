@@ -27,7 +27,7 @@ def noise(records: Iterable[TrialRecord], metric: str) -> float:
     return math.sqrt(2) * statistics.median(wobbles) if wobbles else 0.0
 
 
-def since_improvement(records: Iterable[TrialRecord], settings: Settings) -> int:
+def trials_since_improvement(records: Iterable[TrialRecord], settings: Settings) -> int:
     """How many trials in a row, in the order of their ends, were no better than the best before them plus the noise.
 
     Complete and pruned ones count; many small steps count as an improvement once they add up to more than the noise.
@@ -46,7 +46,7 @@ def since_improvement(records: Iterable[TrialRecord], settings: Settings) -> int
 def word(records: Iterable[TrialRecord], settings: Settings) -> str | None:
     """Why study.patience is at its end; None where it is not, or there is none."""
     told, patience = list(records), settings.study.patience
-    if patience is None or (count := since_improvement(told, settings)) < patience:
+    if patience is None or (count := trials_since_improvement(told, settings)) < patience:
         return None
     beyond = f"plus the noise of {noise(told, settings.study.metric):.2g}"
     return f"study.patience={patience}: the last {count} trials were no better than the best before them {beyond}"

@@ -13,7 +13,7 @@ from overnight.config.paths import trial_name
 from overnight.config.sections import Settings
 from overnight.protocol import EpochEnd
 from overnight.search.plan import Plan
-from overnight.search.space import shown
+from overnight.search.space import display_name
 
 State = Literal["waiting", "running", "paused", "complete", "pruned", "failed"]
 # Names of what we keep in a trial's user attributes.
@@ -66,7 +66,7 @@ class TrialRecord:
 def record_of(t: FrozenTrial, plan: Plan, history: tuple[EpochEnd, ...] | None = None) -> TrialRecord:
     """A trial of Optuna's as a record. history: newer than what the ledger has of it."""
     attrs, settings = t.user_attrs, plan.settings
-    history = history if history is not None else unpack(t.number, attrs.get(HISTORY))
+    history = history if history is not None else unpack_history(t.number, attrs.get(HISTORY))
     states: dict[TrialState, State] = {
         TrialState.COMPLETE: "complete",
         TrialState.PRUNED: "pruned",
@@ -74,7 +74,7 @@ def record_of(t: FrozenTrial, plan: Plan, history: tuple[EpochEnd, ...] | None =
         TrialState.RUNNING: "running",
     }
     waiting: State = "paused" if t.params or attrs.get(HISTORY) or t.datetime_start else "waiting"
-    params = {shown(name): value for name, value in t.params.items()}
+    params = {display_name(name): value for name, value in t.params.items()}
     values = values_of(t, plan)
     if values is not None:  # what lies outside the space is shown all the same
         params = {**_by_name(plan, values), **params}
@@ -111,7 +111,7 @@ def config_of(record: TrialRecord, plan: Plan) -> dict[str, Any]:
     """What the trial is built from."""
     if record.config is not None:
         return record.config
-    return plan.config(record.values) if record.values is not None else plan.config_of(record.params)
+    return plan.config(record.values) if record.values is not None else plan.config_of_params(record.params)
 
 
 def objective_of(history: Iterable[EpochEnd], settings: Settings) -> float | None:
@@ -137,7 +137,7 @@ def best_of(records: Iterable[TrialRecord], settings: Settings) -> TrialRecord |
     return next(iter(ranked(records, settings)), None)
 
 
-def keepers(records: Iterable[TrialRecord], settings: Settings) -> set[int]:
+def trials_with_weights(records: Iterable[TrialRecord], settings: Settings) -> set[int]:
     """The numbers of the trials whose weights are kept: the best complete ones, the earliest of equals."""
     return {r.number for r in ranked(records, settings)[: settings.study.keep_checkpoints]}
 
@@ -165,7 +165,7 @@ def _by_name(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def title(record: TrialRecord) -> str:
+def trial_title(record: TrialRecord) -> str:
     """What a trial is called on the screen and in MLflow: trial-0007, or trial-0007-seed-2 for its confirmation."""
     c = record.confirms
     return trial_name(record.number) if c is None else f"{trial_name(c.trial)}-seed-{c.nth_seed}"
@@ -173,22 +173,22 @@ def title(record: TrialRecord) -> str:
 
 def describe(record: TrialRecord) -> str:
     """A trial's parameters in one short line; a list's length and entries as one."""
-    return described(record.params)
+    return describe_params(record.params)
 
 
-def described(params: Mapping[str, Any]) -> str:
+def describe_params(params: Mapping[str, Any]) -> str:
     parts: dict[str, str] = {}
     for name, value in params.items():
         key, _, last = name.rpartition(".")
-        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+        text = f"{value:.3g}" if isinstance(value, float) else str(value)
         if last.isdigit():
-            parts[key] = f"{parts[key]}-{shown}" if key in parts else shown
+            parts[key] = f"{parts[key]}-{text}" if key in parts else text
         elif last != "length":
-            parts[name] = shown
+            parts[name] = text
     return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in parts.items())
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """1:05:09, 5:09 or 9 s."""
     if seconds is None:
         return "?"
@@ -199,7 +199,7 @@ def duration(seconds: float | None) -> str:
     return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
-def pack(history: Iterable[EpochEnd]) -> dict[str, Any]:
+def pack_history(history: Iterable[EpochEnd]) -> dict[str, Any]:
     epochs = sorted(history, key=lambda e: e.epoch)
     names = dict.fromkeys(name for e in epochs for name in e.metrics)
     return {
@@ -210,7 +210,7 @@ def pack(history: Iterable[EpochEnd]) -> dict[str, Any]:
     }
 
 
-def unpack(number: int, packed: Mapping[str, Any] | None) -> tuple[EpochEnd, ...]:
+def unpack_history(number: int, packed: Mapping[str, Any] | None) -> tuple[EpochEnd, ...]:
     if not packed:
         return ()
     columns = packed["metrics"]

@@ -42,7 +42,7 @@ def limits(plan: Plan) -> list[str]:
             said.append(
                 f"sampler: {name} draws at random {what}what not every trial has: {', '.join(apart)}; tpe models those"
             )
-    size = plan.points
+    size = plan.n_points
     if name == "grid" and size > trials:
         said.append(f"sampler: grid will try {trials} of {size:,.0f} points; study.trials={size:.0f} tries them all")
     elif name != "grid" and space.parameters and size < trials:
@@ -77,7 +77,7 @@ class SeededSampler(BaseSampler):
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._plan, self._finite = plan, plan.points < math.inf
+        self._plan, self._finite = plan, plan.n_points < math.inf
         self._helper: Helper | None = None
 
     def help_from(self, fork: Fork) -> None:
@@ -115,7 +115,7 @@ class SeededSampler(BaseSampler):
             return set()
         others = study._storage.get_all_trials(study._study_id, deepcopy=False)
         tried = {_identity(t.params) for t in others if t.number != trial.number}
-        return tried if len(tried) < self._plan.points else set()
+        return tried if len(tried) < self._plan.n_points else set()
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -157,7 +157,7 @@ class SeededSampler(BaseSampler):
             so_far.params, so_far.distributions = {**so_far.params, name: value}, {**so_far.distributions, name: dist}
             return value
 
-        self._plan.space.draw(draw, self._plan.written)
+        self._plan.space.draw(draw, self._plan.baseline)
         return so_far.params
 
 
@@ -257,7 +257,7 @@ class _Sobol(QMCSampler):
 
 def _together(plan: Plan) -> dict[str, BaseDistribution] | None:
     """What a sampler that knows no conditions draws as one; None for a sampler that finds that out by itself."""
-    always = plan.space.always()
+    always = plan.space.unconditional()
     if plan.settings.sampler.name == "tpe":
         return None
     if plan.settings.sampler.name == "cma_es":

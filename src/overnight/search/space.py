@@ -1,14 +1,14 @@
-"""What is searched: config keys, each with the distribution that Optuna draws it from, and when it is drawn at all.
+"""The search space: config keys, the distribution that Optuna draws each one from, and the conditions of each draw.
 
-One trial's point is drawn in order through `SearchSpace.draw`, which every use shares: asking Optuna, reading a
-finished trial's parameters back, sampling for a look. `grammar` reads a space from what a person writes.
+`SearchSpace.draw` visits the parameters of one point in order. Asking Optuna, reading the parameters of a finished
+trial and random sampling all use it. `grammar` reads a space from a configuration.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.distributions import (
@@ -20,45 +20,48 @@ from optuna.distributions import (
     json_to_distribution,
 )
 
-# How one parameter gets its value: (parameter name, distribution) -> value.
+# Draws one parameter: (parameter name, distribution) -> value.
 Draw = Callable[[str, BaseDistribution], Any]
-# A key's value where nothing is drawn for it: (key, the values drawn so far) -> value; KeyError where there is none.
-Written = Callable[[str, Mapping[str, Any]], Any]
+# The value of a key that is not drawn: (key, values drawn so far) -> value. Raises KeyError for an unknown key.
+ValueOf = Callable[[str, Mapping[str, Any]], Any]
 
 
-class NotInSpace(LookupError):
-    """A value lies outside the space, so that no parameter can stand for it."""
+class NotInSpaceError(LookupError):
+    """A value is outside the space, so that no parameter can represent it."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """`when: optimizer=sgd,rmsprop`: drawn only where `key` holds one of `values`."""
+    """`when: optimizer=sgd,rmsprop`: a parameter is drawn only where `key` has one of `values`."""
 
     key: str
     values: tuple[Any, ...]
 
     def holds(self, value: Any) -> bool:
-        return any(same(value, v) for v in self.values)
+        return any(values_equal(value, v) for v in self.values)
 
-    def met(self, values: Mapping[str, Any], written: Written) -> bool:
-        """Whether it holds, given what is drawn and else what is written; a key that is neither meets none."""
+    def met(self, values: Mapping[str, Any], baseline: ValueOf) -> bool:
+        """Whether it holds for the values drawn so far, or else for the baseline. An unknown key meets nothing."""
         try:
-            return self.holds(values[self.key] if self.key in values else written(self.key, values))
+            return self.holds(values[self.key] if self.key in values else baseline(self.key, values))
         except KeyError:
             return False
 
     def __str__(self) -> str:
-        return f"{self.key}={','.join(in_grammar(v) for v in self.values)}"
+        return f"{self.key}={','.join(to_hydra(v) for v in self.values)}"
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One draw for a config key.
+    """One way to draw a value for a config key.
 
-    each: what is drawn. length: for a list of variable length, how many; its entries are named KEY.0, KEY.1 and so
-    on, its length KEY.length. when: drawn only where all of these hold. Choices that Optuna cannot hold (lists) are
-    drawn as texts and read back by `options`. suffix: of the names in Optuna, where a key has several draws of which
-    a trial takes one (`optimizer.lr@sgd`); people see the key (`shown`).
+    Attributes:
+        each: The distribution of the value; of a list, of each entry.
+        length: The distribution of a list's length. The parameters of a list are named KEY.length, KEY.0, KEY.1, ...
+        when: The parameter is drawn only where all conditions hold.
+        options: Choices that Optuna can't represent, such as lists. They are drawn as texts and mapped back.
+        suffix: Ends the parameter names where a key has several distributions of which a trial draws one
+            (`optimizer.lr@sgd`). Users see the key without it (`display_name`).
     """
 
     key: str
@@ -79,79 +82,85 @@ class Parameter:
         return (self.key if part is None else f"{self.key}.{part}") + self.suffix
 
     def names(self) -> dict[str, BaseDistribution]:
-        """Every parameter name that this key may bring, with its distribution."""
+        """Every parameter name that the key can have, with its distribution."""
         if self.length is None:
             return {self.name(): self.each}
         return {self.name("length"): self.length, **{self.name(i): self.each for i in range(self.length.high)}}
 
-    def always(self) -> list[str]:
-        """The names that every trial has which draws this key: of a list, no more than its least length."""
+    def unconditional_names(self) -> list[str]:
+        """The names that every trial with this key has; of a list, those within its minimum length."""
         if self.length is None:
             return [self.name()]
         return [self.name("length"), *(self.name(i) for i in range(self.length.low))]
 
     def find(self, value: Any) -> dict[str, Any]:
-        """Name -> value of the parameters that stand for a key's value. Raises NotInSpace where there are none."""
+        """The parameters that represent a value of the key, name -> value.
+
+        Raises:
+            NotInSpaceError: The value can't be drawn.
+        """
         if self.length is None:
-            parts = {self.name(): in_grammar(value) if self.options else value}
+            parts = {self.name(): to_hydra(value) if self.options else value}
         elif isinstance(value, list | tuple):
             parts = {self.name("length"): len(value), **{self.name(i): v for i, v in enumerate(value)}}
         else:
-            raise NotInSpace(self.key)
+            raise NotInSpaceError(self.key)
         dists = self.names()
         if not all(name in dists and contains(dists[name], v) for name, v in parts.items()):
-            raise NotInSpace(self.key)
+            raise NotInSpaceError(self.key)
         return {n: float(v) if isinstance(dists[n], FloatDistribution) else v for n, v in parts.items()}
 
-    def active(self, values: Mapping[str, Any], written: Written) -> bool:
-        return all(condition.met(values, written) for condition in self.when)
+    def active(self, values: Mapping[str, Any], baseline: ValueOf) -> bool:
+        """Whether it is drawn, given the values drawn so far."""
+        return all(condition.met(values, baseline) for condition in self.when)
 
     def size(self) -> float:
-        """How many values there are; inf where a float is drawn."""
-        each = _count(self.each)
+        """The number of values; inf for a float."""
+        each = _size(self.each)
         if self.length is None:
             return each
         return sum(each**n for n in range(self.length.low, self.length.high + 1))
 
     def holds(self, value: Any) -> bool:
+        """Whether the value can be drawn."""
         try:
             self.find(value)
-        except NotInSpace:
+        except NotInSpaceError:
             return False
         return True
 
     def describe(self) -> str:
-        """The draw in words."""
-        text = describe_draw(self.each)
+        """The distribution and the conditions in words."""
+        text = describe_distribution(self.each)
         if self.length is not None:
             text = f"{self.length.low} to {self.length.high} of {text}"
         return " ".join([text, "when", " and ".join(map(str, self.when))] if self.when else [text])
 
     def _option(self, drawn: str) -> Any:
-        """The option that is written so. Raises KeyError where there is none."""
-        return {in_grammar(o): o for o in self.options}[drawn]
+        """The option with this text. Raises KeyError where there is none."""
+        return {to_hydra(o): o for o in self.options}[drawn]
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The draws, those of a key that a condition looks at before those that have the condition."""
+    """The parameters. A key that a condition names comes before the parameters with that condition."""
 
     parameters: tuple[Parameter, ...]
 
-    def draw(self, draw: Draw, written: Written) -> dict[str, Any]:
-        """One point, key -> value for the config."""
+    def draw(self, draw: Draw, baseline: ValueOf) -> dict[str, Any]:
+        """Draw one point, config key -> value."""
         values: dict[str, Any] = {}
         for parameter in self.parameters:
-            if parameter.active(values, written):
+            if parameter.active(values, baseline):
                 values[parameter.key] = parameter.draw(draw)
         return values
 
-    def find(self, value_of: Written) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
-        """The point that holds the values which `value_of` gives.
+    def find(self, value_of: ValueOf) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+        """Find the point with the values that `value_of` gives.
 
         Returns:
-            Key -> value of every key that is drawn there; parameter name -> value of those that lie in the space; and
-            the keys of those that do not. A key that only the search adds has no value, and is in none.
+            Key -> value of every key that is drawn there; parameter name -> value of those inside the space; and the
+            keys of those outside it. A key for which `value_of` raises KeyError is in none of them.
         """
         values: dict[str, Any] = {}
         point: dict[str, Any] = {}
@@ -162,64 +171,81 @@ class SearchSpace:
             try:
                 values[parameter.key] = value_of(parameter.key, values)
                 point.update(parameter.find(values[parameter.key]))
-            except NotInSpace:
+            except NotInSpaceError:
                 outside.append(parameter.key)
             except KeyError:
                 continue
         return values, point, tuple(outside)
 
     def read(self, texts: Mapping[str, str]) -> dict[str, Any]:
-        """Parameters as MLflow keeps them, shown name -> text, as values again; what the space does not know is left.
+        """Convert parameters as MLflow stores them, display name -> text, to values. Unknown names are left out.
 
-        Of draws that share a name the first one that holds the text counts: their values are the same.
+        Parameters with the same display name differ in their distributions only. The first one that can hold the text
+        converts it.
         """
         found: dict[str, Any] = {}
         for name, dist in self.names().items():
-            text = texts.get(shown(name))
-            if text is not None and shown(name) not in found:
-                with_value = _from_text(dist, text)
-                if with_value:
-                    found[shown(name)] = with_value[0]
+            key = display_name(name)
+            text = texts.get(key)
+            if text is not None and key not in found:
+                value = _from_text(dist, text)
+                if value:
+                    found[key] = value[0]
         return found
 
     def names(self) -> dict[str, BaseDistribution]:
         return {name: dist for p in self.parameters for name, dist in p.names().items()}
 
-    def always(self) -> dict[str, BaseDistribution]:
-        """The parameters that every trial has, less those with one value only."""
+    def unconditional(self) -> dict[str, BaseDistribution]:
+        """The parameters that every trial has, without those that have a single value."""
         names = self.names()
-        return {n: names[n] for p in self.parameters if not p.when for n in p.always() if not names[n].single()}
+        return {
+            n: names[n] for p in self.parameters if not p.when for n in p.unconditional_names() if not names[n].single()
+        }
 
     def keys(self) -> list[str]:
         return list(dict.fromkeys(p.key for p in self.parameters))
 
-    def of(self, key: str) -> list[Parameter]:
+    def parameters_of(self, key: str) -> list[Parameter]:
         return [p for p in self.parameters if p.key == key]
 
-    def group_choices(self, groups: Iterable[str]) -> dict[str, tuple[Any, ...]]:
-        """The searched config groups with the options that are searched."""
+    def searched_options(self, groups: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+        """The config groups that are searched, with the options that are searched."""
         found: dict[str, tuple[Any, ...]] = {}
         for p in self.parameters:
             if p.key in groups and isinstance(p.each, CategoricalDistribution):
                 found[p.key] = tuple(dict.fromkeys((*found.get(p.key, ()), *p.each.choices)))
         return found
 
-    def size(self, written: Written) -> float:
-        """How many points there are; inf where a float is searched."""
+    def restricted(self, chosen: Mapping[str, str]) -> SearchSpace:
+        """The space where config groups that are not searched have the options in `chosen`.
+
+        Conditions on these groups are decided: they are dropped where they hold, with their parameter where not.
+        """
+        searched = self.keys()
+        parameters = []
+        for p in self.parameters:
+            decided = [c for c in p.when if c.key in chosen and c.key not in searched]
+            if all(c.holds(chosen[c.key]) for c in decided):
+                parameters.append(replace(p, when=tuple(c for c in p.when if c not in decided)))
+        return SearchSpace(tuple(parameters))
+
+    def size(self, baseline: ValueOf) -> float:
+        """The number of points; inf where a float is searched."""
         conditions = [c for p in self.parameters for c in p.when]
 
         def count(rest: tuple[Parameter, ...], values: dict[str, Any]) -> float:
             if not rest:
                 return 1
             first, *others = rest
-            if not first.active(values, written):
+            if not first.active(values, baseline):
                 return count(tuple(others), values)
-            # Each value that some condition names is a branch of its own; those that none does are all alike.
-            asked = {in_grammar(v): v for c in conditions if c.key == first.key for v in c.values}
-            named = [v for v in asked.values() if first.holds(v)]
-            branches = sum(count(tuple(others), {**values, first.key: v}) for v in named)
-            unnamed = first.size() - len(named)
-            return branches + (unnamed * count(tuple(others), {**values, first.key: _NoValue}) if unnamed else 0)
+            # A value that a condition names is a branch of its own. All other values are alike.
+            named = {to_hydra(v): v for c in conditions if c.key == first.key for v in c.values}
+            drawn = [v for v in named.values() if first.holds(v)]
+            branches = sum(count(tuple(others), {**values, first.key: v}) for v in drawn)
+            unnamed = first.size() - len(drawn)
+            return branches + (unnamed * count(tuple(others), {**values, first.key: _UnnamedValue}) if unnamed else 0)
 
         return count(self.parameters, {})
 
@@ -243,89 +269,85 @@ class SearchSpace:
             assert dist is None or isinstance(dist, IntDistribution)
             return dist
 
-        def when_of(kept: Any) -> tuple[Condition, ...]:
-            listed = [kept] if isinstance(kept, Mapping) else kept or []  # 0.1 kept one condition or none
-            return tuple(Condition(c["key"], tuple(c["values"])) for c in listed)
-
         return SearchSpace(
             tuple(
                 Parameter(
                     d["key"],
                     json_to_distribution(d["each"]),
                     length_of(d["length"]),
-                    when_of(d["when"]),
+                    tuple(Condition(c["key"], tuple(c["values"])) for c in d["when"]),
                     tuple(d["options"]),
-                    d.get("suffix", ""),
+                    d["suffix"],
                 )
                 for d in data
             )
         )
 
     def describe(self) -> dict[str, str]:
-        """Name -> its draw in words, for people."""
-        said: dict[str, list[str]] = {}
+        """Parameter name -> its distribution in words."""
+        texts: dict[str, list[str]] = {}
         for p in self.parameters:
-            said.setdefault(p.name(), []).append(p.describe())
-        return {name: "; ".join(texts) for name, texts in said.items()}
+            texts.setdefault(p.name(), []).append(p.describe())
+        return {name: "; ".join(described) for name, described in texts.items()}
 
-    def grew_from(self, old: SearchSpace) -> list[str]:
-        """What keeps this space from holding every point of `old`, one line each; empty where it only grew."""
-        lacking = []
+    def not_covered(self, old: SearchSpace) -> list[str]:
+        """Why this space does not contain every point of `old`, one line each; empty where it does."""
+        reasons = []
         for before in old.parameters:
-            mine = [p for p in self.parameters if p.name() == before.name()]
-            now = next((p for p in mine if p.when == before.when), mine[0] if mine else None)
+            same_name = [p for p in self.parameters if p.name() == before.name()]
+            now = next((p for p in same_name if p.when == before.when), same_name[0] if same_name else None)
             if now is None:
-                lacking.append(f"{before.name()}: no longer searched")
+                reasons.append(f"{before.name()}: no longer searched")
             elif (now.length is None) != (before.length is None) or now.when != before.when:
-                lacking.append(f"{before.name()}: {before.describe()} became {now.describe()}")
-            elif not _holds(now.each, before.each) or (now.length and not _holds(now.length, before.length)):
-                lacking.append(f"{before.name()}: {now.describe()} does not hold all of {before.describe()}")
-        return lacking
+                reasons.append(f"{before.name()}: {before.describe()} became {now.describe()}")
+            elif not _covers(now.each, before.each) or (now.length and not _covers(now.length, before.length)):
+                reasons.append(f"{before.name()}: {now.describe()} does not contain all of {before.describe()}")
+        return reasons
 
 
-# Small words --------------------------------------------------------------------------------------------------------
+class _UnnamedValue:
+    """Represents any value that no condition names."""
 
 
-class _NoValue:
-    """Stands for any value that no condition names."""
+# Values and distributions -------------------------------------------------------------------------------------------
 
 
-def shown(name: str) -> str:
-    """A parameter's name as people see it, in MLflow and in tables: the config key, whichever draw it came from."""
+def display_name(name: str) -> str:
+    """The name of a parameter in MLflow and in tables: without the suffix that tells its distributions apart."""
     return name.partition("@")[0]
 
 
-def same(one: Any, other: Any) -> bool:
-    """Equal, up to the rounding of steps, and not merely because true is 1."""
+def values_equal(one: Any, other: Any) -> bool:
+    """Whether two values are equal, up to rounding of floats. True and 1 are not."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-9)
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
-def in_grammar(value: Any) -> str:
-    """A value as Hydra's grammar writes it: [32,32], true, null, 0.1."""
+def to_hydra(value: Any) -> str:
+    """Write a value in Hydra's grammar: [32,32], true, null, 0.1."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
         return "null"
     if isinstance(value, list | tuple):
-        return f"[{','.join(in_grammar(v) for v in value)}]"
+        return f"[{','.join(to_hydra(v) for v in value)}]"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{k}:{in_grammar(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{to_hydra(v)}" for k, v in value.items()) + "}"
     return str(value)
 
 
 def contains(dist: BaseDistribution, value: Any) -> bool:
     if isinstance(dist, CategoricalDistribution):
-        return any(same(value, c) for c in dist.choices)
+        return any(values_equal(value, c) for c in dist.choices)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return False
     return not (isinstance(dist, IntDistribution) and value != int(value)) and dist._contains(float(value))
 
 
-def describe_draw(dist: BaseDistribution) -> str:
+def describe_distribution(dist: BaseDistribution) -> str:
     if isinstance(dist, CategoricalDistribution):
-        return f"choice({', '.join(in_grammar(c) for c in dist.choices)})"
+        return f"choice({', '.join(to_hydra(c) for c in dist.choices)})"
     assert isinstance(dist, FloatDistribution | IntDistribution)
     text = f"{dist.low} to {dist.high}"
     if dist.step is not None and (isinstance(dist, FloatDistribution) or dist.step != 1):
@@ -334,7 +356,7 @@ def describe_draw(dist: BaseDistribution) -> str:
 
 
 def _from_text(dist: BaseDistribution, text: str) -> tuple[Any] | None:
-    """The value, alone in a tuple, that `str` writes so; None where the distribution holds none."""
+    """The value whose `str` is `text`, in a tuple of one; None where the distribution contains no such value."""
     if isinstance(dist, CategoricalDistribution):
         return next(((c,) for c in dist.choices if str(c) == text), None)
     try:
@@ -344,7 +366,7 @@ def _from_text(dist: BaseDistribution, text: str) -> tuple[Any] | None:
     return (value,) if contains(dist, value) else None
 
 
-def _count(dist: BaseDistribution) -> float:
+def _size(dist: BaseDistribution) -> float:
     if isinstance(dist, CategoricalDistribution):
         return len(dist.choices)
     assert isinstance(dist, FloatDistribution | IntDistribution)
@@ -353,8 +375,8 @@ def _count(dist: BaseDistribution) -> float:
     return math.inf if dist.step is None else round((dist.high - dist.low) / dist.step) + 1
 
 
-def _holds(now: BaseDistribution, before: BaseDistribution | None) -> bool:
-    """Whether every value of `before` is one of `now`."""
+def _covers(now: BaseDistribution, before: BaseDistribution | None) -> bool:
+    """Whether every value of `before` is a value of `now`."""
     if isinstance(now, CategoricalDistribution) and isinstance(before, CategoricalDistribution):
         return all(contains(now, c) for c in before.choices)
     if type(now) is not type(before):

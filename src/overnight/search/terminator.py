@@ -25,7 +25,7 @@ from overnight.config.sections import TerminatorSettings
 from overnight.search.gp import Fork
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
-from overnight.search.space import shown
+from overnight.search.space import display_name
 from overnight.system.kill import discard
 
 # For the word on the trials that there were before the launch; all later ones come while trials run.
@@ -91,7 +91,7 @@ class Terminator:
 
     def __init__(self, plan: Plan, fork: Fork) -> None:
         self._plan, self._fork = plan, fork
-        self._space = plan.space.always()
+        self._space = plan.space.unconditional()
         self._started: tuple[BaseProcess, Connection] | None = None
         self._began = False
         self._asked = 0  # about so many trials, last
@@ -122,7 +122,7 @@ class Terminator:
 
     def _complete(self, records: Iterable[TrialRecord]) -> tuple[tuple[dict[str, Any], float], ...]:
         done = sorted((r for r in records if r.state == "complete" and r.objective is not None), key=lambda r: r.number)
-        points = [({n: r.params.get(shown(n)) for n in self._space}, float(r.objective or 0.0)) for r in done]
+        points = [({n: r.params.get(display_name(n)) for n in self._space}, float(r.objective or 0.0)) for r in done]
         # The configuration as written may lie beside the space.
         return tuple((p, v) for p, v in points if all(_holds(d, p[n]) for n, d in self._space.items()))
 

@@ -1,43 +1,55 @@
-"""Whether a search space fits the configs that it is drawn into."""
+"""Checks of a search space against the configs it is searched in, and of a whole plan."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+from overnight.config import clock
 from overnight.config.compose import Draft
 from overnight.config.problems import Problems
-from overnight.config.sections import COMPONENTS, SEARCHABLE
-from overnight.config.trees import has_key, kind_problem, look_up
-from overnight.search.space import Parameter, SearchSpace, in_grammar, same
+from overnight.config.rules import nearest
+from overnight.config.sections import COMPONENTS, SEARCHABLE, Settings
+from overnight.config.trees import has_key, look_up, type_problem
+from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
+from overnight.search.space import Parameter, SearchSpace, to_hydra, values_equal
+
+# The search space against the configs -------------------------------------------------------------------------------
 
 
-def put_in(
+def apply_fixed_values(
     variants: Mapping[Any, dict[str, Any]],
     fixed: Mapping[str, Any],
     absent: Mapping[str, tuple[Any, str]],
     problems: Problems,
 ) -> None:
-    """Put fixed values into every variant that has the key: the search space's, and those of the command line that
-    the configuration as written does not hold."""
+    """Set fixed values in every variant that has the key.
+
+    Args:
+        fixed: Key -> value that the search space fixes.
+        absent: Key -> value from the command line, for keys that the baseline lacks, with the problem that was
+            reported for it. The problem is withdrawn where some variant has the key.
+    """
     given = [(key, value, f"search.{key}", "") for key, value in fixed.items()]
     given += [(key, value, key, problem) for key, (value, problem) in absent.items()]
-    for key, value, where, otherwise in given:
+    for key, value, label, reported in given:
         parent, _, last = key.rpartition(".")
-        having = [v for v in variants.values() if parent and has_key(v, key)]
-        if having:
-            problems.withdraw(otherwise)
-        if not having and not otherwise:
+        matching = [v for v in variants.values() if parent and has_key(v, key)]
+        if matching:
+            problems.withdraw(reported)
+        elif not reported:
             problems.add(
-                f"{where}: no such key, got {value!r}; a value here is for a key of {', '.join(SEARCHABLE)} that the "
+                f"{label}: no such key, got {value!r}; a value here is for a key of {', '.join(SEARCHABLE)} that the "
                 f"config holds, `overnight tune --cfg` prints them"
             )
-        wrong = next(filter(None, (kind_problem(look_up(v, key), value) for v in having)), None)
+        wrong = next(filter(None, (type_problem(look_up(v, key), value) for v in matching)), None)
         if wrong:
-            problems.add(f"{where}: {wrong}")
-        for variant in having:
+            problems.add(label, wrong)
+        for variant in matching:
             look_up(variant, parent)[last] = value
 
 
@@ -50,72 +62,147 @@ def check_keys(
     fixed: Collection[str],
     problems: Problems,
 ) -> None:
-    """Every searched key exists wherever it is drawn, and what is drawn is of the kind that is written there."""
-    options = space.group_choices(groups)
+    """Check that every searched key exists wherever it is drawn, and that its values have the type of the config's."""
+    options = space.searched_options(groups)
     for parameter in space.parameters:
-        where = f"search.{parameter.key}"
-        told = len(problems)
+        label, section = f"search.{parameter.key}", parameter.key.split(".")[0]
+        before = len(problems)
         _check_conditions(parameter, space, draft, fixed, problems)
-        if (
-            len(problems) > told
-            or parameter.key in groups
-            or (parameter.key in draft.added and parameter.key.split(".")[0] in COMPONENTS)
-        ):
+        is_new = parameter.key in draft.added and section in COMPONENTS
+        if len(problems) > before or parameter.key in groups or is_new:
             continue
-        if parameter.key.split(".")[0] not in SEARCHABLE or "." not in parameter.key:
-            problems.add(f"{where}: only keys of {', '.join(SEARCHABLE)} can be searched, got {parameter.describe()}")
+        if section not in SEARCHABLE or "." not in parameter.key:
+            problems.add(f"{label}: only keys of {', '.join(SEARCHABLE)} can be searched, got {parameter.describe()}")
             continue
         for combination, variant in variants.items():
-            taken = {**choices, **dict(zip(groups, combination, strict=True))}
-            if any(taken[g] not in options[g] for g in groups):
-                continue  # the written options, which the search never draws
-            if any(c.key in taken and not c.holds(taken[c.key]) for c in parameter.when):
+            chosen = {**choices, **dict(zip(groups, combination, strict=True))}
+            if any(chosen[g] not in options[g] for g in groups):
+                continue  # the baseline's options, which the search never draws
+            if any(c.key in chosen and not c.holds(chosen[c.key]) for c in parameter.when):
                 continue
-            problem = _misfit(parameter, variant)
+            problem = _mismatch(parameter, variant)
             if problem:
-                group = parameter.key.split(".")[0]
-                problems.add(f"{where}: {problem}" + (f" (with {group}={taken[group]})" if group in groups else ""))
+                problems.add(label, problem + (f" (with {section}={chosen[section]})" if section in groups else ""))
                 break
 
 
 def _check_conditions(
     parameter: Parameter, space: SearchSpace, draft: Draft, fixed: Collection[str], problems: Problems
 ) -> None:
-    where = f"search.{parameter.key}.when"
+    label = f"search.{parameter.key}.when"
     for condition in parameter.when:
-        key, asked = condition.key, space.of(condition.key)
-        if not asked and key not in fixed:
+        key, drawn = condition.key, space.parameters_of(condition.key)
+        if not drawn and key not in fixed:
             problems.add(
-                f"{where}: must look at a key that is searched or fixed, got {str(condition)!r}; search {key}, fix it "
+                f"{label}: must name a key that is searched or fixed, got {str(condition)!r}; search {key}, fix it "
                 f"({key}: VALUE), or drop the `when`"
             )
-        known: list[Any] = [o for p in asked for o in (p.options or getattr(p.each, "choices", ()))]
+        known: list[Any] = [o for p in drawn for o in (p.options or getattr(p.each, "choices", ()))]
         if key in COMPONENTS:
             known = list(draft.options(key))
-        elif key in draft.sweeps or not all(isinstance(p.each, CategoricalDistribution) for p in asked):
-            known = []  # open, or narrowed for this once
+        elif key in draft.sweeps or not all(isinstance(p.each, CategoricalDistribution) for p in drawn):
+            known = []  # not a choice, or a choice that the command line narrows for this run
         if known:
             problems.merge(
-                f"{where}: {key} is one of {', '.join(map(in_grammar, known))}, and never {in_grammar(value)!r}"
+                f"{label}: {key} is one of {', '.join(map(to_hydra, known))}, and never {to_hydra(value)!r}"
                 for value in condition.values
-                if not any(same(value, o) for o in known)
+                if not any(values_equal(value, o) for o in known)
             )
 
 
-def _misfit(parameter: Parameter, variant: Mapping[str, Any]) -> str | None:
+def _mismatch(parameter: Parameter, variant: Mapping[str, Any]) -> str | None:
+    """Why the parameter's values can't take the place of the variant's value, or None."""
     draw = parameter.describe()
     if not has_key(variant, parameter.key):
         known = ", ".join(look_up(variant, parameter.key.split(".")[0]))
         return f"no such key; there are {known}; a key that only one option of a group has needs a `when`; got {draw}"
-    written = look_up(variant, parameter.key)
+    value = look_up(variant, parameter.key)
     if parameter.length is not None:
-        return None if isinstance(written, list | None) else f"draws a list, and {written!r} is written there"
+        return None if isinstance(value, list | None) else f"draws a list, and the config holds {value!r}"
     if isinstance(parameter.each, CategoricalDistribution):
         options = parameter.options or parameter.each.choices
-        return next(filter(None, (kind_problem(written, o) for o in options)), None)
-    if isinstance(written, int) and not isinstance(written, bool) and isinstance(parameter.each, FloatDistribution):
-        return f"draws floats, and {written!r} is written there: take int(interval(LOW, HIGH)), or write {written}.0"
-    if kind_problem(written, 1):
-        kind = "a list: take length with each, or choice([32], [64, 64])" if isinstance(written, list) else "no number"
-        return f"draws numbers, and {written!r} is written there, {kind}; got {draw}"
+        return next(filter(None, (type_problem(value, o) for o in options)), None)
+    if isinstance(value, int) and not isinstance(value, bool) and isinstance(parameter.each, FloatDistribution):
+        return f"draws floats, and the config holds {value!r}; take int(interval(LOW, HIGH)), or write {value}.0"
+    if type_problem(value, 1):
+        kind = "a list: take length with each, or choice([32], [64, 64])" if isinstance(value, list) else "no number"
+        return f"draws numbers, and the config holds {value!r}, {kind}; got {draw}"
     return None
+
+
+# Settings and plans -------------------------------------------------------------------------------------------------
+
+
+def check_study_name(settings: Settings, problems: Problems) -> None:
+    if settings.study_name == TRAIN_STUDY:
+        problems.add(f"study.name: {TRAIN_STUDY} is where `overnight train` keeps its trials; take another")
+    if settings.study_name.endswith(CONFIRM_SUFFIX):
+        problems.add(f"study.name: must not end in {CONFIRM_SUFFIX}, which names confirmations; take another")
+
+
+def check_warm_start(settings: Settings, problems: Problems) -> None:
+    """Check study.warm_start_from as far as that is possible without the study storage."""
+    warm = settings.study.warm_start_from
+    if warm is None:
+        return
+    if warm.study == settings.study_name:
+        problems.add(f"study.warm_start_from: must be another study, got {warm.study}; take a new study.name")
+    elif warm.study == TRAIN_STUDY or warm.study.endswith(CONFIRM_SUFFIX):
+        problems.add(f"study.warm_start_from: must be a study with a search, got {warm.study}")
+
+
+def check_sampler(plan: Plan, problems: Problems) -> None:
+    """Check that the sampler can handle the space."""
+    name = plan.settings.sampler.name
+    if name == "grid":
+        problems.merge(
+            f"search.{p.key}: sampler=grid needs a countable number of values, got {p.describe()}; take "
+            f"range(LOW, HIGH, STEP) or choice(A, B), or another sampler"
+            for p in plan.space.parameters
+            if p.size() == math.inf
+        )
+    numbers = [n for n, d in plan.space.unconditional().items() if not isinstance(d, CategoricalDistribution)]
+    if name == "cma_es" and plan.space.parameters and not numbers:
+        searched = ", ".join(plan.space.keys())
+        problems.add(
+            f"sampler: cma_es needs a number that every trial draws, got {searched}; take another sampler, e.g. tpe"
+        )
+
+
+def check_enqueued(plan: Plan, problems: Problems) -> None:
+    """Check the entries of study.enqueue."""
+    known = plan.space.keys()
+    entries = plan.settings.study.enqueue
+    for i, (entry, first) in enumerate(zip(entries, map(plan.first_trial, entries), strict=True)):
+        for key, value in entry.items():
+            label, parameters = f"study.enqueue[{i}].{key}", plan.space.parameters_of(key)
+            if not parameters:
+                close = nearest(key, known)
+                problems.add(f"{label}: must be a searched key, one of {', '.join(known)}, got {value!r}{close}")
+            elif key not in first.values:
+                when = "; or ".join(" and ".join(map(str, p.when)) for p in parameters)
+                problems.add(label, f"is drawn only when {when}, which this entry does not have", value)
+            elif key in first.outside:
+                draws = " or ".join(p.describe() for p in parameters)
+                remedy = "change it, or widen the space"
+                problems.add(label, f"must be inside the search space, {draws}", value, remedy)
+    needed, trials = 1 + len(entries), plan.settings.study.trials
+    if needed > trials:
+        problems.add(
+            "study.enqueue",
+            f"{len(entries)} entries and the baseline must fit in study.trials",
+            trials,
+            f"raise study.trials to {needed}",
+        )
+
+
+def check_limits(plan: Plan, problems: Problems) -> None:
+    """Check that a deadline is in the future and that a terminator can be evaluated."""
+    until, terminator, now = plan.settings.study.until, plan.settings.terminator.improvement, time.time()
+    if until is not None and clock.next_time(until, now) <= now:
+        problems.add(f"study.until: must be in the future, got {until}; take a later time, or a time of day: '07:00'")
+    if terminator in ("emmr", "regret_bound") and not plan.space.unconditional():
+        problems.add(
+            f"terminator: {terminator} needs a key that every trial draws, got "
+            f"{', '.join(plan.space.keys()) or 'none'}; take terminator=stagnation, or study.patience"
+        )

@@ -17,7 +17,7 @@ from overnight.config.problems import ConfigError
 from overnight.config.sections import Settings
 from overnight.config.trees import look_up
 from overnight.search import sampler
-from overnight.search.plan import CONFIRM, FirstTrial, Plan
+from overnight.search.plan import CONFIRM_SUFFIX, FirstTrial, Plan
 from overnight.search.record import BASELINE, ENTRY, OUTSIDE, VALUES, values_of
 from overnight.study import exclusions, plan_trust
 from overnight.study.session import StudySession
@@ -69,11 +69,11 @@ def open_study(
 def _open_shared(
     plan: Plan, extend: bool, comparable: bool, say: Callable[[str], None]
 ) -> tuple[StudySession, list[str]]:
-    if not plan.name.endswith(CONFIRM):  # a confirmation is part of its search
+    if not plan.name.endswith(CONFIRM_SUFFIX):  # a confirmation is part of its search
         leased.begin()
     with _shared(plan.settings.location) as storage, storage.lock(f"study {plan.name}"):
         study, said = _continue_or_create(storage, plan, extend, comparable)
-        if not plan.name.endswith(CONFIRM):
+        if not plan.name.endswith(CONFIRM_SUFFIX):
             _await_the_stopped(storage, study, say)
             _forget_stop(storage, plan.name)
         session = _seated(storage, plan, study)
@@ -101,7 +101,7 @@ def _await_the_stopped(storage: LeasedStorage, study: optuna.Study, say: Callabl
 
 def _forget_stop(storage: LeasedStorage, name: str) -> None:
     """Of a study and its confirmation, as it was asked for: whoever is launched here stops for neither."""
-    for asked in (name, name + CONFIRM):
+    for asked in (name, name + CONFIRM_SUFFIX):
         _, frozen = generations(storage, asked)
         if frozen is not None and frozen.user_attrs.get(STOP):
             storage.set_study_user_attr(frozen._study_id, STOP, False)
@@ -147,7 +147,7 @@ def reopen(location: StudyLocation, name: str) -> StudySession:
 def _as_it_stands(storage: BaseStorage, location: StudyLocation, name: str) -> tuple[Plan, optuna.Study]:
     _, frozen = generations(storage, name)
     assert frozen is not None, "the caller has seen it"
-    plan = plan_of(name, frozen.user_attrs).at(location)
+    plan = plan_of(name, frozen.user_attrs).relocated(location)
     return plan, _load(storage, plan, frozen.study_name)
 
 
@@ -189,7 +189,7 @@ def _continue_or_create(
             study.set_user_attr(PLAN, plan.to_json())  # budget, slots, pruner and the like may change
         return study, _enqueue(study, plan) if comparable else []
     moved = [d for d in differences if not d.startswith("search.")]
-    lacking = plan.space.grew_from(old.space)
+    lacking = plan.space.not_covered(old.space)
     if not extend or moved or lacking:
         raise ConfigError(_refusal(plan, differences, [*moved, *lacking], extend))
     study = _extended(storage, plan, old, before.study_name, f"{plan.name}~{generation + 1}")
@@ -238,7 +238,7 @@ def _enqueue(study: optuna.Study, plan: Plan) -> list[str]:
         kept = {ENTRY: first.entry} if first.entry else {BASELINE: True}
         study.enqueue_trial(first.point, user_attrs={**kept, VALUES: first.values, OUTSIDE: list(first.outside)})
     if len(new) > room:
-        keys = "study.enqueue, study.warm_start_from" if plan.taken else "study.enqueue"
+        keys = "study.enqueue, study.warm_start_from" if plan.warm_start else "study.enqueue"
         return [f"{keys}: {len(new) - room} of its entries wait for room in study.trials, which is spent"]
     return []
 
@@ -266,11 +266,11 @@ def _extended(storage: BaseStorage, plan: Plan, old: Plan, source: str, name: st
 def _moved(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
     """An old plan's trial as one of the plan's."""
     given = values_of(t, old)
-    config = old.config(given) if given is not None else old.config_of(t.params)
+    config = old.config(given) if given is not None else old.config_of_params(t.params)
     had = given if given is not None else t.params
 
     def value_of(key: str, _: Mapping[str, Any]) -> Any:
-        return had.get(key, old.written(key)) if "." not in key else look_up(config, key)
+        return had.get(key, old.baseline(key)) if "." not in key else look_up(config, key)
 
     values, point, outside = plan.space.find(value_of)
     asked = bool(t.params) or t.state != TrialState.WAITING

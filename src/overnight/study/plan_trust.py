@@ -69,7 +69,7 @@ def _values(plan: Plan) -> Iterator[tuple[str, str, Any]]:
         drawn = p.options or (p.each.choices if isinstance(p.each, CategoricalDistribution) else (0.0,))
         for value in drawn:
             yield f"search.{p.key}", p.key, value if p.length is None else [value]
-    for where, entries in (("study.enqueue", plan.settings.study.enqueue), ("study.warm_start_from", plan.taken)):
+    for where, entries in (("study.enqueue", plan.settings.study.enqueue), ("study.warm_start_from", plan.warm_start)):
         for location, entry in enumerate(entries):
             for key, value in entry.items():
                 yield f"{where}[{location}].{key}", key, value

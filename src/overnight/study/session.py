@@ -39,9 +39,9 @@ from overnight.search.record import (
     Confirms,
     TrialRecord,
     objective_of,
-    pack,
+    pack_history,
     record_of,
-    unpack,
+    unpack_history,
     values_of,
 )
 from overnight.study.snapshot import LAUNCH, LAUNCHED, LINKS, OVER, STOP, TESTS, TOLD, UID, WANTED, tests_of
@@ -102,7 +102,7 @@ class StudySession:
         """Whether no new trial is to be made."""
         if self.plan.settings.sampler.name == "grid":
             points = sum(not t.user_attrs.get(OUTSIDE) for t in trials)
-            if points >= self.plan.points:
+            if points >= self.plan.n_points:
                 return True
         return len(trials) >= self.plan.settings.study.trials
 
@@ -165,12 +165,12 @@ class StudySession:
             for name in self.storage.get_trial_system_attrs(trial._trial_id).get("fixed_params", {}):
                 _suggest(trial, name, self.plan.space.names()[name])
         elif CONFIG not in attrs:
-            values = self.plan.space.draw(lambda name, dist: _suggest(trial, name, dist), self.plan.written)
+            values = self.plan.space.draw(lambda name, dist: _suggest(trial, name, dist), self.plan.baseline)
         config = attrs[CONFIG] if CONFIG in attrs else self.plan.config(values)
         seed = self.plan.trial_seed(0 if CONFIG in attrs else trial.number)
         if CONFIRMS in attrs:
             seed = Confirms(**attrs[CONFIRMS]).seed
-        history = {e.epoch: e for e in unpack(trial.number, attrs.get(HISTORY))}
+        history = {e.epoch: e for e in unpack_history(trial.number, attrs.get(HISTORY))}
         reported = set(self.storage.get_trial(trial._trial_id).intermediate_values)
         self._live[trial.number] = _RunningTrial(trial, history, reported)
         elsewhere = self.peers is not None and self.peers.had_other_owner(trial.number)
@@ -203,7 +203,7 @@ class StudySession:
         with self.together():
             for number in unwritten:
                 live = self._live[number]
-                live.trial.set_user_attr(HISTORY, pack(live.history.values()))
+                live.trial.set_user_attr(HISTORY, pack_history(live.history.values()))
                 live.unwritten = False
         return unwritten
 

@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.protocol import Tested
-from overnight.search.plan import CONFIRM, TRAIN, Plan
+from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
 from overnight.search.record import State, TrialRecord, best_of, record_of
 from overnight.study import exclusions
 from overnight.study.storage import optuna_tables
@@ -52,7 +52,7 @@ class StudyView:
     @property
     def budget(self) -> int:
         """Of trials, in all; what was trained one by one counts as asked for."""
-        return max(self.plan.budget, len(self.records) if self.name == TRAIN else 0)
+        return max(self.plan.budget, len(self.records) if self.name == TRAIN_STUDY else 0)
 
     def count(self, *states: State) -> int:
         return sum(r.state in states for r in self.records)
@@ -83,7 +83,7 @@ class StudyView:
     @property
     def best(self) -> TrialRecord | None:
         """None for `train`: what was trained one by one need not share a metric."""
-        return best_of(self.records, self.plan.settings) if self.name != TRAIN else None
+        return best_of(self.records, self.plan.settings) if self.name != TRAIN_STUDY else None
 
 
 def view(location: StudyLocation, name: str | None = None) -> tuple[StudyView | None, list[str]]:
@@ -98,7 +98,9 @@ def view(location: StudyLocation, name: str | None = None) -> tuple[StudyView | 
         name = name if name is not None else names[0] if names else None
         if name is None or name not in newest:
             return None, names
-        confirmation = _as_wanted(_read(storage, location, name + CONFIRM)) if name + CONFIRM in newest else None
+        confirmation = (
+            _as_wanted(_read(storage, location, name + CONFIRM_SUFFIX)) if name + CONFIRM_SUFFIX in newest else None
+        )
         return replace(_read(storage, location, name), confirmation=confirmation), names
 
 
@@ -107,7 +109,7 @@ def wanted(location: StudyLocation) -> list[str]:
     with opened(location) as storage:
         open_ = [f for f in storage.get_all_studies() if f.user_attrs.get(READY) and not f.user_attrs.get(OVER)]
         open_ = [f for f in open_ if not f.user_attrs.get(STOP)]
-        newest = {n: f for n, f in _newest(storage)[0].items() if n != TRAIN and not n.endswith(CONFIRM)}
+        newest = {n: f for n, f in _newest(storage)[0].items() if n != TRAIN_STUDY and not n.endswith(CONFIRM_SUFFIX)}
         return [n for n, f in newest.items() if f.study_name in {o.study_name for o in open_}]
 
 
@@ -137,7 +139,7 @@ def names_in(location: StudyLocation) -> list[str]:
 def _newest(storage: OptunaDatabase) -> tuple[dict[str, Any], list[str]]:
     """Name -> newest whole ledger study, confirmations among them; and the names of the others, the last one first."""
     newest = {f.study_name.partition("~")[0]: f for f in storage.get_all_studies() if f.user_attrs.get(READY)}
-    names = sorted(n for n in newest if not n.endswith(CONFIRM))
+    names = sorted(n for n in newest if not n.endswith(CONFIRM_SUFFIX))
     if len(names) > 1:
         latest = {n: _last_start(storage, newest[n]._study_id) for n in names}
         names.sort(key=lambda n: -latest[n])
@@ -147,7 +149,7 @@ def _newest(storage: OptunaDatabase) -> tuple[dict[str, Any], list[str]]:
 def _read(storage: OptunaDatabase, location: StudyLocation, name: str) -> StudyView:
     frozen = generations(storage, name)[1]
     attrs = frozen.user_attrs
-    plan, links = plan_of(name, attrs).at(location), attrs.get(LINKS) or {}
+    plan, links = plan_of(name, attrs).relocated(location), attrs.get(LINKS) or {}
     with without_collecting():
         trials = storage.trials_without_reports(frozen._study_id)
         records = tuple(record_of(t, plan) for t in exclusions.seen(trials, exclusions.of(attrs)))
@@ -188,7 +190,7 @@ def _last_start(storage: OptunaDatabase, study_id: int) -> float:
 def request_stop(location: StudyLocation, name: str) -> None:
     """Ask whoever works on the study to save and stop."""
     with opened(location) as storage:
-        for asked in (name, name + CONFIRM):
+        for asked in (name, name + CONFIRM_SUFFIX):
             _, frozen = generations(storage, asked)
             if frozen is not None:
                 storage.set_study_user_attr(frozen._study_id, STOP, True)

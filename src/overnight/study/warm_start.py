@@ -12,7 +12,7 @@ from overnight.config.rules import nearest
 from overnight.config.trees import look_up
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of, ranked
-from overnight.search.space import same
+from overnight.search.space import values_equal
 from overnight.study.snapshot import StudyView, view
 
 
@@ -27,7 +27,7 @@ def resolved(plan: Plan) -> tuple[Plan, list[str]]:
         return plan, []
     started, _ = view(location, plan.name)
     if started is not None and started.plan.settings.study.warm_start_from == asked:
-        return replace(plan, taken=started.plan.taken), []
+        return replace(plan, warm_start=started.plan.warm_start), []
     source, names = view(location, asked.study)
     if source is None:
         there = f"one of {', '.join(names)}" if names else "a study, and there is none"
@@ -36,7 +36,7 @@ def resolved(plan: Plan) -> tuple[Plan, list[str]]:
             [f"study.warm_start_from: must be {there} in {location.storage_description}, got {asked.study}{hint}"]
         )
     taken = best_in(plan, source, asked.top)
-    return replace(plan, taken=tuple(taken.values())), [_told(source, list(taken))]
+    return replace(plan, warm_start=tuple(taken.values())), [_told(source, list(taken))]
 
 
 def best_in(plan: Plan, source: StudyView, top: int) -> dict[int, dict[str, Any]]:
@@ -60,13 +60,13 @@ def entry_of(plan: Plan, old: Plan, record: TrialRecord) -> dict[str, Any] | Non
     config, searched = config_of(record, old), set(plan.space.keys())
 
     def had(key: str) -> Any:
-        return look_up(config, key) if "." in key else record.params.get(key, old.written(key))
+        return look_up(config, key) if "." in key else record.params.get(key, old.baseline(key))
 
     def value_of(key: str, values: Mapping[str, Any]) -> Any:
         try:
-            return had(key) if key in searched else plan.written(key, values)
+            return had(key) if key in searched else plan.baseline(key, values)
         except KeyError:  # the old study had no such key
-            return plan.written(key, values)
+            return plan.baseline(key, values)
 
     values, _, outside = plan.space.find(value_of)
     old_keys = old.space.keys()
@@ -81,7 +81,7 @@ def _agrees(plan: Plan, values: Mapping[str, Any], key: str, had: Any) -> bool:
     except KeyError:
         return True
     try:
-        return same(plan.written(key, values), value)
+        return values_equal(plan.baseline(key, values), value)
     except KeyError:
         return False
 

@@ -37,11 +37,11 @@ def warm_up() -> None:
         os.environ[IMPORTED] = path
     # What the terminal or systemd sends goes to every process there is. Only the supervisor heeds it, and tells the
     # trials to save; a forkserver that died of it would take them all along. The mask is inherited, for good.
-    with credentials.hidden():
+    with credentials.hidden_secrets():
         resource_tracker.ensure_running()  # the forkserver wants one, and starting it would lift the mask
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
-        with _no_main(), credentials.hidden(), _environment(_of_the_forkserver()):
+        with _no_main(), credentials.hidden_secrets(), _environment(_of_the_forkserver()):
             multiprocessing_forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -14,7 +14,7 @@ from typing import Any
 from overnight.config.credentials import SECRET
 from overnight.config.paths import StudyLocation
 from overnight.search.plan import Plan
-from overnight.search.space import shown
+from overnight.search.space import display_name
 from overnight.study.snapshot import StudyView
 from overnight.tracking.store import client, quiet_environment
 
@@ -81,7 +81,7 @@ def with_sentence(sentence: str, before: str) -> str:
 def _view(plan: Plan, name: str, runs: str) -> str:
     """A table's state as MLflow keeps it, under a name that its menu of saved views shows."""
     study = plan.settings.study
-    columns = ["metrics.`objective`", *(f"params.`{p}`" for p in dict.fromkeys(map(shown, plan.space.names())))]
+    columns = ["metrics.`objective`", *(f"params.`{p}`" for p in dict.fromkeys(map(display_name, plan.space.names())))]
     columns += ["attributes.`Duration`", "tags.`overnight.state`"]
     state: dict[str, Any] = {
         "searchFilter": runs,

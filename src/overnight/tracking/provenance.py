@@ -13,7 +13,7 @@ from typing import Any
 
 from overnight.config import credentials
 from overnight.config.sections import to_json
-from overnight.config.trees import config_text
+from overnight.config.trees import to_yaml
 from overnight.search.plan import Plan
 from overnight.tracking.reconcile import STUDY_FILES
 
@@ -34,8 +34,8 @@ def study_files(plan: Plan) -> dict[str, str]:
     """What the parent run keeps: the configuration as written, the search space, and where it all ran."""
     written = {**plan.config({}), **to_json(plan.settings)}
     texts = (
-        config_text(written),
-        config_text(plan.space.describe()),
+        to_yaml(written),
+        to_yaml(plan.space.describe()),
         json.dumps(_environment(), indent=2),
     )
     return dict(zip(STUDY_FILES, texts, strict=True))
@@ -61,7 +61,7 @@ def _environment() -> dict[str, Any]:
 
 def _discreet(word: str) -> str:
     word = re.sub(r"^([+~]*notify\b[^=]*=).*", r"\1(not kept)", word, flags=re.DOTALL)
-    return credentials.discreet(word)
+    return credentials.mask_credentials(word)
 
 
 def _git(*arguments: str) -> str | None:

@@ -45,8 +45,8 @@ def register(view: StudyView, made: Exported, tags: Mapping[str, str], descripti
             f"the registry's {view.name} is not this study's, and stays as it is; take another study.name"
         )
     if not named:
-        described, mine = f"What the study {view.name} won with.", {"overnight.uid": view.uid}
-        store.create_registered_model(view.name, tags=mine, description=described)
+        describe_params, mine = f"What the study {view.name} won with.", {"overnight.uid": view.uid}
+        store.create_registered_model(view.name, tags=mine, description=describe_params)
     logged = store.create_logged_model(experiment.experiment_id, "winner", run_id, dict(tags))
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), made, logged, run_id)

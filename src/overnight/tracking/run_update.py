@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from overnight.config.trees import config_text
+from overnight.config.trees import to_yaml
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of
-from overnight.search.space import shown
+from overnight.search.space import display_name
 from overnight.tracking import tags
 
 STATUS = {"running": "RUNNING", "paused": "KILLED", "complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
@@ -84,7 +84,7 @@ def missing(run: TrialRun, record: TrialRecord, plan: Plan, parent_run_id: str |
     error = record.detail if record.state == "failed" and record.detail else None
     status = "RUNNING" if record.state == "running" else run.status
     return RunUpdate(
-        config=None if run.has_config else config_text(config_of(record, plan)),
+        config=None if run.has_config else to_yaml(config_of(record, plan)),
         delete_reason=run.has_reason and record.reason is None,
         resume=status != run.status,
         metrics=tuple(_missing_metrics(run.steps, record)),
@@ -123,7 +123,7 @@ def params_of(record: TrialRecord, plan: Plan) -> dict[str, str]:
     have no logarithmic axis.
     """
     texts = {name: str(value)[:_PARAM_CHARS] for name, value in record.params.items()}
-    for name in {shown(n) for n, dist in plan.space.names().items() if getattr(dist, "log", False)}:
+    for name in {display_name(n) for n, dist in plan.space.names().items() if getattr(dist, "log", False)}:
         value = record.params.get(name)
         if isinstance(value, int | float) and value > 0:
             texts[f"log10_{name}"] = f"{math.log10(value):.6g}"

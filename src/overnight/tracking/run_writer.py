@@ -8,7 +8,7 @@ from typing import Any
 
 from overnight.config.paths import trial_name
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, title
+from overnight.search.record import TrialRecord, trial_title
 from overnight.tracking import tags
 from overnight.tracking.reconcile import logged_steps, trial_run
 from overnight.tracking.run_update import RunUpdate, TrialRun, missing
@@ -112,7 +112,7 @@ class RunWriter:
         self._unknown.add(record.number)  # until the answer arrives: the run may exist although the request failed
         started = time.monotonic()
         created = self._client.create_run(
-            self._experiment_id, start_time=milliseconds(record.started_at), tags=run_tags, run_name=title(record)
+            self._experiment_id, start_time=milliseconds(record.started_at), tags=run_tags, run_name=trial_title(record)
         )
         run = self.runs[record.number] = TrialRun(created.info.run_id, "RUNNING", steps={})
         if time.monotonic() - started > _MAY_BE_REPEATED_S:

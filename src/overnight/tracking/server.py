@@ -51,7 +51,7 @@ def secrets() -> dict[str, str]:
     problems = Problems()
     for name, said in NEEDED.items():
         before = len(problems)
-        value = credentials.given(name, problems)
+        value = credentials.read_variable(name, problems)
         if value is not None and name in (credentials.BACKEND_URI, credentials.LOGINS_URI):
             value = credentials.postgres_url(name, value, problems)
         if value is not None:
@@ -183,10 +183,10 @@ class Gate:
         with self.lock:
             if digest in self.known:
                 return True
-        given = Authorization.from_header(shown)
-        if given is None or given.type != "basic" or not given.username:
+        login = Authorization.from_header(shown)
+        if login is None or login.type != "basic" or not login.username:
             return False
-        if not auth.store.authenticate_user(given.username, given.password or ""):
+        if not auth.store.authenticate_user(login.username, login.password or ""):
             return False
         with self.lock:
             self.known[digest] = True

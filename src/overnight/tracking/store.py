@@ -70,7 +70,7 @@ def client(location: StudyLocation) -> MlflowClient:
         _getting_ready.join()
     _keep_quiet()
     if location.server is not None:
-        credentials.lend_login()
+        credentials.export_login()
     if not exists(location):
         _create_store(location)
     from mlflow import MlflowClient
@@ -115,7 +115,7 @@ def in_short(error: BaseException) -> str:
     """What is at the bottom of an error, in one line and without secrets; and what to do about a login."""
     while error.__cause__ is not None:
         error = error.__cause__
-    said = credentials.redacted(str(error).splitlines()[0] if str(error) else "")
+    said = credentials.redact(str(error).splitlines()[0] if str(error) else "")
     code = getattr(error, "get_http_status_code", int)()
     return f"{type(error).__name__}: {said}{_LOCKED_OUT.get(code, '')}"
 

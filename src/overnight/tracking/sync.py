@@ -162,7 +162,7 @@ class MlflowSync:
                 failures += ending is not None
                 # A study of one process is repaired by its next start. A shared one may have no next start.
                 if failures >= (END_ATTEMPTS if self._peers is None else END_ATTEMPTS_SHARED):
-                    print(credentials.redacted(traceback.format_exc()), file=sys.stderr)
+                    print(credentials.redact(traceback.format_exc()), file=sys.stderr)
                     return
                 self._wake.set()
             if self._ending is not None and self.error:

@@ -12,7 +12,7 @@ from overnight.system import parent_death
 from overnight.trial import process
 
 # Whoever started this hid them, unless multiprocessing did so by itself, after a forkserver had died.
-credentials.forget()
+credentials.delete_secrets()
 
 # Where the supervisor waits to hear that all of this is imported, if anybody does.
 _imported: int | None = None

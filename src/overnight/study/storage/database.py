@@ -168,7 +168,7 @@ def _open_error(location: StudyLocation, error: Exception) -> str:
         return f"{key}: holds the tables of another version of Optuna; `overnight migrate` updates older ones"
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     remedy = "; `overnight migrate` creates a missing database" if location.shared and "exist" in reason else ""
-    return f"{key}: must be a database that can be opened: {credentials.redacted(reason)}{remedy}"
+    return f"{key}: must be a database that can be opened: {credentials.redact(reason)}{remedy}"
 
 
 def dispose(storage: BaseStorage) -> None:

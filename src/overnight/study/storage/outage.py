@@ -35,4 +35,4 @@ def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip()
-    return credentials.redacted(text.splitlines()[0]) if text else type(error).__name__
+    return credentials.redact(text.splitlines()[0]) if text else type(error).__name__

@@ -160,14 +160,15 @@ def fill(home: Path, trials: int) -> None:
     from optuna.trial import TrialState, create_trial
 
     from overnight.protocol import EpochEnd
+    from overnight.search.attributes import HISTORY
     from overnight.search.build_plan import build_plan
-    from overnight.search.record import HISTORY, pack_history
+    from overnight.search.record import pack_history
     from overnight.study.open import open_study
 
     plan = build_plan(nothing_overrides(home, "scale", trials, EPOCHS, "model.epoch_s=0.02"), NOTHING)
-    ledger, _ = open_study(plan)
+    session, _ = open_study(plan)
     chance = random.Random(0)
-    with ledger.together():  # in one transaction
+    with session.writer.batch():  # in one transaction
         for number in range(1, trials):
             reached = EPOCHS / 100 * chance.random()  # below what the trials that follow reach, so that none is pruned
             history = [
@@ -175,7 +176,7 @@ def fill(home: Path, trials: int) -> None:
                 for epoch in range(EPOCHS)
                 for v in [reached * (epoch + 1) / EPOCHS]
             ]
-            ledger.study.add_trial(
+            session.study.add_trial(
                 create_trial(
                     state=TrialState.COMPLETE,
                     value=reached,
@@ -185,7 +186,7 @@ def fill(home: Path, trials: int) -> None:
                     intermediate_values={e.epoch: e.metrics["val/accuracy"] for e in history},
                 )
             )
-    ledger.close()
+    session.close()
 
 
 if __name__ == "__main__":

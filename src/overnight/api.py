@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from overnight.config.sections import Settings
 from overnight.report.live import BrokenPipeSafe, ProgressSnapshot, RunningTrial, Screen, choose_screen
-from overnight.runner import notifier, preflight
+from overnight.runner import exit_policy, notifier, preflight
 from overnight.runner.launch import Say, check_configurations, check_free_space, warm_up
 from overnight.runner.notifier import Notifier
 from overnight.runner.stop_state import StopReason
@@ -210,8 +210,8 @@ def run_one(plan: Plan, *, screen: Screen | None = None, signals: Signals | None
     warm_up(plan.settings.location)
     session, messages = open_study(plan, comparable=False)
     with contextlib.closing(session):
-        number = session.enqueue(plan.config({}))
-        mlflow_sync = MlflowSync(plan, session.uid, peers=session.peers, with_parent=False)
+        number = session.queue.enqueue(plan.config({}))
+        mlflow_sync = MlflowSync(plan, session.attributes.uid, coordinator=session.coordinator, with_parent=False)
         signals = signals or Signals()
         ending = _run_supervisor(Supervisor(session, mlflow_sync, only=number), screen, signals)
     record = next(r for r in ending.records if r.number == number)
@@ -230,19 +230,19 @@ def _run_session(
     with contextlib.ExitStack() as stack:
         news = stack.enter_context(notifications)
         stack.callback(session.close)  # before the notifier waits for its last delivery
-        launch = Launch(plan, began, session.keep_launch, launched=session.begin())
+        launch = Launch(plan, began, session.attributes.set_launch, launched=session.coordinator.begin_launch())
         if launch.deadline is not None:
             news.wait_until(launch.deadline.ends)
         work = partial(_run_supervisor, screen=screen, signals=signals, news=news)
         with contextlib.closing(Terminator(plan, forkserver.fork)) as terminator:
             limits = SearchLimits(launch, len(slot_devices(plan.settings.slots)), terminator)
-            mlflow_sync = MlflowSync(plan, session.uid, peers=session.peers)
+            mlflow_sync = MlflowSync(plan, session.attributes.uid, coordinator=session.coordinator)
             search = work(Supervisor(session, mlflow_sync, limits=limits))
         result = _result(plan, search, signals)
         if search.stop_reason in (StopReason.COMPLETE, StopReason.LIMIT):
             result = _with_answer(result, search, session, work, launch)
         if result.stop_reason is StopReason.FAILURES:
-            session.give_up()
+            exit_policy.give_up(session)
         result = replace(result, signal=_first(signals), limit_notes=tuple(launch.notes))
         _notify_of_end(news, result)
         return result

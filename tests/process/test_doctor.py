@@ -47,14 +47,14 @@ def damage(home: Path) -> list[str]:
     best = seen(home).best
     assert best is not None
     session, _ = open_study(study)
-    session.ask()  # and its holder is killed
-    session.let_go()
+    session.queue.ask()  # and its holder is killed
+    session.unlock()
     holder_file(study.settings.location, study.name).write_text('{"pid": 999999, "created": 0}')
     client.delete_run(before[1].info.run_id)
     client.update_run(before[2].info.run_id, status="RUNNING")
     forget(home, before[3].info.run_id, "params", "key = 'optimizer.lr'")
     forget(home, before[4].info.run_id, "metrics", "key = 'val/loss' AND step = 0")
-    mine = {"overnight.uid": session.uid}
+    mine = {"overnight.uid": session.attributes.uid}
     client.create_run("1", tags={**mine, "overnight.trial": "77"})
     client.create_run("1", tags={**mine, "overnight.trial": "0"})
     (parent,) = [r.info.run_id for r in runs_of(home) if r.data.tags.get("overnight.role") == "study"]

@@ -21,9 +21,9 @@ from overnight.config.compose import study_location
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.report.live import NullScreen
+from overnight.search.attributes import EXCLUDED
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
-from overnight.study import exclusions
 from overnight.study.open import open_study
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.database import dispose, open_storage
@@ -157,11 +157,11 @@ def test_the_sampler_suggests_what_it_would_if_a_trial_marked_bad_had_failed(own
                 store.execute(f"DELETE FROM trial_values WHERE {gone}", [number])
         elif how == "marked":
             storage = open_storage(place_of(home))
-            storage.set_study_user_attr(storage.get_all_studies()[0]._study_id, exclusions.BAD, {str(number): ""})
+            storage.set_study_user_attr(storage.get_all_studies()[0]._study_id, EXCLUDED, {str(number): ""})
             dispose(storage)
         session, _ = open_study(build_plan([f"home={home}", *LINE, "study.trials=6"]))
         states[how] = [t.state for t in session.trials()]
-        assignment = session.ask()
+        assignment = session.queue.ask()
         assert assignment is not None
         suggested[how] = assignment.values
         session.close()

@@ -35,7 +35,7 @@ def planned(home: Path, *overrides: str) -> Plan:
 @contextmanager
 def opened(study: Plan, **options: bool) -> Iterator[StudySession]:
     session, _ = open_study(study, **options)
-    session.help_from(forkserver.fork)
+    session.queue.use_helper_process(forkserver.fork)
     try:
         yield session
     finally:
@@ -50,14 +50,14 @@ def play(session: StudySession, trials: int) -> list[tuple[int, dict[str, Any]]]
     """Pretend to train: a trial's score depends on its parameters alone."""
     played = []
     for _ in range(trials):
-        assignment = session.ask()
+        assignment = session.queue.ask()
         if assignment is None:
             break
         score = (assignment.config["optimizer"]["lr"] * 1000 + len(assignment.config["model"]["hidden_sizes"])) % 1
         for e in range(3):
-            session.record(epoch(assignment.number, e, score + e / 10))
-            session.should_prune(assignment.number)
-        session.complete(assignment.number)
+            session.writer.record(epoch(assignment.number, e, score + e / 10))
+            session.writer.should_prune(assignment.number)
+        session.writer.complete(assignment.number)
         played.append((assignment.number, assignment.values))
     return played
 
@@ -90,7 +90,7 @@ def test_a_study_cut_anywhere_suggests_what_the_uncut_one_does(
     cut = planned(tmp_path / "cut", *line)
     with opened(cut) as session:
         suggested = play(session, 3)
-        session.ask()  # asked for, and the machine went down
+        session.queue.ask()  # asked for, and the machine went down
     with opened(cut) as session:
         suggested += play(session, len(whole) - 5)
         half_asked = session.study.ask()  # in the middle of asking
@@ -109,7 +109,7 @@ def test_another_seed_suggests_something_else(tmp_path: Path) -> None:
 def test_trial_0_is_the_configuration_as_written(tmp_path: Path) -> None:
     study = planned(tmp_path, "model.dropout=0.0,0.5")
     with opened(study) as session:
-        assignment = session.ask()
+        assignment = session.queue.ask()
         assert assignment is not None
         assert assignment.config == study.config({})
         assert session.read(0).params["model.dropout"] == 0.0
@@ -118,21 +118,21 @@ def test_trial_0_is_the_configuration_as_written(tmp_path: Path) -> None:
 def test_trial_0_is_the_configuration_as_written_where_that_lies_outside_the_space(tmp_path: Path) -> None:
     study = planned(tmp_path, "optimizer.lr=tag(log,interval(0.1,1))", "model.hidden_sizes=[8],[9]")
     with opened(study) as session:
-        assignment = session.ask()
+        assignment = session.queue.ask()
         assert assignment is not None
         assert assignment.config == study.config({})
-        session.record(epoch(0, 0, 0.5))
-        record = session.complete(0)
+        session.writer.record(epoch(0, 0, 0.5))
+        record = session.writer.complete(0)
     assert record.params["optimizer.lr"] == 0.001
     assert record.params["model.hidden_sizes"] == [64]
 
 
 def test_every_metric_of_every_epoch_is_kept_with_its_time(tmp_path: Path) -> None:
     with opened(planned(tmp_path)) as session:
-        session.ask()
+        session.queue.ask()
         for e in range(3):
-            session.record(epoch(0, e, e / 10, loss=1 / (e + 1), odd=float("inf")))
-        session.complete(0)
+            session.writer.record(epoch(0, e, e / 10, loss=1 / (e + 1), odd=float("inf")))
+        session.writer.complete(0)
         history = session.read(0).history
     assert [(h.epoch, h.at, h.metrics["loss"], h.metrics["odd"]) for h in history] == [
         (0, 1000.0, 1.0, float("inf")),
@@ -145,41 +145,41 @@ def test_a_paused_trial_comes_back_first_with_number_parameters_and_history(tmp_
     study = planned(tmp_path)
     with opened(study) as session:
         play(session, 2)
-        before = session.ask()
+        before = session.queue.ask()
         assert before is not None
-        session.record(epoch(2, 0, 0.5))
-        session.pause(2)
+        session.writer.record(epoch(2, 0, 0.5))
+        session.writer.pause(2)
         assert session.read(2).state == "paused"
     with opened(study) as session:
-        after = session.ask()
+        after = session.queue.ask()
         assert after == before
-        assert not session.record(epoch(2, 0, 0.9)), "an epoch that is known stays as it is"
-        session.record(epoch(2, 1, 0.6))
-        session.complete(2)
+        assert not session.writer.record(epoch(2, 0, 0.9)), "an epoch that is known stays as it is"
+        session.writer.record(epoch(2, 1, 0.6))
+        session.writer.complete(2)
         assert [h.metrics["val/accuracy"] for h in session.read(2).history] == [0.5, 0.6]
 
 
 def test_an_epoch_that_a_kill_took_from_the_history_alone_is_recorded_again_without_a_word(tmp_path: Path) -> None:
     study = planned(tmp_path)
     with opened(study) as session:
-        session.ask()
-        session.record(epoch(0, 0, 0.5))
-        session._live.clear()  # killed before the flush
+        session.queue.ask()
+        session.writer.record(epoch(0, 0, 0.5))
+        session._reader.running.clear()  # killed before the flush
     with opened(study) as session:
-        session.ask()
-        assert session.record(epoch(0, 0, 0.5)), "a warning would be an error here"
-        assert session.flush() == [0]
-        assert session.flush() == []
-        assert [h.epoch for h in session.complete(0).history] == [0]
+        session.queue.ask()
+        assert session.writer.record(epoch(0, 0, 0.5)), "a warning would be an error here"
+        assert session.writer.flush() == [0]
+        assert session.writer.flush() == []
+        assert [h.epoch for h in session.writer.complete(0).history] == [0]
 
 
 def test_the_budget_is_a_total_and_a_paused_trial_does_not_spend_it(tmp_path: Path) -> None:
     study = planned(tmp_path, "study.trials=3")
     with opened(study) as session:
-        session.ask()
-        session.pause(0)
+        session.queue.ask()
+        session.writer.pause(0)
         assert len(play(session, 99)) == 3
-        assert session.ask() is None
+        assert session.queue.ask() is None
     with opened(planned(tmp_path, "study.trials=4")) as session:
         assert len(play(session, 99)) == 1
 
@@ -192,18 +192,18 @@ def test_the_objective_is_the_last_epoch_or_the_best_one(
 ) -> None:
     study = planned(tmp_path, f"study.objective={rule}", f"study.direction={direction}")
     with opened(study) as session:
-        session.ask()
+        session.queue.ask()
         for e, v in enumerate((0.1, 0.9, 0.2)):
-            session.record(epoch(0, e, v))
-        assert session.complete(0).objective == value
+            session.writer.record(epoch(0, e, v))
+        assert session.writer.complete(0).objective == value
 
 
 def test_a_failed_trial_keeps_its_reason_and_counts(tmp_path: Path) -> None:
     with opened(planned(tmp_path, "study.trials=1")) as session:
-        session.ask()
-        record = session.fail(0, "error", "Traceback ...")
+        session.queue.ask()
+        record = session.writer.fail(0, "error", "Traceback ...")
         assert (record.state, record.reason, record.detail) == ("failed", "error", "Traceback ...")
-        assert session.ask() is None
+        assert session.queue.ask() is None
 
 
 def test_what_would_not_compare_is_refused_with_the_differences(tmp_path: Path) -> None:
@@ -222,9 +222,9 @@ def test_what_would_not_compare_is_refused_with_the_differences(tmp_path: Path) 
 def test_extending_copies_the_trials_into_the_wider_space(tmp_path: Path) -> None:
     with opened(planned(tmp_path, "study.trials=5")) as session:
         play(session, 4)
-        session.ask()
-        session.record(epoch(4, 0, 0.5))
-        session.pause(4)
+        session.queue.ask()
+        session.writer.record(epoch(4, 0, 0.5))
+        session.writer.pause(4)
         old = session.records()
     wider = planned(tmp_path, "study.trials=40", "optimizer.lr=tag(log,interval(1e-6,1))", "data.batch_size=16,32")
     with pytest.raises(ConfigError, match="--extend"):
@@ -290,7 +290,7 @@ def test_the_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
     code = (
         "import os, sys; from overnight.search.build_plan import build_plan;"
         "from overnight.study.open import open_study;"
-        "l, _ = open_study(build_plan(sys.argv[1:])); l.ask(); os.kill(os.getpid(), 9)"
+        "l, _ = open_study(build_plan(sys.argv[1:])); l.queue.ask(); os.kill(os.getpid(), 9)"
     )
     study = planned(tmp_path)
     subprocess.run([sys.executable, "-c", code, f"home={tmp_path}", "study.trials=14"], check=False)
@@ -327,7 +327,7 @@ def test_a_study_whose_creation_was_cut_off_is_created_again(tmp_path: Path) -> 
     opening._load(open_storage(study.settings.location), study, study.name)
     with opened(study) as session:
         assert [t.state for t in session.trials()] == [TrialState.WAITING]
-        assert session.ask().config == study.config({})  # type: ignore[union-attr]
+        assert session.queue.ask().config == study.config({})  # type: ignore[union-attr]
 
 
 def test_asking_reporting_and_telling_stay_quick(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_a_grid_ends_by_itself_when_every_point_has_a_trial(tmp_path: Path) -> N
     assert found is not None
     assert (found.state, found.budget) == ("done", 10)
     with opened(study) as session:
-        assert session.ask() is None
+        assert session.queue.ask() is None
 
 
 def test_a_point_that_was_tried_is_drawn_again_while_others_are_left(tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_the_points_of_qmc_are_spread_more_evenly_than_random_ones(tmp_path: Pat
     for sampler in ("qmc", "random"):
         line = ("search=none", "model.dropout=interval(0,1)", "optimizer.weight_decay=interval(0,1)")
         with opened(planned(tmp_path / sampler, *line, f"sampler={sampler}", "study.trials=17")) as session:
-            points = [session.ask() for _ in range(17)]
+            points = [session.queue.ask() for _ in range(17)]
         drawn = [[p.values["model.dropout"], p.values["optimizer.weight_decay"]] for p in points[1:] if p]
         spread[sampler] = qmc.discrepancy(drawn)
     assert spread["qmc"] < spread["random"] / 2
@@ -416,7 +416,7 @@ def test_an_entry_that_finds_the_budget_spent_waits_for_room(tmp_path: Path) -> 
         play(session, 99)
     late = "study.enqueue=[{optimizer.lr:0.02}]"
     session, said = open_study(planned(tmp_path, "study.trials=2", late))
-    assert session.ask() is None
+    assert session.queue.ask() is None
     session.close()
     assert said == ["study.enqueue: 1 of its entries wait for room in study.trials, which is spent"]
     with opened(planned(tmp_path, "study.trials=3", late)) as session:
@@ -433,11 +433,11 @@ def test_trial_0_keeps_the_values_that_it_started_with(tmp_path: Path) -> None:
         made.append(build_plan([f"home={tmp_path}", *line], tmp_path))
     for study in made:
         with opened(study) as session:
-            assignment = session.ask()
+            assignment = session.queue.ask()
             assert assignment is not None
             assert assignment.config["model"]["width"] == 20
             assert session.read(0).params == {"model.width": 20}
-            session.pause(0)
+            session.writer.pause(0)
 
 
 def test_extending_a_grid_tries_the_points_that_came_in(tmp_path: Path) -> None:
@@ -457,13 +457,13 @@ def test_the_first_cut_comes_after_as_many_epochs_as_are_written(tmp_path: Path,
     cuts = set()
     with opened(planned(tmp_path, pruner, at, *more, "trainer.max_epochs=4", "study.trials=12")) as session:
         for number in range(12):
-            session.ask()
+            session.queue.ask()
             for e in range(4):
-                session.record(epoch(number, e, 1.0 / (number + 1)))
-                if session.should_prune(number):
+                session.writer.record(epoch(number, e, 1.0 / (number + 1)))
+                if session.writer.should_prune(number):
                     cuts.add(e + 1)
-                    session.prune(number)
+                    session.writer.prune(number)
                     break
             else:
-                session.complete(number)
+                session.writer.complete(number)
     assert min(cuts) == 2

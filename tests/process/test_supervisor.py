@@ -84,7 +84,7 @@ def test_an_error_in_the_loop_leaves_no_trial_behind(home: Path, monkeypatch: py
     study = build_plan([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")])
     forkserver.warm_up()
     session, _ = open_study(study)
-    worker = Supervisor(session, MlflowSync(study, session.uid), lambda _: None)
+    worker = Supervisor(session, MlflowSync(study, session.attributes.uid), lambda _: None)
     started: list[int] = []
 
     def fail(_: Supervisor) -> None:
@@ -178,7 +178,7 @@ def test_where_the_disk_is_about_full_trials_save_and_go_on_when_there_is_room(
     study = build_plan([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")])
     session, _ = open_study(study)
     said: list[str | None] = []
-    worker = Supervisor(session, MlflowSync(study, session.uid), lambda s: said.append(s.warning))
+    worker = Supervisor(session, MlflowSync(study, session.attributes.uid), lambda s: said.append(s.warning))
     paused = []
 
     def free(_: Path) -> float:
@@ -248,8 +248,8 @@ def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_on
     behind = next(r for r in whole if r.state == "pruned")
     cut = build_plan([f"home={home}", "study.name=cut", "pictures.when=never", "preflight=never", *line])
     session, _ = open_study(cut)
-    worker = Supervisor(session, MlflowSync(cut, session.uid), lambda _: None)
-    record = session.record
+    worker = Supervisor(session, MlflowSync(cut, session.attributes.uid), lambda _: None)
+    record = session.writer.record
 
     def stop_there(done: EpochEnd) -> bool:
         if (done.number, done.epoch) == (behind.number, behind.history[-1].epoch):
@@ -258,7 +258,7 @@ def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_on
                 worker.running[done.number].send(Decision.SAVE_AND_STOP)
         return record(done)
 
-    monkeypatch.setattr(session, "record", stop_there)
+    monkeypatch.setattr(session.writer, "record", stop_there)
     assert worker.run().stop_reason == "stopped"
     session.close()
     rest = tune(*line, "study.name=cut").records

@@ -20,7 +20,7 @@ from overnight.study.session import StudySession
 from overnight.study.storage import leased, leases
 from overnight.study.storage.outage import Unreachable
 from support.servers import Cable, Postgres
-from support.shared_sessions import Join, asked, epoch, stay
+from support.shared_sessions import Join, asked, epoch, leased_storage, polled, stay
 
 
 def test_many_that_ask_at_once_get_each_trial_once_and_no_more_than_the_budget(
@@ -33,8 +33,8 @@ def test_many_that_ask_at_once_get_each_trial_once_and_no_more_than_the_budget(
     def ask_on(session: StudySession) -> None:
         while (number := asked(session)) is not None:
             got.append(number)
-            session.record(epoch(number, 0))
-            session.complete(number)
+            session.writer.record(epoch(number, 0))
+            session.writer.complete(number)
 
     threads = [threading.Thread(target=ask_on, args=(session,)) for session in ledgers]
     for thread in threads:
@@ -48,13 +48,13 @@ def test_many_that_ask_at_once_get_each_trial_once_and_no_more_than_the_budget(
 def test_everybody_sees_what_the_others_have_done(join: Join) -> None:
     a, b = join("a", 30.0), join("b", 30.0)
     assert (asked(a), asked(b)) == (0, 1)
-    a.record(epoch(0, 0, 0.9))
-    a.flush()
-    heard = {r.number: r for r in b.heard()}
+    a.writer.record(epoch(0, 0, 0.9))
+    a.writer.flush()
+    heard = {r.number: r for r in polled(b)}
     assert (heard[0].state, heard[0].objective) == ("running", 0.9)
-    a.complete(0)
-    assert {r.number: r.state for r in b.heard()} == {0: "complete"}
-    assert b.heard() == []
+    a.writer.complete(0)
+    assert {r.number: r.state for r in polled(b)} == {0: "complete"}
+    assert polled(b) == []
 
 
 def test_nothing_is_taken_from_an_owner_who_is_heard_of(join: Join) -> None:
@@ -62,28 +62,28 @@ def test_nothing_is_taken_from_an_owner_who_is_heard_of(join: Join) -> None:
     assert asked(a) == 0
     for _ in range(3):
         stay(a, b, seconds=0.5)
-        assert b.ask_for(0) is None
+        assert b.queue.ask_for(0) is None
 
 
 def test_a_trial_whose_owner_was_not_heard_of_goes_on_elsewhere_and_its_late_word_does_not_count(join: Join) -> None:
     a, b = join("a"), join("b")
     assert asked(a) == 0
-    a.record(epoch(0, 0, 0.1))
-    a.flush()
+    a.writer.record(epoch(0, 0, 0.1))
+    a.writer.flush()
     stay(b)
-    assignment = b.ask_for(0)
+    assignment = b.queue.ask_for(0)
     assert assignment is not None
     assert assignment.had_other_owner
-    b.record(epoch(0, 1, 0.2))
-    b.flush()
-    a.record(epoch(0, 1, 0.99))
-    a.complete(0)
-    assert a.lost() == [0]
-    assert a.lost() == []
-    record = b.complete(0)
+    b.writer.record(epoch(0, 1, 0.2))
+    b.writer.flush()
+    a.writer.record(epoch(0, 1, 0.99))
+    a.writer.complete(0)
+    assert a.coordinator.take_lost() == [0]
+    assert a.coordinator.take_lost() == []
+    record = b.writer.complete(0)
     assert [e.metrics["val/accuracy"] for e in record.history] == [0.1, 0.2]
     assert join("looks").read(0).objective == 0.2
-    assert {r.number: r.objective for r in a.heard()} == {0: 0.2}
+    assert {r.number: r.objective for r in polled(a)} == {0: 0.2}
 
 
 @pytest.mark.parametrize("asks", ["for any", "once it is late", "what was left behind"])
@@ -93,53 +93,52 @@ def test_a_trial_that_ends_while_somebody_asks_for_one_stays_as_it_ended(
     """After an outage the end of a trial is written, and its lease let go of, in one transaction."""
     a, b = join("a"), join("b")
     assert asked(a) == 0
-    a.record(epoch(0, 0))
-    a.flush()
+    a.writer.record(epoch(0, 0))
+    a.writer.flush()
     if asks != "for any":  # so that b may take it
         stay(b)
-    read, was = b.shared.refresh, []  # type: ignore[union-attr]
+    read, was = leased_storage(b).refresh, []
 
     def end_after_it_was_read(study_id: int) -> None:
         read(study_id)
         if not was:
             was.append(b.read(0).state)
-            a.complete(0)
-            a.release([0])
-            a.shared.write()  # type: ignore[union-attr]
+            a.writer.complete(0)
+            a.coordinator.release([0])
+            a.coordinator.keep_alive()
 
-    monkeypatch.setattr(b.shared, "refresh", end_after_it_was_read)
+    monkeypatch.setattr(b.storage, "refresh", end_after_it_was_read)
     if asks == "what was left behind":
-        b.adopt()
+        b.coordinator.adopt()
     else:
         assert asked(b) == 1
     assert was == ["running"]
-    b.flush()
+    b.writer.flush()
     for who in (b, join("looks")):
-        who.heard()
+        who.coordinator.poll()
         assert who.read(0).state == "complete"
 
 
 def test_a_trial_that_was_put_back_waits_until_everything_of_it_is_told(join: Join) -> None:
     a, b = join("a", 30.0), join("b", 30.0)
     assert asked(a) == 0
-    a.pause(0)
-    assert b.ask_for(0) is None
-    a.release([0])
-    a.shared.write()  # type: ignore[union-attr]
-    assert b.ask_for(0) is not None
+    a.writer.pause(0)
+    assert b.queue.ask_for(0) is None
+    a.coordinator.release([0])
+    a.coordinator.keep_alive()
+    assert b.queue.ask_for(0) is not None
 
 
 def test_what_an_owner_that_is_gone_did_not_tell_of_is_somebody_elses_to_tell(join: Join) -> None:
     a, b = join("a"), join("b")
     assert asked(a) == 0
-    a.record(epoch(0, 0))
-    a.complete(0)
-    assert b.adopt() == []
+    a.writer.record(epoch(0, 0))
+    a.writer.complete(0)
+    assert b.coordinator.adopt() == []
     stay(b)
-    assert [r.number for r in b.adopt()] == [0]
-    assert b.peers is not None
-    assert b.peers.ownership(0) == "owned"
-    assert b.peers.had_other_owner(0)
+    assert b.coordinator.adopt() == [0]
+    assert b.coordinator.ownership(0) == "owned"
+    assert b.coordinator.had_other_owner(0)
 
 
 @pytest.mark.parametrize(("told", "fencing_token"), [(False, 2), (True, 3)])
@@ -150,12 +149,12 @@ def test_what_was_left_behind_is_taken_once_and_once_more_where_it_was_let_go_of
     a, b = join("a"), join("b")
     assert asked(a) == 0
     stay(b)
-    assert [r.number for r in b.adopt()] == [0]
+    assert b.coordinator.adopt() == [0]
     if told:
-        b.release([0])
-        b.shared.write()  # type: ignore[union-attr]
-    assert b.ask_for(0) is not None
-    with b.shared.backend.engine.connect() as database:  # type: ignore[union-attr]
+        b.coordinator.release([0])
+        b.coordinator.keep_alive()
+    assert b.queue.ask_for(0) is not None
+    with b.storage.backend.engine.connect() as database:
         assert leases.held(database, "b") == {(b.study._study_id, 0): fencing_token}
 
 
@@ -174,22 +173,22 @@ def test_trials_go_on_while_the_database_is_out_of_reach_and_all_of_it_is_writte
     b = join("b", 30.0)
     assert asked(a) == 0
     cable.cut()
-    a.record(epoch(0, 0, 0.7))
-    a.flush()
-    assert not a.should_prune(0)
-    assert a.out_of_reach is not None
-    assert not a.is_written(0)
+    a.writer.record(epoch(0, 0, 0.7))
+    a.writer.flush()
+    assert not a.writer.should_prune(0)
+    assert a.coordinator.outage is not None
+    assert not a.writer.is_written(0)
     with pytest.raises(Unreachable):
-        a.ask()
-    assert not a.stop_requested()
-    a.complete(0)
+        a.queue.ask()
+    assert not a.attributes.stop_requested
+    a.writer.complete(0)
     cable.mend()
     until = time.monotonic() + 10
-    while not a.is_written(0) and time.monotonic() < until:
+    while not a.writer.is_written(0) and time.monotonic() < until:
         time.sleep(0.1)
-        a.shared.write()  # type: ignore[union-attr]
-    assert a.out_of_reach is None
-    assert {r.number: (r.state, r.objective) for r in b.heard()} == {0: ("complete", 0.7)}
+        a.coordinator.keep_alive()
+    assert a.coordinator.outage is None
+    assert {r.number: (r.state, r.objective) for r in polled(b)} == {0: ("complete", 0.7)}
     assert asked(a) == 1
 
 
@@ -200,22 +199,21 @@ def test_a_database_that_goes_away_in_the_middle_of_a_read_is_out_of_reach_and_n
     a = join("a", 30.0, planned(cable.through(str(study.settings.location.storage_url))))
     b = join("b", 30.0)
     assert asked(b) == 0
-    b.record(epoch(0, 0, 0.7))
-    b.flush()
+    b.writer.record(epoch(0, 0, 0.7))
+    b.writer.flush()
 
     def cut(_: Connection, cursor: object, statement: str, *__: object) -> None:  # noqa: ARG001
         if "FROM trial_params" in statement and not cuts:
             cuts.append(statement)
             cable.cut()
 
-    assert a.shared is not None
-    sqlalchemy.event.listen(a.shared.backend.engine, "before_cursor_execute", cut)
-    assert a.heard() == []
+    sqlalchemy.event.listen(a.storage.backend.engine, "before_cursor_execute", cut)
+    assert a.coordinator.poll() == []
     assert cuts
-    assert a.out_of_reach is not None
+    assert a.coordinator.outage is not None
     cable.mend()
     time.sleep(2.5)
-    assert [r.objective for r in a.heard()] == [0.7]
+    assert [r.objective for r in polled(a)] == [0.7]
 
 
 @pytest.mark.parametrize(
@@ -245,8 +243,8 @@ def test_a_database_that_goes_away_while_somebody_looks_is_out_of_reach_and_no_e
 ) -> None:
     a = join("a", 30.0)
     assert asked(a) == 0
-    a.record(epoch(0, 0))
-    a.complete(0)
+    a.writer.record(epoch(0, 0))
+    a.writer.complete(0)
     cable = Cable(tmp_path / "cable", postgres)
     location = planned(cable.through(str(study.settings.location.storage_url))).settings.location
     with cut_at(at, cable), pytest.raises(Unreachable, match="can't be reached") as error:
@@ -263,8 +261,7 @@ def test_what_was_never_read_of_a_study_is_out_of_reach_with_its_database_and_is
 ) -> None:
     cable = Cable(tmp_path / "cable", postgres)
     a = join("a", 30.0, planned(cable.through(str(study.settings.location.storage_url))))
-    storage, study_id = a.shared, a.study._study_id
-    assert storage is not None
+    storage, study_id = leased_storage(a), a.study._study_id
     fresh = leased.LeasedStorage(storage.backend, 30.0, "fresh")
     asks = (fresh.get_study_user_attrs, fresh.get_study_system_attrs, fresh.get_study_directions)
     cable.cut()
@@ -286,14 +283,14 @@ def test_nobody_is_to_blame_for_what_could_not_be_renewed_while_the_database_was
     postgres.stop()
     time.sleep(2.2)
     postgres.start()
-    assert b.ask_for(0) is None
-    assert b.out_of_reach is None  # it did ask
-    a.record(epoch(0, 0))
-    a.flush()
-    assert a.is_written(0)
-    assert a.lost() == []
+    assert b.queue.ask_for(0) is None
+    assert b.coordinator.outage is None  # it did ask
+    a.writer.record(epoch(0, 0))
+    a.writer.flush()
+    assert a.writer.is_written(0)
+    assert a.coordinator.take_lost() == []
     stay(b, seconds=2.3)
-    assert b.ask_for(0) is not None
+    assert b.queue.ask_for(0) is not None
 
 
 def test_a_trial_that_nobody_is_at_any_more_is_the_first_to_be_asked_for(join: Join) -> None:
@@ -310,13 +307,13 @@ def test_a_trial_that_was_lost_and_put_back_is_asked_for_once_that_is_known(join
     a, b = join("a"), join("b")
     assert asked(a) == 0
     stay(b)
-    assert [r.number for r in b.adopt()] == [0]
-    b.release([0])
-    b.shared.write()  # type: ignore[union-attr]
+    assert b.coordinator.adopt() == [0]
+    b.coordinator.release([0])
+    b.coordinator.keep_alive()
     assert asked(a) == 1
-    assert a.lost() == [0]
-    assert a.ask_for(0) is not None
-    a.record(epoch(0, 0))
+    assert a.coordinator.take_lost() == [0]
+    assert a.queue.ask_for(0) is not None
+    a.writer.record(epoch(0, 0))
 
 
 @pytest.mark.parametrize(
@@ -327,9 +324,8 @@ def test_a_server_that_closes_a_session_which_slept_or_writes_nothing_for_now_is
     planned: Callable[..., Plan], database: Callable[[], str], setting: str, said: str
 ) -> None:
     session, _ = open_study(planned(database()))
-    storage, study_id = session.shared, session.study._study_id
+    storage, study_id = leased_storage(session), session.study._study_id
     assert asked(session) == 0  # the one as written
-    assert storage is not None
     with each_transaction_with(setting, storage.backend.engine), pytest.raises(Unreachable, match=said):
         storage.claim(study_id, "new", lambda: time.sleep(1) or False)
     time.sleep(2.5)

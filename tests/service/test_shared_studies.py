@@ -16,6 +16,7 @@ from overnight import api, protocol, tracking
 from overnight.config.problems import ConfigError
 from overnight.report import confirm, finalize
 from overnight.report.live import NullScreen
+from overnight.runner import exit_policy
 from overnight.runner.supervisor import Supervisor
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
@@ -28,7 +29,7 @@ from overnight.study.storage.leased import LeasedStorage
 from overnight.study.storage.outage import Unreachable
 from overnight.system.signals import Signals
 from support.servers import Postgres
-from support.shared_sessions import Join, asked, epoch, leave
+from support.shared_sessions import Join, asked, epoch, leased_storage, leave
 
 AT_ONCE = ("trainer.max_epochs=1", "preflight=never", "pictures.when=never", "study.confirm.seeds=0", "slots=1")
 
@@ -69,8 +70,8 @@ def test_a_study_whose_last_trial_somebody_else_has_just_begun_is_not_done_yet(
 
     def end() -> None:
         time.sleep(2)
-        b.record(epoch(1, 0))
-        b.complete(1)
+        b.writer.record(epoch(1, 0))
+        b.writer.complete(1)
         leave(b, 1)
 
     def second(self: LeasedStorage, *args: Any) -> int | None:
@@ -110,14 +111,14 @@ def test_a_confirmation_that_somebody_else_leaves_half_done_is_done_before_it_is
     def with_another(session: StudySession, *args: Any) -> list[tuple[int, int]]:
         pairs = enqueue(session, *args)
         others.append(join("b", 1.0 if left == "left behind" else 30.0, session.plan))
-        assert others[0].ask_for(1) is not None
+        assert others[0].queue.ask_for(1) is not None
         return pairs
 
     def idle(self: Supervisor) -> None:
         if others and self._refused:
             if left == "put back" and len(others) == 1:
                 others.append(others[0])
-                others[0].pause(1)
+                others[0].writer.pause(1)
                 leave(others[0], 1)
             self._flushed_at = self._adopt_again_at = -math.inf
             self._ask_again_at = time.monotonic() + 1
@@ -149,12 +150,12 @@ def test_one_machine_whose_trials_all_fail_ends_the_study_for_nobody_else(
 ) -> None:
     study = planned(database(), *AT_ONCE, "study.trials=2")
     b = join("b", 30.0, study)
-    _at_the_second_claim(monkeypatch, b.give_up)
+    _at_the_second_claim(monkeypatch, lambda: exit_policy.give_up(b))
     result = api.run(study, screen=NullScreen())
     assert (result.stop_reason, result.published) == ("complete", True)
     assert snapshot.wanted(study.settings.location) == []
     lonely, _ = open_study(planned(database(), *AT_ONCE))
-    lonely.give_up()
+    exit_policy.give_up(lonely)
     assert snapshot.wanted(lonely.plan.settings.location) == [], "nobody else is at it"
     lonely.close()
 
@@ -196,8 +197,8 @@ def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the
     assert first.published
     assert begun[0] is not None
     assert snapshot.wanted(study.settings.location) == [study.name], "somebody is at it"
-    b.record(epoch(begun[0], 0))
-    b.complete(begun[0])
+    b.writer.record(epoch(begun[0], 0))
+    b.writer.complete(begun[0])
     leave(b, begun[0])
     again = api.run_launched(study.name, study.settings, Signals(), screen=NullScreen())
     assert again.published
@@ -213,15 +214,15 @@ def test_a_launchs_time_begins_with_the_first_who_works_on_it_and_a_late_one_has
 ) -> None:
     study = planned(url := database(), *AT_ONCE, "study.hours=0.01", "study.trials=1")
     session, _ = open_study(study)
-    assert session.study.user_attrs[snapshot.LAUNCHED] is None, "it may wait for a worker as long as it likes"
+    assert session.attributes.launched_at is None, "it may wait for a worker as long as it likes"
     session.close()
     assert api.run_launched(study.name, study.settings, Signals(), screen=NullScreen()).stop_reason == "complete"
     more = planned(url, *AT_ONCE, "study.hours=0.01", "study.trials=2")
     session, _ = open_study(more)
-    began = session.begin()
+    began = session.coordinator.begin_launch()
     assert began is not None
     assert time.time() - began < 1
-    session.study.set_user_attr(snapshot.LAUNCHED, began - 60)
+    session.attributes.set_launched_at(began - 60)
     session.close()
     late = api.run_launched(study.name, more.settings, Signals(), screen=NullScreen())
     assert [r.state for r in late.records if r.done] == ["complete"]
@@ -255,18 +256,17 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
 
     def and_goes(self: leased.LeasedStorage, study_id: int) -> int:
         there = others(self, study_id)
-        b.stand_up()
+        b.coordinator.leave()
         return there
 
     if stays:
         monkeypatch.setattr(opening, "_WAIT_FOR_THE_STOPPED_S", 1.0)
     else:
-        monkeypatch.setattr(leased.LeasedStorage, "others", and_goes)
+        monkeypatch.setattr(leased.LeasedStorage, "count_peers", and_goes)
     told: list[str] = []
     session, _ = open_study(study, say=told.append)
     assert told == [f"1 supervisor(s) were asked to stop; waiting up to {1 if stays else 15} s for them to save"]
-    assert session.peers is not None
-    assert session.peers.count_peers() == int(stays)
+    assert session.coordinator.count_peers() == int(stays)
     session.close()
     assert snapshot.wanted(location) == [study.name]
 
@@ -280,7 +280,7 @@ def test_who_is_launched_anew_does_not_stop_in_the_confirmation_either_where_som
     snapshot.request_stop(study.settings.location, study.name)
     search, _ = open_study(study)
     confirmation, _ = open_study(part, comparable=False)
-    assert not confirmation.stop_requested()
+    assert not confirmation.attributes.stop_requested
     for session in (confirmation, search):
         session.close()
 
@@ -301,11 +301,11 @@ def test_an_answer_waits_for_those_who_test_what_they_have_trained(
     def with_b(session: StudySession, *args: Any) -> list[tuple[int, int]]:
         pairs = enqueue(session, *args)
         b = join("b", 120.0, session.plan)  # it says nothing while it tests, and a server takes its time
-        assert b.ask_for(1) is not None
-        b.record(epoch(1, 0))
-        b.complete(1)
-        b.release([1])
-        b.flush()
+        assert b.queue.ask_for(1) is not None
+        b.writer.record(epoch(1, 0))
+        b.writer.complete(1)
+        b.coordinator.release([1])
+        b.writer.flush()
         threading.Timer(6, tested, [b]).start()
         return pairs
 
@@ -314,10 +314,10 @@ def test_an_answer_waits_for_those_who_test_what_they_have_trained(
             postgres.stop()
             postgres.start()
             time.sleep(2)
-        b.keep_test(protocol.Tested(1, {"test/accuracy": 0.25}))
-        while b.shared.unwritten:  # type: ignore[union-attr]
+        b.attributes.add_test(protocol.Tested(1, {"test/accuracy": 0.25}))
+        while leased_storage(b).unwritten:
             time.sleep(0.2)
-            b.shared.write()  # type: ignore[union-attr]
+            b.coordinator.keep_alive()
         leave(b)
 
     monkeypatch.setattr(confirm, "enqueue", with_b)
@@ -332,9 +332,9 @@ def test_what_somebody_did_who_died_before_mlflow_had_heard_of_it_is_told_by_the
     study = planned(database(), *AT_ONCE, "study.trials=2", "storage.lease_s=5")
     b = join("b", 3.0, study)
     assert asked(b) == 0
-    b.record(epoch(0, 0))
-    b.complete(0)
-    b.flush()
+    b.writer.record(epoch(0, 0))
+    b.writer.complete(0)
+    b.writer.flush()
     result = api.run(study, screen=NullScreen())
     assert [r.state for r in result.records] == ["complete", "complete"]
     client = tracking.client(study.settings.location)

@@ -12,8 +12,10 @@ import pytest
 from overnight.protocol import EpochEnd
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import CONFIRM_SUFFIX, Plan
+from overnight.search.record import TrialRecord
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
+from overnight.study.storage.leased import LeasedStorage
 
 Join = Callable[..., StudySession]
 
@@ -39,11 +41,11 @@ def join(study: Plan) -> Iterator[Join]:
 
         def join(owner: str, lease_s: float = 0.5, of: Plan = study) -> StudySession:
             session, _ = open_study(of)
-            assert session.shared is not None
             if not of.name.endswith(CONFIRM_SUFFIX):  # whose search is this process's as well
-                session.stand_up()
-            session.shared.owner, session.shared.lease_s = owner, lease_s
-            session.shared.join(session.study._study_id)
+                session.coordinator.leave()
+            storage = leased_storage(session)
+            storage.owner, storage.lease_s = owner, lease_s
+            storage.join(session.study._study_id)
             open_.callback(session.close)
             return session
 
@@ -64,18 +66,27 @@ def stay(*ledgers: StudySession, seconds: float = 0.8) -> None:
             began = now
         heard = now
         for session in ledgers:
-            session.shared.write()  # type: ignore[union-attr]
+            session.coordinator.keep_alive()
         time.sleep(0.02)
 
 
+def leased_storage(session: StudySession) -> LeasedStorage:
+    assert isinstance(session.storage, LeasedStorage)
+    return session.storage
+
+
+def polled(session: StudySession) -> list[TrialRecord]:
+    return [session.read(n) for n in session.coordinator.poll()]
+
+
 def asked(session: StudySession) -> int | None:
-    assignment = session.ask()
+    assignment = session.queue.ask()
     return assignment.number if assignment is not None else None
 
 
 def leave(session: StudySession, *told: int) -> None:
     """Go, once MLflow knows of these trials."""
-    session.release(told)
-    session.flush()
-    session.shared.write()  # type: ignore[union-attr]
-    session.stand_up()
+    session.coordinator.release(told)
+    session.writer.flush()
+    session.coordinator.keep_alive()
+    session.coordinator.leave()

@@ -49,18 +49,20 @@ def mend(location: StudyLocation, name: str) -> list[Finding]:
     """Do what the next start would, and remove what nobody wants; what is still wrong then. Raises StudyInUse."""
     session = reopen(location, name)
     try:
-        session.put_back_orphans()
+        session.writer.requeue_orphans()
         for finding in (*_in_the_home(location, name), *_in_the_folders(_seen(location, name))):
             if finding.path is not None:
                 shutil.rmtree(finding.path) if finding.path.is_dir() else finding.path.unlink(missing_ok=True)
-        mlflow_sync = tracking.MlflowSync(session.plan, session.uid, with_parent=name != TRAIN_STUDY, check_steps=True)
+        mlflow_sync = tracking.MlflowSync(
+            session.plan, session.attributes.uid, with_parent=name != TRAIN_STUDY, check_steps=True
+        )
         mlflow_sync.start(session.records())
         found = _seen(location, name)
         best = found.best
         weights = location.paths.study(name).checkpoint(best.number) / checkpoint.WEIGHTS if best else None
         mlflow_sync.close(_ending(found), best, str(weights) if weights and weights.exists() else None)
         if mlflow_sync.ready:
-            session.link(mlflow_sync.experiment_id, mlflow_sync.parent_run_id)
+            session.attributes.set_mlflow(mlflow_sync.experiment_id, mlflow_sync.parent_run_id)
     finally:
         session.close()
     return examine(location, name)

@@ -281,15 +281,15 @@ def mark(
     """
     session = reopen(location, name)
     try:
-        kept, records = exclusions.of(session.study.user_attrs), session.records()
+        kept, records = session.attributes.exclusions, session.records()
         if problems := list(_unmarkable(name, records, numbers, bad)):
             raise ConfigError(problems)
-        for number in map(str, numbers):
+        for number in numbers:
             if bad:
                 kept[number] = why
             else:
                 kept.pop(number, None)
-        session.study.set_user_attr(exclusions.BAD, kept)
+        session.attributes.set_exclusions(kept)
     finally:
         session.close()
     seen, _ = view(location, name)

@@ -92,13 +92,13 @@ def enqueue(
     """
     wanted = _wanted(plan, records, top)
     pairs = [_pair(confirms) for _, confirms in wanted]
-    with session.alone("finalists"):
-        session.heard()
+    with session.coordinator.lock("finalists"):
+        session.coordinator.poll()
         held = {_pair(r.confirms) for r in session.records() if r.confirms is not None}
         for record, confirms in wanted:
             if _pair(confirms) not in held:
-                session.add(config_of(record, plan), record.params, confirms)
-        session.keep_wanted(pairs)
+                session.queue.add_confirmation(config_of(record, plan), record.params, confirms)
+        session.attributes.set_wanted(pairs)
     return pairs
 
 
@@ -108,16 +108,16 @@ def evaluate_on_test_set(session: StudySession, trials: Iterable[int], until: fl
     until: when it must be through, in seconds since 1970; takes_s: seconds a network, as far as is known before the
     first. Returns False where that kept it from asking of all.
     """
-    plan, tests = session.plan, session.tests()
+    plan, tests = session.plan, session.attributes.tests
     settings = plan.settings
     for record in session.records():
         of = record.confirms
         if of is None or of.trial not in trials or record.state != "complete" or record.number in tests:
             continue
         if not (plan.paths.checkpoint(record.number) / "weights.ckpt").exists():
-            if session.shared is not None:  # they may lie in another machine's home
+            if not session.coordinator.runs_all_trials:  # they may be in another machine's home
                 continue
-            session.keep_test(Tested(record.number, {}, "its weights had been dropped when it won"))
+            session.attributes.add_test(Tested(record.number, {}, "its weights had been dropped when it won"))
             continue
         began = time.time()
         if not deadline.fits(takes_s, began, until):
@@ -134,7 +134,7 @@ def evaluate_on_test_set(session: StudySession, trials: Iterable[int], until: fl
             assert trial.finished is not None
             lines = trial.finished.detail.strip().splitlines() or ["it did not say why"]
             heard = Tested(record.number, {}, f"the test failed: {lines[-1]}")
-        session.keep_test(heard)
+        session.attributes.add_test(heard)
         takes_s = time.time() - began
     return True
 

@@ -55,36 +55,41 @@ def finalize_study(
     worked: Ending | None = None
     if confirm.finalists(plan, records):
         session, _ = open_study(confirm.confirmation_plan(plan, records), comparable=False)
-        session.part_of = search
+        session.attributes.search = search.attributes
         try:
             top = _affordable(launch, records, session.records())
             limits = ConfirmationLimits(
                 launch, records, confirm.enqueue(session, plan, records, top), deadline.test_s(records)
             )
             if top != 0:
-                mlflow_sync = MlflowSync(session.plan, session.uid, search_uid=search.uid, peers=session.peers)
+                mlflow_sync = MlflowSync(
+                    session.plan,
+                    session.attributes.uid,
+                    search_uid=search.attributes.uid,
+                    coordinator=session.coordinator,
+                )
                 supervisor = Supervisor(session, mlflow_sync, limits=limits)
-                if search.stop_requested():  # while its supervisor closed
+                if search.attributes.stop_requested:  # while its supervisor closed
                     supervisor.stop()
                 worked = work(supervisor)
-            found = finding.from_records(plan, records, session.records(), session.tests())
+            found = finding.from_records(plan, records, session.records(), session.attributes.tests)
             if worked is not None and worked.stop_reason not in (StopReason.COMPLETE, StopReason.LIMIT):
                 return FinalizedStudy(found, worked)
             _say_what_was_cut(launch, found)
-            with search.alone("test set"):
+            with search.coordinator.lock("test set"):
                 _test(session, found, launch, records)
             exit_policy.await_tests(session, _compared(found), launch)
         finally:
             session.close()
-    with search.alone("answer"):
+    with search.coordinator.lock("answer"):
         seen, now = _seen(plan)
-        if search.shared is not None and _is_told(search.told, seen):  # somebody who shares it was quicker
+        if _is_told(search.coordinator.published, seen):  # somebody who shares it was quicker
             said = FinalizedStudy(now, worked, published=False)
         else:
             said = _tell(seen, now, worked, launch)
-            search.keep_told(_known(seen))
+            search.coordinator.set_published(_known(seen))
         if exit_policy.is_over(search, _running(seen), launch):
-            search.end()
+            search.coordinator.close_study()
         return said
 
 

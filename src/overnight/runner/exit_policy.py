@@ -1,4 +1,4 @@
-"""When somebody who shares a study may leave it, and when it is over. Where nobody shares it, at once."""
+"""When a process that shares a study may leave it, and when the study is over. Without peers: at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ExitPolicy:
     """Whether a supervisor that runs nothing may leave a study which others work on too."""
 
     def __init__(self, session: StudySession) -> None:
-        self._session, self._peers = session, session.peers
+        self._coordinator = session.coordinator
         self._nothing_left: tuple[float, dict[str, float]] | None = None  # since when, and who was there then
         self._unsure, self._look_at = False, 0.0  # whether any of them is gone, and when to look again
 
@@ -29,27 +29,22 @@ class ExitPolicy:
     def may_leave(self, records: Iterable[TrialRecord], refused: bool) -> bool:
         """Asked again and again, once there is nothing to begin. records: all that are known. refused: whether a limit
         says that none of those that wait are to be begun."""
-        return self._peers is None or not (self._others_go_on(records, refused) or self._others_may_be_gone())
-
-    def _others_go_on(self, records: Iterable[TrialRecord], refused: bool) -> bool:
-        """Whether trials have yet to end that others run, or may leave behind."""
-        left = {r.state for r in records if not r.done}
-        return self._session.out_of_reach is not None or "running" in left or (bool(left) and not refused)
+        unfinished = {r.state for r in records if not r.done}
+        return not (self._coordinator.may_peers_continue(unfinished, refused) or self._others_may_be_gone())
 
     def _others_may_be_gone(self) -> bool:
         """Whether somebody who shares the study may have died before MLflow had heard of all that they did. Who leaves
         earlier would leave that undone: whoever is the last ends the study's run, and tells what others left untold."""
-        assert self._peers is not None
         now = time.monotonic()
         if self._nothing_left is None:
             self._nothing_left = now, {}
         since, first = self._nothing_left
-        if now - since > self._peers.gone_after_s:
+        if now - since > self._coordinator.peer_timeout_s:
             return False
         if now >= self._look_at:
             self._look_at = now + _LOOK_EVERY_S
             try:
-                self._unsure = self._peers.unsure(first)
+                self._unsure = self._coordinator.may_have_silent_peers(first)
             except Unreachable:
                 self._unsure = True
         return self._unsure
@@ -60,17 +55,24 @@ def await_tests(confirmation: StudySession, runs: Collection[int], launch: Launc
 
     runs: the numbers of the confirmation's trials that are to be tested.
     """
-    peers = confirmation.peers
-    if peers is None:
-        return
-    while set(runs) - confirmation.tests().keys() and launch.now() < launch.told_by():
-        if confirmation.stop_requested():
+    coordinator = confirmation.coordinator
+    while set(runs) - confirmation.attributes.tests.keys() and launch.now() < launch.told_by():
+        if confirmation.attributes.stop_requested:
             return
-        confirmation.stand_up()  # who is through is waited for by nobody
+        coordinator.leave()  # who is through is waited for by nobody
         with suppress(Unreachable):
-            if not peers.count_peers():
+            if not coordinator.count_peers():
                 return
         time.sleep(_LOOK_EVERY_S)
+
+
+def give_up(session: StudySession) -> None:
+    """Leave a study that fails here. It is closed unless peers work on it, on machines where it may not fail."""
+    coordinator = session.coordinator
+    with suppress(Unreachable), coordinator.lock("answer"):
+        coordinator.leave()
+        if not coordinator.count_peers():
+            coordinator.close_study()
 
 
 def is_over(search: StudySession, running: int, launch: Launch) -> bool:
@@ -79,4 +81,4 @@ def is_over(search: StudySession, running: int, launch: Launch) -> bool:
 
     running: how many trials of the study, its confirmation's included, somebody is at.
     """
-    return not search.is_launched_anew and (running == 0 or launch.over == "deadline")
+    return not search.coordinator.is_relaunched and (running == 0 or launch.over == "deadline")

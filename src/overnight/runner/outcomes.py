@@ -6,8 +6,9 @@ import shutil
 
 from overnight.protocol import Reason
 from overnight.runner.trial_process import TrialProcess
-from overnight.search.record import TrialRecord
-from overnight.study.session import StudySession, TrialAssignment
+from overnight.search.record import TrialRecord, objective_of
+from overnight.study.queue import TrialAssignment
+from overnight.study.session import StudySession
 
 # What no point of a search space is to blame for: the night would be wasted if it went on like that.
 _BROKEN = ("error", "crashed", "stalled", "checkpoint_unusable")
@@ -36,7 +37,7 @@ class Outcomes:
     def got_further(self, number: int) -> None:
         """A trial's state was saved."""
         self._attempts[number] = 0
-        self._session.progressed(number)
+        self._session.writer.mark_progress(number)
 
     def of(self, trial: TrialProcess, stopping: bool) -> TrialRecord:
         """Write down how a trial ended; the record that came of it.
@@ -54,28 +55,28 @@ class Outcomes:
             if violation.reason == "stalled":
                 self.silent.append(number)
                 return self._try_again(number, violation.reason, violation.detail)
-            return session.fail(number, violation.reason, violation.detail)
+            return session.writer.fail(number, violation.reason, violation.detail)
         if trial.pruned and (finished is None or finished.ending in ("ended", "saved")):
-            return session.prune(number, finished.notes if finished is not None else ())
+            return session.writer.prune(number, finished.notes if finished is not None else ())
         if finished is None:
-            return session.pause(number) if stopping else self._crashed(trial)
+            return session.writer.pause(number) if stopping else self._crashed(trial)
         if finished.reason == "checkpoint_unusable":
             # Without its state the trial starts over.
             shutil.rmtree(trial.spec.folder, ignore_errors=True)
             return self._try_again(number, finished.reason, finished.detail, finished.notes)
         if finished.ending == "failed":
-            return session.fail(number, finished.reason or "error", finished.detail, finished.notes)
+            return session.writer.fail(number, finished.reason or "error", finished.detail, finished.notes)
         if finished.ending == "saved":
-            return session.pause(number, notes=finished.notes)
+            return session.writer.pause(number, notes=finished.notes)
         history = session.read(number).history
-        if session.objective(history) is None:  # many log it in some epochs only, but it must come
+        if objective_of(history, session.plan.settings) is None:  # many log it in some epochs only, but it must come
             logged = sorted({name for e in history for name in e.metrics})
             detail = (
                 f"study.metric: must be a metric that the model logs by the end of an epoch, got "
                 f"{self._study.metric!r}; it logged {', '.join(logged) or 'none'}"
             )
-            return session.fail(number, "error", detail, finished.notes)
-        return session.complete(number, finished.notes)
+            return session.writer.fail(number, "error", detail, finished.notes)
+        return session.writer.complete(number, finished.notes)
 
     def _crashed(self, trial: TrialProcess) -> TrialRecord:
         trial.process.join(1)
@@ -89,5 +90,7 @@ class Outcomes:
         attempts = self._attempts[number] + 1
         if attempts <= self._study.retries:
             first = detail.strip().splitlines()[-1]
-            return self._session.pause(number, attempts, (*notes, f"taken up again, {reason}: {first}"))
-        return self._session.fail(number, reason, f"{detail}\n{attempts} times in a row without getting further", notes)
+            return self._session.writer.pause(number, attempts, (*notes, f"taken up again, {reason}: {first}"))
+        return self._session.writer.fail(
+            number, reason, f"{detail}\n{attempts} times in a row without getting further", notes
+        )

@@ -21,7 +21,8 @@ from overnight.runner.trial_spec import trial_spec
 from overnight.runner.watchdog import Watchdog
 from overnight.search.limits import Limits
 from overnight.search.record import TrialRecord, best_of, trials_with_weights
-from overnight.study.session import StudySession, TrialAssignment
+from overnight.study.queue import TrialAssignment
+from overnight.study.session import StudySession
 from overnight.study.storage.database import DiskFull, free_mib
 from overnight.study.storage.outage import Unreachable
 from overnight.system import forkserver
@@ -29,9 +30,8 @@ from overnight.system.devices import machine_memory, slot_devices
 from overnight.tracking import MlflowSync
 
 TICK_S = 0.2
-LOOK_EVERY_S = FLUSH_EVERY_S = 1.0
-# Where others are at a study too: for a trial that they leave behind, and for one that they did not tell MLflow all of.
-ASK_AGAIN_S, ADOPT_AGAIN_S = 1.0, 5.0
+LOOK_EVERY_S = 1.0
+ADOPT_AGAIN_S = 5.0  # between two tries to adopt trials that peers have left
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Supervisor:
         limits: Limits | None = None,
     ) -> None:
         self.session, self.mlflow_sync, self.plan = session, mlflow_sync, session.plan
-        session.help_from(forkserver.fork)
+        session.queue.use_helper_process(forkserver.fork)
         self.devices = deque(slot_devices(self.plan.settings.slots))
         self.slots = len(self.devices)
         self.running: dict[int, TrialProcess] = {}
@@ -79,7 +79,7 @@ class Supervisor:
         self.no_room = False  # on the disk: trials save, and wait for it
         session.storage.backend.wait_for_space = self._await_room
         self._starter = ForkedProcesses(on_cpu=set(self.devices) == {"cpu"})
-        self._plot_scheduler = PlotScheduler(self.plan, session.uid, mlflow_sync)
+        self._plot_scheduler = PlotScheduler(self.plan, session.attributes.uid, mlflow_sync)
         self._watchdog = Watchdog(self.plan.settings.trial, self.slots, machine_memory())
         self._outcomes = Outcomes(session)
         self._asked_all = False  # there was nothing more to ask for
@@ -91,7 +91,7 @@ class Supervisor:
         self._refused = False  # by a limit: it said that there is nothing to start
         self._ask_again_at = self._adopt_again_at = 0.0
         self._flushed_at = self._looked_at = time.monotonic()
-        self._flush_every_s = session.peers.word_every_s if session.peers is not None else FLUSH_EVERY_S
+        self._flush_every_s = session.coordinator.flush_interval_s
 
     # What others may ask of it
 
@@ -135,8 +135,8 @@ class Supervisor:
             for trial in list(self.running.values()):
                 trial.close()
             self.running.clear()
-            self.session.lost()
-            paused = self.session.pause_all()
+            self.session.coordinator.take_lost()
+            paused = self.session.writer.pause_all()
         for number in paused:
             self._note(self.session.read(number))
         self._mirror()
@@ -157,10 +157,10 @@ class Supervisor:
         left_s = self.limits.left_s() if self.limits is not None else None
         if reason is StopReason.STOPPED:  # the last one to leave marks the study as stopped
             left_s = self.stopping.seconds_to_exit()
-            self.session.stand_up()
+            self.session.coordinator.leave()
         kept = str(weights) if weights and weights.exists() else None
         self.mlflow_sync.close(ending, best, kept, left_s, self._still_waits)
-        self.session.release(self.mlflow_sync.take_synced())
+        self.session.coordinator.release(self.mlflow_sync.take_synced())
         self._keep_links()
         records = tuple(self.records[n] for n in sorted(self.records))
         did_work = bool(self.started) or reason not in (StopReason.COMPLETE, StopReason.LIMIT)
@@ -214,9 +214,8 @@ class Supervisor:
                 continue
             self._asked_all = assignment is None
             if assignment is None:
-                if self.session.peers is not None:  # others may leave some behind
-                    self._ask_again_at = time.monotonic() + ASK_AGAIN_S
-                    self._hear_others()  # there may be nothing left because they have begun it
+                self._ask_again_at = time.monotonic() + self.session.coordinator.ask_again_s
+                self._hear_others()  # there may be nothing left because they have begun it
                 return
             self._start(assignment)
 
@@ -225,10 +224,10 @@ class Supervisor:
             which = "any" if self.limits is None else self.limits.next(self.records, self.running)
             self._refused = which is None
             if which is None or which == "any":
-                return self.session.ask() if which else None
-            return self.session.ask_new() if which == "new" else self.session.ask_for(which)
+                return self.session.queue.ask() if which else None
+            return self.session.queue.ask_new() if which == "new" else self.session.queue.ask_for(which)
         number, waiting = self.only, not any(r.number == self.only and r.done for r in self.ended)
-        return self.session.ask_for(number) if waiting and number not in self.running else None
+        return self.session.queue.ask_for(number) if waiting and number not in self.running else None
 
     def _start(self, assignment: TrialAssignment) -> None:
         settings, device = self.plan.settings, self.devices.popleft()
@@ -284,7 +283,7 @@ class Supervisor:
             trial.send(self._judge(trial, message))
         elif isinstance(message, Resumed):
             for done in message.history:
-                self.session.record(done)
+                self.session.writer.record(done)
                 trial.epoch = done.epoch
         elif isinstance(message, StateSaved):
             self._outcomes.got_further(number)
@@ -294,14 +293,14 @@ class Supervisor:
     def _judge(self, trial: TrialProcess, done: EpochEnd) -> Decision:
         metric = self.plan.settings.study.metric
         value = done.metrics.get(metric)
-        self.session.record(done)
+        self.session.writer.record(done)
         if value is not None and not math.isfinite(value):
             trial.finished = Finished(done.number, "failed", "diverged", f"{metric} was {value}, not a finite number")
             return Decision.STOP
         # To prune a trial that is complete would save nothing and lose its value. One that is told to stop is judged
         # all the same: nobody judges this epoch again, and it would go on where the uncut study ends it.
         complete = done.epoch + 1 >= trial.spec.config["trainer"]["max_epochs"]
-        if not complete and self.session.should_prune(done.number):
+        if not complete and self.session.writer.should_prune(done.number):
             trial.pruned = True
             return Decision.STOP
         return Decision.SAVE_AND_STOP if self.stopping.is_stopping or self.no_room else Decision.GO_ON
@@ -313,10 +312,10 @@ class Supervisor:
         now = time.monotonic()
         if now - self._flushed_at >= self._flush_every_s:
             self._flushed_at = now
-            for number in self.session.flush():  # MLflow must not know what the ledger may yet forget
+            for number in self.session.writer.flush():  # MLflow must not know what the ledger may yet forget
                 self._note(self.session.read(number))
             self._keep_company()
-            if not self.stopping.is_stopping and self.session.stop_requested():
+            if not self.stopping.is_stopping and self.session.attributes.stop_requested:
                 self.stop()
         if now - self._looked_at >= LOOK_EVERY_S:
             self._looked_at = now
@@ -335,18 +334,18 @@ class Supervisor:
     def _keep_company(self) -> None:
         """Hear what others at this study have done, and say what is done here."""
         self._hear_others()
-        if self.session.peers is not None and time.monotonic() >= self._adopt_again_at:
+        if time.monotonic() >= self._adopt_again_at:
             self._adopt_again_at = time.monotonic() + ADOPT_AGAIN_S
-            for record in self.session.adopt():
-                self.mlflow_sync.recheck(record.number)
-                self._note(record)
+            for number in self.session.coordinator.adopt():
+                self.mlflow_sync.recheck(number)
+                self._note(self.session.read(number))
                 self._look_anew()
-        self.session.release(self.mlflow_sync.take_synced())
+        self.session.coordinator.release(self.mlflow_sync.take_synced())
         self._drop_lost()
 
     def _hear_others(self) -> None:
-        for record in self.session.heard():
-            self.records[record.number] = record
+        for number in self.session.coordinator.poll():
+            self.records[number] = self.session.read(number)
             self._look_anew()
 
     def _look_anew(self) -> None:
@@ -355,7 +354,7 @@ class Supervisor:
 
     def _drop_lost(self) -> list[int]:
         """End what others have taken over: what it would say does not count. Returns the numbers of all of them."""
-        lost = self.session.lost()
+        lost = self.session.coordinator.take_lost()
         for number in lost:
             self._unmirrored.pop(number, None)
             if number in self.running:
@@ -368,7 +367,7 @@ class Supervisor:
 
     def _still_waits(self) -> bool:
         """Stay this process's trials while MLflow is told; whether anybody waits for that."""
-        self.session.stay()
+        self.session.coordinator.keep_alive()
         return not self.stopping.is_by_user or self.stopping.seconds_to_exit() > 0
 
     def _is_to_go_on(self) -> bool:
@@ -422,8 +421,8 @@ class Supervisor:
         peak_bytes = self._watchdog.unwatch(number)
         # The slot waits for no disk: the next trial starts before the ledger has this one's end. What a kill takes in
         # between, the state of the one still holds, and the other is drawn again as it was.
-        with self.session.together():
-            self.session.weighed(number, peak_bytes)
+        with self.session.writer.batch():
+            self.session.writer.record_peak_memory(number, peak_bytes)
             record = self._outcomes.of(trial, stopping=self.stopping.is_stopping)
             self.devices.append(trial.spec.device)
             self._note(record)
@@ -446,13 +445,13 @@ class Supervisor:
 
     def _mirror(self) -> None:
         """Have MLflow know what the ledger has by now."""
-        for number in [n for n in self._unmirrored if self.session.is_written(n)]:
+        for number in [n for n in self._unmirrored if self.session.writer.is_written(n)]:
             self.mlflow_sync.submit(self._unmirrored.pop(number))
 
     def _keep_links(self) -> None:
         mlflow_sync = self.mlflow_sync
         if mlflow_sync.ready and not self._linked:
-            self.session.link(mlflow_sync.experiment_id, mlflow_sync.parent_run_id)
+            self.session.attributes.set_mlflow(mlflow_sync.experiment_id, mlflow_sync.parent_run_id)
             self._linked = True
 
     def _keep_best_weights(self, record: TrialRecord) -> None:

@@ -12,18 +12,23 @@ from optuna.trial import FrozenTrial, TrialState
 from overnight.config.paths import trial_name
 from overnight.config.sections import Settings
 from overnight.protocol import EpochEnd
+from overnight.search.attributes import (
+    BASELINE,
+    CONFIG,
+    CONFIRMS,
+    DETAIL,
+    HISTORY,
+    NOTES,
+    PARAMS,
+    PEAK_BYTES,
+    REASON,
+    TRAINING,
+    VALUES,
+)
 from overnight.search.plan import Plan
 from overnight.search.space import display_name
 
 State = Literal["waiting", "running", "paused", "complete", "pruned", "failed"]
-# Names of what we keep in a trial's user attributes.
-HISTORY, BASELINE, CONFIG = "overnight.history", "overnight.baseline", "overnight.config"
-# Of a trial that was not drawn: key -> value, the keys among them that lie outside the space, and what was asked for.
-VALUES, OUTSIDE, ENTRY = "overnight.values", "overnight.outside", "overnight.entry"
-PARAMS, CONFIRMS = "overnight.params", "overnight.confirms"  # of a confirmation: what its trial drew; see Confirms
-PEAK = "overnight.peak_bytes"
-ASKED = "overnight.asked"  # of a trial that brought its own config: seed, metric, direction, objective
-REASON, DETAIL, ATTEMPTS, NOTES = "overnight.reason", "overnight.detail", "overnight.attempts", "overnight.notes"
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def record_of(t: FrozenTrial, plan: Plan, history: tuple[EpochEnd, ...] | None =
     if values is not None:  # what lies outside the space is shown all the same
         params = {**_by_name(plan, values), **params}
     if CONFIG in attrs:
-        params = {**flat_config(attrs[CONFIG]), **attrs.get(ASKED, {})}
+        params = {**flat_config(attrs[CONFIG]), **attrs.get(TRAINING, {})}
     if PARAMS in attrs:
         params = dict(attrs[PARAMS])
     return TrialRecord(
@@ -96,7 +101,7 @@ def record_of(t: FrozenTrial, plan: Plan, history: tuple[EpochEnd, ...] | None =
         config=attrs.get(CONFIG),
         values=values,
         confirms=Confirms(**attrs[CONFIRMS]) if CONFIRMS in attrs else None,
-        peak_bytes=attrs.get(PEAK),
+        peak_bytes=attrs.get(PEAK_BYTES),
     )
 
 

@@ -17,9 +17,9 @@ from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, QMCSam
 from optuna.trial import FrozenTrial, TrialState
 
 from overnight.config.sections import PrunerSettings
+from overnight.search.attributes import OUTSIDE
 from overnight.search.gp import Fork, Helper, Question
 from overnight.search.plan import Plan, derive_seed
-from overnight.search.record import OUTSIDE
 
 # A point that an earlier trial has already is drawn again, at most so many times.
 REDRAWS = 10

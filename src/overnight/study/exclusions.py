@@ -1,47 +1,24 @@
-"""Trials that somebody marked bad: the ledger keeps them as they ended, and everybody sees them as failed.
+"""Excluded trials: the storage keeps them as they ended, and readers see them as failed.
 
-The mark is the study's, not the trial's: Optuna changes nothing about a trial that has ended, and a mark can be taken
-back. Samplers and pruners ask the storage, and so do we; it answers with the marks put in.
+The exclusion is an attribute of the study, not of the trial, because Optuna forbids changes to a trial that has ended.
+An exclusion can be withdrawn. Samplers and pruners read trials through the storage, which applies the exclusions.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from overnight.search.record import DETAIL, NOTES, REASON
+from overnight.search.attributes import DETAIL, NOTES, REASON
 
-BAD = "overnight.bad"  # in a study's user attributes: a trial's number, as text -> why
-MARKED = "marked bad"
-
-
-def of(study_attrs: Mapping[str, Any]) -> dict[str, str]:
-    return dict(study_attrs.get(BAD) or {})
+MARKED = "marked bad"  # the reason of an excluded trial
 
 
-def seen(trials: Iterable[FrozenTrial], bad: Mapping[str, str]) -> list[FrozenTrial]:
-    """The trials with those that are marked as failed ones."""
-    return [_failed(t, bad[str(t.number)]) if str(t.number) in bad else t for t in trials]
-
-
-def apply_exclusions(study: optuna.Study) -> optuna.Study:
-    """The study, whose samplers and pruners see its marks from here on."""
-    bad, storage = of(study.user_attrs), study._storage
-    if not bad:
-        return study
-    as_they_are, mine = storage.get_all_trials, study._study_id
-
-    def get_all_trials(study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
-        trials = as_they_are(study_id, deepcopy=deepcopy)
-        trials = seen(trials, bad) if study_id == mine else trials
-        return trials if states is None else [t for t in trials if t.state in states]
-
-    storage.get_all_trials = get_all_trials  # type: ignore[method-assign]
-    return study
+def with_exclusions(trials: Iterable[FrozenTrial], exclusions: Mapping[int, str]) -> list[FrozenTrial]:
+    """Return the trials, with the excluded ones as failed. exclusions: number of a trial -> why."""
+    return [_failed(t, exclusions[t.number]) if t.number in exclusions else t for t in trials]
 
 
 def _failed(t: FrozenTrial, why: str) -> FrozenTrial:

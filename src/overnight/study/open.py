@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from overnight.config.paths import StudyLocation
@@ -17,13 +16,27 @@ from overnight.config.problems import ConfigError
 from overnight.config.sections import Settings
 from overnight.config.trees import look_up
 from overnight.search import sampler
+from overnight.search.attributes import (
+    BASELINE,
+    ENTRY,
+    EXCLUDED,
+    MLFLOW,
+    OUTSIDE,
+    PLAN,
+    READY,
+    STOP,
+    UID,
+    VALUES,
+)
 from overnight.search.plan import CONFIRM_SUFFIX, FirstTrial, Plan
-from overnight.search.record import BASELINE, ENTRY, OUTSIDE, VALUES, values_of
-from overnight.study import exclusions, plan_trust
+from overnight.search.record import values_of
+from overnight.study import plan_trust
+from overnight.study.attributes import StudyAttributes
 from overnight.study.session import StudySession
-from overnight.study.snapshot import LAUNCHED, LINKS, OVER, PLAN, READY, REFUSED, STOP, TOLD, UID, generations, plan_of
+from overnight.study.snapshot import generations, plan_of
 from overnight.study.storage import leased
 from overnight.study.storage.database import dispose
+from overnight.study.storage.exclusive import ExclusiveStorage
 from overnight.study.storage.leased import LeasedStorage, open_for_work
 from overnight.study.storage.lock import lock_study
 from overnight.study.storage.outage import raising_unreachable
@@ -58,8 +71,8 @@ def open_study(
         storage = open_for_work(plan.settings.location)
         study, said = _continue_or_create(storage, plan, extend, comparable)
         session = StudySession(plan, study, let_go)
-        session.clear_stop()
-        orphans = session.put_back_orphans()
+        session.attributes.clear_stop()
+        orphans = session.writer.requeue_orphans()
         said += _limits(session, comparable)
         if orphans:
             said.append(f"{len(orphans)} trial(s) were cut off and go on: {', '.join(map(str, orphans))}")
@@ -78,11 +91,10 @@ def _open_shared(
             _forget_stop(storage, plan.name)
         session = _seated(storage, plan, study)
         with storage.lock(f"answer of {study._study_id}"):  # else whoever is telling it would say that it is over
-            study.set_user_attr(OVER, False)
-            study.set_user_attr(TOLD, {})
-            study.set_user_attr(LAUNCHED, None)
-        for key in [k for k, refused in study.user_attrs.items() if k.startswith(REFUSED) and refused]:
-            study.set_user_attr(key, [])  # it may ask for something else now
+            session.attributes.set_closed(False)
+            session.attributes.set_published({})
+            session.attributes.set_launched_at(None)
+        session.attributes.clear_refusals()
         return session, said + _limits(session, comparable)
 
 
@@ -108,7 +120,7 @@ def _forget_stop(storage: LeasedStorage, name: str) -> None:
 
 
 def _limits(session: StudySession, comparable: bool) -> list[str]:
-    return sampler.limits(session.plan) if comparable and not session._spent(session.trials()) else []
+    return sampler.limits(session.plan) if comparable and not session.queue.is_spent() else []
 
 
 def _seated(storage: LeasedStorage, plan: Plan, study: optuna.Study, alone: bool = False) -> StudySession:
@@ -144,7 +156,7 @@ def reopen(location: StudyLocation, name: str) -> StudySession:
         return StudySession(*_as_it_stands(open_for_work(location), location, name), let_go)
 
 
-def _as_it_stands(storage: BaseStorage, location: StudyLocation, name: str) -> tuple[Plan, optuna.Study]:
+def _as_it_stands(storage: ExclusiveStorage, location: StudyLocation, name: str) -> tuple[Plan, optuna.Study]:
     _, frozen = generations(storage, name)
     assert frozen is not None, "the caller has seen it"
     plan = plan_of(name, frozen.user_attrs).relocated(location)
@@ -176,7 +188,7 @@ def _held(location: StudyLocation, name: str) -> Iterator[Callable[[], None]]:
 
 
 def _continue_or_create(
-    storage: BaseStorage, plan: Plan, extend: bool, comparable: bool
+    storage: ExclusiveStorage, plan: Plan, extend: bool, comparable: bool
 ) -> tuple[optuna.Study, list[str]]:
     generation, before = generations(storage, plan.name)
     if before is None:
@@ -209,7 +221,7 @@ def _refusal(plan: Plan, differences: list[str], in_the_way: list[str], extend: 
     ]
 
 
-def _create(storage: BaseStorage, plan: Plan, name: str, with_baseline: bool) -> optuna.Study:
+def _create(storage: ExclusiveStorage, plan: Plan, name: str, with_baseline: bool) -> optuna.Study:
     """Create a study step by step, each of which a cut one repeats; the configuration as written is trial 0."""
     study = _load(storage, plan, name)
     study.set_user_attr(PLAN, plan.to_json())
@@ -243,7 +255,7 @@ def _enqueue(study: optuna.Study, plan: Plan) -> list[str]:
     return []
 
 
-def _extended(storage: BaseStorage, plan: Plan, old: Plan, source: str, name: str) -> optuna.Study:
+def _extended(storage: ExclusiveStorage, plan: Plan, old: Plan, source: str, name: str) -> optuna.Study:
     """Copy a study's trials, numbers kept, into a new one with the plan's distributions.
 
     Optuna refuses grown choices, and its TPE hardly leaves the old ends of a widened range. A key that is searched
@@ -257,10 +269,10 @@ def _extended(storage: BaseStorage, plan: Plan, old: Plan, source: str, name: st
         study.add_trial(_moved(t, plan, old))
     study.set_user_attr(PLAN, plan.to_json())
     study.set_user_attr(UID, before.user_attrs[UID])
-    study.set_user_attr(LINKS, before.user_attrs.get(LINKS))
-    study.set_user_attr(exclusions.BAD, exclusions.of(before.user_attrs))
+    study.set_user_attr(MLFLOW, before.user_attrs.get(MLFLOW))
+    study.set_user_attr(EXCLUDED, before.user_attrs.get(EXCLUDED) or {})
     study.set_user_attr(READY, True)
-    return exclusions.apply_exclusions(study)
+    return _with_exclusions(storage, study)
 
 
 def _moved(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
@@ -299,7 +311,7 @@ def _moved(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
     )
 
 
-def _load(storage: BaseStorage, plan: Plan, name: str) -> optuna.Study:
+def _load(storage: ExclusiveStorage, plan: Plan, name: str) -> optuna.Study:
     settings = plan.settings
     study = optuna.create_study(
         study_name=name,
@@ -309,4 +321,9 @@ def _load(storage: BaseStorage, plan: Plan, name: str) -> optuna.Study:
         pruner=sampler.pruner(settings.pruner, settings.trainer.max_epochs),
         load_if_exists=True,
     )
-    return exclusions.apply_exclusions(study)
+    return _with_exclusions(storage, study)
+
+
+def _with_exclusions(storage: ExclusiveStorage, study: optuna.Study) -> optuna.Study:
+    storage.exclude(study._study_id, StudyAttributes(study).exclusions)
+    return study

@@ -13,23 +13,14 @@ from optuna.storages import BaseStorage
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.protocol import Tested
+from overnight.search.attributes import PLAN, READY, REFUSED, STOP
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
 from overnight.search.record import State, TrialRecord, best_of, record_of
-from overnight.study import exclusions
+from overnight.study.attributes import StoredAttributes
+from overnight.study.exclusions import with_exclusions
 from overnight.study.storage import optuna_tables
 from overnight.study.storage.database import OptunaDatabase, opened, without_collecting
 from overnight.study.storage.lock import holder_of
-
-# Names of what we keep in a study's user attributes.
-PLAN, READY, STOP, LINKS = "overnight.plan", "overnight.ready", "overnight.stop", "overnight.mlflow"
-WANTED = "overnight.wanted"  # of a confirmation: (trial, nth seed) of what is asked for
-TESTS = "overnight.tests"  # of a confirmation: what the test set says
-LAUNCH = "overnight.launch"  # the last one: its deadline, and what ended it; as limits.Launch keeps it
-OVER = "overnight.over"  # of a study that many share: nobody need work on it until it is launched again
-LAUNCHED = "overnight.launched"  # likewise: since when the last launch is worked on, in seconds since 1970
-TOLD = "overnight.told"  # likewise: of how much its answer was told last, as Ledger.keep_told has it
-REFUSED = "overnight.refused."  # and a machine's name: why its worker does not work on the study, line by line
-UID = "overnight.uid"  # tells this study's runs from those of another ledger's study of the same name
 
 
 @dataclass(frozen=True)
@@ -107,10 +98,12 @@ def view(location: StudyLocation, name: str | None = None) -> tuple[StudyView | 
 def wanted(location: StudyLocation) -> list[str]:
     """The names of the studies that workers are to work on, the one that was launched first first."""
     with opened(location) as storage:
-        open_ = [f for f in storage.get_all_studies() if f.user_attrs.get(READY) and not f.user_attrs.get(OVER)]
-        open_ = [f for f in open_ if not f.user_attrs.get(STOP)]
+        ready = {
+            f.study_name: StoredAttributes(f.user_attrs) for f in storage.get_all_studies() if f.user_attrs.get(READY)
+        }
+        open_ = {name for name, a in ready.items() if not a.is_closed and not a.stop_requested}
         newest = {n: f for n, f in _newest(storage)[0].items() if n != TRAIN_STUDY and not n.endswith(CONFIRM_SUFFIX)}
-        return [n for n, f in newest.items() if f.study_name in {o.study_name for o in open_}]
+        return [n for n, f in newest.items() if f.study_name in open_]
 
 
 def refuse(location: StudyLocation, name: str, why: Sequence[str]) -> None:
@@ -148,23 +141,23 @@ def _newest(storage: OptunaDatabase) -> tuple[dict[str, Any], list[str]]:
 
 def _read(storage: OptunaDatabase, location: StudyLocation, name: str) -> StudyView:
     frozen = generations(storage, name)[1]
-    attrs = frozen.user_attrs
-    plan, links = plan_of(name, attrs).relocated(location), attrs.get(LINKS) or {}
+    attributes = StoredAttributes(frozen.user_attrs)
+    plan = plan_of(name, frozen.user_attrs).relocated(location)
     with without_collecting():
         trials = storage.trials_without_reports(frozen._study_id)
-        records = tuple(record_of(t, plan) for t in exclusions.seen(trials, exclusions.of(attrs)))
+        records = tuple(record_of(t, plan) for t in with_exclusions(trials, attributes.exclusions))
     return StudyView(
         name,
         plan,
         records,
         holder_of(location, name),
-        links.get("experiment_id"),
-        links.get("parent_run_id"),
-        attrs[UID],
-        tests_of(attrs),
-        launch=attrs.get(LAUNCH) or {},
-        refused={key.removeprefix(REFUSED): why for key, why in attrs.items() if key.startswith(REFUSED) and why},
-        wanted=frozenset((trial, nth) for trial, nth in attrs.get(WANTED, ())),
+        attributes.experiment_id,
+        attributes.parent_run_id,
+        attributes.uid,
+        attributes.tests,
+        launch=attributes.launch,
+        refused=attributes.refusals,
+        wanted=attributes.wanted,
     )
 
 
@@ -175,11 +168,6 @@ def _as_wanted(view: StudyView) -> StudyView:
         return r.done or r.confirms is None or (r.confirms.trial, r.confirms.nth_seed) in view.wanted
 
     return replace(view, records=tuple(r for r in view.records if counts(r))) if view.wanted else view
-
-
-def tests_of(study_attrs: Mapping[str, Any]) -> dict[int, Tested]:
-    """Number of a confirmation's trial -> what it is worth on the test set."""
-    return {t["number"]: Tested(**t) for t in study_attrs.get(TESTS, ())}
 
 
 def _last_start(storage: OptunaDatabase, study_id: int) -> float:

@@ -6,7 +6,6 @@ and ends the run last. A run that has ended is therefore complete, and progress,
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import threading
@@ -19,7 +18,8 @@ from pathlib import Path
 from overnight.config import credentials
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
-from overnight.study.storage.leased import Ownership, Peers
+from overnight.study.coordinator import Coordinator, SoloCoordinator
+from overnight.study.storage.leased import Ownership
 from overnight.study.storage.outage import Unreachable
 from overnight.tracking import tags
 from overnight.tracking.parent_run import ParentRun, open_experiment
@@ -32,8 +32,6 @@ WRITE_EVERY_S = 1.0
 # server does it for every user.
 PROGRESS_EVERY_S, PROGRESS_TO_SERVER_EVERY_S = 3.0, 10.0
 RETRY_AFTER_S = 5.0
-# Attempts to end a study, at least a second apart. MLflow's client adds its own retries to each.
-END_ATTEMPTS, END_ATTEMPTS_SHARED = 3, 60
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class MlflowSync:
         with_parent: Whether the study has a run of its own, above the runs of its trials.
         check_steps: Compare every step of every metric at the start, not only the last one.
         search_uid: The search that this study confirms. The runs of its trials have the search's parent run.
-        peers: The processes that work on the same study. Each writes the runs of its own trials.
+        coordinator: Of a study that several processes share. Each writes the runs of its own trials.
     """
 
     def __init__(
@@ -65,10 +63,10 @@ class MlflowSync:
         with_parent: bool = True,
         check_steps: bool = False,
         search_uid: str | None = None,
-        peers: Peers | None = None,
+        coordinator: Coordinator | None = None,
     ) -> None:
         self._plan, self._uid, self._with_parent, self._check_steps = plan, uid, with_parent, check_steps
-        self._search_uid, self._peers = search_uid, peers
+        self._search_uid, self._coordinator = search_uid, coordinator or SoloCoordinator()
         self._stored: list[TrialRecord] = []  # what the Optuna storage holds at the start
         self._pending: dict[int, TrialRecord] = {}
         self._rechecks: set[int] = set()
@@ -161,7 +159,7 @@ class MlflowSync:
                 self.error = in_short(error)
                 failures += ending is not None
                 # A study of one process is repaired by its next start. A shared one may have no next start.
-                if failures >= (END_ATTEMPTS if self._peers is None else END_ATTEMPTS_SHARED):
+                if failures >= self._coordinator.final_write_attempts:
                     print(credentials.redact(traceback.format_exc()), file=sys.stderr)
                     return
                 self._wake.set()
@@ -172,7 +170,7 @@ class MlflowSync:
 
     def _open(self) -> None:
         self._client = client(self._plan.settings.location)
-        with self._peers.lock("mlflow") if self._peers is not None else contextlib.nullcontext():
+        with self._coordinator.lock("mlflow", keep_alive=False):
             missing = self._open_runs()
         with self._lock:
             for record in self._stored:
@@ -196,8 +194,9 @@ class MlflowSync:
             check_steps=self._check_steps,
             parent_run_id=self._parent.run_id,
         )
-        for run_id in found.strays if self._peers is None else ():  # peers create runs that this process does not know
-            self._client.delete_run(run_id)
+        if self._coordinator.runs_all_trials:  # a stray run may belong to a peer's trial
+            for run_id in found.strays:
+                self._client.delete_run(run_id)
         if self._search_uid is None and self._with_parent:
             self._parent.open(found.parent, min((r.started_at for r in self._stored if r.started_at), default=None))
         self.parent_run_id = self._parent.run_id
@@ -237,7 +236,7 @@ class MlflowSync:
         return None
 
     def _ownership(self, number: int) -> Ownership:
-        return "owned" if self._peers is None else self._peers.ownership(number)
+        return self._coordinator.ownership(number)
 
     def _write_plots(self) -> None:
         with self._lock:
@@ -254,5 +253,5 @@ class MlflowSync:
                 self._client.log_artifact(runs[best.number].run_id, ending.weights, "weights")
             self._parent.write_best(best, self._plots.get(best.number), step=len(runs))
         # Where peers continue, this process is killed, not the study.
-        if ending.status != "KILLED" or self._peers is None or not self._peers.count_peers():
+        if ending.status != "KILLED" or not self._coordinator.count_peers():
             self._parent.end(ending.status)

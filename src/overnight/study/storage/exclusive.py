@@ -12,9 +12,9 @@ import copy
 import json
 import signal
 import threading
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
@@ -22,9 +22,11 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from overnight.study.exclusions import with_exclusions
 from overnight.study.storage.database import OptunaDatabase
 from overnight.study.storage.optuna_tables import Row, blank, write_trial
 
+Claim = Literal["any", "new"] | int
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -43,6 +45,7 @@ class ExclusiveStorage(BaseStorage):
         self._drawn_from: dict[tuple[int, str], BaseDistribution] = {}  # study and parameter -> as it was drawn first
         self._unwritten: dict[int, Row] = {}  # ids, in the order in which they changed
         self._waiting = 0  # blocks that want their writes to wait
+        self._exclusions: dict[int, Mapping[int, str]] = {}  # study -> number of an excluded trial -> why
 
     # When it is written
 
@@ -88,6 +91,28 @@ class ExclusiveStorage(BaseStorage):
         return id_of(study_id, number) not in self._unwritten
 
     # Trials
+
+    def claim(self, study_id: int, which: Claim, is_spent: Callable[[], bool]) -> int | None:
+        """Return the number of a trial for this process to run, or None.
+
+        Args:
+            which: "any" for a waiting trial or a new one, "new", or the number of a waiting trial.
+            is_spent: whether no new trial may be created.
+        """
+        if isinstance(which, int):
+            return which
+        if which == "any":
+            for row in self._rows(study_id):
+                if row.now.state == TrialState.WAITING:
+                    return int(row.now.number)
+        if is_spent():
+            return None
+        with self.later():
+            return self.create_new_trial(study_id) & 0xFFFFFFFF
+
+    def exclude(self, study_id: int, exclusions: Mapping[int, str]) -> None:
+        """Present excluded trials of a study as failed. exclusions: number of a trial -> why."""
+        self._exclusions[study_id] = dict(exclusions)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         rows = self._rows(study_id)
@@ -144,6 +169,8 @@ class ExclusiveStorage(BaseStorage):
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         trials = [row.now for row in self._rows(study_id)]
+        if exclusions := self._exclusions.get(study_id):
+            trials = with_exclusions(trials, exclusions)
         if states is not None:
             trials = [t for t in trials if t.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
@@ -193,6 +220,7 @@ class ExclusiveStorage(BaseStorage):
 
     def delete_study(self, study_id: int) -> None:
         self._studies.pop(study_id, None)
+        self._exclusions.pop(study_id, None)
         self._drawn_from = {key: dist for key, dist in self._drawn_from.items() if key[0] != study_id}
         self.backend.delete_study(study_id)
 

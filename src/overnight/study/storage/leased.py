@@ -13,8 +13,6 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
@@ -27,17 +25,14 @@ from sqlalchemy.exc import DBAPIError
 from overnight.config.paths import StudyLocation
 from overnight.study.storage import leases, postgres
 from overnight.study.storage.database import OptunaDatabase, open_storage
-from overnight.study.storage.exclusive import ExclusiveStorage, as_stored, id_of, undisturbed
+from overnight.study.storage.exclusive import Claim, ExclusiveStorage, as_stored, id_of, undisturbed
 from overnight.study.storage.lock import StudyInUse
 from overnight.study.storage.optuna_tables import Row, blank, write_trial
 from overnight.study.storage.outage import Unreachable, raising_unreachable, unreachable_message
 
-Which = Literal["any", "new"] | int
 Ownership = Literal["owned", "uncertain", "foreign"]
 T = TypeVar("T")
-_WORD_EVERY_S = 3.0  # each takes some hundredth of a second here, and at a database that all of them share
 _TRY_AGAIN_S = 2.0  # at a database that is out of reach
-_TAKEN_OVER_S = 10.0  # for what somebody left behind to be taken over, once it may be
 # Of a lease. With a break of half a one, as long as others may have and still take over, that leaves time to spare.
 _RENEW_AFTER = 0.15
 
@@ -68,7 +63,7 @@ class LeasedStorage(ExclusiveStorage):
 
     # Trials that are this process's
 
-    def claim(self, study_id: int, which: Which, spent: Callable[[], bool]) -> int | None:
+    def claim(self, study_id: int, which: Claim, spent: Callable[[], bool]) -> int | None:
         """Make a trial this process's: one that waits or was left behind, or a new one; its number.
 
         which: any, a new one, or the one of this number. spent: whether no new one is to be made; asked when nobody
@@ -113,7 +108,7 @@ class LeasedStorage(ExclusiveStorage):
         self._mine[id_of(study_id, number)] = fencing_token
         return number
 
-    def _claimable(self, study_id: int, which: Which, taken: set[int]) -> Iterable[int]:
+    def _claimable(self, study_id: int, which: Claim, taken: set[int]) -> Iterable[int]:
         """Numbers of trials that wait, and of those that run and whose holder is gone; but for those that are taken."""
         if which == "new":
             return []
@@ -418,39 +413,6 @@ class LeasedStorage(ExclusiveStorage):
             with raising_unreachable():
                 self._names[study_id] = self.backend.get_study_name_from_id(study_id)
         return self._names[study_id]
-
-
-@dataclass(frozen=True)
-class Peers:
-    """A study's place among those that share its ledger, for the thread that writes MLflow."""
-
-    storage: LeasedStorage
-    study_id: int
-
-    @property
-    def word_every_s(self) -> float:
-        """Seconds between two looks at what others have done: ten in a lease, so that some may fail."""
-        return min(max(self.storage.lease_s / 10, 1.0), _WORD_EVERY_S)
-
-    def lock(self, what: str, meanwhile: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
-        return self.storage.lock(f"{what} of {self.study_id}", meanwhile)
-
-    def ownership(self, number: int) -> Ownership:
-        return self.storage.ownership(self.study_id, number)
-
-    def had_other_owner(self, number: int) -> bool:
-        return self.storage.had_other_owner(self.study_id, number)
-
-    def count_peers(self) -> int:
-        return self.storage.count_peers(self.study_id)
-
-    @property
-    def gone_after_s(self) -> float:
-        """Seconds within which somebody who says nothing is known to be gone, and what they had is taken over."""
-        return 2 * self.storage.lease_s + _TAKEN_OVER_S
-
-    def unsure(self, first: dict[str, float]) -> bool:
-        return self.storage.may_have_silent_peers(self.study_id, first)
 
 
 def open_for_work(location: StudyLocation) -> ExclusiveStorage:

@@ -36,7 +36,6 @@ from overnight.system import forkserver
 from overnight.tracking import registry
 from overnight.trial.export import export
 from overnight.trial.fit import fit
-from overnight.trial.one_shot import Mistakes
 from overnight.trial.predict import predict
 from support.mlflow_store import client_of
 from support.picture_files import write_idx
@@ -304,7 +303,7 @@ def test_a_wrong_table_is_named_with_line_and_column(
     purchase: Path, tmp_path: Path, name: str, content: str, words: str
 ) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(Mistakes) as refused:
+    with pytest.raises(ConfigError) as refused:
         predict(PredictSpec(purchase, tmp_path / name))
     assert any(words in problem for problem in refused.value.problems), refused.value.problems
 
@@ -313,12 +312,12 @@ def test_wrong_pictures_are_named_all_at_once(won: StudyView, tmp_path: Path) ->
     weights = winner.find_checkpoint(won).path
     (tmp_path / "none").mkdir()
     for path, words in ((tmp_path / "none", "must hold pictures"), (tmp_path / "a.csv", "must be one (.png, .jpg")):
-        with pytest.raises(Mistakes, match=words.replace("(", r"\(")):
+        with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
             predict(PredictSpec(weights, path))
     folder = drawn(tmp_path / "some", load_digits(return_X_y=True)[0][:2])
     (folder / "torn.png").write_bytes((folder / "000.png").read_bytes()[:40])
     (folder / "text.jpg").write_text("no picture")
-    with pytest.raises(Mistakes) as refused:
+    with pytest.raises(ConfigError) as refused:
         predict(PredictSpec(weights, folder))
     assert [Path(p.split(":")[0]).name for p in refused.value.problems] == ["text.jpg", "torn.png"]
 
@@ -350,7 +349,7 @@ def test_a_network_of_ones_own_is_exported_as_it_is_and_asked_once_its_data_says
     assert (made.takes, made.says) == ("rows as the data module hands them over", "what the network's forward returns")
     assert np.array(made.answers).shape == (2, 10)
     image = drawn(tmp_path / "one", load_digits(return_X_y=True)[0][:1])
-    with pytest.raises(Mistakes, match=r"DigitsData must say how raw rows .* has no method prepared\(inputs\)"):
+    with pytest.raises(ConfigError, match=r"DigitsData must say how raw rows .* has no method prepared\(inputs\)"):
         predict(PredictSpec(tmp_path / "weights.ckpt", image))
     taught = [*line[:-1], "trainer.max_epochs=1", "data._target_=test_predict.Says"]
     assert fit(spec_for(tmp_path / "taught", *taught), ListLink()).ending == "complete"

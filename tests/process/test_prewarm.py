@@ -53,7 +53,7 @@ import os
 from overnight.trial import checkpoint, prewarm as warmth
 
 def full(*_):
-    raise checkpoint.NoRoom
+    raise checkpoint.DiskFull
 
 checkpoint.save_weights, warmth._WITHIN_S = full, 0.5
 assert [f.ending for f in warmth.get_warm()] == ["saved", "saved"]

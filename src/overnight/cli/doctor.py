@@ -152,4 +152,4 @@ def _in_mlflow(found: StudyView) -> Iterator[Finding]:
         if lacks:
             yield Finding(f"MLflow's run of {found.name}", f"lacks {', '.join(lacks)}", written)
     except Exception as error:  # MLflow's, SQLAlchemy's, the network's: it is wrong, whatever it is
-        yield Finding("MLflow", f"can't be read: {tracking.in_short(error)}", "the next start tries again")
+        yield Finding("MLflow", f"can't be read: {tracking.describe_error(error)}", "the next start tries again")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from overnight.study.open import reopen
 from overnight.study.snapshot import StudyView, names_in, view
 from overnight.study.storage.database import opened
 from overnight.study.storage.lock import lock_study
+from overnight.system.files import write_atomically
 from overnight.tracking import registry
 
 if TYPE_CHECKING:
@@ -201,8 +201,8 @@ def _told(name: str) -> Iterator[None]:
     except Exception as error:  # MLflow's, SQLAlchemy's, the network's
         raise ConfigError(
             [
-                f"MLflow: must be reached to delete {name}, and can't be ({tracking.in_short(error)}); the ledger has "
-                f"the study still: say it again once it can, or name the right tracking.uri"
+                f"MLflow: must be reached to delete {name}, and can't be ({tracking.describe_error(error)}); "
+                f"the ledger has the study still: say it again once it can, or name the right tracking.uri"
             ]
         ) from error
 
@@ -219,17 +219,11 @@ def export(seen: StudyView, path: Path) -> int:
     if path.suffix.lower() not in TABLES:
         raise ConfigError([f"FILE: must end in {' or '.join(TABLES)}, got {str(path)!r}; name it so"])
     frame = _frame(seen.records)
-    fresh = path.with_name(f".{path.name}.writing")
+    content = frame.to_csv(index=False) if path.suffix.lower() == ".csv" else frame.to_parquet(index=False)
     try:
-        if path.suffix.lower() == ".csv":
-            frame.to_csv(fresh, index=False)
-        else:
-            frame.to_parquet(fresh, index=False)
-        os.replace(fresh, path)
+        write_atomically(path, content)
     except OSError as error:
         raise ConfigError([f"FILE: must be a place that can be written to, got {str(path)!r}: {error}"]) from error
-    finally:
-        fresh.unlink(missing_ok=True)
     return len(frame)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
-import os
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +18,7 @@ from overnight.config.paths import trial_name
 from overnight.plots import figures
 from overnight.plots.figures import Picture
 from overnight.protocol import DrawSpec
+from overnight.system.files import write_atomically
 from overnight.trial import fit, namespaces
 
 DRAWN, IN_WORDS = "drawn.json", "in-words.md"
@@ -55,9 +56,7 @@ def draw(spec: DrawSpec) -> None:
     if wanted - {"curves"}:
         attempt("picture of weights and answers", lambda: _draw_network(spec, whose, wanted, add, attempt))
     (spec.folder / IN_WORDS).write_text("\n".join(words) + "\n")
-    marker = spec.folder / f"{DRAWN}.writing"
-    marker.write_text(spec.stamp)
-    os.replace(marker, spec.folder / DRAWN)
+    write_atomically(spec.folder / DRAWN, spec.stamp)
 
 
 class NoPicture(ValueError):
@@ -278,6 +277,6 @@ def _series(history: tuple[tuple[int, Mapping[str, float]], ...]) -> dict[str, l
 
 
 def _save(folder: Path, made: Picture) -> None:
-    fresh = folder / f"{made.name}.png.writing"
-    made.figure.savefig(fresh, format="png", metadata={"Title": made.name, "Description": made.words})
-    os.replace(fresh, folder / f"{made.name}.png")
+    png = io.BytesIO()
+    made.figure.savefig(png, format="png", metadata={"Title": made.name, "Description": made.words})
+    write_atomically(folder / f"{made.name}.png", png.getvalue())

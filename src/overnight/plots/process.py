@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import traceback
 from pathlib import Path
 
 from overnight.protocol import DrawSpec
-from overnight.system.parent_death import die_with_parent
+from overnight.system import child_process
 
 
 def main(spec: DrawSpec, log: Path) -> None:
     """Draw what `spec` says and leave; what is said meanwhile goes to `log`. Does not return."""
-    os.setsid()
-    die_with_parent()
     with open(log, "ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        child_process.begin(file.fileno(), hide_gpus=True)
     if spec.gives_way:
         give_way()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     code = 0
     try:
         from overnight.plots.draw import draw

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from overnight.report.figures import Chart, charts
 from overnight.report.report import Report, cost_lines, ranking, ranking_columns, winner_parameters
+from overnight.system.files import write_atomically
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --faint: #8a9099; --line: #e2e5e9; --box: #f5f6f8;
@@ -46,9 +47,7 @@ h3 { font-size: .95rem; margin: 1.2rem 0 .3rem; }
 def write(report: Report, path: Path) -> None:
     """Write the page of a report atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".writing")
-    fresh.write_text(page(report), encoding="utf-8")
-    fresh.replace(path)
+    write_atomically(path, page(report))
 
 
 def page(report: Report) -> str:

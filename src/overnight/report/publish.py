@@ -13,7 +13,7 @@ from overnight.report.finding import Finding
 from overnight.search import deadline
 from overnight.search.limits import Launch
 from overnight.study.snapshot import StudyView, view
-from overnight.system import forkserver
+from overnight.system import child_process, forkserver
 from overnight.system.kill import discard
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def _publish_in_time(
 
 def write_page_in_child(location: StudyLocation, name: str) -> None:
     """In a process of its own: write a study's page."""
-    from overnight.system.parent_death import die_with_parent
-
-    die_with_parent()
+    child_process.begin(new_session=False)
     seen, _ = view(location, name)
     assert seen is not None, "whoever wants its page has seen it"
     _write(seen, location)

@@ -16,7 +16,7 @@ from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView
 from overnight.system import forkserver
-from overnight.tracking import in_short, registry
+from overnight.tracking import describe_error, registry
 
 EXPORT_TIMEOUT_S = 300.0
 PREDICT_TIMEOUT_S = 3600.0  # a folder may hold very many pictures
@@ -108,7 +108,7 @@ def register(view: StudyView, within_s: float = EXPORT_TIMEOUT_S) -> str:
             }
             registry.register(view, made, tags, finding.summary_sentence(finding.from_view(view)))
         except Exception as error:  # MLflow's, SQLAlchemy's, the network's: the next start tries again
-            return f"no model in MLflow's registry: {in_short(error)}; its weights are kept in {kept.path}"
+            return f"no model in MLflow's registry: {describe_error(error)}; its weights are kept in {kept.path}"
     return f"model: {named}"
 
 

@@ -6,7 +6,6 @@ It lies below home, in a folder that composing finds by itself. A file that some
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from overnight.search import grammar
 from overnight.search.plan import LOCATION_KEYS, Plan
 from overnight.search.record import TrialRecord, config_of
 from overnight.search.space import Parameter, SearchSpace
+from overnight.system.files import write_atomically
 
 _MARK = "# overnight wrote this: "
 _JUDGED_BY = ("metric", "direction", "objective")
@@ -45,9 +45,7 @@ def write(plan: Plan, best: TrialRecord) -> tuple[Path, ...]:
     for path, text in texts.items():
         if path not in theirs:
             path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_suffix(".writing")
-            fresh.write_text(f"{text}{_MARK}{_digest(text)}. Changed, it is yours, and stays.\n")
-            os.replace(fresh, path)
+            write_atomically(path, f"{text}{_MARK}{_digest(text)}. Changed, it is yours, and stays.\n")
     return theirs
 
 

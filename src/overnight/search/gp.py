@@ -16,6 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
 
+from overnight.system import child_process
 from overnight.system.kill import discard
 
 # Forks a process that calls a function with these arguments from the warm forkserver, which has torch.
@@ -54,9 +55,7 @@ def serve(connection: Connection) -> None:
     """Answer questions until nobody is left to ask."""
     import torch
 
-    from overnight.system.parent_death import die_with_parent
-
-    die_with_parent()
+    child_process.begin(new_session=False)
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
         while True:

@@ -26,6 +26,7 @@ from overnight.search.gp import Fork
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.search.space import display_name
+from overnight.system import child_process
 from overnight.system.kill import discard
 
 # For the word on the trials that there were before the launch; all later ones come while trials run.
@@ -72,9 +73,7 @@ def _evaluators(settings: TerminatorSettings, seed: int) -> tuple[Any, Any]:
 
 def serve(connection: Connection) -> None:
     """Answer questions until nobody is left to ask."""
-    from overnight.system.parent_death import die_with_parent
-
-    die_with_parent()
+    child_process.begin(new_session=False)
     with contextlib.suppress(EOFError, OSError):
         while True:
             question = connection.recv()

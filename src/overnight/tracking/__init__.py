@@ -2,7 +2,7 @@
 
 from overnight.tracking.model import write_model
 from overnight.tracking.pages import page_of, ui_command
-from overnight.tracking.store import client, exists, find_parent, get_ready, in_short
+from overnight.tracking.store import client, describe_error, exists, find_parent, get_ready
 from overnight.tracking.summary import Answer, publish, runs_of
 from overnight.tracking.sync import MlflowSync
 
@@ -10,10 +10,10 @@ __all__ = [
     "Answer",
     "MlflowSync",
     "client",
+    "describe_error",
     "exists",
     "find_parent",
     "get_ready",
-    "in_short",
     "page_of",
     "publish",
     "runs_of",

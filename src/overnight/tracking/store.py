@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from overnight.config import credentials
 from overnight.config.paths import StudyLocation
-from overnight.study.storage.database import create_whole
 from overnight.system.devices import cores
+from overnight.system.files import create_atomically
 from overnight.tracking import tags
 from overnight.tracking.reconcile import study_runs
 
@@ -87,7 +87,7 @@ def _keep_quiet() -> None:
 
 def _create_store(location: StudyLocation) -> None:
     location.paths.root.mkdir(parents=True, exist_ok=True)
-    create_whole(location.paths.mlflow_db, _blank(str(location.artifact_root)))
+    create_atomically(location.paths.mlflow_db, _blank(str(location.artifact_root)))
 
 
 @functools.cache
@@ -111,8 +111,8 @@ def find_parent(client: MlflowClient, experiment_id: str, uid: str) -> str | Non
     return None
 
 
-def in_short(error: BaseException) -> str:
-    """What is at the bottom of an error, in one line and without secrets; and what to do about a login."""
+def describe_error(error: BaseException) -> str:
+    """Describe an error of MLflow's client in one line, with the remedy if the server rejected the login."""
     while error.__cause__ is not None:
         error = error.__cause__
     said = credentials.redact(str(error).splitlines()[0] if str(error) else "")
@@ -120,7 +120,7 @@ def in_short(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}{_LOCKED_OUT.get(code, '')}"
 
 
-_LOCKED_OUT = {
+_LOGIN_REMEDIES = {
     401: f"; set {credentials.USERNAME} and {credentials.PASSWORD}, or {credentials.TOKEN}, to a login of the server's",
     403: "; the login may not do this: whoever runs the server can allow it",
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from overnight.config.paths import StudyLocation, trial_name
 from overnight.tracking.pages import with_sentence
 from overnight.tracking.reconcile import study_runs
-from overnight.tracking.store import client, find_parent, in_short
+from overnight.tracking.store import client, describe_error, find_parent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,7 +43,7 @@ def publish(location: StudyLocation, experiment_name: str, uid: str, answer: Ans
             _show_tests(mlflow, experiment.experiment_id, answer)
             _show_answer(mlflow, parent, answer)
     except Exception as error:  # MLflow's, SQLAlchemy's, the network's: the next start says it again
-        return in_short(error)
+        return describe_error(error)
     return None
 
 

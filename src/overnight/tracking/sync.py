@@ -25,7 +25,7 @@ from overnight.tracking import tags
 from overnight.tracking.parent_run import ParentRun, open_experiment
 from overnight.tracking.reconcile import reconcile
 from overnight.tracking.run_writer import RunWriter, log_plots
-from overnight.tracking.store import client, in_short
+from overnight.tracking.store import client, describe_error
 
 WRITE_EVERY_S = 1.0
 # The progress of a running trial is written less often. A write takes as much CPU as 20 steps of a small network, and a
@@ -156,7 +156,7 @@ class MlflowSync:
                 if ending is not None:
                     return
             except Exception as error:  # of MLflow, SQLAlchemy or the network: the remedy for each is to try again
-                self.error = in_short(error)
+                self.error = describe_error(error)
                 failures += ending is not None
                 # A study of one process is repaired by its next start. A shared one may have no next start.
                 if failures >= self._coordinator.final_write_attempts:

@@ -6,13 +6,15 @@ in the same folder, flushed to the disk, and renamed; the one before is kept unt
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from overnight.system.files import write_atomically
 
 # Torch is imported where it is needed: the doctor looks at these files, and does without.
 
@@ -21,8 +23,8 @@ _STATE, _BEFORE, WEIGHTS = "state.ckpt", "state.before.ckpt", "weights.ckpt"
 STATES = (_STATE, _BEFORE)
 
 
-class NoRoom(OSError):
-    """The disk is full; what lay there before lies there still."""
+class DiskFull(OSError):
+    """The disk is full. The files that were there before are unchanged."""
 
 
 class Unusable(ValueError):
@@ -32,15 +34,13 @@ class Unusable(ValueError):
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors, numbers, texts, and lists, tuples and dicts of them) as the folder's newest.
 
-    Raises NoRoom where the disk is full.
+    Raises DiskFull where the disk is full.
     """
     data = _bytes(state)
     head = _MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n"
-    fresh = _written(folder / f"{_STATE}.writing", head, data, durable=True)
-    if (folder / _STATE).exists():
-        os.replace(folder / _STATE, folder / _BEFORE)
-    os.replace(fresh, folder / _STATE)
-    _sync(folder)
+    with _disk_full_reported():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / _STATE, head, data, durable=True, backup=folder / _BEFORE)
 
 
 def load(folder: Path, of: Mapping[str, Any] | None = None) -> tuple[dict[str, Any] | None, list[str]]:
@@ -89,9 +89,11 @@ def verified(path: Path) -> bytes:
 def save_weights(folder: Path, checkpoint: dict[str, Any]) -> None:
     """Write a finished trial's weights, as Lightning's load_from_checkpoint takes them, and drop its states.
 
-    Raises NoRoom where the disk is full.
+    Raises DiskFull where the disk is full.
     """
-    os.replace(_written(folder / f"{WEIGHTS}.writing", _bytes(checkpoint)), folder / WEIGHTS)
+    with _disk_full_reported():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / WEIGHTS, _bytes(checkpoint))
     for name in (*STATES, f"{_STATE}.writing"):
         (folder / name).unlink(missing_ok=True)
 
@@ -117,27 +119,11 @@ def _bytes(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _written(path: Path, *parts: bytes, durable: bool = False) -> Path:
-    """A file of these bytes; none is left where there was no room for it. durable: a power cut does not take it."""
+@contextlib.contextmanager
+def _disk_full_reported() -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            file.writelines(parts)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+        yield
     except OSError as error:
-        path.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoom(*error.args) from error
+            raise DiskFull(*error.args) from error
         raise
-    return path
-
-
-def _sync(folder: Path) -> None:
-    """Put a folder's entries on the disk, without which a rename may be lost with the power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
 from overnight.protocol import Alive, DataSpec, Decision, DryRunResult, EpochEnd, TrialSpec, Up
+from overnight.system import child_process
 from overnight.trial import targets
 
 _BAR = re.compile(r"(\d+)%\|")
@@ -36,20 +37,16 @@ def main(connection: Connection) -> None:
     """
     import multiprocessing
 
-    from overnight.system.parent_death import die_with_parent
-
-    os.setsid()
-    die_with_parent()
+    child_process.begin()
     multiprocessing.set_start_method("fork", force=True)
     try:
         asked = connection.recv()
     except (EOFError, OSError):  # somebody pressed Ctrl-C before it was said
         os._exit(0)
     if isinstance(asked, DataSpec) or asked[0].device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    terminal, nowhere = os.fdopen(os.dup(2), "w"), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+        child_process.disable_gpus()
+    terminal, devnull = os.fdopen(os.dup(2), "w"), os.open(os.devnull, os.O_WRONLY)
+    child_process.redirect_output(devnull)
     bars = Bars(terminal, lambda: connection.send(Alive(0)))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bars):
         tried = get_ready(asked) if isinstance(asked, DataSpec) else dry_run_batch(*asked)

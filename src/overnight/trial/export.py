@@ -10,7 +10,7 @@ from torch import Tensor
 from overnight.data.split import SplitData
 from overnight.models.supervised import Supervised
 from overnight.protocol import Exported, ExportSpec
-from overnight.trial.errors import in_short
+from overnight.system.errors import one_line
 from overnight.trial.trained_model import Served, TrainedModel, take
 
 FILE = "model.pt2"
@@ -27,7 +27,7 @@ def export(spec: ExportSpec) -> Exported:
     try:
         rows = _example(taken)
     except Exception as error:
-        return Exported(None, why=f"its data gives no rows for an example: {in_short(error)}")
+        return Exported(None, why=f"its data gives no rows for an example: {one_line(error)}")
     served = Served(taken).eval()
     path = spec.folder / FILE
     try:
@@ -43,7 +43,7 @@ def export(spec: ExportSpec) -> Exported:
                 return Exported(None, why="the exported network answers otherwise than the trained one")
     except Exception as error:  # torch raises many kinds, and somebody's forward any
         path.unlink(missing_ok=True)
-        return Exported(None, why=f"torch.export can't write it: {in_short(error)}")
+        return Exported(None, why=f"torch.export can't write it: {one_line(error)}")
     ours = isinstance(taken.model, Supervised)
     return Exported(
         path,

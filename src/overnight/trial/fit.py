@@ -125,7 +125,7 @@ def _kept(spec: TrialSpec, weights: dict[str, Any], link: Link) -> bool:
         try:
             checkpoint.save_weights(spec.folder, weights)
             return True
-        except checkpoint.NoRoom:
+        except checkpoint.DiskFull:
             if link.stop_wanted():
                 return False
             link.send(Alive(spec.number))
@@ -360,7 +360,7 @@ class _Reporter:
         self._saved_at = time.monotonic()
         try:
             checkpoint.save(self._spec.folder, self._boundary)
-        except checkpoint.NoRoom:
+        except checkpoint.DiskFull:
             return  # the state before is there still; the supervisor sees to it that trials wait for room
         kept = self._boundary["overnight"]["history"]
         self._link.send(StateSaved(self._spec.number, kept[-1]["epoch"]))

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from overnight.config.rules import ConfigError
 from overnight.protocol import ExportSpec, PredictSpec, Refused
-from overnight.system.parent_death import die_with_parent
-from overnight.trial.errors import Mistakes, in_short
+from overnight.system import child_process
+from overnight.system.errors import one_line
 
 
 def main(spec: ExportSpec | PredictSpec, connection: Connection, log: Path) -> None:
     """Do what `spec` says, report over `connection`, and leave; what is said meanwhile goes to `log`."""
-    os.setsid()
-    die_with_parent()
     with open(log, "wb", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        child_process.begin(file.fileno(), hide_gpus=True)
     answer: object
     try:
         if isinstance(spec, ExportSpec):
@@ -34,11 +28,11 @@ def main(spec: ExportSpec | PredictSpec, connection: Connection, log: Path) -> N
             from overnight.trial.predict import predict
 
             answer = predict(spec)
-    except Mistakes as mistakes:
-        answer = Refused(mistakes.problems)
+    except ConfigError as error:
+        answer = Refused(tuple(error.problems))
     except BaseException as error:
         traceback.print_exc()
-        answer = Refused((in_short(error),))
+        answer = Refused((one_line(error),))
     with contextlib.suppress(OSError):  # whoever asked is gone
         connection.send(answer)
     os._exit(0)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from overnight.config.rules import ConfigError
 from overnight.models.supervised import Supervised
 from overnight.protocol import Predicted, Prediction, PredictSpec
-from overnight.trial.errors import Mistakes, in_short
+from overnight.system.errors import one_line
 from overnight.trial.trained_model import Served, TrainedModel, take
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -24,15 +25,17 @@ _LIGHT = 0.5  # of full brightness: a picture whose border is lighter is taken f
 
 
 def predict(spec: PredictSpec) -> Predicted:
-    """The network's answer to every row of spec.path. Raises Mistakes, with all of them, before it answers any."""
+    """The network's answer to every row of spec.path. Raises ConfigError, with all mistakes, before it answers any."""
     taken = take(spec.weights, spec.cache)
     shape = tuple(getattr(taken.data, "input_shape", ()))
     name = f"{type(taken.data).__module__}.{type(taken.data).__name__}"
     if taken.prepared is None or len(shape) not in (1, 3):
-        raise Mistakes(
-            f"data: {name} must say how raw rows become what the network is fed, and has no "
-            f"{'input_shape of (C, H, W) or (features,)' if taken.prepared else 'method prepared(inputs)'}; add it, or "
-            f"load the checkpoint {spec.weights} yourself"
+        raise ConfigError(
+            [
+                f"data: {name} must say how raw rows become the network's inputs, and has no "
+                f"{'input_shape of (C, H, W) or (features,)' if taken.prepared else 'method prepared(inputs)'}; add it, "
+                f"or load the checkpoint {spec.weights} yourself"
+            ]
         )
     notes: tuple[str, ...] = ()
     if len(shape) == 3:
@@ -44,7 +47,7 @@ def predict(spec: PredictSpec) -> Predicted:
         rows = rows * float(getattr(taken.data, "brightest", 255.0))
     else:
         if spec.invert:
-            raise Mistakes("--invert: is for pictures, and the study's data is a table; leave it out")
+            raise ConfigError(["--invert: is for pictures, and the study's data is a table; leave it out"])
         rows = _read_table(spec.path, tuple(getattr(taken.data, "columns", ())), shape[0])
         sources = [str(number) for number in range(1, len(rows) + 1)]
     served, told = Served(taken).eval(), list[Prediction]()
@@ -54,7 +57,7 @@ def predict(spec: PredictSpec) -> Predicted:
             try:
                 answers = served(batch)
             except Exception as error:  # somebody's forward raises any kind
-                raise Mistakes(f"model: {type(taken.model).__name__} can't be asked: {in_short(error)}") from error
+                raise ConfigError([f"model: {type(taken.model).__name__} can't be asked: {one_line(error)}"]) from error
             certain = certain and bool(((answers >= 0) & (answers <= 1)).all())
             told += _answers(taken, answers, named)
     if certain:
@@ -91,14 +94,16 @@ def _pictures(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.name[:2] != "._")
         if not found:
-            raise Mistakes(
-                f"{path}: must hold pictures ({', '.join(PICTURES)}), and there is none; name another folder"
+            raise ConfigError(
+                [f"{path}: must hold pictures ({', '.join(PICTURES)}), and there is none; name another folder"]
             )
         return found
     if path.suffix.lower() not in PICTURES:
-        raise Mistakes(
-            f"{path}: the study's data is pictures, so it must be one ({', '.join(PICTURES)}) or a folder of them; "
-            f"name one"
+        raise ConfigError(
+            [
+                f"{path}: the study's data is pictures, so it must be one ({', '.join(PICTURES)}) or a folder of them; "
+                f"name one"
+            ]
         )
     return [path]
 
@@ -110,7 +115,7 @@ def _read_pictures(files: Sequence[Path], shape: tuple[int, ...], invert: bool) 
 
     channels, height, width = shape
     if channels not in (1, 3):
-        raise Mistakes(f"data.input_shape: pictures have 1 or 3 channels, and the study's data {channels}")
+        raise ConfigError([f"data.input_shape: pictures have 1 or 3 channels, and the study's data {channels}"])
     rows, problems = torch.empty(len(files), *shape), []
     for index, file in enumerate(files):
         try:
@@ -127,9 +132,9 @@ def _read_pictures(files: Sequence[Path], shape: tuple[int, ...], invert: bool) 
             values = torch.from_numpy(np.array(small)).float() / 255
             rows[index] = values.reshape(height, width, channels).permute(2, 0, 1)
         except Exception as error:  # Pillow raises many kinds
-            problems.append(f"{file}: must be a picture that can be read, and is not ({in_short(error)}); replace it")
+            problems.append(f"{file}: must be a picture that can be read, and is not ({one_line(error)}); replace it")
     if problems:
-        raise Mistakes(*_few(problems))
+        raise ConfigError(_few(problems))
     return 1 - rows if invert else rows
 
 
@@ -154,23 +159,25 @@ def _read_table(path: Path, columns: tuple[str, ...], features: int) -> Tensor:
     Columns that nobody asks for are left alone where all have names.
     """
     if path.is_dir() or path.suffix.lower() != ".csv":
-        raise Mistakes(f"{path}: the study's data is a table, so it must be a .csv file; name one")
+        raise ConfigError([f"{path}: the study's data is a table, so it must be a .csv file; name one"])
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = [(n, line) for n, line in enumerate(csv.reader(file), 1) if any(cell.strip() for cell in line)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise Mistakes(f"{path}: must be a CSV file in UTF-8, and is not ({in_short(error)}); save it so") from error
+        raise ConfigError(
+            [f"{path}: must be a CSV file in UTF-8, and is not ({one_line(error)}); save it so"]
+        ) from error
     wanted = ", ".join(columns) or f"{features} numbers"
     heads = [cell.strip() for cell in lines[0][1]] if lines else []
     # A first row of data may lack a number; of a data module without names, one with any number is data.
     named = any(_number(c) is None for c in heads) and (bool(columns) or all(_number(c) is None for c in heads))
     lines = lines[1:] if named else lines
     if not lines:
-        raise Mistakes(f"{path}: must hold rows of {wanted}, and has none; add some")
+        raise ConfigError([f"{path}: must hold rows of {wanted}, and has none; add some"])
     missing = [c for c in columns if c not in heads] if named else []
     if missing or (not (named and columns) and len(heads) != features):
         lacks = f"it lacks {', '.join(missing)}: name them so in its first line" if missing else "one for each feature"
-        raise Mistakes(f"{path}: must have the columns {wanted}, got {', '.join(heads)}; {lacks}")
+        raise ConfigError([f"{path}: must have the columns {wanted}, got {', '.join(heads)}; {lacks}"])
     places = [heads.index(c) for c in columns] if named and columns else list(range(features))
     rows: list[list[float | None]] = []
     problems = [
@@ -187,7 +194,7 @@ def _read_table(path: Path, columns: tuple[str, ...], features: int) -> Tensor:
             if _number(cell) is None
         ]
     if problems:
-        raise Mistakes(*_few(problems))
+        raise ConfigError(_few(problems))
     return torch.tensor(rows, dtype=torch.float32)
 
 

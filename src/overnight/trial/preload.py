@@ -8,7 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from overnight.config import credentials
-from overnight.system import parent_death
+from overnight.system import child_process
 from overnight.trial import process
 
 # Whoever started this hid them, unless multiprocessing did so by itself, after a forkserver had died.
@@ -29,8 +29,8 @@ def _supervisor_lives() -> bool:
 
 
 # A forkserver would outlive a supervisor that is killed, the more so while it still imports.
-parent_death.die_with_parent(_supervisor_lives)
-parent_death.forkserver = os.getpid()
+child_process.die_with_parent(_supervisor_lives)
+child_process.forkserver_pid = os.getpid()
 
 # The collector would take a sixth of the time of these imports. What there is to collect, it finds once they are done.
 gc.disable()

@@ -26,7 +26,8 @@ from overnight.config import import_allowlist
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
 from overnight.protocol import Decision, EpochEnd, Finished, TrialSpec, Up
-from overnight.trial import fit, process
+from overnight.system import child_process
+from overnight.trial import fit
 
 _ROWS, _FEATURES, _CLASSES = 8, 4, 2
 _WITHIN_S = 20.0  # it takes a tenth of one
@@ -117,7 +118,7 @@ def get_warm() -> list[Finished]:
         return []
     _remember_what_is_installed()
     environment, threads = dict(os.environ), torch.get_num_threads()
-    process.hide_gpus()
+    child_process.disable_gpus()
     os.environ.pop(import_allowlist.GUARDED, None)  # what is built here no study asks for
     try:
         with tempfile.TemporaryDirectory(prefix="overnight-") as folder, warnings.catch_warnings():

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Literal
 
 from overnight.protocol import Decision, EpochEnd, Finished, TrialSpec, Up
-from overnight.system.parent_death import die_with_parent
+from overnight.system import child_process
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _MMAP_BYTES, _TRIM_BYTES = 32 << 20, 256 << 20  # 32 MiB is the most that it takes
@@ -23,29 +23,20 @@ def main(connection: Connection, output: Connection, on_cpu: bool = False) -> No
 
     It may have been forked ahead, and wait long for its trial, or for none. on_cpu: that trial will be for the CPU.
     """
-    # People's DataLoaders have workers: with a session of its own the whole family can be signalled as one, and the
-    # terminal's Ctrl-C reaches the supervisor alone.
-    os.setsid()
-    die_with_parent()
-    keep_freed_memory()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(output.fileno(), 1)
-    os.dup2(output.fileno(), 2)
+    child_process.begin(output.fileno())
     output.close()
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    keep_freed_memory()
     if on_cpu:
         from overnight.trial.fit import touch
 
-        hide_gpus()
+        child_process.disable_gpus()
         touch()
     try:
         spec: TrialSpec = connection.recv()
     except (EOFError, OSError):  # there is none to come
         os._exit(0)
     if spec.device == "cpu":
-        hide_gpus()
+        child_process.disable_gpus()
     # The forkserver's way would start DataLoader workers slowly, and leave them behind at a kill.
     multiprocessing.set_start_method("fork", force=True)
     link = PipeLink(connection)
@@ -75,11 +66,6 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
         library.mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
-
-
-def hide_gpus() -> None:
-    """Torch asks at every optimizer step whether there is a GPU, which takes a tenth of a small step."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 class PipeLink:

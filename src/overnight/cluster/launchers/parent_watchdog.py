@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 
-_PR_SET_PDEATHSIG = 1
+from overnight.system.child_process import signal_when_parent_dies
 
 
 def main(parent: int, command: list[str]) -> None:
     """parent: the process that started this one. Does not return."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # kept by exec
+    signal_when_parent_dies(signal.SIGTERM)
     if os.getppid() != parent:  # it was gone before the kernel knew
         sys.exit(128 + signal.SIGTERM)
     os.execv(command[0], command)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +23,7 @@ from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.study.storage import leases, optuna_tables, postgres
 from overnight.study.storage.outage import Unreachable, raising_unreachable, unreachable_message
+from overnight.system.files import create_atomically
 
 T = TypeVar("T")
 _LAST_CREATED_TABLES = ("version_info", "alembic_version", "overnight_members")
@@ -112,7 +111,7 @@ def open_storage(location: StudyLocation) -> OptunaDatabase:
         return _open_url(location, location.storage_url)
     path = location.paths.optuna_db
     if not path.exists():
-        create_whole(path, _empty_database())
+        create_atomically(path, _empty_database())
     storage = OptunaDatabase(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")
@@ -207,21 +206,6 @@ def _empty_database() -> bytes:
         path = Path(folder) / "optuna.db"
         dispose(RDBStorage(f"sqlite:///{path}"))
         return path.read_bytes()
-
-
-def create_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name, then put it in place unless it exists by then."""
-    # Two threads of a process may do so: the one that writes MLflow, and the one that publishes the answer.
-    fresh = path.with_name(f"{path.name}.creating-{os.getpid()}-{threading.get_ident()}")
-    try:
-        with open(fresh, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 # Resources ------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from overnight.config.paths import StudyLocation
 from overnight.study.storage import leases
 from overnight.study.storage.database import opened
+from overnight.system.files import write_atomically
 
 # Largest difference between two readings of one process's start time. A process id is not reused within it.
 _START_TOLERANCE_S = 2.0
@@ -52,9 +53,7 @@ def lock_study(location: StudyLocation, study: str) -> Callable[[], None]:
         raise StudyInUse(study, _await_holder(location, study)) from None
     holder = holder_file(location, study)
     me = {"pid": os.getpid(), **_start_of(os.getpid()), "host": socket.gethostname(), "since": time.time()}
-    temporary = holder.with_suffix(".writing")
-    temporary.write_text(json.dumps(me))
-    os.replace(temporary, holder)
+    write_atomically(holder, json.dumps(me))
 
     def release() -> None:
         holder.unlink(missing_ok=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError
 
-from overnight.config import credentials
 from overnight.study.storage import postgres
+from overnight.system.errors import one_line
 
 
 class Unreachable(RuntimeError):
@@ -17,7 +17,7 @@ class Unreachable(RuntimeError):
 
 
 def unreachable_message(error: BaseException) -> str:
-    return f"the database of the study storage can't be reached or written: {_root_cause(error)}"
+    return f"the database of the study storage can't be reached or written: {one_line(error, root_cause=True)}"
 
 
 @contextlib.contextmanager
@@ -29,10 +29,3 @@ def raising_unreachable() -> Iterator[None]:
         if not postgres.is_unreachable(error):
             raise
         raise Unreachable(unreachable_message(error)) from error
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error).strip()
-    return credentials.redact(text.splitlines()[0]) if text else type(error).__name__

@@ -8,7 +8,7 @@ import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.protocol import ExportSpec, PredictSpec, Refused
 from overnight.system import child_process
 from overnight.system.errors import one_line

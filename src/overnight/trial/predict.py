@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overnight.config.rules import ConfigError
+from overnight.config.problems import ConfigError
 from overnight.models.supervised import Supervised
 from overnight.protocol import Predicted, Prediction, PredictSpec
 from overnight.system.errors import one_line
@@ -30,10 +30,10 @@ def predict(spec: PredictSpec) -> Predicted:
     shape = tuple(getattr(taken.data, "input_shape", ()))
     name = f"{type(taken.data).__module__}.{type(taken.data).__name__}"
     if taken.prepared is None or len(shape) not in (1, 3):
+        missing = "input_shape of (C, H, W) or (features,)" if taken.prepared else "method prepared(inputs)"
         raise ConfigError(
             [
-                f"data: {name} must say how raw rows become the network's inputs, and has no "
-                f"{'input_shape of (C, H, W) or (features,)' if taken.prepared else 'method prepared(inputs)'}; add it, "
+                f"data: {name} must say how raw rows become the network's inputs, and has no {missing}; add it, "
                 f"or load the checkpoint {spec.weights} yourself"
             ]
         )

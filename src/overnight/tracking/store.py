@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from overnight.config import credentials
 from overnight.config.paths import StudyLocation
 from overnight.system.devices import cores
+from overnight.system.errors import one_line
 from overnight.system.files import create_atomically
 from overnight.tracking import tags
 from overnight.tracking.reconcile import study_runs
@@ -115,14 +116,13 @@ def describe_error(error: BaseException) -> str:
     """Describe an error of MLflow's client in one line, with the remedy if the server rejected the login."""
     while error.__cause__ is not None:
         error = error.__cause__
-    said = credentials.redact(str(error).splitlines()[0] if str(error) else "")
-    code = getattr(error, "get_http_status_code", int)()
-    return f"{type(error).__name__}: {said}{_LOCKED_OUT.get(code, '')}"
+    status = getattr(error, "get_http_status_code", int)()
+    return f"{one_line(error)}{_LOGIN_REMEDIES.get(status, '')}"
 
 
 _LOGIN_REMEDIES = {
     401: f"; set {credentials.USERNAME} and {credentials.PASSWORD}, or {credentials.TOKEN}, to a login of the server's",
-    403: "; the login may not do this: whoever runs the server can allow it",
+    403: "; the login may not do this: ask the server's administrator",
 }
 
 

@@ -1,5 +1,5 @@
-# One image for every part of the service: `overnight worker`, `overnight migrate` and MLflow's server.
-# A tag, as no digest could be looked up where this was written: `--build-arg PYTHON_IMAGE=python@sha256:...` pins one.
+# One image for all parts of the service: `overnight worker`, `overnight migrate` and MLflow's server.
+# To pin a digest in place of the tag: `--build-arg PYTHON_IMAGE=python@sha256:...`.
 ARG PYTHON_IMAGE=python:3.11.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS build
@@ -14,7 +14,7 @@ FROM ${PYTHON_IMAGE}
 ARG UID=10001
 ARG GID=10001
 COPY --from=build /opt/overnight /opt/overnight
-# What a new volume is filled from, and so whose it is.
+# A new volume copies content and owner of these directories.
 RUN install --directory --owner="${UID}" --group="${GID}" --mode=0750 /var/lib/overnight /artifacts /data
 ENV PATH=/opt/overnight/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Every database of the running service and MLflow's artifacts, into backups/TIME, readable by you alone.
-# The databases come first: an artifact that they name is then in the archive, which is made after them.
+# Back up all databases and the artifacts of the running service to backups/TIME, readable by you only.
+# The databases are first, so that every artifact that they name is in the archive.
 set -eu
 umask 077
 cd "$(dirname "$0")/.."

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Bring a backup into an empty service: deploy/restore.sh backups/TIME. It refuses one that holds anything.
+# Restore a backup into an empty service: deploy/restore.sh backups/TIME. A service with tables is refused.
 set -eu
 cd "$(dirname "$0")/.."
 compose=${COMPOSE:-docker compose}
@@ -16,7 +16,7 @@ ask() { # DATABASE, SQL
 for database in overnight mlflow mlflow_auth; do
     held=$(ask "$database" "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
     if [ "$held" != 0 ]; then
-        echo "$database: must be empty to be restored into, and has $held tables; docker compose down --volumes empties the service, for good" >&2
+        echo "$database: must be empty, has $held tables; docker compose down --volumes deletes everything in the service for good" >&2
         exit 1
     fi
 done

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Write what docker-compose.yml asks for: .env, which says who runs the containers, and secrets/, a file each.
-# What is there already stays as it is.
+# Write what docker-compose.yml needs: .env with the user of the containers, and one file per secret in secrets/.
+# Existing files stay as they are.
 set -eu
 umask 077
 cd "$(dirname "$0")/.."
 
-# Containers run as whoever owns the secrets, and never as root.
+# The containers run as the owner of the secrets, and never as root.
 uid=$(id -u) gid=$(id -g)
 if [ "$uid" = 0 ]; then uid=10001 gid=10001; fi
 
-keep() { # NAME: what comes in becomes secrets/NAME, unless there is one
+keep() { # NAME: write standard input to secrets/NAME, unless the file exists
     [ -e "secrets/$1" ] && return
     cat >"secrets/$1.writing"
     if [ "$(id -u)" = 0 ]; then chown "$uid:$gid" "secrets/$1.writing"; fi
@@ -20,10 +20,10 @@ random() { head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n'; }
 
 mkdir -p secrets
 if [ "$(id -u)" = 0 ]; then chown "$uid:$gid" secrets; fi
-for name in postgres_password ledger_password mlflow_password mlflow_admin_password mlflow_secret_key tracking_password; do
+for name in postgres_password storage_password mlflow_password mlflow_admin_password mlflow_secret_key tracking_password; do
     random | keep "$name"
 done
-printf 'postgresql+psycopg://overnight:%s@postgres:5432/overnight' "$(cat secrets/ledger_password)" | keep ledger_url
+printf 'postgresql+psycopg://overnight:%s@postgres:5432/overnight' "$(cat secrets/storage_password)" | keep storage_url
 printf 'postgresql+psycopg://mlflow:%s@postgres:5432/mlflow' "$(cat secrets/mlflow_password)" | keep mlflow_url
 printf 'postgresql+psycopg://mlflow:%s@postgres:5432/mlflow_auth' "$(cat secrets/mlflow_password)" | keep logins_url
 

@@ -363,13 +363,13 @@ def test_a_role_opens_its_own_databases_with_its_password_and_nothing_else(stack
             return str(method.fetchone())
 
     assert "SCRAM-SHA-256" in connect("postgres", "postgres_password", "postgres")
-    assert "overnight" in connect("overnight", "ledger_password", "overnight")
+    assert "overnight" in connect("overnight", "storage_password", "overnight")
     for database in ("mlflow", "mlflow_auth"):
         assert "mlflow" in connect("mlflow", "mlflow_password", database)
     for user, secret, database in (
-        ("overnight", "ledger_password", "mlflow_auth"),
-        ("overnight", "ledger_password", "mlflow"),
-        ("overnight", "ledger_password", "postgres"),
+        ("overnight", "storage_password", "mlflow_auth"),
+        ("overnight", "storage_password", "mlflow"),
+        ("overnight", "storage_password", "postgres"),
         ("mlflow", "mlflow_password", "overnight"),
         ("overnight", None, "overnight"),
         ("postgres", None, "postgres"),

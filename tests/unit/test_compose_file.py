@@ -145,7 +145,7 @@ def test_secrets_are_random_and_only_their_owners_and_are_never_written_over(tmp
 
 def test_a_role_has_one_password_wherever_it_stands(folder: Path) -> None:
     held = {path.name: path.read_text() for path in (folder / "secrets").iterdir()}
-    assert held["ledger_url"] == f"postgresql+psycopg://overnight:{held['ledger_password']}@postgres:5432/overnight"
+    assert held["storage_url"] == f"postgresql+psycopg://overnight:{held['storage_password']}@postgres:5432/overnight"
     assert held["mlflow_url"] == f"postgresql+psycopg://mlflow:{held['mlflow_password']}@postgres:5432/mlflow"
     assert held["logins_url"] == f"postgresql+psycopg://mlflow:{held['mlflow_password']}@postgres:5432/mlflow_auth"
 

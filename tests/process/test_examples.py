@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,3 +42,19 @@ def test_the_convnet_learns_its_digits_and_goes_on_to_the_same_bits(tmp_path: Pa
     assert first.curve + second.curve == whole.curve
     ours, uncut = weights(tmp_path / "cut"), weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], uncut[name]) for name in uncut)
+
+
+@pytest.mark.long
+def test_the_notebook_runs_and_draws_its_figure(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    notebook = ROOT / "examples" / "tune_from_python.ipynb"
+    # nbclient runs in a process of its own: the kernel's sockets and event loop raise warnings here.
+    code = (
+        "import sys, nbformat, nbclient; notebook = nbformat.read(sys.argv[1], 4); "
+        "nbclient.NotebookClient(notebook, timeout=240).execute(); nbformat.write(notebook, 'run.ipynb')"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(notebook)], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    outputs = [o for cell in nbformat.read(tmp_path / "run.ipynb", 4).cells for o in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert "Trial(number=" in str(outputs)

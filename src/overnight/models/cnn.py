@@ -29,7 +29,9 @@ class CNN(Supervised):
         activation: after every layer, a key of ACTIVATIONS; the first weights fit it (see activations.py).
         dropout: share of the head's inputs and hidden units dropped while training, 0 included, 1 excluded.
         batch_norm: normalise each channel over the batch (Ioffe and Szegedy 2015).
-        task, optimizer, schedule: see Supervised.
+        task: see Supervised.
+        optimizer: see Supervised.
+        schedule: see Supervised.
 
     Raises:
         ValueError: naming key, value, rule and remedy, where an argument is impossible or pooling eats the image up.

@@ -23,7 +23,9 @@ class MLP(Supervised):
         activation: after each hidden layer, a key of ACTIVATIONS; the first weights fit it (see activations.py).
         dropout: share of hidden units dropped while training, 0 included, 1 excluded.
         batch_norm: normalise each hidden unit over the batch, before its activation (Ioffe and Szegedy 2015).
-        task, optimizer, schedule: see Supervised.
+        task: see Supervised.
+        optimizer: see Supervised.
+        schedule: see Supervised.
 
     Raises:
         ValueError: naming key, value and rule, where an argument is impossible.

@@ -1,0 +1,71 @@
+"""The documents name files, commands and keys that exist. `make docs` checks the links between the pages of the site."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from overnight.cli.main import cli
+from support.paths import ROOT
+
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *PAGES]
+TEXTS = {path: path.read_text() for path in DOCUMENTS}
+URL = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
+RAW = URL.replace("github.com", "raw.githubusercontent.com")
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(p.relative_to(ROOT)) for p in paths]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=names(DOCUMENTS))
+def test_links_to_files_of_the_project_lead_to_a_file(path: Path) -> None:
+    absolute = re.findall(rf"(?:{URL}/(?:blob|tree)/main|{RAW}/main)/([^)\s\"#]+)", TEXTS[path])
+    relative = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", TEXTS[path])
+    missing = [link for link in absolute if not (ROOT / link).exists()]
+    missing += [link for link in relative if not (path.parent / link).exists()]
+    assert not missing
+
+
+def test_the_readme_has_absolute_links_only_because_the_package_index_shows_it_too() -> None:
+    assert not re.findall(r"\]\((?!https://)", TEXTS[ROOT / "README.md"])
+
+
+def test_all_documents_and_the_site_name_the_same_project_url() -> None:
+    texts = [*TEXTS.values(), (ROOT / "mkdocs.yml").read_text()]
+    assert {u for text in texts for u in re.findall(r"https://github\.com/[\w-]+/overnight\b", text)} == {URL}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=names(DOCUMENTS))
+def test_the_tests_that_a_document_names_exist(path: Path) -> None:
+    named = re.findall(r"\b((?:unit|process|service|chaos|browser)/test_\w+\.py)", TEXTS[path])
+    assert [n for n in named if not (ROOT / "tests" / n).exists()] == []
+
+
+def test_every_command_is_documented() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text()
+    assert [name for name in cli.commands if f"`overnight {name}" not in text] == []
+
+
+def test_every_key_that_a_document_names_is_a_key_of_the_configuration() -> None:
+    keys: dict[str, set[str]] = {}
+    for section, value in yaml.safe_load((ROOT / "conf" / "config.yaml").read_text()).items():
+        keys[section] = set(value) if isinstance(value, dict) else set()
+    for group in ("sampler", "pruner", "terminator", "storage", "tracking", "launcher"):
+        files = (ROOT / "conf" / group).glob("*.yaml")
+        keys[group] = {key for file in files for key in yaml.safe_load(file.read_text()) or ()}
+    sections = "|".join(name for name, inside in keys.items() if inside)
+    named = {
+        (path.name, section, key)
+        for path in DOCUMENTS
+        if path.name != "from-optuna.md"  # its left column has attributes of Optuna's classes
+        for section, key in re.findall(rf"`(?:overnight \w+ )?({sections})\.([a-z_]+)", TEXTS[path])
+    }
+    unknown = {(page, f"{section}.{key}") for page, section, key in named if key not in keys[section]}
+    assert unknown == set()
+    assert len(named) > 40

@@ -1,4 +1,4 @@
-"""The documents name files, commands and keys that exist. `make docs` checks the links between the pages of the site."""
+"""The documents name files, tests, commands and keys that exist; `make docs` checks the links of the site."""
 
 from __future__ import annotations
 

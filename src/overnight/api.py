@@ -230,9 +230,9 @@ def _run_session(
     with contextlib.ExitStack() as stack:
         news = stack.enter_context(notifications)
         stack.callback(session.close)  # before the notifier waits for its last delivery
-        launch = Launch(plan, began, session.attributes.set_launch, launched=session.coordinator.begin_launch())
+        launch = Launch(plan, began, session.attributes.set_launch, launched_at=session.coordinator.begin_launch())
         if launch.deadline is not None:
-            news.wait_until(launch.deadline.ends)
+            news.wait_until(launch.deadline.ends_at)
         work = partial(_run_supervisor, screen=screen, signals=signals, news=news)
         with contextlib.closing(Terminator(plan, forkserver.fork)) as terminator:
             limits = SearchLimits(launch, len(slot_devices(plan.settings.slots)), terminator)
@@ -255,7 +255,7 @@ def _with_answer(
 
     ended = finalize.finalize_study(session, session.plan, search.records, work, launch)
     last = ended.confirmation or search
-    is_cut = last.stop_reason is StopReason.COMPLETE and launch.over is not None
+    is_cut = last.stop_reason is StopReason.COMPLETE and launch.ended_by is not None
     return replace(
         result,
         stop_reason=StopReason.LIMIT if is_cut else last.stop_reason,

@@ -65,7 +65,7 @@ def test_a_time_of_day_is_the_next_one_and_a_night_with_a_change_of_clocks_is_as
     evening = datetime(2026, 10, 24, 22, 0).timestamp()
     assert clock.next_time("23:30", evening) - evening == 1.5 * 3600
     assert clock.next_time("07:00", evening) - evening == 10 * 3600, "an hour more than on other nights"
-    assert clock.next_time("22:00", evening) - evening == 25 * 3600, "now is not ahead"
+    assert clock.next_time("22:00", evening) - evening == 25 * 3600, "now is not time_plan"
     assert clock.next_time("2026-10-25T07:00", evening) == clock.next_time("07:00", evening)
     assert clock.next_time("2026-10-25T06:00+00:00", evening) == clock.next_time("07:00", evening)
     assert clock.format_time(evening + 10 * 3600, evening) == "07:00"
@@ -100,11 +100,11 @@ def test_a_terminator_that_could_never_speak_is_refused() -> None:
 
 def test_the_earliest_limit_of_time_counts() -> None:
     limits = study("study.hours=8", "study.until=2999-01-01T07:00").settings.study
-    assert deadline.of(limits, NOON) == Deadline(NOON, NOON + 8 * 3600, "study.hours=8")
-    assert deadline.of(replace(limits, hours=None, until="12:30"), NOON) == Deadline(
+    assert deadline.deadline_of(limits, NOON) == Deadline(NOON, NOON + 8 * 3600, "study.hours=8")
+    assert deadline.deadline_of(replace(limits, hours=None, until="12:30"), NOON) == Deadline(
         NOON, NOON + 1800, "study.until=12:30"
     )
-    assert deadline.of(replace(limits, hours=None, until=None), NOON) is None
+    assert deadline.deadline_of(replace(limits, hours=None, until=None), NOON) is None
 
 
 # The rule -------------------------------------------------------------------------------------------------------------
@@ -112,19 +112,19 @@ def test_the_earliest_limit_of_time_counts() -> None:
 
 @given(LENGTHS, st.integers(1, 8))
 def test_slots_share_the_work_and_wait_for_the_last(lengths: list[float], slots: int) -> None:
-    span, work = deadline.makespan(lengths, slots), sum(lengths)
+    span, work = deadline.makespan_s(lengths, slots), sum(lengths)
     assert max(max(lengths), work / slots) <= span * (1 + 1e-9)
     assert span <= work / slots + max(lengths) + 1e-6
 
 
 @given(st.integers(1, 6), st.integers(1, 9))
 def test_a_confirmation_gives_up_seeds_first_and_the_best_finalist_last(top: int, seeds: int) -> None:
-    offered = list(deadline.sizes(top, seeds))
+    offered = list(deadline.confirmation_sizes(top, seeds))
     assert (offered[0], offered[-1]) == ((top, seeds), (1, 1))
     assert len(set(offered)) == len(offered)
     for (f, n), (g, m) in itertools.pairwise(offered):
-        assert (f == g and m == n - 1) or (n == m == min(seeds, deadline.LEAST_SEEDS) and g == f - 1)
-    assert all(n >= min(seeds, deadline.LEAST_SEEDS) for f, n in offered if f > 1)
+        assert (f == g and m == n - 1) or (n == m == min(seeds, deadline.MIN_SEEDS) and g == f - 1)
+    assert all(n >= min(seeds, deadline.MIN_SEEDS) for f, n in offered if f > 1)
 
 
 @given(LENGTHS, st.integers(1, 7), st.floats(0, 3000), st.integers(1, 4))
@@ -132,10 +132,10 @@ def test_the_confirmation_that_is_chosen_is_the_first_that_fits(
     lengths: list[float], seeds: int, room_s: float, slots: int
 ) -> None:
     def seconds(top: int, n: int) -> float:
-        return deadline.confirming_s(lengths[:top] * n, n, 1.0, slots)
+        return deadline.confirmation_s(lengths[:top] * n, n, 1.0, slots)
 
-    size = deadline.affordable(len(lengths), seeds, seconds, room_s)
-    offered = list(deadline.sizes(len(lengths), seeds))
+    size = deadline.largest_affordable(len(lengths), seeds, seconds, room_s)
+    offered = list(deadline.confirmation_sizes(len(lengths), seeds))
     refused = offered[: offered.index((size.finalists, size.seeds))] if size.seeds else offered
     assert size.seconds <= room_s
     assert all(seconds(*larger) > room_s for larger in refused)
@@ -147,17 +147,19 @@ def test_a_search_leaves_time_for_its_confirmation_which_is_at_most_a_third(
     paces: list[float], window_s: float, slots: int
 ) -> None:
     records = [record(n, p) for n, p in enumerate(paces)]
-    ahead = deadline.outlook(study(), records, Deadline(NOON, NOON + window_s, ""), slots, NOON)
-    assert ahead.search_ends + ahead.size.seconds + deadline.closing_s(len(paces)) < NOON + window_s
-    assert ahead.size.seconds <= window_s / 3
-    assert (ahead.more is None) == (not paces)
+    time_plan = deadline.plan_time(study(), records, Deadline(NOON, NOON + window_s, ""), slots, NOON)
+    assert time_plan.search_ends_at + time_plan.confirmation.seconds + deadline.closing_s(len(paces)) < NOON + window_s
+    assert time_plan.confirmation.seconds <= window_s / 3
+    assert (time_plan.trials_left is None) == (not paces)
 
 
 def test_a_trial_that_goes_on_is_reckoned_by_its_own_pace() -> None:
     records = [record(0, 1.0), record(1, 2.0), record(2, 9.0, epochs=1, state="paused")]
-    ahead = deadline.outlook(study(), records, Deadline(NOON, NOON + 3600, ""), 2, NOON)
-    assert deadline.left(records[2], ahead, EPOCHS) == pytest.approx(1.0 + 4 * 9.0)
-    assert deadline.left(record(3, 0.0, epochs=0, state="waiting"), ahead, EPOCHS) == pytest.approx(1.0 + 5 * 2.0)
+    time_plan = deadline.plan_time(study(), records, Deadline(NOON, NOON + 3600, ""), 2, NOON)
+    assert deadline.remaining_s(records[2], time_plan, EPOCHS) == pytest.approx(1.0 + 4 * 9.0)
+    assert deadline.remaining_s(record(3, 0.0, epochs=0, state="waiting"), time_plan, EPOCHS) == pytest.approx(
+        1.0 + 5 * 2.0
+    )
 
 
 # On a made-up clock ---------------------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ class Night:
             for number in list(began):
                 if self.now >= began[number] + self._takes(records[number]):
                     records[number] = self._trained(records[number], began.pop(number), EPOCHS)
-            while len(began) < self.slots and (which := limits.next(records, began)) is not None:
+            while len(began) < self.slots and (which := limits.next_trial(records, began)) is not None:
                 number = which if isinstance(which, int) else len(records)
                 if number not in records:
                     assert new
@@ -237,7 +239,7 @@ def test_whatever_trials_take_search_and_confirmation_end_in_time_and_what_is_cu
     assert all(r.state in ("complete", "paused") for r in searched)
     complete = [r for r in searched if r.state == "complete"]
     if complete:  # nothing went by unused: what was left when the search ended, the confirmation takes
-        room_s = night.launch.answer_by(len(searched)) - deadline.SWITCH_S - night.now  # as a launch reckons
+        room_s = night.launch.answer_due_at(len(searched)) - deadline.SWITCH_S - night.now  # as a launch reckons
         size = confirm.affordable_size(night.plan, searched, [], room_s, slots)
         pairs = [(r.number, n) for n in range(1, 6) for r in confirm.finalists(night.plan, searched)[: size.finalists]]
         confirmations = {
@@ -245,7 +247,7 @@ def test_whatever_trials_take_search_and_confirmation_end_in_time_and_what_is_cu
             for i, (t, n) in enumerate(pairs)
         }
         night.work(
-            ConfirmationLimits(night.launch, searched, pairs, deadline.test_s(searched)), confirmations, new=False
+            ConfirmationLimits(night.launch, searched, pairs, deadline.test_set_s(searched)), confirmations, new=False
         )
         assert sum(r.state == "complete" for r in confirmations.values()) >= size.finalists * size.seeds
     assert night.now <= ends - deadline.closing_s(len(searched)) + 1

@@ -47,8 +47,10 @@ def test_what_lies_within_the_wobble_of_a_curve_is_no_improvement_until_it_adds_
     finals = [0.70, 0.71, 0.715, 0.72, 0.73]
     curves = [record(n, [v + w - 0.70 for w in wobbly]) for n, v in enumerate(finals)]
     assert [patience.trials_since_improvement(curves[:n], settings) for n in range(1, 6)] == [0, 1, 2, 3, 0]
-    assert patience.word(curves[:3], settings) is None
-    assert "study.patience=3: the last 3 trials were no better than the best" in patience.word(curves[:4], settings)
+    assert patience.stop_reason(curves[:3], settings) is None
+    assert "study.patience=3: the last 3 trials were no better than the best" in patience.stop_reason(
+        curves[:4], settings
+    )
 
 
 def test_pruned_trials_try_ones_patience_and_failed_ones_do_not() -> None:
@@ -99,14 +101,14 @@ def test_evaluators_that_need_torch_answer_from_a_process_of_their_own(name: str
     assert forkserver.is_warm(60)
     terminator = Terminator(study, forkserver.fork)
     try:
-        assert terminator.word(records[:5]) is None, "too few"
-        assert terminator._started is None
-        assert terminator.word(records) is None, "asked in the midst of a launch, it lets nobody wait"
+        assert terminator.stop_reason(records[:5]) is None, "too few"
+        assert not terminator.helper.is_alive
+        assert terminator.stop_reason(records) is None, "asked in the midst of a launch, it lets nobody wait"
         terminator.close()
         terminator = Terminator(study, forkserver.fork)  # the next launch's
-        word = terminator.word(records)
-        assert terminator.trouble is None
-        assert terminator._started[0].is_alive()
+        word = terminator.stop_reason(records)
+        assert terminator.error is None
+        assert terminator.helper.is_alive
     finally:
         terminator.close()
     if name == "regret_bound":
@@ -153,7 +155,7 @@ def test_a_page_that_would_be_late_is_left_to_the_report(finished: StudyView) ->
     assert publish.publish_before_deadline(finished, found, launch(60)) == (page, None)
     assert page.read_text().endswith("</html>\n")
     began = time.monotonic()
-    late = publish.publish_before_deadline(finished, found, launch(deadline.LEAVE_S + 0.01))
+    late = publish.publish_before_deadline(finished, found, launch(deadline.EXIT_S + 0.01))
     assert time.monotonic() - began < 5 * LATE
     assert late == (None, None), "MLflow has heard"
     (note,) = kept[-1]["notes"]

@@ -92,7 +92,7 @@ def test_the_next_line_can_be_given_after_the_deadline_that_it_comes_from() -> N
 def test_what_a_deadline_cut_stands_in_the_terminal_and_on_the_page() -> None:
     notes = ["study.until=07:00 ended the search: 40 of 500 trials are done", "study.until=07:00 cut the test set"]
     records = searched(planned())
-    view = dataclasses.replace(seen(records, confirmed=True), launch={"over": "deadline", "notes": notes})
+    view = dataclasses.replace(seen(records, confirmed=True), launch={"ended_by": "deadline", "notes": notes})
     some = tuple(
         r for r in view.confirmation.records if r.confirms.trial in (0, ranked(records, planned().settings)[0].number)
     )

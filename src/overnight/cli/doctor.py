@@ -75,7 +75,7 @@ def _seen(location: StudyLocation, name: str) -> StudyView:
 
 
 def _spent(found: StudyView) -> bool:
-    over = (found.launch or {}).get("over")  # a search that patience or a terminator ended has no more to do
+    over = (found.launch or {}).get("ended_by")  # a search that patience or a terminator ended has no more to do
     return found.count("complete", "pruned", "failed") >= found.budget or over in ("patience", "terminator")
 
 

@@ -32,7 +32,7 @@ def status_object(view: StudyView) -> dict[str, Any]:
         },
         "best": {"trial": best.number, "value": best.objective, "params": best.params} if best else None,
         "confirmation": {"done": view.confirmed, "budget": view.confirmations},
-        "deadline": (view.launch.get("deadline") or {}).get("ends"),  # seconds since 1970
+        "deadline": (view.launch.get("deadline") or {}).get("ends_at"),  # seconds since 1970
         "forecast": _ahead(view),
         "ended": list(view.launch.get("notes", ())),
         "experiment_id": view.experiment_id,
@@ -93,10 +93,10 @@ def _ahead(view: StudyView) -> str | None:
     if view.state != "running" or given is None:
         return None
     slots = len(slot_devices(view.plan.settings.slots))
-    ahead = deadline.outlook(
-        view.plan, view.records, deadline.Deadline(**given), slots, now, view.launch.get("started_s", 0.0)
+    ahead = deadline.plan_time(
+        view.plan, view.records, deadline.Deadline(**given), slots, now, view.launch.get("startup_s", 0.0)
     )
-    return deadline.words(ahead, now)
+    return deadline.describe(ahead, now)
 
 
 def ended(result: Result) -> None:

@@ -16,7 +16,7 @@ from overnight.protocol import Tested
 from overnight.runner import trial_process
 from overnight.runner.trial_spec import trial_spec
 from overnight.search import deadline
-from overnight.search.deadline import Size
+from overnight.search.deadline import ConfirmationSize
 from overnight.search.plan import CONFIRM_SUFFIX, Plan, derive_seed
 from overnight.search.record import Confirms, TrialRecord, config_of, ranked
 from overnight.search.space import SearchSpace
@@ -63,7 +63,7 @@ def confirmation_plan(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
 
 def affordable_size(
     plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord], room_s: float, slots: int
-) -> Size:
+) -> ConfirmationSize:
     """The largest confirmation for which `room_s` is enough, less what is done of it."""
     epochs = plan.settings.trainer.max_epochs
     held = {_pair(r.confirms): r for r in confirmations if r.confirms is not None}
@@ -73,13 +73,13 @@ def affordable_size(
     def seconds(top: int, seeds: int) -> float:
         out = set(chosen[top:]) - {BASELINE}
         lengths = [
-            deadline.confirmation_s(c, held.get(_pair(c), r), confirmations, records, epochs)
+            deadline.confirmation_trial_s(c, held.get(_pair(c), r), confirmations, records, epochs)
             for r, c in everything
             if r.number not in out and c.nth_seed <= seeds and not (_pair(c) in held and held[_pair(c)].done)
         ]
-        return deadline.confirming_s(lengths, seeds, deadline.test_s(records), slots)
+        return deadline.confirmation_s(lengths, seeds, deadline.test_set_s(records), slots)
 
-    return deadline.affordable(len(chosen), plan.confirm_seeds, seconds, room_s)
+    return deadline.largest_affordable(len(chosen), plan.confirm_seeds, seconds, room_s)
 
 
 def enqueue(

@@ -59,7 +59,7 @@ def finalize_study(
         try:
             top = _affordable(launch, records, session.records())
             limits = ConfirmationLimits(
-                launch, records, confirm.enqueue(session, plan, records, top), deadline.test_s(records)
+                launch, records, confirm.enqueue(session, plan, records, top), deadline.test_set_s(records)
             )
             if top != 0:
                 mlflow_sync = MlflowSync(
@@ -140,10 +140,10 @@ def _tell(seen: StudyView, found: Finding, worked: Ending | None, launch: Launch
 def _registered(seen: StudyView, launch: Launch) -> str:
     if launch.deadline is None:
         return winner.register(seen)
-    time_s = launch.told_by() - launch.now() - _A_MODEL_S / 2
+    time_s = launch.publish_due_at() - launch.now() - _A_MODEL_S / 2
     if time_s > _A_MODEL_S / 2:
         return winner.register(seen, min(time_s, winner.EXPORT_TIMEOUT_S))
-    said, name = launch.deadline.said, launch.plan.name
+    said, name = launch.deadline.setting, launch.plan.name
     return f"no model in MLflow's registry: {said} left no time; `overnight register {name}` writes it"
 
 
@@ -151,7 +151,7 @@ def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: S
     """How many finalists there is time for; None where nothing presses."""
     if launch.deadline is None:
         return None
-    room_s = launch.answer_by(len(records)) - deadline.SWITCH_S - launch.now()
+    room_s = launch.answer_due_at(len(records)) - deadline.SWITCH_S - launch.now()
     slots = len(slot_devices(launch.plan.settings.slots))
     return confirm.affordable_size(launch.plan, records, confirmations, room_s, slots).finalists
 
@@ -168,7 +168,7 @@ def _say_what_was_cut(launch: Launch, found: Finding) -> None:
         if tried
         else "left no time for a confirmation"
     )
-    launch.end("deadline", f"{launch.deadline.said} {what}")
+    launch.end("deadline", f"{launch.deadline.setting} {what}")
 
 
 def _test(session: StudySession, found: Finding, launch: Launch, records: Sequence[TrialRecord]) -> None:
@@ -177,9 +177,11 @@ def _test(session: StudySession, found: Finding, launch: Launch, records: Sequen
     if found.winner is None:
         return
     asked = {f.trial.number for f in (found.winner, found.baseline) if f is not None}
-    if not confirm.evaluate_on_test_set(session, asked, launch.answer_by(len(records)), deadline.test_s(records)):
+    if not confirm.evaluate_on_test_set(
+        session, asked, launch.answer_due_at(len(records)), deadline.test_set_s(records)
+    ):
         assert launch.deadline is not None
-        launch.end("deadline", f"{launch.deadline.said} cut the test set: not every seed was tested")
+        launch.end("deadline", f"{launch.deadline.setting} cut the test set: not every seed was tested")
     elif found.done >= found.asked:
         kept = next(r.number for r in found.winner.runs if r.state == "complete")
         confirm.drop_weights(session, kept if found.plan.settings.study.keep_checkpoints else None)

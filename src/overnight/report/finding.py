@@ -84,7 +84,7 @@ def from_records(
     # Where a confirmation was cut, one more lucky seed must decide nothing.
     tried = {t.number: {_nth(r) for r in runs_of[t.number] if r.done} for t in chosen}
     most = max(map(len, tried.values()), default=0)
-    enough = max(min(most - 1, deadline.LEAST_SEEDS), 1)
+    enough = max(min(most - 1, deadline.MIN_SEEDS), 1)
     level = {number for number, nths in tried.items() if len(nths) >= enough}
     shared = set.intersection(*(tried[number] for number in level)) if level else set()
 

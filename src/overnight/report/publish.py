@@ -38,15 +38,15 @@ def publish_before_deadline(seen: StudyView, found: Finding, launch: Launch) -> 
     process, path = forkserver.fork(write_page_in_child, location, seen.name), location.paths.study(seen.name).report
     try:
         trouble = _publish_in_time(launch, seen, location, found)
-        process.join(max(launch.told_by() - launch.now(), 0.0))
+        process.join(max(launch.publish_due_at() - launch.now(), 0.0))
         written, late = process.exitcode == 0, process.exitcode is None
     finally:
         discard(process)
     if not written:
-        why = f"{launch.deadline.said} left no time for the page" if late else "the page could not be written"
-        launch.note(f"{why}: `overnight report {seen.name}` writes it")
+        why = f"{launch.deadline.setting} left no time for the page" if late else "the page could not be written"
+        launch.add_note(f"{why}: `overnight report {seen.name}` writes it")
         return None, trouble
-    if launch.now() < launch.told_by():
+    if launch.now() < launch.publish_due_at():
         trouble = _publish_in_time(launch, seen, location, found, str(path))
     return path, trouble
 
@@ -58,7 +58,7 @@ def _publish_in_time(
     said: list[str | None] = []
     thread = threading.Thread(target=lambda: said.append(publish_to_mlflow(seen, location, found, *files)), daemon=True)
     thread.start()
-    thread.join(max(launch.told_by() + deadline.LEAVE_S / 3 - launch.now(), 0.0))
+    thread.join(max(launch.publish_due_at() + deadline.EXIT_S / 3 - launch.now(), 0.0))
     return said[0] if said else "there was no time left"
 
 

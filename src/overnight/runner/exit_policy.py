@@ -56,7 +56,7 @@ def await_tests(confirmation: StudySession, runs: Collection[int], launch: Launc
     runs: the numbers of the confirmation's trials that are to be tested.
     """
     coordinator = confirmation.coordinator
-    while set(runs) - confirmation.attributes.tests.keys() and launch.now() < launch.told_by():
+    while set(runs) - confirmation.attributes.tests.keys() and launch.now() < launch.publish_due_at():
         if confirmation.attributes.stop_requested:
             return
         coordinator.leave()  # who is through is waited for by nobody
@@ -81,4 +81,4 @@ def is_over(search: StudySession, running: int, launch: Launch) -> bool:
 
     running: how many trials of the study, its confirmation's included, somebody is at.
     """
-    return not search.coordinator.is_relaunched and (running == 0 or launch.over == "deadline")
+    return not search.coordinator.is_relaunched and (running == 0 or launch.ended_by == "deadline")

@@ -154,7 +154,7 @@ class Supervisor:
         failed = not any(r.state in ("complete", "pruned") for r in self.records.values())
         ended = "FAILED" if failed or reason is StopReason.FAILURES else "FINISHED"
         ending = "KILLED" if reason is StopReason.STOPPED else ended
-        left_s = self.limits.left_s() if self.limits is not None else None
+        left_s = self.limits.mlflow_timeout_s() if self.limits is not None else None
         if reason is StopReason.STOPPED:  # the last one to leave marks the study as stopped
             left_s = self.stopping.seconds_to_exit()
             self.session.coordinator.leave()
@@ -169,7 +169,7 @@ class Supervisor:
     def _stop_reason(self) -> StopReason:
         reason = self.stopping.reason
         if reason in (None, StopReason.LIMIT):
-            is_cut = self.limits is not None and self.limits.cut(self.records)
+            is_cut = self.limits is not None and self.limits.cut_short(self.records)
             return StopReason.LIMIT if is_cut else StopReason.COMPLETE
         return reason
 
@@ -221,7 +221,7 @@ class Supervisor:
 
     def _next_ticket(self) -> TrialAssignment | None:
         if self.only is None:
-            which = "any" if self.limits is None else self.limits.next(self.records, self.running)
+            which = "any" if self.limits is None else self.limits.next_trial(self.records, self.running)
             self._refused = which is None
             if which is None or which == "any":
                 return self.session.queue.ask() if which else None
@@ -321,7 +321,7 @@ class Supervisor:
             self._looked_at = now
             self._look_for_room()
             self._keep_links()
-            self.ahead = self.limits.ahead(self.records) if self.limits is not None else None
+            self.ahead = self.limits.status_line(self.records) if self.limits is not None else None
             self.on_change(self)
         if not self.stopping.is_stopping and self.limits is not None and self.limits.time_is_up(self.records):
             self.stopping.request(StopReason.LIMIT)

@@ -1,6 +1,6 @@
-"""What ends a launch before its budget is spent: patience, a terminator, a deadline; whichever comes first.
+"""The limits that end a launch before its budget is spent: patience, a terminator, a deadline.
 
-The supervisor asks which trial is next, and whether the time is up; what it hears it obeys.
+The supervisor asks a `Limits` for the next trial and whether the time is up.
 """
 
 from __future__ import annotations
@@ -13,106 +13,110 @@ from typing import Any, Literal, Protocol
 
 from overnight.config import clock
 from overnight.search import deadline, patience
-from overnight.search.deadline import Deadline, Outlook
+from overnight.search.deadline import Deadline, TimePlan
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.search.terminator import Terminator
 
-# A waiting trial, by its number; whatever the ledger gives; a new one, whoever waits; or none now.
-Next = int | Literal["any", "new"] | None
-Over = Literal["patience", "terminator", "deadline"]
-# Seconds between two looks at what all records say of the time.
-_LOOK_EVERY_S = 1.0
+# The number of a trial that waits; "any" trial that the study has next; a "new" trial, while others wait; or none.
+NextTrial = int | Literal["any", "new"] | None
+Limit = Literal["patience", "terminator", "deadline"]
+# The time plan is computed from all records, at most this often.
+_PLAN_EVERY_S = 1.0
 
 
 class Limits(Protocol):
-    """What a supervisor asks. records: all that it knows, by number; running: numbers."""
+    """What a supervisor asks. `records`: all trials by number; `running`: trial numbers."""
 
-    def next(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> Next: ...
-    def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool: ...
+    def next_trial(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> NextTrial:
+        """The trial to start in a free slot."""
+        ...
+
+    def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:
+        """Whether running trials must save and stop."""
+        ...
+
     def is_late(self) -> bool:
-        """Whether what is nice to have would cost the answer."""
+        """Whether optional work, such as plots, would cost the answer."""
         ...
 
-    def left_s(self) -> float | None:
-        """Seconds that MLflow has to be told all of it; None for as long as that takes."""
+    def mlflow_timeout_s(self) -> float | None:
+        """Seconds that remain to synchronise MLflow; None for no limit."""
         ...
 
-    def cut(self, records: Mapping[int, TrialRecord]) -> bool:
-        """Whether, with nothing running, work is left that a limit kept from being done."""
+    def cut_short(self, records: Mapping[int, TrialRecord]) -> bool:
+        """Whether a limit left work undone. Nothing is running."""
         ...
 
-    def ahead(self, records: Mapping[int, TrialRecord]) -> str | None:
-        """What there is to come, in one line."""
+    def status_line(self, records: Mapping[int, TrialRecord]) -> str | None:
+        """What remains to be done, in one line; None without a deadline."""
         ...
 
 
 class Launch:
-    """One launch of a study: when it must have ended, and what there is to say of how it ended.
+    """One launch of a study: its deadline, the limit that ended it, and notes for the report.
 
-    keep: has the ledger keep what others see of it. launched: since when its time counts, where that is not since it
-    began: for one of many, who came later than the study was launched.
+    Args:
+        started_at: When it started, in seconds since 1970.
+        save: Stores what other processes see of the launch.
+        now: The clock, in seconds since 1970.
+        launched_at: When the study was launched, for a worker that joined later. The deadline counts from here.
     """
 
     def __init__(
         self,
         plan: Plan,
-        began: float,
-        keep: Callable[[dict[str, Any]], None],
+        started_at: float,
+        save: Callable[[dict[str, Any]], None],
         now: Callable[[], float] = time.time,
-        launched: float | None = None,
+        launched_at: float | None = None,
     ) -> None:
-        self.plan, self.now, self._keep, self.began = plan, now, keep, began
-        self.deadline: Deadline | None = deadline.of(plan.settings.study, began if launched is None else launched)
-        self.started_s = 0.0
-        self.over: Over | None = None
+        self.plan, self.now, self._save, self.started_at = plan, now, save, started_at
+        self.deadline: Deadline | None = deadline.deadline_of(
+            plan.settings.study, started_at if launched_at is None else launched_at
+        )
+        self.startup_s = 0.0
+        self.ended_by: Limit | None = None
         self.notes: list[str] = []
         self._logged = ""
         self._logged_at = 0.0
-        self.kept()
+        self._save_state()
 
-    def warm(self, since: float) -> None:
-        """The first trial may start: a machine that took longer to get there takes longer to close."""
-        self.started_s = since
-        self.kept()
+    def set_startup(self, seconds: float) -> None:
+        """Record the seconds to the first trial. A machine that is slow to start is slow to close."""
+        self.startup_s = seconds
+        self._save_state()
 
-    def answer_by(self, trials: int) -> float:
-        """When all of a search of so many trials must be confirmed and tested; inf without a deadline."""
+    def answer_due_at(self, trials: int) -> float:
+        """When a search of so many trials must be confirmed and tested; inf without a deadline."""
         if self.deadline is None:
             return math.inf
-        return self.deadline.ends - deadline.closing_s(trials, self.started_s)
+        return self.deadline.ends_at - deadline.closing_s(trials, self.startup_s)
 
-    def left_s(self) -> float | None:
-        return None if self.deadline is None else max(self.told_by() - self.now(), 1.0)
+    def publish_due_at(self) -> float:
+        """When to stop waiting for the report page and for MLflow; inf without a deadline."""
+        return math.inf if self.deadline is None else self.deadline.ends_at - deadline.exit_s(self.startup_s)
 
-    def told_by(self) -> float:
-        """When report and MLflow are waited for no longer; inf without a deadline."""
-        return math.inf if self.deadline is None else self.deadline.ends - deadline.leave_s(self.started_s)
+    def mlflow_timeout_s(self) -> float | None:
+        return None if self.deadline is None else max(self.publish_due_at() - self.now(), 1.0)
 
-    def end(self, over: Over, note: str) -> None:
-        self.over = over
-        self.note(note)
+    def end(self, limit: Limit, note: str) -> None:
+        self.ended_by = limit
+        self.add_note(note)
 
-    def note(self, line: str) -> None:
-        """Have the report say something of what was cut."""
+    def add_note(self, line: str) -> None:
+        """Add a line on what was cut to the report and to the launch log."""
         if line not in self.notes:
             self.notes.append(line)
             self.log(line, at_once=True)
-        self.kept()
-
-    def kept(self) -> None:
-        d = self.deadline
-        self._keep(
-            {
-                "deadline": None if d is None else vars(d),
-                "started_s": self.started_s,
-                "over": self.over,
-                "notes": self.notes,
-            }
-        )
+        self._save_state()
 
     def log(self, line: str, at_once: bool = False) -> None:
-        """Write a line to the study's launch log, the same one once; a forecast once a minute."""
+        """Append a line to the launch log, unless it repeats the last one. Writes at most one line a minute.
+
+        Args:
+            at_once: Write it even within that minute.
+        """
         now = self.now()
         if line == self._logged or (not at_once and now - self._logged_at < 60):
             return
@@ -123,6 +127,16 @@ class Launch:
             with open(path, "a") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))} {line}\n")
 
+    def _save_state(self) -> None:
+        self._save(
+            {
+                "deadline": None if self.deadline is None else vars(self.deadline),
+                "startup_s": self.startup_s,
+                "ended_by": self.ended_by,
+                "notes": self.notes,
+            }
+        )
+
 
 class SearchLimits:
     """The limits of a search."""
@@ -130,159 +144,168 @@ class SearchLimits:
     def __init__(self, launch: Launch, slots: int, terminator: Terminator) -> None:
         self._launch, self._slots, self._terminator = launch, slots, terminator
         self._plan = launch.plan
-        self._asked_at: float | None = None
-        self._looked: tuple[int, str | None] = (-1, None)  # patience's word, after so many ended trials
-        self._ended_by: tuple[Literal["patience", "terminator"], str] | None = None  # what `next` was told last
-        self._outlook: Outlook | None = None
-        self._outlook_at = -_LOOK_EVERY_S
+        self._is_started = False
+        self._patience: tuple[int, str | None] = (-1, None)  # the number of ended trials, and the reason to stop then
+        self._stop_reason: tuple[Limit, str] | None = None
+        self._time_plan: TimePlan | None = None
+        self._planned_at = -_PLAN_EVERY_S
 
-    def next(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> Next:
-        if self._asked_at is None:
-            self._asked_at = self._launch.now()
+    def next_trial(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> NextTrial:
+        if not self._is_started:
+            self._is_started = True
             if self._launch.deadline is not None:
-                self._launch.warm(self._asked_at - self._launch.began)
+                self._launch.set_startup(self._launch.now() - self._launch.started_at)
         waiting = [r for n, r in sorted(records.items()) if r.state in ("waiting", "paused") and n not in running]
         if not waiting and len(records) >= self._plan.budget:
             return "any"
-        self._ended_by = self._over(list(records.values()))
-        if self._ended_by is not None:
+        self._stop_reason = self._reason_to_stop(list(records.values()))
+        if self._stop_reason is not None:
             return None
         if self._launch.deadline is None:
             return "any"
-        ahead, now = self._look(records), self._launch.now()
+        time_plan, now = self._current_time_plan(records), self._launch.now()
         for record in waiting:
-            takes = deadline.left(record, ahead, self._plan.settings.trainer.max_epochs)
-            if deadline.fits(takes, now, ahead.search_ends):
+            seconds = deadline.remaining_s(record, time_plan, self._plan.settings.trainer.max_epochs)
+            if deadline.fits(seconds, now, time_plan.search_ends_at):
                 return record.number
-        if len(records) < self._plan.budget and deadline.fits(ahead.typical_s, now, ahead.search_ends):
+        if len(records) < self._plan.budget and deadline.fits(time_plan.trial_s, now, time_plan.search_ends_at):
             return "new" if waiting else "any"
         return None
 
     def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:
-        return self._launch.deadline is not None and self._launch.now() >= self._look(records).search_ends
+        if self._launch.deadline is None:
+            return False
+        return self._launch.now() >= self._current_time_plan(records).search_ends_at
 
     def is_late(self) -> bool:
-        ahead = self._outlook
-        return ahead is not None and self._launch.now() >= ahead.search_ends + deadline.STOP_S + deadline.PICTURES_S
+        time_plan = self._time_plan
+        if time_plan is None:
+            return False
+        return self._launch.now() >= time_plan.search_ends_at + deadline.STOP_S + deadline.PLOTS_S
 
-    def left_s(self) -> float | None:
-        ahead = self._outlook
-        if ahead is None or not ahead.size.seeds:
-            return self._launch.left_s()
-        # What MLflow lacks then, the next start writes: it must not cost the confirmation.
-        by = ahead.search_ends + deadline.STOP_S + deadline.PICTURES_S + deadline.SWITCH_S
-        return max(by - self._launch.now(), deadline.SWITCH_S)
+    def mlflow_timeout_s(self) -> float | None:
+        time_plan = self._time_plan
+        if time_plan is None or not time_plan.confirmation.seeds:
+            return self._launch.mlflow_timeout_s()
+        # The next start writes what MLflow lacks then. The confirmation must not wait for it.
+        due_at = time_plan.search_ends_at + deadline.STOP_S + deadline.PLOTS_S + deadline.SWITCH_S
+        return max(due_at - self._launch.now(), deadline.SWITCH_S)
 
-    def cut(self, records: Mapping[int, TrialRecord]) -> bool:
-        told = list(records.values())
-        done = sum(r.done for r in told)
+    def cut_short(self, records: Mapping[int, TrialRecord]) -> bool:
+        trials = list(records.values())
+        done = sum(r.done for r in trials)
         if done >= self._plan.budget:
             return False
-        saved = sum(r.state == "paused" for r in told)
-        waits = (
-            f"; {saved} that ran {'was' if saved == 1 else 'were'} saved and go{'es' * (saved == 1)} on another time"
-        )
-        so_far = f"{done} of {self._plan.budget} trials are done{waits if saved else ''}"
-        over = self._ended_by or self._over(told)  # the terminator may have thought again since
-        if over is not None:
-            self._launch.end(over[0], f"{over[1]}; {so_far}")
-        elif self._launch.deadline is not None:
-            self._launch.end(
-                "deadline", f"{self._launch.deadline.said} ended the search: {so_far}{self._why_none(told)}"
-            )
-        return over is not None or self._launch.deadline is not None
+        progress = f"{done} of {self._plan.budget} trials are done"
+        paused = sum(r.state == "paused" for r in trials)
+        if paused:
+            progress += f"; {paused} running trial{'s were' if paused > 1 else ' was'} saved and can be resumed"
+        # The reason of the last `next_trial` counts: the terminator may have changed its answer since.
+        reason = self._stop_reason or self._reason_to_stop(trials)
+        if reason is not None:
+            self._launch.end(reason[0], f"{reason[1]}; {progress}")
+            return True
+        if self._launch.deadline is None:
+            return False
+        setting = self._launch.deadline.setting
+        self._launch.end("deadline", f"{setting} ended the search: {progress}{self._too_short(trials)}")
+        return True
 
-    def ahead(self, records: Mapping[int, TrialRecord]) -> str | None:
-        if self._terminator.trouble:
-            self._launch.log(self._terminator.trouble, at_once=True)
+    def status_line(self, records: Mapping[int, TrialRecord]) -> str | None:
+        if self._terminator.error:
+            self._launch.log(self._terminator.error, at_once=True)
         if self._launch.deadline is None:
             return None
-        said = deadline.words(self._look(records), self._launch.now())
-        self._launch.log(said)
-        return said
+        line = deadline.describe(self._current_time_plan(records), self._launch.now())
+        self._launch.log(line)
+        return line
 
-    def _over(self, records: Sequence[TrialRecord]) -> tuple[Literal["patience", "terminator"], str] | None:
+    def _reason_to_stop(self, records: Sequence[TrialRecord]) -> tuple[Limit, str] | None:
         ended = sum(r.done for r in records)
-        if self._looked[0] != ended:
-            self._looked = ended, patience.word(records, self._plan.settings)
-        if self._looked[1] is not None:
-            return "patience", self._looked[1]
-        word = self._terminator.word(records)
-        return ("terminator", word) if word is not None else None
+        if self._patience[0] != ended:
+            self._patience = ended, patience.stop_reason(records, self._plan.settings)
+        if self._patience[1] is not None:
+            return "patience", self._patience[1]
+        reason = self._terminator.stop_reason(records)
+        return ("terminator", reason) if reason is not None else None
 
-    def _look(self, records: Mapping[int, TrialRecord]) -> Outlook:
-        d, now = self._launch.deadline, self._launch.now()
-        assert d is not None
-        if self._outlook is None or now - self._outlook_at >= _LOOK_EVERY_S:
-            told = list(records.values())
-            self._outlook = deadline.outlook(self._plan, told, d, self._slots, now, self._launch.started_s)
-            self._outlook_at = now
-        return self._outlook
+    def _current_time_plan(self, records: Mapping[int, TrialRecord]) -> TimePlan:
+        end, now = self._launch.deadline, self._launch.now()
+        assert end is not None
+        if self._time_plan is None or now - self._planned_at >= _PLAN_EVERY_S:
+            trials = list(records.values())
+            self._time_plan = deadline.plan_time(self._plan, trials, end, self._slots, now, self._launch.startup_s)
+            self._planned_at = now
+        return self._time_plan
 
-    def _why_none(self, records: Sequence[TrialRecord]) -> str:
-        """What to do where a deadline left no time for a single trial."""
+    def _too_short(self, records: Sequence[TrialRecord]) -> str:
+        """A remedy where the deadline left no time for a single trial."""
         if any(r.state in ("complete", "pruned") for r in records):
             return ""
-        takes = deadline.typical(records, self._plan.settings.trainer.max_epochs)
-        told = "" if takes is None else f", which takes about {takes:.0f} s"
-        return f"; there was no time for one whole trial{told}: give it more"
+        seconds = deadline.typical_trial_s(records, self._plan.settings.trainer.max_epochs)
+        takes = "" if seconds is None else f", which takes about {seconds:.0f} s"
+        return f"; there was no time for one whole trial{takes}: give it more"
 
 
 class ConfirmationLimits:
-    """The limits of a confirmation: what is wanted, by (trial, nth seed), in order, as far as the time goes."""
+    """The limits of a confirmation.
+
+    Args:
+        search: The trials of the search.
+        wanted: (trial, nth seed) of the trials to run, in order, as far as time allows.
+        test_set_s: Seconds of the test set for one network.
+    """
 
     def __init__(
-        self, launch: Launch, search: Sequence[TrialRecord], wanted: Sequence[tuple[int, int]], test_s: float
+        self, launch: Launch, search: Sequence[TrialRecord], wanted: Sequence[tuple[int, int]], test_set_s: float
     ) -> None:
         self._launch, self._search = launch, search
         self._order = {pair: i for i, pair in enumerate(wanted)}
-        self._test_s, self._answer_by = test_s, launch.answer_by(len(search))
+        self._test_set_s, self._answer_due_at = test_set_s, launch.answer_due_at(len(search))
         self._epochs = launch.plan.settings.trainer.max_epochs
 
-    def next(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> Next:
-        waiting = sorted(
-            (
-                r
-                for n, r in records.items()
-                if self._is_wanted(r) and r.state in ("waiting", "paused") and n not in running
-            ),
-            key=lambda r: self._order[_pair(r)],
-        )
-        for record in waiting:
+    def next_trial(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> NextTrial:
+        waiting = [
+            r
+            for n, r in records.items()
+            if self._is_wanted(r) and r.state in ("waiting", "paused") and n not in running
+        ]
+        for record in sorted(waiting, key=lambda r: self._order[_pair(r)]):
             if self._fits(record, records):
                 return record.number
         return None
 
     def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:
-        return self._launch.now() >= self._ends(records, 0)
+        return self._launch.now() >= self._ends_at(records, 0)
 
     def is_late(self) -> bool:
-        return self._launch.now() >= self._answer_by
+        return self._launch.now() >= self._answer_due_at
 
-    def left_s(self) -> float | None:
-        return self._launch.left_s()
+    def mlflow_timeout_s(self) -> float | None:
+        return self._launch.mlflow_timeout_s()
 
-    def cut(self, records: Mapping[int, TrialRecord]) -> bool:
+    def cut_short(self, records: Mapping[int, TrialRecord]) -> bool:
         return any(self._is_wanted(r) and not r.done for r in records.values())
 
-    def ahead(self, records: Mapping[int, TrialRecord]) -> str | None:
-        d, now = self._launch.deadline, self._launch.now()
-        if d is None:
+    def status_line(self, records: Mapping[int, TrialRecord]) -> str | None:
+        end, now = self._launch.deadline, self._launch.now()
+        if end is None:
             return None
-        until = clock.format_time(self._ends(records, 0), now)
-        said = f"ends by {clock.format_time(d.ends, now)}: confirmation until {until}"
-        self._launch.log(said)
-        return said
+        until = clock.format_time(self._ends_at(records, 0), now)
+        line = f"ends by {clock.format_time(end.ends_at, now)}: confirmation until {until}"
+        self._launch.log(line)
+        return line
 
     def _fits(self, record: TrialRecord, records: Mapping[int, TrialRecord]) -> bool:
         assert record.confirms is not None
-        takes = deadline.confirmation_s(record.confirms, record, list(records.values()), self._search, self._epochs)
-        return deadline.fits(takes, self._launch.now(), self._ends(records, _pair(record)[1]))
+        confirmations = list(records.values())
+        seconds = deadline.confirmation_trial_s(record.confirms, record, confirmations, self._search, self._epochs)
+        return deadline.fits(seconds, self._launch.now(), self._ends_at(records, _pair(record)[1]))
 
-    def _ends(self, records: Mapping[int, TrialRecord], seeds: int) -> float:
-        """When the last one must be through, the tests of all seeds so far, and of `seeds`, still to come."""
-        begun = [_pair(r)[1] for r in records.values() if self._is_wanted(r) and r.state in ("complete", "running")]
-        return deadline.confirming_ends(self._answer_by, max([seeds, *begun]), self._test_s)
+    def _ends_at(self, records: Mapping[int, TrialRecord], seeds: int) -> float:
+        """When the last trial must have ended, so that the seeds that have started, and `seeds`, can be tested."""
+        started = [_pair(r)[1] for r in records.values() if self._is_wanted(r) and r.state in ("complete", "running")]
+        return deadline.confirmation_ends_at(self._answer_due_at, max([seeds, *started]), self._test_set_s)
 
     def _is_wanted(self, record: TrialRecord) -> bool:
         return record.confirms is not None and _pair(record) in self._order

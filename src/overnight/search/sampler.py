@@ -1,4 +1,4 @@
-"""Who suggests and who prunes: Optuna's samplers and pruners, seeded so that a restart changes nothing."""
+"""Optuna's samplers and pruners, seeded so that an interruption changes nothing."""
 
 from __future__ import annotations
 
@@ -18,43 +18,39 @@ from optuna.trial import FrozenTrial, TrialState
 
 from overnight.config.sections import PrunerSettings
 from overnight.search.attributes import OUTSIDE
-from overnight.search.gp import Fork, Helper, Question
+from overnight.search.gp import GpHelper, Question
+from overnight.search.helper_process import Fork
 from overnight.search.plan import Plan, derive_seed
 
-# A point that an earlier trial has already is drawn again, at most so many times.
-REDRAWS = 10
+# A point that an earlier trial has is drawn again, at most this many times.
+MAX_REDRAWS = 10
 
 
-def sampler(plan: Plan) -> BaseSampler:
-    """The sampler that the plan names, its draws fixed by the study's seed and each trial's number."""
-    return SeededSampler(plan)
-
-
-def limits(plan: Plan) -> list[str]:
-    """What the sampler can't do with the space, and what becomes of it, one line each."""
+def sampler_notes(plan: Plan) -> list[str]:
+    """What the sampler can't do with the space, and what it does instead, one line each."""
     name, space, trials = plan.settings.sampler.name, plan.space, plan.settings.study.trials
-    said = []
-    together = _together(plan)
-    if together:
-        apart = [n for n, dist in space.names().items() if n not in together and not dist.single()]
+    notes = []
+    joint = _joint_space(plan)
+    if joint:
+        apart = [n for n, dist in space.names().items() if n not in joint and not dist.single()]
         what = "categories, and " if name == "cma_es" else ""
         if apart:
-            said.append(
+            notes.append(
                 f"sampler: {name} draws at random {what}what not every trial has: {', '.join(apart)}; tpe models those"
             )
     size = plan.n_points
     if name == "grid" and size > trials:
-        said.append(f"sampler: grid will try {trials} of {size:,.0f} points; study.trials={size:.0f} tries them all")
+        notes.append(f"sampler: grid will try {trials} of {size:,.0f} points; study.trials={size:.0f} tries them all")
     elif name != "grid" and space.parameters and size < trials:
-        said.append(
+        notes.append(
             f"search: there are {size:,.0f} points for {trials} trials; once each has been tried, points are trained "
             f"again with another seed"
         )
-    return said
+    return notes
 
 
-def pruner(settings: PrunerSettings, max_epochs: int) -> BasePruner:
-    """The pruner that the settings name; its steps are epochs trained. max_epochs: the whole resource of one trial."""
+def make_pruner(settings: PrunerSettings, max_epochs: int) -> BasePruner:
+    """Make the pruner that the settings name. Its steps are epochs; `max_epochs` is the whole resource of a trial."""
     if settings.name == "median":
         return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs)
     if settings.name == "hyperband":
@@ -65,24 +61,25 @@ def pruner(settings: PrunerSettings, max_epochs: int) -> BasePruner:
 
 
 class SeededSampler(BaseSampler):
-    """Draws a trial's whole point at once, with a sampler made anew for each trial and seeded from (study seed, trial
-    number), and, for each parameter that is drawn on its own, from (study seed, trial number, parameter name).
+    """Draws the whole point of a trial at once, with the sampler that the plan names.
 
-    A sampler seeded once replays its first suggestions after a restart. This one suggests what it would have, were
-    the study never cut: between two trials, or in the middle of a suggestion.
+    That sampler is created for each trial, with a seed from (study seed, trial number). Parameters that are drawn
+    independently have a seed from (study seed, trial number, parameter name). A sampler that is seeded once repeats its
+    first suggestions after a restart. This one suggests what it would have suggested without the interruption, be it
+    between two trials or during a suggestion.
 
-    A point that an earlier trial has, whatever became of it, is drawn again with another seed, up to REDRAWS times;
-    then it stands. It is trained anew, with the seed of its own trial: a second sample of a noisy score, which
-    Optuna's samplers take as such. Where every point of the space has been tried nothing is drawn again.
+    A point that an earlier trial has, in whatever state, is drawn again with another seed, up to MAX_REDRAWS times.
+    After that it is kept and trained with its trial's own seed: a second sample of a noisy score, which Optuna's
+    samplers treat as such. Once every point of the space has been tried, points are not drawn again.
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._plan, self._finite = plan, plan.n_points < math.inf
-        self._helper: Helper | None = None
+        self._plan, self._is_finite = plan, plan.n_points < math.inf
+        self._helper: GpHelper | None = None
 
-    def help_from(self, fork: Fork) -> None:
-        """Have what needs torch run in a process that `fork` makes."""
-        self._helper = Helper(fork)
+    def set_fork(self, fork: Fork) -> None:
+        """Run what needs torch in a process that `fork` makes."""
+        self._helper = GpHelper(fork)
 
     def close(self) -> None:
         if self._helper is not None:
@@ -97,21 +94,21 @@ class SeededSampler(BaseSampler):
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],  # noqa: ARG002
     ) -> dict[str, Any]:
-        with _quiet():
-            point = self._point(study, trial, 0)
-            tried = self._tried(study, trial)
-            for attempt in range(1, REDRAWS + 1):
+        with _without_experimental_warnings():
+            point = self._draw_point(study, trial, 0)
+            tried = self._tried_points(study, trial)
+            for attempt in range(1, MAX_REDRAWS + 1):
                 if _identity(point) not in tried:
                     break
-                point = self._point(study, trial, attempt)
+                point = self._draw_point(study, trial, attempt)
             if any(point.get(name) != value for name, value in trial.params.items()):
-                # It was cut in the middle of a suggestion, and the trials beside it stand differently since.
-                point = self._point(study, trial, 0, trial.params)
+                # The suggestion was interrupted, and the other trials have changed since. Keep what was stored.
+                point = self._draw_point(study, trial, 0, trial.params)
             return point
 
-    def _tried(self, study: optuna.Study, trial: FrozenTrial) -> set[frozenset[Any]]:
-        """The points that are not to be drawn again; none where that can't be helped, or is no danger."""
-        if not self._finite or self._plan.settings.sampler.name == "grid":
+    def _tried_points(self, study: optuna.Study, trial: FrozenTrial) -> set[frozenset[Any]]:
+        """The points that are drawn again; none where the space is infinite or every point has been tried."""
+        if not self._is_finite or self._plan.settings.sampler.name == "grid":
             return set()
         others = study._storage.get_all_trials(study._study_id, deepcopy=False)
         tried = {_identity(t.params) for t in others if t.number != trial.number}
@@ -120,51 +117,53 @@ class SeededSampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Of a name that the plan does not know."""
+        """Sample a parameter that the plan does not have."""
         seed = derive_seed(self._plan.settings.seed, "sampler", trial.number, param_name)
         return RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)
 
-    def _point(
-        self, study: optuna.Study, trial: FrozenTrial, attempt: int, stands: Mapping[str, Any] = MappingProxyType({})
+    def _draw_point(
+        self, study: optuna.Study, trial: FrozenTrial, attempt: int, fixed: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
-        """Parameter name -> value of one whole point, which holds what `stands`."""
+        """Draw a whole point, parameter name -> value. Parameters in `fixed` keep their value."""
         name = self._plan.settings.sampler.name
         again = (f"again-{attempt}",) if attempt else ()
 
-        def of(*parts: str) -> BaseSampler:
+        def seeded_sampler(*parts: str) -> BaseSampler:
             seed = derive_seed(self._plan.settings.seed, "sampler", trial.number, *parts, *again)
-            if name == "gp" and not attempt:  # another seed would hardly move its best: again means at random
-                assert self._helper is not None, "help_from comes first"
+            if name == "gp" and not attempt:  # another seed would hardly move its optimum: a redraw is random
+                assert self._helper is not None, "set_fork comes first"
                 return _Gp(self._plan, seed, self._helper)
             return _MAKERS[name](self._plan, seed, trial.number, attempt)
 
-        joint, together = of(), _together(self._plan)
-        if together is None:
-            together = joint.infer_relative_search_space(study, trial)
-        relative = joint.sample_relative(study, trial, together)
-        so_far = copy.copy(trial)
-        so_far.params, so_far.distributions = {}, {}
+        joint_sampler, joint_space = seeded_sampler(), _joint_space(self._plan)
+        if joint_space is None:
+            joint_space = joint_sampler.infer_relative_search_space(study, trial)
+        joint = joint_sampler.sample_relative(study, trial, joint_space)
+        partial = copy.copy(trial)
+        partial.params, partial.distributions = {}, {}
 
         def draw(name: str, dist: BaseDistribution) -> Any:
-            if name in stands:
-                value = stands[name]
+            if name in fixed:
+                value = fixed[name]
             elif dist.single():
                 value = dist.choices[0] if isinstance(dist, CategoricalDistribution) else dist.low  # type: ignore[attr-defined]
-            elif name in relative:
-                value = relative[name]
+            elif name in joint:
+                value = joint[name]
             else:
-                value = of(name).sample_independent(study, so_far, name, dist)
-            so_far.params, so_far.distributions = {**so_far.params, name: value}, {**so_far.distributions, name: dist}
+                value = seeded_sampler(name).sample_independent(study, partial, name, dist)
+            partial.params = {**partial.params, name: value}
+            partial.distributions = {**partial.distributions, name: dist}
             return value
 
         self._plan.space.draw(draw, self._plan.baseline)
-        return so_far.params
+        return partial.params
 
 
-# The samplers ---------------------------------------------------------------------------------------------------------
+# The samplers -------------------------------------------------------------------------------------------------------
 
 
 def _tpe(plan: Plan, seed: int, number: int, attempt: int) -> BaseSampler:  # noqa: ARG001
+    """Tree-structured Parzen estimator, multivariate and grouped: Bergstra et al. (2011), Falkner et al. (2018)."""
     return TPESampler(
         n_startup_trials=plan.settings.sampler.startup_trials,
         multivariate=True,
@@ -185,11 +184,12 @@ def _grid(plan: Plan, seed: int, number: int, attempt: int) -> BaseSampler:  # n
 def _qmc(plan: Plan, seed: int, number: int, attempt: int) -> BaseSampler:
     if attempt:
         return RandomSampler(seed=seed)  # the sequence has one point for a trial
-    # Trial 0 is the configuration as written: the sequence begins with trial 1.
+    # Trial 0 is the baseline: the sequence starts with trial 1.
     return _Sobol(max(number - 1, 0), derive_seed(plan.settings.seed, "sampler"), RandomSampler(seed=seed))
 
 
 def _cma_es(plan: Plan, seed: int, number: int, attempt: int) -> BaseSampler:  # noqa: ARG001
+    """Covariance matrix adaptation evolution strategy: Hansen and Ostermeier (2001)."""
     return CmaEsSampler(
         n_startup_trials=plan.settings.sampler.startup_trials, warn_independent_sampling=False, seed=seed
     )
@@ -206,9 +206,9 @@ _MAKERS: dict[str, Callable[[Plan, int, int, int], BaseSampler]] = {
 
 
 class _Gp(RandomSampler):
-    """A Gaussian process over what every trial has, asked in a helper process; the rest at random."""
+    """A Gaussian process over the unconditional parameters, in a helper process. The others are random."""
 
-    def __init__(self, plan: Plan, seed: int, helper: Helper) -> None:
+    def __init__(self, plan: Plan, seed: int, helper: GpHelper) -> None:
         super().__init__(seed=seed)
         self._plan, self._own_seed, self._helper = plan, seed, helper
 
@@ -216,18 +216,18 @@ class _Gp(RandomSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         settings = self._plan.settings
-        # This trial's own half-written parameters, after a cut, are no part of the question.
-        whole = [
+        # After an interruption this trial has some of its parameters. They are not part of the question.
+        trials = [
             (t, {n: t.params[n] for n in search_space})
             for t in study.get_trials(deepcopy=False)
             if t.number != trial.number and search_space.keys() <= t.params.keys()
         ]
         complete = tuple(
-            (p, float(t.value)) for t, p in whole if t.state == TrialState.COMPLETE and t.value is not None
+            (p, float(t.value)) for t, p in trials if t.state == TrialState.COMPLETE and t.value is not None
         )
         if len(complete) < settings.sampler.startup_trials or not search_space:
             return {}
-        running = tuple(p for t, p in whole if t.state == TrialState.RUNNING)
+        running = tuple(p for t, p in trials if t.state == TrialState.RUNNING)
         question = Question(
             self._own_seed, settings.study.direction, settings.sampler.startup_trials, search_space, complete, running
         )
@@ -235,7 +235,7 @@ class _Gp(RandomSampler):
 
 
 class _Grid(BruteForceSampler):
-    """Optuna's, which takes every trial for a point of the grid, blind to trials whose values lie beside it."""
+    """Optuna's brute-force sampler without the trials outside the space, which it would take for points of the grid."""
 
     @staticmethod
     def _populate_tree(tree: Any, trials: list[FrozenTrial], params: dict[str, Any]) -> None:
@@ -244,8 +244,10 @@ class _Grid(BruteForceSampler):
 
 
 class _Sobol(QMCSampler):
-    """Optuna's, with its place in the sequence given by the trial's number rather than by a count in the storage, in
-    which a cut suggestion would leave a gap."""
+    """Optuna's scrambled Sobol' sequence, whose index is the trial number.
+
+    Optuna counts in the storage instead, where an interrupted suggestion would leave a gap.
+    """
 
     def __init__(self, index: int, seed: int, independent: BaseSampler) -> None:
         super().__init__(scramble=True, seed=seed, independent_sampler=independent, warn_independent_sampling=False)
@@ -255,14 +257,14 @@ class _Sobol(QMCSampler):
         return self._index
 
 
-def _together(plan: Plan) -> dict[str, BaseDistribution] | None:
-    """What a sampler that knows no conditions draws as one; None for a sampler that finds that out by itself."""
-    always = plan.space.unconditional()
+def _joint_space(plan: Plan) -> dict[str, BaseDistribution] | None:
+    """The parameters that a sampler without conditions draws jointly; None for a sampler that infers them itself."""
+    unconditional = plan.space.unconditional()
     if plan.settings.sampler.name == "tpe":
         return None
     if plan.settings.sampler.name == "cma_es":
-        return {n: d for n, d in always.items() if not isinstance(d, CategoricalDistribution)}
-    return always if plan.settings.sampler.name in ("qmc", "gp") else {}
+        return {n: d for n, d in unconditional.items() if not isinstance(d, CategoricalDistribution)}
+    return unconditional if plan.settings.sampler.name in ("qmc", "gp") else {}
 
 
 def _identity(params: Mapping[str, Any]) -> frozenset[Any]:
@@ -270,8 +272,8 @@ def _identity(params: Mapping[str, Any]) -> frozenset[Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Half of Optuna's samplers are marked experimental; what they suggest is pinned by our tests."""
+def _without_experimental_warnings() -> Iterator[None]:
+    """Some of Optuna's samplers are marked experimental. Our tests pin what they suggest."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield

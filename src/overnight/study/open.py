@@ -120,7 +120,7 @@ def _forget_stop(storage: LeasedStorage, name: str) -> None:
 
 
 def _limits(session: StudySession, comparable: bool) -> list[str]:
-    return sampler.limits(session.plan) if comparable and not session.queue.is_spent() else []
+    return sampler.sampler_notes(session.plan) if comparable and not session.queue.is_spent() else []
 
 
 def _seated(storage: LeasedStorage, plan: Plan, study: optuna.Study, alone: bool = False) -> StudySession:
@@ -317,8 +317,8 @@ def _load(storage: ExclusiveStorage, plan: Plan, name: str) -> optuna.Study:
         study_name=name,
         storage=storage,
         direction=settings.study.direction,
-        sampler=sampler.sampler(plan),
-        pruner=sampler.pruner(settings.pruner, settings.trainer.max_epochs),
+        sampler=sampler.SeededSampler(plan),
+        pruner=sampler.make_pruner(settings.pruner, settings.trainer.max_epochs),
         load_if_exists=True,
     )
     return _with_exclusions(storage, study)

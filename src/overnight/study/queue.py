@@ -22,7 +22,7 @@ from overnight.search.attributes import (
     TRAINING,
     VALUES,
 )
-from overnight.search.gp import Fork
+from overnight.search.helper_process import Fork
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, unpack_history, values_of
 from overnight.study.coordinator import Coordinator
@@ -65,7 +65,7 @@ class TrialQueue:
     def use_helper_process(self, fork: Fork) -> None:
         """Run a sampler that needs torch in a process that `fork` starts."""
         assert isinstance(self._study.sampler, sampler.SeededSampler)
-        self._study.sampler.help_from(fork)
+        self._study.sampler.set_fork(fork)
 
     def close(self) -> None:
         """End the sampler's helper process."""

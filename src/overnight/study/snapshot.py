@@ -65,7 +65,7 @@ class StudyView:
         if self.holder is not None:
             return "running"
         spent = self.count("complete", "pruned", "failed") >= self.budget and not self.count("waiting", "paused")
-        if (spent or self.launch.get("over") in ("patience", "terminator")) and not self.count("running"):
+        if (spent or self.launch.get("ended_by") in ("patience", "terminator")) and not self.count("running"):
             if self.best is None or not self.plan.confirmation_trials:
                 return "done"
             return self.confirmation.state if self.confirmation is not None else "paused"

@@ -79,11 +79,11 @@ def damage(home: Path) -> list[str]:
         ": a run of trial-0077, which the Optuna storage does not have",
         ": a second run of trial-0000",
         "run of trial-0001: lacks the whole run",
-        "run of trial-0002: lacks the status FINISHED: it says RUNNING",
+        "run of trial-0002: lacks the status FINISHED: it is RUNNING",
         "run of trial-0003: lacks the param optimizer.lr",
         "run of trial-0004: lacks values of val/loss",
         "run of trial-0006: lacks the whole run",
-        "run of digits-mlp: lacks an end: it says RUNNING, the tag overnight.best",
+        "run of digits-mlp: lacks an end: its status is RUNNING, the tag overnight.best",
     ]
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from overnight import api, tracking
+from overnight import api
 from overnight.config.compose import study_location
 from overnight.report.live import NullScreen
 from overnight.search.build_plan import build_plan
 from overnight.study.snapshot import StudyView, view
+from overnight.tracking import store
 from support.commands import SMALL
 
 pytest_plugins = ["support.servers", "support.groups", "support.shared_sessions"]
@@ -29,7 +30,7 @@ hypothesis_settings.load_profile("seeded")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's embedded store, fresh: creating one takes seconds, copying one does not."""
     home = tmp_path_factory.mktemp("store")
-    tracking.client(build_plan([f"home={home}"]).settings.location)
+    store.open_client(build_plan([f"home={home}"]).settings.location)
     return home / "mlflow.db"
 
 

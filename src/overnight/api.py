@@ -31,7 +31,7 @@ from overnight.system import forkserver
 from overnight.system.awake import awake
 from overnight.system.devices import slot_devices
 from overnight.system.signals import Signals
-from overnight.tracking import MlflowSync
+from overnight.tracking.sync import MlflowSync
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -168,9 +168,9 @@ def test_the_studys_note_leads_to_its_trials_best_first(page: Any, address: str,
     page.goto(
         f"{host}/#/experiments/{finished.experiment_id}/runs/{finished.parent_run_id}", wait_until="domcontentloaded"
     )
-    link = page.get_by_role("link", name="its trials, best first")
+    link = page.get_by_role("link", name="trials, best first")
     expect(link).to_be_visible(timeout=PATIENCE_MS)
-    for words in ("the ones that failed", "the confirmations"):
+    for words in ("failed trials", "confirmation runs"):
         expect(page.get_by_role("link", name=words)).to_be_visible()
     target = link.get_attribute("href")
     page.goto("about:blank")  # a change of the part after # alone does not load the page again

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from overnight import tracking
 from overnight.config.compose import study_location
 from overnight.config.paths import StudyLocation
 from overnight.report import finding
@@ -25,6 +24,7 @@ from overnight.report.finding import Finding
 from overnight.search.record import TrialRecord
 from overnight.study import snapshot
 from overnight.study.snapshot import StudyView
+from overnight.tracking import store
 from support.commands import LATE
 from support.groups import Group
 from support.servers import Cable, Postgres
@@ -218,7 +218,7 @@ def said_on_the_test_set(seen: StudyView) -> dict[tuple[int, int], Any]:
 def mlflow_has_each_once(seen: StudyView) -> None:
     """A run for the study and one for each trial and confirmation, all at their end, each epoch's values there once."""
     assert seen.confirmation is not None
-    client = tracking.client(seen.plan.settings.location)
+    client = store.open_client(seen.plan.settings.location)
     runs = client.search_runs([str(seen.experiment_id)], max_results=1000)
     assert {r.info.status for r in runs} == {"FINISHED"}, Counter(r.info.status for r in runs)
     (parent,) = [r for r in runs if r.data.tags["overnight.role"] == "study"]

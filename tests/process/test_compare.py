@@ -8,10 +8,10 @@ from urllib.parse import unquote
 
 from click.testing import CliRunner, Result
 
-from overnight import tracking
 from overnight.cli.main import cli
 from overnight.report.compare import sparkline
 from overnight.study.snapshot import StudyView
+from overnight.tracking import store
 
 
 def compared(home: Path, *refs: str) -> Result:
@@ -40,7 +40,7 @@ def test_only_what_differs_is_shown_beside_what_was_reached_and_what_it_cost(
 
 def test_mlflows_own_page_for_these_runs_is_named(finished_home: Path, finished: StudyView) -> None:
     text = unquote(compared(finished_home, "digits-mlp/0", "digits-mlp/1").output)
-    client = tracking.client(finished.plan.settings.location)
+    client = store.open_client(finished.plan.settings.location)
     runs = {
         r.data.tags["overnight.trial"]: r.info.run_id
         for r in client.search_runs([finished.experiment_id])

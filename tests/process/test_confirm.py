@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from overnight import api, protocol, tracking
+from overnight import api, protocol
 from overnight.config.problems import ConfigError
 from overnight.protocol import EpochEnd, TrialSpec
 from overnight.report import confirm, finding, report
@@ -26,6 +26,7 @@ from overnight.search.build_plan import build_plan
 from overnight.search.plan import CONFIRM_SUFFIX, Plan
 from overnight.search.record import Confirms, TrialRecord
 from overnight.study.snapshot import view
+from overnight.tracking import store
 
 SEARCHED = (
     "~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none",
@@ -51,7 +52,7 @@ def confirmed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tu
 
 
 def runs_of(home: Path, role: str) -> list[Any]:
-    client = tracking.client(build_plan([f"home={home}"]).settings.location)
+    client = store.open_client(build_plan([f"home={home}"]).settings.location)
     experiment = client.get_experiment_by_name("small")
     return list(client.search_runs([experiment.experiment_id], f"tags.`overnight.role` = '{role}'"))
 

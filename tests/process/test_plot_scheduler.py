@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from overnight import api, tracking
+from overnight import api
 from overnight.config.compose import study_location
 from overnight.plots.process import give_way
 from overnight.report.live import NullScreen
@@ -23,6 +23,7 @@ from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
 from overnight.system import forkserver
+from overnight.tracking import store
 from support.commands import SMALL
 
 DRAWN = {"weights.png", "curves.png", "confusion.png", "mistakes.png", "in-words.md"}
@@ -30,7 +31,7 @@ DRAWN = {"weights.png", "curves.png", "confusion.png", "mistakes.png", "in-words
 
 def held(found: StudyView) -> dict[str, set[str]]:
     """Run name -> the pictures that MLflow holds of it; runs with none left out."""
-    client = tracking.client(found.plan.settings.location)
+    client = store.open_client(found.plan.settings.location)
     assert found.experiment_id is not None
     runs = client.search_runs([found.experiment_id])
     shown = {r.info.run_name: {a.path for a in client.list_artifacts(r.info.run_id, "pictures")} for r in runs}

@@ -180,7 +180,7 @@ def test_mlflows_champion_answers_raw_rows_as_the_checkpoint_does_and_holds_no_p
 def test_the_same_winner_is_registered_once(home_of_won: Path, won: StudyView) -> None:
     assert winner.register(won) == "model: models:/won@champion"
     assert len(client_of(home_of_won).search_model_versions("name = 'won'")) == 1
-    assert registry.held(won.plan.settings.location, "won", [won.uid])[1] == 1
+    assert registry.count(won.plan.settings.location, "won", [won.uid])[1] == 1
 
 
 def test_what_cannot_be_exported_is_said_in_a_line(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from overnight import tracking
 from overnight.cli import starter
 from overnight.cli.main import cli
 from overnight.config.sections import WarmStart
@@ -24,6 +23,7 @@ from overnight.report.importance import importances
 from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord, ranked
 from overnight.study.snapshot import StudyView
+from overnight.tracking import store
 from support.planted_study import BEST_LR, SORRY, SPACE, planned, record, searched, seen
 
 
@@ -186,7 +186,7 @@ def test_the_report_command_prints_writes_and_shows_it_in_mlflow(finished_home: 
         assert words in done.output
     path = finished_home / "reports" / "digits-mlp.html"
     assert path.read_text().startswith("<!doctype html>")
-    client = tracking.client(build_plan([f"home={finished_home}"]).settings.location)
+    client = store.open_client(build_plan([f"home={finished_home}"]).settings.location)
     (experiment,) = [e for e in client.search_experiments() if e.name == "digits-mlp"]
     (parent,) = client.search_runs([experiment.experiment_id], "tags.`overnight.role` = 'study'")
     assert "digits-mlp.html" in {f.path for f in client.list_artifacts(parent.info.run_id)}

@@ -20,7 +20,7 @@ from overnight.search.build_plan import build_plan
 from overnight.study.open import open_study
 from overnight.study.snapshot import view
 from overnight.system import forkserver, kill
-from overnight.tracking import MlflowSync
+from overnight.tracking.sync import MlflowSync
 from support.commands import LATE, running
 from support.mlflow_store import children
 from support.user_overrides import theirs

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from overnight import api, tracking
+from overnight import api
 from overnight.protocol import EpochEnd
 from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
-from overnight.tracking import MlflowSync
+from overnight.tracking import store
+from overnight.tracking.sync import MlflowSync
 from support.mlflow_store import assert_equal, children, client_of, forget, runs_of
 
 
@@ -40,13 +41,13 @@ def test_a_finished_study_has_one_parent_and_one_child_a_trial_that_equal_the_le
 def test_mlflow_is_made_ready_ahead_and_leaves_nothing_until_it_is_opened(tmp_path: Path) -> None:
     code = (
         "import os, sys, threading\n"
-        "from overnight import tracking\nfrom overnight.config.compose import study_location\n"
+        "from overnight.tracking import store\nfrom overnight.config.compose import study_location\n"
         f"place = study_location(['home={tmp_path}'])\n"
-        "tracking.store.cores = lambda: 2\n"
-        "tracking.get_ready(place)\n"
-        "[t.join() for t in threading.enumerate() if t.name == 'mlflow-ahead']\n"
-        "print('mlflow' in sys.modules, tracking.store._blank.cache_info().currsize, os.listdir(place.paths.root))\n"
-        "experiments = tracking.client(place).search_experiments()\n"
+        "store.cores = lambda: 2\n"
+        "store.prepare_in_background(place)\n"
+        "[t.join() for t in threading.enumerate() if t.name == 'mlflow-preparation']\n"
+        "print('mlflow' in sys.modules, store._empty_store.cache_info().currsize, os.listdir(place.paths.root))\n"
+        "experiments = store.open_client(place).search_experiments()\n"
         "print([e.name for e in experiments], os.listdir(place.paths.root))\n"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -186,10 +187,10 @@ def test_the_store_is_created_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     settings = build_plan([f"home={tmp_path}"]).settings.location
     monkeypatch.setattr(SqlAlchemyStore, "__init__", cut)
     with contextlib.suppress(KeyboardInterrupt):
-        tracking.client(settings)
+        store.open_client(settings)
     assert not settings.paths.mlflow_db.exists()
     monkeypatch.setattr(SqlAlchemyStore, "__init__", real)
-    assert tracking.client(settings).get_experiment("0") is not None
+    assert store.open_client(settings).get_experiment("0") is not None
 
 
 def test_nothing_is_written_beside_the_home(

@@ -18,7 +18,7 @@ from overnight.runner.supervisor import Supervisor
 from overnight.search.build_plan import build_plan
 from overnight.study.open import open_study
 from overnight.system import forkserver
-from overnight.tracking import MlflowSync
+from overnight.tracking.sync import MlflowSync
 from overnight.trial import fit as fitting
 from overnight.trial import namespaces, targets
 from overnight.trial.fit import fit

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from overnight import api, protocol, tracking
+from overnight import api, protocol
 from overnight.config.problems import ConfigError
 from overnight.report import confirm, finalize
 from overnight.report.live import NullScreen
@@ -28,6 +28,7 @@ from overnight.study.storage import leased
 from overnight.study.storage.leased import LeasedStorage
 from overnight.study.storage.outage import Unreachable
 from overnight.system.signals import Signals
+from overnight.tracking import store
 from support.servers import Postgres
 from support.shared_sessions import Join, asked, epoch, leased_storage, leave
 
@@ -337,7 +338,7 @@ def test_what_somebody_did_who_died_before_mlflow_had_heard_of_it_is_told_by_the
     b.writer.flush()
     result = api.run(study, screen=NullScreen())
     assert [r.state for r in result.records] == ["complete", "complete"]
-    client = tracking.client(study.settings.location)
+    client = store.open_client(study.settings.location)
     (experiment,) = [e for e in client.search_experiments() if e.name == study.name]
     runs = client.search_runs([experiment.experiment_id])
     assert [r.info.status for r in runs] == ["FINISHED"] * 3, "the study's, and one for each trial"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overnight import tracking
 from overnight.system import devices
+from overnight.tracking import store
 from support.groups import QUICK, Group
 from support.picture_files import write_idx
 from support.servers import Cable, MlflowServer, Postgres
@@ -26,7 +26,7 @@ def is_exact(group: Group, name: str, trials: int, epochs: int) -> None:
     assert [r.number for r in seen.records] == list(range(trials))
     assert {r.state for r in seen.records} == {"complete"}
     assert all([e.epoch for e in r.history] == list(range(epochs)) for r in seen.records)
-    client = tracking.client(seen.plan.settings.location)
+    client = store.open_client(seen.plan.settings.location)
     runs = client.search_runs([str(seen.experiment_id)], max_results=1000)
     children = {int(r.data.tags["overnight.trial"]): r for r in runs if "overnight.trial" in r.data.tags}
     assert len(runs) == trials + 1, [r.data.tags for r in runs]

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import psutil
 
-from overnight import tracking
 from overnight.config.paths import StudyLocation, trial_name
 from overnight.search.plan import TRAIN_STUDY
 from overnight.search.record import trials_with_weights
 from overnight.study.open import reopen
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.lock import StudyInUse, holder_file, holder_of
+from overnight.tracking import store
 from overnight.tracking.reconcile import reconcile, summary_missing
+from overnight.tracking.sync import MlflowSync
 from overnight.trial import checkpoint
 
 
@@ -53,7 +54,7 @@ def mend(location: StudyLocation, name: str) -> list[Finding]:
         for finding in (*_in_the_home(location, name), *_in_the_folders(_seen(location, name))):
             if finding.path is not None:
                 shutil.rmtree(finding.path) if finding.path.is_dir() else finding.path.unlink(missing_ok=True)
-        mlflow_sync = tracking.MlflowSync(
+        mlflow_sync = MlflowSync(
             session.plan, session.attributes.uid, with_parent=name != TRAIN_STUDY, check_steps=True
         )
         mlflow_sync.start(session.records())
@@ -137,7 +138,7 @@ def _in_mlflow(found: StudyView) -> Iterator[Finding]:
     # Whoever says running is put back first.
     records = [dataclasses.replace(r, state="paused") if r.state == "running" else r for r in found.records]
     try:
-        client = tracking.client(location) if tracking.exists(location) else None
+        client = store.open_client(location) if store.exists(location) else None
         experiment = client.get_experiment_by_name(found.name) if client is not None else None
         if client is None or experiment is None or experiment.lifecycle_stage == "deleted":
             if any(r.state != "waiting" for r in records):
@@ -152,4 +153,4 @@ def _in_mlflow(found: StudyView) -> Iterator[Finding]:
         if lacks:
             yield Finding(f"MLflow's run of {found.name}", f"lacks {', '.join(lacks)}", written)
     except Exception as error:  # MLflow's, SQLAlchemy's, the network's: it is wrong, whatever it is
-        yield Finding("MLflow", f"can't be read: {tracking.describe_error(error)}", "the next start tries again")
+        yield Finding("MLflow", f"can't be read: {store.describe_error(error)}", "the next start tries again")

@@ -286,21 +286,21 @@ def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
 
     With tracking=server that server has the pages, and they are opened there.
     """
-    from overnight import tracking
     from overnight.cli import mlflow_ui
+    from overnight.tracking import pages
 
     location, view, _ = _look(arguments)
     if view is None:
         _mistake([f"study: there is none in {location.storage_description}; `overnight tune` starts one"])
     if location.server is not None:
-        page = tracking.page_of(view, location.server)
+        page = pages.study_url(view, location.server)
         click.echo(page)
         mlflow_ui.show(page, browser)
         return
     mlflow_ui.serve(
-        *tracking.ui_command(location, port := mlflow_ui.free_port(port)),
+        *pages.server_command(location, port := mlflow_ui.free_port(port)),
         port,
-        tracking.page_of(view, f"http://127.0.0.1:{port}"),
+        pages.study_url(view, f"http://127.0.0.1:{port}"),
         browser,
     )
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from overnight import tracking
 from overnight.config.paths import StudyLocation, trial_name
 from overnight.config.problems import ConfigError
 from overnight.report import winner_config
@@ -24,7 +23,8 @@ from overnight.study.snapshot import StudyView, names_in, view
 from overnight.study.storage.database import opened
 from overnight.study.storage.lock import lock_study
 from overnight.system.files import write_atomically
-from overnight.tracking import registry
+from overnight.tracking import registry, store
+from overnight.tracking.sync import MlflowSync
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +148,7 @@ def remains(location: StudyLocation, name: str) -> StudyFootprint:
         )
     files = _files(location, name)
     with _told(name):
-        runs, versions = registry.held(location, name, uids)
+        runs, versions = registry.count(location, name, uids)
     return StudyFootprint(
         name, tuple(optuna_studies), tuple(sorted(uids)), trials, runs, versions, tuple(files), sum(map(_size, files))
     )
@@ -171,7 +171,7 @@ def delete(location: StudyLocation, found: StudyFootprint) -> list[str]:
             held.callback(lock_study(location, name))
             held.callback(location.paths.study(name).lock.unlink, missing_ok=True)
         with _told(found.name):
-            left = registry.forget(location, found.name, found.uids)
+            left = registry.delete_study(location, found.name, found.uids)
         for path in found.files:
             _remove(path, found.name)
         with opened(location) as storage:
@@ -201,8 +201,8 @@ def _told(name: str) -> Iterator[None]:
     except Exception as error:  # MLflow's, SQLAlchemy's, the network's
         raise ConfigError(
             [
-                f"MLflow: must be reached to delete {name}, and can't be ({tracking.describe_error(error)}); "
-                f"the ledger has the study still: say it again once it can, or name the right tracking.uri"
+                f"MLflow: must be reached to delete {name}, and can't be ({store.describe_error(error)}); the "
+                f"ledger has the study still: say it again once it can, or name the right tracking.uri"
             ]
         ) from error
 
@@ -311,7 +311,7 @@ def _mirror(location: StudyLocation, seen: StudyView) -> str | None:
     """Have MLflow show the marks, as far as it can be reached, or say why not; the next start shows them else."""
     session = reopen(location, seen.name)
     try:
-        mlflow_sync = tracking.MlflowSync(seen.plan, seen.uid, with_parent=seen.name != TRAIN_STUDY)
+        mlflow_sync = MlflowSync(seen.plan, seen.uid, with_parent=seen.name != TRAIN_STUDY)
         mlflow_sync.start(session.records())
         ending = "KILLED" if seen.state != "done" else "FINISHED" if seen.count("complete", "pruned") else "FAILED"
         best: Any = best_of(seen.records, seen.plan.settings) if seen.name != TRAIN_STUDY else None

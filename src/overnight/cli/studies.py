@@ -221,7 +221,7 @@ def mark(refs: tuple[str, ...], why: str) -> None:
     from overnight.config.paths import trial_name
     from overnight.report import finding, publish, winner
     from overnight.search.plan import TRAIN_STUDY
-    from overnight.tracking import registry
+    from overnight.tracking import registry, tags
 
     location = study_location(r for r in refs if "=" in r)
     *named, verdict = [r for r in refs if "=" not in r]
@@ -240,7 +240,7 @@ def mark(refs: tuple[str, ...], why: str) -> None:
         click.echo(finding.summary_sentence(found))
         if seen.state != "done" or found.done < found.asked:
             click.echo("`overnight tune` goes on with what there is to train now")
-        if registry.champion_tags(location, name).get("overnight.winner") in {trial_name(n) for n in numbers}:
+        if registry.champion_tags(location, name).get(tags.WINNER) in {trial_name(n) for n in numbers}:
             click.echo(
                 f"models:/{name}@champion is that trial's network still: `overnight register {name}` replaces it"
             )

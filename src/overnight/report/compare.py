@@ -12,7 +12,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from overnight import tracking
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.report import finding
@@ -21,6 +20,7 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of, flat_config, format_duration
 from overnight.search.space import to_hydra
 from overnight.study.snapshot import StudyView
+from overnight.tracking import store
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def table(sides: Sequence[ComparedItem]) -> RenderableType:
 def mlflow_page(location: StudyLocation, sides: Sequence[ComparedItem], port: int = 5000) -> str | None:
     """The address of MLflow's own page for comparing runs; None where it has no run of one of them, or there is one
     alone."""
-    runs = tracking.runs_of(location, [(s.uid, s.number) for s in sides])
+    runs = store.find_trial_runs(location, [(s.uid, s.number) for s in sides])
     if len(sides) < 2 or len(runs) < len(sides):
         return None
     chosen = quote(json.dumps(runs, separators=(",", ":")))

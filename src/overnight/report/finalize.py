@@ -19,7 +19,7 @@ from overnight.study.open import open_study
 from overnight.study.session import StudySession
 from overnight.study.snapshot import StudyView, view
 from overnight.system.devices import slot_devices
-from overnight.tracking import MlflowSync
+from overnight.tracking.sync import MlflowSync
 
 # Trials. What a smaller search has to say fits into a sentence; `overnight report` makes the page all the same.
 _WORTH_A_PAGE = 20

@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overnight import tracking
 from overnight.config.paths import StudyLocation
 from overnight.report import finding
 from overnight.report.finding import Finding
@@ -15,6 +14,7 @@ from overnight.search.limits import Launch
 from overnight.study.snapshot import StudyView, view
 from overnight.system import child_process, forkserver
 from overnight.system.kill import discard
+from overnight.tracking import summary
 
 if TYPE_CHECKING:
     from overnight.report.report import Report
@@ -73,7 +73,7 @@ def write_page_in_child(location: StudyLocation, name: str) -> None:
 def publish_to_mlflow(seen: StudyView, location: StudyLocation, found: Finding, *files: str) -> str | None:
     """Have MLflow say what was found; what kept it from that, or None."""
     won, second = found.winner, seen.confirmation
-    answer = tracking.Answer(
+    answer = summary.Summary(
         finding.summary_sentence(found),
         won.trial.number if won else None,
         won.estimate.mean if won and won.estimate else None,
@@ -82,7 +82,7 @@ def publish_to_mlflow(seen: StudyView, location: StudyLocation, found: Finding, 
         {number: t.metrics for number, t in second.tests.items()} if second is not None else {},
         files,
     )
-    return tracking.publish(location, seen.plan.experiment, seen.uid, answer)
+    return summary.publish(location, seen.plan.experiment, seen.uid, answer)
 
 
 def _write(seen: StudyView, location: StudyLocation) -> Report:

@@ -16,7 +16,8 @@ from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView
 from overnight.system import forkserver
-from overnight.tracking import describe_error, registry
+from overnight.tracking import registry, tags
+from overnight.tracking.store import describe_error
 
 EXPORT_TIMEOUT_S = 300.0
 PREDICT_TIMEOUT_S = 3600.0  # a folder may hold very many pictures
@@ -93,20 +94,20 @@ def register(view: StudyView, within_s: float = EXPORT_TIMEOUT_S) -> str:
     digest = hashlib.sha256(kept.path.read_bytes()).hexdigest()
     with tempfile.TemporaryDirectory(dir=location.paths.root, prefix="model.") as folder:
         try:
-            if registry.champion_tags(location, view.name).get(registry.WEIGHTS_TAG) == digest:
+            if registry.champion_tags(location, view.name).get(tags.WEIGHTS) == digest:
                 return f"model: {named}"
             spec = ExportSpec(kept.path, Path(folder), location.paths.cache)
             made = trial_process.run_one_shot(spec, location.paths.study(view.name).logs / "model.log", within_s)
             why = made.problems[0] if isinstance(made, Refused) else made.why if isinstance(made, Exported) else ""
             if not isinstance(made, Exported) or made.file is None:
                 return f"no model in MLflow's registry: {why}; its weights are kept in {kept.path}"
-            tags = {
-                "overnight.study": view.name,
-                "overnight.uid": view.uid,
-                "overnight.winner": trial_name(kept.trial.number),
-                registry.WEIGHTS_TAG: digest,
+            version_tags = {
+                tags.STUDY: view.name,
+                tags.UID: view.uid,
+                tags.WINNER: trial_name(kept.trial.number),
+                tags.WEIGHTS: digest,
             }
-            registry.register(view, made, tags, finding.summary_sentence(finding.from_view(view)))
+            registry.register(view, made, version_tags, finding.summary_sentence(finding.from_view(view)))
         except Exception as error:  # MLflow's, SQLAlchemy's, the network's: the next start tries again
             return f"no model in MLflow's registry: {describe_error(error)}; its weights are kept in {kept.path}"
     return f"model: {named}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from overnight import tracking
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.runner import preflight
@@ -18,6 +17,7 @@ from overnight.study.storage.database import free_mib
 from overnight.study.storage.lock import holder_of
 from overnight.system import forkserver
 from overnight.system.signals import Signals
+from overnight.tracking import store
 
 _PICKED_UP_WITHIN_S = 6.0  # by an idle worker
 _POLL_EVERY_S = 0.5
@@ -29,7 +29,7 @@ def warm_up(location: StudyLocation) -> None:
     """Start what the first trial waits for: the forkserver's imports, the Optuna storage and MLflow's store."""
     forkserver.warm_up()
     database.get_ready(location)
-    tracking.get_ready(location)
+    store.prepare_in_background(location)
 
 
 def check_free_space(plan: Plan) -> None:

@@ -24,7 +24,7 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.system import forkserver
 from overnight.system.kill import discard
-from overnight.tracking import MlflowSync
+from overnight.tracking.sync import MlflowSync
 
 # A drawing that takes longer hangs, or the machine has nothing left over for it.
 DRAWN_WITHIN_S = 600.0

@@ -27,7 +27,7 @@ from overnight.study.storage.database import DiskFull, free_mib
 from overnight.study.storage.outage import Unreachable
 from overnight.system import forkserver
 from overnight.system.devices import machine_memory, slot_devices
-from overnight.tracking import MlflowSync
+from overnight.tracking.sync import MlflowSync
 
 TICK_S = 0.2
 LOOK_EVERY_S = 1.0

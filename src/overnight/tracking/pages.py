@@ -1,4 +1,4 @@
-"""MLflow's pages: served on this machine, and opened at what a person wants to see."""
+"""MLflow's pages: the command that serves them, and the views and links that lead to a study's runs."""
 
 from __future__ import annotations
 
@@ -16,73 +16,117 @@ from overnight.config.paths import StudyLocation
 from overnight.search.plan import Plan
 from overnight.search.space import display_name
 from overnight.study.snapshot import StudyView
-from overnight.tracking.store import client, quiet_environment
+from overnight.tracking import tags
+from overnight.tracking.store import QUIET_ENVIRONMENT, open_client
 
-# A table's state is kept in an experiment's tag of this name, and asked for in the page's address.
-VIEW = "mlflow.sharedViewState."
-_VIEW_CHARS = 4900  # of the 5000 that such a tag may have
+# MLflow keeps the state of a shared table in a tag of the experiment with this prefix. The key after the prefix is part
+# of the page's address.
+_VIEW = "mlflow.sharedViewState."
+_VIEW_CHARS = 4900  # MLflow's limit for such a tag is 5000
 
 
 def views(plan: Plan, uid: str, parent_run_id: str) -> dict[str, str]:
-    """Tag -> value: the tables that a study's pages open with, the best objective first, what was searched beside it.
+    """Return tag -> state of the tables of a study, which show the best objective first and the searched parameters.
 
-    One holds the study's run and its trials, the other the trials alone. Confirmations lie below the same run, and are
-    in neither.
+    One table has the study's run and its trials, the other has the trials alone. Neither has the confirmation runs.
     """
-    trials = f"tags.`overnight.role` = 'trial' AND tags.mlflow.parentRunId = '{parent_run_id}'"
+    trials = f"{tags.matching({tags.ROLE: 'trial'})} AND {_below(parent_run_id)}"
     return {
-        VIEW + study_key(uid): _view(plan, plan.name, f"tags.`overnight.uid` = '{uid}'"),
-        VIEW + trials_key(uid): _view(plan, f"{plan.name}: trials, best first", trials),
+        _VIEW + _study_key(uid): _view(plan, plan.name, tags.matching({tags.UID: uid})),
+        _VIEW + _trials_key(uid): _view(plan, f"{plan.name}: trials, best first", trials),
     }
 
 
-def study_key(uid: str) -> str:
-    return f"overnight-study-{uid}"
-
-
-def trials_key(uid: str) -> str:
-    return f"overnight-trials-{uid}"
-
-
-def table(experiment_id: str, key: str) -> str:
-    """The address, from # on, of an experiment's table in the state that is kept under a key."""
-    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={key}"
-
-
 def note(plan: Plan, uid: str, experiment_id: str, parent_run_id: str) -> str:
-    """What stands on a study's page: what it is, and where its runs are; one line."""
+    """Return the note on a study's page, one line: what the study optimises, and links to its runs."""
 
-    def found(words: str, condition: str) -> str:
+    def link(text: str, condition: str) -> str:
         query = {
             "workflowType": "machine_learning",
-            "searchFilter": f"{condition} AND tags.mlflow.parentRunId = '{parent_run_id}'",
+            "searchFilter": f"{condition} AND {_below(parent_run_id)}",
             "orderByKey": "metrics.`objective`",
-            "orderByAsc": str(plan.settings.study.direction == "minimize").lower(),
+            "orderByAsc": str(study.direction == "minimize").lower(),
         }
-        asked = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
-        return f"[{words}](#/experiments/{experiment_id}/runs?{asked})"
+        encoded = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
+        return f"[{text}](#/experiments/{experiment_id}/runs?{encoded})"
 
     study = plan.settings.study
     return " · ".join(
         [
-            f"A study of {study.metric}, to {study.direction}: "
-            f"[its trials, best first]({table(experiment_id, trials_key(uid))})",
-            found("the ones that failed", "tags.`overnight.state` = 'failed'"),
-            found("the confirmations", "tags.`overnight.role` = 'confirmation'"),
+            f"This study {study.direction}s {study.metric}",
+            f"[trials, best first]({_table(experiment_id, _trials_key(uid))})",
+            link("failed trials", tags.matching({tags.STATE: "failed"})),
+            link("confirmation runs", tags.matching({tags.ROLE: "confirmation"})),
         ]
     )
 
 
-def with_sentence(sentence: str, before: str) -> str:
-    """A note with the answer above its links, whatever stood above them before."""
-    return f"**{sentence}**\n\n{before.rpartition(chr(10))[2]}"
+def note_with_result(sentence: str, old_note: str) -> str:
+    """Put the result of a study above the links of its note, in place of an earlier result."""
+    return f"**{sentence}**\n\n{old_note.rpartition(chr(10))[2]}"
+
+
+def server_command(location: StudyLocation, port: int) -> tuple[list[str], Mapping[str, str]]:
+    """Return arguments and environment of a process that serves the embedded store's pages on 127.0.0.1.
+
+    Creates the store if it does not exist.
+    """
+    open_client(location)
+    root = location.artifact_root
+    assert root is not None, "a tracking server serves its own pages"
+    options = {
+        "--backend-store-uri": location.tracking_uri,
+        "--default-artifact-root": root,
+        "--artifacts-destination": root,
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--workers": "1",
+    }
+    command = [sys.executable, "-m", "mlflow", "server", *(text for option in options.items() for text in option)]
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_")) and k not in SECRET}
+    return command, {
+        **inherited,
+        **QUIET_ENVIRONMENT,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def study_url(view: StudyView | None, address: str) -> str:
+    """Return the address of a study's runs on a server, its trials best first."""
+    if view is None or view.experiment_id is None:
+        return address
+    saved: Mapping[str, str] = {}
+    with contextlib.suppress(Exception):  # of MLflow or the network: the page itself shows it
+        saved = open_client(view.plan.settings.location).get_experiment(view.experiment_id).tags
+    if _VIEW + _study_key(view.uid) in saved:
+        return f"{address}/{_table(view.experiment_id, _study_key(view.uid))}"
+    # Without workflowType MLflow opens its view for language models.
+    return f"{address}/#/experiments/{view.experiment_id}/runs?workflowType=machine_learning"
+
+
+def _study_key(uid: str) -> str:
+    return f"overnight-study-{uid}"
+
+
+def _trials_key(uid: str) -> str:
+    return f"overnight-trials-{uid}"
+
+
+def _table(experiment_id: str, key: str) -> str:
+    """Return the address, from # on, of an experiment's table in the state saved under `key`."""
+    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={key}"
+
+
+def _below(parent_run_id: str) -> str:
+    return f"tags.{tags.PARENT} = '{parent_run_id}'"
 
 
 def _view(plan: Plan, name: str, runs: str) -> str:
-    """A table's state as MLflow keeps it, under a name that its menu of saved views shows."""
+    """Return a table's state in MLflow's format, with the name that the menu of saved views shows."""
     study = plan.settings.study
     columns = ["metrics.`objective`", *(f"params.`{p}`" for p in dict.fromkeys(map(display_name, plan.space.names())))]
-    columns += ["attributes.`Duration`", "tags.`overnight.state`"]
+    columns += ["attributes.`Duration`", f"tags.`{tags.STATE}`"]
     state: dict[str, Any] = {
         "searchFilter": runs,
         "orderByKey": "metrics.`objective`",
@@ -90,53 +134,8 @@ def _view(plan: Plan, name: str, runs: str) -> str:
         "selectedColumns": columns,
     }
     while True:
-        kept = {"name": name, "createdAt": round(time.time() * 1000), "state": json.dumps(state)}
-        text = json.dumps(kept)
+        saved = {"name": name, "createdAt": round(time.time() * 1000), "state": json.dumps(state)}
+        text = json.dumps(saved)
         if len(text) <= _VIEW_CHARS or len(columns) <= 1:
             return text
-        columns.pop()  # of hundreds of parameters the first ones
-
-
-def ui_command(location: StudyLocation, port: int) -> tuple[list[str], Mapping[str, str]]:
-    """How to serve the pages of a store that no server serves yet on 127.0.0.1: arguments, and their environment."""
-    client(location)  # creates the embedded store where there is none yet
-    root = location.artifact_root
-    assert root is not None, "a server serves its own pages"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        location.tracking_uri,
-        "--default-artifact-root",
-        root,
-        "--artifacts-destination",
-        root,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_")) and k not in SECRET}
-    return command, {
-        **kept,
-        **quiet_environment(),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "PYTHONWARNINGS": "ignore",
-    }
-
-
-def page_of(view: StudyView | None, address: str) -> str:
-    """The page of a study's runs, its trials best first; without the last part MLflow would open its view for language
-    models."""
-    if view is None or view.experiment_id is None:
-        return address
-    tags: Mapping[str, str] = {}
-    with contextlib.suppress(Exception):  # MLflow's, the network's: the page itself will say so
-        tags = client(view.plan.settings.location).get_experiment(view.experiment_id).tags
-    if VIEW + study_key(view.uid) in tags:
-        return f"{address}/{table(view.experiment_id, study_key(view.uid))}"
-    return f"{address}/#/experiments/{view.experiment_id}/runs?workflowType=machine_learning"
+        columns.pop()  # a space of hundreds of parameters shows the first ones

@@ -1,4 +1,4 @@
-"""Where a study comes from: the files that its run keeps of its configuration and of the machine that it ran on."""
+"""The files that a study's run keeps of its configuration and its environment."""
 
 from __future__ import annotations
 
@@ -31,43 +31,40 @@ _PACKAGES = (
 
 
 def study_files(plan: Plan) -> dict[str, str]:
-    """What the parent run keeps: the configuration as written, the search space, and where it all ran."""
-    written = {**plan.config({}), **to_json(plan.settings)}
-    texts = (
-        to_yaml(written),
-        to_yaml(plan.space.describe()),
-        json.dumps(_environment(), indent=2),
-    )
+    """Return name -> text: the baseline configuration, the search space, and the environment of this process."""
+    baseline = {**plan.config({}), **to_json(plan.settings)}
+    texts = (to_yaml(baseline), to_yaml(plan.space.describe()), json.dumps(_environment(), indent=2))
     return dict(zip(STUDY_FILES, texts, strict=True))
 
 
 def _environment() -> dict[str, Any]:
-    def version(package: str) -> str | None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
     return {
-        "packages": {p: version(p) for p in _PACKAGES},
+        "packages": {package: _version(package) for package in _PACKAGES},
         "python": platform.python_version(),
         "machine": {"system": platform.platform(), "host": platform.node(), "cores": os.cpu_count()},
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        # A hook's command may hold what is nobody's business, and so may an address.
-        "command": [_discreet(word) for word in sys.argv],
+        "command": [_without_secrets(argument) for argument in sys.argv],
     }
 
 
-def _discreet(word: str) -> str:
-    word = re.sub(r"^([+~]*notify\b[^=]*=).*", r"\1(not kept)", word, flags=re.DOTALL)
-    return credentials.mask_credentials(word)
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _without_secrets(argument: str) -> str:
+    """Hide the command of a notify hook and the credentials of an address."""
+    argument = re.sub(r"^([+~]*notify\b[^=]*=).*", r"\1(not kept)", argument, flags=re.DOTALL)
+    return credentials.mask_credentials(argument)
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the folder we were started in; None where there is no git or no repository."""
+    """Return git's output for the current folder; None if there is no git or no repository."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+        process = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.tracking import tags
 from overnight.tracking.run_update import OBJECTIVE, STATUS, TrialRun, final_objective, params_of
+from overnight.tracking.store import study_runs
 
 _NO_RUN = "the whole run"
 # What the parent run holds beside its params and metrics.
@@ -143,21 +144,3 @@ def _missing_steps(client: Any, run: Any, record: TrialRecord) -> list[str]:
             if math.isfinite(value):
                 wanted.setdefault(name, set()).add(e.epoch)
     return [f"values of {name}" for name, steps in wanted.items() if not steps <= logged.get(name, set())]
-
-
-def study_runs(client: Any, experiment_id: str, uid: str, view: int = 1) -> Iterable[Any]:
-    """Yield every run of a study, the oldest first. view: MLflow's ViewType; 1 is ACTIVE_ONLY."""
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment_id],
-            tags.matching({tags.UID: uid}),
-            view,
-            max_results=1000,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return

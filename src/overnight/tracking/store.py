@@ -1,4 +1,4 @@
-"""MLflow's store: where it lies, how it is made, and how it is asked."""
+"""Creates and opens the MLflow store, and finds runs in it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from overnight.config import credentials
 from overnight.config.paths import StudyLocation
@@ -18,82 +19,80 @@ from overnight.system.devices import cores
 from overnight.system.errors import one_line
 from overnight.system.files import create_atomically
 from overnight.tracking import tags
-from overnight.tracking.reconcile import study_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_getting_ready: threading.Thread | None = None
+# No telemetry, no warnings about MLflow's own plans, and no link printed for each run.
+QUIET_ENVIRONMENT: Mapping[str, str] = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+_LOGIN_REMEDIES = {
+    401: f"; set {credentials.USERNAME} and {credentials.PASSWORD}, or {credentials.TOKEN}, to a login of the server",
+    403: "; the login may not do this: an administrator of the server can allow it",
+}
 
-
-def quiet_environment() -> dict[str, str]:
-    """What keeps MLflow from phoning home, from warning of its own plans, and from printing a link a run."""
-    return {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    }
+_preparation: threading.Thread | None = None
 
 
 def exists(location: StudyLocation) -> bool:
-    """Whether there is a store to ask, or a server that would have one."""
+    """Return whether there is a store. A server is assumed to have one."""
     return location.given_tracking_uri is not None or location.paths.mlflow_db.exists()
 
 
-def get_ready(location: StudyLocation) -> None:
-    """Have a thread import MLflow, and make what a store begins as; returns at once.
+def prepare_in_background(location: StudyLocation) -> None:
+    """Import MLflow and build an empty store in a thread, if the machine has more than one core.
 
-    That takes two seconds of CPU, which there are to spare while the forkserver imports what trials need, if there is
-    a core for it. Later the trials would have to give them up.
+    This takes two seconds of CPU. They are free while the forkserver imports what trials need. Later, trials would wait
+    for them.
     """
-    global _getting_ready
-    if _getting_ready is None and cores() > 1:
-        _keep_quiet()
-        _getting_ready = threading.Thread(target=_import_and_prepare, args=(location,), name="mlflow-ahead")
-        _getting_ready.start()
+    global _preparation
+    if _preparation is None and cores() > 1:
+        set_quiet_environment()
+        _preparation = threading.Thread(target=_prepare, args=(location,), name="mlflow-preparation")
+        _preparation.start()
 
 
-def _import_and_prepare(location: StudyLocation) -> None:
-    with contextlib.suppress(Exception):  # whoever opens the store meets it again, and says so
+def _prepare(location: StudyLocation) -> None:
+    with contextlib.suppress(Exception):  # open_client raises it again
         from mlflow import MlflowClient  # noqa: F401
 
         if not exists(location):
-            _blank(str(location.artifact_root))
+            _empty_store(str(location.artifact_root))
 
 
-def client(location: StudyLocation) -> MlflowClient:
-    """A client on the tracking store; the embedded one is created first where there is none.
+def open_client(location: StudyLocation) -> MlflowClient:
+    """Return a client of the tracking store. Creates the store if it is a file that does not exist.
 
-    Raises LookupError where the login at a server can't be read any more.
+    Raises:
+        LookupError: The login at the server can't be read any more.
     """
-    if _getting_ready is not None:
-        _getting_ready.join()
-    _keep_quiet()
+    if _preparation is not None:
+        _preparation.join()
+    set_quiet_environment()
     if location.server is not None:
         credentials.export_login()
     if not exists(location):
-        _create_store(location)
+        location.paths.root.mkdir(parents=True, exist_ok=True)
+        create_atomically(location.paths.mlflow_db, _empty_store(str(location.artifact_root)))
     from mlflow import MlflowClient
 
-    # Its store logs a page of traceback at every try, which a full disk or a server that restarts makes many.
+    # It logs a traceback at every attempt. A full disk or a server that restarts causes many.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=location.tracking_uri)
 
 
-def _keep_quiet() -> None:
-    for name, value in quiet_environment().items():
+def set_quiet_environment() -> None:
+    for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
-def _create_store(location: StudyLocation) -> None:
-    location.paths.root.mkdir(parents=True, exist_ok=True)
-    create_atomically(location.paths.mlflow_db, _blank(str(location.artifact_root)))
-
-
 @functools.cache
-def _blank(artifact_root: str) -> bytes:
-    """The file of a store that holds nothing yet."""
+def _empty_store(artifact_root: str) -> bytes:
+    """Return the content of a new store's file."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     with tempfile.TemporaryDirectory(prefix="overnight-") as folder:
@@ -104,28 +103,59 @@ def _blank(artifact_root: str) -> bytes:
         return path.read_bytes()
 
 
+def study_runs(client: MlflowClient, experiment_id: str, uid: str, *, deleted: bool = False) -> Iterable[Any]:
+    """Yield the runs of a study, the oldest first.
+
+    Args:
+        deleted: Yield deleted runs too.
+    """
+    from mlflow.entities import ViewType
+
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            tags.matching({tags.UID: uid}),
+            ViewType.ALL if deleted else ViewType.ACTIVE_ONLY,
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
 def find_parent(client: MlflowClient, experiment_id: str, uid: str) -> str | None:
-    """The id of a study's parent run."""
+    """Return the id of a study's own run."""
     for run in study_runs(client, experiment_id, uid):
         if run.data.tags.get(tags.ROLE) == "study":
             return str(run.info.run_id)
     return None
 
 
+def find_trial_runs(location: StudyLocation, trials: Iterable[tuple[str, int | None]]) -> list[str]:
+    """Return the ids of the runs of trials, each given as its study's uid and its number. Omits those without a run."""
+    if not exists(location):
+        return []
+    client = open_client(location)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    found: list[str] = []
+    for uid, number in trials:
+        condition = tags.matching({tags.UID: uid, tags.TRIAL: str(number)})
+        found += [str(run.info.run_id) for run in client.search_runs(experiments, condition, max_results=1)]
+    return found
+
+
 def describe_error(error: BaseException) -> str:
-    """Describe an error of MLflow's client in one line, with the remedy if the server rejected the login."""
+    """Describe an error of MLflow's client in one line, with a remedy if the server rejects the login."""
     while error.__cause__ is not None:
         error = error.__cause__
     status = getattr(error, "get_http_status_code", int)()
     return f"{one_line(error)}{_LOGIN_REMEDIES.get(status, '')}"
 
 
-_LOGIN_REMEDIES = {
-    401: f"; set {credentials.USERNAME} and {credentials.PASSWORD}, or {credentials.TOKEN}, to a login of the server's",
-    403: "; the login may not do this: ask the server's administrator",
-}
-
-
 def milliseconds(seconds: float | None) -> int:
-    """Convert a time in seconds since 1970 to MLflow's milliseconds; None is now."""
+    """Convert a time in seconds since 1970 to MLflow's milliseconds. None is now."""
     return round((seconds if seconds is not None else time.time()) * 1000)

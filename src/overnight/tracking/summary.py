@@ -1,82 +1,75 @@
-"""What a study has come to, on its runs in MLflow."""
+"""Publishes the result of a study on its runs in MLflow."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from overnight.config.paths import StudyLocation, trial_name
-from overnight.tracking.pages import with_sentence
-from overnight.tracking.reconcile import study_runs
-from overnight.tracking.store import client, describe_error, find_parent
+from overnight.tracking import tags
+from overnight.tracking.pages import note_with_result
+from overnight.tracking.store import describe_error, find_parent, open_client, study_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a study has come to, for its parent run.
+class Summary:
+    """The result of a study, for its run.
 
-    winner: number of the confirmed trial; mean and half_width: of its interval. confirmation: uid of the ledger study
-    that confirmed it; tests: number of a confirmation -> metrics on the test set. files: for the parent run.
+    Args:
+        winner: The number of the confirmed trial.
+        mean: The centre of its interval.
+        half_width: Half the width of its interval.
+        confirmation_uid: The uid of the study with the confirmation runs.
+        tests: The number of a confirmation run -> its metrics on the test set.
+        files: Paths of files to log to the study's run.
     """
 
     sentence: str
     winner: int | None = None
     mean: float | None = None
     half_width: float | None = None
-    confirmation: str | None = None
+    confirmation_uid: str | None = None
     tests: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
 
 
-def publish(location: StudyLocation, experiment_name: str, uid: str, answer: Answer) -> str | None:
-    """Have MLflow show an answer, as often as this is called; what kept it from that, or None."""
+def publish(location: StudyLocation, experiment_name: str, uid: str, summary: Summary) -> str | None:
+    """Write a summary to MLflow. May be repeated. Returns the error, or None."""
     try:
-        mlflow = client(location)
-        experiment = mlflow.get_experiment_by_name(experiment_name)
-        parent = find_parent(mlflow, experiment.experiment_id, uid) if experiment is not None else None
+        client = open_client(location)
+        experiment = client.get_experiment_by_name(experiment_name)
+        parent = find_parent(client, experiment.experiment_id, uid) if experiment is not None else None
         if experiment is not None and parent is not None:
-            _show_tests(mlflow, experiment.experiment_id, answer)
-            _show_answer(mlflow, parent, answer)
-    except Exception as error:  # MLflow's, SQLAlchemy's, the network's: the next start says it again
+            _log_tests(client, experiment.experiment_id, summary)
+            _log_result(client, parent, summary)
+    except Exception as error:  # of MLflow, SQLAlchemy or the network; the next start repeats it
         return describe_error(error)
     return None
 
 
-def _show_tests(client: MlflowClient, experiment_id: str, answer: Answer) -> None:
-    """Log test metrics on the runs that they are of, each once."""
-    for run in study_runs(client, experiment_id, answer.confirmation) if answer.confirmation is not None else ():
-        metrics = answer.tests.get(int(run.data.tags.get("overnight.confirmation", -1)), {})
+def _log_tests(client: MlflowClient, experiment_id: str, summary: Summary) -> None:
+    if summary.confirmation_uid is None:
+        return
+    for run in study_runs(client, experiment_id, summary.confirmation_uid):
+        metrics = summary.tests.get(int(run.data.tags.get(tags.CONFIRMATION, -1)), {})
         for name, value in metrics.items():
             if math.isfinite(value) and name not in run.data.metrics:
                 client.log_metric(run.info.run_id, name, value)
 
 
-def _show_answer(client: MlflowClient, parent: str, answer: Answer) -> None:
-    run = client.get_run(parent)
-    for name, value in (("confirmed/mean", answer.mean), ("confirmed/half_width", answer.half_width)):
+def _log_result(client: MlflowClient, parent_run_id: str, summary: Summary) -> None:
+    run = client.get_run(parent_run_id)
+    for name, value in (("confirmed/mean", summary.mean), ("confirmed/half_width", summary.half_width)):
         if value is not None and run.data.metrics.get(name) != value:
-            client.log_metric(parent, name, value)
-    client.set_tag(parent, "overnight.report", answer.sentence)
-    if answer.winner is not None:
-        client.set_tag(parent, "overnight.winner", trial_name(answer.winner))
-    note = with_sentence(answer.sentence, run.data.tags.get("mlflow.note.content", ""))
-    client.set_tag(parent, "mlflow.note.content", note)
-    for file in answer.files:
-        client.log_artifact(parent, file)
-
-
-def runs_of(location: StudyLocation, trials: Iterable[tuple[str, int | None]]) -> list[str]:
-    """MLflow's ids of these trials' runs, each given as its ledger's uid and its number; fewer where it lacks some."""
-    if location.given_tracking_uri is None and not location.paths.mlflow_db.exists():
-        return []
-    mlflow, found = client(location), []
-    experiments = [e.experiment_id for e in mlflow.search_experiments()]
-    for uid, number in trials:
-        wanted = f"tags.`overnight.uid` = '{uid}' and tags.`overnight.trial` = '{number}'"
-        found += [str(run.info.run_id) for run in mlflow.search_runs(experiments, wanted, max_results=1)]
-    return found
+            client.log_metric(parent_run_id, name, value)
+    client.set_tag(parent_run_id, tags.REPORT, summary.sentence)
+    if summary.winner is not None:
+        client.set_tag(parent_run_id, tags.WINNER, trial_name(summary.winner))
+    client.set_tag(parent_run_id, tags.NOTE, note_with_result(summary.sentence, run.data.tags.get(tags.NOTE, "")))
+    for file in summary.files:
+        client.log_artifact(parent_run_id, file)

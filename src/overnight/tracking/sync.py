@@ -25,7 +25,7 @@ from overnight.tracking import tags
 from overnight.tracking.parent_run import ParentRun, open_experiment
 from overnight.tracking.reconcile import reconcile
 from overnight.tracking.run_writer import RunWriter, log_plots
-from overnight.tracking.store import client, describe_error
+from overnight.tracking.store import describe_error, open_client
 
 WRITE_EVERY_S = 1.0
 # The progress of a running trial is written less often. A write takes as much CPU as 20 steps of a small network, and a
@@ -169,7 +169,7 @@ class MlflowSync:
                 self._closing.wait(RETRY_AFTER_S if self.error else WRITE_EVERY_S)
 
     def _open(self) -> None:
-        self._client = client(self._plan.settings.location)
+        self._client = open_client(self._plan.settings.location)
         with self._coordinator.lock("mlflow", keep_alive=False):
             missing = self._open_runs()
         with self._lock:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import sqlalchemy
 
-from overnight.tracking.store import quiet_environment
+from overnight.tracking.store import set_quiet_environment
 
 
 def make_backend(url: str) -> None:
@@ -38,7 +37,6 @@ def make_logins(url: str) -> None:
 
 
 def _hush() -> None:
-    for name, value in quiet_environment().items():
-        os.environ.setdefault(name, value)
+    set_quiet_environment()
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)

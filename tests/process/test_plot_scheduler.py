@@ -148,7 +148,7 @@ def test_what_another_supervisor_has_drawn_is_not_drawn_over(
     assert finished.best is not None
     folder = finished.plan.paths.trial_plots(finished.best.number)
     uid = json.loads((folder / "drawn.json").read_text())["study"]
-    mlflow_sync = SimpleNamespace(show=lambda number, _: shown.append(number))
+    mlflow_sync = SimpleNamespace(attach_plots=lambda number, _: shown.append(number))
     pictures = PlotScheduler(finished.plan, uid, mlflow_sync)  # type: ignore[arg-type]
     pictures.want(finished.best)
     pictures.tick(gives_way=False)

@@ -79,7 +79,7 @@ def test_a_time_of_day_is_the_next_one_and_a_night_with_a_change_of_clocks_is_as
         ("study.hours=-1", "study.hours: must be above 0 hours"),
         ("study.until=25:00", "study.until: must be a time of day such as 07:00, or a date with one such as "),
         ("study.until=tomorrow", "got 'tomorrow'"),
-        ("study.until=1380", "study.until: must be a text, got 1380; a time in a YAML file wants quotes: '23:00'"),
+        ("study.until=1380", "study.until: must be a text, got 1380; a time in a YAML file needs quotes: '23:00'"),
         ("study.until=2026-02-30T07:00", "got '2026-02-30T07:00'"),
         ("study.until=2020-01-01T07:00", "study.until: must be in the future, got 2020-01-01T07:00; take"),
         ("study.patience=0", "study.patience: must be at least 1, got 0"),

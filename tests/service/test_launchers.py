@@ -224,7 +224,7 @@ def test_what_is_not_shared_is_served_by_nobody_else() -> None:
         wanted = ["storage"] if launcher == ["launcher.workers=2"] else ["storage", "tracking"]
         assert [p.partition(":")[0] for p in caught.value.problems] == wanted
         assert "take storage=postgres" in caught.value.problems[0]
-    assert not composed().launcher.elsewhere
+    assert not composed().launcher.uses_workers
 
 
 @pytest.mark.parametrize(("launcher", "package"), [("ray", "ray"), ("slurm", "submitit")])

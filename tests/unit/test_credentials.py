@@ -72,17 +72,17 @@ def test_all_that_lacks_is_said_at_once_with_what_to_set() -> None:
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({STORAGE_URL: f"mysql://a:{WORD}@h/d"}, f"{STORAGE_URL}: must be a PostgreSQL's address"),
-        ({STORAGE_URL: f"sqlite:///{WORD}.db"}, f"{STORAGE_URL}: must be a PostgreSQL's address"),
-        ({STORAGE_URL: f"postgresql://a:{WORD}@x@h/d"}, "a password's own @ : / ? # and % are written %40"),
-        ({STORAGE_URL: f"postgresql://a:{WORD}/x@h/d"}, "a password's own @ : / ? # and % are written %40"),
+        ({STORAGE_URL: f"mysql://a:{WORD}@h/d"}, f"{STORAGE_URL}: must be the address of a PostgreSQL"),
+        ({STORAGE_URL: f"sqlite:///{WORD}.db"}, f"{STORAGE_URL}: must be the address of a PostgreSQL"),
+        ({STORAGE_URL: f"postgresql://a:{WORD}@x@h/d"}, "@ : / ? # and % in a password are written %40"),
+        ({STORAGE_URL: f"postgresql://a:{WORD}/x@h/d"}, "@ : / ? # and % in a password are written %40"),
         ({STORAGE_URL: f"postgresql://a:{WORD}@h"}, "must be postgresql://NAME:PASSWORD@HOST:PORT/DATABASE"),
         ({f"{STORAGE_URL}_FILE": "absent"}, f"{STORAGE_URL}_FILE: must name a file that can be read, got 'absent'"),
         ({f"{STORAGE_URL}_FILE": "empty"}, "must name a file that holds the value, and 'empty' is empty"),
         ({f"{STORAGE_URL}_FILE": "other", STORAGE_URL: URL}, "names a file with another value; unset one of them"),
         (
             {TRACKING_URI: f"http://a:{WORD}@h:5000"},
-            f"must hold no name and no password, as it is shown; set {USERNAME}",
+            f"must not contain a name or a password, because it is shown; set {USERNAME}",
         ),
         ({TRACKING_URI: f"sqlite:///{WORD}.db"}, f"{TRACKING_URI}: must be a server's address"),
         ({USERNAME: "night"}, f"{PASSWORD}: must be set, or {PASSWORD}_FILE, where {USERNAME} is"),
@@ -118,7 +118,7 @@ def test_a_password_on_a_command_line_is_refused_with_the_remedy(override: str) 
     with pytest.raises(ConfigError) as error:
         build_plan([override])
     (problem,) = error.value.problems
-    assert "a password must not stand on a command line, which others can read; take " in problem
+    assert "a password must not be on a command line, which others can read; take " in problem
     assert STORAGE_URL in problem or PASSWORD in problem
     assert WORD not in problem
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from overnight.config import import_allowlist
-from overnight.config.compose import group_options
+from overnight.config.search_path import ConfigSearchPath
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.study import plan_trust
@@ -199,11 +199,11 @@ def test_a_sampler_that_loads_pickles_from_the_ledger_wants_the_operators_word(m
 
 def test_all_that_comes_with_overnight_is_trusted() -> None:
     for group in ("data", "model", "optimizer", "schedule"):
-        options = group_options(group)
+        options = ConfigSearchPath().options(group)
         study = build_plan(["search=none", f"{group}={','.join(options)}"])
         assert len(study.variants) == len(options)
         assert plan_trust.problems(study) == []
-    for experiment in group_options("experiment"):
+    for experiment in ConfigSearchPath().options("experiment"):
         assert plan_trust.problems(build_plan([f"+experiment={experiment}"])) == [], experiment
     assert {"overnight.models.mlp.MLP", "torch.optim.SGD"} < import_allowlist.shipped_names()
 

@@ -65,7 +65,7 @@ def tune(
 
         for line in launch_detached(plan, extend=extend, signals=signals, say=click.echo):
             click.echo(line)
-    elif plan.settings.launcher.elsewhere:
+    elif plan.settings.launcher.uses_workers:
         _launch_elsewhere(plan, overrides, extend, signals)
     else:
         from overnight import api

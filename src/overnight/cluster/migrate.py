@@ -40,7 +40,7 @@ def migrate() -> Iterator[str]:
     can't be reached or changed.
     """
     problems = Problems()
-    urls = {store.name: postgres_at for store in STORES if (postgres_at := credentials.postgres(store.name, problems))}
+    urls = {store.name: url for store in STORES if (url := credentials.read_postgres_url(store.name, problems))}
     if not urls and not problems:
         problems.add(
             f"{STORAGE_URL}: must be set to the address of the database to make ready, or {STORAGE_URL}_FILE to a "

@@ -1,4 +1,4 @@
-"""Times of day as people write them, as seconds since 1970."""
+"""Times of day as a user writes them, and as messages show them. Seconds since 1970, in local time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ _TIME_OF_DAY = re.compile(r"(\d{1,2}):(\d{2})")
 
 
 def next_time(text: str, now: float) -> float:
-    """When `text` comes: a time of day, 07:00, is the next one after `now`; a date with a time, 2026-11-25T07:00, is
-    that one, be it past or not. Local time where no zone is given. Raises ValueError for anything else."""
+    """Convert a time of day such as 07:00 to its next occurrence, or a date with a time such as 2026-11-25T07:00.
+
+    A date may be past. It may have a time zone.
+
+    Raises:
+        ValueError: `text` is neither.
+    """
     match = _TIME_OF_DAY.fullmatch(text)
     if match is None:
         if not re.match(r"\d{4}-\d{2}-\d{2}[T ]\d", text):
             raise ValueError(f"neither a time of day nor a date with a time: {text!r}")
         return datetime.fromisoformat(text).timestamp()
-    here = datetime.fromtimestamp(now)
-    then = here.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
+    today = datetime.fromtimestamp(now)
+    then = today.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
     # A day later by the calendar, which is not always 24 hours.
     return (then if then.timestamp() > now else then + timedelta(days=1)).timestamp()
 
@@ -32,7 +37,7 @@ def is_valid_time(text: str) -> bool:
 
 
 def format_time(at: float, now: float) -> str:
-    """06:21, with seconds where it is less than ten minutes from `now`, with the day where it is another one."""
-    then, here = datetime.fromtimestamp(at), datetime.fromtimestamp(now)
-    day = "" if then.date() == here.date() or 0 <= at - now < 43_200 else then.strftime("%a %d %b ")
+    """Format as 06:21; with seconds within ten minutes of `now`, and with the day where it is not today or tonight."""
+    then, today = datetime.fromtimestamp(at), datetime.fromtimestamp(now)
+    day = "" if then.date() == today.date() or 0 <= at - now < 43_200 else then.strftime("%a %d %b ")
     return day + then.strftime("%H:%M:%S" if abs(at - now) < 600 else "%H:%M")

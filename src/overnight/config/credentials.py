@@ -1,6 +1,6 @@
-"""Addresses and secrets that come from the environment, by name or from a mounted file that NAME_FILE names.
+"""Addresses and secrets from the environment: from a variable NAME, or from the file that NAME_FILE names.
 
-Nothing of them is kept in a plan, shown, logged, or handed to a trial's process. No message here repeats a value.
+They are not stored in a plan, shown, logged, or passed to a trial process. No message here repeats a value.
 """
 
 from __future__ import annotations
@@ -18,53 +18,60 @@ from overnight.config.problems import Problems
 STORAGE_URL = "OVERNIGHT_STORAGE_URL"
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 USERNAME, PASSWORD, TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"
-# Of MLflow's server, which `overnight migrate` makes ready. MLflow itself knows the last one from a file of settings.
+# Databases of MLflow's server, which `overnight migrate` prepares. MLflow reads the last one from a settings file.
 BACKEND_URI, LOGINS_URI = "MLFLOW_BACKEND_STORE_URI", "MLFLOW_AUTH_DATABASE_URI"
-_READ = (STORAGE_URL, TRACKING_URI, USERNAME, PASSWORD, TOKEN, BACKEND_URI, LOGINS_URI)
-# What is nothing for a trial, a hook or any other process that runs people's code.
+_VARIABLES = (STORAGE_URL, TRACKING_URI, USERNAME, PASSWORD, TOKEN, BACKEND_URI, LOGINS_URI)
+# Variables that no trial, hook or other process with user code may see.
 SECRET = frozenset(
-    {name + end for name in (*_READ, "OVERNIGHT_NOTIFY_URLS") for end in ("", "_FILE")}
+    {name + end for name in (*_VARIABLES, "OVERNIGHT_NOTIFY_URLS") for end in ("", "_FILE")}
     | {"PGPASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"}
 )
 _POSTGRES = re.compile(r"postgres(ql(\+psycopg)?)?://")
 _SECRET_KEY = r"\w*(password|token|secret|passwd)"
 _PASSWORD_IN = re.compile(rf"://\S*:\S*@|[?&]{_SECRET_KEY}=", re.IGNORECASE)
-_GIVES_WAY = "(not shown)"
-_lent: dict[str, str] = {}  # what this process put into its own environment, for MLflow's client
+_MASK = "(not shown)"
+_exported: dict[str, str] = {}  # the variables that `export_login` has set
 
 
-# What the environment gives ------------------------------------------------------------------------------------------
+# Reading the environment ---------------------------------------------------------------------------------------------
 
 
 def read_variable(name: str, problems: Problems) -> str | None:
-    """What stands under a name, or in the file that NAME_FILE names, stripped; None where there is neither.
+    """Read the variable `name`, or the file that NAME_FILE names, stripped; None where neither is set.
 
-    An empty variable counts as none, since a compose file can't leave one out.
+    An empty variable counts as not set, because a compose file can't leave one out.
     """
     text, path = os.environ.get(name, "").strip(), os.environ.get(f"{name}_FILE", "").strip()
     if not path:
         return text or None
     try:
-        held = Path(path).expanduser().read_text().strip()
+        value = Path(path).expanduser().read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         problems.add(f"{name}_FILE: must name a file that can be read, got {path!r}: {type(error).__name__}")
         return None
-    if not held:
+    if not value:
         problems.add(f"{name}_FILE: must name a file that holds the value, and {path!r} is empty")
         return None
-    if text and text not in (held, _lent.get(name)):
+    if text and text not in (value, _exported.get(name)):
         problems.add(f"{name}: is set, and {name}_FILE names a file with another value; unset one of them")
         return None
-    return held
+    return value
 
 
 def storage_url(problems: Problems) -> str | None:
-    """The address of the ledger's PostgreSQL, as SQLAlchemy takes it; None where it lacks or is a mistake."""
-    return _needed_postgres(STORAGE_URL, "with storage=postgres", problems)
+    """The address of a PostgreSQL study storage for SQLAlchemy; None where it is missing or wrong."""
+    before = len(problems)
+    url = read_postgres_url(STORAGE_URL, problems)
+    if url is None and len(problems) == before:
+        problems.add(
+            f"{STORAGE_URL}: must be set with storage=postgres, to postgresql://NAME:PASSWORD@HOST/DATABASE, or "
+            f"{STORAGE_URL}_FILE to a file that holds it"
+        )
+    return url
 
 
 def tracking_uri(problems: Problems) -> str | None:
-    """The address of MLflow's server, without a / at its end; None where it lacks or is a mistake."""
+    """The address of MLflow's server, without a / at its end; None where it is missing or wrong."""
     before = len(problems)
     uri = read_variable(TRACKING_URI, problems)
     if uri is None:
@@ -79,7 +86,7 @@ def tracking_uri(problems: Problems) -> str | None:
         problems.add(f"{TRACKING_URI}: must be a server's address such as http://mlflow.example.com:5000")
     elif "@" in parts.netloc:
         problems.add(
-            f"{TRACKING_URI}: must hold no name and no password, as it is shown; set {USERNAME} and {PASSWORD}"
+            f"{TRACKING_URI}: must not contain a name or a password, because it is shown; set {USERNAME} and {PASSWORD}"
         )
     else:
         return uri.rstrip("/")
@@ -87,47 +94,49 @@ def tracking_uri(problems: Problems) -> str | None:
 
 
 def login(problems: Problems) -> dict[str, str]:
-    """Name -> value of what MLflow's client shows to its server; none where its own file, or no login, is to do."""
-    held = {name: value for name in (USERNAME, PASSWORD, TOKEN) if (value := read_variable(name, problems)) is not None}
-    files = [name for name in (USERNAME, PASSWORD, TOKEN) if os.environ.get(f"{name}_FILE") and name not in held]
-    if not files:  # which were told already
-        if TOKEN in held and (USERNAME in held or PASSWORD in held):
+    """The login for MLflow's server, variable -> value; empty where MLflow's own file is used, or no login."""
+    names = (USERNAME, PASSWORD, TOKEN)
+    found = {name: value for name in names if (value := read_variable(name, problems)) is not None}
+    files = [name for name in names if os.environ.get(f"{name}_FILE") and name not in found]
+    if not files:  # those that can't be read are reported already
+        if TOKEN in found and (USERNAME in found or PASSWORD in found):
             problems.add(f"{TOKEN}: must not be set together with {USERNAME} or {PASSWORD}; unset either")
         for one, other in ((USERNAME, PASSWORD), (PASSWORD, USERNAME)):
-            if one in held and other not in held:
+            if one in found and other not in found:
                 problems.add(f"{other}: must be set, or {other}_FILE, where {one} is")
-    return held
+    return found
 
 
 def export_login() -> None:
-    """Put the login where MLflow's client looks for it at every request, the environment of this process.
+    """Export the login to the environment of this process, where MLflow's client reads it for every request.
 
-    Raises LookupError where it can't be read any more.
+    Raises:
+        LookupError: The login can't be read any more.
     """
     problems = Problems()
-    held = login(problems)
+    variables = login(problems)
     if problems:
         raise LookupError("; ".join(problems))
-    for name, value in held.items():
+    for name, value in variables.items():
         if os.environ.get(name) != value:
-            os.environ[name] = _lent[name] = value
+            os.environ[name] = _exported[name] = value
 
 
-def postgres(name: str, problems: Problems) -> str | None:
-    """The address of a PostgreSQL that stands under a name, as SQLAlchemy takes it; None where there is none."""
+def read_postgres_url(name: str, problems: Problems) -> str | None:
+    """The PostgreSQL address in a variable, for SQLAlchemy; None where it is not set or wrong."""
     url = read_variable(name, problems)
-    return postgres_url(name, url, problems) if url is not None else None
+    return psycopg_url(name, url, problems) if url is not None else None
 
 
-def postgres_url(name: str, url: str, problems: Problems) -> str | None:
-    """The same address, to be driven by psycopg 3."""
+def psycopg_url(name: str, url: str, problems: Problems) -> str | None:
+    """Check an address, and name psycopg 3 as its driver. `name`: the key or variable, for messages."""
     if not _POSTGRES.match(url):
-        problems.add(f"{name}: must be a PostgreSQL's address, postgresql://NAME:PASSWORD@HOST/DATABASE")
+        problems.add(f"{name}: must be the address of a PostgreSQL, postgresql://NAME:PASSWORD@HOST/DATABASE")
         return None
     parts = _split(url)
     if parts is None or parts.netloc.count("@") > 1 or len(parts.path) < 2 or "/" in parts.path[1:] or parts.fragment:
         problems.add(
-            f"{name}: must be postgresql://NAME:PASSWORD@HOST:PORT/DATABASE, where a password's own @ : / ? # and % "
+            f"{name}: must be postgresql://NAME:PASSWORD@HOST:PORT/DATABASE, where @ : / ? # and % in a password "
             f"are written %40 %3A %2F %3F %23 and %25"
         )
         return None
@@ -141,51 +150,40 @@ def is_postgres(url: str | None) -> bool:
     return url is not None and _POSTGRES.match(url) is not None
 
 
-def _needed_postgres(name: str, where: str, problems: Problems) -> str | None:
-    before = len(problems)
-    url = postgres(name, problems)
-    if url is None and len(problems) == before:
-        problems.add(
-            f"{name}: must be set {where}, to postgresql://NAME:PASSWORD@HOST/DATABASE, or {name}_FILE to a file "
-            f"that holds it"
-        )
-    return url
-
-
 def _split(url: str) -> urllib.parse.SplitResult | None:
     try:
         parts = urllib.parse.urlsplit(url)
-        _ = parts.port  # raises where it is no number
+        _ = parts.port  # raises ValueError where it is not a number
     except ValueError:
         return None
     return parts
 
 
-# Keeping them to this process ----------------------------------------------------------------------------------------
+# Protecting secrets --------------------------------------------------------------------------------------------------
 
 
 def has_password(text: str) -> bool:
-    """Whether an address brings a password, or a token, along."""
+    """Whether an address contains a password or a token."""
     return _PASSWORD_IN.search(text) is not None
 
 
 def mask_credentials(text: str) -> str:
-    """A text without the name and the password of the addresses in it."""
-    text = re.sub(r"://\S*@", f"://{_GIVES_WAY}@", text)
-    return re.sub(rf"([?&]{_SECRET_KEY}=)[^&\s]*", rf"\1{_GIVES_WAY}", text, flags=re.IGNORECASE)
+    """Mask the names, passwords and tokens of all addresses in a text."""
+    text = re.sub(r"://\S*@", f"://{_MASK}@", text)
+    return re.sub(rf"([?&]{_SECRET_KEY}=)[^&\s]*", rf"\1{_MASK}", text, flags=re.IGNORECASE)
 
 
 def redact(text: str) -> str:
-    """A text, of an error say, without any secret that this process knows."""
-    for secret in sorted(_known(), key=len, reverse=True):
-        text = text.replace(secret, _GIVES_WAY)
+    """Mask every secret that this process knows in a text, such as an error message."""
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        text = text.replace(secret, _MASK)
     return mask_credentials(text)
 
 
-def _known() -> set[str]:
-    """Every value that no text may hold; of an address that is shown, such as a server's, nothing."""
+def _secrets() -> set[str]:
+    """Every value that no text may contain. The address of MLflow's server and the user name are shown."""
     found: set[str] = set()
-    for name in (*_READ, "PGPASSWORD"):
+    for name in (*_VARIABLES, "PGPASSWORD"):
         value = read_variable(name, Problems())
         if value is None or name in (TRACKING_URI, USERNAME):
             continue
@@ -193,33 +191,33 @@ def _known() -> set[str]:
         parts = _split(value) if "://" in value else None
         if parts is not None:
             found.add(value.partition("://")[2])
-            asked = urllib.parse.parse_qsl(parts.query)
-            secrets = [parts.password or "", *(v for k, v in asked if re.fullmatch(_SECRET_KEY, k, re.IGNORECASE))]
+            query = urllib.parse.parse_qsl(parts.query)
+            secrets = [parts.password or "", *(v for k, v in query if re.fullmatch(_SECRET_KEY, k, re.IGNORECASE))]
             found |= {*secrets, *map(urllib.parse.unquote, secrets)}
-    return {secret for secret in found if len(secret) > 3}  # of less, any word might be one
+    return {secret for secret in found if len(secret) > 3}  # a shorter one may be part of any word
 
 
 def reject_secrets(overrides: Iterable[str], problems: Problems) -> list[str]:
-    """The overrides less those with secrets, which a command line would show to everybody on the machine."""
+    """Drop overrides with secrets, and add them to `problems`: other users of the machine can read a command line."""
     kept: list[str] = []
     for text in overrides:
         key, _, value = text.partition("=")
         key = key.strip().lstrip("+~")
         if re.fullmatch(r"notify(\.urls.*)?", key):
             problems.add(
-                "notify.urls: must not stand on a command line, which others can read; put the addresses into the "
-                "environment's OVERNIGHT_NOTIFY_URLS, into a file that OVERNIGHT_NOTIFY_URLS_FILE names, or into a "
-                "config"
+                "notify.urls: must not be on a command line, which others can read; put the addresses into the "
+                "environment variable OVERNIGHT_NOTIFY_URLS, into a file that OVERNIGHT_NOTIFY_URLS_FILE names, or "
+                "into a config"
             )
         elif re.fullmatch(r"(storage|tracking)\b.*", key) and has_password(value):
             remedy = (
-                f"take storage=postgres and put the address into the environment's {STORAGE_URL}, or into a file that "
-                f"{STORAGE_URL}_FILE names"
+                f"take storage=postgres and put the address into the environment variable {STORAGE_URL}, or into a "
+                f"file that {STORAGE_URL}_FILE names"
                 if key.startswith("storage")
-                else f"take tracking=server and put them into the environment's {TRACKING_URI}, {USERNAME} and "
+                else f"take tracking=server and put them into the environment variables {TRACKING_URI}, {USERNAME} and "
                 f"{PASSWORD}, or into files that {PASSWORD}_FILE and the like name"
             )
-            problems.add(f"{key}: a password must not stand on a command line, which others can read; {remedy}")
+            problems.add(f"{key}: a password must not be on a command line, which others can read; {remedy}")
         else:
             kept.append(text)
     return kept
@@ -227,15 +225,15 @@ def reject_secrets(overrides: Iterable[str], problems: Problems) -> list[str]:
 
 @contextlib.contextmanager
 def hidden_secrets() -> Iterator[None]:
-    """Have a process that is started in this block inherit no secret."""
-    held = {name: os.environ.pop(name) for name in SECRET & os.environ.keys()}
+    """Remove the secrets from the environment, for processes that are started in this block."""
+    secrets = {name: os.environ.pop(name) for name in SECRET & os.environ.keys()}
     try:
         yield
     finally:
-        os.environ.update(held)
+        os.environ.update(secrets)
 
 
 def delete_secrets() -> None:
-    """Take every secret out of this process's environment: what runs here is people's code."""
+    """Remove the secrets from the environment of this process, which runs user code."""
     for name in SECRET & os.environ.keys():
         del os.environ[name]

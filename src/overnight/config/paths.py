@@ -1,4 +1,4 @@
-"""Where things lie: the one owner of every path below a home, of the stores, and of the folder that holds conf/."""
+"""All paths: below a home, of the stores, and of conf/."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from overnight.config import credentials
 
 
 def conf_dir() -> Path:
-    """The folder of the configs that come with overnight: inside the wheel, or beside src/ in a checkout."""
+    """The folder of the configs that come with overnight: in the wheel, or beside src/ in a checkout."""
     inside = Path(__file__).parents[1] / "conf"
     return inside if inside.is_dir() else Path(__file__).parents[3] / "conf"
 
 
 def trial_name(number: int) -> str:
-    """What a trial is called in MLflow, on disk and on the screen: trial-0007."""
+    """The name of a trial in MLflow, on disk and on the screen: trial-0007."""
     return f"trial-{number:04d}"
 
 
@@ -116,14 +116,17 @@ class StudyPaths:
 
 @dataclass(frozen=True)
 class StudyLocation:
-    """Where studies lie: all that somebody who only looks on has to know. None stands for what the home holds.
+    """Where studies are located: everything that is needed to read them.
 
-    storage, tracking: the options taken. lease_s: seconds after which a trial whose owner was not heard of is taken
-    over, where machines share a ledger.
+    Attributes:
+        storage_url: None for the SQLite file below the home. It contains the password of a PostgreSQL.
+        given_tracking_uri, given_artifacts: None for the default below the home.
+        storage, tracking: The options of these config groups.
+        lease_s: Seconds without a sign of its owner after which another process takes over a trial of a shared study.
     """
 
     home: str
-    storage_url: str | None = field(default=None, repr=False)  # with its password
+    storage_url: str | None = field(default=None, repr=False)
     given_tracking_uri: str | None = None
     given_artifacts: str | None = None
     storage: str = "sqlite"
@@ -136,7 +139,7 @@ class StudyLocation:
 
     @property
     def shared(self) -> bool:
-        """Whether the ledger is a PostgreSQL, which supervisors on several machines work on."""
+        """Whether the study storage is a PostgreSQL, which supervisors on several machines share."""
         return credentials.is_postgres(self.storage_url)
 
     @property
@@ -145,25 +148,25 @@ class StudyLocation:
 
     @property
     def server(self) -> str | None:
-        """The address of MLflow's server, which holds no secret; None where its store is opened here."""
+        """The address of MLflow's server, without a secret; None where this process opens the store itself."""
         uri = self.given_tracking_uri
         return uri if uri is not None and uri.startswith(("http://", "https://")) else None
 
     @property
     def artifact_root(self) -> str | None:
-        """Where experiments keep their artifacts; None where MLflow's server says that."""
+        """Where experiments keep their artifacts; None where MLflow's server decides."""
         return self.given_artifacts or (None if self.server else self.paths.artifacts.as_uri())
 
     @property
     def storage_description(self) -> str:
-        """Where the ledger is, in words."""
+        """Where the study storage is, for messages."""
         if self.storage == "postgres":
-            return f"the ledger that {credentials.STORAGE_URL} names"
+            return f"the study storage that {credentials.STORAGE_URL} names"
         return str(self.paths.root)
 
     @property
     def overrides(self) -> list[str]:
-        """What a line has to say to speak of this place."""
+        """The overrides that a command needs to use this location."""
         return [
             *([] if self.home == "./mlruns" else [f"home={self.home}"]),
             *([] if self.storage == "sqlite" else [f"storage={self.storage}"]),

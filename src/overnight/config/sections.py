@@ -1,4 +1,4 @@
-"""What a person may turn: a frozen dataclass a section, how a tree becomes one, and how they are kept."""
+"""The settings of a study: one frozen dataclass for each section of config.yaml, with the rules of its keys."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from overnight.config import clock, credentials
-from overnight.config.paths import StudyLocation, conf_dir
-from overnight.config.problems import ConfigError, Problems
-from overnight.config.rules import at_least, build, checked, listed, nearest, rule
-from overnight.config.trees import read_yaml
+from overnight.config.paths import StudyLocation
+from overnight.config.problems import Problems
+from overnight.config.rules import at_least, build_section, check_value, nearest, rule
 
-# Top-level nodes whose keys belong to a `_target_`, ours or somebody else's: any key is fine that its config has.
+# Top-level nodes with a `_target_`. Their keys are those that the config of the target has.
 COMPONENTS = ("data", "model", "optimizer", "schedule")
 
 SEARCHABLE = (*COMPONENTS, "trainer")
 
-# What each kind of answer is judged by, unless somebody says otherwise; and which way a metric's last word is better.
+# The default metric of each task, and the better direction by the last word of a metric's name.
 OBJECTIVES = {"binary": "val/accuracy", "multiclass": "val/accuracy", "regression": "val/r2"}
 
-_BETTER = {
+_DIRECTIONS = {
     "maximize": ("accuracy", "acc", "auroc", "auc", "f1", "precision", "recall", "r2"),
     "minimize": ("loss", "error", "mae", "mse", "rmse", "nll"),
 }
@@ -45,7 +44,7 @@ class ConfirmSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """Another study of the same home, so many of whose best trials are tried first."""
+    """Another study of the same home, whose `top` best trials are tried first."""
 
     study: str = rule("must be a study's name", _is_name)
     top: int = at_least(1, default=5)
@@ -65,7 +64,7 @@ class StudySettings:
     keep_checkpoints: int = at_least(0)
     enqueue: tuple[dict[str, Any], ...] = ()
     warm_start_from: WarmStart | None = None
-    confirm: ConfirmSettings = field(default_factory=lambda: ConfirmSettings(top=3, seeds=0))  # as 0.1 had it
+    confirm: ConfirmSettings
     hours: float | None = rule("must be above 0 hours, or null for no limit", lambda v: v > 0, None)
     until: str | None = rule(
         "must be a time of day such as 07:00, or a date with one such as 2026-11-25T07:00", clock.is_valid_time, None
@@ -116,7 +115,7 @@ class PrunerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TerminatorSettings:
-    """error: what is measured against; threshold: of static in the metric's units, of median a share of it."""
+    """error: what the improvement is compared with. threshold: static, in units of the metric; median, a ratio."""
 
     improvement: Literal["none", "regret_bound", "emmr", "stagnation"] = "none"
     error: Literal["static", "median"] = "static"
@@ -127,17 +126,17 @@ class TerminatorSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StorageSettings:
-    """name: postgres has its address from the environment, and nothing of it here."""
+    """url: None for the default of sqlite. The address of postgres comes from the environment."""
 
     name: Literal["sqlite", "postgres"] = "sqlite"
     url: str | None = rule(
-        f"must be a database address such as sqlite:///FILE, without a password: storage=postgres takes one from the "
-        f"environment's {credentials.STORAGE_URL}",
+        f"must be a database address such as sqlite:///FILE, without a password: storage=postgres reads one from the "
+        f"environment variable {credentials.STORAGE_URL}",
         _is_address,
         None,
     )
     lease_s: float = rule(
-        "must be at least 5 seconds: a busy machine is late, and its trials would be taken from it",
+        "must be at least 5 seconds: another process would take over the trials of a busy machine",
         lambda v: v >= 5,
         30.0,
     )
@@ -145,7 +144,7 @@ class StorageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSettings:
-    """name: server has its address and its login from the environment, and nothing of them here."""
+    """uri: None for the default of local. Address and login of a server come from the environment."""
 
     name: Literal["local", "server"] = "local"
     uri: str | None = rule(
@@ -159,7 +158,7 @@ class TrackingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class NotifySettings:
-    """Whom to tell; nothing of it is kept, logged or shown, as it may hold secrets."""
+    """Recipients of notifications. They may contain secrets, so they are not stored, logged or shown."""
 
     urls: list[str] = field(default_factory=list, repr=False)
     command: str | None = field(default=None, repr=False)
@@ -167,9 +166,12 @@ class NotifySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LauncherSettings:
-    """Where the supervisors run that work on a study; what means nothing to a launcher is no key of its config.
+    """Where the supervisors of a study run. The config of each launcher has the keys that it uses.
 
-    cpus_per_worker: None where nobody parcels them out. address: of a Ray cluster. cluster: where submitit sends jobs.
+    Attributes:
+        cpus_per_worker: None where the launcher does not assign CPUs.
+        address: The address of a Ray cluster.
+        cluster: Where submitit sends jobs.
     """
 
     name: Literal["local", "ray", "slurm"] = "local"
@@ -184,14 +186,18 @@ class LauncherSettings:
     cluster: Literal["slurm", "local"] = "slurm"
 
     @property
-    def elsewhere(self) -> bool:
-        """Whether a study is worked on by workers, and not by the process that is asked to."""
+    def uses_workers(self) -> bool:
+        """Whether workers run the study, and not the process of the command."""
         return self.name != "local" or self.workers > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A composed and checked configuration, less what belongs to the components and the search space."""
+    """A composed and checked configuration, without the components and the search space.
+
+    Attributes:
+        found_location: The location with the secrets from the environment. It is no key and is not stored.
+    """
 
     study: StudySettings
     trainer: TrainerSettings
@@ -203,18 +209,17 @@ class Settings:
     tracking: TrackingSettings
     pictures: PictureSettings
     notify: NotifySettings = field(default_factory=NotifySettings)
-    terminator: TerminatorSettings = field(default_factory=TerminatorSettings)  # which 0.1 had not
-    launcher: LauncherSettings = field(default_factory=LauncherSettings)  # likewise
+    terminator: TerminatorSettings
+    launcher: LauncherSettings
     seed: int = rule("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32)
     slots: int | None = at_least(1)
     preflight: Literal["auto", "never"]
     min_free_mib: int = at_least(0)
     stay_awake: Literal["auto", "always", "never"]
     home: str = rule(
-        "must name a folder, without ? and %, which a database's address can't hold",
+        "must name a folder, without ? and %, which the address of a database can't contain",
         lambda v: v and not set("?%") & set(v),
     )
-    # Where it lies, secrets included, found in the environment and told to nobody: no key, and not kept.
     found_location: StudyLocation | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -226,11 +231,11 @@ class Settings:
     def location(self) -> StudyLocation:
         if self.found_location is not None:
             return self.found_location
-        assert (self.storage.name, self.tracking.name) == ("sqlite", "local"), "Plan.at says where a kept one lies"
+        assert (self.storage.name, self.tracking.name) == ("sqlite", "local"), "Plan.relocated sets the others"
         return StudyLocation(self.home, self.storage.url, self.tracking.uri, self.tracking.artifacts)
 
 
-_UNKEPT = ("notify", "found_location")
+_NOT_STORED = ("notify", "found_location")
 
 SECTIONS = {f.name: f for f in dataclasses.fields(Settings) if f.name != "found_location"}
 
@@ -238,46 +243,25 @@ _SECTION_TYPES = {name: kind for name, kind in typing.get_type_hints(Settings).i
 
 
 def to_json(settings: Settings) -> dict[str, Any]:
-    """What a plan and a run keep: all but whom to tell, and where it lies."""
-    return {key: value for key, value in dataclasses.asdict(settings).items() if key not in _UNKEPT}
+    """The settings that a plan and an MLflow run store: all but notifications and the location."""
+    return {key: value for key, value in dataclasses.asdict(settings).items() if key not in _NOT_STORED}
 
 
 def from_json(data: Mapping[str, Any]) -> Settings:
-    """The settings that `to_json` wrote, now or in an older version; what that did not have yet is as we ship it.
-
-    Raises ConfigError for what no version that this one knows of wrote.
-    """
+    """The settings that `to_json` wrote. Raises ConfigError for anything else."""
     problems = Problems()
-    settings = build_settings(_with_shipped(data), {}, problems)
-    if settings is None:
-        raise ConfigError(problems)
+    settings = build_settings(data, {}, problems)
+    problems.raise_if_any()
+    assert settings is not None
     return settings
 
 
-def _with_shipped(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Kept settings with every key that must be there and is not, as conf/ has it. A default of our own comes first:
-    it says what a version without the key did."""
-    shipped = read_yaml(conf_dir() / "config.yaml")
-    taken = {g: o for entry in shipped["defaults"] if isinstance(entry, dict) for g, o in entry.items()}
-    filled = dict(data)
-    for name, kind in _SECTION_TYPES.items():
-        if not dataclasses.is_dataclass(kind):
-            filled.setdefault(name, shipped.get(name))
-            continue
-        kept = dict(filled.get(name) or {})
-        option = conf_dir() / name / f"{kept.get('name') or taken.get(name)}.yaml"
-        texts = shipped.get(name) or (read_yaml(option) if option.exists() else {})
-        for f in dataclasses.fields(kind):
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name in texts:
-                kept.setdefault(f.name, texts[f.name])
-        filled[name] = kept
-    return filled
-
-
 def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems: Problems) -> Settings | None:
-    """The settings that a composed tree holds; notes every mistake and then returns None.
+    """Build the settings that a tree holds. Adds every mistake to `problems` and then returns None.
 
-    choices: the options taken, which name a study without a name; empty for a tree that was kept, without components.
+    Args:
+        choices: Config group -> option, from which an unnamed study gets its name; empty for a tree from `to_json`,
+            which has no components.
     """
     before = len(problems)
     for key in tree:
@@ -286,27 +270,25 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
     for name in COMPONENTS if choices else ():
         node = tree.get(name)
         if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-            problems.add(f"{name}: must be a mapping with a _target_, the class to build, got {node!r}")
+            problems.add(name, "must be a mapping with a _target_, the class to build", node)
     values: dict[str, Any] = {}
     for name, declared in SECTIONS.items():
-        kind = _SECTION_TYPES[name]
+        section = _SECTION_TYPES[name]
         if name not in tree and declared.default_factory is not dataclasses.MISSING:
             values[name] = declared.default_factory()
         elif name not in tree:
             problems.add(f"{name}: missing; config.yaml must hold it")
-        elif dataclasses.is_dataclass(kind):
-            node = _completed(tree, problems) if name == "study" else tree[name]
-            values[name] = build(kind, node, name, problems)
+        elif dataclasses.is_dataclass(section):
+            node = _with_study_defaults(tree, problems) if name == "study" else tree[name]
+            values[name] = build_section(section, node, name, problems)
         else:
-            values[name] = checked(declared, kind, tree[name], name, problems)
+            values[name] = check_value(declared, section, tree[name], name, problems)
     if len(problems) > before:
         return None
     pruner, max_epochs = values["pruner"], values["trainer"].max_epochs
     if pruner.name == "hyperband" and pruner.min_epochs > max_epochs:
-        problems.add(
-            f"pruner.min_epochs: must be at most trainer.max_epochs, which is {max_epochs}, got {pruner.min_epochs}; "
-            f"lower it, or train longer"
-        )
+        rule_text = f"must be at most trainer.max_epochs, which is {max_epochs}"
+        problems.add("pruner.min_epochs", rule_text, pruner.min_epochs, "lower it, or train longer")
         return None
     if values["study"].name is None:
         default = f"{choices.get('data', 'data')}-{choices.get('model', 'model')}"
@@ -314,9 +296,11 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
     return Settings(**values)
 
 
-def _completed(tree: Mapping[str, Any], problems: Problems) -> Any:
-    """The study's node with metric and direction filled in, by the data's task and by what the metric's name says;
-    and with what may be written in short in full."""
+def _with_study_defaults(tree: Mapping[str, Any], problems: Problems) -> Any:
+    """The study section with its defaults: the metric from the task of the data, the direction from the metric's name.
+
+    Short forms are written out.
+    """
     study, data = tree["study"], tree.get("data")
     if not isinstance(study, Mapping):
         return study
@@ -324,18 +308,15 @@ def _completed(tree: Mapping[str, Any], problems: Problems) -> Any:
     if isinstance(filled.get("warm_start_from"), str):
         filled["warm_start_from"] = {"study": filled["warm_start_from"]}
     if task is not None and task not in OBJECTIVES:
-        problems.add(f"data.task: must be one of {listed(OBJECTIVES)}, got {task!r}")
+        problems.add("data.task", f"must be one of {', '.join(OBJECTIVES)}", task)
     if filled.get("metric") is None:
         filled["metric"] = OBJECTIVES.get(str(task), "val/accuracy")
     if filled.get("direction") is None:
         last = re.split(r"[/_.]", str(filled["metric"]).lower())[-1]
-        known = [direction for direction, names in _BETTER.items() if last in names]
-        if known:
-            filled["direction"] = known[0]
-        else:
+        filled["direction"] = next((d for d, names in _DIRECTIONS.items() if last in names), "maximize")
+        if not any(last in names for names in _DIRECTIONS.values()):
             problems.add(
                 f"study.direction: must be given where the metric's name does not tell which way is better, got null "
                 f"for {filled['metric']!r}; add study.direction=maximize or study.direction=minimize"
             )
-            filled["direction"] = "maximize"
     return filled

@@ -13,9 +13,10 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from overnight.config.compose import compose, group_options
+from overnight.config.compose import compose
 from overnight.config.paths import StudyLocation, trial_name
 from overnight.config.problems import Problems
+from overnight.config.search_path import ConfigSearchPath
 from overnight.config.sections import COMPONENTS
 from overnight.config.trees import to_yaml
 from overnight.search import grammar
@@ -98,7 +99,7 @@ class _Winner:
 
 def _winner(plan: Plan, best: TrialRecord) -> _Winner:
     config, groups = config_of(best, plan), {g: str(best.params.get(g, plan.choices[g])) for g in plan.choices}
-    ours = {g: o for g, o in groups.items() if o in group_options(g)}
+    ours = {g: o for g, o in groups.items() if o in ConfigSearchPath().options(g)}
     base = compose([*(f"{g}={o}" for g, o in ours.items()), "search=none"]).config
     own = {g: config[g] for g in groups if g not in ours or not _covers(config[g], base[g])}
     return _Winner(best.number, config, groups, base, own)

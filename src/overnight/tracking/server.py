@@ -53,7 +53,7 @@ def secrets() -> dict[str, str]:
         before = len(problems)
         value = credentials.read_variable(name, problems)
         if value is not None and name in (credentials.BACKEND_URI, credentials.LOGINS_URI):
-            value = credentials.postgres_url(name, value, problems)
+            value = credentials.psycopg_url(name, value, problems)
         if value is not None:
             found[name] = value
         elif len(problems) == before:

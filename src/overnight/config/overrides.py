@@ -1,0 +1,73 @@
+"""Overrides in Hydra's grammar: parsed, and checked one by one against the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from overnight.config.problems import Problems
+from overnight.config.rules import nearest
+from overnight.config.search_path import ConfigSearchPath
+from overnight.config.sections import COMPONENTS, SECTIONS
+from overnight.config.trees import has_key, keys_of, to_plain, type_problem
+
+# Keys that hydra.utils.instantiate reads. They may be added to every component.
+_INSTANTIATE_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+
+
+def parse_overrides(overrides: Iterable[str], problems: Problems) -> list[Any]:
+    """Parse overrides to Hydra's Override objects. Adds those that are not in the grammar to `problems`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(text))
+        except HydraException as error:
+            problems.add(f"{text}: must be KEY=VALUE in Hydra's grammar: {str(error).splitlines()[0]}")
+    return parsed
+
+
+def key_of(override: str) -> str:
+    return override.split("=", 1)[0].lstrip("+~")
+
+
+def option_problem(override: Any, path: ConfigSearchPath) -> str | None:
+    """What is wrong with a GROUP=OPTION, or None."""
+    group, known = override.key_or_group, path.options(override.key_or_group)
+    if override.is_delete():
+        return f"{group}: can't be taken out; choose one of {', '.join(known)}"
+    option = override.value()
+    if option not in known:
+        hint = nearest(option, known) if isinstance(option, str) else ""
+        return f"{group}: must be one of {', '.join(known)}, got {option!r}{hint}"
+    if override.is_add() and group in (*COMPONENTS, *SECTIONS, "search"):
+        return f"{group}: is chosen already; write {group}={option} without the +"
+    return None
+
+
+def value_problem(override: Any, config: Any) -> str | None:
+    """What is wrong with a KEY=VALUE that is no sweep, or None."""
+    from omegaconf import OmegaConf
+
+    key, section = override.key_or_group, override.key_or_group.split(".")[0]
+    if section == "search":
+        return f"{key}: sweep the key itself, e.g. optimizer.lr='interval(0.001,0.1)', or take search=none"
+    tree = to_plain(config, resolve=False) if config else {}
+    if not tree or (override.is_add() and section in COMPONENTS):  # a new key for the user's class
+        return None
+    if not has_key(tree, key):
+        return f"{key}: no such key" + nearest(key, [*keys_of(tree), *_INSTANTIATE_KEYS], and_add=section in COMPONENTS)
+    if override.is_delete() or section not in COMPONENTS:
+        return None  # the types of the other sections are checked with their rules
+    present = OmegaConf.select(config, key) if not OmegaConf.is_missing(config, key) else None
+    present = OmegaConf.to_container(present) if OmegaConf.is_config(present) else present
+    problem = type_problem(present, override.value())
+    return f"{key}: {problem}" if problem else None
+
+
+def is_missing_key(override: Any, problem: str) -> bool:
+    """Whether the problem is that a component lacks the key. Another option of a searched group may have it."""
+    key = override.key_or_group
+    return key.split(".")[0] in COMPONENTS and not override.is_delete() and problem.startswith(f"{key}: no such key")

@@ -1,0 +1,70 @@
+"""The folders that configs come from, and Hydra's composition of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overnight.config.paths import conf_dir
+from overnight.config.problems import Problems
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A configuration as Hydra composes it.
+
+    Attributes:
+        config: OmegaConf's tree, with interpolations; an empty mapping where nothing composes.
+        choices: Config group -> option.
+        failed: Whether the overrides did not compose, so that this is the configuration without them.
+    """
+
+    config: Any
+    choices: dict[str, str]
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class ConfigSearchPath:
+    """The configs that come with overnight, and those in `folders`, which Hydra searches after them."""
+
+    folders: tuple[Path, ...] = ()
+
+    def groups(self) -> set[str]:
+        """The names of all config groups."""
+        return {p.name for folder in (conf_dir(), *self.folders) for p in folder.iterdir() if p.is_dir()}
+
+    def options(self, group: str) -> list[str]:
+        """The options of a config group: the names of its files."""
+        return sorted({p.stem for folder in (conf_dir(), *self.folders) for p in (folder / group).glob("*.yaml")})
+
+    def compose(self, overrides: Iterable[str]) -> Composition:
+        """Compose config.yaml with overrides. Raises HydraException or OmegaConfBaseException."""
+        from hydra import compose as hydra_compose
+        from hydra import initialize_config_dir
+        from omegaconf import OmegaConf, open_dict
+
+        quoted = ("'file://" + str(folder).replace("'", "\\'") + "'" for folder in self.folders)
+        searchpath = [f"hydra.searchpath=[{','.join(quoted)}]"] if self.folders else []
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about defaults lists without _self_
+            config = hydra_compose("config", overrides=[*overrides, *searchpath], return_hydra_config=True)
+        choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
+        with open_dict(config):
+            del config["hydra"]
+        return Composition(config, {str(k): v for k, v in choices.items() if v is not None and "/" not in str(k)})
+
+    def compose_or_default(self, overrides: list[str], problems: Problems) -> Composition:
+        """Compose with overrides; where that fails, add the reason to `problems` and compose without them."""
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            return self.compose(overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.add(f"conf: must compose: {' '.join(str(error).split())}")
+            default = self.compose_or_default([], Problems()) if overrides else Composition({}, {})
+            return Composition(default.config, default.choices, failed=True)

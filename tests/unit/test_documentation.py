@@ -52,6 +52,15 @@ def test_every_command_is_documented() -> None:
     assert [name for name in cli.commands if f"`overnight {name}" not in text] == []
 
 
+def test_the_options_of_documented_commands_exist() -> None:
+    rows = re.findall(r"^\| `overnight (\w+).*$", text := (ROOT / "docs" / "commands.md").read_text(), re.M)
+    for name in rows:
+        row = re.search(rf"^\| `overnight {name}\b.*$", text, re.M)
+        assert row is not None
+        known = {o for p in cli.commands[name].params for o in (*p.opts, *p.secondary_opts)}
+        assert set(re.findall(r"--[a-z][a-z-]*", row[0])) <= known, name
+
+
 def test_every_key_that_a_document_names_is_a_key_of_the_configuration() -> None:
     keys: dict[str, set[str]] = {}
     for section, value in yaml.safe_load((ROOT / "conf" / "config.yaml").read_text()).items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import torch
@@ -42,6 +44,23 @@ def test_the_convnet_learns_its_digits_and_goes_on_to_the_same_bits(tmp_path: Pa
     assert first.curve + second.curve == whole.curve
     ours, uncut = weights(tmp_path / "cut"), weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], uncut[name]) for name in uncut)
+
+
+@pytest.mark.filterwarnings("ignore:Attribute .net. is an instance")  # The template itself causes this warning.
+def test_a_project_of_lightning_hydra_template_moves_as_its_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "from-lightning-hydra-template.md").read_text()
+    model, search = (dedent(block) for block in re.findall(r"^    ```yaml\n(.*?)^    ```", page, re.M | re.S))
+    for name, text in (("model/lit.yaml", model), ("search/lit.yaml", search)):
+        (tmp_path / "conf" / name).parent.mkdir(parents=True)
+        (tmp_path / "conf" / name).write_text(
+            re.sub(r"src\.models\.[a-z_.]+\b(?=\.[A-Z])", "user_package.template", text)
+        )
+    metric = ("study.metric=val/acc_best", "study.direction=maximize")
+    plan = build_plan(["model=lit", "search=lit", "trainer.max_epochs=2", *metric], tmp_path / "conf")
+    params = {"model.optimizer.lr": 0.01, "data.batch_size": 64, "model.net.lin1_size": 128}
+    assert set(plan.space.names()) == set(params)
+    fit(trial_spec(plan, 0, plan.config(params), 1, "cpu", folder=tmp_path), link := ListLink())
+    assert link.epochs[-1].metrics["val/acc_best"] > 0.5
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from overnight.config.problems import Problems
 from overnight.config.trees import look_up
 from overnight.search.build_plan import build_plan
-from overnight.search.grammar import parse
+from overnight.search.grammar import parse_space
 from overnight.search.plan import Plan, random_value
 from overnight.search.space import SearchSpace, display_name
 
@@ -25,7 +25,7 @@ def unwritten(key: str, _: Any) -> Any:
 
 def space_of(**entries: Any) -> SearchSpace:
     problems = Problems()
-    space, _ = parse({k.replace("__", "."): v for k, v in entries.items()}, problems)
+    space, _ = parse_space({k.replace("__", "."): v for k, v in entries.items()}, problems)
     assert not problems
     return space
 
@@ -71,7 +71,7 @@ def test_the_grammar_means_what_hydra_says(text: str, distribution: object) -> N
 )
 def test_a_mistake_names_key_value_and_rule(entry: object, words: str) -> None:
     problems = Problems()
-    parse({"model.x": entry}, problems)
+    parse_space({"model.x": entry}, problems)
     assert len(problems) == 1
     assert problems[0].startswith("search.model.x")
     assert words in problems[0]
@@ -113,7 +113,7 @@ def test_an_optuna_distribution_may_be_pasted(entry: Any, distribution: object) 
 )
 def test_a_mistake_in_a_mapping_says_what_it_takes(entry: Any, words: str) -> None:
     problems = Problems()
-    parse({"x": entry}, problems)
+    parse_space({"x": entry}, problems)
     assert len(problems) == 1
     assert words in problems[0]
 
@@ -143,7 +143,7 @@ def test_an_option_brings_a_space_of_its_own() -> None:
 
 def test_a_key_that_two_draws_could_give_at_once_is_a_mistake() -> None:
     problems = Problems()
-    parse({"lr": "interval(0, 1)", "opt": {"choice": {"a": {"lr": "interval(0, 2)"}, "b": None}}}, problems)
+    parse_space({"lr": "interval(0, 1)", "opt": {"choice": {"a": {"lr": "interval(0, 2)"}, "b": None}}}, problems)
     assert "search.lr: must be given once, or in options that exclude one another" in problems[0]
 
 
@@ -166,8 +166,8 @@ def test_the_size_of_a_space_heeds_its_conditions() -> None:
 
 def test_conditions_that_go_round_in_a_circle_are_a_mistake() -> None:
     problems = Problems()
-    parse({"a": {"when": "b=1", "draw": "choice(1,2)"}, "b": {"when": "a=1", "draw": "choice(1,2)"}}, problems)
-    assert "must not go round in a circle" in problems[0]
+    parse_space({"a": {"when": "b=1", "draw": "choice(1,2)"}, "b": {"when": "a=1", "draw": "choice(1,2)"}}, problems)
+    assert "must not form a circle" in problems[0]
 
 
 def test_a_condition_is_drawn_after_what_it_looks_at_however_it_was_written() -> None:
@@ -206,7 +206,7 @@ def test_a_point_is_found_from_its_values_less_what_lies_outside_the_space() -> 
 
 
 def test_a_plain_value_in_the_space_is_fixed() -> None:
-    space, fixed = parse({"a": 3, "b": "relu", "c": [1, 2]}, [])
+    space, fixed = parse_space({"a": 3, "b": "relu", "c": [1, 2]}, Problems())
     assert space.parameters == ()
     assert fixed == {"a": 3, "b": "relu", "c": [1, 2]}
 
@@ -269,7 +269,7 @@ def test_every_drawn_point_composes_lies_within_its_ends_and_comes_back_from_mlf
         written["optimizer"] = {"choice": {"adam": ADAM, "sgd": SGD}}
         written["model.width"] = {"when": ["optimizer=sgd"], "draw": "null,true,7,seven,0.5,[1,2]"}
     problems = Problems()
-    space, _ = parse(written, problems)
+    space, _ = parse_space(written, problems)
     assert not problems
     study = Plan(BASE.settings, space, BASE.groups, BASE.choices, BASE.variants)
     rng, params = random.Random(seed), {}

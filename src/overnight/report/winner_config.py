@@ -130,7 +130,7 @@ def _search(plan: Plan, groups: Mapping[str, str]) -> dict[str, Any]:
     rest = SearchSpace(tuple(p for p in plan.space.parameters if p.key not in groups))
     inside = [replace(p, suffix="") for p in rest.restricted(groups).parameters]
     entries = {p.key: _entry(p) for p in inside}
-    read, _ = grammar.parse(entries, Problems())
+    read, _ = grammar.parse_space(entries, Problems())
     return entries if sorted(read.parameters, key=_key) == sorted(inside, key=_key) else {}
 
 

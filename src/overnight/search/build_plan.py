@@ -44,7 +44,7 @@ def build_plan(overrides: Iterable[str] = (), config_dir: str | Path | None = No
         sys.path.append(str(draft.config_dir.parent))  # trial processes inherit it
     space_problems = Problems()
     entries, sweeps = _search_entries(draft, searching, space_problems)
-    space, fixed = grammar.parse(entries, space_problems, draft.fixed, sweeps)
+    space, fixed = grammar.parse_space(entries, space_problems, draft.fixed, sweeps)
     draft, fixed = _compose_fixed(draft, fixed, overrides, config_dir, space_problems)
     problems = Problems([*draft.problems, *space_problems])
     if searching and draft.settings is not None:

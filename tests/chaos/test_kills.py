@@ -188,7 +188,7 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
     assert struck == kills, "the study ended before the last of them"
     assert_equal(home, found)
     assert len(runs_of(home)) == trials + 1, "one run a trial, and one for the study"
-    assert doctor.examine(location, found.name) == []
+    assert doctor.find_defects(location, found.name) == []
     lost = losses(book)
     assert len(lost) <= kills
     for epochs_lost in lost:

@@ -65,7 +65,7 @@ def test_a_study_of_one_slot_interrupted_and_gone_on_with_equals_the_uncut_one_b
                 pressed = time.monotonic()
     assert process.returncode == 130
     assert time.monotonic() - pressed < 10 * LATE
-    assert said[-1] == f"to go on: overnight tune {' '.join(line)} {cut}\n"
+    assert said[-1] == f"to resume: overnight tune {' '.join(line)} {cut}\n"
     stopped = records(tmp_path / "cut")
     assert stopped.state == "paused"
     assert 5 <= stopped.count("complete", "pruned") < 12
@@ -80,7 +80,7 @@ def test_a_finished_study_says_so_and_exits_0(overnight: Overnight, finished_hom
     line = ("study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2", "pruner.warmup_epochs=1")
     done = overnight("tune", *line, f"home={finished_home}")
     assert done.returncode == 0
-    assert "digits-mlp is done already" in done.stdout
+    assert "digits-mlp is complete" in done.stdout
     assert "6 of 6 trials done" in done.stdout
 
 
@@ -114,7 +114,7 @@ def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path
         },
         "confirmation": {"done": 0, "budget": 0},
         "deadline": None,
-        "ended": [],
+        "limit_notes": [],
         "forecast": None,
         "experiment_id": finished.experiment_id,
         "parent_run_id": finished.parent_run_id,
@@ -125,17 +125,19 @@ def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["status"], "study: there is none in"),
-        (["status", "nope"], "study: nope is not in"),
-        (["stop", "nope"], "study: nope is not in"),
+        (["status"], "study: there is no study in"),
+        (["status", "nope"], "study: must be a study in"),
+        (["stop", "nope"], "study: must be a study in"),
         (["logs", "digits-mlp"], "trial: must be STUDY/NUMBER"),
-        (["logs", "nope/3"], "there is no such study"),
-        (["ui"], "study: there is none in"),
-        (["doctor"], "study: there is none in"),
+        (["logs", "nope/3"], "nope/3: must be a study in"),
+        (["ui"], "study: there is no study in"),
+        (["doctor"], "study: there is no study in"),
         (["status", "home=a?b"], "home: must name a folder"),
     ],
 )
-def test_what_is_not_there_is_said_with_what_to_do(overnight: Overnight, arguments: list[str], words: str) -> None:
+def test_a_missing_study_or_trial_is_reported_with_what_to_do(
+    overnight: Overnight, arguments: list[str], words: str
+) -> None:
     done = overnight(*arguments)
     assert done.returncode == 2
     assert words in done.stderr
@@ -199,7 +201,7 @@ def test_stop_lets_the_study_save_and_tune_goes_on(overnight: Overnight, home: P
     stopped = records(home)
     assert stopped.state == "paused"
     assert stopped.count("running") == 0
-    assert "nobody is at it" in overnight("stop", "digits-mlp", f"home={home}").stdout
+    assert "not running" in overnight("stop", "digits-mlp", f"home={home}").stdout
 
 
 def _all_in_training(home: Path) -> bool:

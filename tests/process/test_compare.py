@@ -54,7 +54,7 @@ def test_every_mistake_in_what_is_referred_to_is_named(finished_home: Path) -> N
     assert done.exit_code == 2
     lines = done.output.splitlines()
     assert [line.split(":")[0] for line in lines] == ["nobody", "digits-mlp/99", "digits-mlp/first"]
-    assert "there are digits-mlp" in lines[0]
+    assert "it has digits-mlp" in lines[0]
     assert "0 to 5" in lines[1]
 
 

@@ -69,40 +69,40 @@ def damage(home: Path) -> list[str]:
     worse = where.study(study.name).checkpoint((best.number + 1) % 6)
     worse.mkdir()
     return [
-        "mlflow.db.creating-999999: a store whose creation was cut off",
-        "digits-mlp.holder.json: names a process that is gone",
-        "trial-0006: says running, and nobody is at it",
-        f"{worse.relative_to(home)}: checkpoints of a trial that is",
-        f"{kept.relative_to(home)}/state.before.ckpt: a state of a trial that is complete",
-        f"{gone.relative_to(home)}: checkpoints of a trial that the ledger does not have",
+        "mlflow.db.creating-999999: database whose creation was interrupted",
+        "digits-mlp.holder.json: names a process that has ended",
+        "trial-0006: running, but its process has ended",
+        f"{worse.relative_to(home)}: checkpoints of a ",
+        f"{kept.relative_to(home)}/state.before.ckpt: training state of a complete trial",
+        f"{gone.relative_to(home)}: checkpoints of a trial that does not exist",
         f"{paused.relative_to(home)}/state.ckpt: not a state that overnight wrote",
         ": a run of trial-0077, which the Optuna storage does not have",
         ": a second run of trial-0000",
-        "run of trial-0001: lacks the whole run",
-        "run of trial-0002: lacks the status FINISHED: it is RUNNING",
-        "run of trial-0003: lacks the param optimizer.lr",
-        "run of trial-0004: lacks values of val/loss",
-        "run of trial-0006: lacks the whole run",
-        "run of digits-mlp: lacks an end: its status is RUNNING, the tag overnight.best",
+        "run of trial-0001: missing: the whole run",
+        "run of trial-0002: missing: the status FINISHED: it is RUNNING",
+        "run of trial-0003: missing: the param optimizer.lr",
+        "run of trial-0004: missing: values of val/loss",
+        "run of trial-0006: missing: the whole run",
+        "run of digits-mlp: missing: an end: its status is RUNNING, the tag overnight.best",
     ]
 
 
-def test_everything_that_is_wrong_is_said_and_then_mended(copy: Path) -> None:
+def test_every_defect_is_reported_and_then_repaired(copy: Path) -> None:
     words = damage(copy)
-    seen(copy)  # whoever looks first has SQLite put into the file what its log still held
+    seen(copy)  # the first reader has SQLite write its log into the database
     before = bytes_below(copy)
-    said = doctor(copy, "--dry-run")
-    assert said.exit_code == 1
+    checked = doctor(copy, "--dry-run")
+    assert checked.exit_code == 1
     for word in words:
-        assert word in said.output
-    assert len(said.output.splitlines()) == len(words)
-    assert bytes_below(copy) == before, "a dry run only says"
+        assert word in checked.output
+    assert len(checked.output.splitlines()) == len(words)
+    assert bytes_below(copy) == before, "a dry run changes nothing"
 
-    mended = doctor(copy, "digits-mlp")
-    assert mended.exit_code == 0, mended.output
-    assert len(mended.output.splitlines()) == len(words)
+    repaired = doctor(copy, "digits-mlp")
+    assert repaired.exit_code == 0, repaired.output
+    assert len(repaired.output.splitlines()) == len(words)
     again = doctor(copy, "--dry-run", "--json")
-    assert (again.exit_code, json.loads(again.output)) == (0, {"studies": {"digits-mlp": []}, "left": 0})
+    assert (again.exit_code, json.loads(again.output)) == (0, {"studies": {"digits-mlp": []}, "remaining": 0})
     found = seen(copy)
     assert (found.state, found.count("paused")) == ("paused", 1)
     assert_equal(copy, found)
@@ -117,27 +117,29 @@ def test_a_study_that_lost_its_parent_run_or_all_of_mlflow_gets_it_back(copy: Pa
     assert_equal(copy, seen(copy))
 
     client_of(copy).delete_experiment("1")
-    assert "MLflow: has no experiment digits-mlp" in doctor(copy, "--dry-run").output
+    assert "MLflow: no experiment digits-mlp" in doctor(copy, "--dry-run").output
     assert doctor(copy).exit_code == 0
     assert_equal(copy, seen(copy))
     assert len(runs_of(copy)) == len(finished.records) + 1, "the parent that was deleted came back with the experiment"
 
 
-def test_a_finished_study_is_well(finished_home: Path) -> None:
-    said = doctor(finished_home, "--dry-run")
-    assert (said.exit_code, said.output) == (0, "digits-mlp: nothing is wrong\n")
+def test_a_finished_study_has_no_defects(finished_home: Path) -> None:
+    checked = doctor(finished_home, "--dry-run")
+    assert (checked.exit_code, checked.output) == (0, "digits-mlp: no problems\n")
 
 
-def test_what_cannot_be_mended_is_said_and_exits_1(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_defect_that_cannot_be_repaired_is_reported_and_exits_1(
+    copy: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (copy / "mlflow.db").write_bytes(b"this was a database once" * 1000)
-    said = doctor(copy)
-    assert said.exit_code == 1
-    assert "MLflow: can't be read: " in said.output
-    assert "(still wrong)" in said.output
+    checked = doctor(copy)
+    assert checked.exit_code == 1
+    assert "MLflow: cannot be read: " in checked.output
+    assert "(still wrong)" in checked.output
     capfd.readouterr()
 
 
-def test_a_study_that_somebody_works_on_is_left_alone(home: Path, overnight: Callable[..., object]) -> None:
+def test_a_running_study_is_not_repaired(home: Path, overnight: Callable[..., object]) -> None:
     study = build_plan([f"home={home}", "study.name=held"])
     session, _ = open_study(study)
     try:

@@ -101,9 +101,9 @@ def test_trials_come_as_a_table_of_a_row_each(finished: StudyView, tmp_path: Pat
 
 
 def test_a_table_must_say_what_it_is_by_its_name(finished: StudyView, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"FILE: must end in .csv or .parquet, got '.*trials.xls'; name it so"):
+    with pytest.raises(ConfigError, match=r"FILE: must end in .csv or .parquet, got '.*trials.xls'; rename it"):
         manage.export(finished, tmp_path / "trials.xls")
-    with pytest.raises(ConfigError, match="FILE: must be a place that can be written to"):
+    with pytest.raises(ConfigError, match="FILE: must be a file that can be written"):
         manage.export(finished, tmp_path / "nowhere" / "trials.csv")
 
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_marked_is_said_all_at_once(own_home: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         manage.mark(place_of(own_home), "digits-mlp", [0, 99], bad=False)
     assert refused.value.problems == [
-        "digits-mlp/0: must be marked bad to be marked good, and is complete; leave it",
+        "digits-mlp/0: must be marked bad before it is marked good, got complete; leave it",
         "digits-mlp/99: must be one of its trials, 0 to 4",
     ]
     let_go = lock_study(place_of(own_home), "digits-mlp")
@@ -195,7 +195,7 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
     tune(*LINE, "study.name=gone-too", "study.trials=1")
     tune(*LINE, "study.name=gone", *searched, "study.trials=3", "model.dropout=0,0.5", extend=True)
     location, kept = place_of(home), seen_in(home, "gone-too")
-    found = manage.remains(location, "gone")
+    found = manage.footprint(location, "gone")
     assert set(found.optuna_studies) == {"gone", "gone~2", "gone.confirm"} | {
         n for n in found.optuna_studies if "confirm~" in n
     }
@@ -205,7 +205,7 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
     assert {p for p in before if p.suffix not in (".db-wal", ".db-shm")} <= set(home.rglob("*"))
     refused = CliRunner().invoke(cli, ["delete", "gone", f"home={home}"])
     assert (refused.exit_code, refused.output.splitlines()[-1]) == (
-        2, "--yes: must be given where nobody can be asked; nothing was deleted",
+        2, "--yes: must be given without a terminal; nothing was deleted",
     )  # fmt: skip
 
     let_go = lock_study(location, "gone")
@@ -214,7 +214,7 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
     let_go()
 
     assert "gone is deleted" in command("delete", "gone", "--yes", f"home={home}")
-    assert manage.studies(location)[0].name == "gone-too"
+    assert manage.list_studies(location)[0].name == "gone-too"
     assert not [p for p in home.rglob("*") if {"gone", "gone.confirm", "best_gone", "gone.lock"} & {p.name, p.stem}]
     with closing(sqlite3.connect(home / "optuna.db")) as store:
         assert [n for (n,) in store.execute("SELECT study_name FROM studies")] == ["gone-too"]
@@ -225,8 +225,8 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
     assert left == [(0,), (0,)]
     assert runs == 1 + len(kept.records), "the neighbour's and its parent"
     assert seen_in(home, "gone-too").records == kept.records
-    with pytest.raises(ConfigError, match=r"study: must be one of those in .*, got 'gone'; there are: gone-too"):
-        manage.remains(location, "gone")
+    with pytest.raises(ConfigError, match=r"study: must be a study in .*, got 'gone'; there are: gone-too"):
+        manage.footprint(location, "gone")
 
 
 # Going on -------------------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_a_plan_that_cannot_be_read_is_said_with_what_to_do_and_can_be_deleted(
     assert shown.exit_code == 0
     assert "digits-mlp  unreadable" in shown.output
     command("delete", "digits-mlp", "--yes", f"home={old_home}")
-    assert manage.studies(place_of(old_home)) == []
+    assert manage.list_studies(place_of(old_home)) == []
 
 
 @pytest.mark.parametrize("broken", [{}, {"settings": {}}, {"settings": None, "space": 3}])

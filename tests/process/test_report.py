@@ -196,4 +196,4 @@ def test_the_report_command_prints_writes_and_shows_it_in_mlflow(finished_home: 
 def test_a_study_that_there_is_not_is_said_to_be_missing(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["report", f"home={tmp_path}"])
     assert done.exit_code == 2
-    assert "there is none in" in done.output
+    assert "there is no study in" in done.output

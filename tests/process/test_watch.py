@@ -58,7 +58,7 @@ def test_it_shows_the_study_until_it_ends_and_ctrl_c_leaves_it(home: Path) -> No
             assert code == 130
             assert "trial-000" in drawn
             assert "of 2 trials" in drawn
-            assert study.poll() is None, "who looks on leaves the study alone"
+            assert study.poll() is None, "watching does not stop the study"
             printed, _ = plain.communicate(timeout=120 * LATE)
         assert plain.returncode == 0
         lines = printed.splitlines()
@@ -71,7 +71,7 @@ def test_it_shows_the_study_until_it_ends_and_ctrl_c_leaves_it(home: Path) -> No
 def test_looking_on_and_printing_once_are_not_asked_for_together(finished_home: Path) -> None:
     done = CliRunner().invoke(cli, ["status", "--watch", "--json", f"home={finished_home}"])
     assert done.exit_code == 2
-    assert "take one of them" in done.output
+    assert "use one of them" in done.output
 
 
 def test_a_study_that_nobody_works_on_is_shown_as_it_stands(finished_home: Path) -> None:

@@ -103,7 +103,7 @@ def test_the_study_was_done_on_both_stores(told: Told, mlflow_server: MlflowServ
     assert not (told.home / "optuna.db").exists()
     assert not (told.home / "mlflow.db").exists()
     assert "MLflow lacks" not in told.output
-    assert told.overnight("doctor", "told").stdout == "told: nothing is wrong\n"
+    assert told.overnight("doctor", "told").stdout == "told: no problems\n"
     page = told.overnight("ui", "told", "--no-browser").stdout
     assert page.startswith(f"{mlflow_server.address}/#/experiments/")
 
@@ -183,7 +183,7 @@ def test_without_a_login_the_server_answers_nothing(mlflow_server: MlflowServer)
 def test_a_server_that_was_killed_and_started_again_has_it_all(told: Told, mlflow_server: MlflowServer) -> None:
     mlflow_server.stop()
     mlflow_server.start()
-    assert told.overnight("doctor", "told", "--dry-run").stdout == "told: nothing is wrong\n"
+    assert told.overnight("doctor", "told", "--dry-run").stdout == "told: no problems\n"
 
 
 def test_a_deleted_study_is_gone_from_both(told: Told, mlflow_server: MlflowServer) -> None:

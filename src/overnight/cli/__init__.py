@@ -1,1 +1,1 @@
-"""What a person types and sees: one module for each group of commands."""
+"""The command line: one module for each group of commands, the live table and the printed results."""

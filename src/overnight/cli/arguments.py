@@ -1,50 +1,76 @@
-"""What was typed, found: the study or the trial that somebody means, and how it is said that there is none."""
+"""Arguments that several commands share: their completion, and the study or trial that they name."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from overnight.config.paths import StudyLocation
     from overnight.study.snapshot import StudyView
 
+_MISTAKE = 2  # the exit code
+
+
+def _completer(name: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Return a function of `completion`, which is imported on use."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from overnight.cli import completion
+
+        return getattr(completion, name)(ctx, param, incomplete)
+
+    return complete
+
+
+def argument(name: str, metavar: str, completes: str, **options: Any) -> Callable[[Any], Any]:
+    """Declare an argument. completes: what it names, a function complete_... of `completion`."""
+    return click.argument(name, metavar=metavar, shell_complete=_completer(f"complete_{completes}"), **options)
+
+
+OVERRIDES = argument("overrides", "[OVERRIDE ...]", "overrides", nargs=-1)
+LOCATION = argument("overrides", "[OVERRIDE ...]", "location", nargs=-1)
+OPTIONAL_STUDY = argument("arguments", "[STUDY] [OVERRIDE ...]", "study", nargs=-1)
+CONFIG_DIR = click.option(
+    "--config-dir", metavar="DIR", help="A folder with your own configs.", shell_complete=_completer("complete_folder")
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-MISTAKE = 2  # the exit code
 
 
-def mistake(problems: Iterable[str]) -> NoReturn:
-    for line in problems:
+def exit_with_mistakes(lines: Iterable[str]) -> NoReturn:
+    """Print mistakes in the request, one a line, and exit with code 2."""
+    for line in lines:
         click.echo(line, err=True)
-    sys.exit(MISTAKE)
+    sys.exit(_MISTAKE)
 
 
-def look(arguments: tuple[str, ...]) -> tuple[StudyLocation, StudyView | None, list[str]]:
-    """Where studies lie, the study that was named or else worked on last, and the names of the others."""
+def find_study(arguments: Iterable[str]) -> tuple[StudyLocation, StudyView, list[str]]:
+    """Find the study that is named, or else the one that ran last; exit with a mistake if there is none.
+
+    Returns:
+        The location of the studies, the study, and the names of the other studies if none was named.
+    """
     from overnight.config.compose import study_location
     from overnight.study import snapshot
 
-    named = [a for a in arguments if "=" not in a]
-    if len(named) > 1:
-        mistake([f"study: must be one name, got {', '.join(named)}"])
-    location = study_location(a for a in arguments if "=" in a)
-    view, names = snapshot.view(location, named[0] if named else None)
-    if named and view is None:
-        mistake(
-            [
-                f"study: {named[0]} is not in {location.storage_description}; there "
-                + (f"are {', '.join(names)}" if names else "is none yet")
-            ]
-        )
-    return location, view, [] if named or view is None else [n for n in names if n != view.name]
+    names, overrides = split(arguments)
+    if len(names) > 1:
+        exit_with_mistakes([f"study: must be one name, got {', '.join(names)}"])
+    location = study_location(overrides)
+    view, known = snapshot.view(location, names[0] if names else None)
+    if view is None:
+        exit_with_mistakes([_no_such_study(location, names[0], known) if names else no_study(location)])
+    return location, view, [] if names else [n for n in known if n != view.name]
 
 
-def refer(location: StudyLocation, ref: str) -> tuple[StudyView, int | None]:
-    """The study that a STUDY or STUDY/NUMBER speaks of, and the trial's number. Raises ConfigError for any other."""
+def find_study_or_trial(location: StudyLocation, ref: str) -> tuple[StudyView, int | None]:
+    """Find the study that STUDY or STUDY/NUMBER names, and the number. Raises ConfigError if there is none."""
     from overnight.config.problems import ConfigError
     from overnight.study import snapshot
 
@@ -52,17 +78,30 @@ def refer(location: StudyLocation, ref: str) -> tuple[StudyView, int | None]:
     number = number.removeprefix("trial-")
     if slash and not number.isdigit():
         raise ConfigError([f"{ref}: must be STUDY or STUDY/NUMBER, e.g. digits-mlp/7"])
-    view, names = snapshot.view(location, name)
+    view, known = snapshot.view(location, name)
     if view is None:
-        raise ConfigError(
-            [
-                f"{ref}: {name} is not in {location.storage_description}; there "
-                + (f"are {', '.join(names)}" if names else "is none")
-            ]
-        )
+        raise ConfigError([_no_such_study(location, name, known, key=ref)])
     return view, int(number) if slash else None
 
 
+def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Split arguments into names and overrides."""
+    names: list[str] = []
+    overrides: list[str] = []
+    for word in arguments:
+        (overrides if "=" in word else names).append(word)
+    return names, overrides
+
+
+def no_study(location: StudyLocation) -> str:
+    return f"study: there is no study in {location.storage_description}; start one with `overnight tune`"
+
+
+def _no_such_study(location: StudyLocation, name: str, known: list[str], key: str = "study") -> str:
+    remedy = f"it has {', '.join(known)}" if known else "it has no study yet"
+    return f"{key}: must be a study in {location.storage_description}, got {name!r}; {remedy}"
+
+
 def command(*words: str, location: StudyLocation) -> str:
-    """An `overnight` line that speaks of the same place."""
+    """Return an `overnight` command line that uses the same location."""
     return shlex.join(["overnight", *words, *location.overrides])

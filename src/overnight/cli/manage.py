@@ -1,4 +1,4 @@
-"""Studies as things that lie there: what they take, throwing them away, a table of their trials, a trial marked bad."""
+"""Managing stored studies: list, delete, export, and mark trials."""
 
 from __future__ import annotations
 
@@ -34,13 +34,19 @@ _COLUMNS = ("number", "state", "reason", "objective", "started_at", "ended_at", 
 _STATES = ("complete", "pruned", "failed", "running", "paused", "waiting")
 
 
-# What there is --------------------------------------------------------------------------------------------------------
+# List -----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class StudyListing:
-    """A study as `list` shows it. seconds: of training, in all slots, confirmation included. bytes: its files; its
-    rows in the two stores are not told apart. trouble: why it can't be read, if so."""
+    """A study as `list` shows it.
+
+    Attributes:
+        bytes: Size of its files; its rows in the two databases are not counted.
+        trials: State -> number of trials.
+        seconds: Training time of search and confirmation, summed over all slots.
+        problems: Why the study cannot be read; empty if it can.
+    """
 
     name: str
     state: str
@@ -50,11 +56,11 @@ class StudyListing:
     metric: str | None = None
     best: TrialRecord | None = None
     seconds: float = 0.0
-    trouble: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
-def studies(location: StudyLocation) -> list[StudyListing]:
-    """Every study of a home, the one worked on last first."""
+def list_studies(location: StudyLocation) -> list[StudyListing]:
+    """List every study, the one that ran last first."""
     found = []
     for name in names_in(location):
         artifacts = [where] if (where := location.paths.artifacts / name).exists() else []
@@ -62,7 +68,7 @@ def studies(location: StudyLocation) -> list[StudyListing]:
         try:
             seen, _ = view(location, name)
         except ConfigError as error:
-            found.append(StudyListing(name, "unreadable", size, trouble=tuple(error.problems)))
+            found.append(StudyListing(name, "unreadable", size, problems=tuple(error.problems)))
             continue
         assert seen is not None, "it was just listed"
         records = (*seen.records, *(seen.confirmation.records if seen.confirmation else ()))
@@ -82,7 +88,7 @@ def studies(location: StudyLocation) -> list[StudyListing]:
 
 
 def _files(location: StudyLocation, name: str) -> list[Path]:
-    """The folders and files that are a study's own, those that are there; its artifacts are MLflow's to know."""
+    """Return the existing folders and files of a study; MLflow manages its artifacts."""
     both = [location.paths.study(n) for n in (name, name + CONFIRM_SUFFIX)]
     folders = [folder for paths in both for folder in (paths.checkpoints, paths.logs, paths.plots)]
     left = [both[0].report, *winner_config.written_files(location, name)]
@@ -94,18 +100,26 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     total = 0
     for file in path.rglob("*"):
-        with contextlib.suppress(OSError):  # it was just removed
+        with contextlib.suppress(OSError):  # it was removed in the meantime
             total += file.lstat().st_size if file.is_file() else 0
     return total
 
 
-# Throwing away --------------------------------------------------------------------------------------------------------
+# Delete ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class StudyFootprint:
-    """Everything that there is of a study. optuna_studies: its Optuna studies, generations and confirmation included.
-    uids: by which MLflow's runs are known to be its. trials: in the newest generation."""
+    """Everything that is stored of a study.
+
+    Attributes:
+        optuna_studies: Its Optuna studies, with extensions and confirmations.
+        uids: The ids that mark its runs in MLflow.
+        trials: Number of trials in the newest extension.
+        runs: Number of MLflow runs.
+        versions: Number of model versions in MLflow's registry.
+        bytes: Size of its files.
+    """
 
     name: str
     optuna_studies: tuple[str, ...]
@@ -117,8 +131,8 @@ class StudyFootprint:
     bytes: int
 
 
-def remains(location: StudyLocation, name: str) -> StudyFootprint:
-    """What `delete` would delete, plan unread. Raises ConfigError where there is no such study."""
+def footprint(location: StudyLocation, name: str) -> StudyFootprint:
+    """Return what `delete` would delete, even if its plan cannot be read. Raises ConfigError if there is no study."""
     optuna_studies: list[str] = []
     uids: set[str] = set()
     trials, tracked = 0, True
@@ -132,98 +146,100 @@ def remains(location: StudyLocation, name: str) -> StudyFootprint:
                     tracked = _tracked_in(location, plan.get("settings", {}).get("tracking", {}))
                     if CONFIRM_SUFFIX not in frozen.study_name:
                         trials = max(trials, storage.get_n_trials(frozen._study_id))
-    if not optuna_studies or name not in names_in(
-        location
-    ):  # which leaves out generations, confirmations and what is not ours
-        known = ", ".join(names_in(location)) or "none"
+    names = names_in(location)  # without extensions, confirmations and foreign studies
+    if not optuna_studies or name not in names:
+        known = ", ".join(names) or "none"
         raise ConfigError(
-            [f"study: must be one of those in {location.storage_description}, got {name!r}; there are: {known}"]
+            [f"study: must be a study in {location.storage_description}, got {name!r}; there are: {known}"]
         )
     if not tracked:
         raise ConfigError(
             [
-                f"tracking: must name the MLflow store that {name} was last tuned with, and does not; say tracking= "
-                f"and tracking.uri= as then"
+                f"tracking: must name the MLflow store of {name}, and names another; give the same tracking= and "
+                f"tracking.uri= as for `overnight tune`"
             ]
         )
     files = _files(location, name)
-    with _told(name):
+    with _reporting_mlflow_errors(name):
         runs, versions = registry.count(location, name, uids)
     return StudyFootprint(
         name, tuple(optuna_studies), tuple(sorted(uids)), trials, runs, versions, tuple(files), sum(map(_size, files))
     )
 
 
-def _tracked_in(location: StudyLocation, kept: Mapping[str, Any]) -> bool:
-    """Whether a study's runs are in the MLflow store that a place speaks of; a server goes by many addresses."""
-    if kept.get("name", "local") != "local" or location.tracking != "local":
-        return kept.get("name") == location.tracking
-    return kept.get("uri", location.given_tracking_uri) == location.given_tracking_uri
+def _tracked_in(location: StudyLocation, tracking_settings: Mapping[str, Any]) -> bool:
+    """Whether the runs of a study are in the MLflow store of a location; a server may have many addresses."""
+    if tracking_settings.get("name", "local") != "local" or location.tracking != "local":
+        return tracking_settings.get("name") == location.tracking
+    return tracking_settings.get("uri", location.given_tracking_uri) == location.given_tracking_uri
 
 
 def delete(location: StudyLocation, found: StudyFootprint) -> list[str]:
-    """Delete a study for good, the ledger last, so that one that was cut short is said again; what is left, in words.
+    """Delete a study permanently and return messages about what remains.
 
-    Raises StudyInUse where somebody works on it.
+    The Optuna storage comes last, so that an interrupted deletion can be repeated.
+
+    Raises:
+        StudyInUse: the study is running.
     """
     with contextlib.ExitStack() as held:
         for name in (found.name, found.name + CONFIRM_SUFFIX):
             held.callback(lock_study(location, name))
             held.callback(location.paths.study(name).lock.unlink, missing_ok=True)
-        with _told(found.name):
+        with _reporting_mlflow_errors(found.name):
             left = registry.delete_study(location, found.name, found.uids)
         for path in found.files:
             _remove(path, found.name)
         with opened(location) as storage:
             there = {s.study_name for s in storage.get_all_studies()}
-            for name in sorted(set(found.optuna_studies) & there, key=len, reverse=True):  # the search itself last
+            for name in sorted(set(found.optuna_studies) & there, key=len, reverse=True):  # the search last
                 optuna.delete_study(study_name=name, storage=storage)
     return [left] if left else []
 
 
 def _remove(path: Path, name: str) -> None:
-    """Remove a folder or file. Raises ConfigError where that fails: a study made anew would take it for its own."""
+    """Remove a folder or file. Raises ConfigError if that fails, because a new study of this name would use it."""
     try:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     except FileNotFoundError:
         pass
     except OSError as error:
         raise ConfigError(
-            [f"{path}: must be removable to delete {name}: {error}; the ledger has the study still: say it again"]
+            [f"{path}: must be removable to delete {name}: {error}; the study is still in optuna.db: delete it again"]
         ) from error
 
 
 @contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Have what keeps MLflow from answering be a mistake in one line."""
+def _reporting_mlflow_errors(name: str) -> Iterator[None]:
+    """Turn an error of MLflow into a ConfigError of one line."""
     try:
         yield
-    except Exception as error:  # MLflow's, SQLAlchemy's, the network's
+    except Exception as error:  # of MLflow, SQLAlchemy or the network
         raise ConfigError(
             [
-                f"MLflow: must be reached to delete {name}, and can't be ({store.describe_error(error)}); the "
-                f"ledger has the study still: say it again once it can, or name the right tracking.uri"
+                f"MLflow: must be reachable to delete {name}, got {store.describe_error(error)}; the study is still "
+                f"in optuna.db: delete it again when MLflow is reachable, or give the right tracking.uri"
             ]
         ) from error
 
 
-# A table --------------------------------------------------------------------------------------------------------------
+# Export ---------------------------------------------------------------------------------------------------------------
 
 
 def export(seen: StudyView, path: Path) -> int:
-    """Write a row a trial as CSV or Parquet, by the file's name; how many there are.
+    """Write one row for each trial as CSV or Parquet, by the suffix of the file, and return their number.
 
     Columns: number, state, reason, objective, started_at, ended_at (UTC), seconds of training, epochs, notes, and
-    `params.NAME` and `metrics.NAME` (at the trial's last epoch) for each that there is.
+    `params.NAME` and `metrics.NAME` (at the last epoch of the trial) for each parameter and metric.
     """
     if path.suffix.lower() not in TABLES:
-        raise ConfigError([f"FILE: must end in {' or '.join(TABLES)}, got {str(path)!r}; name it so"])
+        raise ConfigError([f"FILE: must end in {' or '.join(TABLES)}, got {str(path)!r}; rename it"])
     frame = _frame(seen.records)
     content = frame.to_csv(index=False) if path.suffix.lower() == ".csv" else frame.to_parquet(index=False)
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise ConfigError([f"FILE: must be a place that can be written to, got {str(path)!r}: {error}"]) from error
+        raise ConfigError([f"FILE: must be a file that can be written, got {str(path)!r}: {error}"]) from error
     return len(frame)
 
 
@@ -251,27 +267,31 @@ def _frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
     frame = frame[names]
     for column in [c for c in names if c.startswith("params.")]:
         given = [row[column] for row in rows if row.get(column) is not None]
-        if all(type(v) is int for v in given):  # which the rows without one would have made 64.0
+        if all(type(v) is int for v in given):  # rows without a value would turn 64 into 64.0
             frame[column] = frame[column].astype("Int64")
     for column in ("started_at", "ended_at"):
         frame[column] = pd.to_datetime(frame[column], unit="s", utc=True)
     for column in [c for c in frame.columns if str(frame[c].dtype) == "object"]:
         kinds = {type(v) for v in frame[column] if v is not None and v == v}
-        if len(kinds) > 1 or not kinds <= {str, bool, int, float}:  # a column of a table holds one kind
+        if len(kinds) > 1 or not kinds <= {str, bool, int, float}:  # Parquet columns have one type
             frame[column] = [None if v is None or v != v else str(v) for v in frame[column]]
     return frame
 
 
-# A trial marked bad ---------------------------------------------------------------------------------------------------
+# Mark -----------------------------------------------------------------------------------------------------------------
 
 
 def mark(
     location: StudyLocation, name: str, numbers: Iterable[int], bad: bool, why: str = ""
 ) -> tuple[StudyView, str | None]:
-    """Have trials that have ended count as failed, or as they ended; the study as it stands then, in MLflow too, and
-    what kept MLflow from it.
+    """Mark trials bad, so that they count as failed, or good again, in the Optuna storage and in MLflow.
 
-    Raises ConfigError for a trial that can't be marked, StudyInUse where somebody works on the study.
+    Returns:
+        The study afterwards, and why MLflow does not show the marks; None if it does.
+
+    Raises:
+        ConfigError: a trial cannot be marked.
+        StudyInUse: the study is running.
     """
     session = reopen(location, name)
     try:
@@ -288,12 +308,12 @@ def mark(
         session.close()
     seen, _ = view(location, name)
     assert seen is not None, "it was just open"
-    return seen, _mirror(location, seen)
+    return seen, _sync_mlflow(location, seen)
 
 
 def _unmarkable(name: str, records: Sequence[TrialRecord], numbers: Iterable[int], bad: bool) -> Iterator[str]:
     if name.endswith(CONFIRM_SUFFIX):
-        yield f"{name}: a confirmation is no trial of the search; mark the trial that it confirms"
+        yield f"{name}: must be a search, got a confirmation; mark the trial that it confirms"
         return
     for number in numbers:
         if not 0 <= number < len(records):
@@ -302,13 +322,13 @@ def _unmarkable(name: str, records: Sequence[TrialRecord], numbers: Iterable[int
             bad and records[number].state not in ("complete", "pruned") and records[number].reason != exclusions.MARKED
         ):
             record = records[number]
-            yield f"{name}/{number}: must be complete or pruned to be marked bad, and is {record.state}; leave it"
+            yield f"{name}/{number}: must be complete or pruned to be marked bad, got {record.state}; leave it"
         elif not bad and records[number].reason != exclusions.MARKED:
-            yield f"{name}/{number}: must be marked bad to be marked good, and is {records[number].state}; leave it"
+            yield f"{name}/{number}: must be marked bad before it is marked good, got {records[number].state}; leave it"
 
 
-def _mirror(location: StudyLocation, seen: StudyView) -> str | None:
-    """Have MLflow show the marks, as far as it can be reached, or say why not; the next start shows them else."""
+def _sync_mlflow(location: StudyLocation, seen: StudyView) -> str | None:
+    """Write the marks to MLflow and return why that failed, if so; the next start tries again."""
     session = reopen(location, seen.name)
     try:
         mlflow_sync = MlflowSync(seen.plan, seen.uid, with_parent=seen.name != TRAIN_STUDY)
@@ -321,6 +341,6 @@ def _mirror(location: StudyLocation, seen: StudyView) -> str | None:
         session.close()
 
 
-def described(record: TrialRecord) -> str:
-    """A trial in a word or two, as `mark` says it."""
+def format_state(record: TrialRecord) -> str:
+    """Format a trial as `mark` prints it."""
     return f"{trial_name(record.number)} {record.state}" + (f" ({record.reason})" if record.reason else "")

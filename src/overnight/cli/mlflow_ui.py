@@ -1,4 +1,4 @@
-"""MLflow's UI on this machine: its server until a signal, and its page on a screen."""
+"""MLflow's UI on this machine: its server, and its page in a browser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import click
 
 
 def free_port(wanted: int) -> int:
-    """The first port from `wanted` on that nobody has; any, where twenty are taken."""
+    """Return the first free port from `wanted` on; any free port if twenty are in use."""
     for port in (*range(wanted, wanted + 20), 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -33,8 +33,10 @@ def free_port(wanted: int) -> int:
 
 
 def serve(command: list[str], environment: Any, port: int, page: str, browser: bool) -> None:
-    """Run MLflow's server until a signal, and leave none of its processes behind."""
-    with tempfile.TemporaryDirectory(prefix="overnight-ui-") as folder:  # whatever it writes beside its stores
+    """Run MLflow's server until SIGINT or SIGTERM, then end all of its processes."""
+    with tempfile.TemporaryDirectory(
+        prefix="overnight-ui-"
+    ) as folder:  # for files that it writes to its working directory
         server = subprocess.Popen(
             command,
             env=environment,
@@ -47,18 +49,18 @@ def serve(command: list[str], environment: Any, port: int, page: str, browser: b
         ended = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
-        said: deque[bytes] = deque(maxlen=20)
+        messages: deque[bytes] = deque(maxlen=20)
         assert server.stderr is not None
-        threading.Thread(target=said.extend, args=(server.stderr,), daemon=True).start()
+        threading.Thread(target=messages.extend, args=(server.stderr,), daemon=True).start()
         try:
-            if _answers(port, lambda: server.poll() is not None or ended.is_set()):
-                click.echo(f"{page}\nCtrl-C ends it")
-                show(page, browser)
+            if _wait_until_healthy(port, lambda: server.poll() is not None or ended.is_set()):
+                click.echo(f"{page}\nPress Ctrl-C to stop.")
+                open_page(page, browser)
                 while server.poll() is None and not ended.wait(0.2):
                     pass
             if not ended.is_set():
-                click.echo(b"".join(said).decode(errors="replace"), err=True)
-                raise click.ClickException(f"MLflow's server ended by itself, exit code {server.returncode}")
+                click.echo(b"".join(messages).decode(errors="replace"), err=True)
+                raise click.ClickException(f"MLflow's server exited with code {server.returncode}")
         finally:
             server.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -67,14 +69,14 @@ def serve(command: list[str], environment: Any, port: int, page: str, browser: b
                 os.killpg(server.pid, signal.SIGKILL)
 
 
-def show(page: str, browser: bool) -> None:
-    """Open a page, where that is wanted and there is a screen."""
+def open_page(page: str, browser: bool) -> None:
+    """Open a page in a browser if that is wanted and there is a display."""
     if browser and (os.environ.get("DISPLAY") or sys.platform == "darwin"):
         click.launch(page)
 
 
-def _answers(port: int, given_up: Callable[[], bool]) -> bool:
-    while not given_up():
+def _wait_until_healthy(port: int, is_over: Callable[[], bool]) -> bool:
+    while not is_over():
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
         try:
             connection.request("GET", "/health")

@@ -1,126 +1,64 @@
-"""The command line's second half: what a study has left, and studies as things that lie there."""
+"""Commands that manage studies: list, mark, export, delete, doctor, migrate."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from overnight.cli.arguments import JSON, command, look, mistake, refer
+from overnight.cli import output
+from overnight.cli.arguments import (
+    JSON,
+    LOCATION,
+    OPTIONAL_STUDY,
+    argument,
+    exit_with_mistakes,
+    find_study,
+    find_study_or_trial,
+    split,
+)
 
 if TYPE_CHECKING:
     from overnight.cli.manage import StudyListing
     from overnight.config.paths import StudyLocation
-    from overnight.protocol import Predicted
-
-_HOME = click.argument("overrides", nargs=-1, metavar="[OVERRIDE ...]")
-
-
-@click.command()
-@click.argument("ref", metavar="STUDY[/NUMBER]")
-@click.argument("path", metavar="FILE|FOLDER")
-@_HOME
-@click.option("--invert", is_flag=True, help="The pictures are dark on light, and what was learned is light on dark.")
-@click.option("--out", metavar="FILE.csv", help="Write the table there.")
-@JSON
-def predict(ref: str, path: str, overrides: tuple[str, ...], invert: bool, out: str | None, as_json: bool) -> None:
-    """Ask a study's winner, or a trial whose weights are kept, about pictures (png, jpg, a folder) or a CSV file."""
-    if out is not None and not out.lower().endswith(".csv"):
-        mistake([f"--out: must end in .csv, got {out!r}; name it so"])
-    if out is not None and Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
-        mistake([f"--out: must be another file than the one asked about, got {out!r}; name another"])
-    from overnight.config.compose import study_location
-    from overnight.system import forkserver
-
-    forkserver.warm_up()  # it imports while the ledger is read
-    from overnight.report import winner
-
-    view, number = refer(study_location(overrides), ref)
-    kept, said = winner.predict(view, number, Path(path), invert)
-    for note in said.notes:
-        click.echo(note, err=True)
-    if out is not None:
-        _write_answers(said, Path(out))
-        click.echo(f"{len(said.rows)} answers: {out}")
-    if as_json:
-        import json
-
-        rows = [vars(row) for row in said.rows]
-        click.echo(json.dumps({"study": view.name, "trial": kept.trial.number, "predictions": rows}))
-    elif out is None:
-        click.echo(f"answers of {view.name}/{kept.trial.number}, {kept.path}")
-        _print_rows(("", "answer", "probability"), [_answer(row) for row in said.rows])
-
-
-def _answer(row: Any) -> tuple[str, ...]:
-    answer = f"{row.answer:.6g}" if isinstance(row.answer, float) else str(row.answer)
-    return row.source, answer, f"{row.probability:.4f}" if row.probability is not None else ""
-
-
-def _write_answers(said: Predicted, path: Path) -> None:
-    import csv
-
-    try:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("source", "answer", "probability"))
-            writer.writerows((r.source, r.answer, "" if r.probability is None else r.probability) for r in said.rows)
-    except OSError as error:
-        mistake([f"--out: must be a file that can be written, got {str(path)!r}: {error}"])
-
-
-@click.command()
-@click.argument("arguments", nargs=-1, metavar="STUDY [OVERRIDE ...]")
-def register(arguments: tuple[str, ...]) -> None:
-    """Leave a study's winner to take away: its config, its checkpoint, its network in MLflow's model registry."""
-    from overnight.system import forkserver
-
-    forkserver.warm_up()
-    from overnight.report import winner
-
-    location, view, _ = look(arguments)
-    if view is None:
-        mistake([f"study: there is none in {location.storage_description}; `overnight tune` starts one"])
-    kept = winner.find_checkpoint(view)
-    for line in winner.write_config(view):
-        click.echo(line)
-    click.echo(f"config: {command('train', f'+experiment=best_{view.name}', location=location)}")
-    click.echo(f"checkpoint: {kept.path}")
-    said = winner.register(view)
-    click.echo(said)
-    sys.exit(0 if said.startswith("model:") else 1)
+    from overnight.study.snapshot import StudyView
 
 
 @click.command("list")
-@_HOME
+@LOCATION
 @JSON
 def list_(overrides: tuple[str, ...], as_json: bool) -> None:
-    """Every study of a home: state, trials, best, seconds of training, size on disk."""
+    """List all studies with state, best trial, training time and size.
+
+    \b
+    Examples:
+      overnight list
+      overnight list home=/data/mlruns --json
+    """
     from overnight.cli import manage
     from overnight.config.compose import study_location
 
     location = study_location(overrides)
-    found = manage.studies(location)
+    found = manage.list_studies(location)
     if as_json:
-        import json
-
-        click.echo(json.dumps({"studies": [_lying(s) for s in found]}))
+        click.echo(json.dumps({"studies": [_listing_object(s) for s in found]}))
         return
     if not found:
-        click.echo(f"no studies in {location.storage_description}; `overnight tune` starts one")
+        click.echo(f"no studies in {location.storage_description}; start one with `overnight tune`")
         return
-    _print_rows(("study", "state", "trials", "best", "training", "size"), [_shown(s) for s in found])
+    output.print_table(("study", "state", "trials", "best", "training", "size"), [_listing_row(s) for s in found])
     for study in found:
-        for line in study.trouble:
+        for line in study.problems:
             click.echo(line, err=True)
-    where = location.paths
-    stores = sum(p.stat().st_size for p in (where.optuna_db, where.mlflow_db) if p.exists())
-    click.echo(f"and the stores that they share: {_bytes(stores)} in {where.root}")
+    paths = location.paths
+    databases = sum(p.stat().st_size for p in (paths.optuna_db, paths.mlflow_db) if p.exists())
+    click.echo(f"databases of all studies: {output.format_bytes(databases)} in {paths.root}")
 
 
-def _lying(study: StudyListing) -> dict[str, Any]:
+def _listing_object(study: StudyListing) -> dict[str, Any]:
     best = study.best
     return {
         "study": study.name,
@@ -131,43 +69,132 @@ def _lying(study: StudyListing) -> dict[str, Any]:
         "best": {"trial": best.number, "value": best.objective, "params": best.params} if best else None,
         "seconds": study.seconds,
         "bytes": study.bytes,
-        "trouble": list(study.trouble),
+        "problems": list(study.problems),
     }
 
 
-def _shown(study: StudyListing) -> tuple[str, ...]:
+def _listing_row(study: StudyListing) -> tuple[str, ...]:
     from overnight.search.record import format_duration
 
+    size = output.format_bytes(study.bytes)
+    if study.budget is None:
+        return study.name, study.state, "", "", "", size
     done = sum(study.trials.get(s, 0) for s in ("complete", "pruned", "failed"))
-    trials = f"{done} of {study.budget}" if study.budget is not None else ""
-    best = f"{study.metric} {study.best.objective:.6g} (trial {study.best.number})" if study.best else ""
-    return study.name, study.state, trials, best, format_duration(study.seconds) if trials else "", _bytes(study.bytes)
-
-
-def _bytes(count: float) -> str:
-    return (
-        f"{count / 1e9:.1f} GB"
-        if count >= 1e9
-        else f"{count / 1e6:.1f} MB"
-        if count >= 1e5
-        else f"{count / 1e3:.0f} kB"
-    )
-
-
-def _print_rows(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """In columns as wide as what they hold: what is piped on must not be cut to a terminal's width."""
-    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-    for row in (heads, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    best = f"{study.metric} {study.best.objective:.4g} (trial {study.best.number})" if study.best else ""
+    return study.name, study.state, f"{done} of {study.budget}", best, format_duration(study.seconds), size
 
 
 @click.command()
-@click.argument("study", metavar="STUDY")
-@_HOME
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@argument("refs", "STUDY/NUMBER [STUDY/NUMBER ...] bad|good", "marks", nargs=-1, required=True)
+@click.option("--why", default="", help="A reason, shown with the trial.")
+def mark(refs: tuple[str, ...], why: str) -> None:
+    """Exclude trials from a study, or include them again.
+
+    The sampler, the pruner, the confirmation and the report ignore a trial that is marked bad.
+
+    \b
+    Examples:
+      overnight mark digits-mlp/7 digits-mlp/9 bad --why "wrong labels"
+      overnight mark digits-mlp/7 good
+    """
+    from overnight.cli import manage
+    from overnight.config.compose import study_location
+
+    names, overrides = split(refs)
+    *names, verdict = names or [""]
+    if verdict not in ("bad", "good") or not names:
+        given = " ".join(refs)
+        exit_with_mistakes([f"mark: must be STUDY/NUMBER bad or STUDY/NUMBER good, got {given}; e.g. digits-mlp/7 bad"])
+    location = study_location(overrides)
+    for study, numbers in _numbers_by_study(location, names).items():
+        view, mlflow_error = manage.mark(location, study, numbers, verdict == "bad", why)
+        for number in numbers:
+            click.echo(f"{study}: {manage.format_state(view.records[number])}")
+        mlflow_error = _update_result(location, view, numbers) or mlflow_error
+        if mlflow_error:
+            click.echo(f"MLflow does not show it yet ({mlflow_error}); the next start updates it", err=True)
+
+
+def _numbers_by_study(location: StudyLocation, refs: list[str]) -> dict[str, list[int]]:
+    from overnight.config.problems import ConfigError, Problems
+
+    found: dict[str, list[int]] = {}
+    problems = Problems()
+    for ref in refs:
+        try:
+            view, number = find_study_or_trial(location, ref)
+            if number is None:
+                raise ConfigError([f"{ref}: must be STUDY/NUMBER, e.g. {view.name}/7"])
+            found.setdefault(view.name, []).append(number)
+        except ConfigError as error:
+            problems.merge(error.problems)
+    if problems:
+        exit_with_mistakes(problems)
+    return found
+
+
+def _update_result(location: StudyLocation, view: StudyView, numbers: list[int]) -> str | None:
+    """Write and print the result of a study whose trials were marked; returns why MLflow does not show it, if so."""
+    from overnight.config.paths import trial_name
+    from overnight.report import finding, publish, winner
+    from overnight.search.plan import TRAIN_STUDY
+    from overnight.tracking import registry, tags
+
+    if view.name == TRAIN_STUDY:
+        return None
+    found, mlflow_error = finding.from_view(view), None
+    if view.state == "done":
+        winner.write_config(view)
+        mlflow_error = publish.publish_to_mlflow(view, location, found)
+    click.echo(finding.summary_sentence(found))
+    if view.state != "done" or found.done < found.asked:
+        click.echo("`overnight tune` trains what is missing now")
+    if registry.champion_tags(location, view.name).get(tags.WINNER) in {trial_name(n) for n in numbers}:
+        click.echo(
+            f"models:/{view.name}@champion is still the network of that trial; "
+            f"`overnight register {view.name}` replaces it"
+        )
+    return mlflow_error
+
+
+@click.command()
+@argument("study", "STUDY", "study")
+@argument("path", "FILE.csv|FILE.parquet", "file")
+@LOCATION
+def export(study: str, path: str, overrides: tuple[str, ...]) -> None:
+    """Write the trials of a study to a CSV or Parquet file.
+
+    STUDY.confirm names the confirmation of a study.
+
+    \b
+    Example:
+      overnight export digits-mlp trials.csv
+    """
+    from overnight.cli import manage
+    from overnight.config.compose import study_location
+
+    view, number = find_study_or_trial(study_location(overrides), study)
+    if number is not None:
+        exit_with_mistakes([f"study: must be a whole study, got {study!r}; use {view.name}"])
+    count = manage.export(view, Path(path))
+    click.echo(f"{count} trials of {view.name}: {path}")
+
+
+@click.command()
+@argument("study", "STUDY", "study")
+@LOCATION
+@click.option("--dry-run", is_flag=True, help="Only print what would be deleted.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> None:
-    """Delete a study for good: trials, MLflow's runs and models, checkpoints, pictures, logs, report. Asks first."""
+    """Delete a study permanently.
+
+    Deletes its trials, MLflow runs and models, checkpoints, plots, logs and report, after a question.
+
+    \b
+    Examples:
+      overnight delete digits-mlp --dry-run
+      overnight delete digits-mlp --yes
+    """
     from overnight.cli import manage
     from overnight.config.compose import study_location
     from overnight.study.storage.lock import StudyInUse, holder_of
@@ -175,105 +202,73 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
     location = study_location(overrides)
     if holder := holder_of(location, study):
         raise StudyInUse(study, holder)
-    found = manage.remains(location, study)
+    found = manage.footprint(location, study)
     click.echo(f"{study}: {found.trials} trials, in optuna.db as {', '.join(found.optuna_studies)}")
     click.echo(f"  in MLflow: {found.runs} runs, {found.versions} model versions")
     for path in found.files:
         click.echo(f"  {path}")
-    click.echo(f"  {_bytes(found.bytes)} on disk")
-    if dry_run:
+    click.echo(f"  {output.format_bytes(found.bytes)} on disk")
+    if not (dry_run or yes or sys.stdin.isatty()):
+        exit_with_mistakes(["--yes: must be given without a terminal; nothing was deleted"])
+    if dry_run or not (yes or click.confirm(f"Delete {study} permanently?")):
         click.echo("nothing was deleted")
         return
-    if not yes:
-        if not sys.stdin.isatty():
-            mistake(["--yes: must be given where nobody can be asked; nothing was deleted"])
-        if not click.confirm(f"Delete {study} for good?"):
-            click.echo("nothing was deleted")
-            return
     for line in manage.delete(location, found):
         click.echo(line)
     click.echo(f"{study} is deleted")
 
 
 @click.command()
-@click.argument("study", metavar="STUDY")
-@click.argument("path", metavar="FILE.csv|FILE.parquet")
-@_HOME
-def export(study: str, path: str, overrides: tuple[str, ...]) -> None:
-    """Write a study's trials as a table, a row a trial; STUDY.confirm is its confirmation."""
-    from overnight.cli import manage
-    from overnight.config.compose import study_location
+@OPTIONAL_STUDY
+@click.option("--dry-run", is_flag=True, help="Only print the problems.")
+@JSON
+def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Find and repair what crashes left behind.
 
-    view, number = refer(study_location(overrides), study)
-    if number is not None:
-        mistake([f"study: must be a whole study, got {study!r}; take {view.name}"])
-    count = manage.export(view, Path(path))
-    click.echo(f"{count} trials of {view.name}: {path}")
+    Without STUDY, all studies are checked. Exits with 1 if a problem remains.
 
+    \b
+    Examples:
+      overnight doctor --dry-run
+      overnight doctor digits-mlp
+    """
+    from overnight.cli import doctor as checks
 
-@click.command()
-@click.argument("refs", nargs=-1, required=True, metavar="STUDY/NUMBER [STUDY/NUMBER ...] bad|good")
-@click.option("--why", default="", help="Shown wherever the trial is.")
-def mark(refs: tuple[str, ...], why: str) -> None:
-    """Mark trials bad: sampler, pruner, best, confirmation and report leave them out. `good` takes that back."""
-    from overnight.cli import manage
-    from overnight.config.compose import study_location
-    from overnight.config.paths import trial_name
-    from overnight.report import finding, publish, winner
-    from overnight.search.plan import TRAIN_STUDY
-    from overnight.tracking import registry, tags
-
-    location = study_location(r for r in refs if "=" in r)
-    *named, verdict = [r for r in refs if "=" not in r]
-    if verdict not in ("bad", "good") or not named:
-        mistake([f"mark: must be STUDY/NUMBER bad or STUDY/NUMBER good, got {' '.join(refs)}; e.g. digits-mlp/7 bad"])
-    for name, numbers in _by_study(location, named).items():
-        seen, trouble = manage.mark(location, name, numbers, verdict == "bad", why)
-        for number in numbers:
-            click.echo(f"{name}: {manage.described(seen.records[number])}")
-        if name == TRAIN_STUDY:
-            continue
-        found = finding.from_view(seen)
-        if seen.state == "done":
-            winner.write_config(seen)
-            trouble = publish.publish_to_mlflow(seen, location, found) or trouble
-        click.echo(finding.summary_sentence(found))
-        if seen.state != "done" or found.done < found.asked:
-            click.echo("`overnight tune` goes on with what there is to train now")
-        if registry.champion_tags(location, name).get(tags.WINNER) in {trial_name(n) for n in numbers}:
-            click.echo(
-                f"models:/{name}@champion is that trial's network still: `overnight register {name}` replaces it"
-            )
-        if trouble:
-            click.echo(f"MLflow does not show it yet ({trouble}); the next start does", err=True)
-
-
-def _by_study(location: StudyLocation, refs: list[str]) -> dict[str, list[int]]:
-    from overnight.config.problems import ConfigError, Problems
-
-    found: dict[str, list[int]] = {}
-    problems = Problems()
-    for ref in refs:
-        try:
-            view, number = refer(location, ref)
-            if number is None:
-                raise ConfigError([f"{ref}: must be STUDY/NUMBER, e.g. {view.name}/7"])
-            found.setdefault(view.name, []).append(number)
-        except ConfigError as error:
-            problems.merge(error.problems)
-    if problems:
-        mistake(problems)
-    return found
+    location, view, others = find_study(arguments)
+    names = [view.name, *others]
+    found = {name: checks.find_defects(location, name) for name in names}
+    remaining = found if dry_run else {n: checks.repair(location, n) if found[n] else [] for n in names}
+    if as_json:
+        studies = {
+            n: [{"subject": d.subject, "problem": d.problem, "repaired": d not in remaining[n]} for d in defects]
+            for n, defects in found.items()
+        }
+        click.echo(json.dumps({"studies": studies, "remaining": sum(map(len, remaining.values()))}))
+    else:
+        for name, defects in found.items():
+            for d in defects:
+                outcome = "not repaired: dry run" if dry_run else "still wrong" if d in remaining[name] else d.repair
+                click.echo(f"{name}: {d.subject}: {d.problem} ({outcome})")
+            if not defects:
+                click.echo(f"{name}: no problems")
+    sys.exit(1 if any(remaining.values()) else 0)
 
 
 @click.command()
 def migrate() -> None:
-    """Make the databases of a service and bring them up to date: the ledger's in OVERNIGHT_STORAGE_URL; of MLflow's
-    server those in MLFLOW_BACKEND_STORE_URI and MLFLOW_AUTH_DATABASE_URI. Safe to run anywhere, any number at once."""
-    from overnight.cluster import migrate as migrating
+    """Create or upgrade the databases of a service.
 
-    for line in migrating.migrate():
+    The study storage is OVERNIGHT_STORAGE_URL. The databases of MLflow's server are MLFLOW_BACKEND_STORE_URI and
+    MLFLOW_AUTH_DATABASE_URI. The command can run at the same time on several machines.
+
+    \b
+    Example:
+      OVERNIGHT_STORAGE_URL=postgresql://... overnight migrate
+    """
+    from overnight.cluster import migrate as cluster_migrate
+
+    for line in cluster_migrate.migrate():
         click.echo(line)
 
 
-COMMANDS = (predict, register, list_, delete, export, mark, migrate)
+COMMANDS = (list_, mark, export, delete, doctor, migrate)

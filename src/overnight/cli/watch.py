@@ -1,4 +1,4 @@
-"""Looking on at a study that somebody else works on, until nobody does: the same table and lines that they see."""
+"""Follow a study that another process runs: the same live table and lines as in that process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.database import free_mib
 from overnight.system.devices import slot_devices
 
-LOOK_EVERY_S = 1.0
-# Reading a long study's ledger takes a while: most of the time should go to the study.
-_SHARE = 5
+POLL_EVERY_S = 1.0
+# Reading a long study takes a while. Wait this many times as long between two readings.
+_WAIT_PER_READING = 5
 
 
 def follow(location: StudyLocation, found: StudyView) -> StudyView:
-    """Show a study until nobody works on it; how it stands then. Ctrl-C, a KeyboardInterrupt, leaves it as it is."""
+    """Show a study while it runs and return its last state. A KeyboardInterrupt does not stop the study."""
     console = Console(highlight=False)
     screen: Screen = BrokenPipeSafe(
         TerminalScreen(console) if console.is_terminal else PlainScreen(told=len(_ended(found)))
@@ -27,17 +27,17 @@ def follow(location: StudyLocation, found: StudyView) -> StudyView:
     try:
         while found.state == "running":
             began, now = time.monotonic(), found
-            screen.update(lambda now=now: glance(now), force=True)  # type: ignore[misc]
-            time.sleep(max(LOOK_EVERY_S, _SHARE * (time.monotonic() - began)))
+            screen.update(lambda now=now: progress(now), force=True)  # type: ignore[misc]
+            time.sleep(max(POLL_EVERY_S, _WAIT_PER_READING * (time.monotonic() - began)))
             found = view(location, found.name)[0] or found
-        screen.update(lambda: glance(found), force=True)
+        screen.update(lambda: progress(found), force=True)
     finally:
         screen.close()
     return found
 
 
-def glance(found: StudyView) -> ProgressSnapshot:
-    """A study as its ledger shows it; while it is being confirmed, its confirmation."""
+def progress(found: StudyView) -> ProgressSnapshot:
+    """Return the progress of a study; of its confirmation while that runs."""
     second = found.confirmation
     shown = second if second is not None and second.count("running", "waiting", "paused") else found
     running = tuple(
@@ -54,11 +54,11 @@ def glance(found: StudyView) -> ProgressSnapshot:
         _ended(found),
         max(len(slot_devices(settings.slots)), len(running)),
         False,
-        f"less than {settings.min_free_mib} MiB are free: trials are saved and wait for room" if full else None,
+        f"less than {settings.min_free_mib} MiB are free: trials are saved and wait for disk space" if full else None,
     )
 
 
 def _ended(found: StudyView) -> tuple[TrialRecord, ...]:
-    """What has ended, in the order in which it did: a search may go on after its confirmation."""
+    """Return the ended trials of search and confirmation in the order in which they ended."""
     both = (found, found.confirmation) if found.confirmation is not None else (found,)
     return tuple(sorted((r for one in both for r in one.records if r.done), key=lambda r: r.ended_at or 0.0))

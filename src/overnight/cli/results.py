@@ -1,0 +1,276 @@
+"""Commands that read and use the result of a study: status, report, compare, logs, ui, predict, register."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from overnight.cli import output
+from overnight.cli.arguments import (
+    JSON,
+    LOCATION,
+    OPTIONAL_STUDY,
+    argument,
+    command,
+    exit_with_mistakes,
+    find_study,
+    find_study_or_trial,
+    no_study,
+    split,
+)
+
+if TYPE_CHECKING:
+    from overnight.protocol import Predicted
+
+
+@click.command()
+@OPTIONAL_STUDY
+@click.option("--watch", is_flag=True, help="Follow the study until it stops running. Ctrl-C ends only the watching.")
+@JSON
+def status(arguments: tuple[str, ...], as_json: bool, watch: bool) -> None:
+    """Show the progress of a study, its best trial and the time left.
+
+    Without STUDY, the study that ran last.
+
+    \b
+    Examples:
+      overnight status
+      overnight status digits-mlp --watch
+    """
+    location, view, others = find_study(arguments)
+    if watch and as_json:
+        exit_with_mistakes(["--watch: cannot be combined with --json, got both; use one of them"])
+    if watch:
+        from overnight.cli import watch as watching
+
+        view = watching.follow(location, view)
+    if as_json:
+        click.echo(json.dumps(output.status_object(view)))
+        return
+    output.print_status(view)
+    if others:
+        click.echo(f"other studies: {', '.join(others)}")
+
+
+@click.command()
+@OPTIONAL_STUDY
+def report(arguments: tuple[str, ...]) -> None:
+    """Show the result of a study and write it as an HTML page.
+
+    The report says which configuration won, how certain that is, which parameters matter, what the study cost, and
+    what to search next.
+
+    \b
+    Examples:
+      overnight report
+      overnight report digits-mlp
+    """
+    from overnight.search.plan import TRAIN_STUDY
+
+    location, view, _ = find_study(arguments)
+    if view.name == TRAIN_STUDY:
+        exit_with_mistakes([no_study(location).replace("no study", "no study of a search")])
+    from rich.console import Console
+
+    from overnight.report import publish
+    from overnight.report.report import print_report
+
+    content, path, mlflow_error = publish.publish_report(view, location)
+    print_report(content, Console(highlight=False))
+    click.echo(f"\npage: {path}")
+    if mlflow_error:
+        click.echo(f"MLflow does not show the report ({mlflow_error}); the same command tries again", err=True)
+
+
+@click.command()
+@argument("refs", "REF [REF ...] [OVERRIDE ...]", "study_or_trial", nargs=-1, required=True)
+@JSON
+def compare(refs: tuple[str, ...], as_json: bool) -> None:
+    """Compare trials or studies side by side.
+
+    REF is STUDY/NUMBER for a trial, or STUDY for the winner of a study. Parameters that are equal are left out.
+
+    \b
+    Examples:
+      overnight compare digits-mlp/3 digits-mlp/7
+      overnight compare digits-mlp digits-cnn
+    """
+    from overnight.config.compose import study_location
+    from overnight.config.problems import ConfigError, Problems
+    from overnight.report import compare as comparison
+
+    names, overrides = split(refs)
+    location, items, problems = study_location(overrides), [], Problems()
+    for ref in names:
+        try:
+            items.append(comparison.compared_item(*find_study_or_trial(location, ref)))
+        except ConfigError as error:
+            problems.merge(error.problems)
+    if not names:
+        problems.add("REF: must be STUDY or STUDY/NUMBER, got none")
+    if problems:
+        exit_with_mistakes(problems)
+    if as_json:
+        click.echo(json.dumps(comparison.as_json(items)))
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(comparison.table(items))
+    page = comparison.mlflow_page(location, items)
+    if page:
+        where = "in MLflow" if location.server else f"in MLflow, while `{command('ui', location=location)}` runs"
+        click.echo(f"{where}: {page}")
+
+
+@click.command()
+@argument("trial", "STUDY/NUMBER", "trial")
+@LOCATION
+def logs(trial: str, overrides: tuple[str, ...]) -> None:
+    """Show the output of a trial, and why it failed.
+
+    \b
+    Example:
+      overnight logs digits-mlp/7
+    """
+    from overnight.config.compose import study_location
+
+    location = study_location(overrides)
+    if "/" not in trial:
+        exit_with_mistakes([f"trial: must be STUDY/NUMBER, e.g. digits-mlp/7, got {trial!r}"])
+    view, number = find_study_or_trial(location, trial)
+    assert number is not None
+    if number >= len(view.records):
+        exit_with_mistakes([f"trial: must be 0 to {len(view.records) - 1} in {view.name}, got {number}"])
+    path, record = location.paths.study(view.name).log(number), view.records[number]
+    text = path.read_text(errors="replace") if path.exists() else ""
+    click.echo(text, nl=not text.endswith("\n")) if text else click.echo(f"{trial} printed nothing", err=True)
+    if record.detail:
+        click.echo(f"{record.reason}: {record.detail}")
+
+
+@click.command()
+@OPTIONAL_STUDY
+@click.option("--port", default=5000, show_default=True, help="The port on 127.0.0.1, or the next one that is free.")
+@click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
+def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
+    """Open MLflow's UI at the runs of a study.
+
+    MLflow is served on 127.0.0.1 only, until Ctrl-C. With tracking=server the page of that server is opened.
+
+    \b
+    Examples:
+      overnight ui
+      overnight ui digits-mlp --no-browser --port 5001
+    """
+    from overnight.cli import mlflow_ui
+    from overnight.tracking import pages
+
+    location, view, _ = find_study(arguments)
+    if location.server is not None:
+        page = pages.study_url(view, location.server)
+        click.echo(page)
+        mlflow_ui.open_page(page, browser)
+        return
+    port = mlflow_ui.free_port(port)
+    page = pages.study_url(view, f"http://127.0.0.1:{port}")
+    mlflow_ui.serve(*pages.server_command(location, port), port, page, browser)
+
+
+@click.command()
+@argument("ref", "STUDY[/NUMBER]", "study_or_trial")
+@argument("path", "FILE|FOLDER", "file")
+@LOCATION
+@click.option("--invert", is_flag=True, help="Invert images: for dark on light, after training on light on dark.")
+@click.option("--out", metavar="FILE.csv", help="Write the predictions to a CSV file.")
+@JSON
+def predict(ref: str, path: str, overrides: tuple[str, ...], invert: bool, out: str | None, as_json: bool) -> None:
+    """Predict images or rows of a CSV file with the winner of a study.
+
+    STUDY/NUMBER uses a trial whose weights are kept. FILE is a png, jpg or csv file; FOLDER holds images.
+
+    \b
+    Examples:
+      overnight predict digits-mlp images/
+      overnight predict purchase-mlp customers.csv --out answers.csv
+    """
+    _check_out(out, path)
+    from overnight.config.compose import study_location
+    from overnight.system import forkserver
+
+    forkserver.warm_up()  # it imports torch while the study is read
+    from overnight.report import winner
+
+    view, number = find_study_or_trial(study_location(overrides), ref)
+    checkpoint, predicted = winner.predict(view, number, Path(path), invert)
+    for note in predicted.notes:
+        click.echo(note, err=True)
+    if out is not None:
+        _write_predictions(predicted, Path(out))
+        click.echo(f"{len(predicted.rows)} predictions: {out}")
+    if as_json:
+        rows = [vars(row) for row in predicted.rows]
+        click.echo(json.dumps({"study": view.name, "trial": checkpoint.trial.number, "predictions": rows}))
+    elif out is None:
+        click.echo(f"predictions of {view.name}/{checkpoint.trial.number}, {checkpoint.path}")
+        output.print_table(("", "answer", "probability"), [_as_row(row) for row in predicted.rows])
+
+
+def _check_out(out: str | None, path: str) -> None:
+    if out is None:
+        return
+    if not out.lower().endswith(".csv"):
+        exit_with_mistakes([f"--out: must end in .csv, got {out!r}; rename it"])
+    if Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
+        exit_with_mistakes([f"--out: must not be the input file, got {out!r}; name another file"])
+
+
+def _as_row(row: Any) -> tuple[str, ...]:
+    answer = f"{row.answer:.6g}" if isinstance(row.answer, float) else str(row.answer)
+    return row.source, answer, f"{row.probability:.4f}" if row.probability is not None else ""
+
+
+def _write_predictions(predicted: Predicted, path: Path) -> None:
+    import csv
+
+    try:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("source", "answer", "probability"))
+            for row in predicted.rows:
+                writer.writerow((row.source, row.answer, "" if row.probability is None else row.probability))
+    except OSError as error:
+        exit_with_mistakes([f"--out: must be a file that can be written, got {str(path)!r}: {error}"])
+
+
+@click.command()
+@OPTIONAL_STUDY
+def register(arguments: tuple[str, ...]) -> None:
+    """Register the winner of a study in MLflow's model registry.
+
+    The config and the checkpoint of the winner are kept as well; the command prints where they are.
+
+    \b
+    Example:
+      overnight register digits-mlp
+    """
+    from overnight.system import forkserver
+
+    forkserver.warm_up()  # it imports torch while the study is read
+    from overnight.report import winner
+
+    location, view, _ = find_study(arguments)
+    checkpoint = winner.find_checkpoint(view)
+    for line in winner.write_config(view):
+        click.echo(line)
+    click.echo(f"config: {command('train', f'+experiment=best_{view.name}', location=location)}")
+    click.echo(f"checkpoint: {checkpoint.path}")
+    outcome = winner.register(view)
+    click.echo(outcome)
+    sys.exit(0 if outcome.startswith("model:") else 1)
+
+
+COMMANDS = (status, report, compare, logs, ui, predict, register)

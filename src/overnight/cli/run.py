@@ -1,0 +1,211 @@
+"""Commands that run a study: tune, train, stop, worker, init."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from overnight.cli import output
+from overnight.cli.arguments import CONFIG_DIR, OPTIONAL_STUDY, OVERRIDES, argument, command, find_study, split
+from overnight.system.signals import Signals
+
+if TYPE_CHECKING:
+    from overnight.api import Result
+    from overnight.search.plan import Plan
+
+_CFG = click.option("--cfg", is_flag=True, help="Print the composed configuration and exit.")
+_STARTER = ("model=mine", "data=mine")  # the options that `init` writes
+_POLL_S = 0.1
+
+
+@click.command()
+@OVERRIDES
+@CONFIG_DIR
+@click.option("--dry-run", is_flag=True, help="Print the search space, three samples and a forecast, and exit.")
+@click.option("--extend", is_flag=True, help="Resume in a larger search space that contains the old one.")
+@_CFG
+@click.option("--detach", is_flag=True, help="Leave the trials to the workers of a shared storage.")
+def tune(
+    overrides: tuple[str, ...], config_dir: str | None, dry_run: bool, extend: bool, cfg: bool, detach: bool
+) -> None:
+    """Start a study, or resume it with the same command.
+
+    \b
+    Examples:
+      overnight tune model=mlp data=digits study.trials=50
+      overnight tune optimizer.lr='tag(log,interval(1e-4,1e-1))' study.hours=8
+      overnight tune --config-dir conf model=mine data=mine --dry-run
+    """
+    signals = click.get_current_context().with_resource(Signals())
+    plan = _build_plan(overrides, config_dir, cfg)
+    signals.check()
+    if cfg:
+        _print_config(overrides, config_dir)
+    elif dry_run:
+        output.print_forecast(plan)
+    elif detach or plan.settings.launcher.uses_workers:
+        _tune_elsewhere(plan, overrides, extend, detach, signals)
+    else:
+        from overnight import api
+
+        result = api.run(plan, extend=extend, signals=signals, say=click.echo)
+        output.print_result(result)
+        _exit(result)
+
+
+@click.command()
+@OVERRIDES
+@CONFIG_DIR
+@_CFG
+def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None:
+    """Train one configuration, tracked like a trial.
+
+    \b
+    Examples:
+      overnight train model=cnn data=mnist trainer.max_epochs=5
+      overnight train +experiment=best_digits-mlp
+    """
+    signals = click.get_current_context().with_resource(Signals())
+    plan = _build_plan(overrides, config_dir, cfg, searching=False)
+    if cfg:
+        _print_config(overrides, config_dir)
+        return
+    from overnight import api
+    from overnight.config.paths import trial_name
+
+    result = api.run_one(plan, signals=signals)
+    record, study = result.records[0], result.plan.settings.study
+    if record.done:
+        outcome = f"{study.metric} {record.objective:.6g}" if record.objective is not None else record.reason
+        click.echo(f"train/{trial_name(record.number)}: {record.state}, {outcome}")
+        if record.detail:
+            click.echo(record.detail, err=True)
+        click.echo(f"show in MLflow: {command('ui', 'train', location=plan.settings.location)}")
+    _exit(result)
+
+
+@click.command()
+@OPTIONAL_STUDY
+@click.option("--wait-s", default=60.0, show_default=True, help="Seconds to wait until the study has stopped.")
+def stop(arguments: tuple[str, ...], wait_s: float) -> None:
+    """Save the running trials and stop a study.
+
+    `overnight tune` with the same arguments resumes it.
+
+    \b
+    Examples:
+      overnight stop
+      overnight stop digits-mlp
+    """
+    import time
+
+    from overnight.study import snapshot
+    from overnight.study.storage.lock import holder_of
+
+    location, view, _ = find_study(arguments)
+    if view.holder is None:
+        click.echo(f"{view.name}: not running ({view.state})")
+        return
+    snapshot.request_stop(location, view.name)
+    deadline = time.monotonic() + wait_s
+    while holder_of(location, view.name) is not None:
+        if time.monotonic() > deadline:
+            click.echo(f"{view.name}: stop requested; process {view.holder['pid']} is still saving", err=True)
+            sys.exit(1)
+        time.sleep(_POLL_S)
+    click.echo(f"{view.name}: stopped; the same `overnight tune` command resumes it")
+
+
+@click.command()
+@argument("arguments", "[STUDY ...] [OVERRIDE ...]", "study", nargs=-1)
+@click.option("--until-done", is_flag=True, help="Exit when no study needs work.")
+def worker(arguments: tuple[str, ...], until_done: bool) -> None:
+    """Run trials of shared studies on this machine until stopped.
+
+    Without STUDY, the worker runs trials of every open study of the shared storage.
+
+    \b
+    Examples:
+      overnight worker storage=postgres tracking=server
+      overnight worker digits-mlp storage=postgres --until-done
+    """
+    from overnight.cluster import worker as cluster_worker
+
+    names, overrides = split(arguments)
+    sys.exit(cluster_worker.serve(names, overrides, until_done=until_done))
+
+
+@click.command()
+@argument("folder", "DIR", "folder")
+def init(folder: str) -> None:
+    """Write an example project with a network and data of your own.
+
+    \b
+    Example:
+      overnight init my_project
+    """
+    from pathlib import Path
+
+    from overnight.cli import starter
+
+    files = starter.write(Path(folder))
+    click.echo(f"Wrote to {folder}: {', '.join(map(str, files))}")
+    click.echo("Next steps:")
+    click.echo(f"  {shlex.join(['python', '-m', 'pytest', folder])}")
+    click.echo("  " + shlex.join(["overnight", "tune", "--config-dir", os.path.join(folder, "conf"), *_STARTER]))
+
+
+COMMANDS = (tune, train, stop, worker, init)
+
+
+def _build_plan(overrides: tuple[str, ...], config_dir: str | None, cfg: bool, searching: bool = True) -> Plan:
+    if not cfg:  # the forkserver imports torch while this process composes and checks the configuration
+        from overnight.system import forkserver
+
+        forkserver.warm_up()
+    from overnight.search.build_plan import build_plan
+
+    return build_plan(_without_job(overrides, cfg), config_dir, searching=searching)
+
+
+def _print_config(overrides: tuple[str, ...], config_dir: str | None) -> None:
+    from overnight.config.compose import compose
+    from overnight.config.trees import to_yaml
+
+    click.echo(to_yaml(compose(_without_job(overrides, True), config_dir).config), nl=False)
+
+
+def _without_job(overrides: tuple[str, ...], cfg: bool) -> tuple[str, ...]:
+    """Accept Hydra's own spelling, `--cfg job`."""
+    return tuple(o for o in overrides if not (cfg and o == "job"))
+
+
+def _tune_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool, detach: bool, signals: Signals) -> None:
+    """Create the study for workers on other machines and, unless detached, start these with the launcher and wait."""
+    from overnight.cluster.launchers import launch
+    from overnight.runner.launch import launch_detached
+    from overnight.study.snapshot import view
+
+    if not detach:
+        launch.check(plan.settings)
+    for line in launch_detached(plan, extend=extend, signals=signals, say=click.echo):
+        click.echo(line)
+    if detach:
+        return
+    signals.check()
+    code = launch.launch(plan.settings, overrides, click.echo)
+    seen, _ = view(plan.settings.location, plan.name)
+    if seen is not None:
+        output.print_status(seen)
+    sys.exit(code)
+
+
+def _exit(result: Result) -> NoReturn:
+    if result.stop_reason == "stopped":
+        click.echo(f"to resume: {shlex.join(['overnight', *sys.argv[1:]])}")
+        sys.exit(128 + result.signal if result.signal else 0)
+    sys.exit(1 if result.stop_reason == "failures" or result.all_failed else 0)

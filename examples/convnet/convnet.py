@@ -1,4 +1,4 @@
-"""A convolutional network with a schedule of its own; imports nothing of overnight."""
+"""A convolutional network with its own schedule. It imports nothing from overnight."""
 
 from collections.abc import Sequence
 from typing import Any

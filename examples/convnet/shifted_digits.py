@@ -1,4 +1,4 @@
-"""Digits behind DataLoaders, shifted while training; imports nothing of overnight."""
+"""The digits in DataLoaders, shifted during training. It imports nothing from overnight."""
 
 import pytorch_lightning as pl
 import torch
@@ -29,7 +29,7 @@ class ShiftedDigits(pl.LightningDataModule):
         self.save_hyperparameters()
 
     def setup(self, stage: str) -> None:
-        # A seed of its own: every trial is judged by the same rows. The last fifth is kept for a test of the winner.
+        # A fixed seed, so that all trials use the same rows. The last fifth is the test set.
         parts = random_split(Digits(), [0.6, 0.2, 0.2], torch.Generator().manual_seed(0))
         self.train_rows, self.val_rows, self.test_rows = parts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Of a trial -----------------------------------------------------------------------------------------------------------
 
-HISTORY = "overnight.history"  # the metrics of each epoch, packed; see `record.pack`
+HISTORY = "overnight.history"  # the metrics of each epoch, packed; see `record.pack_history`
 PEAK_BYTES = "overnight.peak_bytes"  # the largest memory that its process was seen to hold
 REASON = "overnight.reason"  # why it failed, in one word
 DETAIL = "overnight.detail"  # why it failed, in full
@@ -12,7 +12,6 @@ ATTEMPTS = "overnight.attempts"  # how often in a row it crashed without progres
 NOTES = "overnight.notes"  # lines for its pages in MLflow
 
 # Of a trial that was given rather than sampled: the baseline, an entry of study.enqueue or of study.warm_start_from.
-BASELINE = "overnight.baseline"  # True for the baseline configuration
 ENTRY = "overnight.entry"  # the entry as the user wrote it
 VALUES = "overnight.values"  # searched key -> value
 OUTSIDE = "overnight.outside"  # those searched keys whose values are outside the space

@@ -1,4 +1,4 @@
-"""A trial as the ledger has it: read from Optuna's frozen trials, and the packed history beside them."""
+"""A trial as a record: read from Optuna's frozen trial, ranked, and described in one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from overnight.config.paths import trial_name
 from overnight.config.sections import Settings
 from overnight.protocol import EpochEnd
 from overnight.search.attributes import (
-    BASELINE,
     CONFIG,
     CONFIRMS,
     DETAIL,
@@ -33,7 +32,7 @@ State = Literal["waiting", "running", "paused", "complete", "pruned", "failed"]
 
 @dataclass(frozen=True)
 class Confirms:
-    """What a confirmation trains again: a trial of the search, on one of the fresh seeds, which count from 1."""
+    """What a trial of a confirmation repeats: a trial of the search, with the nth of the fresh seeds, from 1."""
 
     trial: int
     nth_seed: int
@@ -42,10 +41,16 @@ class Confirms:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as the ledger has it. Times in seconds since 1970; history in order of epochs; params flat.
+    """One trial as the study storage has it. Times in seconds since 1970.
 
-    values: searched key -> value of a trial that was not drawn but given, in or out of the space. peak_bytes: the most
-    memory of its own that it was seen to hold; None of one that took less than some seconds.
+    Attributes:
+        params: Parameter by display name; for a trial with its own config, the config flattened.
+        history: The epochs in order.
+        reason, detail: Why it failed, in one word and in full.
+        config: The config of a trial that has its own. That of other trials comes from the plan.
+        values: Searched key -> value of a trial that was enqueued, inside or outside the space.
+        confirms: What a trial of a confirmation repeats.
+        peak_bytes: The largest memory its process was seen to hold; None for a trial of a few seconds.
     """
 
     number: int
@@ -58,7 +63,7 @@ class TrialRecord:
     started_at: float | None
     ended_at: float | None
     notes: tuple[str, ...] = ()
-    config: dict[str, Any] | None = None  # of a trial that brought its own; a study's come from its plan
+    config: dict[str, Any] | None = None
     values: dict[str, Any] | None = None
     confirms: Confirms | None = None
     peak_bytes: int | None = None
@@ -69,7 +74,7 @@ class TrialRecord:
 
 
 def record_of(t: FrozenTrial, plan: Plan, history: tuple[EpochEnd, ...] | None = None) -> TrialRecord:
-    """A trial of Optuna's as a record. history: newer than what the ledger has of it."""
+    """Convert Optuna's trial to a record. history: the epochs, where they are newer than the stored ones."""
     attrs, settings = t.user_attrs, plan.settings
     history = history if history is not None else unpack_history(t.number, attrs.get(HISTORY))
     states: dict[TrialState, State] = {
@@ -80,9 +85,9 @@ def record_of(t: FrozenTrial, plan: Plan, history: tuple[EpochEnd, ...] | None =
     }
     waiting: State = "paused" if t.params or attrs.get(HISTORY) or t.datetime_start else "waiting"
     params = {display_name(name): value for name, value in t.params.items()}
-    values = values_of(t, plan)
-    if values is not None:  # what lies outside the space is shown all the same
-        params = {**_by_name(plan, values), **params}
+    values = values_of(t)
+    if values is not None:  # values outside the space are shown as well
+        params = {**_params_of_values(plan, values), **params}
     if CONFIG in attrs:
         params = {**flat_config(attrs[CONFIG]), **attrs.get(TRAINING, {})}
     if PARAMS in attrs:
@@ -105,22 +110,20 @@ def record_of(t: FrozenTrial, plan: Plan, history: tuple[EpochEnd, ...] | None =
     )
 
 
-def values_of(t: FrozenTrial, plan: Plan) -> dict[str, Any] | None:
-    """Searched key -> value of a trial that was given, not drawn; None of any other."""
-    if VALUES in t.user_attrs:
-        return dict(t.user_attrs[VALUES])
-    return plan.first_trial({}).values if t.user_attrs.get(BASELINE) else None  # 0.1 did not keep them
+def values_of(t: FrozenTrial) -> dict[str, Any] | None:
+    """Searched key -> value of a trial that was enqueued; None for a sampled one."""
+    return dict(t.user_attrs[VALUES]) if VALUES in t.user_attrs else None
 
 
 def config_of(record: TrialRecord, plan: Plan) -> dict[str, Any]:
-    """What the trial is built from."""
+    """The configuration of a trial."""
     if record.config is not None:
         return record.config
     return plan.config(record.values) if record.values is not None else plan.config_of_params(record.params)
 
 
 def objective_of(history: Iterable[EpochEnd], settings: Settings) -> float | None:
-    """The metric at the last epoch, or at the best one; None before the first finite value."""
+    """The metric at the last or the best epoch, by study.objective; None before the first finite value."""
     study = settings.study
     values = [v for e in history if math.isfinite(v := e.metrics.get(study.metric, math.nan))]
     if not values:
@@ -131,24 +134,24 @@ def objective_of(history: Iterable[EpochEnd], settings: Settings) -> float | Non
 
 
 def ranked(records: Iterable[TrialRecord], settings: Settings) -> list[TrialRecord]:
-    """The complete trials, the best objective first, the earliest of equals."""
+    """The complete trials by objective, the best first; of equal ones the earlier first."""
     sign = 1 if settings.study.direction == "maximize" else -1
     complete = [r for r in records if r.state == "complete" and r.objective is not None]
     return sorted(complete, key=lambda r: (-sign * (r.objective or 0.0), r.number))
 
 
 def best_of(records: Iterable[TrialRecord], settings: Settings) -> TrialRecord | None:
-    """The complete trial with the best objective, the earliest of equals."""
+    """The complete trial with the best objective, the earliest of equal ones."""
     return next(iter(ranked(records, settings)), None)
 
 
 def trials_with_weights(records: Iterable[TrialRecord], settings: Settings) -> set[int]:
-    """The numbers of the trials whose weights are kept: the best complete ones, the earliest of equals."""
+    """The numbers of the trials whose weights are kept: the best study.keep_checkpoints."""
     return {r.number for r in ranked(records, settings)[: settings.study.keep_checkpoints]}
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of a trial's config, less the names of classes and null."""
+    """Dotted key -> value of a config, without class names and null."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -158,8 +161,8 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _by_name(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Searched key -> value, spelt as parameter names: a list's length and entries apart."""
+def _params_of_values(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert searched key -> value to display name -> value: a list has its length and its entries."""
     params: dict[str, Any] = {}
     for p in plan.space.parameters:
         if p.key in values and p.length is not None and isinstance(values[p.key], list):
@@ -171,13 +174,13 @@ def _by_name(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trial_title(record: TrialRecord) -> str:
-    """What a trial is called on the screen and in MLflow: trial-0007, or trial-0007-seed-2 for its confirmation."""
+    """The name of a trial on the screen and in MLflow: trial-0007, or trial-0007-seed-2 for its confirmation."""
     c = record.confirms
     return trial_name(record.number) if c is None else f"{trial_name(c.trial)}-seed-{c.nth_seed}"
 
 
 def describe(record: TrialRecord) -> str:
-    """A trial's parameters in one short line; a list's length and entries as one."""
+    """The parameters of a trial in one short line; a list as one value."""
     return describe_params(record.params)
 
 
@@ -194,7 +197,7 @@ def describe_params(params: Mapping[str, Any]) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """1:05:09, 5:09 or 9 s."""
+    """Format as 1:05:09, 5:09 or 9 s."""
     if seconds is None:
         return "?"
     whole = max(round(seconds), 0)
@@ -205,17 +208,19 @@ def format_duration(seconds: float | None) -> str:
 
 
 def pack_history(history: Iterable[EpochEnd]) -> dict[str, Any]:
+    """Convert epochs to JSON, one list for each field."""
     epochs = sorted(history, key=lambda e: e.epoch)
     names = dict.fromkeys(name for e in epochs for name in e.metrics)
     return {
         "epoch": [e.epoch for e in epochs],
         "at": [round(e.at, 3) for e in epochs],
         "seconds": [round(e.seconds, 4) for e in epochs],
-        "metrics": {name: [_to_text(e.metrics.get(name)) for e in epochs] for name in names},
+        "metrics": {name: [_to_json(e.metrics.get(name)) for e in epochs] for name in names},
     }
 
 
 def unpack_history(number: int, packed: Mapping[str, Any] | None) -> tuple[EpochEnd, ...]:
+    """The epochs of trial `number` that `pack_history` wrote."""
     if not packed:
         return ()
     columns = packed["metrics"]
@@ -231,6 +236,6 @@ def unpack_history(number: int, packed: Mapping[str, Any] | None) -> tuple[Epoch
     )
 
 
-def _to_text(value: float | None) -> float | str | None:
-    """JSON has no inf and no nan."""
+def _to_json(value: float | None) -> float | str | None:
+    """A JSON value. JSON has no inf and no nan."""
     return value if value is None or math.isfinite(value) else str(value)

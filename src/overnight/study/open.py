@@ -17,7 +17,6 @@ from overnight.config.sections import Settings
 from overnight.config.trees import look_up
 from overnight.search import sampler
 from overnight.search.attributes import (
-    BASELINE,
     ENTRY,
     EXCLUDED,
     MLFLOW,
@@ -237,7 +236,7 @@ def _enqueue(study: optuna.Study, plan: Plan) -> list[str]:
     """Have the configurations that come before anything drawn wait in the ledger, each once and no matter how often
     this is asked; what there is to say of it."""
     trials = study.get_trials(deepcopy=False)
-    given = [v for t in trials if (v := values_of(t, plan)) is not None]
+    given = [v for t in trials if (v := values_of(t)) is not None]
     asked = [t.user_attrs[ENTRY] for t in trials if ENTRY in t.user_attrs]
     drawn = [t.params for t in trials]
 
@@ -247,8 +246,8 @@ def _enqueue(study: optuna.Study, plan: Plan) -> list[str]:
     new = [first for first in plan.first_trials() if (first.entry or not trials) and not tried(first)]
     room = max(plan.settings.study.trials - len(trials), 0)
     for first in new[:room]:
-        kept = {ENTRY: first.entry} if first.entry else {BASELINE: True}
-        study.enqueue_trial(first.point, user_attrs={**kept, VALUES: first.values, OUTSIDE: list(first.outside)})
+        entry = {ENTRY: first.entry} if first.entry else {}
+        study.enqueue_trial(first.point, user_attrs={**entry, VALUES: first.values, OUTSIDE: list(first.outside)})
     if len(new) > room:
         keys = "study.enqueue, study.warm_start_from" if plan.warm_start else "study.enqueue"
         return [f"{keys}: {len(new) - room} of its entries wait for room in study.trials, which is spent"]
@@ -277,7 +276,7 @@ def _extended(storage: ExclusiveStorage, plan: Plan, old: Plan, source: str, nam
 
 def _moved(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
     """An old plan's trial as one of the plan's."""
-    given = values_of(t, old)
+    given = values_of(t)
     config = old.config(given) if given is not None else old.config_of_params(t.params)
     had = given if given is not None else t.params
 

@@ -13,7 +13,6 @@ from optuna.trial import TrialState
 from overnight.search import sampler
 from overnight.search.attributes import (
     ATTEMPTS,
-    BASELINE,
     CONFIG,
     CONFIRMS,
     HISTORY,
@@ -24,7 +23,7 @@ from overnight.search.attributes import (
 )
 from overnight.search.helper_process import Fork
 from overnight.search.plan import Plan
-from overnight.search.record import Confirms, unpack_history, values_of
+from overnight.search.record import Confirms, unpack_history
 from overnight.study.coordinator import Coordinator
 from overnight.study.storage.exclusive import Claim, ExclusiveStorage, id_of
 from overnight.study.trial_reader import RunningTrial, TrialReader
@@ -133,8 +132,8 @@ class TrialQueue:
 
     def _assignment(self, trial: optuna.Trial) -> TrialAssignment:
         attrs = trial.user_attrs
-        values = values_of(self._storage.get_trial(trial._trial_id), self._plan) or {}
-        if VALUES in attrs or attrs.get(BASELINE):
+        values = attrs.get(VALUES, {})
+        if VALUES in attrs:
             for name in self._storage.get_trial_system_attrs(trial._trial_id).get("fixed_params", {}):
                 _suggest(trial, name, self._plan.space.names()[name])
         elif CONFIG not in attrs:

@@ -20,7 +20,7 @@ from overnight.report.live import NullScreen
 from overnight.search.build_plan import build_plan
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
-from overnight.study.storage.exclusive import undisturbed
+from overnight.study.storage.exclusive import postponed_signals
 from overnight.system.signals import Signals
 
 
@@ -136,7 +136,7 @@ def test_a_signal_waits_for_the_end_of_a_write_whichever_thread_the_system_gives
 
 
 def write(did: list[str]) -> None:
-    with undisturbed():
+    with postponed_signals():
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(1000):
             time.sleep(0)

@@ -87,7 +87,7 @@ def test_what_is_read_is_what_optuna_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """asked: of which states, with which ids, or after which. many: ids that a statement may name."""
-    monkeypatch.setattr(optuna_tables, "_MANY", many)
+    monkeypatch.setattr(optuna_tables, "_MAX_IDS", many)
     study_id = filled(session)
     ours, theirs = session._get_trials(study_id, *asked), RDBStorage._get_trials(session, study_id, *asked)
     assert repr(ours) == repr([in_our_order(t, o) for t, o in zip(theirs, ours, strict=True)])
@@ -156,8 +156,8 @@ def test_the_hour_that_a_night_has_twice_is_told_apart(tmp_path: Path) -> None:
         study._study_id,
         optuna.trial.create_trial(state=TrialState.WAITING),
     )
-    holder._set(
-        holder.get_all_trials(study._study_id)[0]._trial_id,
+    holder._replace(
+        holder._rows(study._study_id)[0],
         state=TrialState.COMPLETE,
         values=[1.0],
         datetime_start=datetime.fromtimestamp(began),

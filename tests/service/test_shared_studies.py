@@ -24,7 +24,7 @@ from overnight.study import open as opening
 from overnight.study import snapshot
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
-from overnight.study.storage import leased
+from overnight.study.storage import leased, leases
 from overnight.study.storage.leased import LeasedStorage
 from overnight.study.storage.outage import Unreachable
 from overnight.system.signals import Signals
@@ -169,9 +169,9 @@ def test_what_somebody_launches_while_a_study_is_worked_on_is_not_over_with_that
     anew = planned(url, *AT_ONCE, *line)
 
     def launch() -> None:  # as another process does
-        name = leased._name["now"]
+        name = leases._process["owner"]
         open_study(anew)[0].close()
-        leased._name["now"] = name
+        leases._process["owner"] = name
 
     _at_the_second_claim(monkeypatch, launch)
     assert len(api.run(first, screen=NullScreen()).records) == 2

@@ -33,7 +33,7 @@ from overnight.study import plan_trust
 from overnight.study.attributes import StudyAttributes
 from overnight.study.session import StudySession
 from overnight.study.snapshot import generations, plan_of
-from overnight.study.storage import leased
+from overnight.study.storage import leases
 from overnight.study.storage.database import dispose
 from overnight.study.storage.exclusive import ExclusiveStorage
 from overnight.study.storage.leased import LeasedStorage, open_for_work
@@ -82,7 +82,7 @@ def _open_shared(
     plan: Plan, extend: bool, comparable: bool, say: Callable[[str], None]
 ) -> tuple[StudySession, list[str]]:
     if not plan.name.endswith(CONFIRM_SUFFIX):  # a confirmation is part of its search
-        leased.begin()
+        leases.start_as_new_owner()
     with _shared(plan.settings.location) as storage, storage.lock(f"study {plan.name}"):
         study, said = _continue_or_create(storage, plan, extend, comparable)
         if not plan.name.endswith(CONFIRM_SUFFIX):
@@ -134,7 +134,7 @@ def join(name: str, own: Settings, lacking: Callable[[Plan], list[str]] = lambda
     lacking: what this machine lacks for it. Raises ConfigError where that is anything, or where the study asks for what
     its operator does not trust; Unreachable.
     """
-    leased.begin()
+    leases.start_as_new_owner()
     with _shared(own.location) as storage:
         plan, study = _as_it_stands(storage, own.location, name)
         adopted = plan_trust.adopted(plan, own)
@@ -148,7 +148,7 @@ def join(name: str, own: Settings, lacking: Callable[[Plan], list[str]] = lambda
 def reopen(location: StudyLocation, name: str) -> StudySession:
     """Hold a study that there is, as it stands and alone, to mend what is around it. Raises StudyInUse, Unreachable."""
     if location.shared:
-        leased.begin()
+        leases.start_as_new_owner()
         with _shared(location) as storage:
             return _seated(storage, *_as_it_stands(storage, location, name), alone=True)
     with _held(location, name) as let_go:

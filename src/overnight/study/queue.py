@@ -25,7 +25,8 @@ from overnight.search.helper_process import Fork
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, unpack_history
 from overnight.study.coordinator import Coordinator
-from overnight.study.storage.exclusive import Claim, ExclusiveStorage, id_of
+from overnight.study.storage.exclusive import Claim, ExclusiveStorage
+from overnight.study.storage.optuna_tables import make_trial_id
 from overnight.study.trial_reader import RunningTrial, TrialReader
 
 
@@ -126,7 +127,7 @@ class TrialQueue:
             return None
         self._study._thread_local.cached_all_trials = None  # as Study.ask does: samplers read all trials anew
         with self._storage.together():
-            trial_id = id_of(study_id, number)
+            trial_id = make_trial_id(study_id, number)
             self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
             return self._assignment(optuna.Trial(self._study, trial_id))
 

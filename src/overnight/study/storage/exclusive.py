@@ -1,8 +1,7 @@
-"""The ledger for the one process that writes it: read from memory, written in few transactions.
+"""The storage for the one process that writes a study: read from memory, written in few transactions.
 
-Optuna's cache keeps the trials that have ended and asks the database anew for every running one, each time that anybody
-looks at the study: at every epoch, and several times in a suggestion. Whoever holds a study's lock is its only writer,
-so what was read once stays true.
+Optuna's cache keeps finished trials, and reads every running one each time that a study is read: at every epoch, and
+several times in a suggestion. The holder of a study's lock is its only writer, so what it has read stays true.
 """
 
 from __future__ import annotations
@@ -24,48 +23,47 @@ from optuna.trial import FrozenTrial, TrialState
 
 from overnight.study.exclusions import with_exclusions
 from overnight.study.storage.database import OptunaDatabase
-from overnight.study.storage.optuna_tables import Row, blank, write_trial
+from overnight.study.storage.optuna_tables import Row, blank, make_trial_id, split_trial_id, write_trial
 
 Claim = Literal["any", "new"] | int
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ExclusiveStorage(BaseStorage):
-    """Optuna's storage, for a process that is the only one to write the trials of the studies it opens here.
+    """Optuna's storage for a process that alone writes the trials of the studies it opens here.
 
-    A trial's id says its study and number, so that it has one before the database does. Trials are replaced rather than
-    changed: what was handed out stays as it was. Attributes of studies are not kept here, others may set those.
-
-    The ledger's writes come one after another from one thread.
+    The id of a trial is made of its study's id and its number, so that it is known before the database has the trial.
+    A change replaces a trial: the `FrozenTrial` that was returned before stays as it was. Attributes of studies are not
+    kept in memory, because other processes may set them. One thread makes all writes.
     """
 
     def __init__(self, backend: OptunaDatabase) -> None:
         self.backend = backend
         self._studies: dict[int, list[Row]] = {}
-        self._drawn_from: dict[tuple[int, str], BaseDistribution] = {}  # study and parameter -> as it was drawn first
-        self._unwritten: dict[int, Row] = {}  # ids, in the order in which they changed
-        self._waiting = 0  # blocks that want their writes to wait
-        self._exclusions: dict[int, Mapping[int, str]] = {}  # study -> number of an excluded trial -> why
+        self._distributions: dict[tuple[int, str], BaseDistribution] = {}  # study id, parameter -> its first one
+        self._unwritten: dict[int, Row] = {}  # trial id -> row, in the order of the changes
+        self._postponing = 0  # blocks of `later` that are entered
+        self._exclusions: dict[int, Mapping[int, str]] = {}  # study id -> number of an excluded trial -> why
 
-    # When it is written
+    # Writes
 
     @contextlib.contextmanager
     def later(self) -> Iterator[None]:
-        """What is said in this block is written with whatever comes next."""
-        self._waiting += 1
+        """Keep the changes of a block in memory until the next write."""
+        self._postponing += 1
         try:
             yield
         finally:
-            self._waiting -= 1
+            self._postponing -= 1
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """What is said in this block is written at its end, in one transaction."""
+        """Write the changes of a block at its end, in one transaction."""
         try:
             with self.later():
                 yield
         finally:
-            if not self._waiting:
+            if not self._postponing:
                 self.write()
 
     def write(self) -> None:
@@ -74,21 +72,21 @@ class ExclusiveStorage(BaseStorage):
             self.backend.retry_while_full(self._write_once)
 
     def _write_once(self) -> None:
-        with undisturbed():
+        with postponed_signals():
             with self.backend.engine.begin() as database:
-                row_ids = {i: write_trial(database, i, row) for i, row in self._unwritten.items()}
+                row_ids = {i: write_trial(database, row) for i, row in self._unwritten.items()}
             for trial_id, row_id in row_ids.items():
                 row = self._unwritten.pop(trial_id)
                 row.written, row.row_id = row.now, row_id
 
     @property
     def unwritten(self) -> int:
-        """How many trials the database does not know all of."""
+        """The number of trials, and of attributes of studies, that are not written yet."""
         return len(self._unwritten)
 
     def is_written(self, study_id: int, number: int) -> bool:
-        """Whether the database knows all that is known here of a trial."""
-        return id_of(study_id, number) not in self._unwritten
+        """Whether the database has a trial as it is now."""
+        return make_trial_id(study_id, number) not in self._unwritten
 
     # Trials
 
@@ -108,60 +106,58 @@ class ExclusiveStorage(BaseStorage):
         if is_spent():
             return None
         with self.later():
-            return self.create_new_trial(study_id) & 0xFFFFFFFF
+            return split_trial_id(self.create_new_trial(study_id))[1]
 
     def exclude(self, study_id: int, exclusions: Mapping[int, str]) -> None:
         """Present excluded trials of a study as failed. exclusions: number of a trial -> why."""
         self._exclusions[study_id] = dict(exclusions)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        trial = self._new_trial(study_id, template_trial)
         rows = self._rows(study_id)
-        trial = as_stored(template_trial) if template_trial is not None else blank(datetime.now())
         trial.number = len(rows)
-        trial._trial_id = id_of(study_id, trial.number)
-        for name, dist in trial.distributions.items():
-            self._check_drawn(study_id, name, dist)
-        rows.append(Row(trial))
-        self._changed(trial._trial_id)
+        trial._trial_id = make_trial_id(study_id, trial.number)
+        row = Row(trial)
+        rows.append(row)
+        self._changed(row)
         return trial._trial_id
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        self._check_drawn(trial_id >> 32, param_name, distribution)
-        trial, value = self._now(trial_id), distribution.to_external_repr(param_value_internal)
-        self._set(
-            trial_id,
-            params={**trial.params, param_name: value},
-            distributions={**trial.distributions, param_name: distribution},
-        )
+        row, value = self._row_to_change(trial_id), distribution.to_external_repr(param_value_internal)
+        trial = row.now
+        self._check_distribution(split_trial_id(trial_id)[0], param_name, distribution)
+        params = {**trial.params, param_name: value}
+        self._replace(row, params=params, distributions={**trial.distributions, param_name: distribution})
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        now = self._now(trial_id).state
-        self.check_trial_is_updatable(trial_id, now)
-        if state == TrialState.RUNNING and now != TrialState.WAITING:
+        row = self._row_to_change(trial_id)
+        if state == TrialState.RUNNING and row.now.state != TrialState.WAITING:
             return False
         changes: dict[str, Any] = {} if values is None else {"values": list(values)}
         if state == TrialState.RUNNING:
             changes["datetime_start"] = datetime.now()
         if state.is_finished():
             changes["datetime_complete"] = datetime.now()
-        self._set(trial_id, **changes, state=state)
+        self._replace(row, **changes, state=state)
         return True
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        had = self._now(trial_id).intermediate_values
-        self._set(trial_id, intermediate_values={**had, step: intermediate_value})
+        row = self._row_to_change(trial_id)
+        self._replace(row, intermediate_values={**row.now.intermediate_values, step: intermediate_value})
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._set(trial_id, user_attrs={**self._now(trial_id).user_attrs, key: _json(value)})
+        row = self._row_to_change(trial_id)
+        self._replace(row, user_attrs={**row.now.user_attrs, key: _as_stored_json(value)})
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._set(trial_id, system_attrs={**self._now(trial_id).system_attrs, key: _json(value)})
+        row = self._row_to_change(trial_id)
+        self._replace(row, system_attrs={**row.now.system_attrs, key: _as_stored_json(value)})
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        trial = copy.copy(self._now(trial_id))
-        for name in _DICTS:  # Optuna's Trial keeps up what it got here by itself
+        trial = copy.copy(self._row(trial_id).now)
+        for name in _DICTS:  # Optuna's Trial updates those of the trial that it gets here
             setattr(trial, name, dict(getattr(trial, name)))
         return trial
 
@@ -175,54 +171,69 @@ class ExclusiveStorage(BaseStorage):
             trials = [t for t in trials if t.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
 
-    def _set(self, trial_id: int, **changes: Any) -> None:
+    def _new_trial(self, study_id: int, template: FrozenTrial | None) -> FrozenTrial:
+        if template is None:
+            return blank(datetime.now())
+        trial = copy.deepcopy(template)
+        trial.user_attrs, trial.system_attrs = _as_stored_json(trial.user_attrs), _as_stored_json(trial.system_attrs)
+        for name, distribution in trial.distributions.items():
+            self._check_distribution(study_id, name, distribution)
+        return trial
+
+    def _row_to_change(self, trial_id: int) -> Row:
+        """Return the row of a trial. Raises KeyError, or UpdateFinishedTrialError if the trial has ended."""
         row = self._row(trial_id)
         self.check_trial_is_updatable(trial_id, row.now.state)
+        return row
+
+    def _replace(self, row: Row, **changes: Any) -> None:
         changed = copy.copy(row.now)
         for name, value in changes.items():
             setattr(changed, name, value)
         row.now = changed
-        self._changed(trial_id)
+        self._changed(row)
 
-    def _changed(self, trial_id: int) -> None:
-        self._unwritten.setdefault(trial_id, self._row(trial_id))
-        if not self._waiting:
+    def _changed(self, row: Row) -> None:
+        self._unwritten.setdefault(row.now._trial_id, row)
+        if not self._postponing:
             self.write()
 
-    def _now(self, trial_id: int) -> FrozenTrial:
-        return self._row(trial_id).now
-
     def _row(self, trial_id: int) -> Row:
-        return self._rows(trial_id >> 32)[trial_id & 0xFFFFFFFF]
+        study_id, number = split_trial_id(trial_id)
+        try:
+            return self._rows(study_id)[number]
+        except IndexError:
+            raise KeyError(f"no trial has the id {trial_id}") from None
 
     def _rows(self, study_id: int) -> list[Row]:
         if study_id not in self._studies:
-            rows = []
-            for trial in sorted(self.backend.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number):
-                rows.append(self._as_row(study_id, trial))
-            self._studies[study_id] = rows
+            trials = sorted(self.backend.get_all_trials(study_id, deepcopy=False), key=lambda t: t.number)
+            self._studies[study_id] = [self._as_row(study_id, trial) for trial in trials]
         return self._studies[study_id]
 
     def _as_row(self, study_id: int, trial: FrozenTrial) -> Row:
-        """A trial as the database gave it."""
-        row_id, trial._trial_id = trial._trial_id, id_of(study_id, trial.number)
-        for name, dist in trial.distributions.items():
-            self._drawn_from.setdefault((study_id, name), dist)
+        """Make a row of a trial as the database returns it."""
+        row_id, trial._trial_id = trial._trial_id, make_trial_id(study_id, trial.number)
+        for name, distribution in trial.distributions.items():
+            self._distributions.setdefault((study_id, name), distribution)
         return Row(trial, trial, row_id)
 
-    def _check_drawn(self, study_id: int, name: str, dist: BaseDistribution) -> None:
-        check_distribution_compatibility(self._drawn_from.setdefault((study_id, name), dist), dist)
+    def _check_distribution(self, study_id: int, name: str, distribution: BaseDistribution) -> None:
+        """Raise ValueError if a parameter was suggested from an incompatible distribution before."""
+        first = self._distributions.setdefault((study_id, name), distribution)
+        check_distribution_compatibility(first, distribution)
 
-    # Studies, which the database keeps
+    # Studies, which are not kept in memory
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
         return self.backend.create_new_study(directions, study_name)
 
     def delete_study(self, study_id: int) -> None:
+        self.backend.delete_study(study_id)
         self._studies.pop(study_id, None)
         self._exclusions.pop(study_id, None)
-        self._drawn_from = {key: dist for key, dist in self._drawn_from.items() if key[0] != study_id}
-        self.backend.delete_study(study_id)
+        self._distributions = {key: dist for key, dist in self._distributions.items() if key[0] != study_id}
+        self._unwritten = {i: row for i, row in self._unwritten.items() if split_trial_id(i)[0] != study_id}
 
     def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
         self.backend.set_study_user_attr(study_id, key, value)
@@ -249,48 +260,35 @@ class ExclusiveStorage(BaseStorage):
         return self.backend.get_all_studies()
 
 
-# Small parts ----------------------------------------------------------------------------------------------------------
-
-
-def id_of(study_id: int, number: int) -> int:
-    return study_id << 32 | number
-
-
-def _json(value: Any) -> Any:
-    """A value as the database would give it back."""
-    return value if isinstance(value, str) else json.loads(json.dumps(value))
-
-
 _DICTS = ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values")
 
 
-def as_stored(template: FrozenTrial) -> FrozenTrial:
-    trial = copy.deepcopy(template)
-    trial.user_attrs, trial.system_attrs = _json(trial.user_attrs), _json(trial.system_attrs)
-    return trial
+def _as_stored_json(value: Any) -> Any:
+    """Return a value as the database would return it."""
+    return value if isinstance(value, str) else json.loads(json.dumps(value))
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Signals wait: what raises between the commit and the word that it was made would have it made twice.
+def postponed_signals() -> Iterator[None]:
+    """Postpone the handling of signals to the end of a block.
 
-    Their handlers do, not the signals: the system hands a signal that one thread does not take to another, and Python
-    has the main thread handle it all the same.
+    An exception between a commit and the record of its success would repeat the write. The signals are not
+    blocked, as the system would give them to another thread, and Python would still handle them in this one.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    before: dict[signal.Signals, Any] = {}
+    received: list[int] = []
+    handlers: dict[signal.Signals, Any] = {}
     try:
         for kind in _SIGNALS:
             handler = signal.getsignal(kind)
             if handler not in (signal.SIG_IGN, None):
-                before[kind] = handler
-                signal.signal(kind, lambda number, _: came.append(number))
+                handlers[kind] = handler
+                signal.signal(kind, lambda number, _: received.append(number))
         yield
     finally:
-        for kind, handler in reversed(before.items()):  # Ctrl-C's last, which may leave from here
+        for kind, handler in reversed(handlers.items()):  # SIGINT last: its handler may raise from here on
             signal.signal(kind, handler)
-        for number in came:
+        for number in received:
             signal.raise_signal(number)

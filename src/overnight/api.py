@@ -167,7 +167,7 @@ def run(
     began = time.time()
     check_free_space(plan)
     addresses = notifier.addresses(plan.settings.notify)
-    plan, messages = warm_start.resolved(plan)
+    plan, messages = warm_start.resolve(plan)
     warm_up(plan.settings.location)
     check_configurations(plan, say, runs_here=True)
     session, opened = open_study(plan, extend=extend, say=say)

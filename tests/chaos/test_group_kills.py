@@ -22,7 +22,7 @@ from overnight.config.paths import StudyLocation
 from overnight.report import finding
 from overnight.report.finding import Finding
 from overnight.search.record import TrialRecord
-from overnight.study import snapshot
+from overnight.study import requests
 from overnight.study.snapshot import StudyView
 from overnight.tracking import store
 from support.commands import LATE
@@ -118,7 +118,7 @@ class Crew:
 
     @property
     def is_over(self) -> bool:
-        return not snapshot.wanted(self.location)
+        return not requests.open_studies(self.location)
 
     @property
     def location(self) -> StudyLocation:
@@ -237,7 +237,7 @@ def mlflow_has_each_once(seen: StudyView) -> None:
 
 def is_left_alone(group: Group, location: StudyLocation, name: str) -> None:
     """The study is over, and nobody is at it, nor has anything of it."""
-    assert snapshot.wanted(location) == []
+    assert requests.open_studies(location) == []
     assert group.rows("SELECT study_id, number, owner FROM overnight_leases WHERE owner IS NOT NULL") == []
     until = time.monotonic() + 2 * LEASE_S  # who was killed is a member until then
     while members := group.rows("SELECT owner, pid FROM overnight_members WHERE expires_at > clock_timestamp()"):

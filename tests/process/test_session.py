@@ -1,4 +1,4 @@
-"""The ledger: what it keeps, what it hands out again, what it refuses."""
+"""A study session: what it stores, what it assigns again, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ from overnight.config.problems import ConfigError
 from overnight.protocol import EpochEnd
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
+from overnight.study import create
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
-from overnight.study.snapshot import view
+from overnight.study.snapshot import study_names, view
+from overnight.study.storage.database import dispose
+from overnight.study.storage.leased import open_for_work
 from overnight.study.storage.lock import StudyInUse, holder_file, holder_of
 from overnight.system import forkserver
 
@@ -47,7 +50,7 @@ def epoch(number: int, e: int, value: float, **more: float) -> EpochEnd:
 
 
 def play(session: StudySession, trials: int) -> list[tuple[int, dict[str, Any]]]:
-    """Pretend to train: a trial's score depends on its parameters alone."""
+    """Complete trials whose score depends on their parameters alone."""
     played = []
     for _ in range(trials):
         assignment = session.queue.ask()
@@ -69,18 +72,18 @@ SMALL_SPACE = ("search=none", "optimizer=adam,sgd", "optimizer.momentum=0.1,0.5"
     ("sampler", "line"),
     [
         ("tpe", ("study.trials=14",)),
-        ("random", (*SMALL_SPACE,)),  # nine points, so that some are drawn again
+        ("random", (*SMALL_SPACE,)),  # nine points, so that some are drawn twice
         ("grid", (*SMALL_SPACE, "model.dropout=0.0,0.1")),
         ("qmc", ()),
         ("cma_es", ()),
         ("gp", ("sampler.startup_trials=4",)),
     ],
 )
-def test_a_study_cut_anywhere_suggests_what_the_uncut_one_does(
+def test_an_interrupted_study_suggests_the_same_parameters_as_an_uninterrupted_one(
     tmp_path: Path, sampler: str, line: tuple[str, ...]
 ) -> None:
     if sampler == "gp":
-        forkserver.warm_up()  # as every start does: its helper is forked from the same server
+        forkserver.warm_up()  # as every start does: the sampler's helper process is forked from the same server
     line = (f"sampler={sampler}", *(line if sampler == "tpe" else ("study.trials=8", *line)))
     with opened(planned(tmp_path / "whole", *line)) as session:
         whole = play(session, 99)
@@ -90,23 +93,23 @@ def test_a_study_cut_anywhere_suggests_what_the_uncut_one_does(
     cut = planned(tmp_path / "cut", *line)
     with opened(cut) as session:
         suggested = play(session, 3)
-        session.queue.ask()  # asked for, and the machine went down
+        session.queue.ask()  # the machine goes down while it runs
     with opened(cut) as session:
         suggested += play(session, len(whole) - 5)
-        half_asked = session.study.ask()  # in the middle of asking
+        half_suggested = session.study.ask()  # killed while parameters are suggested
         name, dist = next(iter(cut.space.names().items()))
-        half_asked._suggest(name, dist)
+        half_suggested._suggest(name, dist)
     with opened(cut) as session:
         suggested += play(session, 99)
     assert suggested == whole
 
 
-def test_another_seed_suggests_something_else(tmp_path: Path) -> None:
+def test_another_seed_suggests_other_parameters(tmp_path: Path) -> None:
     with opened(planned(tmp_path / "a", "seed=1")) as one, opened(planned(tmp_path / "b", "seed=2")) as two:
         assert play(one, 4)[1:] != play(two, 4)[1:]
 
 
-def test_trial_0_is_the_configuration_as_written(tmp_path: Path) -> None:
+def test_trial_0_is_the_baseline(tmp_path: Path) -> None:
     study = planned(tmp_path, "model.dropout=0.0,0.5")
     with opened(study) as session:
         assignment = session.queue.ask()
@@ -115,7 +118,7 @@ def test_trial_0_is_the_configuration_as_written(tmp_path: Path) -> None:
         assert session.read(0).params["model.dropout"] == 0.0
 
 
-def test_trial_0_is_the_configuration_as_written_where_that_lies_outside_the_space(tmp_path: Path) -> None:
+def test_trial_0_is_the_baseline_even_outside_the_space(tmp_path: Path) -> None:
     study = planned(tmp_path, "optimizer.lr=tag(log,interval(0.1,1))", "model.hidden_sizes=[8],[9]")
     with opened(study) as session:
         assignment = session.queue.ask()
@@ -141,7 +144,7 @@ def test_every_metric_of_every_epoch_is_kept_with_its_time(tmp_path: Path) -> No
     ]
 
 
-def test_a_paused_trial_comes_back_first_with_number_parameters_and_history(tmp_path: Path) -> None:
+def test_a_paused_trial_is_resumed_first_with_number_parameters_and_history(tmp_path: Path) -> None:
     study = planned(tmp_path)
     with opened(study) as session:
         play(session, 2)
@@ -153,13 +156,13 @@ def test_a_paused_trial_comes_back_first_with_number_parameters_and_history(tmp_
     with opened(study) as session:
         after = session.queue.ask()
         assert after == before
-        assert not session.writer.record(epoch(2, 0, 0.9)), "an epoch that is known stays as it is"
+        assert not session.writer.record(epoch(2, 0, 0.9)), "a known epoch is not replaced"
         session.writer.record(epoch(2, 1, 0.6))
         session.writer.complete(2)
         assert [h.metrics["val/accuracy"] for h in session.read(2).history] == [0.5, 0.6]
 
 
-def test_an_epoch_that_a_kill_took_from_the_history_alone_is_recorded_again_without_a_word(tmp_path: Path) -> None:
+def test_an_epoch_that_a_kill_removed_from_the_history_is_recorded_again(tmp_path: Path) -> None:
     study = planned(tmp_path)
     with opened(study) as session:
         session.queue.ask()
@@ -206,7 +209,7 @@ def test_a_failed_trial_keeps_its_reason_and_counts(tmp_path: Path) -> None:
         assert session.queue.ask() is None
 
 
-def test_what_would_not_compare_is_refused_with_the_differences(tmp_path: Path) -> None:
+def test_incomparable_settings_are_refused_with_their_differences(tmp_path: Path) -> None:
     with opened(planned(tmp_path)) as session:
         play(session, 1)
     with pytest.raises(ConfigError) as caught:
@@ -216,7 +219,7 @@ def test_what_would_not_compare_is_refused_with_the_differences(tmp_path: Path) 
     assert "search.optimizer.lr: was 0.0001 to 0.1, log, is 0.01 to 0.1" in text
     assert "study.name=" in text
     with opened(planned(tmp_path)):
-        pass  # the refusal let go of the study
+        pass  # the refused call has unlocked the study
 
 
 def test_extending_copies_the_trials_into_the_wider_space(tmp_path: Path) -> None:
@@ -237,9 +240,9 @@ def test_extending_copies_the_trials_into_the_wider_space(tmp_path: Path) -> Non
         assert all(n.params == {**o.params, "data.batch_size": 32} for n, o in zip(new, old, strict=True))
         play(session, 99)
         lrs = [r.params["optimizer.lr"] for r in session.records()]
-        assert any(lr < 1e-4 or lr > 1e-1 for lr in lrs), "the sampler leaves the old ends"
+        assert any(lr < 1e-4 or lr > 1e-1 for lr in lrs), "the sampler leaves the old bounds"
     with opened(wider) as session:
-        assert len(session.records()) == 40, "the wider study is the one that is gone on with"
+        assert len(session.records()) == 40, "the extended study is resumed"
 
 
 def test_extending_gives_an_old_trial_the_value_that_it_trained_with(tmp_path: Path) -> None:
@@ -258,35 +261,37 @@ def test_extending_refuses_a_space_that_shrank(tmp_path: Path) -> None:
         open_study(planned(tmp_path, "optimizer.lr=tag(log,interval(1e-3,1))"), extend=True)
 
 
-def test_a_second_holder_is_told_who_the_first_one_is(tmp_path: Path) -> None:
+def test_a_second_process_learns_which_one_works_on_the_study(tmp_path: Path) -> None:
     study = planned(tmp_path)
     with opened(study):
         with pytest.raises(StudyInUse, match=f"process {os.getpid()} "):
             open_study(study)
         holder = holder_file(study.settings.location, study.name)
-        said = holder.read_text()
-        holder.unlink()  # it has the lock, and has not said yet who it is
-        threading.Timer(0.2, holder.write_text, [said]).start()
+        content = holder.read_text()
+        holder.unlink()  # the lock is taken, but its owner is not written yet
+        threading.Timer(0.2, holder.write_text, [content]).start()
         with pytest.raises(StudyInUse, match=f"process {os.getpid()} "):
             open_study(study)
     with opened(study):
         pass
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a process's start is kept by the clock there")
-def test_a_clock_that_is_set_anew_makes_no_holder_look_dead(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only there the start of a process follows the clock")
+def test_setting_the_clock_does_not_make_a_live_process_look_dead(tmp_path: Path) -> None:
     study = planned(tmp_path)
     session, _ = open_study(study)
     file = holder_file(study.settings.location, study.name)
-    said = json.loads(file.read_text())
-    file.write_text(json.dumps({**said, "created": said["created"] + 3600}))
+    holder = json.loads(file.read_text())
+    file.write_text(json.dumps({**holder, "created": holder["created"] + 3600}))
     assert holder_of(study.settings.location, study.name)["pid"] == os.getpid()  # type: ignore[index]
-    file.write_text(json.dumps({**said, "created": said["created"] + 3600, "boot": "another"}))
-    assert holder_of(study.settings.location, study.name) is None, "somebody else's process by now"
+    file.write_text(json.dumps({**holder, "created": holder["created"] + 3600, "boot": "another"}))
+    assert holder_of(study.settings.location, study.name) is None, (
+        "after a restart of the machine it is another process"
+    )
     session.close()
 
 
-def test_the_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     code = (
         "import os, sys; from overnight.search.build_plan import build_plan;"
         "from overnight.study.open import open_study;"
@@ -297,13 +302,13 @@ def test_the_lock_of_a_killed_holder_is_free(tmp_path: Path) -> None:
     found, _ = view(study.settings.location)
     assert found is not None
     assert found.state == "stalled"
-    session, said = open_study(study)
-    assert said == ["1 trial(s) were cut off and go on: 0"]
+    session, messages = open_study(study)
+    assert messages == ["1 interrupted trial(s) are resumed: 0"]
     assert session.trials()[0].state == TrialState.WAITING
     session.close()
 
 
-def test_looking_on_touches_nothing_and_says_how_it_stands(tmp_path: Path) -> None:
+def test_view_changes_nothing_and_returns_the_state(tmp_path: Path) -> None:
     study = planned(tmp_path, "study.trials=2")
     assert view(study.settings.location) == (None, [])
     assert not list(tmp_path.iterdir())
@@ -318,31 +323,49 @@ def test_looking_on_touches_nothing_and_says_how_it_stands(tmp_path: Path) -> No
     assert view(study.settings.location)[0].state == "done"  # type: ignore[union-attr]
 
 
-def test_a_study_whose_creation_was_cut_off_is_created_again(tmp_path: Path) -> None:
-    from overnight.study import open as opening
-    from overnight.study.storage.database import open_storage
+def test_a_home_of_an_unreleased_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"anything")
+    study = planned(tmp_path)
+    calls: list[Callable[[], Any]] = [
+        lambda: open_study(study),
+        lambda: view(study.settings.location),
+        lambda: study_names(study.settings.location),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError) as caught:
+            call()
+        (problem,) = caught.value.problems
+        assert problem == (
+            f"home: must be new or of this version, got '{tmp_path}', which an unreleased older version wrote; "
+            "take a new home=..."
+        )
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("ledger.db", b"anything")]
 
+
+def test_an_interrupted_creation_is_completed(tmp_path: Path) -> None:
     study = planned(tmp_path)
     tmp_path.mkdir(exist_ok=True)
-    opening._load(open_storage(study.settings.location), study, study.name)
+    storage = open_for_work(study.settings.location)
+    create.load(storage, study, study.name)
+    dispose(storage)
     with opened(study) as session:
         assert [t.state for t in session.trials()] == [TrialState.WAITING]
         assert session.queue.ask().config == study.config({})  # type: ignore[union-attr]
 
 
-def test_asking_reporting_and_telling_stay_quick(tmp_path: Path) -> None:
+def test_ask_record_and_complete_take_less_than_a_second(tmp_path: Path) -> None:
     with opened(planned(tmp_path, "study.trials=40")) as session:
         started = time.perf_counter()
         assert len(play(session, 99)) == 40
         assert (time.perf_counter() - started) / 40 < 1.0
 
 
-def test_a_grid_ends_by_itself_when_every_point_has_a_trial(tmp_path: Path) -> None:
+def test_a_grid_ends_when_every_point_has_a_trial(tmp_path: Path) -> None:
     study = planned(tmp_path, *SMALL_SPACE, "sampler=grid", "study.trials=99")
     with opened(study) as session:
         played = play(session, 99)
     values = {json.dumps(v) for _, v in played[1:]}
-    # lr: 3, for sgd times 2 of momentum, and trial 0 as written, which lies outside: its lr is none of the three
+    # lr: 3, for sgd times 2 of momentum, and trial 0, the baseline, which is outside: its lr is none of the three
     assert (len(played), len(values), study.budget) == (10, 9, 10)
     found, _ = view(study.settings.location)
     assert found is not None
@@ -351,11 +374,11 @@ def test_a_grid_ends_by_itself_when_every_point_has_a_trial(tmp_path: Path) -> N
         assert session.queue.ask() is None
 
 
-def test_a_point_that_was_tried_is_drawn_again_while_others_are_left(tmp_path: Path) -> None:
+def test_a_repeated_point_is_drawn_again_while_untried_points_remain(tmp_path: Path) -> None:
     space = ("search=none", "optimizer=adam,sgd", "optimizer.momentum=0.1,0.5", "optimizer.lr=0.001,0.5,0.6")
     study = planned(tmp_path, *space, "sampler=random", "study.trials=13")
-    session, said = open_study(study)
-    assert said == [
+    session, messages = open_study(study)
+    assert messages == [
         "search: there are 9 points for 13 trials; once each has been tried, points are trained again with another seed"
     ]
     played = [json.dumps(v) for _, v in play(session, 99)]
@@ -365,10 +388,10 @@ def test_a_point_that_was_tried_is_drawn_again_while_others_are_left(tmp_path: P
 
 
 @pytest.mark.parametrize("sampler", ["qmc", "cma_es", "gp"])
-def test_a_sampler_that_knows_no_conditions_says_what_it_draws_at_random(tmp_path: Path, sampler: str) -> None:
-    session, said = open_study(planned(tmp_path, f"sampler={sampler}"))
+def test_a_sampler_without_conditional_parameters_reports_what_it_draws_at_random(tmp_path: Path, sampler: str) -> None:
+    session, messages = open_study(planned(tmp_path, f"sampler={sampler}"))
     session.close()
-    (line,) = said
+    (line,) = messages
     assert line.startswith(f"sampler: {sampler} draws at random ")
     assert all(n in line for n in ("model.hidden_sizes.1", "model.hidden_sizes.2", "optimizer.momentum"))
     assert ("model.activation" in line) == (sampler == "cma_es")
@@ -391,34 +414,34 @@ def test_the_points_of_qmc_are_spread_more_evenly_than_random_ones(tmp_path: Pat
 ENQUEUED = "study.enqueue=[{optimizer.lr:0.01},{optimizer:sgd,optimizer.momentum:0.5},{optimizer.lr:0.001}]"
 
 
-def test_what_is_to_be_tried_first_follows_trial_0_and_is_enqueued_once(tmp_path: Path) -> None:
+def test_enqueued_entries_follow_trial_0_each_once(tmp_path: Path) -> None:
     study = planned(tmp_path, ENQUEUED)
     with opened(study) as session:
         played = play(session, 2)
     with opened(study) as session:
         played += play(session, 2)
-    (_, written), (_, second), (_, third), _ = played
-    assert second == {**written, "optimizer.lr": 0.01}
-    assert third == {**written, "optimizer": "sgd", "optimizer.lr": 0.01, "optimizer.momentum": 0.5}
-    assert len({json.dumps(v) for _, v in played}) == 4, "the third entry says what is written, which is trial 0"
+    (_, baseline), (_, second), (_, third), _ = played
+    assert second == {**baseline, "optimizer.lr": 0.01}
+    assert third == {**baseline, "optimizer": "sgd", "optimizer.lr": 0.01, "optimizer.momentum": 0.5}
+    assert len({json.dumps(v) for _, v in played}) == 4, "the third entry is the baseline, which is trial 0"
     more = planned(tmp_path, ENQUEUED.replace("[{", "[{model.activation:gelu},{", 1))
     with opened(more) as session:
         (_, fifth), (_, sixth) = play(session, 2)
-        assert fifth == {**written, "model.activation": "gelu"}
+        assert fifth == {**baseline, "model.activation": "gelu"}
         assert session.read(4).params["model.activation"] == "gelu"
     with opened(more) as session:
         assert sum(t.state == TrialState.WAITING for t in session.trials()) == 0
-    assert sixth not in (written, second, third, fifth)
+    assert sixth not in (baseline, second, third, fifth)
 
 
-def test_an_entry_that_finds_the_budget_spent_waits_for_room(tmp_path: Path) -> None:
+def test_an_entry_waits_while_the_budget_is_spent(tmp_path: Path) -> None:
     with opened(planned(tmp_path, "study.trials=2")) as session:
         play(session, 99)
     late = "study.enqueue=[{optimizer.lr:0.02}]"
-    session, said = open_study(planned(tmp_path, "study.trials=2", late))
+    session, messages = open_study(planned(tmp_path, "study.trials=2", late))
     assert session.queue.ask() is None
     session.close()
-    assert said == ["study.enqueue: 1 of its entries wait for room in study.trials, which is spent"]
+    assert messages == ["study.enqueue: 1 of its entries wait until study.trials, which is spent, is raised"]
     with opened(planned(tmp_path, "study.trials=3", late)) as session:
         assert [v["optimizer.lr"] for _, v in play(session, 99)] == [0.02]
 
@@ -440,7 +463,7 @@ def test_trial_0_keeps_the_values_that_it_started_with(tmp_path: Path) -> None:
             session.writer.pause(0)
 
 
-def test_extending_a_grid_tries_the_points_that_came_in(tmp_path: Path) -> None:
+def test_extending_a_grid_runs_the_added_points(tmp_path: Path) -> None:
     line = ("search=none", "sampler=grid", "study.trials=99")
     with opened(planned(tmp_path, *line, "optimizer.lr=0.5,0.6")) as session:
         assert len(play(session, 99)) == 3
@@ -451,19 +474,19 @@ def test_extending_a_grid_tries_the_points_that_came_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pruner", ["pruner=median", "pruner=hyperband"])
-def test_the_first_cut_comes_after_as_many_epochs_as_are_written(tmp_path: Path, pruner: str) -> None:
+def test_no_trial_is_pruned_before_the_configured_number_of_epochs(tmp_path: Path, pruner: str) -> None:
     at = {"pruner=median": "pruner.warmup_epochs=2", "pruner=hyperband": "pruner.min_epochs=2"}[pruner]
     more = ["pruner.startup_trials=1"] if pruner == "pruner=median" else ["pruner.reduction_factor=2"]
-    cuts = set()
+    pruned_after = set()
     with opened(planned(tmp_path, pruner, at, *more, "trainer.max_epochs=4", "study.trials=12")) as session:
         for number in range(12):
             session.queue.ask()
             for e in range(4):
                 session.writer.record(epoch(number, e, 1.0 / (number + 1)))
                 if session.writer.should_prune(number):
-                    cuts.add(e + 1)
+                    pruned_after.add(e + 1)
                     session.writer.prune(number)
                     break
             else:
                 session.writer.complete(number)
-    assert min(cuts) == 2
+    assert min(pruned_after) == 2

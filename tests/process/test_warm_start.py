@@ -80,7 +80,7 @@ def test_the_pasted_next_line_runs_starts_from_the_finding_and_does_better(plant
     with start(*words[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         printed, _ = process.communicate(timeout=200)
     assert process.returncode == 0, printed
-    assert "these lie in this space and come first: trial-" in printed
+    assert "best trials are in this space and run first: trial-" in printed
     after = seen(Path(planted.plan.settings.home), "planted-2")
     assert planted.best is not None
     assert after.best is not None
@@ -92,7 +92,7 @@ def test_the_pasted_next_line_runs_starts_from_the_finding_and_does_better(plant
 def test_the_best_that_lie_in_the_new_space_come_first_each_once_however_often_the_line_is_repeated(
     planted: StudyView,
 ) -> None:
-    made, (said,) = warm_start.resolved(build_plan(line(planted, "twice", NARROWER)))
+    made, (said,) = warm_start.resolve(build_plan(line(planted, "twice", NARROWER)))
     inside = [r for r in ranked(planted.records, planted.plan.settings) if r.params.get("model.lr", 0) >= 1e-3]
     assert [t["model.lr"] for t in made.warm_start] == [r.params["model.lr"] for r in inside[:5]]
     assert said.endswith(", ".join(f"trial-{r.number:04d}" for r in inside[:5]))
@@ -101,18 +101,18 @@ def test_the_best_that_lie_in_the_new_space_come_first_each_once_however_often_t
         waiting = [r.values for r in session.records()]
         session.close()
         assert waiting[1:] == list(made.warm_start)
-    again, told = warm_start.resolved(build_plan(line(planted, "twice", NARROWER)))
-    assert (again.taken, told) == (made.warm_start, []), "what was taken at the first start stays"
+    again, told = warm_start.resolve(build_plan(line(planted, "twice", NARROWER)))
+    assert (again.warm_start, told) == (made.warm_start, []), "what was taken at the first start stays"
 
 
 def test_what_was_searched_and_now_is_not_must_be_as_it_was(planted: StudyView) -> None:
     three = "study.warm_start_from={study:planted,top:3}"
-    made, _ = warm_start.resolved(build_plan(line(planted, "fixed", "+model.twist=true", three)))
+    made, _ = warm_start.resolve(build_plan(line(planted, "fixed", "+model.twist=true", three)))
     twisted = [r for r in ranked(planted.records, planted.plan.settings) if r.params.get("model.twist")]
     assert [t["model.lr"] for t in made.warm_start] == [r.params["model.lr"] for r in twisted[:3]]
-    made, (said,) = warm_start.resolved(build_plan(line(planted, "none", "+model.lr=tag(log,interval(0.1,1))")))
+    made, (said,) = warm_start.resolve(build_plan(line(planted, "none", "+model.lr=tag(log,interval(0.1,1))")))
     assert made.warm_start == ()
-    assert "none of planted's 16 complete trials lies in this space" in said
+    assert "none of planted's 16 complete trials is in this space" in said
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_what_was_searched_and_now_is_not_must_be_as_it_was(planted: StudyView) 
 )
 def test_a_wrong_study_to_start_from_is_a_mistake_with_its_remedy(planted: StudyView, asked: str, told: str) -> None:
     with pytest.raises(ConfigError) as error:
-        warm_start.resolved(build_plan(line(planted, "mine", f"study.warm_start_from={asked}")))
+        warm_start.resolve(build_plan(line(planted, "mine", f"study.warm_start_from={asked}")))
     (problem,) = error.value.problems
     assert re.search(f"study.warm_start_from.*{told}", problem), problem
 
 
 def test_a_home_without_a_study_says_that_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is none.*run that one first"):
-        warm_start.resolved(build_plan([f"home={tmp_path}", "study.warm_start_from=planted"]))
+        warm_start.resolve(build_plan([f"home={tmp_path}", "study.warm_start_from=planted"]))

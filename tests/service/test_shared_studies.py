@@ -21,7 +21,7 @@ from overnight.runner.supervisor import Supervisor
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.study import open as opening
-from overnight.study import snapshot
+from overnight.study import requests
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
 from overnight.study.storage import leased, leases
@@ -130,7 +130,7 @@ def test_a_confirmation_that_somebody_else_leaves_half_done_is_done_before_it_is
     result = api.run(study, screen=NullScreen())
     assert others
     assert (result.stop_reason, result.published, result.finding.done) == ("complete", True, 2)  # type: ignore[union-attr]
-    assert snapshot.wanted(study.settings.location) == []
+    assert requests.open_studies(study.settings.location) == []
 
 
 def _at_the_second_claim(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
@@ -154,10 +154,10 @@ def test_one_machine_whose_trials_all_fail_ends_the_study_for_nobody_else(
     _at_the_second_claim(monkeypatch, lambda: exit_policy.give_up(b))
     result = api.run(study, screen=NullScreen())
     assert (result.stop_reason, result.published) == ("complete", True)
-    assert snapshot.wanted(study.settings.location) == []
+    assert requests.open_studies(study.settings.location) == []
     lonely, _ = open_study(planned(database(), *AT_ONCE))
     exit_policy.give_up(lonely)
-    assert snapshot.wanted(lonely.plan.settings.location) == [], "nobody else is at it"
+    assert requests.open_studies(lonely.plan.settings.location) == [], "nobody else is at it"
     lonely.close()
 
 
@@ -175,10 +175,10 @@ def test_what_somebody_launches_while_a_study_is_worked_on_is_not_over_with_that
 
     _at_the_second_claim(monkeypatch, launch)
     assert len(api.run(first, screen=NullScreen()).records) == 2
-    assert snapshot.wanted(first.settings.location) == [first.name]
+    assert requests.open_studies(first.settings.location) == [first.name]
     result = api.run_launched(first.name, anew.settings, Signals(), screen=NullScreen())
     assert len(result.records) == anew.settings.study.trials
-    assert snapshot.wanted(first.settings.location) == []
+    assert requests.open_studies(first.settings.location) == []
 
 
 def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the_answer(
@@ -197,14 +197,14 @@ def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the
     first = api.run(study, screen=NullScreen())
     assert first.published
     assert begun[0] is not None
-    assert snapshot.wanted(study.settings.location) == [study.name], "somebody is at it"
+    assert requests.open_studies(study.settings.location) == [study.name], "somebody is at it"
     b.writer.record(epoch(begun[0], 0))
     b.writer.complete(begun[0])
     leave(b, begun[0])
     again = api.run_launched(study.name, study.settings, Signals(), screen=NullScreen())
     assert again.published
     assert len(again.records) == len(first.records) + 1
-    assert snapshot.wanted(study.settings.location) == []
+    assert requests.open_studies(study.settings.location) == []
     assert not api.run_launched(study.name, study.settings, Signals(), screen=NullScreen()).published, (
         "all of it was told"
     )
@@ -236,7 +236,7 @@ def test_a_stop_that_comes_between_search_and_confirmation_is_heeded(
     study = planned(database(), *AT_ONCE, "study.trials=2", "study.confirm.seeds=2")
 
     def opened(*args: Any, **options: Any) -> tuple[StudySession, list[str]]:
-        snapshot.request_stop(study.settings.location, study.name)
+        requests.request_stop(study.settings.location, study.name)
         return open_study(*args, **options)
 
     monkeypatch.setattr(finalize, "open_study", opened)
@@ -252,8 +252,8 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
 ) -> None:
     """Or who stays all along, as one does who tells the answer."""
     b, location, others = join("b", 30.0), study.settings.location, leased.LeasedStorage.count_peers
-    snapshot.request_stop(location, study.name)
-    assert snapshot.wanted(location) == []
+    requests.request_stop(location, study.name)
+    assert requests.open_studies(location) == []
 
     def and_goes(self: leased.LeasedStorage, study_id: int) -> int:
         there = others(self, study_id)
@@ -261,7 +261,7 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
         return there
 
     if stays:
-        monkeypatch.setattr(opening, "_WAIT_FOR_THE_STOPPED_S", 1.0)
+        monkeypatch.setattr(opening, "_STOP_TIMEOUT_S", 1.0)
     else:
         monkeypatch.setattr(leased.LeasedStorage, "count_peers", and_goes)
     told: list[str] = []
@@ -269,7 +269,7 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
     assert told == [f"1 supervisor(s) were asked to stop; waiting up to {1 if stays else 15} s for them to save"]
     assert session.coordinator.count_peers() == int(stays)
     session.close()
-    assert snapshot.wanted(location) == [study.name]
+    assert requests.open_studies(location) == [study.name]
 
 
 def test_who_is_launched_anew_does_not_stop_in_the_confirmation_either_where_somebody_is_still_at_it(
@@ -278,7 +278,7 @@ def test_who_is_launched_anew_does_not_stop_in_the_confirmation_either_where_som
     study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
     part = confirm.confirmation_plan(study, api.run(study, screen=NullScreen()).records)
     join("b", 30.0, part)
-    snapshot.request_stop(study.settings.location, study.name)
+    requests.request_stop(study.settings.location, study.name)
     search, _ = open_study(study)
     confirmation, _ = open_study(part, comparable=False)
     assert not confirmation.attributes.stop_requested

@@ -182,8 +182,8 @@ def test_a_worker_without_the_data_refuses_the_study_and_leaves_it_to_one_that_h
     # Where there is a network it must not be fetched.
     ours.environment |= {"OVERNIGHT_DATA": str(lacks), "https_proxy": "http://127.0.0.1:9"}
     ours.work("worker", "pictures", "--until-done")
-    refusing = ours.wait_for("pictures", lambda seen: bool(seen.refused))
-    (why,) = next(iter(refusing.refused.values()))
+    refusing = ours.wait_for("pictures", lambda seen: bool(seen.refusals))
+    (why,) = next(iter(refusing.refusals.values()))
     assert why.startswith(f"data.root: {lacks / 'MNIST' / 'raw'} must hold train-images-idx3-ubyte, ")
     assert {r.state for r in refusing.records} == {"waiting"}, "no trial was spent on finding that out"
     ours.environment["OVERNIGHT_DATA"] = str(has)

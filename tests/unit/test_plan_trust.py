@@ -101,7 +101,7 @@ def model_of(kept: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("gadget", GADGETS)
 def test_what_could_run_anything_is_refused(gadget: str) -> None:
-    (told,) = plan_trust.problems(frozen(lambda kept: model_of(kept).update(_target_=gadget), "search=none"))
+    (told,) = plan_trust.find_problems(frozen(lambda kept: model_of(kept).update(_target_=gadget), "search=none"))
     assert told.startswith("model._target_: must be under a package that this worker's operator trusts (overnight's")
     assert f"got {gadget}; the operator can add its package to OVERNIGHT_TRUSTED_PACKAGES" in told
 
@@ -111,7 +111,7 @@ def test_what_could_run_anything_is_refused(gadget: str) -> None:
     ["", ".os.system", "os..system", "os:system", "${oc.env:HOME}", "${model.activation}", 7, ["os.system"], None],
 )
 def test_a_target_that_is_no_plain_name_is_refused(target: Any) -> None:
-    told = plan_trust.problems(frozen(lambda kept: model_of(kept).update(_target_=target), "search=none"))
+    told = plan_trust.find_problems(frozen(lambda kept: model_of(kept).update(_target_=target), "search=none"))
     assert any(
         f"model._target_: must be the name of a class, written out, such as package.module.Class, got {target!r}" == t
         for t in told
@@ -124,7 +124,7 @@ def test_a_target_is_found_however_deep_it_lies_and_all_of_them_at_once() -> Non
         model_of(kept)["_args_"] = [{"_target_": "hydra.utils.get_method", "path": "os.system"}]
         kept["variants"][0][1]["trainer"]["callbacks"] = [{"_target_": "builtins.open"}]
 
-    told = plan_trust.problems(frozen(hide))
+    told = plan_trust.find_problems(frozen(hide))
     for key in ("model.layers.0.rest.0.0._target_", "model._args_.0._target_", "trainer.callbacks.0._target_"):
         assert sum(line.startswith(f"{key}: must be under") for line in told) == 1
     assert any(line.startswith("trainer.callbacks: must be one of max_epochs") for line in told)
@@ -135,29 +135,29 @@ def test_every_variant_of_a_searched_group_is_looked_through() -> None:
         (sgd,) = [tree for options, tree in kept["variants"] if options == ["sgd"]]
         sgd["optimizer"]["_target_"] = "os.system"
 
-    (told,) = plan_trust.problems(frozen(change))
+    (told,) = plan_trust.find_problems(frozen(change))
     assert told.startswith("optimizer._target_: must be under")
 
 
 def test_what_a_search_may_put_there_is_looked_through() -> None:
-    (told,) = plan_trust.problems(build_plan(["search=none", "optimizer._target_=torch.optim.Adam,os.system"]))
+    (told,) = plan_trust.find_problems(build_plan(["search=none", "optimizer._target_=torch.optim.Adam,os.system"]))
     assert told.startswith("search.optimizer._target_: must be under")
 
     def options(kept: dict[str, Any]) -> None:
         kept["space"][0].update(key="model.head", options=[{"_target_": "os.system"}, [{"_target_": "torch.load"}]])
 
-    told_of = plan_trust.problems(frozen(options, "search=none", "model.activation=relu,gelu"))
+    told_of = plan_trust.find_problems(frozen(options, "search=none", "model.activation=relu,gelu"))
     assert [line.partition(":")[0] for line in told_of] == [
         "search.model.head._target_",
         "search.model.head.0._target_",
     ]
-    drawn = plan_trust.problems(
+    drawn = plan_trust.find_problems(
         frozen(lambda k: k["space"][0].update(key="model._target_"), "search=none", "model.dropout=interval(0,1)")
     )
     assert drawn == [
         "search.model._target_: must be the name of a class, written out, such as package.module.Class, got 0.0"
     ]
-    bracketed = plan_trust.problems(
+    bracketed = plan_trust.find_problems(
         frozen(lambda k: k["space"][0].update(key="model[_target_]"), "search=none", "model.activation=relu,gelu")
     )
     (told,) = bracketed
@@ -169,7 +169,7 @@ def test_what_is_tried_first_is_looked_through() -> None:
         kept["settings"]["study"]["enqueue"] = [{"optimizer.lr": 0.1}, {"model._target_": "os.system"}]
         kept["warm_start"] = [{"model": {"_target_": "torch.load", "f": "x.pt"}}]
 
-    told = plan_trust.problems(frozen(change))
+    told = plan_trust.find_problems(frozen(change))
     assert [line.partition(":")[0] for line in told] == [
         "study.enqueue[1].model._target_",
         "study.warm_start_from[0].model._target_",
@@ -184,17 +184,17 @@ def test_a_plan_reads_no_secret_of_the_worker_and_runs_no_command() -> None:
         model_of(kept)["fine"] = "${optimizer.lr} of ${oc.env:OVERNIGHT_DATA,./data}"
         kept["settings"]["notify"] = {"command": "touch canary"}
 
-    told = plan_trust.problems(frozen(change))
+    told = plan_trust.find_problems(frozen(change))
     assert [line.partition(":")[0] for line in told] == ["model.a", "model.b", "model.c", "notify"]
     assert "touch" not in told[-1], "a command may hold a secret"
 
 
 def test_a_sampler_that_loads_pickles_from_the_ledger_wants_the_operators_word(monkeypatch: pytest.MonkeyPatch) -> None:
     study = build_plan(["sampler=cma_es"])
-    (told,) = plan_trust.problems(study)
+    (told,) = plan_trust.find_problems(study)
     assert told.startswith("sampler: must not be cma_es for a worker")
     monkeypatch.setenv(import_allowlist.PACKAGES, "cmaes")
-    assert plan_trust.problems(study) == []
+    assert plan_trust.find_problems(study) == []
 
 
 def test_all_that_comes_with_overnight_is_trusted() -> None:
@@ -202,9 +202,9 @@ def test_all_that_comes_with_overnight_is_trusted() -> None:
         options = ConfigSearchPath().options(group)
         study = build_plan(["search=none", f"{group}={','.join(options)}"])
         assert len(study.variants) == len(options)
-        assert plan_trust.problems(study) == []
+        assert plan_trust.find_problems(study) == []
     for experiment in ConfigSearchPath().options("experiment"):
-        assert plan_trust.problems(build_plan([f"+experiment={experiment}"])) == [], experiment
+        assert plan_trust.find_problems(build_plan([f"+experiment={experiment}"])) == [], experiment
     assert {"overnight.models.mlp.MLP", "torch.optim.SGD"} < import_allowlist.shipped_names()
 
 
@@ -260,7 +260,7 @@ def test_large_packages_are_followed_too(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_operators_own_list_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(import_allowlist.PACKAGES, "my nets, os, torch, hydra.utils,,my_nets")
-    told = plan_trust.problems(build_plan())
+    told = plan_trust.find_problems(build_plan())
     assert [line.rpartition("got ")[2].partition(";")[0] for line in told] == [
         "'my nets'",
         "os",
@@ -275,7 +275,7 @@ import json, sys
 from pathlib import Path
 from overnight.study import plan_trust as trust
 from overnight.search.plan import Plan
-told = trust.problems(Plan.from_json(json.loads(Path("plan.json").read_text())))
+told = trust.find_problems(Plan.from_json(json.loads(Path("plan.json").read_text())))
 print(json.dumps([told, sorted(sys.modules)]))
 """
 
@@ -322,7 +322,7 @@ def test_a_trials_own_config_is_checked_where_it_is_built(tmp_path: Path, monkey
 def test_a_machines_own_settings_are_its_workers() -> None:
     foreign = build_plan(["home=/theirs", "slots=7", "study.trials=9", "min_free_mib=1", "trial.stall_s=5"])
     own = build_plan(["home=/mine", "slots=2"]).settings
-    mine = plan_trust.adopted(foreign, own)
+    mine = plan_trust.for_machine(foreign, own)
     assert (mine.settings.home, mine.settings.slots, mine.settings.min_free_mib) == ("/mine", 2, own.min_free_mib)
     assert (mine.settings.study.trials, mine.settings.trial.stall_s) == (9, 5)
     assert mine.config_dir is None

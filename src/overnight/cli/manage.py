@@ -19,7 +19,7 @@ from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY
 from overnight.search.record import TrialRecord, best_of
 from overnight.study import exclusions
 from overnight.study.open import reopen
-from overnight.study.snapshot import StudyView, names_in, view
+from overnight.study.snapshot import StudyView, study_names, view
 from overnight.study.storage.database import opened
 from overnight.study.storage.lock import lock_study
 from overnight.system.files import write_atomically
@@ -62,7 +62,7 @@ class StudyListing:
 def list_studies(location: StudyLocation) -> list[StudyListing]:
     """List every study, the one that ran last first."""
     found = []
-    for name in names_in(location):
+    for name in study_names(location):
         artifacts = [where] if (where := location.paths.artifacts / name).exists() else []
         size = sum(map(_size, [*_files(location, name), *artifacts]))
         try:
@@ -146,7 +146,7 @@ def footprint(location: StudyLocation, name: str) -> StudyFootprint:
                     tracked = _tracked_in(location, plan.get("settings", {}).get("tracking", {}))
                     if CONFIRM_SUFFIX not in frozen.study_name:
                         trials = max(trials, storage.get_n_trials(frozen._study_id))
-    names = names_in(location)  # without extensions, confirmations and foreign studies
+    names = study_names(location)  # without extensions, confirmations and foreign studies
     if not optuna_studies or name not in names:
         known = ", ".join(names) or "none"
         raise ConfigError(

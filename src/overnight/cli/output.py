@@ -48,7 +48,7 @@ def print_status(view: StudyView) -> None:
     """Print the progress of a study."""
     done, forecast = view.count("complete", "pruned", "failed"), _forecast_to_deadline(view)
     click.echo(f"{view.name}: {view.state}, {done} of {view.budget} trials done ({_counts(view.records)})")
-    for host, reasons in view.refused.items():
+    for host, reasons in view.refusals.items():
         for line in reasons:
             click.echo(f"refused by the worker on {host}: {line}")
     if view.holder is not None and "others" in view.holder:

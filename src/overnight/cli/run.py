@@ -103,14 +103,14 @@ def stop(arguments: tuple[str, ...], wait_s: float) -> None:
     """
     import time
 
-    from overnight.study import snapshot
+    from overnight.study.requests import request_stop
     from overnight.study.storage.lock import holder_of
 
     location, view, _ = find_study(arguments)
     if view.holder is None:
         click.echo(f"{view.name}: not running ({view.state})")
         return
-    snapshot.request_stop(location, view.name)
+    request_stop(location, view.name)
     deadline = time.monotonic() + wait_s
     while holder_of(location, view.name) is not None:
         if time.monotonic() > deadline:

@@ -13,7 +13,7 @@ from overnight.config import import_allowlist
 from overnight.config.compose import compose
 from overnight.config.problems import ConfigError
 from overnight.config.sections import Settings
-from overnight.study import snapshot
+from overnight.study import requests
 from overnight.study.storage.outage import Unreachable
 from overnight.system.signals import Signals
 
@@ -39,7 +39,7 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
         while True:
             signals.check()
             try:
-                open_ = [n for n in snapshot.wanted(own.location) if not names or n in names]
+                open_ = [n for n in requests.open_studies(own.location) if not names or n in names]
                 name = next((n for n in open_ if n not in refused), None)
                 if name is not None:
                     idle = False
@@ -47,14 +47,14 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
                         result = api.run_launched(name, own, signals, say=click.echo)
                     except ConfigError as error:
                         refused[name], failed = error.problems, True
-                        snapshot.refuse(own.location, name, error.problems)
+                        requests.refuse(own.location, name, error.problems)
                         click.echo("\n  ".join([f"{name}: refused", *error.problems]), err=True)
                         continue
                     click.echo(f"{name}: {_ended(result)}")
                     failed = failed or result.stop_reason == "failures" or result.all_failed
                     if result.stop_reason == "failures":  # those who share it may do better
                         refused[name] = [_gave_up(result)]
-                        snapshot.refuse(own.location, name, refused[name])
+                        requests.refuse(own.location, name, refused[name])
                     if result.signal is not None:
                         return 128 + result.signal
                     continue
@@ -63,7 +63,7 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
                 if not idle:
                     click.echo("nothing to do; waiting for a study to be launched")
                 idle = True
-                refused = {n: why for n, why in refused.items() if snapshot.refused(own.location, n)}  # launched anew
+                refused = {n: why for n, why in refused.items() if requests.is_refused(own.location, n)}
                 trouble = None
             except (Unreachable, StorageInternalError) as error:
                 if trouble is None:  # once an outage

@@ -71,7 +71,7 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
         BaselineFailed: the baseline does not train.
         ConfigError: the study of a warm start does not exist.
     """
-    plan, _ = warm_start.resolved(plan)
+    plan, _ = warm_start.resolve(plan)
     settings = plan.settings
     epochs = settings.trainer.max_epochs
     folder = Path(tempfile.mkdtemp(prefix="overnight-"))

@@ -69,7 +69,7 @@ def launch_detached(
     location = plan.settings.location
     if not location.shared:
         raise ConfigError(["--detach: must have a study storage that workers share; take storage=postgres"])
-    plan, messages = warm_start.resolved(plan)
+    plan, messages = warm_start.resolve(plan)
     forkserver.warm_up()
     check_configurations(plan, say)
     if signals is not None:
@@ -83,7 +83,7 @@ def _wait_for_worker(location: StudyLocation, name: str) -> list[str]:
     until = time.monotonic() + _PICKED_UP_WITHIN_S
     while True:
         holder, (seen, _) = holder_of(location, name), view(location, name)
-        refused = seen.refused if seen is not None else {}
+        refused = seen.refusals if seen is not None else {}
         if holder or refused or time.monotonic() > until:
             break
         time.sleep(_POLL_EVERY_S)

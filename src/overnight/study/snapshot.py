@@ -1,19 +1,18 @@
-"""A study as somebody sees it who does not hold it: read from the ledger, which is left as it is."""
+"""A study as it is stored, read without opening it for work."""
 
 from __future__ import annotations
 
-import re
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from optuna.storages import BaseStorage
+from optuna.study._frozen import FrozenStudy
 
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.protocol import Tested
-from overnight.search.attributes import PLAN, READY, REFUSED, STOP
+from overnight.search.attributes import PLAN, READY
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
 from overnight.search.record import State, TrialRecord, best_of, record_of
 from overnight.study.attributes import StoredAttributes
@@ -25,7 +24,16 @@ from overnight.study.storage.lock import holder_of
 
 @dataclass(frozen=True)
 class StudyView:
-    """A study as somebody who does not hold it sees it."""
+    """A study as it is stored at one moment.
+
+    Attributes:
+        holder: the process that works on it, as `holder_of` describes it; None if none does.
+        tests: number of a confirmation's trial -> its scores on the test set.
+        confirmation: of a search, once it has one.
+        launch: the last one, as `limits.Launch` writes it.
+        refusals: host name -> why its worker refuses the study, line by line.
+        wanted: (trial, nth seed) of every run that a confirmation asks for.
+    """
 
     name: str
     plan: Plan
@@ -35,14 +43,14 @@ class StudyView:
     parent_run_id: str | None
     uid: str = ""
     tests: Mapping[int, Tested] = field(default_factory=dict)
-    confirmation: StudyView | None = None  # of a search, once it has one
-    launch: Mapping[str, Any] = field(default_factory=dict)  # the last one, as limits.Launch keeps it
-    refused: Mapping[str, Sequence[str]] = field(default_factory=dict)  # a machine's name -> why its worker does not
-    wanted: frozenset[tuple[int, int]] = frozenset()  # of a confirmation: (trial, nth seed) of what is asked for
+    confirmation: StudyView | None = None
+    launch: Mapping[str, Any] = field(default_factory=dict)
+    refusals: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    wanted: frozenset[tuple[int, int]] = frozenset()
 
     @property
     def budget(self) -> int:
-        """Of trials, in all; what was trained one by one counts as asked for."""
+        """The number of trials in all. `train` has no limit: each of its trials was asked for."""
         return max(self.plan.budget, len(self.records) if self.name == TRAIN_STUDY else 0)
 
     def count(self, *states: State) -> int:
@@ -50,18 +58,21 @@ class StudyView:
 
     @property
     def confirmed(self) -> int:
-        """How many trials of the confirmation are done."""
+        """The number of runs of the confirmation that have ended."""
         return self.confirmation.count("complete", "pruned", "failed") if self.confirmation is not None else 0
 
     @property
     def confirmations(self) -> int:
-        """How many there are to be; at most, as long as the search goes on."""
+        """The number of runs of the confirmation; before it starts, the largest possible number."""
         return len(self.confirmation.records) if self.confirmation is not None else self.plan.confirmation_trials
 
     @property
     def state(self) -> Literal["running", "paused", "stalled", "done"]:
-        """running: somebody works on it. stalled: its trials say running, and nobody is. done: the budget is spent, and
-        what there is to confirm is confirmed."""
+        """The state of the study.
+
+        running: a process works on it. stalled: trials are marked as running, but no process works on it. done: the
+        budget is spent and the finalists are confirmed.
+        """
         if self.holder is not None:
             return "running"
         spent = self.count("complete", "pruned", "failed") >= self.budget and not self.count("waiting", "paused")
@@ -73,78 +84,103 @@ class StudyView:
 
     @property
     def best(self) -> TrialRecord | None:
-        """None for `train`: what was trained one by one need not share a metric."""
+        """The best complete trial. None for `train`, whose trials need not share a metric."""
         return best_of(self.records, self.plan.settings) if self.name != TRAIN_STUDY else None
 
 
 def view(location: StudyLocation, name: str | None = None) -> tuple[StudyView | None, list[str]]:
-    """A study as it stands, without touching it, and the names of all studies, the one worked on last first.
+    """Read a study without changing anything.
 
-    name: which; without one, the one worked on last. The view is None where the ledger has no such study.
+    Args:
+        name: of the study; None for the most recent one.
+
+    Returns:
+        The study, or None if it does not exist, and the names of all studies, the most recent first.
     """
-    if location.storage_url is None and not location.paths.optuna_db.exists():
+    if _has_no_studies(location):
         return None, []
     with opened(location) as storage:
-        newest, names = _newest(storage)
+        latest = latest_studies(storage)
+        names = _by_recency(storage, latest)
         name = name if name is not None else names[0] if names else None
-        if name is None or name not in newest:
+        if name is None or name not in latest:
             return None, names
-        confirmation = (
-            _as_wanted(_read(storage, location, name + CONFIRM_SUFFIX)) if name + CONFIRM_SUFFIX in newest else None
-        )
-        return replace(_read(storage, location, name), confirmation=confirmation), names
+        confirmation = latest.get(name + CONFIRM_SUFFIX)
+        confirmed = _read(storage, location, confirmation) if confirmation is not None else None
+        seen = _read(storage, location, latest[name])
+        return replace(seen, confirmation=_without_former_finalists(confirmed) if confirmed else None), names
 
 
-def wanted(location: StudyLocation) -> list[str]:
-    """The names of the studies that workers are to work on, the one that was launched first first."""
-    with opened(location) as storage:
-        ready = {
-            f.study_name: StoredAttributes(f.user_attrs) for f in storage.get_all_studies() if f.user_attrs.get(READY)
-        }
-        open_ = {name for name, a in ready.items() if not a.is_closed and not a.stop_requested}
-        newest = {n: f for n, f in _newest(storage)[0].items() if n != TRAIN_STUDY and not n.endswith(CONFIRM_SUFFIX)}
-        return [n for n, f in newest.items() if f.study_name in open_]
-
-
-def refuse(location: StudyLocation, name: str, why: Sequence[str]) -> None:
-    """Have whoever looks at a study see why this machine's worker does not work on it."""
-    with opened(location) as storage:
-        _, frozen = generations(storage, name)
-        if frozen is not None:
-            storage.set_study_user_attr(frozen._study_id, REFUSED + socket.gethostname(), list(why))
-
-
-def refused(location: StudyLocation, name: str) -> list[str]:
-    """Why this machine's worker does not work on a study, as the ledger keeps it; empty once it is launched anew."""
-    with opened(location) as storage:
-        _, frozen = generations(storage, name)
-        return list(frozen.user_attrs.get(REFUSED + socket.gethostname()) or ()) if frozen is not None else []
-
-
-def names_in(location: StudyLocation) -> list[str]:
-    """The names of all studies, the one worked on last first; of those too whose plans this version can't read."""
-    if location.storage_url is None and not location.paths.optuna_db.exists():
+def study_names(location: StudyLocation) -> list[str]:
+    """Return the names of all studies, the most recent first. Includes studies whose plan can't be read."""
+    if _has_no_studies(location):
         return []
     with opened(location) as storage:
-        return _newest(storage)[1]
+        return _by_recency(storage, latest_studies(storage))
 
 
-def _newest(storage: OptunaDatabase) -> tuple[dict[str, Any], list[str]]:
-    """Name -> newest whole ledger study, confirmations among them; and the names of the others, the last one first."""
-    newest = {f.study_name.partition("~")[0]: f for f in storage.get_all_studies() if f.user_attrs.get(READY)}
-    names = sorted(n for n in newest if not n.endswith(CONFIRM_SUFFIX))
-    if len(names) > 1:
-        latest = {n: _last_start(storage, newest[n]._study_id) for n in names}
-        names.sort(key=lambda n: -latest[n])
-    return newest, names
+def latest_studies(storage: BaseStorage) -> dict[str, FrozenStudy]:
+    """Return name -> the Optuna study of each study that was created in full, confirmations included.
+
+    An extended study is a new Optuna study: NAME~2 is the first extension of NAME. The latest one counts.
+    """
+    latest: dict[str, FrozenStudy] = {}
+    for stored in storage.get_all_studies():
+        name = study_name(stored)
+        if stored.user_attrs.get(READY) and (name not in latest or generation(stored) > generation(latest[name])):
+            latest[name] = stored
+    return latest
 
 
-def _read(storage: OptunaDatabase, location: StudyLocation, name: str) -> StudyView:
-    frozen = generations(storage, name)[1]
-    attributes = StoredAttributes(frozen.user_attrs)
-    plan = plan_of(name, frozen.user_attrs).relocated(location)
+def study_name(stored: FrozenStudy) -> str:
+    return stored.study_name.partition("~")[0]
+
+
+def generation(stored: FrozenStudy) -> int:
+    """Return 1, or n + 1 after n extensions."""
+    return int(stored.study_name.partition("~")[2] or 1)
+
+
+def stored_plan(stored: FrozenStudy) -> Plan:
+    """Return the plan of a stored study. Raises ConfigError if this version can't read it."""
+    try:
+        return Plan.from_json(stored.user_attrs[PLAN])
+    except ConfigError as error:
+        name = study_name(stored)
+        first = (
+            f"study: {name} was made by another version of overnight, whose plan this one can't read; resume it with "
+            f"that version, take a new study.name, or `overnight delete {name}`"
+        )
+        raise ConfigError([first, *(f"  {problem}" for problem in error.problems)]) from error
+
+
+def reject_old_home(location: StudyLocation) -> None:
+    """Raise ConfigError for a home that an unreleased version of overnight wrote."""
+    root = location.paths.root
+    if location.storage_url is None and not location.paths.optuna_db.exists() and (root / "ledger.db").exists():
+        found = f"got {str(root)!r}, which an unreleased older version wrote"
+        raise ConfigError([f"home: must be new or of this version, {found}; take a new home=..."])
+
+
+def _has_no_studies(location: StudyLocation) -> bool:
+    reject_old_home(location)
+    return location.storage_url is None and not location.paths.optuna_db.exists()
+
+
+def _by_recency(storage: OptunaDatabase, latest: Mapping[str, FrozenStudy]) -> list[str]:
+    names = sorted(name for name in latest if not name.endswith(CONFIRM_SUFFIX))
+    if len(names) < 2:
+        return names
+    with storage.engine.connect() as database:
+        starts = {name: optuna_tables.last_start(database, latest[name]._study_id) for name in names}
+    return sorted(names, key=lambda name: -starts[name])
+
+
+def _read(storage: OptunaDatabase, location: StudyLocation, stored: FrozenStudy) -> StudyView:
+    name, attributes = study_name(stored), StoredAttributes(stored.user_attrs)
+    plan = stored_plan(stored).relocated(location)
     with without_collecting():
-        trials = storage.trials_without_reports(frozen._study_id)
+        trials = storage.trials_without_reports(stored._study_id)
         records = tuple(record_of(t, plan) for t in with_exclusions(trials, attributes.exclusions))
     return StudyView(
         name,
@@ -156,51 +192,18 @@ def _read(storage: OptunaDatabase, location: StudyLocation, name: str) -> StudyV
         attributes.uid,
         attributes.tests,
         launch=attributes.launch,
-        refused=attributes.refusals,
+        refusals=attributes.refusals,
         wanted=attributes.wanted,
     )
 
 
-def _as_wanted(view: StudyView) -> StudyView:
-    """A confirmation less what still waits for finalists that are none any more."""
-
-    def counts(r: TrialRecord) -> bool:
-        return r.done or r.confirms is None or (r.confirms.trial, r.confirms.nth_seed) in view.wanted
-
-    return replace(view, records=tuple(r for r in view.records if counts(r))) if view.wanted else view
-
-
-def _last_start(storage: OptunaDatabase, study_id: int) -> float:
-    with storage.engine.connect() as database:
-        return optuna_tables.last_start(database, study_id)
-
-
-def request_stop(location: StudyLocation, name: str) -> None:
-    """Ask whoever works on the study to save and stop."""
-    with opened(location) as storage:
-        for asked in (name, name + CONFIRM_SUFFIX):
-            _, frozen = generations(storage, asked)
-            if frozen is not None:
-                storage.set_study_user_attr(frozen._study_id, STOP, True)
-
-
-def plan_of(name: str, attrs: Mapping[str, Any]) -> Plan:
-    """The plan that a study keeps. Raises ConfigError with what to do where this version can't read it."""
-    try:
-        return Plan.from_json(attrs[PLAN])
-    except ConfigError as error:
-        first = (
-            f"study: {name} was made by another version of overnight, whose plan this one can't read; go on with that "
-            f"version, take a new study.name, or `overnight delete {name}`"
-        )
-        raise ConfigError([first, *(f"  {problem}" for problem in error.problems)]) from error
-
-
-def generations(storage: BaseStorage, name: str) -> tuple[int, Any]:
-    """The newest whole ledger study under a name, with its generation: NAME is 1, NAME~2 the first extension."""
-    found = []
-    for frozen in storage.get_all_studies():
-        match = re.fullmatch(re.escape(name) + r"(?:~(\d+))?", frozen.study_name)
-        if match and frozen.user_attrs.get(READY):
-            found.append((int(match[1] or 1), frozen))
-    return max(found, key=lambda pair: pair[0]) if found else (0, None)
+def _without_former_finalists(confirmation: StudyView) -> StudyView:
+    """Return the confirmation without queued runs of former finalists."""
+    if not confirmation.wanted:
+        return confirmation
+    records = tuple(
+        r
+        for r in confirmation.records
+        if r.done or r.confirms is None or (r.confirms.trial, r.confirms.nth_seed) in confirmation.wanted
+    )
+    return replace(confirmation, records=records)

@@ -1,8 +1,8 @@
-"""A study that starts where another one ended: that one's best trials, tried again before anything is drawn."""
+"""A study that begins with the best trials of another study."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,68 +16,70 @@ from overnight.search.space import values_equal
 from overnight.study.snapshot import StudyView, view
 
 
-def resolved(plan: Plan) -> tuple[Plan, list[str]]:
-    """The plan with what study.warm_start_from brings, and what there is to say of it, one line each.
+def resolve(plan: Plan) -> tuple[Plan, list[str]]:
+    """Return the plan with the trials that study.warm_start_from brings, and messages for the user.
 
-    A study that has started keeps what it took then, whatever has become of the other one since. Raises ConfigError
-    where there is no such study.
+    A study that has started keeps its trials, whatever has become of the other study since.
+
+    Raises:
+        ConfigError: the other study does not exist.
     """
-    asked, location = plan.settings.study.warm_start_from, plan.settings.location
-    if asked is None:
+    wanted, location = plan.settings.study.warm_start_from, plan.settings.location
+    if wanted is None:
         return plan, []
     started, _ = view(location, plan.name)
-    if started is not None and started.plan.settings.study.warm_start_from == asked:
+    if started is not None and started.plan.settings.study.warm_start_from == wanted:
         return replace(plan, warm_start=started.plan.warm_start), []
-    source, names = view(location, asked.study)
+    source, names = view(location, wanted.study)
     if source is None:
-        there = f"one of {', '.join(names)}" if names else "a study, and there is none"
-        hint = nearest(asked.study, names) if names else "; run that one first, or leave this out"
+        rule = f"one of {', '.join(names)}" if names else "a study, and there is none"
+        remedy = nearest(wanted.study, names) if names else "; run that one first, or leave this out"
         raise ConfigError(
-            [f"study.warm_start_from: must be {there} in {location.storage_description}, got {asked.study}{hint}"]
+            [f"study.warm_start_from: must be {rule} in {location.storage_description}, got {wanted.study}{remedy}"]
         )
-    taken = best_in(plan, source, asked.top)
-    return replace(plan, warm_start=tuple(taken.values())), [_told(source, list(taken))]
+    entries = _best_entries(plan, source, wanted.top)
+    return replace(plan, warm_start=tuple(entries.values())), [_message(source, list(entries))]
 
 
-def best_in(plan: Plan, source: StudyView, top: int) -> dict[int, dict[str, Any]]:
-    """The best `top` trials of another study that this one could have drawn, each once: number -> key -> value."""
-    found: dict[int, dict[str, Any]] = {}
+def _best_entries(plan: Plan, source: StudyView, top: int) -> dict[int, dict[str, Any]]:
+    """Return the best `top` trials of the other study that are in the plan's space, each once: number -> values."""
+    entries: dict[int, dict[str, Any]] = {}
     for record in ranked(source.records, source.plan.settings):
-        values = entry_of(plan, source.plan, record)
-        if values and values not in found.values():
-            found[record.number] = values
-        if len(found) == top:
+        values = _values_in(plan, source.plan, record)
+        if values and values not in entries.values():
+            entries[record.number] = values
+        if len(entries) == top:
             break
-    return found
+    return entries
 
 
-def entry_of(plan: Plan, old: Plan, record: TrialRecord) -> dict[str, Any] | None:
-    """Searched key -> value of an old plan's trial in this plan; None where the trial does not lie in its space.
+def _values_in(plan: Plan, old: Plan, record: TrialRecord) -> dict[str, Any] | None:
+    """Return searched key -> value of an old plan's trial, or None if the trial is outside the plan's space.
 
-    It lies there where what is searched now holds the trial's values, and what was searched then and is not now has
-    the trial's values as written.
+    It is inside if the space contains its values, and each key that only the old plan searches has the trial's value in
+    the plan's baseline.
     """
     config, searched = config_of(record, old), set(plan.space.keys())
 
-    def had(key: str) -> Any:
+    def old_value(key: str) -> Any:
         return look_up(config, key) if "." in key else record.params.get(key, old.baseline(key))
 
     def value_of(key: str, values: Mapping[str, Any]) -> Any:
         try:
-            return had(key) if key in searched else plan.baseline(key, values)
+            return old_value(key) if key in searched else plan.baseline(key, values)
         except KeyError:  # the old study had no such key
             return plan.baseline(key, values)
 
     values, _, outside = plan.space.find(value_of)
     old_keys = old.space.keys()
-    settled = [key for key in old_keys if key not in searched]
-    return None if outside or not all(_agrees(plan, values, key, had) for key in settled) else values
+    fixed = [key for key in old_keys if key not in searched]
+    return None if outside or not all(_agrees(plan, values, key, old_value) for key in fixed) else values
 
 
-def _agrees(plan: Plan, values: Mapping[str, Any], key: str, had: Any) -> bool:
-    """Whether a key that is no longer searched is written as the trial had it, if it had it."""
+def _agrees(plan: Plan, values: Mapping[str, Any], key: str, old_value: Callable[[str], Any]) -> bool:
+    """Whether the plan's baseline has the trial's value of a key, if the trial has one."""
     try:
-        value = had(key)
+        value = old_value(key)
     except KeyError:
         return True
     try:
@@ -86,9 +88,9 @@ def _agrees(plan: Plan, values: Mapping[str, Any], key: str, had: Any) -> bool:
         return False
 
 
-def _told(source: StudyView, numbers: list[int]) -> str:
+def _message(source: StudyView, numbers: list[int]) -> str:
     names = ", ".join(map(trial_name, numbers))
     if numbers:
-        return f"study.warm_start_from: of {source.name}'s best trials these lie in this space and come first: {names}"
+        return f"study.warm_start_from: these of {source.name}'s best trials are in this space and run first: {names}"
     complete = source.count("complete")
-    return f"study.warm_start_from: none of {source.name}'s {complete} complete trials lies in this space"
+    return f"study.warm_start_from: none of {source.name}'s {complete} complete trials is in this space"

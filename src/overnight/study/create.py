@@ -1,0 +1,167 @@
+"""The Optuna study of a plan: created, loaded, or extended to a wider search space."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from overnight.config.problems import ConfigError
+from overnight.config.trees import look_up
+from overnight.search import sampler
+from overnight.search.attributes import ENTRY, EXCLUDED, MLFLOW, OUTSIDE, PLAN, READY, UID, VALUES
+from overnight.search.plan import FirstTrial, Plan
+from overnight.search.record import values_of
+from overnight.study.attributes import StudyAttributes
+from overnight.study.snapshot import generation, latest_studies, stored_plan
+from overnight.study.storage.exclusive import ExclusiveStorage
+
+
+def load_or_create(
+    storage: ExclusiveStorage, plan: Plan, *, extend: bool, comparable: bool
+) -> tuple[optuna.Study, list[str]]:
+    """Return the plan's Optuna study, and messages for the user.
+
+    Args:
+        extend: if the space only grew, copy the trials into a new Optuna study with the new distributions.
+        comparable: False for a study whose trials bring their own configurations.
+
+    Raises:
+        ConfigError: the trials of the stored study and those of the plan are not comparable.
+    """
+    stored = latest_studies(storage).get(plan.name)
+    if stored is None:
+        return _create(storage, plan, with_baseline=comparable), []
+    old = stored_plan(stored)
+    differences = plan.differences(old) if comparable else []
+    if not differences:
+        study = load(storage, plan, stored.study_name)
+        if stored.user_attrs[PLAN] != plan.to_json():
+            study.set_user_attr(PLAN, plan.to_json())  # the budget, the slots, the pruner and the like may change
+        return study, _enqueue_first_trials(study, plan) if comparable else []
+    obstacles = [d for d in differences if not d.startswith("search.")] + plan.space.not_covered(old.space)
+    if not extend or obstacles:
+        raise ConfigError(_not_comparable(plan, differences, obstacles, extend))
+    study = _extend(storage, plan, old, stored.study_name, f"{plan.name}~{generation(stored) + 1}")
+    copied = f"extended: {len(study.get_trials(deepcopy=False))} trials copied into the wider space"
+    return study, [copied, *_enqueue_first_trials(study, plan)]
+
+
+def load(storage: ExclusiveStorage, plan: Plan, name: str) -> optuna.Study:
+    """Load the Optuna study of this name, or create it empty."""
+    settings = plan.settings
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        direction=settings.study.direction,
+        sampler=sampler.SeededSampler(plan),
+        pruner=sampler.make_pruner(settings.pruner, settings.trainer.max_epochs),
+        load_if_exists=True,
+    )
+    storage.exclude(study._study_id, StudyAttributes(study).exclusions)
+    return study
+
+
+def _not_comparable(plan: Plan, differences: list[str], obstacles: list[str], extend: bool) -> list[str]:
+    remedy = "take a new name: study.name=..."
+    if extend:
+        return [*(f"--extend: needs a space that only grew, and {o}" for o in obstacles), remedy]
+    if not obstacles:
+        remedy += ", or, as the space only grew, --extend"
+    return [
+        f"study.name: {plan.name} exists with other settings, so that its trials are not comparable; {remedy}",
+        *(f"  {d}" for d in differences),
+    ]
+
+
+def _create(storage: ExclusiveStorage, plan: Plan, *, with_baseline: bool) -> optuna.Study:
+    """Create a study. After a kill the same steps complete it: each of them can be repeated."""
+    study = load(storage, plan, plan.name)
+    study.set_user_attr(PLAN, plan.to_json())
+    if UID not in study.user_attrs:
+        study.set_user_attr(UID, uuid.uuid4().hex)
+    if with_baseline:
+        _enqueue_first_trials(study, plan)
+    study.set_user_attr(READY, True)
+    return study
+
+
+def _enqueue_first_trials(study: optuna.Study, plan: Plan) -> list[str]:
+    """Enqueue the configurations that run before any sampled one, each once; return messages for the user."""
+    trials = study.get_trials(deepcopy=False)
+    given = [values for t in trials if (values := values_of(t)) is not None]
+    entries = [t.user_attrs[ENTRY] for t in trials if ENTRY in t.user_attrs]
+    sampled = [t.params for t in trials]
+
+    def exists(first: FirstTrial) -> bool:
+        return first.entry in entries or first.values in given or (not first.outside and first.point in sampled)
+
+    new = [first for first in plan.first_trials() if (first.entry or not trials) and not exists(first)]
+    n_free = max(plan.settings.study.trials - len(trials), 0)
+    for first in new[:n_free]:
+        entry = {ENTRY: first.entry} if first.entry else {}
+        study.enqueue_trial(first.point, user_attrs={**entry, VALUES: first.values, OUTSIDE: list(first.outside)})
+    if len(new) > n_free:
+        keys = "study.enqueue, study.warm_start_from" if plan.warm_start else "study.enqueue"
+        return [f"{keys}: {len(new) - n_free} of its entries wait until study.trials, which is spent, is raised"]
+    return []
+
+
+def _extend(storage: ExclusiveStorage, plan: Plan, old: Plan, source: str, name: str) -> optuna.Study:
+    """Copy the trials of a study, with their numbers, into a new one that has the plan's distributions.
+
+    Optuna refuses added choices, and its TPE rarely leaves the old bounds of a widened range. A key that is searched
+    only now had its baseline value in all old trials. They get it where the space contains it.
+    """
+    if any(s.study_name == name for s in storage.get_all_studies()):
+        optuna.delete_study(study_name=name, storage=storage)  # an interrupted copy
+    study = load(storage, plan, name)
+    before = optuna.load_study(study_name=source, storage=storage)
+    for t in before.get_trials(deepcopy=False):
+        study.add_trial(_converted(t, plan, old))
+    study.set_user_attr(PLAN, plan.to_json())
+    study.set_user_attr(UID, before.user_attrs[UID])
+    study.set_user_attr(MLFLOW, before.user_attrs.get(MLFLOW))
+    study.set_user_attr(EXCLUDED, before.user_attrs.get(EXCLUDED) or {})
+    study.set_user_attr(READY, True)
+    storage.exclude(study._study_id, StudyAttributes(study).exclusions)
+    return study
+
+
+def _converted(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
+    """Return a trial of the old plan as a trial of the plan."""
+    given = values_of(t)
+    config = old.config(given) if given is not None else old.config_of_params(t.params)
+    old_values = given if given is not None else t.params
+
+    def value_of(key: str, _: Mapping[str, Any]) -> Any:
+        return old_values.get(key, old.baseline(key)) if "." not in key else look_up(config, key)
+
+    values, point, outside = plan.space.find(value_of)
+    has_params = bool(t.params) or t.state != TrialState.WAITING
+    if given is None:  # the values that it would have sampled for the old keys are unknown
+        point = {name: value for name, value in point.items() if name not in old.space.names()}
+    distributions = plan.space.names()
+    params = {**point, **t.params} if has_params else {}
+    attrs = dict(t.user_attrs)
+    if given is not None:
+        attrs[VALUES] = values
+    if outside and (has_params or given is not None):
+        attrs[OUTSIDE] = list(outside)
+    return FrozenTrial(
+        number=-1,
+        trial_id=-1,
+        state=t.state,
+        value=t.value if t.state == TrialState.COMPLETE else None,
+        datetime_start=t.datetime_start,
+        datetime_complete=t.datetime_complete,
+        params={name: params[name] for name in distributions if name in params},
+        distributions={name: distributions[name] for name in distributions if name in params},
+        user_attrs=attrs,
+        # The attributes of a sampler are dropped: its model has the old bounds.
+        system_attrs={"fixed_params": point} if given is not None else {},
+        intermediate_values=t.intermediate_values,
+    )

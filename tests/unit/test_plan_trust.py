@@ -308,14 +308,14 @@ def test_a_trials_own_config_is_checked_where_it_is_built(tmp_path: Path, monkey
     monkeypatch.setenv("OVERNIGHT_DATA", str(tmp_path / "here"))
     monkeypatch.setenv(import_allowlist.GUARDED, "")
     assert str(build(config)[0]._root) == "/somebody/elses"
-    import_allowlist.guard()
+    import_allowlist.enable_guard()
     data, model = build(config)
     assert (str(data._root), type(model).__name__) == (str(tmp_path / "here"), "MLP")
-    with pytest.raises(import_allowlist.Untrusted) as caught:
+    with pytest.raises(import_allowlist.UntrustedError) as caught:
         build(evil)
     target, looked_up = str(caught.value).splitlines()
     assert target.startswith("model._target_: must be under a package")
-    assert looked_up.startswith("model.x: must be resolved by now, got '${model.y}'")
+    assert looked_up.startswith("model.x: must be resolved already, got '${model.y}'")
     assert not (tmp_path / "canary").exists()
 
 

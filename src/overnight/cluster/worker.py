@@ -32,7 +32,7 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
     Returns the exit code: 0, or 1 where a study failed, and 128 + the signal that ended it.
     """
     own = _machine(overrides)
-    import_allowlist.guard()  # before anything is started that would build what a study asks for
+    import_allowlist.enable_guard()  # before anything is started that would build what a study asks for
     failed, idle, trouble = False, False, None
     refused: dict[str, list[str]] = {}
     with Signals() as signals:
@@ -77,7 +77,7 @@ def _machine(overrides: Sequence[str]) -> Settings:
     said = {text.partition("=")[0].partition(".")[0] for text in overrides if not text.startswith("storage.lease_s")}
     defaults = [f"{group}={option}" for group, option in _SHARED.items() if group not in said]
     draft = compose([*defaults, *overrides])
-    wrong = [*draft.problems, *import_allowlist.list_problems()]
+    wrong = [*draft.problems, *import_allowlist.package_list_problems()]
     if wrong or draft.settings is None:
         raise ConfigError(wrong)
     if not draft.settings.location.shared:

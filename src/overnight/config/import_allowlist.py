@@ -1,8 +1,8 @@
-"""Names that may be imported and called for somebody else's config: those that our own configs hold, and what lies
-under the packages that a worker's operator named.
+"""The classes and functions that a worker imports for a config from another user.
 
-Nothing is imported to find out. A name is followed through the sources, from import to import, to the class or
-function that it stands for: `my_nets.os.system` lies under my_nets and is not of it.
+These are the targets of the configs that come with overnight, and what the packages define that the operator of the
+worker trusts. Nothing is imported for the check. A name is followed through the sources, from import to import, to the
+class or function that it refers to: `my_nets.os.system` is below my_nets, and my_nets does not define it.
 """
 
 from __future__ import annotations
@@ -20,91 +20,92 @@ from typing import Any
 
 from overnight.config.paths import conf_dir
 
-# The environment's list of packages that this machine's operator trusts, with commas between them.
+# The environment variable with the packages that the operator of this machine trusts, separated by commas.
 PACKAGES = "OVERNIGHT_TRUSTED_PACKAGES"
-# Set in the environment of whatever runs other people's configs: nothing untrusted is built there.
+# Set in the environment of processes that run configs of other users. They build nothing untrusted.
 GUARDED = "OVERNIGHT_GUARDED"
-# What a config may set of Lightning's Trainer; the second half is a rehearsal's.
-TRAINER = ("max_epochs", "precision", "gradient_clip_val")
-REHEARSED = (
+# The arguments of Lightning's Trainer that a config may set, and those that a dry run sets.
+TRAINER_KEYS = ("max_epochs", "precision", "gradient_clip_val")
+DRY_RUN_KEYS = (
     "limit_train_batches",
     "limit_val_batches",
     "check_val_every_n_epoch",
     "val_check_interval",
     "accumulate_grad_batches",
 )
-# These hold what runs a text, a file or another name: whoever names them trusts everything.
-_EVERYTHING = ("hydra", "overnight", "torch", "cloudpickle", "joblib", "numpy", "pandas", "mlflow", "optuna")
-# Another key of the config, or the folder that this machine's operator keeps data in.
-_HARMLESS = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}|\$\{oc\.env:OVERNIGHT_DATA(,[^${}]*)?\}")
+# Packages that can run any code, from a text, a file or a name. To trust one of them is to trust everything.
+_UNSAFE = ("hydra", "overnight", "torch", "cloudpickle", "joblib", "numpy", "pandas", "mlflow", "optuna")
+# Interpolations of another key of the config, or of the data folder of this machine.
+_ALLOWED_INTERPOLATION = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}|\$\{oc\.env:OVERNIGHT_DATA(,[^${}]*)?\}")
 _REMEDY = f"the operator can add its package to {PACKAGES}"
 
 
-class Untrusted(ValueError):
-    """A config asks for what this machine's operator does not trust; one line each."""
+class UntrustedError(ValueError):
+    """A config uses what the operator of this machine does not trust. The message has one line for each."""
 
 
-def guard() -> None:
-    """Have this process, and whatever it starts from here on, build nothing that its operator does not trust."""
+def enable_guard() -> None:
+    """Let this process, and those that it starts, build nothing that the operator does not trust."""
     os.environ[GUARDED] = "1"
 
 
-def guarded(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A trial's config as this machine builds it: as it is, or, where the machine is guarded, checked and with its
-    own place for data.
+def apply_guard(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Check a trial's config and set the data folder of this machine in it, where the guard is enabled.
 
-    Raises Untrusted for a config that asks for more than the operator trusts.
+    Raises:
+        UntrustedError: The config uses what the operator does not trust.
     """
     if not os.environ.get(GUARDED):
         return config
-    found = [*problems_of(config), *trainer_problems(config.get("trainer") or {}, (*TRAINER, *REHEARSED))]
-    # Hydra would resolve again what came together from parts.
+    found = [*config_problems(config), *trainer_problems(config.get("trainer") or {}, (*TRAINER_KEYS, *DRY_RUN_KEYS))]
+    # Hydra would resolve a text again that contains an interpolation after the first time.
     texts = [(key, text) for key, text in _texts(config, "") if "${" in text and _text_problem(key, text) is None]
-    found += [f"{key}: must be resolved by now, got {text!r}; write the value itself" for key, text in texts]
+    found += [f"{key}: must be resolved already, got {text!r}; write the value itself" for key, text in texts]
     if found:
-        raise Untrusted("\n".join(found))
-    return {**config, "data": _at_home(config["data"])}
+        raise UntrustedError("\n".join(found))
+    return {**config, "data": _with_local_data(config["data"])}
 
 
-def _at_home(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data's config with its files where they lie here; somebody's own class knows that best itself."""
-    here = dict(data)
+def _with_local_data(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of overnight's data modules with the data folder of this machine. Other classes are left alone."""
+    local = dict(data)
     if str(data.get("_target_")).startswith("overnight."):
-        here.pop("cache_dir", None)
-        if "root" in here:
-            here["root"] = os.environ.get("OVERNIGHT_DATA", "./data")
-    return here
+        local.pop("cache_dir", None)
+        if "root" in local:
+            local["root"] = os.environ.get("OVERNIGHT_DATA", "./data")
+    return local
 
 
 # Configs ------------------------------------------------------------------------------------------------------------
 
 
-def problems_of(node: Any, key: str = "") -> list[str]:
-    """What a tree, as composed or as resolved, asks for that is not to be trusted, one line each; `key` leads to it."""
+def config_problems(node: Any, key: str = "") -> list[str]:
+    """What a tree, composed or resolved, uses that is not trusted, one line each. key: the path to the tree."""
     found = [p for path, target in _targets(node, key) if (p := target_problem(path, target))]
     return [*found, *(p for path, text in _texts(node, key) if (p := _text_problem(path, text)))]
 
 
 def target_problem(key: str, target: Any) -> str | None:
-    """Why `key`, which ends in _target_, must not be `target`, or None where it may."""
+    """Why `key`, which ends in _target_, must not be `target`; None where it may."""
     if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", target):
         return f"{key}: must be the name of a class, written out, such as package.module.Class, got {target!r}"
     packages = trusted_packages()
     refused = _refused(target, packages, frozenset())
     if refused is None:
         return None
-    listed = ", ".join(["overnight's own configs", *packages])
+    trusted = ", ".join(["overnight's own configs", *packages])
     if refused.rule:
         return f"{key}: must be a class or function that a trusted package defines, got {target}, {refused.rule}"
     which = f", which is {refused.name}" if refused.name != target else ""
     return (
-        f"{key}: must be under a package that this worker's operator trusts ({listed}), got {target}{which}; {_REMEDY}"
+        f"{key}: must be under a package that this worker's operator trusts ({trusted}), got {target}{which}; {_REMEDY}"
     )
 
 
-def trainer_problems(trainer: Mapping[str, Any], known: Sequence[str] = TRAINER) -> list[str]:
+def trainer_problems(trainer: Mapping[str, Any], known: Sequence[str] = TRAINER_KEYS) -> list[str]:
+    """What a config sets of Lightning's Trainer that it may not, one line each."""
     return [
-        f"trainer.{name}: must be one of {', '.join(TRAINER)} for a worker, got {value!r}; take it out"
+        f"trainer.{name}: must be one of {', '.join(TRAINER_KEYS)} for a worker, got {value!r}; take it out"
         for name, value in trainer.items()
         if name not in known or not (value is None or isinstance(value, bool | int | float | str))
     ]
@@ -134,11 +135,11 @@ def _texts(node: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _text_problem(key: str, text: str) -> str | None:
-    """An interpolation is resolved on this machine, and could read its secrets into what is logged."""
-    if "${" not in _HARMLESS.sub("", text):
+    """Why a text must not be resolved here, or None. An interpolation could read secrets of this machine into logs."""
+    if "${" not in _ALLOWED_INTERPOLATION.sub("", text):
         return None
     return (
-        f"{key}: must not have a worker look up more than another key or OVERNIGHT_DATA, got {text!r}; "
+        f"{key}: must not make a worker read more than another key or OVERNIGHT_DATA, got {text!r}; "
         f"write the value itself"
     )
 
@@ -147,44 +148,49 @@ def _text_problem(key: str, text: str) -> str | None:
 
 
 def trusted_packages() -> tuple[str, ...]:
-    """The packages that the operator trusts besides ours, less entries that can't be meant (`list_problems`)."""
-    return tuple(p for p in _listed() if _entry_problem(p) is None)
+    """The packages that the operator trusts, without the entries that `package_list_problems` reports."""
+    return tuple(p for p in _listed_packages() if _entry_problem(p) is None)
 
 
-def list_problems() -> list[str]:
-    """What is wrong with the operator's own list, one line each."""
-    return [f"{PACKAGES}: {problem}" for entry in _listed() if (problem := _entry_problem(entry))]
+def package_list_problems() -> list[str]:
+    """What is wrong with the operator's list of packages, one line each."""
+    return [f"{PACKAGES}: {problem}" for entry in _listed_packages() if (problem := _entry_problem(entry))]
 
 
-def _listed() -> list[str]:
+def _listed_packages() -> list[str]:
     return [p.strip() for p in os.environ.get(PACKAGES, "").split(",") if p.strip()]
 
 
 def _entry_problem(entry: str) -> str | None:
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", entry):
         return f"must list packages such as my_nets,torchvision.models, got {entry!r}"
-    if entry in _EVERYTHING or entry.split(".")[0] in (*sys.stdlib_module_names, "hydra", "overnight"):
-        return f"must not list what can be made to run anything, got {entry}; name the one class that is meant"
+    if entry in _UNSAFE or entry.split(".")[0] in (*sys.stdlib_module_names, "hydra", "overnight"):
+        return f"must not list a package that can run any code, got {entry}; name the one class that is meant"
     return None
 
 
 @functools.cache
 def shipped_names() -> frozenset[str]:
-    """Every class and function that the configs name which come with overnight."""
+    """Every class and function that the configs of overnight name."""
     texts = (path.read_text() for path in conf_dir().glob("*/*.yaml"))
     return frozenset(name for text in texts for name in re.findall(r"^ *_target_: *([\w.]+)", text, re.M))
 
 
 @dataclass(frozen=True)
 class _Refused:
-    """name: what it came to. rule: what that is, where it is not simply of no trusted package."""
+    """A name that is not trusted.
+
+    Attributes:
+        name: What the name refers to.
+        rule: Why it is refused, where its package is trusted.
+    """
 
     name: str
     rule: str = ""
 
 
 def _refused(name: str, packages: Sequence[str], seen: frozenset[str]) -> _Refused | None:
-    """Why a name is not trusted, or None: it is ours, listed itself, or of a class or function of a trusted package."""
+    """Why a name is not trusted; None for overnight's, for a listed name, and for a definition of a trusted package."""
     if name in shipped_names() or name in packages:
         return None
     if not any(name.startswith(f"{p}.") for p in packages):
@@ -194,7 +200,7 @@ def _refused(name: str, packages: Sequence[str], seen: frozenset[str]) -> _Refus
     parts = name.split(".")
     try:
         spec = importlib.util.find_spec(parts[0])
-    except ValueError:  # __main__, and what else has none
+    except ValueError:  # __main__ has no spec
         spec = None
     if spec is None:
         return _Refused(name, f"and there is no module {parts[0]}; install it where this worker runs")
@@ -204,7 +210,7 @@ def _refused(name: str, packages: Sequence[str], seen: frozenset[str]) -> _Refus
 def _refused_in(
     spec: ModuleSpec, module: str, rest: list[str], packages: Sequence[str], seen: frozenset[str]
 ) -> _Refused | None:
-    """Why what `rest` names in a module is not trusted, or None."""
+    """Why the name `rest` in a module is not trusted, or None."""
     if not rest:
         return _Refused(module, "which is a module")
     first, *more = rest
@@ -213,20 +219,20 @@ def _refused_in(
     if not bound and sub is None:
         return _Refused(module, f"and the source of {module} does not define {first}; name where it is defined")
     for binding in bound:
-        if isinstance(binding, str):  # imported from there
+        if isinstance(binding, str):  # an import
             refused = _refused(".".join([binding, *more]), packages, seen)
         else:
             refused = _refused_definition(binding, f"{module}.{first}", more)
         if refused is not None:
             return refused
-    # A module's name may stand for the module, too, once that is imported.
+    # The name of a submodule may refer to the submodule as well, once that is imported.
     return (
         _refused_in(sub, f"{module}.{first}", more, packages, seen) if sub is not None and (more or not bound) else None
     )
 
 
 def _refused_definition(found: ast.stmt, name: str, rest: list[str]) -> _Refused | None:
-    """Why a definition, or what the class itself defines by the names in `rest`, is not trusted; None where it is."""
+    """Why a definition, or the name `rest` in a class, is not trusted, or None."""
     for part in rest:
         body = found.body if isinstance(found, ast.ClassDef) else []
         own = [s for s in body if getattr(s, "name", None) == part]
@@ -239,13 +245,13 @@ def _refused_definition(found: ast.stmt, name: str, rest: list[str]) -> _Refused
 
 
 def _submodule(package: ModuleSpec, name: str) -> ModuleSpec | None:
-    """A package's module, found and not imported."""
-    places = package.submodule_search_locations
-    return PathFinder.find_spec(name, list(places)) if places is not None else None
+    """Find a module of a package without importing it."""
+    folders = package.submodule_search_locations
+    return PathFinder.find_spec(name, list(folders)) if folders is not None else None
 
 
 def _bindings(spec: ModuleSpec, module: str, name: str) -> list[str | ast.stmt]:
-    """All that a module's source binds a name to: the full name of what it imports, or the statement."""
+    """Everything that a module's source binds a name to: the full name of an import, or a statement."""
     bound: list[str | ast.stmt] = []
     stars: list[str] = []
     for statement in _statements(_parsed(spec)):
@@ -260,12 +266,12 @@ def _bindings(spec: ModuleSpec, module: str, name: str) -> list[str | ast.stmt]:
         elif name in _names_of(statement):
             bound.append(statement)
     if not bound and not name.startswith("_"):
-        bound += [f"{origin}.{name}" for origin in stars if _has(origin, name, frozenset())]
+        bound += [f"{origin}.{name}" for origin in stars if _binds(origin, name, frozenset())]
     return bound
 
 
-def _has(module: str, name: str, seen: frozenset[str]) -> bool:
-    """Whether a module's source, found and not imported, binds a name."""
+def _binds(module: str, name: str, seen: frozenset[str]) -> bool:
+    """Whether the source of a module binds a name. The module is not imported."""
     parts = module.split(".")
     spec = importlib.util.find_spec(parts[0])
     for count in range(2, len(parts) + 1):
@@ -276,8 +282,8 @@ def _has(module: str, name: str, seen: frozenset[str]) -> bool:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             if any((a.asname or a.name) == name for a in statement.names):
                 return True
-            further = isinstance(statement, ast.ImportFrom) and any(a.name == "*" for a in statement.names)
-            if further and _has(_origin(statement, spec, module), name, seen | {module}):
+            is_star = isinstance(statement, ast.ImportFrom) and any(a.name == "*" for a in statement.names)
+            if is_star and _binds(_origin(statement, spec, module), name, seen | {module}):
                 return True
         elif name in _names_of(statement):
             return True
@@ -285,13 +291,13 @@ def _has(module: str, name: str, seen: frozenset[str]) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _source_tree(path: str, _written_ns: int) -> ast.Module:
+def _source_tree(path: str, _modified_ns: int) -> ast.Module:
     with open(path, "rb") as file:
         return ast.parse(file.read())
 
 
 def _parsed(spec: ModuleSpec) -> ast.Module:
-    """A module's source; of one that has none, compiled or a bare folder, nothing is known."""
+    """The syntax tree of a module; empty for one without a source."""
     if not spec.has_location or not str(spec.origin).endswith(".py"):
         return ast.Module([], [])
     try:
@@ -301,7 +307,7 @@ def _parsed(spec: ModuleSpec) -> ast.Module:
 
 
 def _statements(node: Any) -> Iterator[ast.stmt]:
-    """A module's statements, those in its conditions and loops too, and not those of its functions and classes."""
+    """The statements of a module, with those in conditions and loops, but without those in functions and classes."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.stmt):
             yield child
@@ -310,16 +316,16 @@ def _statements(node: Any) -> Iterator[ast.stmt]:
 
 
 def _names_of(statement: ast.stmt) -> set[str]:
-    """What a statement that imports nothing binds."""
+    """The names that a statement binds, which is not an import."""
     if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return {statement.name}
-    if isinstance(statement, ast.If | ast.Try | ast.While):  # their statements are looked at one by one
+    if isinstance(statement, ast.If | ast.Try | ast.While):  # `_statements` yields their statements
         return set()
     return {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
 
 
 def _origin(statement: ast.stmt, spec: ModuleSpec, module: str) -> str:
-    """The full name of the module that `from ... import` imports from."""
+    """The full name of the module in `from MODULE import`."""
     assert isinstance(statement, ast.ImportFrom)
     if not statement.level:
         return statement.module or ""

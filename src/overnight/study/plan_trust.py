@@ -11,8 +11,8 @@ from optuna.distributions import CategoricalDistribution
 
 from overnight.config.import_allowlist import (
     PACKAGES,
-    list_problems,
-    problems_of,
+    config_problems,
+    package_list_problems,
     target_problem,
     trainer_problems,
     trusted_packages,
@@ -38,11 +38,11 @@ def find_problems(plan: Plan) -> list[str]:
     """Return everything in a plan that this machine's operator does not trust, one line each. Imports nothing.
 
     The study storage may give a trial other values, or a whole configuration. Those are checked when the trial is
-    built, in a process that `import_allowlist.guard` guards.
+    built, in a process that `import_allowlist.enable_guard` guards.
     """
-    found = list_problems()
+    found = package_list_problems()
     for variant in plan.variants.values():
-        found += [*problems_of(variant), *trainer_problems(variant.get("trainer") or {})]
+        found += [*config_problems(variant), *trainer_problems(variant.get("trainer") or {})]
     for source, key, value in _values(plan):
         found += _value_problems(source, key, value)
     settings = plan.settings
@@ -82,4 +82,4 @@ def _value_problems(source: str, key: str, value: Any) -> list[str]:
         return [problem] if problem else []
     if key.split(".")[0] == "trainer":
         return [f"{source}: {p}" for p in trainer_problems({key.partition(".")[2]: value})]
-    return problems_of(value, source)
+    return config_problems(value, source)

@@ -20,7 +20,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from overnight.config.import_allowlist import guarded
+from overnight.config.import_allowlist import apply_guard
 from overnight.data.split import SplitData
 from overnight.models.supervised import Supervised
 from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, StateSaved, TrialSpec, Up
@@ -138,10 +138,10 @@ def build(config: Mapping[str, Any], cache: Path | None = None) -> tuple[Any, An
     A model gets the optimizer, as a callable that takes parameters, the schedule, as one that takes the optimizer and
     how many steps there will be, and the facts that the data module knows (DATA_FACTS), where its constructor names
     them and the config does not. A data module that names `cache_dir` gets the folder for what it decodes. Lists and
-    mappings arrive as plain ones, unless the config says `_convert_` otherwise. Raises Untrusted on a guarded machine.
+    mappings arrive as plain ones, unless the config says `_convert_` otherwise. Raises UntrustedError where guarded.
     """
     data = build_data(config, cache)
-    config = guarded(config)
+    config = apply_guard(config)
     targets.find_all(config, "model")
     facts = {fact: getattr(data, fact) for fact in DATA_FACTS if hasattr(data, fact)}
     task = config["data"].get("task")
@@ -160,7 +160,7 @@ def build(config: Mapping[str, Any], cache: Path | None = None) -> tuple[Any, An
 
 def build_data(config: Mapping[str, Any], cache: Path | None = None) -> Any:
     """The data module alone; see build."""
-    config = guarded(config)
+    config = apply_guard(config)
     targets.find_all(config, "data")
     return _built("data", config, {"cache_dir": cache}, ours=("task",))
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from overnight.cli.main import cli
+from overnight.config.problems import ConfigError
+from overnight.search.build_plan import build_plan
 from support.paths import ROOT
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -59,6 +62,27 @@ def test_the_options_of_documented_commands_exist() -> None:
         assert row is not None
         known = {o for p in cli.commands[name].params for o in (*p.opts, *p.secondary_opts)}
         assert set(re.findall(r"--[a-z][a-z-]*", row[0])) <= known, name
+
+
+def printed(page: str, command: str) -> str:
+    """Return what a page shows below a command."""
+    shown = re.search(rf"^\$ {re.escape(command)}\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.M | re.S)
+    assert shown is not None, command
+    return shown[1]
+
+
+def test_the_tutorial_shows_the_mistakes_that_are_reported() -> None:
+    overrides = ["model.hiden_sizes=3", "optimizer.lr=fast", "study.trials=-1"]
+    with pytest.raises(ConfigError) as caught:
+        build_plan(overrides)
+    shown = printed("tutorial.md", f"overnight tune {' '.join(overrides)}")
+    assert shown.splitlines() == list(caught.value.problems)
+
+
+@pytest.mark.parametrize("page", ["tutorial.md", "your-own-network.md"])
+def test_a_page_shows_what_init_prints(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(cli, ["init", "mine"]).output == printed(page, "overnight init mine")
 
 
 def test_every_key_that_a_document_names_is_a_key_of_the_configuration() -> None:

@@ -21,15 +21,8 @@ def test_a_line_names_key_rule_value_and_remedy() -> None:
 
 def test_all_mistakes_are_raised_at_once_and_each_of_them_once() -> None:
     problems = Problems(["first"])
-    problems.merge(["second", "first"])
+    problems.extend(["second", "first"])
     with pytest.raises(ConfigError) as caught:
         problems.raise_if_any()
     assert caught.value.problems == ["first", "second"]
     Problems().raise_if_any()
-
-
-def test_a_line_can_be_withdrawn() -> None:
-    problems = Problems(["kept", "lifted"])
-    problems.withdraw("lifted")
-    problems.withdraw("unknown")
-    assert list(problems) == ["kept"]

@@ -109,7 +109,7 @@ def compare(refs: tuple[str, ...], as_json: bool) -> None:
         try:
             items.append(comparison.compared_item(*find_study_or_trial(location, ref)))
         except ConfigError as error:
-            problems.merge(error.problems)
+            problems.extend(error.problems)
     if not names:
         problems.add("REF: must be STUDY or STUDY/NUMBER, got none")
     if problems:

@@ -127,7 +127,7 @@ def _numbers_by_study(location: StudyLocation, refs: list[str]) -> dict[str, lis
                 raise ConfigError([f"{ref}: must be STUDY/NUMBER, e.g. {view.name}/7"])
             found.setdefault(view.name, []).append(number)
         except ConfigError as error:
-            problems.merge(error.problems)
+            problems.extend(error.problems)
     if problems:
         exit_with_mistakes(problems)
     return found

@@ -32,16 +32,16 @@ def apply_fixed_values(
     Args:
         fixed: Key -> value that the search space fixes.
         absent: Key -> value from the command line, for keys that the baseline lacks, with the problem that was
-            reported for it. The problem is withdrawn where some variant has the key.
+            reported for it. The problem is removed where some variant has the key.
     """
     given = [(key, value, f"search.{key}", "") for key, value in fixed.items()]
     given += [(key, value, key, problem) for key, (value, problem) in absent.items()]
     for key, value, label, reported in given:
         parent, _, last = key.rpartition(".")
         matching = [v for v in variants.values() if parent and has_key(v, key)]
-        if matching:
-            problems.withdraw(reported)
-        elif not reported:
+        if matching and reported in problems:
+            problems.remove(reported)
+        if not matching and not reported:
             problems.add(
                 f"{label}: no such key, got {value!r}; a value here is for a key of {', '.join(SEARCHABLE)} that the "
                 f"config holds, `overnight tune --cfg` prints them"
@@ -103,7 +103,7 @@ def _check_conditions(
         elif key in draft.sweeps or not all(isinstance(p.each, CategoricalDistribution) for p in drawn):
             known = []  # not a choice, or a choice that the command line narrows for this run
         if known:
-            problems.merge(
+            problems.extend(
                 f"{label}: {key} is one of {', '.join(map(to_hydra, known))}, and never {to_hydra(value)!r}"
                 for value in condition.values
                 if not any(values_equal(value, o) for o in known)
@@ -155,7 +155,7 @@ def check_sampler(plan: Plan, problems: Problems) -> None:
     """Check that the sampler can handle the space."""
     name = plan.settings.sampler.name
     if name == "grid":
-        problems.merge(
+        problems.extend(
             f"search.{p.key}: sampler=grid needs a countable number of values, got {p.describe()}; take "
             f"range(LOW, HIGH, STEP) or choice(A, B), or another sampler"
             for p in plan.space.parameters

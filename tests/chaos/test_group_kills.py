@@ -222,7 +222,7 @@ def mlflow_has_each_once(seen: StudyView) -> None:
     runs = client.search_runs([str(seen.experiment_id)], max_results=1000)
     assert {r.info.status for r in runs} == {"FINISHED"}, Counter(r.info.status for r in runs)
     (parent,) = [r for r in runs if r.data.tags["overnight.role"] == "study"]
-    assert parent.data.tags["overnight.state"] == "done"
+    assert parent.data.tags["overnight.state"] == "complete"
     for tag, records in (("overnight.trial", seen.records), ("overnight.confirmation", seen.confirmation.records)):
         children = [r for r in runs if tag in r.data.tags]
         assert sorted(int(r.data.tags[tag]) for r in children) == [r.number for r in records], tag

@@ -183,7 +183,7 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
     location = study_location([f"home={home}"])
     found, _ = view(location)
     assert found is not None
-    assert found.state == "done"
+    assert found.state == "complete"
     assert facts_of(found.records) == undisturbed, "bit for bit"
     assert struck == kills, "the study ended before the last of them"
     assert_equal(home, found)
@@ -206,5 +206,5 @@ def test_two_terminals_that_start_the_same_study_at_once_have_one_at_work(home: 
     assert f"digits-mlp: process {winner.pid} on " in said[both.index(loser)]
     found, _ = view(study_location([f"home={home}"]))
     assert found is not None
-    assert (found.state, found.count("complete", "pruned")) == ("done", 4)
+    assert (found.state, found.count("complete", "pruned")) == ("complete", 4)
     assert_equal(home, found)

@@ -98,7 +98,7 @@ def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path
     assert finished.best is not None
     assert json.loads(done.stdout) == {
         "study": "digits-mlp",
-        "state": "done",
+        "state": "complete",
         "budget": 6,
         "trials": {
             "complete": finished.count("complete"),
@@ -119,7 +119,7 @@ def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path
         "experiment_id": finished.experiment_id,
         "parent_run_id": finished.parent_run_id,
     }
-    assert "digits-mlp: done, 6 of 6" in overnight("status", "digits-mlp", f"home={finished_home}").stdout
+    assert "digits-mlp: complete, 6 of 6" in overnight("status", "digits-mlp", f"home={finished_home}").stdout
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_finalists_and_baseline_train_at_full_length_on_the_same_fresh_seeds_and
     assert len(searched) == 6
     assert {r.data.tags["mlflow.parentRunId"] for r in runs} == {parent.info.run_id}
     assert parent.info.status == "FINISHED"
-    assert parent.data.tags["overnight.state"] == "done"
+    assert parent.data.tags["overnight.state"] == "complete"
     assert parent.data.metrics["objective"] == result.best.value, "the search's own best, which no confirmation is"
     by_trial: dict[str, set[str]] = {}
     for run in runs:
@@ -80,7 +80,7 @@ def test_finalists_and_baseline_train_at_full_length_on_the_same_fresh_seeds_and
     found, names = view(result.plan.settings.location)
     assert names == ["small"]
     assert found is not None
-    assert (found.state, len(found.records), found.confirmed) == ("done", 6, len(runs))
+    assert (found.state, len(found.records), found.confirmed) == ("complete", 6, len(runs))
     assert all(len(r.history) == 2 for r in found.confirmation.records)
 
 

@@ -67,7 +67,7 @@ def test_a_search_that_gets_no_better_ends_and_the_same_line_trains_nothing_more
     assert 4 <= done <= 12
     assert any(said.startswith("study.patience=3: the last") for said in first.limit_notes)
     found, _ = view(first.plan.settings.location)
-    assert found.state == "done", "nothing is left to go on with, as long as nobody asks for more"
+    assert found.state == "complete", "nothing is left to go on with, as long as nobody asks for more"
     assert report.build_report(found).stop_notes == first.limit_notes
     again = tune(*line)
     assert (again.stop_reason, again.did_work, len(again.records)) == ("limit", False, len(first.records))

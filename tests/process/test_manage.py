@@ -69,7 +69,7 @@ def test_a_study_is_listed_with_what_it_found_and_what_it_takes(finished_home: P
     best = finished.best
     assert best is not None
     (told,) = json.loads(command("list", f"home={finished_home}", "--json"))["studies"]
-    assert (told["study"], told["state"], told["budget"]) == ("digits-mlp", "done", 6)
+    assert (told["study"], told["state"], told["budget"]) == ("digits-mlp", "complete", 6)
     assert told["best"] == {"trial": best.number, "value": best.objective, "params": best.params}
     assert told["seconds"] == pytest.approx(sum(e.seconds for r in finished.records for e in r.history))
     weights = next((finished_home / "checkpoints" / "digits-mlp").rglob("weights.ckpt")).stat().st_size
@@ -120,7 +120,7 @@ def test_a_trial_marked_bad_is_no_candidate_anywhere_until_it_is_marked_good(own
     after = seen_in(own_home)
     assert after.best is not None
     assert after.best.number != best.number
-    assert after.state == "done", "a mark spends no budget and gives none back"
+    assert after.state == "complete", "a mark spends no budget and gives none back"
     bad = after.records[best.number]
     assert (bad.state, bad.reason, bad.notes) == ("failed", "marked bad", ("marked bad: it saw the labels",))
     assert (bad.params, bad.history, bad.objective) == (best.params, best.history, best.objective)

@@ -320,7 +320,7 @@ def test_view_changes_nothing_and_returns_the_state(tmp_path: Path) -> None:
     assert view(study.settings.location)[0].state == "paused"  # type: ignore[union-attr]
     with opened(study) as session:
         play(session, 1)
-    assert view(study.settings.location)[0].state == "done"  # type: ignore[union-attr]
+    assert view(study.settings.location)[0].state == "complete"  # type: ignore[union-attr]
 
 
 def test_a_home_of_an_unreleased_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_a_grid_ends_when_every_point_has_a_trial(tmp_path: Path) -> None:
     assert (len(played), len(values), study.budget) == (10, 9, 10)
     found, _ = view(study.settings.location)
     assert found is not None
-    assert (found.state, found.budget) == ("done", 10)
+    assert (found.state, found.budget) == ("complete", 10)
     with opened(study) as session:
         assert session.queue.ask() is None
 

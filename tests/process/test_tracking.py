@@ -98,7 +98,7 @@ def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, finish
     client.delete_run(theirs.info.run_id)
     assert_equal(home, found)
     parent = client.get_run(finished.parent_run_id)
-    assert (parent.info.status, parent.data.tags["overnight.state"]) == ("FINISHED", "done")
+    assert (parent.info.status, parent.data.tags["overnight.state"]) == ("FINISHED", "complete")
     assert found.best is not None
     assert parent.data.tags["overnight.best"] == f"trial-{found.best.number:04d}"
     assert parent.data.metrics["objective"] == found.best.objective

@@ -64,7 +64,7 @@ def test_it_shows_the_study_until_it_ends_and_ctrl_c_leaves_it(home: Path) -> No
         lines = printed.splitlines()
         ended = [text.split()[0] for text in lines if text.startswith("trial-")]
         assert ended == ["trial-0000", "trial-0001"], printed
-        assert any(text.startswith("digits-mlp: done, 2 of 2 trials done") for text in lines), printed
+        assert any(text.startswith("digits-mlp: complete, 2 of 2 trials done") for text in lines), printed
         assert study.wait(30 * LATE) == 0
 
 
@@ -78,4 +78,4 @@ def test_a_study_that_nobody_works_on_is_shown_as_it_stands(finished_home: Path)
     with start("status", "--watch", f"home={finished_home}", stdout=subprocess.PIPE, text=True) as process:
         printed, _ = process.communicate(timeout=60 * LATE)
     assert process.returncode == 0
-    assert printed.startswith("digits-mlp: done, 6 of 6")
+    assert printed.startswith("digits-mlp: complete, 6 of 6")

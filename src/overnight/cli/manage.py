@@ -333,7 +333,7 @@ def _sync_mlflow(location: StudyLocation, seen: StudyView) -> str | None:
     try:
         mlflow_sync = MlflowSync(seen.plan, seen.uid, with_parent=seen.name != TRAIN_STUDY)
         mlflow_sync.start(session.records())
-        ending = "KILLED" if seen.state != "done" else "FINISHED" if seen.count("complete", "pruned") else "FAILED"
+        ending = "KILLED" if seen.state != "complete" else "FINISHED" if seen.count("complete", "pruned") else "FAILED"
         best: Any = best_of(seen.records, seen.plan.settings) if seen.name != TRAIN_STUDY else None
         mlflow_sync.close(ending, best, None)
         return mlflow_sync.error

@@ -67,10 +67,10 @@ class StudyView:
         return len(self.confirmation.records) if self.confirmation is not None else self.plan.confirmation_trials
 
     @property
-    def state(self) -> Literal["running", "paused", "stalled", "done"]:
+    def state(self) -> Literal["running", "paused", "stalled", "complete"]:
         """The state of the study.
 
-        running: a process works on it. stalled: trials are marked as running, but no process works on it. done: the
+        running: a process works on it. stalled: trials are marked as running, but no process works on it. complete: the
         budget is spent and the finalists are confirmed.
         """
         if self.holder is not None:
@@ -78,7 +78,7 @@ class StudyView:
         spent = self.count("complete", "pruned", "failed") >= self.budget and not self.count("waiting", "paused")
         if (spent or self.launch.get("ended_by") in ("patience", "terminator")) and not self.count("running"):
             if self.best is None or not self.plan.confirmation_trials:
-                return "done"
+                return "complete"
             return self.confirmation.state if self.confirmation is not None else "paused"
         return "stalled" if self.count("running") else "paused"
 

@@ -15,7 +15,7 @@ from overnight.tracking.run_update import OBJECTIVE
 from overnight.tracking.run_writer import log_plots
 from overnight.tracking.store import find_parent, milliseconds
 
-_STATES = {"FINISHED": "done", "FAILED": "failed", "KILLED": "paused"}
+_STATES = {"FINISHED": "complete", "FAILED": "failed", "KILLED": "paused"}
 
 
 def open_experiment(client: Any, plan: Plan) -> str:

@@ -1,4 +1,4 @@
-"""What still fits before a deadline: the rule as functions, and a search and its confirmation on a made-up clock."""
+"""What fits before a deadline: the functions, and a simulated search with its confirmation."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("berlin")
-def test_a_time_of_day_is_the_next_one_and_a_night_with_a_change_of_clocks_is_as_long_as_it_is() -> None:
+def test_a_time_of_day_is_the_next_one_and_daylight_saving_time_counts() -> None:
     evening = datetime(2026, 10, 24, 22, 0).timestamp()
     assert clock.next_time("23:30", evening) - evening == 1.5 * 3600
     assert clock.next_time("07:00", evening) - evening == 10 * 3600, "an hour more than on other nights"
@@ -87,18 +87,18 @@ def test_a_time_of_day_is_the_next_one_and_a_night_with_a_change_of_clocks_is_as
         ("terminator.min_trials=1", "terminator.min_trials: must be at least 2, got 1"),
     ],
 )
-def test_a_wrong_limit_is_refused_with_its_rule(override: str, words: str) -> None:
+def test_a_wrong_limit_is_reported_with_its_rule(override: str, words: str) -> None:
     with pytest.raises(ConfigError) as error:
         build_plan(["terminator=emmr", override] if "terminator." in override else [override])
     assert words in str(error.value)
 
 
-def test_a_terminator_that_could_never_speak_is_refused() -> None:
+def test_a_terminator_without_a_key_to_model_is_refused() -> None:
     with pytest.raises(ConfigError, match="terminator: emmr needs a key that every trial draws, got none"):
         build_plan(["search=none", "terminator=emmr"])
 
 
-def test_the_earliest_limit_of_time_counts() -> None:
+def test_the_earlier_of_hours_and_until_is_the_deadline() -> None:
     limits = study("study.hours=8", "study.until=2999-01-01T07:00").settings.study
     assert deadline.deadline_of(limits, NOON) == Deadline(NOON, NOON + 8 * 3600, "study.hours=8")
     assert deadline.deadline_of(replace(limits, hours=None, until="12:30"), NOON) == Deadline(
@@ -111,39 +111,39 @@ def test_the_earliest_limit_of_time_counts() -> None:
 
 
 @given(LENGTHS, st.integers(1, 8))
-def test_slots_share_the_work_and_wait_for_the_last(lengths: list[float], slots: int) -> None:
+def test_the_makespan_is_within_the_bounds_of_list_scheduling(lengths: list[float], slots: int) -> None:
     span, work = deadline.makespan_s(lengths, slots), sum(lengths)
     assert max(max(lengths), work / slots) <= span * (1 + 1e-9)
     assert span <= work / slots + max(lengths) + 1e-6
 
 
 @given(st.integers(1, 6), st.integers(1, 9))
-def test_a_confirmation_gives_up_seeds_first_and_the_best_finalist_last(top: int, seeds: int) -> None:
-    offered = list(deadline.confirmation_sizes(top, seeds))
-    assert (offered[0], offered[-1]) == ((top, seeds), (1, 1))
-    assert len(set(offered)) == len(offered)
-    for (f, n), (g, m) in itertools.pairwise(offered):
+def test_a_confirmation_drops_seeds_first_and_the_best_finalist_last(top: int, seeds: int) -> None:
+    sizes = list(deadline.confirmation_sizes(top, seeds))
+    assert (sizes[0], sizes[-1]) == ((top, seeds), (1, 1))
+    assert len(set(sizes)) == len(sizes)
+    for (f, n), (g, m) in itertools.pairwise(sizes):
         assert (f == g and m == n - 1) or (n == m == min(seeds, deadline.MIN_SEEDS) and g == f - 1)
-    assert all(n >= min(seeds, deadline.MIN_SEEDS) for f, n in offered if f > 1)
+    assert all(n >= min(seeds, deadline.MIN_SEEDS) for f, n in sizes if f > 1)
 
 
 @given(LENGTHS, st.integers(1, 7), st.floats(0, 3000), st.integers(1, 4))
-def test_the_confirmation_that_is_chosen_is_the_first_that_fits(
-    lengths: list[float], seeds: int, room_s: float, slots: int
+def test_the_largest_confirmation_that_fits_is_chosen(
+    lengths: list[float], seeds: int, available_s: float, slots: int
 ) -> None:
     def seconds(top: int, n: int) -> float:
         return deadline.confirmation_s(lengths[:top] * n, n, 1.0, slots)
 
-    size = deadline.largest_affordable(len(lengths), seeds, seconds, room_s)
-    offered = list(deadline.confirmation_sizes(len(lengths), seeds))
-    refused = offered[: offered.index((size.finalists, size.seeds))] if size.seeds else offered
-    assert size.seconds <= room_s
-    assert all(seconds(*larger) > room_s for larger in refused)
+    size = deadline.largest_affordable(len(lengths), seeds, seconds, available_s)
+    sizes = list(deadline.confirmation_sizes(len(lengths), seeds))
+    refused = sizes[: sizes.index((size.finalists, size.seeds))] if size.seeds else sizes
+    assert size.seconds <= available_s
+    assert all(seconds(*larger) > available_s for larger in refused)
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0.01, 30), max_size=30), st.floats(10, 40_000), st.integers(1, 4))
-def test_a_search_leaves_time_for_its_confirmation_which_is_at_most_a_third(
+def test_a_search_leaves_at_most_a_third_of_the_time_to_its_confirmation(
     paces: list[float], window_s: float, slots: int
 ) -> None:
     records = [record(n, p) for n, p in enumerate(paces)]
@@ -153,20 +153,19 @@ def test_a_search_leaves_time_for_its_confirmation_which_is_at_most_a_third(
     assert (time_plan.trials_left is None) == (not paces)
 
 
-def test_a_trial_that_goes_on_is_reckoned_by_its_own_pace() -> None:
+def test_the_remaining_time_of_a_trial_uses_its_own_epoch_time() -> None:
     records = [record(0, 1.0), record(1, 2.0), record(2, 9.0, epochs=1, state="paused")]
     time_plan = deadline.plan_time(study(), records, Deadline(NOON, NOON + 3600, ""), 2, NOON)
     assert deadline.remaining_s(records[2], time_plan, EPOCHS) == pytest.approx(1.0 + 4 * 9.0)
-    assert deadline.remaining_s(record(3, 0.0, epochs=0, state="waiting"), time_plan, EPOCHS) == pytest.approx(
-        1.0 + 5 * 2.0
-    )
+    waiting = record(3, 0.0, epochs=0, state="waiting")
+    assert deadline.remaining_s(waiting, time_plan, EPOCHS) == pytest.approx(1.0 + 5 * 2.0)
 
 
-# On a made-up clock ---------------------------------------------------------------------------------------------------
+# On a simulated clock ------------------------------------------------------------------------------------------------
 
 
-class Night:
-    """A launch on a clock of its own: slots that train what the limits let them, at the pace that a number has."""
+class SimulatedLaunch:
+    """A launch with its own clock, whose slots train what the limits allow. paces: seconds of an epoch, by trial."""
 
     def __init__(self, home: Path, paces: list[float], window_s: float, slots: int) -> None:
         self.now, self.paces, self.slots = NOON, paces, slots
@@ -178,26 +177,26 @@ class Night:
         self.cut: list[int] = []
 
     def work(self, limits: Any, records: dict[int, TrialRecord], new: bool) -> None:
-        began: dict[int, float] = {}
+        started: dict[int, float] = {}
         while True:
-            for number in list(began):
-                if self.now >= began[number] + self._takes(records[number]):
-                    records[number] = self._trained(records[number], began.pop(number), EPOCHS)
-            while len(began) < self.slots and (which := limits.next_trial(records, began)) is not None:
+            for number in list(started):
+                if self.now >= started[number] + self._takes(records[number]):
+                    records[number] = self._trained(records[number], started.pop(number), EPOCHS)
+            while len(started) < self.slots and (which := limits.next_trial(records, started)) is not None:
                 number = which if isinstance(which, int) else len(records)
                 if number not in records:
                     assert new
                     records[number] = TrialRecord(number, "running", {"optimizer.lr": 0.001 * (number + 1)}, (), None,
                                                   None, "", self.now, None)  # fmt: skip
-                began[number] = self.now
+                started[number] = self.now
                 records[number] = replace(records[number], state="running", started_at=self.now)
             if limits.time_is_up(records):
-                for number, since in began.items():
+                for number, since in started.items():
                     epochs = int((self.now - since - 1) / self._pace(records[number]))
                     records[number] = self._trained(records[number], since, max(epochs, 0))
                     self.cut.append(number)
                 return
-            if not began:
+            if not started:
                 return
             self.now += 0.5
 
@@ -207,10 +206,10 @@ class Night:
     def _takes(self, r: TrialRecord) -> float:
         return 1.0 + EPOCHS * self._pace(r)
 
-    def _trained(self, r: TrialRecord, began: float, epochs: int) -> TrialRecord:
+    def _trained(self, r: TrialRecord, started_at: float, epochs: int) -> TrialRecord:
         pace = self._pace(r)
         history = tuple(
-            EpochEnd(r.number, e, {"val/accuracy": 0.5 + r.number / 1e4}, began + 1 + (e + 1) * pace, pace)
+            EpochEnd(r.number, e, {"val/accuracy": 0.5 + r.number / 1e4}, started_at + 1 + (e + 1) * pace, pace)
             for e in range(epochs)
         )
         whole = epochs == EPOCHS
@@ -219,7 +218,7 @@ class Night:
             state="complete" if whole else "paused",
             history=history,
             objective=0.5 + r.number / 1e4 if history else None,
-            started_at=began,
+            started_at=started_at,
             ended_at=self.now if whole else None,
         )
 
@@ -227,27 +226,27 @@ class Night:
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.floats(0.2, 10), min_size=1, max_size=12), st.floats(60, 400), st.integers(1, 4))
 @example([0.5, 3.0, 3.0, 5.0], 60.0, 4)  # where two seeds would fit if the switch and the stop took no time
-def test_whatever_trials_take_search_and_confirmation_end_in_time_and_what_is_cut_can_go_on(
+def test_search_and_confirmation_end_in_time_for_all_trial_lengths(
     tmp_path_factory: pytest.TempPathFactory, paces: list[float], window_s: float, slots: int
 ) -> None:
-    night = Night(tmp_path_factory.getbasetemp(), paces, window_s, slots)
-    ends = NOON + window_s
-    with_terminator = Terminator(night.plan, fork)
-    night.work(SearchLimits(night.launch, slots, with_terminator), night.records, new=True)
-    searched = list(night.records.values())
-    assert night.now < ends - deadline.closing_s(len(searched)) + 1
+    simulation = SimulatedLaunch(tmp_path_factory.getbasetemp(), paces, window_s, slots)
+    launch, ends_at = simulation.launch, NOON + window_s
+    terminator = Terminator(simulation.plan, fork)
+    simulation.work(SearchLimits(launch, slots, terminator), simulation.records, new=True)
+    searched = list(simulation.records.values())
+    assert simulation.now < ends_at - deadline.closing_s(len(searched)) + 1
     assert all(r.state in ("complete", "paused") for r in searched)
     complete = [r for r in searched if r.state == "complete"]
-    if complete:  # nothing went by unused: what was left when the search ended, the confirmation takes
-        room_s = night.launch.answer_due_at(len(searched)) - deadline.SWITCH_S - night.now  # as a launch reckons
-        size = confirm.affordable_size(night.plan, searched, [], room_s, slots)
-        pairs = [(r.number, n) for n in range(1, 6) for r in confirm.finalists(night.plan, searched)[: size.finalists]]
+    if complete:  # the confirmation uses the time that remains after the search
+        available_s = launch.answer_due_at(len(searched)) - deadline.SWITCH_S - simulation.now
+        size = confirm.affordable_size(simulation.plan, searched, [], available_s, slots)
+        finalists = confirm.finalists(simulation.plan, searched)[: size.finalists]
+        pairs = [(r.number, n) for n in range(1, 6) for r in finalists]
         confirmations = {
             i: replace(record(i, 1.0, 0, "waiting"), confirms=Confirms(t, n, n), started_at=None)
             for i, (t, n) in enumerate(pairs)
         }
-        night.work(
-            ConfirmationLimits(night.launch, searched, pairs, deadline.test_set_s(searched)), confirmations, new=False
-        )
+        limits = ConfirmationLimits(launch, searched, pairs, deadline.test_set_s(searched))
+        simulation.work(limits, confirmations, new=False)
         assert sum(r.state == "complete" for r in confirmations.values()) >= size.finalists * size.seeds
-    assert night.now <= ends - deadline.closing_s(len(searched)) + 1
+    assert simulation.now <= ends_at - deadline.closing_s(len(searched)) + 1

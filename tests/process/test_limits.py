@@ -38,7 +38,7 @@ def record(number: int, values: list[float], state: str = "complete") -> TrialRe
 # Patience -------------------------------------------------------------------------------------------------------------
 
 
-def test_what_lies_within_the_wobble_of_a_curve_is_no_improvement_until_it_adds_up() -> None:
+def test_changes_within_the_noise_are_no_improvement_until_they_add_up() -> None:
     settings = build_plan(["study.patience=3"]).settings
     steady, wobbly = [0.5, 0.6, 0.7, 0.7, 0.7, 0.7], [0.5, 0.6, 0.70, 0.68, 0.70, 0.68, 0.70]
     assert patience.noise([record(0, steady)], "val/accuracy") == 0.0
@@ -53,21 +53,21 @@ def test_what_lies_within_the_wobble_of_a_curve_is_no_improvement_until_it_adds_
     )
 
 
-def test_pruned_trials_try_ones_patience_and_failed_ones_do_not() -> None:
+def test_pruned_trials_count_towards_patience_and_failed_ones_do_not() -> None:
     settings = build_plan(["study.patience=3"]).settings
-    told = [record(0, [0.7]), record(1, [0.6], "pruned"), record(2, [0.9], "failed"), record(3, [0.5])]
-    assert patience.trials_since_improvement(told, settings) == 2
+    trials = [record(0, [0.7]), record(1, [0.6], "pruned"), record(2, [0.9], "failed"), record(3, [0.5])]
+    assert patience.trials_since_improvement(trials, settings) == 2
 
 
-def test_a_search_that_gets_no_better_ends_and_the_same_line_trains_nothing_more(tune: Tune) -> None:
+def test_patience_ends_a_search_and_the_same_command_trains_nothing_more(tune: Tune) -> None:
     line = (*CHEAP, "+model.lr=choice(1e-9,2e-9,3e-9,4e-9)", "study.patience=3")
     first = tune(*line)
     assert first.stop_reason == "limit"
     done = sum(r.done for r in first.records)
     assert 4 <= done <= 12
-    assert any(said.startswith("study.patience=3: the last") for said in first.limit_notes)
+    assert any(note.startswith("study.patience=3: the last") for note in first.limit_notes)
     found, _ = view(first.plan.settings.location)
-    assert found.state == "complete", "nothing is left to go on with, as long as nobody asks for more"
+    assert found.state == "complete", "nothing remains to be done unless the budget is raised"
     assert report.build_report(found).stop_notes == first.limit_notes
     again = tune(*line)
     assert (again.stop_reason, again.did_work, len(again.records)) == ("limit", False, len(first.records))
@@ -78,7 +78,7 @@ def test_a_search_that_gets_no_better_ends_and_the_same_line_trains_nothing_more
 # Terminators ----------------------------------------------------------------------------------------------------------
 
 
-def test_optunas_terminator_ends_a_search_that_stagnates(tune: Tune) -> None:
+def test_the_stagnation_terminator_ends_a_search(tune: Tune) -> None:
     result = tune(
         *CHEAP, "+model.lr=choice(1e-9,2e-9,3e-9,4e-9)",
         "terminator=stagnation", "terminator.stagnation=2", "terminator.min_trials=3",
@@ -89,7 +89,7 @@ def test_optunas_terminator_ends_a_search_that_stagnates(tune: Tune) -> None:
 
 
 @pytest.mark.parametrize(("name", "enough"), [("emmr", 40), ("regret_bound", 25)])
-def test_evaluators_that_need_torch_answer_from_a_process_of_their_own(name: str, enough: int) -> None:
+def test_evaluators_that_need_torch_run_in_a_helper_process(name: str, enough: int) -> None:
     study = build_plan([f"terminator={name}", "study.trials=99"])
     (lr,) = (n for n in study.space.unconditional() if n == "optimizer.lr")
     sample = {n: d.low if hasattr(d, "low") else d.choices[0] for n, d in study.space.unconditional().items()}
@@ -103,28 +103,28 @@ def test_evaluators_that_need_torch_answer_from_a_process_of_their_own(name: str
     try:
         assert terminator.stop_reason(records[:5]) is None, "too few"
         assert not terminator.helper.is_alive
-        assert terminator.stop_reason(records) is None, "asked in the midst of a launch, it lets nobody wait"
+        assert terminator.stop_reason(records) is None, "only the first question of a launch is waited for"
         terminator.close()
-        terminator = Terminator(study, forkserver.fork)  # the next launch's
-        word = terminator.stop_reason(records)
+        terminator = Terminator(study, forkserver.fork)  # of the next launch
+        reason = terminator.stop_reason(records)
         assert terminator.error is None
         assert terminator.helper.is_alive
     finally:
         terminator.close()
     if name == "regret_bound":
-        assert word is not None, "all values are the same: there is nothing to gain"
-        assert word.startswith("terminator=regret_bound: after 25 complete trials")
+        assert reason is not None, "all values are equal: no improvement is expected"
+        assert reason.startswith("terminator=regret_bound: after 25 complete trials")
 
 
 # A deadline -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_deadline_too_near_for_one_trial_says_so_and_the_trial_goes_on_another_time(tune: Tune, home: Path) -> None:
+def test_a_trial_that_a_deadline_interrupts_is_resumed_by_the_next_launch(tune: Tune, home: Path) -> None:
     slow = tuple(o.replace("Plain", "Slow") for o in CHEAP if not o.startswith(("trainer", "study.trials")))
     line = (*slow, "trainer.max_epochs=3", "+model.lr=choice(0.1,0.01)", "slots=1", "checkpoint.every_s=0")
-    began = time.time()
+    started_at = time.time()
     result = tune(*line, "study.trials=2", f"study.hours={11 / 3600}")
-    assert time.time() - began < 11
+    assert time.time() - started_at < 11
     assert result.stop_reason == "limit"
     assert not any(r.done for r in result.records)
     assert "ended the search: 0 of 2 trials are done" in result.limit_notes[0]
@@ -139,7 +139,7 @@ def test_a_deadline_too_near_for_one_trial_says_so_and_the_trial_goes_on_another
     assert [e.epoch for e in whole.records[0].history] == [0, 1, 2]
 
 
-def test_a_page_that_would_be_late_is_left_to_the_report(finished: StudyView) -> None:
+def test_a_page_that_would_be_late_is_not_written(finished: StudyView) -> None:
     page = finished.plan.paths.report
     page.unlink(missing_ok=True)
     kept: list[dict[str, list[str]]] = []
@@ -154,9 +154,9 @@ def test_a_page_that_would_be_late_is_left_to_the_report(finished: StudyView) ->
     found = finding.from_view(finished)
     assert publish.publish_before_deadline(finished, found, launch(60)) == (page, None)
     assert page.read_text().endswith("</html>\n")
-    began = time.monotonic()
+    started_at = time.monotonic()
     late = publish.publish_before_deadline(finished, found, launch(deadline.EXIT_S + 0.01))
-    assert time.monotonic() - began < 5 * LATE
-    assert late == (None, None), "MLflow has heard"
+    assert time.monotonic() - started_at < 5 * LATE
+    assert late == (None, None), "MLflow is synchronised"
     (note,) = kept[-1]["notes"]
     assert note.endswith(f" left no time for the page: `overnight report {finished.name}` writes it")

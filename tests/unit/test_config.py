@@ -1,4 +1,4 @@
-"""What a person types is composed, checked, and answered with every mistake at once."""
+"""Overrides are composed and checked, and every mistake is reported at once."""
 
 from __future__ import annotations
 
@@ -36,16 +36,14 @@ def test_the_defaults_compose_without_a_problem() -> None:
         (["study.metric=val/loss", "study.direction=maximize"], "val/loss", "maximize"),
     ],
 )
-def test_the_objective_is_the_tasks_unless_somebody_says_otherwise(
-    overrides: list[str], metric: str, direction: str
-) -> None:
+def test_metric_and_direction_default_to_those_of_the_task(overrides: list[str], metric: str, direction: str) -> None:
     draft = compose(overrides)
     assert not draft.problems
     assert draft.settings is not None
     assert (draft.settings.study.metric, draft.settings.study.direction) == (metric, direction)
 
 
-def test_three_mistakes_are_named_in_one_go_with_the_nearest_right_key() -> None:
+def test_all_mistakes_are_reported_at_once_with_the_nearest_key() -> None:
     problems = compose(["model.hiden_sizes=3", "optimizer.lr=fast", "study.trials=-1"]).problems
     assert len(problems) == 3
     assert problems[0].startswith("model.hiden_sizes: no such key; did you mean model.hidden_sizes?")
@@ -85,14 +83,14 @@ def test_a_mistake_names_key_value_and_rule(override: str, words: str) -> None:
     assert any(words in p for p in problems), problems
 
 
-def test_a_number_may_be_whole_where_a_fraction_is_written_and_the_other_way_round() -> None:
+def test_an_integer_can_replace_a_float_and_a_float_an_integer() -> None:
     assert not compose(["optimizer.lr=1", "model.dropout=0"]).problems
     assert type_problem(1, 0.5) is None
     assert type_problem(True, 1) is not None
     assert type_problem(1, True) is not None
 
 
-def test_a_persons_own_folder_brings_its_own_options(tmp_path: Path) -> None:
+def test_a_config_dir_adds_options(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: mine.Net\nwidth: 3\n")
     (tmp_path / "search").mkdir()
@@ -104,31 +102,31 @@ def test_a_persons_own_folder_brings_its_own_options(tmp_path: Path) -> None:
     assert draft.settings.study_name == "digits-mine"
 
 
-def test_a_file_of_theirs_that_ours_would_hide_is_a_mistake(tmp_path: Path) -> None:
+def test_a_file_in_the_config_dir_with_the_name_of_a_shipped_one_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mlp.yaml").write_text("_target_: mine.Net\n")
     (problem,) = compose([], tmp_path).problems
     assert "model/mlp.yaml has the name of a file that comes with overnight" in problem
 
 
-def test_a_config_folder_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+def test_a_missing_config_dir_is_a_mistake(tmp_path: Path) -> None:
     assert "must be a folder" in compose([], tmp_path / "absent").problems[0]
 
 
-def test_settings_survive_being_frozen_and_thawed() -> None:
+def test_settings_survive_a_json_round_trip() -> None:
     before = compose(["slots=3"]).settings
     assert before is not None
     assert from_json(to_json(before)) == before
 
 
-def test_settings_of_another_version_say_which_key_is_off() -> None:
+def test_unknown_keys_in_stored_settings_are_named() -> None:
     old = to_json(compose([]).settings)  # type: ignore[arg-type]
     old["study"]["colour"] = "red"
     with pytest.raises(ConfigError, match=r"study\.colour: no such key"):
         from_json(old)
 
 
-def test_a_new_key_can_be_handed_to_somebodys_class() -> None:
+def test_a_new_key_can_be_passed_to_a_component() -> None:
     assert compose(["+model.width=3"]).config["model"]["width"] == 3
 
 
@@ -149,7 +147,7 @@ def test_a_new_key_can_be_handed_to_somebodys_class() -> None:
         ("model.dropout=${nope.nope}", "Interpolation key 'nope.nope' not found"),
     ],
 )
-def test_an_odd_line_gets_one_clear_answer(override: str, words: str) -> None:
+def test_each_wrong_override_is_reported_once(override: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build_plan([override])
     assert len(caught.value.problems) == 1, caught.value.problems
@@ -161,6 +159,6 @@ def test_an_odd_line_gets_one_clear_answer(override: str, words: str) -> None:
     ["1e-3", "1E5", "+1", "1.", "inf", "nan", "0x1f", "1_000", "1:20", "yes", "null", "~", "", "2026-11-26", "a: b",
      "#", "two\nlines", "\u00e4\u00f6", "'", "- x", "[1]"],
 )  # fmt: skip
-def test_what_is_written_as_yaml_is_read_back_by_hydra_as_it_was(text: str) -> None:
+def test_yaml_that_we_write_is_read_back_unchanged_by_hydra(text: str) -> None:
     tree = {"text": text, text or "empty": [text, {"n": None}], "numbers": [1e-5, 1e20, 3, True]}
     assert OmegaConf.to_container(OmegaConf.create(to_yaml(tree))) == tree

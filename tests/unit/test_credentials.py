@@ -1,4 +1,4 @@
-"""Addresses and secrets come from the environment, or from files that it names, and go nowhere else."""
+"""Addresses and secrets come from the environment, or from files that it names, and are not passed on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 
 WORD = "pl4nted-word"
-URL = f"postgresql://night:{WORD}@db.example.com/ledger"
+URL = f"postgresql://night:{WORD}@db.example.com/studies"
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_both_stores_come_from_the_environment_and_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_come_from_the_environment_and_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STORAGE_URL, URL)
     monkeypatch.setenv(TRACKING_URI, "http://mlflow.example.com:5000/")
     monkeypatch.setenv(USERNAME, "night")
@@ -36,33 +36,39 @@ def test_both_stores_come_from_the_environment_and_are_shown_nowhere(monkeypatch
     assert location.storage_url == URL.replace("postgresql://", "postgresql+psycopg://")
     assert (location.shared, location.lease_s) == (True, 12.0)
     assert location.server == "http://mlflow.example.com:5000"
-    assert location.artifact_root is None, "which the server says"
+    assert location.artifact_root is None, "the server decides"
     assert location.overrides == ["storage=postgres", "tracking=server"]
-    kept = Plan.from_json(made.to_json())
-    assert kept.relocated(location).settings.location == location
-    shown = [made.to_json(), kept.relocated(location).to_json(), made, location, compose(["storage=postgres"]).config]
-    for told in map(repr, shown):
-        assert WORD not in told
-        assert "db.example.com" not in told
+    restored = Plan.from_json(made.to_json())
+    assert restored.relocated(location).settings.location == location
+    shown = [
+        made.to_json(),
+        restored.relocated(location).to_json(),
+        made,
+        location,
+        compose(["storage=postgres"]).config,
+    ]
+    for text in map(repr, shown):
+        assert WORD not in text
+        assert "db.example.com" not in text
 
 
-def test_what_the_home_holds_needs_no_environment_and_no_line_says_so() -> None:
+def test_stores_in_the_home_need_no_environment_and_no_overrides() -> None:
     location = study_location([])
     assert (location.storage_url, location.server, location.shared, location.overrides) == (None, None, False, [])
     assert str(location.artifact_root).startswith("file://")
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
-def test_a_mounted_file_may_hold_an_address_and_psycopg_drives_it(
+def test_an_address_can_be_read_from_a_file_and_uses_psycopg(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     (tmp_path / "url").write_text(f"  {URL.replace('postgresql', scheme)}\n")
-    monkeypatch.setenv(STORAGE_URL, "")  # which counts as none: a compose file can't leave it out
+    monkeypatch.setenv(STORAGE_URL, "")  # counts as not set: a compose file can't leave it out
     monkeypatch.setenv(f"{STORAGE_URL}_FILE", str(tmp_path / "url"))
     assert study_location(["storage=postgres"]).storage_url == URL.replace("postgresql", "postgresql+psycopg")
 
 
-def test_all_that_lacks_is_said_at_once_with_what_to_set() -> None:
+def test_all_missing_variables_are_reported_at_once() -> None:
     first, second = compose(["storage=postgres", "tracking=server"]).problems
     assert first.startswith(f"{STORAGE_URL}: must be set with storage=postgres, to postgresql://NAME:PASSWORD@HOST")
     assert f"or {STORAGE_URL}_FILE to a file" in first
@@ -91,12 +97,12 @@ def test_all_that_lacks_is_said_at_once_with_what_to_set() -> None:
         ({f"{TOKEN}_FILE": "absent"}, f"{TOKEN}_FILE: must name a file that can be read"),
     ],
 )
-def test_a_mistake_names_the_variable_the_rule_and_the_remedy_but_no_value(
+def test_a_mistake_names_variable_rule_and_remedy_without_the_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").write_text("\n")
-    (tmp_path / "other").write_text(URL.replace("ledger", "another"))
+    (tmp_path / "other").write_text(URL.replace("studies", "another"))
     for name, value in {STORAGE_URL: URL, TRACKING_URI: "http://h:5000", **environment}.items():
         if f"{name}_FILE" not in environment or name in environment:
             monkeypatch.setenv(name, value)
@@ -123,7 +129,7 @@ def test_a_password_on_a_command_line_is_refused_with_the_remedy(override: str) 
     assert WORD not in problem
 
 
-def test_a_password_in_a_config_file_is_refused_too_since_configs_are_kept(tmp_path: Path) -> None:
+def test_a_password_in_a_config_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "storage").mkdir()
     (tmp_path / "storage" / "mine.yaml").write_text(f"url: postgresql://a:{WORD}@h/d\n")
     (problem,) = compose(["storage=mine"], tmp_path).problems
@@ -131,9 +137,9 @@ def test_a_password_in_a_config_file_is_refused_too_since_configs_are_kept(tmp_p
     assert WORD not in problem
 
 
-def test_without_the_driver_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_reported_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STORAGE_URL, URL)
-    monkeypatch.setitem(sys.modules, "psycopg", None)  # as Python marks what is not there
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # marks it as missing
     (problem,) = compose(["storage=postgres"]).problems
     assert problem == f"{STORAGE_URL}: needs the package psycopg; pip install 'overnight[service]'"
 
@@ -144,23 +150,21 @@ def test_a_lease_of_less_than_five_seconds_is_a_mistake(monkeypatch: pytest.Monk
     assert problem.startswith("storage.lease_s: must be at least 5 seconds")
 
 
-def test_what_others_say_is_told_without_the_secrets_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redact_masks_every_known_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STORAGE_URL, "postgresql://night:p%40ss-w0rd@h/d?sslpassword=inner-word")
     (tmp_path / "token").write_text("t0ken-of-mine")
     monkeypatch.setenv(f"{TOKEN}_FILE", str(tmp_path / "token"))
-    said = "at postgresql+psycopg://night:p%40ss-w0rd@h/d with p@ss-w0rd, inner-word, t0ken-of-mine; http://a:b@c/d"
-    told = credentials.redact(said)
+    message = "at postgresql+psycopg://night:p%40ss-w0rd@h/d with p@ss-w0rd, inner-word, t0ken-of-mine; http://a:b@c/d"
+    text = credentials.redact(message)
     for secret in ("p%40ss-w0rd", "p@ss-w0rd", "inner-word", "t0ken-of-mine", "a:b@"):
-        assert secret not in told
-    assert told.startswith("at postgresql+psycopg://")
+        assert secret not in text
+    assert text.startswith("at postgresql+psycopg://")
 
 
-def test_mlflow_is_lent_the_login_of_a_file_again_and_again_though_it_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_login_in_a_file_is_read_again_for_every_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "token"
     monkeypatch.setenv(f"{TOKEN}_FILE", str(file))
-    monkeypatch.setenv(TOKEN, "")  # put back at the end
+    monkeypatch.setenv(TOKEN, "")  # restored after the test
     for token in ("first", "second"):
         file.write_text(token)
         credentials.export_login()
@@ -170,7 +174,7 @@ def test_mlflow_is_lent_the_login_of_a_file_again_and_again_though_it_changes(
         credentials.export_login()
 
 
-def test_a_process_started_while_they_are_hidden_inherits_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_started_with_hidden_secrets_inherits_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SECRET:
         monkeypatch.setenv(name, WORD)
     shown = "import os; print(dict(os.environ))"

@@ -1,4 +1,4 @@
-"""A plan holds all that a study is, and refuses what could not run."""
+"""A plan holds everything that a study depends on, and a plan that could not run is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def problems_of(*overrides: str, config_dir: Path | None = None) -> list[str]:
     return caught.value.problems
 
 
-def test_the_default_space_searches_what_the_readme_says() -> None:
+def test_the_default_space_has_the_keys_in_the_readme() -> None:
     keys = [p.key for p in build_plan().space.parameters]
     assert keys == ["model.hidden_sizes", "model.activation", "optimizer", "optimizer.lr", "optimizer.momentum"]
 
@@ -37,7 +37,7 @@ def test_a_plain_value_on_the_command_line_takes_its_key_out_of_the_space() -> N
     assert study.config({})["optimizer"]["lr"] == 0.02
 
 
-def test_a_config_group_that_is_drawn_brings_its_own_keys() -> None:
+def test_the_option_of_a_searched_config_group_has_its_own_keys() -> None:
     study = build_plan()
     sgd = study.config({"optimizer": "sgd", "optimizer.momentum": 0.5, "model.hidden_sizes": [8]})
     assert sgd["optimizer"]["_target_"] == "torch.optim.SGD"
@@ -46,12 +46,12 @@ def test_a_config_group_that_is_drawn_brings_its_own_keys() -> None:
     assert "momentum" not in study.config({"optimizer": "adam"})["optimizer"]
 
 
-def test_an_interpolation_follows_what_is_drawn() -> None:
+def test_interpolations_use_sampled_values() -> None:
     study = build_plan(["+model.width=${optimizer.lr}", "search=none", "optimizer.lr=interval(0,1)"])
     assert study.config({"optimizer.lr": 0.25})["model"]["width"] == 0.25
 
 
-def test_mistakes_in_the_space_are_all_named_together() -> None:
+def test_all_mistakes_in_a_space_are_reported_at_once() -> None:
     problems = problems_of(
         "model.activation=tag(log,choice(relu,tanh))",
         "optimizer.lr=interval(0.1,0.01)",
@@ -99,12 +99,12 @@ def test_train_takes_no_sweep() -> None:
         build_plan(["optimizer.lr=0.1,0.2"], searching=False)
 
 
-def test_a_plan_survives_being_frozen_and_thawed() -> None:
+def test_a_plan_survives_a_json_round_trip() -> None:
     study = build_plan(["model.hidden_sizes=[32],[64,64]"])
     assert Plan.from_json(json.loads(json.dumps(study.to_json()))) == study
 
 
-def test_budget_slots_and_pruner_may_change_and_what_moves_a_score_may_not() -> None:
+def test_differences_are_keys_that_scores_depend_on() -> None:
     study = build_plan()
     assert build_plan(["study.trials=99", "slots=1", "pruner=none", "home=/elsewhere"]).differences(study) == []
     differences = build_plan(
@@ -118,7 +118,7 @@ def test_budget_slots_and_pruner_may_change_and_what_moves_a_score_may_not() -> 
     ]
 
 
-def test_a_change_in_another_options_config_moves_scores_too(tmp_path: Path) -> None:
+def test_a_change_in_a_searched_option_is_a_difference(tmp_path: Path) -> None:
     (tmp_path / "optimizer").mkdir()
     file = tmp_path / "optimizer" / "mine.yaml"
     made = []
@@ -137,21 +137,21 @@ def test_a_condition_that_can_never_hold_is_a_mistake(tmp_path: Path) -> None:
     assert "optimizer is one of adam, adamw, sgd, and never 'sdg'" in problems[0]
 
 
-def test_a_model_without_a_search_file_is_told_what_to_do(tmp_path: Path) -> None:
+def test_a_model_without_a_search_file_is_reported_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: a.B\n")
     (problem,) = problems_of("model=mine", config_dir=tmp_path)
     assert problem == "search: there is no search/mine.yaml for model=mine; write one, or take search=none"
 
 
-def test_the_seed_of_a_trial_depends_on_the_studys_seed_and_its_number_alone() -> None:
+def test_the_seed_of_a_trial_depends_only_on_the_study_seed_and_its_number() -> None:
     one, two = build_plan(["seed=1"]), build_plan(["seed=1", "study.trials=5", "model.dropout=0.1"])
     assert [one.trial_seed(n) for n in range(5)] == [two.trial_seed(n) for n in range(5)]
     assert len({one.trial_seed(n) for n in range(500)}) == 500
     assert one.trial_seed(0) != build_plan(["seed=2"]).trial_seed(0)
 
 
-def test_a_study_searches_over_a_bounded_number_of_group_combinations(tmp_path: Path) -> None:
+def test_the_number_of_combinations_of_config_groups_is_limited(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     names = [f"m{i}" for i in range(70)]
     for name in names:
@@ -166,7 +166,7 @@ def space_file(folder: Path, text: str, group: str = "search", name: str = "odd"
     return folder
 
 
-def test_five_mistakes_in_one_space_are_five_messages(tmp_path: Path) -> None:
+def test_five_mistakes_in_one_space_are_five_problems(tmp_path: Path) -> None:
     folder = space_file(
         tmp_path,
         """
@@ -223,12 +223,12 @@ def test_a_space_may_fix_values_options_and_epochs(tmp_path: Path) -> None:
         ("seed: 3", "search.seed: no such key, got 3"),
     ],
 )
-def test_a_fixed_value_that_can_not_be_is_a_mistake(tmp_path: Path, text: str, words: str) -> None:
+def test_a_wrong_fixed_value_is_a_mistake(tmp_path: Path, text: str, words: str) -> None:
     (problem,) = problems_of("search=odd", config_dir=space_file(tmp_path, text))
     assert problem.startswith(words)
 
 
-def test_a_value_for_a_key_that_only_a_searched_option_has_counts_there() -> None:
+def test_a_value_for_a_key_of_one_searched_option_applies_to_that_option() -> None:
     study = build_plan(["optimizer.momentum=0.5"])
     assert "optimizer.momentum" not in study.space.describe()
     assert study.config({"optimizer": "sgd"})["optimizer"]["momentum"] == 0.5
@@ -237,13 +237,13 @@ def test_a_value_for_a_key_that_only_a_searched_option_has_counts_there() -> Non
     assert problems_of("optimizer=adam", "optimizer.momentum=0.5")[0].startswith("optimizer.momentum: no such key")
 
 
-def test_a_sweep_keeps_the_condition_of_its_key_or_finds_one() -> None:
+def test_a_sweep_keeps_the_condition_of_its_key_or_gets_one() -> None:
     swept = "optimizer.momentum=interval(0.5,0.9)"
     for line in ([swept], [swept, "search=none", "optimizer=adam,sgd"]):
         assert build_plan(line).space.describe()["optimizer.momentum"] == "0.5 to 0.9 when optimizer=sgd"
 
 
-def test_models_that_are_searched_bring_their_spaces(tmp_path: Path) -> None:
+def test_searched_models_have_their_own_spaces(tmp_path: Path) -> None:
     space_file(tmp_path, "_target_: a.B\nwidth: 3\n", "model", "mine")
     space_file(
         tmp_path, "model.width: int(interval(1, 9))\noptimizer.lr: tag(log, interval(1e-4, 1e-1))\n", "search", "mine"
@@ -256,7 +256,7 @@ def test_models_that_are_searched_bring_their_spaces(tmp_path: Path) -> None:
     assert space["optimizer.momentum"] == "0.0 to 0.99 when model=mlp and optimizer=sgd"
 
 
-def test_an_option_that_draws_a_key_its_own_way_shows_it_under_the_key(tmp_path: Path) -> None:
+def test_options_can_draw_the_same_key_from_different_distributions(tmp_path: Path) -> None:
     folder = space_file(
         tmp_path,
         """
@@ -280,7 +280,7 @@ def test_an_option_that_draws_a_key_its_own_way_shows_it_under_the_key(tmp_path:
     assert fixed == {"optimizer.lr@sgd": "0.001 to 1.0, log", "optimizer.momentum": "0.0 to 0.99"}
 
 
-def test_a_grid_takes_no_continuous_key_and_cma_es_no_space_without_numbers() -> None:
+def test_grid_needs_a_finite_space_and_cma_es_needs_numbers() -> None:
     (problem,) = problems_of("search=none", "sampler=grid", "optimizer.lr=interval(0.1,1)", "model.dropout=0.0,0.5")
     assert problem == (
         "search.optimizer.lr: sampler=grid needs a countable number of values, got 0.1 to 1.0; take "
@@ -290,7 +290,7 @@ def test_a_grid_takes_no_continuous_key_and_cma_es_no_space_without_numbers() ->
     assert problem.startswith("sampler: cma_es needs a number that every trial draws, got model.activation")
 
 
-def test_mistakes_in_what_is_to_be_tried_first_are_all_named() -> None:
+def test_all_mistakes_in_enqueue_are_reported() -> None:
     problems = problems_of(
         "study.enqueue=[{optimizer.lr:5},{model.activtion:relu},{optimizer.momentum:0.5},{model.hidden_sizes:[8,wide]}]",
         "study.trials=4",
@@ -313,7 +313,7 @@ def test_a_pruner_that_could_never_prune_is_a_mistake() -> None:
     assert problem.startswith("pruner.min_epochs: must be at most trainer.max_epochs, which is 20, got 50")
 
 
-def test_where_files_lie_makes_no_other_study(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_location_of_files_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = build_plan(["data=mnist", "data.root=/here"]), build_plan(["data=mnist", "data.root=/there"])
     assert there.differences(here) == []
     assert build_plan(["data=mnist", "data.split_seed=1"]).differences(here) == ["data.split_seed: was 0, is 1"]
@@ -323,7 +323,7 @@ def test_where_files_lie_makes_no_other_study(monkeypatch: pytest.MonkeyPatch) -
     assert build_plan(["data=mnist"]).config({})["data"]["root"] == "./data"
 
 
-def test_a_searched_schedule_composes_each_option_and_its_keys() -> None:
+def test_a_searched_schedule_composes_each_option_with_its_keys() -> None:
     study = build_plan(["data=mnist", "model=cnn"])
     targets = {variant["schedule"]["_target_"].rpartition(".")[2] for variant in study.variants.values()}
     assert targets == {"constant", "cosine", "one_cycle"}

@@ -19,7 +19,7 @@ from overnight.search.plan import Plan, random_value
 from overnight.search.space import SearchSpace, display_name
 
 
-def unwritten(key: str, _: Any) -> Any:
+def without_baseline(key: str, _: Any) -> Any:
     raise KeyError(key)
 
 
@@ -45,7 +45,7 @@ def space_of(**entries: Any) -> SearchSpace:
         ("'a b','c'", CategoricalDistribution(("a b", "c"))),
     ],
 )
-def test_the_grammar_means_what_hydra_says(text: str, distribution: object) -> None:
+def test_texts_in_the_grammar_of_hydra_become_distributions(text: str, distribution: object) -> None:
     assert space_of(x=text).parameters[0].each == distribution
 
 
@@ -111,14 +111,14 @@ def test_an_optuna_distribution_may_be_pasted(entry: Any, distribution: object) 
         ({"choice": {"a": {"y": "interval(2, 1)"}}}, "interval needs low < high"),
     ],
 )
-def test_a_mistake_in_a_mapping_says_what_it_takes(entry: Any, words: str) -> None:
+def test_a_mistake_in_a_mapping_names_the_rule(entry: Any, words: str) -> None:
     problems = Problems()
     parse_space({"x": entry}, problems)
     assert len(problems) == 1
     assert words in problems[0]
 
 
-def test_an_option_brings_a_space_of_its_own() -> None:
+def test_an_option_of_a_choice_can_have_its_own_space() -> None:
     both = "choice(1, 2)"
     space = space_of(
         optimizer={
@@ -136,12 +136,12 @@ def test_an_option_brings_a_space_of_its_own() -> None:
         "nesterov": "choice(true) when optimizer=sgd",
         "momentum": "0.0 to 1.0 when optimizer=sgd",
     }
-    drawn = {"optimizer": "sgd", "batch": 1, "lr@sgd": 1.5, "nesterov": True, "momentum": 0.5}
-    values = space.draw(lambda name, _: drawn[name], unwritten)
+    sampled = {"optimizer": "sgd", "batch": 1, "lr@sgd": 1.5, "nesterov": True, "momentum": 0.5}
+    values = space.draw(lambda name, _: sampled[name], without_baseline)
     assert values == {"optimizer": "sgd", "batch": 1, "lr": 1.5, "nesterov": True, "momentum": 0.5}
 
 
-def test_a_key_that_two_draws_could_give_at_once_is_a_mistake() -> None:
+def test_two_draws_of_a_key_must_exclude_each_other() -> None:
     problems = Problems()
     parse_space({"lr": "interval(0, 1)", "opt": {"choice": {"a": {"lr": "interval(0, 2)"}, "b": None}}}, problems)
     assert "search.lr: must be given once, or in options that exclude one another" in problems[0]
@@ -149,48 +149,49 @@ def test_a_key_that_two_draws_could_give_at_once_is_a_mistake() -> None:
 
 def test_all_conditions_of_a_list_must_hold() -> None:
     space = space_of(a="choice(x, y)", b="choice(1, 2)", c={"when": ["a=x", "b=1,3"], "draw": "choice(7, 8)"})
-    assert "c" in space.draw(lambda n, _: {"a": "x", "b": 1, "c": 7}[n], unwritten)
-    assert "c" not in space.draw(lambda n, _: {"a": "x", "b": 2}[n], unwritten)
+    assert "c" in space.draw(lambda n, _: {"a": "x", "b": 1, "c": 7}[n], without_baseline)
+    assert "c" not in space.draw(lambda n, _: {"a": "x", "b": 2}[n], without_baseline)
 
 
-def test_the_size_of_a_space_heeds_its_conditions() -> None:
+def test_the_size_of_a_space_takes_conditions_into_account() -> None:
     space = space_of(
         a="choice(x, y, z)",
         b={"when": "a=x", "draw": "choice(1, 2)"},
         c={"when": "b=1", "draw": "int(interval(1, 5))"},
         d="choice(p, q)",
     )
-    assert space.size(unwritten) == ((5 + 1) + 1 + 1) * 2
-    assert space_of(a="choice(x, y)", b={"when": "a=x", "draw": "interval(0, 1)"}).size(unwritten) == float("inf")
+    assert space.size(without_baseline) == ((5 + 1) + 1 + 1) * 2
+    with_float = space_of(a="choice(x, y)", b={"when": "a=x", "draw": "interval(0, 1)"})
+    assert with_float.size(without_baseline) == float("inf")
 
 
-def test_conditions_that_go_round_in_a_circle_are_a_mistake() -> None:
+def test_conditions_that_form_a_circle_are_a_mistake() -> None:
     problems = Problems()
     parse_space({"a": {"when": "b=1", "draw": "choice(1,2)"}, "b": {"when": "a=1", "draw": "choice(1,2)"}}, problems)
     assert "must not form a circle" in problems[0]
 
 
-def test_a_condition_is_drawn_after_what_it_looks_at_however_it_was_written() -> None:
+def test_the_key_of_a_condition_is_drawn_first_in_any_order_of_entries() -> None:
     space = space_of(late={"when": "early=b", "draw": "interval(0, 1)"}, early="choice(a, b)")
     assert [p.key for p in space.parameters] == ["early", "late"]
-    assert space.draw(lambda n, _: {"early": "a"}[n], unwritten) == {"early": "a"}
-    assert space.draw(lambda n, _: {"early": "b", "late": 0.5}[n], unwritten) == {"early": "b", "late": 0.5}
+    assert space.draw(lambda n, _: {"early": "a"}[n], without_baseline) == {"early": "a"}
+    assert space.draw(lambda n, _: {"early": "b", "late": 0.5}[n], without_baseline) == {"early": "b", "late": 0.5}
 
 
-def test_a_list_is_drawn_entry_by_entry_under_names_that_stay_stable() -> None:
+def test_a_list_is_drawn_entry_by_entry_under_stable_names() -> None:
     space = space_of(sizes={"length": "int(interval(1, 3))", "each": "int(interval(1, 9))"})
-    drawn = {"sizes.length": 2, "sizes.0": 7, "sizes.1": 3}
-    assert space.draw(lambda n, _: drawn[n], unwritten) == {"sizes": [7, 3]}
+    sampled = {"sizes.length": 2, "sizes.0": 7, "sizes.1": 3}
+    assert space.draw(lambda n, _: sampled[n], without_baseline) == {"sizes": [7, 3]}
     assert list(space.names()) == ["sizes.length", "sizes.0", "sizes.1", "sizes.2"]
-    assert space.size(unwritten) == 9 + 81 + 729
+    assert space.size(without_baseline) == 9 + 81 + 729
 
 
-def test_choices_among_lists_come_back_as_lists() -> None:
+def test_choices_among_lists_are_drawn_as_lists() -> None:
     space = space_of(sizes="[32],[64,64]")
-    assert space.draw(lambda _, dist: dist.choices[1], unwritten) == {"sizes": [64, 64]}  # type: ignore[attr-defined]
+    assert space.draw(lambda _, dist: dist.choices[1], without_baseline) == {"sizes": [64, 64]}  # type: ignore[attr-defined]
 
 
-def test_a_point_is_found_from_its_values_less_what_lies_outside_the_space() -> None:
+def test_find_returns_the_point_and_the_keys_outside_the_space() -> None:
     space = space_of(
         a="interval(0, 1)",
         b="choice(x, y)",
@@ -198,8 +199,8 @@ def test_a_point_is_found_from_its_values_less_what_lies_outside_the_space() -> 
         d={"when": "b=x", "draw": "interval(0, 1)"},
         e="interval(0, 1)",
     )
-    written = {"a": 5.0, "b": "y", "c": [2], "d": 0.5}
-    values, point, outside = space.find(lambda key, _: written[key])
+    baseline = {"a": 5.0, "b": "y", "c": [2], "d": 0.5}
+    values, point, outside = space.find(lambda key, _: baseline[key])
     assert values == {"a": 5.0, "b": "y", "c": [2]}
     assert point == {"b": "y", "c.length": 1, "c.0": 2}
     assert outside == ("a",)
@@ -212,7 +213,7 @@ def test_a_plain_value_in_the_space_is_fixed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "grew"),
+    ("old", "new", "covers"),
     [
         ("interval(0, 1)", "interval(-1, 2)", True),
         ("interval(0, 1)", "interval(0.5, 2)", False),
@@ -225,8 +226,8 @@ def test_a_plain_value_in_the_space_is_fixed() -> None:
         ("range(0, 9, 2)", "int(interval(0, 9))", True),
     ],
 )
-def test_a_space_grew_only_if_it_holds_every_old_value(old: str, new: str, grew: bool) -> None:
-    assert (space_of(x=new).not_covered(space_of(x=old)) == []) is grew
+def test_a_space_covers_another_only_if_it_contains_every_value(old: str, new: str, covers: bool) -> None:
+    assert (space_of(x=new).not_covered(space_of(x=old)) == []) is covers
 
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: round(x, 3))
@@ -261,15 +262,15 @@ BASE = build_plan(["search=none", "optimizer=adam,sgd", "+model.width=null"])
 
 @given(st.lists(entries(), max_size=4, unique_by=lambda e: e[0]), st.booleans(), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
-def test_every_drawn_point_composes_lies_within_its_ends_and_comes_back_from_mlflow(
-    found: list[tuple[str, Any]], both: bool, seed: int
+def test_every_point_composes_is_inside_its_distributions_and_is_read_back_from_mlflow(
+    generated: list[tuple[str, Any]], both: bool, seed: int
 ) -> None:
-    written = {k: v for k, v in found if not (both and k == "optimizer.lr")}
+    entries_of_space = {k: v for k, v in generated if not (both and k == "optimizer.lr")}
     if both:
-        written["optimizer"] = {"choice": {"adam": ADAM, "sgd": SGD}}
-        written["model.width"] = {"when": ["optimizer=sgd"], "draw": "null,true,7,seven,0.5,[1,2]"}
+        entries_of_space["optimizer"] = {"choice": {"adam": ADAM, "sgd": SGD}}
+        entries_of_space["model.width"] = {"when": ["optimizer=sgd"], "draw": "null,true,7,seven,0.5,[1,2]"}
     problems = Problems()
-    space, _ = parse_space(written, problems)
+    space, _ = parse_space(entries_of_space, problems)
     assert not problems
     study = Plan(BASE.settings, space, BASE.groups, BASE.choices, BASE.variants)
     rng, params = random.Random(seed), {}
@@ -289,5 +290,5 @@ def test_every_drawn_point_composes_lies_within_its_ends_and_comes_back_from_mlf
 
     texts = {display_name(name): str(value) for name, value in params.items()}  # as tracking writes them
     assert study.config_of_params(space.read(texts)) == config
-    thawed = SearchSpace.from_json(json.loads(json.dumps(space.to_json())))
-    assert thawed == space
+    restored = SearchSpace.from_json(json.loads(json.dumps(space.to_json())))
+    assert restored == space

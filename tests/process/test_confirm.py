@@ -161,7 +161,7 @@ def test_of_a_study_that_was_given_more_trials_every_seed_of_the_winner_is_teste
     api.run(build_plan([*lines, "study.trials=2"]), screen=NullScreen())
     found = api.run(build_plan(lines), screen=NullScreen()).finding
     assert found.winner.trial.number > 1
-    assert (found.winner.tests["test/accuracy"].n, found.winner.untested) == (3, "")
+    assert (found.winner.tests["test/accuracy"].n, found.winner.untested_reason) == (3, "")
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_the_winner_is_the_best_on_fresh_seeds_and_not_the_luckiest_of_the_searc
     assert found.winner.trial.number == 2
     assert found.search_best.number == 1
     assert finding.summary_sentence(found) == (
-        "trial-0002 won: 97.00% ± 0.88 val/accuracy over 5 seeds, 93.00% on test (of one seed alone); the config you "
+        "trial-0002 won: 97.00% ± 0.88 val/accuracy over 5 seeds, 93.00% on test (one seed only); the config you "
         "started from had 80.40% ± 1.42; second place (trial-0001) is worse."
     )
 

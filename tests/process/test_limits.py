@@ -131,7 +131,7 @@ def test_a_trial_that_a_deadline_interrupts_is_resumed_by_the_next_launch(tune: 
     assert "there was no time for one whole trial" in result.limit_notes[0]
     found, _ = view(result.plan.settings.location)
     assert found.state == "paused"
-    assert report.build_report(found).sentence == "no trial is complete, so there is nothing to say yet." or found.best
+    assert report.build_report(found).sentence == "no trial is complete yet, so there is no result." or found.best
     assert result.limit_notes[0] in (home / "logs" / "digits-mlp" / "launch.log").read_text()
     whole = tune(*line, "study.trials=2", "study.hours=1")
     assert (whole.stop_reason, whole.limit_notes) == ("complete", ())

@@ -34,11 +34,11 @@ def printed(view: StudyView, width: int = 100) -> str:
 
 
 @pytest.mark.parametrize("records", SORRY.values(), ids=SORRY)
-def test_a_sorry_study_has_a_report_that_says_so(records: list[TrialRecord]) -> None:
+def test_a_study_without_a_result_has_a_report(records: list[TrialRecord]) -> None:
     view = seen(records)
     text, html = printed(view), page.page(report.build_report(view))
     complete = [r for r in records if r.state == "complete"]
-    assert ("nothing to say yet" in text) == (not complete)
+    assert ("there is no result" in text) == (not complete)
     assert "Caveats" in text
     assert "Every trial has the same value" in text or len(complete) < 2
     assert ("All 3 trials failed" in text) == bool(records and all(r.state == "failed" for r in records))
@@ -171,12 +171,12 @@ def test_a_tie_names_the_cheaper_one_and_a_choice_hardly_tried_is_named() -> Non
     ]
     view = seen(records, confirmed=True)
     said = report.build_report(view).caveats
-    assert any("model.activation: hardly tried are tanh (0), gelu (0)" in d for d in said)
+    assert any("model.activation: rarely tried: tanh (0), gelu (0)" in d for d in said)
     equal = [dataclasses.replace(r, objective=0.9 + 0.01 * (r.number % 3)) for r in view.confirmation.records]
     told = report.build_report(
         dataclasses.replace(view, confirmation=dataclasses.replace(view.confirmation, records=tuple(equal)))
     )
-    assert any("can't be told apart" in d and "is the cheaper one" in d for d in find_caveats(told.finding, records))
+    assert any("are not distinguishable" in d and "trains faster" in d for d in find_caveats(told.finding, records))
 
 
 def test_the_report_command_prints_writes_and_shows_it_in_mlflow(finished_home: Path) -> None:

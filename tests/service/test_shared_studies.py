@@ -98,7 +98,7 @@ def test_the_first_trials_of_an_empty_study_are_all_there(
     assert [len(api.run_one(one, screen=NullScreen()).records) for _ in range(2)] == [1, 1]
     study = build_plan([f"home={tmp_path}", "storage=postgres", *AT_ONCE, "study.trials=1"])
     study = planned(str(study.settings.location.storage_url), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
-    assert api.run(study, screen=NullScreen()).finding.done == 2  # type: ignore[union-attr]
+    assert api.run(study, screen=NullScreen()).finding.confirmed == 2  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("left", ["put back", "left behind"])
@@ -129,7 +129,7 @@ def test_a_confirmation_that_somebody_else_leaves_half_done_is_done_before_it_is
     monkeypatch.setattr(Supervisor, "_wait", idle)
     result = api.run(study, screen=NullScreen())
     assert others
-    assert (result.stop_reason, result.published, result.finding.done) == ("complete", True, 2)  # type: ignore[union-attr]
+    assert (result.stop_reason, result.published, result.finding.confirmed) == ("complete", True, 2)  # type: ignore[union-attr]
     assert requests.open_studies(study.settings.location) == []
 
 
@@ -241,7 +241,7 @@ def test_a_stop_that_comes_between_search_and_confirmation_is_heeded(
 
     monkeypatch.setattr(finalize, "open_study", opened)
     result = api.run(study, screen=NullScreen())
-    assert (result.stop_reason, result.finding.done) == ("stopped", 0)  # type: ignore[union-attr]
+    assert (result.stop_reason, result.finding.confirmed) == ("stopped", 0)  # type: ignore[union-attr]
     monkeypatch.undo()
     assert api.run(study, screen=NullScreen()).stop_reason == "complete"
 

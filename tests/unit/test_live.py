@@ -14,12 +14,10 @@ from overnight.report.live import (
     PlainScreen,
     ProgressSnapshot,
     RunningTrial,
-    describe,
-    duration,
-    picture,
+    render,
 )
 from overnight.search.build_plan import build_plan
-from overnight.search.record import TrialRecord
+from overnight.search.record import TrialRecord, describe, format_duration
 
 STUDY = build_plan(["study.trials=10", "trainer.max_epochs=20"])
 
@@ -30,22 +28,22 @@ def record(number: int, state: str, value: float | None = None, took: float = 10
     return TrialRecord(number, state, params, history, value, reason, "", 100.0, 100.0 + took)  # type: ignore[arg-type]
 
 
-def glance(
+def snapshot(
     *records: TrialRecord, running: tuple[RunningTrial, ...] = (), slots: int = 2, **more: object
 ) -> ProgressSnapshot:
     ended = tuple(r for r in records if r.done)
-    given = {"stopping": False, "trouble": None, **more}
+    given = {"stopping": False, "warning": None, **more}
     return ProgressSnapshot(STUDY, {r.number: r for r in records}, running, ended, slots, **given)  # type: ignore[arg-type]
 
 
 def drawn(now: ProgressSnapshot) -> str:
     console = Console(file=io.StringIO(), width=120, record=True)
-    console.print(picture(now))
+    console.print(render(now))
     return console.export_text()
 
 
 def test_the_table_shows_what_is_done_the_best_and_what_each_slot_does() -> None:
-    now = glance(
+    now = snapshot(
         record(0, "complete", 0.9), record(1, "pruned", 0.2), record(2, "failed"), record(3, "complete", 0.95),
         record(4, "running", 0.5, **{"optimizer.lr": 0.012345}),
         running=(RunningTrial(4, 6, 0.5, time.time() - 75.2),),
@@ -58,18 +56,18 @@ def test_the_table_shows_what_is_done_the_best_and_what_each_slot_does() -> None
         assert words in text, text
 
 
-def test_it_says_that_it_is_stopping_and_that_mlflow_is_in_trouble() -> None:
-    text = drawn(glance(stopping=True, trouble="OSError: no room"))
+def test_it_shows_that_it_is_stopping_and_a_warning() -> None:
+    text = drawn(snapshot(stopping=True, warning="OSError: no room"))
     assert "saving and stopping" in text
     assert "OSError: no room" in text
 
 
 def test_the_time_left_is_reckoned_from_what_trials_took_and_what_is_running() -> None:
     done = [record(n, "complete", 0.5, took=20.0) for n in range(4)]
-    assert glance().seconds_left() is None
-    assert glance(*done).seconds_left() == pytest.approx(6 * 20 / 2)
+    assert snapshot().seconds_left() is None
+    assert snapshot(*done).seconds_left() == pytest.approx(6 * 20 / 2)
     running = (RunningTrial(4, 0, None, time.time() - 5), RunningTrial(5, 0, None, time.time() - 500))
-    assert glance(*done, running=running).seconds_left() == pytest.approx((4 * 20 + 15) / 2, abs=0.5)
+    assert snapshot(*done, running=running).seconds_left() == pytest.approx((4 * 20 + 15) / 2, abs=0.5)
 
 
 def test_elsewhere_there_is_one_plain_line_a_finished_trial(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,9 +75,9 @@ def test_elsewhere_there_is_one_plain_line_a_finished_trial(capsys: pytest.Captu
     first = record(
         0, "complete", 0.9, **{"model.hidden_sizes.length": 2, "model.hidden_sizes.0": 8, "model.hidden_sizes.1": 4}
     )
-    lines.update(lambda: glance(first))
-    lines.update(lambda: glance(first))
-    lines.update(lambda: glance(first, record(1, "failed")))
+    lines.update(lambda: snapshot(first))
+    lines.update(lambda: snapshot(first))
+    lines.update(lambda: snapshot(first, record(1, "failed")))
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2
     assert out[0].startswith("trial-0000 complete       0.9  hidden_sizes=8-4  [1 of 10, best 0.9")
@@ -101,9 +99,9 @@ def test_a_notebook_gets_the_same_table_drawn_over(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(display, "display", show)
     screen = NotebookScreen()
-    screen.update(lambda: glance(record(0, "complete", 0.9)), force=True)
-    screen.update(lambda: glance(record(0, "complete", 0.9)))
-    screen.update(lambda: glance(record(0, "complete", 0.91)), force=True)
+    screen.update(lambda: snapshot(record(0, "complete", 0.9)), force=True)
+    screen.update(lambda: snapshot(record(0, "complete", 0.9)))
+    screen.update(lambda: snapshot(record(0, "complete", 0.91)), force=True)
     screen.close()
     assert len(shown) == 2
     assert "0.91" in shown[1]
@@ -123,4 +121,4 @@ def test_a_trial_is_described_in_one_short_line() -> None:
     ("s", "text"), [(9.4, "9 s"), (75, "1:15"), (3909, "1:05:09"), (None, "?"), (-3, "0 s"), (59.7, "1:00")]
 )
 def test_durations_read_like_a_clock(s: float | None, text: str) -> None:
-    assert duration(s) == text
+    assert format_duration(s) == text

@@ -22,7 +22,7 @@ def follow(location: StudyLocation, found: StudyView) -> StudyView:
     """Show a study while it runs and return its last state. A KeyboardInterrupt does not stop the study."""
     console = Console(highlight=False)
     screen: Screen = BrokenPipeSafe(
-        TerminalScreen(console) if console.is_terminal else PlainScreen(told=len(_ended(found)))
+        TerminalScreen(console) if console.is_terminal else PlainScreen(skip=len(_ended(found)))
     )
     try:
         while found.state == "running":

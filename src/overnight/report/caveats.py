@@ -1,4 +1,4 @@
-"""What a person should not take from a study without a second thought."""
+"""Caveats: where the result of a study may mislead, and what to do about it."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.search.space import to_hydra
 
-# Complete trials a searched parameter, below which a search has hardly begun.
-_TRIALS_A_PARAMETER = 5
+# With fewer trials for each searched parameter a search is too short.
+_TRIALS_PER_PARAMETER = 5
 
 
 def find_caveats(finding: Finding, records: Sequence[TrialRecord]) -> list[str]:
-    """One line each, the gravest first; empty where there is nothing to doubt."""
+    """Return one line for each caveat, the most serious first."""
     plan, best = finding.plan, finding.best
     if best is None:
-        return ["Nothing was measured: no trial is complete.", *_failed(finding, records)]
+        return ["There is no result: no trial is complete.", *_failed(finding, records)]
     lines = [*_unconfirmed(finding), *_few(plan, records), *_flat(records)]
     lines += [
-        f"{e.name}: the winner's {_short(e.value)} lies at the {e.end} end of its range, {_short(e.limit)}; there may "
-        f"be more beyond: {e.name}='{e.wider}'"
+        f"{e.name}: the winner's value {_short(e.value)} is at the {e.end} end of its range, {_short(e.limit)}; values "
+        f"beyond it may be better: {e.name}='{e.wider}'"
         for e in advice.edges(plan, best)
     ]
     return [*lines, *_tie(finding), *_hardly_tried(plan, records), *_unfinished(finding), *_failed(finding, records)]
 
 
 def _unconfirmed(finding: Finding) -> list[str]:
-    if not finding.asked:
-        return ["The best trial was not confirmed on fresh seeds: its score is that of the luckiest."]
-    if finding.done < finding.asked:
+    if not finding.confirmations:
+        return ["The best trial is not confirmed on new seeds. Its value is the highest of many, and so partly luck."]
+    if finding.confirmed < finding.confirmations:
         return [
-            f"Only {finding.done} of {finding.asked} confirmations are done: the same `overnight tune` line goes on."
+            f"Only {finding.confirmed} of {finding.confirmations} confirmations are done; the same `overnight tune` "
+            "command resumes them."
         ]
     return [
-        f"{trial_name(f.trial.number)} failed on {f.failed} of {len(f.runs)} fresh seeds."
+        f"{trial_name(f.trial.number)} failed on {f.failed} of {len(f.runs)} new seeds."
         for f in finding.finalists
         if f.failed
     ]
@@ -48,17 +49,19 @@ def _unconfirmed(finding: Finding) -> list[str]:
 def _few(plan: Plan, records: Sequence[TrialRecord]) -> list[str]:
     searched = len(plan.space.parameters)
     done = sum(r.state in ("complete", "pruned") for r in records)
-    if not searched or done >= _TRIALS_A_PARAMETER * searched:
+    if not searched or done >= _TRIALS_PER_PARAMETER * searched:
         return []
-    more = _TRIALS_A_PARAMETER * searched * 2
-    return [f"{done} trials are few for {searched} searched keys: go on with study.trials={more}."]
+    more = _TRIALS_PER_PARAMETER * searched * 2
+    return [f"{done} trials are few for {searched} searched parameters; resume with study.trials={more}."]
 
 
 def _flat(records: Sequence[TrialRecord]) -> list[str]:
     values = {r.objective for r in records if r.state == "complete"}
     many = sum(r.state == "complete" for r in records)
     if many > 1 and len(values) == 1:
-        return ["Every trial has the same value: nothing that was searched moves this metric, or it does not learn."]
+        return [
+            "Every trial has the same value: no searched parameter changes this metric, or the network does not learn."
+        ]
     return []
 
 
@@ -73,8 +76,8 @@ def _tie(finding: Finding) -> list[str]:
         return []
     cheap = (first, second)[cost.index(min(cost))]
     return [
-        f"{trial_name(first.trial.number)} and {trial_name(second.trial.number)} can't be told apart; "
-        f"{trial_name(cheap.trial.number)} is the cheaper one, {min(cost):.3g} s against {max(cost):.3g} s of training."
+        f"{trial_name(first.trial.number)} and {trial_name(second.trial.number)} are not distinguishable; "
+        f"{trial_name(cheap.trial.number)} trains faster, {min(cost):.3g} s instead of {max(cost):.3g} s."
     ]
 
 
@@ -85,23 +88,25 @@ def _hardly_tried(plan: Plan, records: Sequence[TrialRecord]) -> list[str]:
             tried = [r.params.get(p.key) for r in records if r.state in ("complete", "pruned")]
             rare = [f"{to_hydra(o)} ({tried.count(o)})" for o in p.each.choices if tried.count(o) < advice.HARDLY]
             if rare and not p.when:
-                lines.append(f"{p.key}: hardly tried are {', '.join(rare)}.")
+                lines.append(f"{p.key}: rarely tried: {', '.join(rare)}.")
     return lines
 
 
 def _unfinished(finding: Finding) -> list[str]:
-    """Whether the winner was still getting better when it ended, in most of its runs."""
+    """Say it if the winner was still improving at its last epoch, in most of its runs."""
     winner, study = finding.winner, finding.plan.settings.study
     runs = [r for r in winner.runs if len(r.history) > 3] if winner is not None else []
     sign = 1 if study.direction == "maximize" else -1
-    rising = 0
+    improving = 0
     for run in runs:
         values = [sign * e.metrics[study.metric] for e in run.history if study.metric in e.metrics]
-        rising += len(values) > 3 and max(values) > max(values[:-1])
-    if runs and rising > len(runs) / 2:
+        improving += len(values) > 3 and max(values) > max(values[:-1])
+    if runs and improving > len(runs) / 2:
         longer = finding.plan.settings.trainer.max_epochs * 2
-        said = f"The winner was at its best in its last epoch, in {rising} of {len(runs)} runs"
-        return [f"{said}: trainer.max_epochs={longer}?"]
+        return [
+            f"The winner was still improving at its last epoch in {improving} of {len(runs)} runs; try "
+            f"trainer.max_epochs={longer}."
+        ]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Trials and studies side by side: what differs between them, what they reached, and what that cost."""
+"""Compare trials and studies side by side: their results, their cost, and the parameters that differ."""
 
 from __future__ import annotations
 
@@ -25,10 +25,16 @@ from overnight.tracking import store
 
 @dataclass(frozen=True)
 class ComparedItem:
-    """One of the compared. name: STUDY or STUDY/NUMBER. params: flat, every key of its configuration.
+    """A trial, or a study represented by its winner.
 
-    value: of `metric`, on one seed, or of its confirmation. tests: metric -> mean on the test set. seconds: of
-    training, a trial's, or a whole study's. uid, number: of the trial that stands for it.
+    Attributes:
+        name: STUDY or STUDY/NUMBER.
+        value: The value of `metric`, from the confirmation or on one seed.
+        tests: Metric -> mean on the test set.
+        params: Every key of the configuration, flat.
+        seconds: Training time of the trial, or of the whole study.
+        uid: The id of the study in MLflow.
+        number: The number of the trial; None for a study without a winner.
     """
 
     name: str
@@ -46,7 +52,7 @@ class ComparedItem:
 
 
 def compared_item(view: StudyView, number: int | None) -> ComparedItem:
-    """A trial of a study, or, without a number, the study by its winner. Raises ConfigError where there is none."""
+    """Describe a trial, or a study by its winner if `number` is None. Raises ConfigError if there is no such trial."""
     if number is not None and not 0 <= number < len(view.records):
         known = f"0 to {len(view.records) - 1}" if view.records else "none"
         raise ConfigError([f"{view.name}/{number}: must be one of the study's trials, {known}"])
@@ -78,15 +84,15 @@ def compared_item(view: StudyView, number: int | None) -> ComparedItem:
     )
 
 
-def differing(sides: Sequence[ComparedItem]) -> list[str]:
-    """The keys whose values are not the same in all of them, in the order of the configurations."""
-    keys = dict.fromkeys(k for s in sides for k in s.params)
-    return [k for k in keys if len({repr(s.params.get(k, ...)) for s in sides}) > 1]
+def differing(items: Sequence[ComparedItem]) -> list[str]:
+    """Return the keys whose values differ, in the order of the configurations."""
+    keys = dict.fromkeys(k for s in items for k in s.params)
+    return [k for k in keys if len({repr(s.params.get(k, ...)) for s in items}) > 1]
 
 
-def as_json(sides: Sequence[ComparedItem]) -> list[dict[str, Any]]:
-    """What `compare --json` prints, one object each: only what differs in the parameters."""
-    keys = differing(sides)
+def as_json(items: Sequence[ComparedItem]) -> list[dict[str, Any]]:
+    """Return what `compare --json` prints, one object for each item, without parameters that are equal."""
+    keys = differing(items)
     return [
         {
             "name": s.name,
@@ -101,38 +107,38 @@ def as_json(sides: Sequence[ComparedItem]) -> list[dict[str, Any]]:
             "seconds": s.seconds,
             "curve": list(s.curve),
         }
-        for s in sides
+        for s in items
     ]
 
 
-def rows(sides: Sequence[ComparedItem]) -> list[tuple[str, ...]]:
-    """What a table shows, a row a fact and a column a side; the first row holds their names."""
+def rows(items: Sequence[ComparedItem]) -> list[tuple[str, ...]]:
+    """Return the rows of the table, one column for each item; the first row holds the names."""
 
-    def shown(side: ComparedItem, key: str) -> str:
-        value = side.params.get(key)
-        return "" if key not in side.params else f"{value:.4g}" if isinstance(value, float) else to_hydra(value)
+    def shown(item: ComparedItem, key: str) -> str:
+        value = item.params.get(key)
+        return "" if key not in item.params else f"{value:.4g}" if isinstance(value, float) else to_hydra(value)
 
-    metrics = dict.fromkeys(s.metric for s in sides)
-    tests = dict.fromkeys(name for s in sides for name in s.tests)
+    metrics = dict.fromkeys(s.metric for s in items)
+    tests = dict.fromkeys(name for s in items for name in s.tests)
     return [
-        ("", *(s.name for s in sides)),
+        ("", *(s.name for s in items)),
         *(
-            (m, *(finding.format_value(s.value, m) if s.value and s.metric == m else "" for s in sides))
+            (m, *(finding.format_value(s.value, m) if s.value and s.metric == m else "" for s in items))
             for m in metrics
         ),
-        *((t, *(finding.format_value(s.tests[t], t) if t in s.tests else "" for s in sides)) for t in tests),
-        ("seeds", *(str(s.value.n) if s.value else "" for s in sides)),
-        ("state", *(s.state for s in sides)),
-        ("trials", *(str(s.trials) for s in sides)),
-        ("training", *(format_duration(s.seconds) for s in sides)),
-        ("learning curve", *(sparkline(s.curve) for s in sides)),
-        *((key, *(shown(s, key) for s in sides)) for key in differing(sides)),
+        *((t, *(finding.format_value(s.tests[t], t) if t in s.tests else "" for s in items)) for t in tests),
+        ("seeds", *(str(s.value.n) if s.value else "" for s in items)),
+        ("state", *(s.state for s in items)),
+        ("trials", *(str(s.trials) for s in items)),
+        ("training", *(format_duration(s.seconds) for s in items)),
+        ("learning curve", *(sparkline(s.curve) for s in items)),
+        *((key, *(shown(s, key) for s in items)) for key in differing(items)),
     ]
 
 
-def table(sides: Sequence[ComparedItem]) -> RenderableType:
-    """The rows for a terminal."""
-    head, *body = rows(sides)
+def table(items: Sequence[ComparedItem]) -> RenderableType:
+    """Return the comparison as a table for a terminal."""
+    head, *body = rows(items)
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in head:
         shown.add_column(name, overflow="fold")
@@ -141,20 +147,19 @@ def table(sides: Sequence[ComparedItem]) -> RenderableType:
     return shown
 
 
-def mlflow_page(location: StudyLocation, sides: Sequence[ComparedItem], port: int = 5000) -> str | None:
-    """The address of MLflow's own page for comparing runs; None where it has no run of one of them, or there is one
-    alone."""
-    runs = store.find_trial_runs(location, [(s.uid, s.number) for s in sides])
-    if len(sides) < 2 or len(runs) < len(sides):
+def mlflow_page(location: StudyLocation, items: Sequence[ComparedItem], port: int = 5000) -> str | None:
+    """Return the URL of MLflow's page that compares the runs; None if there is one item, or MLflow lacks a run."""
+    runs = store.find_trial_runs(location, [(s.uid, s.number) for s in items])
+    if len(items) < 2 or len(runs) < len(items):
         return None
     chosen = quote(json.dumps(runs, separators=(",", ":")))
-    experiments = quote(json.dumps(list(dict.fromkeys(s.experiment_id for s in sides)), separators=(",", ":")))
+    experiments = quote(json.dumps(list(dict.fromkeys(s.experiment_id for s in items)), separators=(",", ":")))
     address = location.server or f"http://127.0.0.1:{port}"
     return f"{address}/#/compare-runs?runs={chosen}&experiments={experiments}"
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:
-    """A curve in one line of text, at most `width` characters, between its own least and greatest value."""
+    """Draw a curve as text of at most `width` characters, scaled to its own minimum and maximum."""
     if not values:
         return ""
     step = max(len(values) / width, 1)
@@ -170,7 +175,7 @@ def _seconds(records: Sequence[TrialRecord]) -> float:
 
 
 def _config(plan: Plan, record: TrialRecord) -> dict[str, Any]:
-    """The whole configuration, flat, with the classes' names under the config groups' own."""
+    """Return the whole configuration, flat, with the class of each component under the name of its config group."""
     config = config_of(record, plan)
     classes = {node: config[node]["_target_"] for node in config if "_target_" in config[node]}
     named = {node: str(target).rpartition(".")[2] for node, target in classes.items()}

@@ -1,6 +1,7 @@
-"""The finalists again, on fresh seeds: what is to be trained, as trials of a second ledger study NAME.confirm.
+"""The confirmation: the best configurations of a search are trained again on new seeds.
 
-The search has chosen the finalists by one seed each, and so partly by luck. None of the seeds here had a say in that.
+The search chooses its finalists by one seed each, and so partly by luck. The seeds of the confirmation are independent
+of that choice. Its trials belong to a second Optuna study, NAME.confirm.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from overnight.search.space import SearchSpace
 from overnight.study.session import StudySession
 from overnight.system.devices import slot_devices
 
-BASELINE = 0  # the configuration as written is a study's first trial
-# Weights are kept until the test set was asked. Not the best of them: those of former finalists, of a study that was
-# given more trials, would count, and the worst seeds of the new ones would go untested.
-_ALL = 1_000_000
+_BASELINE = 0  # the number of the baseline's trial
+# All weights are kept until the networks are tested. Keeping only the best would count finalists of an earlier launch,
+# and delete the worst seeds of new finalists before their test.
+_ALL_WEIGHTS = 1_000_000
 
 
 def finalists(plan: Plan, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The best complete trials of the search, each configuration once, best first; none where nothing is confirmed."""
+    """Return the best complete trials, best first, each configuration once; none if the study confirms nothing."""
     if not plan.confirmation_trials:
         return []
     distinct: dict[str, TrialRecord] = {}
@@ -40,8 +41,8 @@ def finalists(plan: Plan, records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def baseline(plan: Plan, records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The trial of the configuration as written, or the finalist that equals it; None where it could not train."""
-    first = next((r for r in records if r.number == BASELINE and r.state in ("complete", "pruned")), None)
+    """Return the trial of the baseline, or the finalist with the same configuration; None if it could not train."""
+    first = next((r for r in records if r.number == _BASELINE and r.state in ("complete", "pruned")), None)
     if first is None:
         return None
     same = (f for f in finalists(plan, records) if _key(plan, f) == _key(plan, first))
@@ -49,12 +50,16 @@ def baseline(plan: Plan, records: Sequence[TrialRecord]) -> TrialRecord | None:
 
 
 def confirmation_plan(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
-    """The plan by which a search's confirmation runs: nothing searched, nothing pruned, every weight kept."""
+    """Return the plan of the confirmation: without a search space and pruning, with all weights kept."""
     wanted = len(_wanted(plan, records))
     study = dataclasses.replace(
-        plan.settings.study, name=plan.name + CONFIRM_SUFFIX, trials=max(wanted, 1), keep_checkpoints=_ALL, enqueue=()
+        plan.settings.study,
+        name=plan.name + CONFIRM_SUFFIX,
+        trials=max(wanted, 1),
+        keep_checkpoints=_ALL_WEIGHTS,
+        enqueue=(),
     )
-    sampler = dataclasses.replace(plan.settings.sampler, name="random")  # it is never asked
+    sampler = dataclasses.replace(plan.settings.sampler, name="random")  # never used
     pruner = dataclasses.replace(plan.settings.pruner, name="none")
     pictures = dataclasses.replace(plan.settings.pictures, when="never")
     settings = dataclasses.replace(plan.settings, study=study, sampler=sampler, pruner=pruner, pictures=pictures)
@@ -64,14 +69,14 @@ def confirmation_plan(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
 def affordable_size(
     plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord], room_s: float, slots: int
 ) -> ConfirmationSize:
-    """The largest confirmation for which `room_s` is enough, less what is done of it."""
+    """Return the largest confirmation whose remaining trials fit into `room_s` seconds."""
     epochs = plan.settings.trainer.max_epochs
     held = {_pair(r.confirms): r for r in confirmations if r.confirms is not None}
     everything = _wanted(plan, records)
     chosen = [f.number for f in finalists(plan, records)]
 
     def seconds(top: int, seeds: int) -> float:
-        out = set(chosen[top:]) - {BASELINE}
+        out = set(chosen[top:]) - {_BASELINE}
         lengths = [
             deadline.confirmation_trial_s(c, held.get(_pair(c), r), confirmations, records, epochs)
             for r, c in everything
@@ -85,10 +90,15 @@ def affordable_size(
 def enqueue(
     session: StudySession, plan: Plan, records: Sequence[TrialRecord], top: int | None = None
 ) -> list[tuple[int, int]]:
-    """Have every trial wait that the confirmation lacks: as often as this is said, each is trained once.
+    """Enqueue the trials that the confirmation lacks. Calling it again enqueues none twice.
 
-    Seed by seed, so that a confirmation that was cut has common seeds. top: how many finalists there is time for.
-    Returns (trial, nth seed) of all that are wanted, in order.
+    The order is seed by seed, so that finalists have seeds in common if the confirmation is cut short.
+
+    Args:
+        top: Number of finalists that there is time for; None for all.
+
+    Returns:
+        (number of the trial, number of the seed) of all trials of the confirmation, in order.
     """
     wanted = _wanted(plan, records, top)
     pairs = [_pair(confirms) for _, confirms in wanted]
@@ -102,45 +112,56 @@ def enqueue(
     return pairs
 
 
-def evaluate_on_test_set(session: StudySession, trials: Iterable[int], until: float, takes_s: float) -> bool:
-    """Have the test set's word on these trials' networks kept in the ledger, for those that it was not asked of.
+def evaluate_on_test_set(session: StudySession, trials: Iterable[int], until: float, duration_s: float) -> bool:
+    """Evaluate the networks of a confirmation on the test set and store the results. Skips those that have one.
 
-    until: when it must be through, in seconds since 1970; takes_s: seconds a network, as far as is known before the
-    first. Returns False where that kept it from asking of all.
+    Args:
+        trials: Numbers of the trials of the search whose networks are evaluated.
+        until: The deadline as Unix time in seconds; infinite for none.
+        duration_s: Expected seconds for the first network.
+
+    Returns:
+        False if the deadline came before every network was evaluated.
     """
-    plan, tests = session.plan, session.attributes.tests
-    settings = plan.settings
+    tested = session.attributes.tests
     for record in session.records():
-        of = record.confirms
-        if of is None or of.trial not in trials or record.state != "complete" or record.number in tests:
+        confirms = record.confirms
+        if confirms is None or confirms.trial not in trials or record.state != "complete" or record.number in tested:
             continue
-        if not (plan.paths.checkpoint(record.number) / "weights.ckpt").exists():
-            if not session.coordinator.runs_all_trials:  # they may be in another machine's home
-                continue
-            session.attributes.add_test(Tested(record.number, {}, "its weights had been dropped when it won"))
+        if not (session.plan.paths.checkpoint(record.number) / "weights.ckpt").exists():
+            if session.coordinator.runs_all_trials:  # otherwise they may be on another machine
+                session.attributes.add_test(Tested(record.number, {}, "its weights had been dropped when it won"))
             continue
         began = time.time()
-        if not deadline.fits(takes_s, began, until):
+        if not deadline.fits(duration_s, began, until):
             return False
-        assert record.config is not None
-        device = slot_devices(settings.slots)[0]
-        spec = trial_spec(plan, record.number, record.config, of.seed, device, test=True)
-        log = plan.paths.log(record.number)
-        trial, said = trial_process.run_alone(spec, log, settings.trial.stall_s, until if until < math.inf else None)
-        heard = next((m for m in said if isinstance(m, Tested)), None)
-        if heard is None and trial.finished is not None and trial.finished.reason == "timed_out":
+        outcome = _evaluate(session.plan, record, confirms, until)
+        if outcome is None:
             return False
-        if heard is None:
-            assert trial.finished is not None
-            lines = trial.finished.detail.strip().splitlines() or ["it did not say why"]
-            heard = Tested(record.number, {}, f"the test failed: {lines[-1]}")
-        session.attributes.add_test(heard)
-        takes_s = time.time() - began
+        session.attributes.add_test(outcome)
+        duration_s = time.time() - began
     return True
 
 
-def drop_weights(session: StudySession, kept: int | None) -> None:
-    """Remove the weights of every confirmation but one, the trial `kept`."""
+def _evaluate(plan: Plan, record: TrialRecord, confirms: Confirms, until: float) -> Tested | None:
+    """Evaluate one network in a process of its own; None if the deadline ended it."""
+    assert record.config is not None
+    settings, log = plan.settings, plan.paths.log(record.number)
+    spec = trial_spec(plan, record.number, record.config, confirms.seed, slot_devices(settings.slots)[0], test=True)
+    deadline_at = until if until < math.inf else None
+    process, messages = trial_process.run_alone(spec, log, settings.trial.stall_s, deadline_at)
+    tested = next((m for m in messages if isinstance(m, Tested)), None)
+    if tested is not None:
+        return tested
+    assert process.finished is not None
+    if process.finished.reason == "timed_out":
+        return None
+    lines = process.finished.detail.strip().splitlines() or ["it did not say why"]
+    return Tested(record.number, {}, f"the test failed: {lines[-1]}")
+
+
+def delete_weights(session: StudySession, kept: int | None) -> None:
+    """Delete the weights of all trials of a confirmation except the trial `kept`."""
     for record in session.records():
         if record.number != kept:
             shutil.rmtree(session.plan.paths.checkpoint(record.number), ignore_errors=True)

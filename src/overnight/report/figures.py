@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from overnight.config.paths import trial_name
-from overnight.report.importance import comparable
+from overnight.report.importance import comparable_trials
 from overnight.report.report import Report
 from overnight.report.statistics import Array
 from overnight.search.record import TrialRecord
@@ -149,7 +149,7 @@ def _curves(report: Report) -> Chart | None:
 
     ends = ", ".join(f"{n} {statistics.fmean(c[-1] for c in cs):.4g}" for n, cs in curves.items())
     words = f"{metric} by epoch. A thin line is one seed, a thick line is the mean. Values at the end: {ends}."
-    return Chart("Learning curves on new seeds" if found.done else "Learning curve", words, _draw("curves", draw))
+    return Chart("Learning curves on new seeds" if found.confirmed else "Learning curve", words, _draw("curves", draw))
 
 
 def _curve(record: TrialRecord, metric: str) -> list[float]:
@@ -209,7 +209,7 @@ def _slices(report: Report) -> Chart | None:
 
 def _contour(report: Report) -> Chart | None:
     names = [i.name for i in report.importances[:2]]
-    trials = comparable(report.plan, report.records)
+    trials = comparable_trials(report.plan, report.records)
     if len(names) < 2 or len(trials) < 2 * len(names):
         return None
     from sklearn.ensemble import ExtraTreesRegressor

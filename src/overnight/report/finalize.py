@@ -1,4 +1,4 @@
-"""The end of a night: the search's finalists confirmed, the test set asked once, and the answer written down."""
+"""The end of a study: confirm the finalists, evaluate the test set once, and publish the result."""
 
 from __future__ import annotations
 
@@ -21,16 +21,23 @@ from overnight.study.snapshot import StudyView, view
 from overnight.system.devices import slot_devices
 from overnight.tracking.sync import MlflowSync
 
-# Trials. What a smaller search has to say fits into a sentence; `overnight report` makes the page all the same.
-_WORTH_A_PAGE = 20
-# Seconds that must be left of a deadline for the winner's network to go into MLflow's registry.
-_A_MODEL_S = 60.0
+# With fewer trials only the sentence is published; `overnight report` writes the page.
+_MIN_TRIALS_FOR_PAGE = 20
+# Seconds before a deadline that writing the winner's network to MLflow's registry needs.
+_REGISTER_S = 60.0
 
 
 @dataclass(frozen=True)
 class FinalizedStudy:
-    """confirmation: how the work on it ended; None where there is nothing to confirm. trouble: MLflow's. left: what
-    there is to say of the winner's config and model, one line each. told: False where another process told it."""
+    """The result of a study, and what was published of it.
+
+    Attributes:
+        confirmation: How the supervisor of the confirmation ended; None if there was nothing to train.
+        report: The HTML page, if one was written.
+        mlflow_error: Why MLflow does not show the result; None if it does.
+        winner_notes: What was written for the winner, its configuration and its model, line by line.
+        published: False if another process that shares the study published the result.
+    """
 
     finding: Finding
     confirmation: Ending | None
@@ -47,108 +54,113 @@ def finalize_study(
     work: Callable[[Supervisor], Ending],
     launch: Launch,
 ) -> FinalizedStudy:
-    """Confirm what a search has found, as far as it is not confirmed yet and there is time, and say what came of it.
+    """Confirm the finalists of a search, as far as there is time, and publish the result.
 
     Args:
-        records: the search's. work: has a supervisor run, and says how that ended. launch: this one.
+        records: The trials of the search.
+        work: Runs a supervisor and returns how it ended.
     """
-    worked: Ending | None = None
+    ending: Ending | None = None
     if confirm.finalists(plan, records):
         session, _ = open_study(confirm.confirmation_plan(plan, records), comparable=False)
         session.attributes.search = search.attributes
         try:
-            top = _affordable(launch, records, session.records())
-            limits = ConfirmationLimits(
-                launch, records, confirm.enqueue(session, plan, records, top), deadline.test_set_s(records)
-            )
-            if top != 0:
-                mlflow_sync = MlflowSync(
-                    session.plan,
-                    session.attributes.uid,
-                    search_uid=search.attributes.uid,
-                    coordinator=session.coordinator,
-                )
-                supervisor = Supervisor(session, mlflow_sync, limits=limits)
-                if search.attributes.stop_requested:  # while its supervisor closed
-                    supervisor.stop()
-                worked = work(supervisor)
+            ending = _confirm(search, session, records, work, launch)
             found = finding.from_records(plan, records, session.records(), session.attributes.tests)
-            if worked is not None and worked.stop_reason not in (StopReason.COMPLETE, StopReason.LIMIT):
-                return FinalizedStudy(found, worked)
-            _say_what_was_cut(launch, found)
+            if ending is not None and ending.stop_reason not in (StopReason.COMPLETE, StopReason.LIMIT):
+                return FinalizedStudy(found, ending)
+            _note_unconfirmed(launch, found)
             with search.coordinator.lock("test set"):
-                _test(session, found, launch, records)
-            exit_policy.await_tests(session, _compared(found), launch)
+                _evaluate_winner(session, found, launch, records)
+            exit_policy.await_tests(session, _compared_runs(found), launch)
         finally:
             session.close()
     with search.coordinator.lock("answer"):
-        seen, now = _seen(plan)
-        if _is_told(search.coordinator.published, seen):  # somebody who shares it was quicker
-            said = FinalizedStudy(now, worked, published=False)
+        study, _ = view(plan.settings.location, plan.name)
+        assert study is not None, "its session is open"
+        if _is_published(search.coordinator.published, study):
+            result = FinalizedStudy(finding.from_view(study), ending, published=False)
         else:
-            said = _tell(seen, now, worked, launch)
-            search.coordinator.set_published(_known(seen))
-        if exit_policy.is_over(search, _running(seen), launch):
+            result = _publish(study, ending, launch)
+            search.coordinator.set_published(_progress(study))
+        if exit_policy.is_over(search, _running(study), launch):
             search.coordinator.close_study()
-        return said
+        return result
 
 
-def _seen(plan: Plan) -> tuple[StudyView, Finding]:
-    seen, _ = view(plan.settings.location, plan.name)
-    assert seen is not None, "it was just worked on"
-    return seen, finding.from_view(seen)
+def _confirm(
+    search: StudySession,
+    session: StudySession,
+    records: Sequence[TrialRecord],
+    work: Callable[[Supervisor], Ending],
+    launch: Launch,
+) -> Ending | None:
+    """Train the confirmation, as far as there is time; None if there is none."""
+    top = _affordable(launch, records, session.records())
+    wanted = confirm.enqueue(session, search.plan, records, top)
+    if top == 0:
+        return None
+    mlflow_sync = MlflowSync(
+        session.plan, session.attributes.uid, search_uid=search.attributes.uid, coordinator=session.coordinator
+    )
+    limits = ConfirmationLimits(launch, records, wanted, deadline.test_set_s(records))
+    supervisor = Supervisor(session, mlflow_sync, limits=limits)
+    if search.attributes.stop_requested:  # after the supervisor of the search ended
+        supervisor.stop()
+    return work(supervisor)
 
 
-def _known(seen: StudyView) -> dict[str, int]:
-    """How much of a study an answer rests on."""
-    second = seen.confirmation
+def _progress(study: StudyView) -> dict[str, int]:
+    """Return how much of a study a result is based on."""
+    second = study.confirmation
     return {
-        "trials": seen.count("complete", "pruned", "failed"),
-        "confirmations": seen.confirmed,
+        "trials": study.count("complete", "pruned", "failed"),
+        "confirmations": study.confirmed,
         "tests": len(second.tests) if second is not None else 0,
     }
 
 
-def _is_told(told: Mapping[str, int], seen: StudyView) -> bool:
-    return bool(told) and all(told.get(name, 0) >= count for name, count in _known(seen).items())
+def _is_published(published: Mapping[str, int], study: StudyView) -> bool:
+    """Whether the result was published, by another process, with all that is known now."""
+    return bool(published) and all(published.get(name, 0) >= count for name, count in _progress(study).items())
 
 
-def _running(seen: StudyView) -> int:
-    """How many trials somebody is at, the confirmation's included."""
-    second = seen.confirmation
-    return seen.count("running") + (second.count("running") if second is not None else 0)
+def _running(study: StudyView) -> int:
+    """Return the number of running trials of a study and its confirmation."""
+    second = study.confirmation
+    return study.count("running") + (second.count("running") if second is not None else 0)
 
 
-def _compared(found: Finding) -> set[int]:
-    """The numbers of the trainings that the test set decides between."""
+def _compared_runs(found: Finding) -> set[int]:
+    """Return the numbers of the complete runs of winner and baseline, which the test set compares."""
     compared = [f for f in (found.winner, found.baseline) if f is not None]
     return {r.number for f in compared for r in f.runs if r.state == "complete"}
 
 
-def _tell(seen: StudyView, found: Finding, worked: Ending | None, launch: Launch) -> FinalizedStudy:
-    if worked is None and len(seen.records) < _WORTH_A_PAGE:
-        trouble = publish.publish_to_mlflow(seen, seen.plan.settings.location, found)
-        return FinalizedStudy(found, None, None, trouble, tuple(winner.write_config(seen)))
-    left = winner.write_config(seen)
-    page, trouble = publish.publish_before_deadline(seen, found, launch)
-    # As composed for this start: it is not the study that asks for a model, but somebody.
+def _publish(study: StudyView, ending: Ending | None, launch: Launch) -> FinalizedStudy:
+    found, notes = finding.from_view(study), winner.write_config(study)
+    if ending is None and len(study.records) < _MIN_TRIALS_FOR_PAGE:
+        mlflow_error = publish.publish_to_mlflow(study, study.plan.settings.location, found)
+        return FinalizedStudy(found, None, None, mlflow_error, tuple(notes))
+    page, mlflow_error = publish.publish_before_deadline(study, found, launch)
+    # The setting of this launch, not the stored one: a user asks for a model, not the study.
     if launch.plan.settings.tracking.register == "auto" and found.best:
-        left.append(_registered(seen, launch))
-    return FinalizedStudy(found, worked, page, trouble, tuple(left))
+        notes.append(_register(study, launch))
+    return FinalizedStudy(found, ending, page, mlflow_error, tuple(notes))
 
 
-def _registered(seen: StudyView, launch: Launch) -> str:
+def _register(study: StudyView, launch: Launch) -> str:
     if launch.deadline is None:
-        return winner.register(seen)
-    time_s = launch.publish_due_at() - launch.now() - _A_MODEL_S / 2
-    if time_s > _A_MODEL_S / 2:
-        return winner.register(seen, min(time_s, winner.EXPORT_TIMEOUT_S))
-    said, name = launch.deadline.setting, launch.plan.name
-    return f"no model in MLflow's registry: {said} left no time; `overnight register {name}` writes it"
+        return winner.register(study)
+    time_s = launch.publish_due_at() - launch.now() - _REGISTER_S / 2
+    if time_s > _REGISTER_S / 2:
+        return winner.register(study, min(time_s, winner.EXPORT_TIMEOUT_S))
+    setting, name = launch.deadline.setting, launch.plan.name
+    return f"no model in MLflow's registry: {setting} left no time; `overnight register {name}` writes it"
 
 
 def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord]) -> int | None:
-    """How many finalists there is time for; None where nothing presses."""
+    """Return the number of finalists that there is time for; None if there is no deadline."""
     if launch.deadline is None:
         return None
     room_s = launch.answer_due_at(len(records)) - deadline.SWITCH_S - launch.now()
@@ -156,32 +168,31 @@ def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: S
     return confirm.affordable_size(launch.plan, records, confirmations, room_s, slots).finalists
 
 
-def _say_what_was_cut(launch: Launch, found: Finding) -> None:
-    if launch.deadline is None or found.done >= found.asked:
+def _note_unconfirmed(launch: Launch, found: Finding) -> None:
+    """Note on the launch how far the deadline cut the confirmation."""
+    if launch.deadline is None or found.confirmed >= found.confirmations:
         return
     tried = [f for f in found.finalists if f.values]
     seeds = sorted({len(f.values) for f in tried})
-    several = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else ""
-    what = (
-        f"cut the confirmation to {found.done} of {found.asked} trainings: {len(tried)} of {len(found.finalists)} "
-        f"finalists on {several} of {found.plan.confirm_seeds} seeds"
+    seed_range = " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else ""
+    effect = (
+        f"cut the confirmation to {found.confirmed} of {found.confirmations} trainings: {len(tried)} of "
+        f"{len(found.finalists)} finalists on {seed_range} of {found.plan.confirm_seeds} seeds"
         if tried
         else "left no time for a confirmation"
     )
-    launch.end("deadline", f"{launch.deadline.setting} {what}")
+    launch.end("deadline", f"{launch.deadline.setting} {effect}")
 
 
-def _test(session: StudySession, found: Finding, launch: Launch, records: Sequence[TrialRecord]) -> None:
-    """Ask the test set of the winner and of the configuration as written, then, once all is confirmed, keep the
-    winner's weights alone."""
+def _evaluate_winner(session: StudySession, found: Finding, launch: Launch, records: Sequence[TrialRecord]) -> None:
+    """Evaluate winner and baseline on the test set; keep only the winner's weights once everything is confirmed."""
     if found.winner is None:
         return
-    asked = {f.trial.number for f in (found.winner, found.baseline) if f is not None}
-    if not confirm.evaluate_on_test_set(
-        session, asked, launch.answer_due_at(len(records)), deadline.test_set_s(records)
-    ):
+    trials = {f.trial.number for f in (found.winner, found.baseline) if f is not None}
+    until, duration_s = launch.answer_due_at(len(records)), deadline.test_set_s(records)
+    if not confirm.evaluate_on_test_set(session, trials, until, duration_s):
         assert launch.deadline is not None
         launch.end("deadline", f"{launch.deadline.setting} cut the test set: not every seed was tested")
-    elif found.done >= found.asked:
+    elif found.confirmed >= found.confirmations:
         kept = next(r.number for r in found.winner.runs if r.state == "complete")
-        confirm.drop_weights(session, kept if found.plan.settings.study.keep_checkpoints else None)
+        confirm.delete_weights(session, kept if found.plan.settings.study.keep_checkpoints else None)

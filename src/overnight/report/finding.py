@@ -1,4 +1,4 @@
-"""What a search and its confirmation have found: who won, by how much, how sure that is, in figures and in words."""
+"""The result of a search and its confirmation: who won, by how much, how certain that is, in figures and in words."""
 
 from __future__ import annotations
 
@@ -14,36 +14,49 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, best_of
 from overnight.study.snapshot import StudyView
 
-# What is told in percent where it lies between 0 and 1.
+# Metrics that are shown in percent if they are between 0 and 1.
 _SHARES = ("accuracy", "acc", "precision", "recall", "f1", "auroc", "auc")
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A configuration that was trained again. runs: its confirmations, by seed; values: theirs that are complete.
+    """A configuration that the confirmation trains again.
 
-    tests: metric -> the mean over the seeds that were tested. untested: why there are none.
+    Attributes:
+        trial: The trial of the search with this configuration.
+        runs: Its trials of the confirmation, ordered by seed.
+        values: Number of the seed -> objective, for complete runs on the seeds that are compared.
+        estimate: The mean of `values`; None if there are none.
+        tests: Metric -> mean on the test set over the tested seeds.
+        untested_reason: Why there are no `tests`; empty if it is not known.
     """
 
     trial: TrialRecord
     runs: tuple[TrialRecord, ...]
-    values: Mapping[int, float]  # nth seed -> objective
+    values: Mapping[int, float]
     estimate: Estimate | None
     tests: Mapping[str, Estimate]
-    untested: str = ""
+    untested_reason: str = ""
 
     @property
     def failed(self) -> int:
+        """Number of failed runs."""
         return sum(r.state == "failed" for r in self.runs)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """finalists: the winner first, by mean over the seeds that they share; then those that have fewer than three and
-    are two or more behind; last those that failed on one. Empty where nothing was confirmed.
+    """The result of a study.
 
-    luckiest: the search's own best.
-    baseline: the configuration as written; may be the winner itself. asked: how many confirmations there are to be.
+    Attributes:
+        search_best: The best trial of the search, on one seed.
+        finalists: The winner first, ordered by the mean over the seeds that they share. Finalists on fewer seeds
+            follow, and then those that failed on a seed. Empty if nothing is confirmed.
+        baseline: The baseline configuration; may be the winner.
+        against_second: The winner compared to the second finalist.
+        against_baseline: The winner compared to the baseline.
+        confirmed: Number of runs of the confirmation that are done.
+        confirmations: Number of runs that the confirmation is to have.
     """
 
     plan: Plan
@@ -52,8 +65,8 @@ class Finding:
     baseline: Finalist | None
     against_second: Comparison | None
     against_baseline: Comparison | None
-    done: int
-    asked: int
+    confirmed: int
+    confirmations: int
 
     @property
     def winner(self) -> Finalist | None:
@@ -61,12 +74,12 @@ class Finding:
 
     @property
     def best(self) -> TrialRecord | None:
-        """The trial of the search to go on with: the confirmed winner's, or the search's best."""
+        """The trial of the search to continue with: that of the winner, or the best one if nothing is confirmed."""
         return self.winner.trial if self.winner is not None else self.search_best
 
 
 def from_view(view: StudyView) -> Finding:
-    """What a study has found, as far as it got."""
+    """Return the result of a study, as far as it is known."""
     second = view.confirmation
     return from_records(view.plan, view.records, second.records if second else (), second.tests if second else {})
 
@@ -74,78 +87,104 @@ def from_view(view: StudyView) -> Finding:
 def from_records(
     plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord], tests: Mapping[int, Tested]
 ) -> Finding:
-    """What a search's records and its confirmation's say; tests: number of a confirmation -> the test set's word."""
-    seeds = plan.confirm_seeds
-    sign = 1 if plan.settings.study.direction == "maximize" else -1
+    """Return the result of a search.
+
+    Args:
+        records: The trials of the search.
+        confirmations: The trials of its confirmation.
+        tests: Number of a trial of the confirmation -> its values on the test set.
+    """
     chosen = confirm.finalists(plan, records)
-    written = confirm.baseline(plan, records) if chosen else None
+    baseline_trial = confirm.baseline(plan, records) if chosen else None
+    trials = {t.number: t for t in (*chosen, *([baseline_trial] if baseline_trial else []))}
+    runs = {number: _runs(confirmations, number, plan.confirm_seeds) for number in trials}
+    compared_seeds = _compared_seeds({t.number: runs[t.number] for t in chosen})
 
-    runs_of = {t.number: _runs(confirmations, t, seeds) for t in (*chosen, *([written] if written else []))}
-    # Where a confirmation was cut, one more lucky seed must decide nothing.
-    tried = {t.number: {_nth(r) for r in runs_of[t.number] if r.done} for t in chosen}
-    most = max(map(len, tried.values()), default=0)
-    enough = max(min(most - 1, deadline.MIN_SEEDS), 1)
-    level = {number for number, nths in tried.items() if len(nths) >= enough}
-    shared = set.intersection(*(tried[number] for number in level)) if level else set()
-
-    def finalist(trial: TrialRecord, among: int) -> Finalist:
-        runs = runs_of[trial.number]
-        values = {_nth(r): r.objective for r in runs if r.state == "complete" and r.objective is not None}
-        if trial.number in level:
-            values = {nth: value for nth, value in values.items() if nth in shared} or values
-        heard = [tests[r.number] for r in runs if r.number in tests]
-        names = dict.fromkeys(name for t in heard for name in t.metrics)
-        means = {n: estimate([t.metrics[n] for t in heard if n in t.metrics]) for n in names}
-        mean = estimate(list(values.values()), among) if values else None
-        return Finalist(trial, runs, values, mean, means, next((t.why for t in heard if t.why), ""))
+    def finalist(trial: TrialRecord, candidates: int) -> Finalist:
+        return _finalist(trial, runs[trial.number], compared_seeds.get(trial.number), tests, candidates)
 
     def rank(f: Finalist) -> tuple[bool, int, bool, float]:
-        return f.estimate is None, f.failed, f.trial.number not in level, -sign * f.estimate.mean if f.estimate else 0.0
+        mean = f.estimate.mean if f.estimate else 0.0
+        return f.estimate is None, f.failed, f.trial.number not in compared_seeds, -_sign(plan) * mean
 
     ranked = sorted((finalist(t, len(chosen)) for t in chosen), key=rank)
-    # Its mean is no winner's, and needs no making up for luck, unless it is the winner.
-    same = next((f for f in ranked if written is not None and f.trial.number == written.number), None)
-    base = same or (finalist(written, 1) if written is not None else None)
-    if base is not None and ranked and base is not ranked[0] and same is not None:
-        base = finalist(base.trial, 1)
     winner = ranked[0] if ranked else None
+    base = None
+    if baseline_trial is not None:
+        # Only the mean of the winner was chosen for being high, so only its interval is corrected for that.
+        is_winner = winner is not None and winner.trial.number == baseline_trial.number
+        base = winner if is_winner else finalist(baseline_trial, 1)
     rivals = [f for f in ranked[1:] if f.estimate is not None]
-    others = sum(f.trial.number != base.trial.number for f in ranked) if base else 0
-    asked = len({f.trial.number for f in (*ranked, *([base] if base else []))}) * seeds if chosen else 0
+    others = sum(base is not None and f.trial.number != base.trial.number for f in ranked)
     return Finding(
         plan,
         best_of(records, plan.settings),
         tuple(ranked),
         base,
         _compared(winner, rivals[0] if rivals else None),
-        _compared(winner, base, others) if winner and base and winner.trial.number != base.trial.number else None,
-        sum(r.done for f in {f.trial.number: f for f in (*ranked, *([base] if base else []))}.values() for r in f.runs),
-        asked,
+        _compared(winner, base, others) if base is not winner else None,
+        sum(r.done for number in trials for r in runs[number]),
+        len(trials) * plan.confirm_seeds,
     )
 
 
-def _runs(confirmations: Sequence[TrialRecord], trial: TrialRecord, seeds: int) -> tuple[TrialRecord, ...]:
-    """A trial's confirmations, by seed."""
-    mine = (r for r in confirmations if r.confirms and r.confirms.trial == trial.number and _nth(r) <= seeds)
-    return tuple(sorted(mine, key=_nth))
+def _runs(confirmations: Sequence[TrialRecord], number: int, seeds: int) -> tuple[TrialRecord, ...]:
+    """Return the runs of a trial, ordered by seed."""
+    found = (r for r in confirmations if r.confirms and r.confirms.trial == number and _seed(r) <= seeds)
+    return tuple(sorted(found, key=_seed))
+
+
+def _compared_seeds(runs: Mapping[int, Sequence[TrialRecord]]) -> dict[int, set[int]]:
+    """Return the seeds on which finalists are compared: number of the trial -> seeds, the same for each.
+
+    If a confirmation was cut short, finalists have different seeds, and one more lucky seed must not decide. Finalists
+    with too few seeds are left out; they are ranked behind the others.
+    """
+    done = {number: {_seed(r) for r in of_one if r.done} for number, of_one in runs.items()}
+    most = max(map(len, done.values()), default=0)
+    enough = max(min(most - 1, deadline.MIN_SEEDS), 1)
+    level = {number: seeds for number, seeds in done.items() if len(seeds) >= enough}
+    return dict.fromkeys(level, set.intersection(*level.values())) if level else {}
+
+
+def _finalist(
+    trial: TrialRecord,
+    runs: tuple[TrialRecord, ...],
+    seeds: set[int] | None,
+    tests: Mapping[int, Tested],
+    candidates: int,
+) -> Finalist:
+    values = {_seed(r): r.objective for r in runs if r.state == "complete" and r.objective is not None}
+    if seeds is not None:
+        values = {seed: value for seed, value in values.items() if seed in seeds} or values
+    tested = [tests[r.number] for r in runs if r.number in tests]
+    metrics = dict.fromkeys(name for t in tested for name in t.metrics)
+    return Finalist(
+        trial,
+        runs,
+        values,
+        estimate(list(values.values()), candidates) if values else None,
+        {name: estimate([t.metrics[name] for t in tested if name in t.metrics]) for name in metrics},
+        next((t.why for t in tested if t.why), ""),
+    )
 
 
 def summary_sentence(finding: Finding) -> str:
-    """The answer, for somebody who has just woken up."""
+    """Say the result in one sentence."""
     winner, base, metric = finding.winner, finding.baseline, finding.plan.settings.study.metric
     if winner is None or winner.estimate is None:
         return _unconfirmed(finding)
     name = trial_name(winner.trial.number)
-    said = f"{name} won: {format_value(winner.estimate, metric)} {metric} over {_seeds(winner.estimate.n)}"
-    said += _on_test(winner, finding)
+    sentence = f"{name} won: {format_value(winner.estimate, metric)} {metric} over {_seeds(winner.estimate.n)}"
+    sentence += _on_test(winner, finding)
     second = _second(finding)
     if base is not None and second is not None and base.trial.number == second.trial.number:
-        return f"{said}; {_beside_baseline(finding, base, 'in second place, ')}."  # once, and as sure as it is of both
-    return f"{said}; {_beside_baseline(finding, base)}; {_beside_second(finding, second)}."
+        return f"{sentence}; {_versus_baseline(finding, base, 'in second place, ')}."
+    return f"{sentence}; {_versus_baseline(finding, base)}; {_versus_second(finding, second)}."
 
 
 def verdict(comparison: Comparison | None, sign: int) -> str:
-    """better, worse, or not distinguishable: what a comparison says of the first; sign: -1 where less is better."""
+    """Say whether the first one of a comparison is better, worse or not distinguishable. sign: of `sign_of`."""
     if comparison is None or comparison.p is None:
         return "not compared"
     if not comparison.distinguishable:
@@ -154,7 +193,7 @@ def verdict(comparison: Comparison | None, sign: int) -> str:
 
 
 def format_value(value: Estimate | float, metric: str) -> str:
-    """A figure for people, with as many digits as its interval carries: 98.51% ± 0.06, or 0.1234 ± 0.0011."""
+    """Format a value of a metric with its interval: 98.51% ± 0.06, or 0.1234 ± 0.0011."""
     mean, half = (value.mean, value.half_width) if isinstance(value, Estimate) else (value, None)
     if metric.replace("_", "/").split("/")[-1].lower() in _SHARES and -1 <= mean <= 1:
         return f"{mean:.2%}" + ("" if half is None else f" ± {100 * half:.2f}")
@@ -162,30 +201,32 @@ def format_value(value: Estimate | float, metric: str) -> str:
 
 
 def test_metric(finding: Finding) -> str:
-    """What the study's metric is called on the test set."""
+    """Return the name of the study's metric on the test set."""
     return "test/" + finding.plan.settings.study.metric.removeprefix("val/").removeprefix("val_")
 
 
 def _unconfirmed(finding: Finding) -> str:
     best, metric = finding.search_best, finding.plan.settings.study.metric
     if best is None or best.objective is None:
-        return "no trial is complete, so there is nothing to say yet."
-    said = f"{trial_name(best.number)} is the best so far: {format_value(best.objective, metric)} {metric} on one seed"
-    if finding.asked:
-        return f"{said}; {finding.done} of {finding.asked} confirmations are done."
-    return f"{said}, picked as the luckiest, so expect less; study.confirm.seeds=5 would tell how sure that is."
+        return "no trial is complete yet, so there is no result."
+    sentence = (
+        f"{trial_name(best.number)} is the best so far: {format_value(best.objective, metric)} {metric} on one seed"
+    )
+    if finding.confirmations:
+        return f"{sentence}; {finding.confirmed} of {finding.confirmations} confirmations are done."
+    return f"{sentence}, picked as the luckiest, so expect less; study.confirm.seeds=5 would tell how sure that is."
 
 
 def _on_test(finalist: Finalist, finding: Finding) -> str:
     tested = finalist.tests.get(test_metric(finding))
     if tested is not None:
         trained = finalist.estimate.n if finalist.estimate is not None else tested.n
-        of = f" (of {_seeds(tested.n)} alone)" if tested.n < trained else ""
-        return f", {format_value(tested.mean, test_metric(finding))} on test{of}"
-    return f" (no test set: {finalist.untested})" if finalist.untested else ""
+        seeds = f" ({_seeds(tested.n)} only)" if tested.n < trained else ""
+        return f", {format_value(tested.mean, test_metric(finding))} on test{seeds}"
+    return f" (no test set: {finalist.untested_reason})" if finalist.untested_reason else ""
 
 
-def _beside_baseline(finding: Finding, base: Finalist | None, in_place: str = "") -> str:
+def _versus_baseline(finding: Finding, base: Finalist | None, in_place: str = "") -> str:
     metric, winner = finding.plan.settings.study.metric, finding.winner
     if base is None:
         return "the config you started from did not train, or is marked bad"
@@ -196,49 +237,44 @@ def _beside_baseline(finding: Finding, base: Finalist | None, in_place: str = ""
         return "the config you started from failed on these seeds"
     test = _on_test(base, finding) if base.tests else ""
     mean = format_value(base.estimate, metric)
-    said = f"the config you started from{f', {in_place}' if in_place else ' '}had {mean}{test}"
-    return (
-        said
-        + {
-            "better": "",
-            "worse": ", which is better",
-            "not distinguishable": ", not distinguishably different",
-            "not compared": ", on too few seeds to compare",
-        }[verdict(finding.against_baseline, sign_of(finding))]
-    )
+    sentence = f"the config you started from{f', {in_place}' if in_place else ' '}had {mean}{test}"
+    certainty = {
+        "better": "",
+        "worse": ", which is better",
+        "not distinguishable": ", not distinguishably different",
+        "not compared": ", on too few seeds to compare",
+    }
+    return sentence + certainty[verdict(finding.against_baseline, sign_of(finding))]
 
 
 def _second(finding: Finding) -> Finalist | None:
     return next((f for f in finding.finalists[1:] if f.estimate is not None), None)
 
 
-def _beside_second(finding: Finding, second: Finalist | None) -> str:
+def _versus_second(finding: Finding, second: Finalist | None) -> str:
     if second is None:
         return "there is no second to compare with"
     name = f"second place ({trial_name(second.trial.number)})"
-    if second.failed:
-        was_better = f"{name} was better, but failed on {_seeds(second.failed)}"
-    else:
-        was_better = f"{name} was better, but on fewer seeds"
+    drawback = f"failed on {_seeds(second.failed)}" if second.failed else "on fewer seeds"
     return {
         "better": f"{name} is worse",
-        "worse": was_better,
+        "worse": f"{name} was better, but {drawback}",
         "not distinguishable": f"{name} is not distinguishably worse",
         "not compared": f"{name} was trained on too few seeds to compare",
     }[verdict(finding.against_second, sign_of(finding))]
 
 
-def _compared(first: Finalist | None, second: Finalist | None, among: int = 1) -> Comparison | None:
-    """Seed by seed, on the seeds that both have."""
+def _compared(first: Finalist | None, second: Finalist | None, candidates: int = 1) -> Comparison | None:
+    """Compare two finalists on the seeds that both have."""
     if first is None or second is None:
         return None
     common = sorted(first.values.keys() & second.values.keys())
     if not common:
         return None
-    return compare([first.values[n] for n in common], [second.values[n] for n in common], among)
+    return compare([first.values[n] for n in common], [second.values[n] for n in common], candidates)
 
 
-def _nth(record: TrialRecord) -> int:
+def _seed(record: TrialRecord) -> int:
     assert record.confirms is not None
     return record.confirms.nth_seed
 
@@ -248,5 +284,9 @@ def _seeds(n: int) -> str:
 
 
 def sign_of(finding: Finding) -> int:
-    """1 where more of the objective is better, -1 where less is."""
-    return 1 if finding.plan.settings.study.direction == "maximize" else -1
+    """Return 1 if a higher objective is better, -1 if a lower one is."""
+    return _sign(finding.plan)
+
+
+def _sign(plan: Plan) -> int:
+    return 1 if plan.settings.study.direction == "maximize" else -1

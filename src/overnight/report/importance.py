@@ -1,4 +1,4 @@
-"""Which parameters mattered: functional analysis of variance, with how far that depends on which trials there were."""
+"""Parameter importance by functional analysis of variance (fANOVA), with its uncertainty over trials."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ from overnight.search.record import TrialRecord
 from overnight.search.space import contains
 
 RESAMPLES = 20
-# The time grows with the square of a tree's leaves: 16 deep, a thousand trials take 15 seconds a forest, and 6 deep
-# half a second; no share moved by more than 0.025 (benchmarks/NOTES.md).
+# The time grows with the square of the number of leaves. A forest for a thousand trials takes 15 s at depth 16 and 0.5
+# s at depth 6; no share differs by more than 0.025 (benchmarks/NOTES.md).
 _TREES, _DEPTH = 16, 6
-# Fewer say nothing: a forest would explain them by whatever was drawn.
-FEWEST = 6
+# With fewer trials a forest explains the values by chance.
+MIN_TRIALS = 6
 
 
 @dataclass(frozen=True)
 class Importance:
-    """share: of the objective's variance over the space that a parameter explains by itself, 0 to 1. low, high: a tenth
-    of resampled sets of trials say less, a tenth more."""
+    """The importance of a parameter.
+
+    Attributes:
+        share: Share of the objective's variance over the space that the parameter explains alone, 0 to 1.
+        low: The 10% quantile of the share over bootstrap resamples of the trials.
+        high: The 90% quantile.
+    """
 
     name: str
     share: float
@@ -34,16 +39,19 @@ class Importance:
 
 
 def importances(plan: Plan, records: Sequence[TrialRecord], resamples: int = RESAMPLES) -> list[Importance]:
-    """The searched parameters, the one that mattered most first; empty where there is too little to tell by.
+    """Return the importance of each parameter that every trial has, the most important first.
 
-    Hutter, Hoos and Leyton-Brown 2014, "An efficient approach for assessing hyperparameter importance", as Optuna has
-    it, of the parameters that every trial has; pruned trials count with what they had reached, or all that is bad
-    would be out of sight. The spread is a bootstrap over trials (Efron and Tibshirani 1993, chapter 6).
+    Uses Optuna's fANOVA (Hutter, Hoos and Leyton-Brown 2014, "An efficient approach for assessing hyperparameter
+    importance"). Pruned trials count with their last value, because without them bad values would be missing. The
+    uncertainty is a bootstrap over trials (Efron and Tibshirani 1993, chapter 6).
+
+    Returns:
+        An empty list if there are too few trials.
     """
-    trials = comparable(plan, records)
-    if len(trials) < FEWEST or len({t.value for t in trials}) < 2:
+    trials = comparable_trials(plan, records)
+    if len(trials) < MIN_TRIALS or len({t.value for t in trials}) < 2:
         return []
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # or it tells of every forest's study
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # without a message for each temporary study
     rng = random.Random(plan.settings.seed)
     shares = [_shares(trials, seed=0)]
     shares += [_shares(rng.choices(trials, k=len(trials)), seed) for seed in range(1, resamples + 1)]
@@ -56,8 +64,8 @@ def importances(plan: Plan, records: Sequence[TrialRecord], resamples: int = RES
     return sorted(found, key=lambda i: -i.share)
 
 
-def comparable(plan: Plan, records: Sequence[TrialRecord]) -> list[optuna.trial.FrozenTrial]:
-    """The trials that have a value and lie in the space, with the parameters that all of them have and that vary."""
+def comparable_trials(plan: Plan, records: Sequence[TrialRecord]) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials with a value inside the space, with the parameters that all of them have and that vary."""
     names = plan.space.unconditional()
     kept = [r for r in records if r.state in ("complete", "pruned") and r.objective is not None]
     kept = [r for r in kept if all(n in r.params and contains(names[n], r.params[n]) for n in names)]
@@ -83,8 +91,8 @@ def _shares(trials: Sequence[optuna.trial.FrozenTrial], seed: int) -> dict[str, 
         return {}
     evaluator = FanovaImportanceEvaluator(n_trees=_TREES, max_depth=_DEPTH, seed=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of forests that a resampled set leaves without variance
+        warnings.simplefilter("ignore")  # about resamples without variance
         try:
             return dict(get_param_importances(study, evaluator=evaluator, params=names, normalize=False))
-        except RuntimeError:  # no tree sees any variance, as where a range is finer than its single precision
+        except RuntimeError:  # no tree finds variance, e.g. in a range below single precision
             return dict.fromkeys(names, 0.0)

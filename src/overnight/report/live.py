@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a live table on a terminal, plain lines elsewhere, a table in a notebook."""
+"""The progress of a running study: a live table in a terminal or notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,22 +23,35 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, best_of, describe, format_duration, trial_title
 
 REDRAW_EVERY_S = 0.5
-_COLOURS = {"complete": "green", "pruned": "yellow", "failed": "red", "paused": "blue", "running": "cyan"}
 
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A running trial as it is shown. epoch: the last one done, counted from 0; -1 before the first."""
+    """A running trial.
+
+    Attributes:
+        epoch: The last complete epoch, counted from 0; -1 before the first.
+        value: Its objective so far.
+        started_at: Unix time in seconds.
+    """
 
     number: int
     epoch: int
     value: float | None
-    since: float
+    started_at: float
 
 
 @dataclass(frozen=True)
 class ProgressSnapshot:
-    """A study at one moment. ended: the records of this session, in order."""
+    """The progress of a study at one moment.
+
+    Attributes:
+        records: All trials, by number.
+        ended: The trials that ended in this session, in order.
+        stopping: Whether running trials are being saved for a stop.
+        warning: A problem that the user should know of, e.g. a full disk.
+        forecast: What is still to come before a deadline; None without a deadline.
+    """
 
     plan: Plan
     records: Mapping[int, TrialRecord]
@@ -46,8 +59,8 @@ class ProgressSnapshot:
     ended: tuple[TrialRecord, ...]
     slots: int
     stopping: bool
-    trouble: str | None
-    ahead: str | None = None  # what there is to come before a deadline
+    warning: str | None
+    forecast: str | None = None
 
     def count(self, state: str) -> int:
         return sum(r.state == state for r in self.records.values())
@@ -61,26 +74,26 @@ class ProgressSnapshot:
         return best_of(self.records.values(), self.plan.settings)
 
     def seconds_left(self) -> float | None:
-        """Until the budget is spent, by the median of what this session's trials took; None before the first."""
-        took = [r.ended_at - r.started_at for r in self.ended if r.ended_at and r.started_at]
-        if not took:
+        """Estimate the seconds until the budget is used, from the median duration; None before the first trial."""
+        durations = [r.ended_at - r.started_at for r in self.ended if r.ended_at and r.started_at]
+        if not durations:
             return None
-        typical, now = statistics.median(took), time.time()  # the first one waited for the imports
-        running = sum(max(typical - (now - slot.since), 0.0) for slot in self.running)
-        left = max(self.plan.budget - self.done - len(self.running), 0)
-        # The confirmation's trials run to their last epoch, as the longest ones here did.
-        return (left * typical + running + self.plan.confirmation_trials * max(took)) / self.slots
+        typical, now = statistics.median(durations), time.time()  # the first trial waited for imports
+        running = sum(max(typical - (now - trial.started_at), 0.0) for trial in self.running)
+        waiting = max(self.plan.budget - self.done - len(self.running), 0)
+        # Trials of a confirmation are never pruned, so they take as long as the longest trial.
+        return (waiting * typical + running + self.plan.confirmation_trials * max(durations)) / self.slots
 
 
 class Screen(Protocol):
-    """Shows glances; `update` is called often and decides itself what to draw."""
+    """Shows progress. `update` is called often and decides whether to draw."""
 
-    def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None: ...
+    def update(self, take_snapshot: Callable[[], ProgressSnapshot], force: bool = False) -> None: ...
     def close(self) -> None: ...
 
 
 def choose_screen(kind: Literal["terminal", "plain", "notebook", "none"] | None = None) -> Screen:
-    """The screen that suits where we are, or the one that is named."""
+    """Return the screen of a kind, or the one that fits the output."""
     console = Console(highlight=False)
     if kind is None:
         kind = "notebook" if _in_notebook() else "terminal" if console.is_terminal else "plain"
@@ -94,7 +107,7 @@ def choose_screen(kind: Literal["terminal", "plain", "notebook", "none"] | None 
 
 
 class NullScreen:
-    def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:
+    def update(self, take_snapshot: Callable[[], ProgressSnapshot], force: bool = False) -> None:
         pass
 
     def close(self) -> None:
@@ -102,14 +115,14 @@ class NullScreen:
 
 
 class BrokenPipeSafe:
-    """Another screen, until that one breaks: a closed terminal or pipe must not end a study."""
+    """Wraps a screen and ignores its errors: a closed terminal or pipe must not stop a study."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
 
-    def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:
+    def update(self, take_snapshot: Callable[[], ProgressSnapshot], force: bool = False) -> None:
         try:
-            self._screen.update(glance, force)
+            self._screen.update(take_snapshot, force)
         except (OSError, ValueError):
             self._screen = NullScreen()
 
@@ -119,67 +132,70 @@ class BrokenPipeSafe:
 
 
 class PlainScreen:
-    """One plain line a finished trial, and one where something is in the way."""
+    """Prints one line for each trial that ended, and each new warning."""
 
-    def __init__(self, told: int = 0) -> None:
-        """told: how many of the ended ones need no line."""
-        self._told = told
-        self._trouble: str | None = None
+    def __init__(self, skip: int = 0) -> None:
+        """skip: Number of ended trials that are not printed."""
+        self._printed = skip
+        self._warning: str | None = None
 
-    def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:  # noqa: ARG002
-        now = glance()
-        for record in now.ended[self._told :]:
-            best = now.best
-            left = now.seconds_left()
-            print(
-                f"{trial_title(record)} {record.state:8} {_objective(record):>9}  {describe(record)}"
-                f"  [{now.done} of {now.plan.budget}"
-                + (f", best {best.objective:.4g}" if best and best.objective is not None else "")
-                + (f"; {now.ahead}" if now.ahead else f", {format_duration(left)} left" if left else "")
-                + "]",
-                flush=True,
-            )
-        self._told = len(now.ended)
-        if now.trouble and now.trouble != self._trouble:
-            print(now.trouble, flush=True)
-        self._trouble = now.trouble
+    def update(self, take_snapshot: Callable[[], ProgressSnapshot], force: bool = False) -> None:  # noqa: ARG002
+        now = take_snapshot()
+        for record in now.ended[self._printed :]:
+            print(_line(record, now), flush=True)
+        self._printed = len(now.ended)
+        if now.warning and now.warning != self._warning:
+            print(now.warning, flush=True)
+        self._warning = now.warning
 
     def close(self) -> None:
         pass
 
 
+def _line(record: TrialRecord, now: ProgressSnapshot) -> str:
+    best, left = now.best, now.seconds_left()
+    progress = f"{now.done} of {now.plan.budget}"
+    if best is not None and best.objective is not None:
+        progress += f", best {best.objective:.4g}"
+    if now.forecast:
+        progress += f"; {now.forecast}"
+    elif left:
+        progress += f", {format_duration(left)} left"
+    return f"{trial_title(record)} {record.state:8} {_objective(record):>9}  {describe(record)}  [{progress}]"
+
+
 class TerminalScreen:
-    """A table that is drawn over, twice a second at most."""
+    """Redraws a table in a terminal, at most twice a second."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn_at = 0.0
         self._live.start()
 
-    def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:
+    def update(self, take_snapshot: Callable[[], ProgressSnapshot], force: bool = False) -> None:
         if force or time.monotonic() - self._drawn_at >= REDRAW_EVERY_S:
             self._drawn_at = time.monotonic()
-            self._live.update(picture(glance()), refresh=True)
+            self._live.update(render(take_snapshot()), refresh=True)
 
     def close(self) -> None:
         self._live.stop()
 
 
 class NotebookScreen:
-    """The same table as HTML, in one output that is drawn over."""
+    """Redraws the table as HTML in one output of a notebook, at most twice a second."""
 
     def __init__(self) -> None:
         self._handle: Any = None
         self._drawn_at = 0.0
 
-    def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:
+    def update(self, take_snapshot: Callable[[], ProgressSnapshot], force: bool = False) -> None:
         from IPython.display import HTML, display
 
         if not force and time.monotonic() - self._drawn_at < REDRAW_EVERY_S:
             return
         self._drawn_at = time.monotonic()
         console = Console(record=True, file=io.StringIO(), width=110, force_jupyter=False)
-        console.print(picture(glance()))
+        console.print(render(take_snapshot()))
         html = HTML(console.export_html(inline_styles=True, code_format="<pre style='line-height:1.2'>{code}</pre>"))
         if self._handle is None:
             self._handle = display(html, display_id=True)
@@ -190,59 +206,61 @@ class NotebookScreen:
         pass
 
 
-def picture(now: ProgressSnapshot) -> Group:
-    """The live table."""
-    study, budget, left = now.plan.settings.study, now.plan.budget, now.seconds_left()
+def render(now: ProgressSnapshot) -> Group:
+    """Return the live table."""
+    lines: list[Any] = [_heading(now)]
+    if now.forecast and not now.stopping:
+        lines.append(Text(now.forecast, style="dim"))
+    best = now.best
+    if best is not None:
+        value = f"{now.plan.settings.study.metric} {best.objective:.4g}"
+        lines.append(
+            Text.assemble("best  ", (value, "bold green"), f"  {trial_title(best)}  ", (describe(best), "dim"))
+        )
+    lines.append(_slot_table(now))
+    if now.warning:
+        lines.append(Text(now.warning, style="yellow"))
+    return Group(*lines)
+
+
+def _heading(now: ProgressSnapshot) -> Table:
+    budget, left = now.plan.budget, now.seconds_left()
     counts = ", ".join(f"{now.count(s)} {s}" for s in ("complete", "pruned", "failed", "paused") if now.count(s))
-    head = Table.grid(padding=(0, 1))
-    head.add_row(
+    if now.stopping:
+        phase = "saving and stopping ..."
+    elif left is not None and not now.forecast:
+        phase = f"about {format_duration(left)} left"
+    else:
+        phase = "" if now.ended else "starting ..."
+    heading = Table.grid(padding=(0, 1))
+    heading.add_row(
         Text(now.plan.name, style="bold"),
         ProgressBar(total=budget, completed=now.done, width=30),
         Text(f"{now.done} of {budget} trials"),
         Text(f"({counts})" if counts else ""),
-        Text(
-            "saving and stopping ..."
-            if now.stopping
-            else f"about {format_duration(left)} left"
-            if left is not None and not now.ahead
-            else "starting ..."
-            if not now.ended
-            else "",
-            style="dim",
-        ),
+        Text(phase, style="dim"),
     )
-    best = now.best
-    lines: list[Any] = [head]
-    if now.ahead and not now.stopping:
-        lines.append(Text(now.ahead, style="dim"))
-    if best is not None:
-        lines.append(
-            Text.assemble(
-                "best  ",
-                (f"{study.metric} {best.objective:.4g}", "bold green"),
-                f"  {trial_title(best)}  ",
-                (describe(best), "dim"),
-            )
-        )
-    slots = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("slot", "trial", "epoch", study.metric, "for", ""):
-        slots.add_column(column, justify="right" if column in ("epoch", study.metric, "for") else "left")
-    for i, slot in enumerate(now.running):
-        record = now.records.get(slot.number)
-        slots.add_row(
+    return heading
+
+
+def _slot_table(now: ProgressSnapshot) -> Table:
+    metric = now.plan.settings.study.metric
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("slot", "trial", "epoch", metric, "for", ""):
+        table.add_column(column, justify="right" if column in ("epoch", metric, "for") else "left")
+    for i, trial in enumerate(now.running):
+        record = now.records.get(trial.number)
+        table.add_row(
             str(i),
-            trial_title(record) if record else trial_name(slot.number),
-            f"{slot.epoch + 1}/{now.plan.settings.trainer.max_epochs}",
-            "" if slot.value is None else f"{slot.value:.4g}",
-            format_duration(time.time() - slot.since),
+            trial_title(record) if record else trial_name(trial.number),
+            f"{trial.epoch + 1}/{now.plan.settings.trainer.max_epochs}",
+            "" if trial.value is None else f"{trial.value:.4g}",
+            format_duration(time.time() - trial.started_at),
             Text(describe(record) if record else "", style="dim", overflow="ellipsis", no_wrap=True),
         )
     for i in range(len(now.running), now.slots):
-        slots.add_row(str(i), Text("free", style="dim"))
-    lines.append(slots)
-    if now.trouble:
-        lines.append(Text(now.trouble, style="yellow"))
-    return Group(*lines)
+        table.add_row(str(i), Text("free", style="dim"))
+    return table
 
 
 def _objective(record: TrialRecord) -> str:
@@ -253,7 +271,7 @@ def _objective(record: TrialRecord) -> str:
 
 def _in_notebook() -> bool:
     get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
-    if get_ipython is None:  # nobody started one, and to import it takes a while
+    if get_ipython is None:  # IPython is not running, and its import is slow
         return False
     shell = get_ipython()
     return (

@@ -64,7 +64,7 @@ def page(report: Report) -> str:
 def _sections(report: Report) -> Iterable[str]:
     drawn = {p.title: p for p in charts(report)}
     curves = [p for title, p in drawn.items() if title.startswith("Learning")]
-    if report.finding.finalists and report.finding.done:
+    if report.finding.finalists and report.finding.confirmed:
         yield "<h2>Confirmation on new seeds</h2>" + _table(ranking_columns(report), ranking(report), "finalists")
         yield _note(report)
     if report.train_command is not None:

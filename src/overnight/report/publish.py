@@ -1,4 +1,4 @@
-"""The answer told: the report's page, and what MLflow shows of it; within a deadline where there is one."""
+"""Publish the result of a study: write the HTML page and send it to MLflow, before a deadline if there is one."""
 
 from __future__ import annotations
 
@@ -21,57 +21,67 @@ if TYPE_CHECKING:
 
 
 def publish_report(seen: StudyView, location: StudyLocation) -> tuple[Report, Path, str | None]:
-    """Write a study's page, and have MLflow show it; returns the report, where its page lies, and MLflow's trouble."""
-    told, path = _write(seen, location), location.paths.study(seen.name).report
-    return told, path, publish_to_mlflow(seen, location, told.finding, str(path))
+    """Write the page of a study and publish it in MLflow.
+
+    Returns:
+        The report, the path of its page, and why MLflow does not show it; None if it does.
+    """
+    content, path = _write(seen, location), location.paths.study(seen.name).report
+    return content, path, publish_to_mlflow(seen, location, content.finding, str(path))
 
 
 def publish_before_deadline(seen: StudyView, found: Finding, launch: Launch) -> tuple[Path | None, str | None]:
-    """The same; returns the page, and MLflow's trouble.
+    """Publish as `publish_report` does, but end before the deadline of a launch.
 
-    A report of many trials on a busy machine may take a minute. Where there is a deadline a process writes the page
-    while MLflow hears the answer, and is ended where it takes too long: `overnight report` writes it then.
+    A page of many trials may take a minute on a busy machine. With a deadline, a child process writes it while this
+    process sends the result to MLflow. The child is ended if it takes too long; `overnight report` writes the page
+    then.
+
+    Returns:
+        The path of the page, None if it was not written, and why MLflow does not show the result; None if it does.
     """
     location = launch.plan.settings.location
     if launch.deadline is None:
         return publish_report(seen, location)[1:]
     process, path = forkserver.fork(write_page_in_child, location, seen.name), location.paths.study(seen.name).report
     try:
-        trouble = _publish_in_time(launch, seen, location, found)
+        mlflow_error = _publish_in_time(launch, seen, location, found)
         process.join(max(launch.publish_due_at() - launch.now(), 0.0))
         written, late = process.exitcode == 0, process.exitcode is None
     finally:
         discard(process)
     if not written:
         why = f"{launch.deadline.setting} left no time for the page" if late else "the page could not be written"
-        launch.add_note(f"{why}: `overnight report {seen.name}` writes it")
-        return None, trouble
+        launch.add_note(f"{why}; `overnight report {seen.name}` writes it")
+        return None, mlflow_error
     if launch.now() < launch.publish_due_at():
-        trouble = _publish_in_time(launch, seen, location, found, str(path))
-    return path, trouble
+        mlflow_error = _publish_in_time(launch, seen, location, found, str(path))
+    return path, mlflow_error
 
 
 def _publish_in_time(
     launch: Launch, seen: StudyView, location: StudyLocation, found: Finding, *files: str
 ) -> str | None:
-    """Have MLflow hear the answer, as far as it listens until soon after the page is given up."""
-    said: list[str | None] = []
-    thread = threading.Thread(target=lambda: said.append(publish_to_mlflow(seen, location, found, *files)), daemon=True)
+    """Publish in MLflow, until shortly after the time at which the page is given up."""
+    outcome: list[str | None] = []
+    thread = threading.Thread(
+        target=lambda: outcome.append(publish_to_mlflow(seen, location, found, *files)), daemon=True
+    )
     thread.start()
     thread.join(max(launch.publish_due_at() + deadline.EXIT_S / 3 - launch.now(), 0.0))
-    return said[0] if said else "there was no time left"
+    return outcome[0] if outcome else "there was no time left"
 
 
 def write_page_in_child(location: StudyLocation, name: str) -> None:
-    """In a process of its own: write a study's page."""
+    """Write the page of a study, as the main function of a child process."""
     child_process.begin(new_session=False)
     seen, _ = view(location, name)
-    assert seen is not None, "whoever wants its page has seen it"
+    assert seen is not None, "the parent has read it"
     _write(seen, location)
 
 
 def publish_to_mlflow(seen: StudyView, location: StudyLocation, found: Finding, *files: str) -> str | None:
-    """Have MLflow say what was found; what kept it from that, or None."""
+    """Publish the result in MLflow and return why that failed; None if it did not."""
     won, second = found.winner, seen.confirmation
     answer = summary.Summary(
         finding.summary_sentence(found),
@@ -86,8 +96,8 @@ def publish_to_mlflow(seen: StudyView, location: StudyLocation, found: Finding, 
 
 
 def _write(seen: StudyView, location: StudyLocation) -> Report:
-    from overnight.report import page, report  # they take seconds to import
+    from overnight.report import page, report  # slow to import
 
-    told = report.build_report(seen)
-    page.write(told, location.paths.study(seen.name).report)
-    return told
+    content = report.build_report(seen)
+    page.write(content, location.paths.study(seen.name).report)
+    return content

@@ -119,7 +119,7 @@ def cost_lines(report: Report) -> list[str]:
     counted = "1 trial" if len(records) == 1 else f"{len(records)} trials"
     lines = [f"{counted} ({trials}): {format_duration(cost.search_s)} of training"]
     if cost.confirmation_s:
-        lines[0] += f", and {format_duration(cost.confirmation_s)} for {report.finding.done} confirmations"
+        lines[0] += f", and {format_duration(cost.confirmation_s)} for {report.finding.confirmed} confirmations"
     if cost.wall_s:
         lines.append(f"{format_duration(cost.wall_s)} from the first start to the last end")
     if cost.peak_bytes:
@@ -189,7 +189,7 @@ def _versus_first(found: Finding, rank: int, f: Finalist) -> str:
 def print_report(report: Report, console: Console) -> None:
     """Print a report to a terminal."""
     console.print(Text(report.plan.name, style="bold"), Text(report.sentence, style="bold green"), sep="\n")
-    if report.finding.finalists and report.finding.done:
+    if report.finding.finalists and report.finding.confirmed:
         _heading(console, "Confirmation on new seeds")
         console.print(_rows(ranking_columns(report), ranking(report)))
     if report.train_command is not None:

@@ -1,4 +1,4 @@
-"""The winner to take away: its config, its checkpoint, its network in MLflow's registry, and its answers."""
+"""Use the winner of a study: its config, its checkpoint, its network in MLflow's registry, and its predictions."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ from overnight.tracking import registry, tags
 from overnight.tracking.store import describe_error
 
 EXPORT_TIMEOUT_S = 300.0
-PREDICT_TIMEOUT_S = 3600.0  # a folder may hold very many pictures
+PREDICT_TIMEOUT_S = 3600.0  # a folder may hold very many images
 _WEIGHTS = "weights.ckpt"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Trained weights that were kept. study, number: of the ledger's trial that trained them, which may be one of a
-    confirmation; trial: the trial of the search whose configuration it had."""
+    """Weights that were kept.
+
+    Attributes:
+        study: The Optuna study of the trial that trained them; it may be a confirmation.
+        number: The number of that trial.
+        trial: The trial of the search with the same configuration.
+    """
 
     path: Path
     study: str
@@ -36,16 +41,17 @@ class Checkpoint:
 
 
 def find_checkpoint(view: StudyView, number: int | None = None) -> Checkpoint:
-    """The winner's weights, of its first confirmation where it has one, or those of a trial that is named.
+    """Find the weights of a trial, or of the winner: of its first confirmation if there is one.
 
-    Raises ConfigError, saying what to do, where there are none.
+    Raises:
+        ConfigError: There are none; the message says what to do.
     """
     where, best = view.plan.settings.location.paths, finding.from_view(view).best if view.name != TRAIN_STUDY else None
     if number is not None and not 0 <= number < len(view.records):
         known = f"it has trials 0 to {len(view.records) - 1}" if view.records else "it has no trials yet"
         raise ConfigError([f"trial: must be one of {view.name}'s, got {number}; {known}"])
     if number is None and best is None:
-        remedy = f"name one of its trials, as {view.name}/0" if view.name == TRAIN_STUDY else "`overnight tune` goes on"
+        remedy = f"name one of its trials, e.g. {view.name}/0" if view.name == TRAIN_STUDY else "resume it"
         raise ConfigError([f"study: must have a winner, and {view.name} ({view.state}) has none; {remedy}"])
     trial = view.records[number] if number is not None else best
     assert trial is not None
@@ -59,32 +65,39 @@ def find_checkpoint(view: StudyView, number: int | None = None) -> Checkpoint:
             return Checkpoint(path, study, n, trial)
     remedy = f"`overnight train +experiment={winner_config.option_name(view.name)}` trains the winner again"
     if number is not None:
-        remedy = f"ask {view.name}, which is its winner"
+        remedy = f"use {view.name} for its winner"
     raise ConfigError(
         [
-            f"study: {view.name}'s {trial_name(trial.number)} has no weights left, as study.keep_checkpoints keeps "
+            f"study: {view.name}'s {trial_name(trial.number)} has no weights: study.keep_checkpoints keeps "
             f"those of the best {view.plan.settings.study.keep_checkpoints}; {remedy}"
         ]
     )
 
 
 def write_config(view: StudyView) -> list[str]:
-    """Leave the winner's config in the home; lines to be told."""
+    """Write the config of the winner to the home and return messages for the user."""
     best = finding.from_view(view).best
     if best is None:
         return []
     try:
-        theirs = winner_config.write(view.plan, best)
-    except (OSError, ConfigError) as error:  # an answer that can't be written down is an answer still
-        return [f"the winner's config could not be left in {view.plan.settings.location.paths.winners}: {error}"]
-    return [f"{path} was changed by somebody, and stands as it was" for path in theirs]
+        changed = winner_config.write(view.plan, best)
+    except (OSError, ConfigError) as error:  # the result is valid without the file
+        return [
+            f"the config of the winner could not be written to {view.plan.settings.location.paths.winners}: {error}"
+        ]
+    return [f"{path} was changed by hand and is kept" for path in changed]
 
 
-def register(view: StudyView, within_s: float = EXPORT_TIMEOUT_S) -> str:
-    """Have MLflow's registry hold the winner's network under the study's name, as its champion; a line to be told.
+def register(view: StudyView, timeout_s: float = EXPORT_TIMEOUT_S) -> str:
+    """Register the winner's network in MLflow under the name of the study, as its champion.
 
-    within_s: seconds for the export, which is given up then. What the registry has already is not written again. The
-    forkserver must be warm.
+    A network that is registered already is not written again. The forkserver must be warm.
+
+    Args:
+        timeout_s: Seconds after which the export is ended.
+
+    Returns:
+        A message for the user.
     """
     try:
         kept = find_checkpoint(view)
@@ -97,7 +110,7 @@ def register(view: StudyView, within_s: float = EXPORT_TIMEOUT_S) -> str:
             if registry.champion_tags(location, view.name).get(tags.WEIGHTS) == digest:
                 return f"model: {named}"
             spec = ExportSpec(kept.path, Path(folder), location.paths.cache)
-            made = trial_process.run_one_shot(spec, location.paths.study(view.name).logs / "model.log", within_s)
+            made = trial_process.run_one_shot(spec, location.paths.study(view.name).logs / "model.log", timeout_s)
             why = made.problems[0] if isinstance(made, Refused) else made.why if isinstance(made, Exported) else ""
             if not isinstance(made, Exported) or made.file is None:
                 return f"no model in MLflow's registry: {why}; its weights are kept in {kept.path}"
@@ -108,21 +121,23 @@ def register(view: StudyView, within_s: float = EXPORT_TIMEOUT_S) -> str:
                 tags.WEIGHTS: digest,
             }
             registry.register(view, made, version_tags, finding.summary_sentence(finding.from_view(view)))
-        except Exception as error:  # MLflow's, SQLAlchemy's, the network's: the next start tries again
+        except Exception as error:  # of MLflow, SQLAlchemy or the network; the next start tries again
             return f"no model in MLflow's registry: {describe_error(error)}; its weights are kept in {kept.path}"
     return f"model: {named}"
 
 
 def predict(view: StudyView, number: int | None, path: Path, invert: bool = False) -> tuple[Checkpoint, Predicted]:
-    """A trained network's answers to a person's rows. Raises ConfigError with what is wrong with them, or with it."""
+    """Predict images or rows with a trained network. Raises ConfigError with every mistake in them."""
     kept, location = find_checkpoint(view, number), view.plan.settings.location
     if not path.exists():
-        raise ConfigError([f"FILE: must be a picture, a folder of pictures or a .csv file, got {str(path)!r}, which is "
-                           f"not there; mend the path"])  # fmt: skip
+        raise ConfigError([f"FILE: must be an image, a folder of images or a .csv file, got {str(path)!r}, which does "
+                           f"not exist; correct the path"])  # fmt: skip
     forkserver.warm_up()
     log = location.paths.study(view.name.removesuffix(CONFIRM_SUFFIX)).logs / "predict.log"
     spec = PredictSpec(kept.path, path.absolute(), invert, location.paths.cache)
-    said = trial_process.run_one_shot(spec, log, PREDICT_TIMEOUT_S)
-    if not isinstance(said, Predicted):
-        raise ConfigError(said.problems if isinstance(said, Refused) else ["predict: got another process's answer"])
-    return kept, said
+    reply = trial_process.run_one_shot(spec, log, PREDICT_TIMEOUT_S)
+    if not isinstance(reply, Predicted):
+        raise ConfigError(
+            reply.problems if isinstance(reply, Refused) else ["predict: must return predictions, got another message"]
+        )
+    return kept, reply

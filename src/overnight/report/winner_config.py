@@ -1,6 +1,6 @@
-"""The winner as a config: +experiment=best_STUDY trains it again, or searches on from it.
+"""The winner as a config: +experiment=best_STUDY trains it again, or starts a search from it.
 
-It lies below home, in a folder that composing finds by itself. A file that somebody changed is theirs, and stays.
+It is written to a folder of the home that is on Hydra's search path. A file that was changed by hand is kept.
 """
 
 from __future__ import annotations
@@ -25,39 +25,40 @@ from overnight.search.record import TrialRecord, config_of
 from overnight.search.space import Parameter, SearchSpace
 from overnight.system.files import write_atomically
 
-_MARK = "# overnight wrote this: "
-_JUDGED_BY = ("metric", "direction", "objective")
+_MARK = "# Written by overnight, digest "
+_OBJECTIVE_KEYS = ("metric", "direction", "objective")
 
 
 def option_name(name: str) -> str:
-    """What a study's winner is called as an option of a config group."""
+    """Return the name of a study's winner as an option of a config group."""
     return f"best_{name}"
 
 
 def write(plan: Plan, best: TrialRecord) -> tuple[Path, ...]:
-    """Leave the winner's config in the home; the files that somebody had changed, and that therefore stand as they
-    were."""
+    """Write the config of the winner to the home and return the files that were changed by hand, which are kept."""
     where = plan.settings.location.paths
     winner = _winner(plan, best)
     texts = {plan.paths.winner_config: _experiment(plan, winner)}
     for group, node in winner.own.items():
         texts[where.winners / group / f"{option_name(plan.name)}.yaml"] = to_yaml(node)
-    theirs = tuple(path for path in texts if path.exists() and not is_unmodified(path))
+    changed = tuple(path for path in texts if path.exists() and not is_unmodified(path))
     for path, text in texts.items():
-        if path not in theirs:
+        if path not in changed:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, f"{text}{_MARK}{_digest(text)}. Changed, it is yours, and stays.\n")
-    return theirs
+            write_atomically(
+                path, f"{text}{_MARK}{_digest(text)}. If you change this file, overnight keeps your version.\n"
+            )
+    return changed
 
 
 def written_files(location: StudyLocation, name: str) -> list[Path]:
-    """What `write` left of a study's winner, less what somebody changed."""
+    """Return the files that `write` wrote for a study, without those that were changed by hand."""
     found = location.paths.winners.glob(f"*/{option_name(name)}.yaml")
     return sorted(path for path in found if is_unmodified(path))
 
 
 def is_unmodified(path: Path) -> bool:
-    """Whether a file is as `write` left it."""
+    """Whether a file is as `write` wrote it."""
     text, mark, rest = path.read_text().rpartition(_MARK)
     return bool(mark) and rest.startswith(f"{_digest(text)}.") and rest.count("\n") == 1
 
@@ -68,26 +69,29 @@ def _digest(text: str) -> str:
 
 def _experiment(plan: Plan, winner: _Winner) -> str:
     groups = {g: option_name(plan.name) if g in winner.own else o for g, o in winner.groups.items()}
-    told: dict[str, Any] = {"defaults": [{f"override /{g}": o} for g, o in {**groups, "search": "none"}.items()]}
+    experiment: dict[str, Any] = {"defaults": [{f"override /{g}": o} for g, o in {**groups, "search": "none"}.items()]}
     for node in (*COMPONENTS, "trainer"):
         if node in winner.config and node not in winner.own:
-            told[node] = _moved(winner.config[node], winner.base[node], node)
-    told = {key: value for key, value in told.items() if value}
+            experiment[node] = _changes(winner.config[node], winner.base[node], node)
+    experiment = {key: value for key, value in experiment.items() if value}
     s = plan.settings
-    told["study"] = {"name": option_name(plan.name), **{k: getattr(s.study, k) for k in _JUDGED_BY}}
-    told["seed"] = s.seed
+    experiment["study"] = {"name": option_name(plan.name), **{k: getattr(s.study, k) for k in _OBJECTIVE_KEYS}}
+    experiment["seed"] = s.seed
     if search := _search(plan, winner.groups):
-        told["search"] = search
+        experiment["search"] = search
     line = f"overnight train +experiment={option_name(plan.name)}"
-    return f"# @package _global_\n# {trial_name(winner.number)} of {plan.name}: {line}\n{to_yaml(told)}"
+    return f"# @package _global_\n# {trial_name(winner.number)} of {plan.name}: {line}\n{to_yaml(experiment)}"
 
 
 @dataclass(frozen=True)
 class _Winner:
-    """groups: config group -> the option that it took. base: the tree of those options that come with overnight.
+    """The winner's configuration, compared to the options that come with overnight.
 
-    own: group -> the whole node, of those that no option of ours becomes by keys set or added: an overlay can't take a
-    key out, and somebody's own option is in a folder of theirs.
+    Attributes:
+        groups: Config group -> selected option.
+        base: The tree of the selected options that come with overnight.
+        own: Config group -> whole node, where `base` plus changed keys cannot express it: an overlay cannot remove a
+            key, and an option of the user is in a folder of their own.
     """
 
     number: int
@@ -106,27 +110,27 @@ def _winner(plan: Plan, best: TrialRecord) -> _Winner:
 
 
 def _covers(node: Any, base: Any) -> bool:
-    """Whether a node has every key of another."""
+    """Whether a node has every key of another one."""
     if not isinstance(base, Mapping):
         return not isinstance(node, Mapping)
     return isinstance(node, Mapping) and all(key in node and _covers(node[key], base[key]) for key in base)
 
 
-def _moved(node: Mapping[str, Any], base: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """What a node has otherwise than another, or beyond it; where things lie is everybody's own business."""
-    moved: dict[str, Any] = {}
+def _changes(node: Mapping[str, Any], base: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return the keys of a node that differ from another one, without paths that depend on the machine."""
+    changes: dict[str, Any] = {}
     for key, value in node.items():
         if f"{path}.{key}" in LOCATION_KEYS or (key in base and value == base[key]):
             continue
         if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
-            moved[key] = _moved(value, base[key], f"{path}.{key}")
+            changes[key] = _changes(value, base[key], f"{path}.{key}")
         else:
-            moved[key] = value
-    return moved
+            changes[key] = value
+    return changes
 
 
 def _search(plan: Plan, groups: Mapping[str, str]) -> dict[str, Any]:
-    """The study's space within the winner's config groups, as a search file has it; empty where it can't be one."""
+    """Return the search space within the winner's config groups as a search file; empty if it cannot be written."""
     rest = SearchSpace(tuple(p for p in plan.space.parameters if p.key not in groups))
     inside = [replace(p, suffix="") for p in rest.restricted(groups).parameters]
     entries = {p.key: _entry(p) for p in inside}

@@ -55,8 +55,8 @@ def test_a_winner_of_three_is_wrongly_called_better_than_an_equal_baseline_in_at
     seen = confirmed([0.0] * 4, 0.3, seed=9)
     winner = seen[:, :3].mean(axis=-1).argmax(axis=-1)
     first = np.take_along_axis(seen, winner[:, None, None], axis=1)[:, 0]
-    assert (paired_p(first, seen[:, 3], among=3) < 0.05).mean() <= 0.06
-    assert (paired_p(first + 3, seen[:, 3], among=3) < 0.05).mean() > 0.9, (
+    assert (paired_p(first, seen[:, 3], candidates=3) < 0.05).mean() <= 0.06
+    assert (paired_p(first + 3, seen[:, 3], candidates=3) < 0.05).mean() > 0.9, (
         "and a difference is found where there is one"
     )
 

@@ -9,7 +9,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
 
-from overnight.search.helper_process import Fork, HelperError, HelperProcess
+from overnight.system.helper_process import Fork, HelperError, HelperProcess
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Optuna's samplers and pruners, seeded so that an interruption changes nothing."""
+"""Optuna's samplers, seeded so that an interruption changes nothing."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from overnight.config.sections import PrunerSettings
 from overnight.search.attributes import OUTSIDE
 from overnight.search.gp import GpHelper, Question
-from overnight.search.helper_process import Fork
 from overnight.search.plan import Plan, derive_seed
+from overnight.system.helper_process import Fork
 
 # A point that an earlier trial has is drawn again, at most this many times.
 MAX_REDRAWS = 10
@@ -47,17 +45,6 @@ def sampler_notes(plan: Plan) -> list[str]:
             f"again with another seed"
         )
     return notes
-
-
-def make_pruner(settings: PrunerSettings, max_epochs: int) -> BasePruner:
-    """Make the pruner that the settings name. Its steps are epochs; `max_epochs` is the whole resource of a trial."""
-    if settings.name == "median":
-        return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs)
-    if settings.name == "hyperband":
-        return HyperbandPruner(
-            min_resource=settings.min_epochs, max_resource=max_epochs, reduction_factor=settings.reduction_factor
-        )
-    return NopPruner()
 
 
 class SeededSampler(BaseSampler):

@@ -18,10 +18,10 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import create_trial
 
 from overnight.config.sections import TerminatorSettings
-from overnight.search.helper_process import Fork, HelperError, HelperProcess
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.search.space import display_name
+from overnight.system.helper_process import Fork, HelperError, HelperProcess
 
 # How long a launch waits for the answer on the trials of earlier launches. Later answers arrive while trials run.
 FIRST_ANSWER_S = 60.0

@@ -14,6 +14,7 @@ from overnight.config.trees import look_up
 from overnight.search import sampler
 from overnight.search.attributes import ENTRY, EXCLUDED, MLFLOW, OUTSIDE, PLAN, READY, UID, VALUES
 from overnight.search.plan import FirstTrial, Plan
+from overnight.search.pruner import make_pruner
 from overnight.search.record import values_of
 from overnight.study.attributes import StudyAttributes
 from overnight.study.snapshot import generation, latest_studies, stored_plan
@@ -58,7 +59,7 @@ def load(storage: ExclusiveStorage, plan: Plan, name: str) -> optuna.Study:
         storage=storage,
         direction=settings.study.direction,
         sampler=sampler.SeededSampler(plan),
-        pruner=sampler.make_pruner(settings.pruner, settings.trainer.max_epochs),
+        pruner=make_pruner(settings.pruner, settings.trainer.max_epochs),
         load_if_exists=True,
     )
     storage.exclude(study._study_id, StudyAttributes(study).exclusions)

@@ -21,13 +21,13 @@ from overnight.search.attributes import (
     TRAINING,
     VALUES,
 )
-from overnight.search.helper_process import Fork
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, unpack_history
 from overnight.study.coordinator import Coordinator
 from overnight.study.storage.exclusive import Claim, ExclusiveStorage
 from overnight.study.storage.optuna_tables import make_trial_id
 from overnight.study.trial_reader import RunningTrial, TrialReader
+from overnight.system.helper_process import Fork
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What Ctrl-C, SIGTERM and a closed terminal do to a command, wherever it is."""
+"""What Ctrl-C, SIGTERM and a closed terminal do at each point of a command."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from overnight.study.storage.exclusive import postponed_signals
 from overnight.system.signals import Signals
 
 
-class Gone:
-    """Something to refer to weakly."""
+class Referent:
+    """The target of a weak reference."""
 
 
-def signalled_where_exceptions_are_dropped(number: int) -> None:
-    gone = Gone()
-    callback = weakref.ref(gone, lambda _: os.kill(os.getpid(), number))
-    del gone
+def signal_where_exceptions_are_dropped(number: int) -> None:
+    referent = Referent()
+    callback = weakref.ref(referent, lambda _: os.kill(os.getpid(), number))
+    del referent
     assert callback() is None
 
 
@@ -41,13 +41,13 @@ def stopped() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def handlers_are_put_back() -> Iterator[None]:
+def handlers_are_restored() -> Iterator[None]:
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     yield
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-def test_work_is_told_each_time(stopped: list[str]) -> None:
+def test_each_signal_calls_stop(stopped: list[str]) -> None:
     with Signals() as signals, signals.working(lambda: stopped.append("stop")):
         assert stopped == []
         os.kill(os.getpid(), signal.SIGTERM)
@@ -57,13 +57,13 @@ def test_work_is_told_each_time(stopped: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_where_nothing_is_under_way_the_command_is_left_with_the_signals_exit_code(number: int, code: int) -> None:
-    with pytest.raises(SystemExit) as left, Signals():
+def test_a_signal_before_any_work_exits_with_its_code(number: int, code: int) -> None:
+    with pytest.raises(SystemExit) as exited, Signals():
         os.kill(os.getpid(), number)
-    assert left.value.code == code
+    assert exited.value.code == code
 
 
-def test_ctrl_c_leaves_it_as_ctrl_c_does() -> None:
+def test_ctrl_c_without_work_raises_keyboard_interrupt() -> None:
     with Signals() as signals:
         with signals.working(lambda: None):
             pass
@@ -71,7 +71,7 @@ def test_ctrl_c_leaves_it_as_ctrl_c_does() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_what_is_ignored_stays_ignored() -> None:
+def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Signals() as signals:
@@ -82,9 +82,9 @@ def test_what_is_ignored_stays_ignored() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_whose_exception_is_dropped_is_told_once_there_is_work(stopped: list[str]) -> None:
+def test_a_signal_whose_exception_is_dropped_stops_later_work(stopped: list[str]) -> None:
     with Signals() as signals:
-        signalled_where_exceptions_are_dropped(signal.SIGINT)
+        signal_where_exceptions_are_dropped(signal.SIGINT)
         with signals.working(lambda: stopped.append("stop")):
             assert stopped == ["stop"]
         with pytest.raises(KeyboardInterrupt):
@@ -92,13 +92,13 @@ def test_a_signal_whose_exception_is_dropped_is_told_once_there_is_work(stopped:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_study_that_was_stopped_as_it_was_opened_starts_no_trial(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(*args: Any, **options: Any) -> tuple[StudySession, list[str]]:
-        made = open_study(*args, **options)
-        signalled_where_exceptions_are_dropped(signal.SIGINT)
-        return made
+def test_a_study_that_is_stopped_while_it_opens_starts_no_trial(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_and_signal(*args: Any, **options: Any) -> tuple[StudySession, list[str]]:
+        opened = open_study(*args, **options)
+        signal_where_exceptions_are_dropped(signal.SIGINT)
+        return opened
 
-    monkeypatch.setattr(api, "open_study", opened)
+    monkeypatch.setattr(api, "open_study", open_and_signal)
     study = build_plan([f"home={home}", "study.trials=2", "preflight=never"])
     with Signals() as signals:
         result = api.run(study, screen=NullScreen(), signals=signals)
@@ -108,12 +108,12 @@ def test_a_study_that_was_stopped_as_it_was_opened_starts_no_trial(home: Path, m
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("option", ["--dry-run", "--detach"])
-def test_a_command_that_only_looks_or_launches_is_left_too(
+def test_a_signal_also_ends_a_dry_run_and_a_detached_launch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str
 ) -> None:
     def make(*args: Any, make: Any = build_plan) -> Any:
         made = make(*args)
-        signalled_where_exceptions_are_dropped(signal.SIGINT)
+        signal_where_exceptions_are_dropped(signal.SIGINT)
         return made
 
     monkeypatch.setattr("overnight.search.build_plan.build_plan", make)
@@ -122,23 +122,23 @@ def test_a_command_that_only_looks_or_launches_is_left_too(
     assert done.output.strip() == "Aborted!"
 
 
-def test_a_signal_waits_for_the_end_of_a_write_whichever_thread_the_system_gives_it_to() -> None:
-    ended, did = threading.Event(), []
+def test_a_signal_is_postponed_to_the_end_of_a_write_in_any_thread() -> None:
+    ended, steps = threading.Event(), []
     other = threading.Thread(target=ended.wait)
     other.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            write(did)
+            write(steps)
     finally:
         ended.set()
         other.join()
-    assert did == ["written"]
+    assert steps == ["written"]
 
 
-def write(did: list[str]) -> None:
+def write(steps: list[str]) -> None:
     with postponed_signals():
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(1000):
             time.sleep(0)
-        did.append("written")
-    did.append("and not left")
+        steps.append("written")
+    steps.append("not interrupted")

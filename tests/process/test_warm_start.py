@@ -1,4 +1,4 @@
-"""A study that starts where another ended, and the whole way there: a planted problem, its report, the pasted line."""
+"""A study that begins with the best trials of another: a planted problem, its report, and the command it suggests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from overnight.study.open import open_study
 from overnight.study.snapshot import StudyView, view
 from support.commands import start
 
-# The best learning rate, 0.05, lies beyond the upper end.
+# The best learning rate, 0.05, is above the upper bound.
 PLANTED = (
     "model._target_=user_networks.Planted", "~model.hidden_sizes", "~model.activation", "~model.dropout",
     "~model.batch_norm", "search=none", "+model.lr=tag(log,interval(1e-4,1e-2))", "+model.twist=true,false",
@@ -43,7 +43,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Stud
 
 
 @pytest.fixture(scope="module")
-def told(planted: StudyView) -> Report:
+def planted_report(planted: StudyView) -> Report:
     return report.build_report(planted)
 
 
@@ -54,27 +54,29 @@ def seen(home: Path, name: str) -> StudyView:
 
 
 def line(planted: StudyView, name: str, *overrides: str) -> list[str]:
-    """What starts another study from the planted one, with `overrides` in place of what PLANTED says."""
-    asked = (*overrides, f"study.name={name}")
-    said = {o.partition("=")[0] for o in asked}
-    kept = [o for o in PLANTED if o.partition("=")[0] not in said]
-    warm = [] if "study.warm_start_from" in said else ["study.warm_start_from=planted"]
-    return [f"home={planted.plan.settings.home}", *kept, *asked, *warm]
+    """Return the overrides of a study that starts from the planted one. `overrides` replace those of PLANTED."""
+    given = (*overrides, f"study.name={name}")
+    keys = {o.partition("=")[0] for o in given}
+    kept = [o for o in PLANTED if o.partition("=")[0] not in keys]
+    warm = [] if "study.warm_start_from" in keys else ["study.warm_start_from=planted"]
+    return [f"home={planted.plan.settings.home}", *kept, *given, *warm]
 
 
-def test_a_planted_optimum_beyond_the_range_is_told_which_end_to_widen_and_what_is_useless_ranks_last(
-    told: Report,
+def test_the_report_names_the_bound_to_widen_and_ranks_a_useless_parameter_last(
+    planted_report: Report,
 ) -> None:
-    (line,) = [d for d in told.caveats if d.startswith("model.lr")]
+    (line,) = [d for d in planted_report.caveats if d.startswith("model.lr")]
     assert "upper end of its range, 0.01" in line
-    assert told.importances[0].name == "model.lr"
-    assert told.importances[-1].name == "model.noise"
+    assert planted_report.importances[0].name == "model.lr"
+    assert planted_report.importances[-1].name == "model.noise"
 
 
 @pytest.mark.long
-def test_the_pasted_next_line_runs_starts_from_the_finding_and_does_better(planted: StudyView, told: Report) -> None:
-    assert told.next_command is not None
-    words = shlex.split(told.next_command)
+def test_the_suggested_command_runs_from_the_finding_and_improves_on_it(
+    planted: StudyView, planted_report: Report
+) -> None:
+    assert planted_report.next_command is not None
+    words = shlex.split(planted_report.next_command)
     assert words[0] == "overnight"
     assert "study.warm_start_from=planted" in words
     with start(*words[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -84,39 +86,39 @@ def test_the_pasted_next_line_runs_starts_from_the_finding_and_does_better(plant
     after = seen(Path(planted.plan.settings.home), "planted-2")
     assert planted.best is not None
     assert after.best is not None
-    assert after.records[1].params["model.lr"] == planted.best.params["model.lr"], "the finding is tried first"
+    assert after.records[1].params["model.lr"] == planted.best.params["model.lr"], "the finding runs first"
     assert (after.best.objective or 0) > (planted.best.objective or 0)
     assert after.best.params["model.lr"] > 0.01
 
 
-def test_the_best_that_lie_in_the_new_space_come_first_each_once_however_often_the_line_is_repeated(
+def test_the_best_trials_in_the_new_space_run_first_each_once_even_if_the_study_is_opened_again(
     planted: StudyView,
 ) -> None:
-    made, (said,) = warm_start.resolve(build_plan(line(planted, "twice", NARROWER)))
+    made, (message,) = warm_start.resolve(build_plan(line(planted, "twice", NARROWER)))
     inside = [r for r in ranked(planted.records, planted.plan.settings) if r.params.get("model.lr", 0) >= 1e-3]
     assert [t["model.lr"] for t in made.warm_start] == [r.params["model.lr"] for r in inside[:5]]
-    assert said.endswith(", ".join(f"trial-{r.number:04d}" for r in inside[:5]))
+    assert message.endswith(", ".join(f"trial-{r.number:04d}" for r in inside[:5]))
     for _ in range(2):
         session, _ = open_study(made)
         waiting = [r.values for r in session.records()]
         session.close()
         assert waiting[1:] == list(made.warm_start)
-    again, told = warm_start.resolve(build_plan(line(planted, "twice", NARROWER)))
-    assert (again.warm_start, told) == (made.warm_start, []), "what was taken at the first start stays"
+    again, messages = warm_start.resolve(build_plan(line(planted, "twice", NARROWER)))
+    assert (again.warm_start, messages) == (made.warm_start, []), "the trials of the first start are kept"
 
 
-def test_what_was_searched_and_now_is_not_must_be_as_it_was(planted: StudyView) -> None:
+def test_a_key_that_is_no_longer_searched_must_have_the_trials_value(planted: StudyView) -> None:
     three = "study.warm_start_from={study:planted,top:3}"
     made, _ = warm_start.resolve(build_plan(line(planted, "fixed", "+model.twist=true", three)))
     twisted = [r for r in ranked(planted.records, planted.plan.settings) if r.params.get("model.twist")]
     assert [t["model.lr"] for t in made.warm_start] == [r.params["model.lr"] for r in twisted[:3]]
-    made, (said,) = warm_start.resolve(build_plan(line(planted, "none", "+model.lr=tag(log,interval(0.1,1))")))
+    made, (message,) = warm_start.resolve(build_plan(line(planted, "none", "+model.lr=tag(log,interval(0.1,1))")))
     assert made.warm_start == ()
-    assert "none of planted's 16 complete trials is in this space" in said
+    assert "none of planted's 16 complete trials is in this space" in message
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("value", "problem"),
     [
         ("planned", "must be one of planted.*got planned; did you mean planted?"),
         ("mine", "must be another study, got mine; take a new study.name"),
@@ -125,13 +127,13 @@ def test_what_was_searched_and_now_is_not_must_be_as_it_was(planted: StudyView) 
         ("[planted]", "must be a mapping"),
     ],
 )
-def test_a_wrong_study_to_start_from_is_a_mistake_with_its_remedy(planted: StudyView, asked: str, told: str) -> None:
+def test_a_wrong_warm_start_is_reported_with_its_remedy(planted: StudyView, value: str, problem: str) -> None:
     with pytest.raises(ConfigError) as error:
-        warm_start.resolve(build_plan(line(planted, "mine", f"study.warm_start_from={asked}")))
-    (problem,) = error.value.problems
-    assert re.search(f"study.warm_start_from.*{told}", problem), problem
+        warm_start.resolve(build_plan(line(planted, "mine", f"study.warm_start_from={value}")))
+    (reported,) = error.value.problems
+    assert re.search(f"study.warm_start_from.*{problem}", reported), reported
 
 
-def test_a_home_without_a_study_says_that_there_is_none(tmp_path: Path) -> None:
+def test_a_home_without_studies_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is none.*run that one first"):
         warm_start.resolve(build_plan([f"home={tmp_path}", "study.warm_start_from=planted"]))

@@ -20,7 +20,7 @@ from overnight.study.session import StudySession
 from overnight.study.storage import leased, leases
 from overnight.study.storage.outage import Unreachable
 from support.servers import Cable, Postgres
-from support.shared_sessions import Join, asked, epoch, leased_storage, polled, stay
+from support.shared_sessions import Join, ask_number, epoch, keep_alive, leased_storage, poll_records
 
 
 def test_many_that_ask_at_once_get_each_trial_once_and_no_more_than_the_budget(
@@ -31,7 +31,7 @@ def test_many_that_ask_at_once_get_each_trial_once_and_no_more_than_the_budget(
     got: list[int] = []
 
     def ask_on(session: StudySession) -> None:
-        while (number := asked(session)) is not None:
+        while (number := ask_number(session)) is not None:
             got.append(number)
             session.writer.record(epoch(number, 0))
             session.writer.complete(number)
@@ -47,30 +47,30 @@ def test_many_that_ask_at_once_get_each_trial_once_and_no_more_than_the_budget(
 
 def test_everybody_sees_what_the_others_have_done(join: Join) -> None:
     a, b = join("a", 30.0), join("b", 30.0)
-    assert (asked(a), asked(b)) == (0, 1)
+    assert (ask_number(a), ask_number(b)) == (0, 1)
     a.writer.record(epoch(0, 0, 0.9))
     a.writer.flush()
-    heard = {r.number: r for r in polled(b)}
+    heard = {r.number: r for r in poll_records(b)}
     assert (heard[0].state, heard[0].objective) == ("running", 0.9)
     a.writer.complete(0)
-    assert {r.number: r.state for r in polled(b)} == {0: "complete"}
-    assert polled(b) == []
+    assert {r.number: r.state for r in poll_records(b)} == {0: "complete"}
+    assert poll_records(b) == []
 
 
 def test_nothing_is_taken_from_an_owner_who_is_heard_of(join: Join) -> None:
     a, b = join("a"), join("b")
-    assert asked(a) == 0
+    assert ask_number(a) == 0
     for _ in range(3):
-        stay(a, b, seconds=0.5)
+        keep_alive(a, b, seconds=0.5)
         assert b.queue.ask_for(0) is None
 
 
 def test_a_trial_whose_owner_was_not_heard_of_goes_on_elsewhere_and_its_late_word_does_not_count(join: Join) -> None:
     a, b = join("a"), join("b")
-    assert asked(a) == 0
+    assert ask_number(a) == 0
     a.writer.record(epoch(0, 0, 0.1))
     a.writer.flush()
-    stay(b)
+    keep_alive(b)
     assignment = b.queue.ask_for(0)
     assert assignment is not None
     assert assignment.had_other_owner
@@ -83,7 +83,7 @@ def test_a_trial_whose_owner_was_not_heard_of_goes_on_elsewhere_and_its_late_wor
     record = b.writer.complete(0)
     assert [e.metrics["val/accuracy"] for e in record.history] == [0.1, 0.2]
     assert join("looks").read(0).objective == 0.2
-    assert {r.number: r.objective for r in polled(a)} == {0: 0.2}
+    assert {r.number: r.objective for r in poll_records(a)} == {0: 0.2}
 
 
 @pytest.mark.parametrize("asks", ["for any", "once it is late", "what was left behind"])
@@ -92,11 +92,11 @@ def test_a_trial_that_ends_while_somebody_asks_for_one_stays_as_it_ended(
 ) -> None:
     """After an outage the end of a trial is written, and its lease let go of, in one transaction."""
     a, b = join("a"), join("b")
-    assert asked(a) == 0
+    assert ask_number(a) == 0
     a.writer.record(epoch(0, 0))
     a.writer.flush()
     if asks != "for any":  # so that b may take it
-        stay(b)
+        keep_alive(b)
     read, was = leased_storage(b).refresh, []
 
     def end_after_it_was_read(study_id: int) -> None:
@@ -111,7 +111,7 @@ def test_a_trial_that_ends_while_somebody_asks_for_one_stays_as_it_ended(
     if asks == "what was left behind":
         b.coordinator.adopt()
     else:
-        assert asked(b) == 1
+        assert ask_number(b) == 1
     assert was == ["running"]
     b.writer.flush()
     for who in (b, join("looks")):
@@ -121,7 +121,7 @@ def test_a_trial_that_ends_while_somebody_asks_for_one_stays_as_it_ended(
 
 def test_a_trial_that_was_put_back_waits_until_everything_of_it_is_told(join: Join) -> None:
     a, b = join("a", 30.0), join("b", 30.0)
-    assert asked(a) == 0
+    assert ask_number(a) == 0
     a.writer.pause(0)
     assert b.queue.ask_for(0) is None
     a.coordinator.release([0])
@@ -131,11 +131,11 @@ def test_a_trial_that_was_put_back_waits_until_everything_of_it_is_told(join: Jo
 
 def test_what_an_owner_that_is_gone_did_not_tell_of_is_somebody_elses_to_tell(join: Join) -> None:
     a, b = join("a"), join("b")
-    assert asked(a) == 0
+    assert ask_number(a) == 0
     a.writer.record(epoch(0, 0))
     a.writer.complete(0)
     assert b.coordinator.adopt() == []
-    stay(b)
+    keep_alive(b)
     assert b.coordinator.adopt() == [0]
     assert b.coordinator.ownership(0) == "owned"
     assert b.coordinator.had_other_owner(0)
@@ -147,8 +147,8 @@ def test_what_was_left_behind_is_taken_once_and_once_more_where_it_was_let_go_of
 ) -> None:
     """told: MLflow, before a slot was free."""
     a, b = join("a"), join("b")
-    assert asked(a) == 0
-    stay(b)
+    assert ask_number(a) == 0
+    keep_alive(b)
     assert b.coordinator.adopt() == [0]
     if told:
         b.coordinator.release([0])
@@ -160,8 +160,8 @@ def test_what_was_left_behind_is_taken_once_and_once_more_where_it_was_let_go_of
 
 def test_a_trial_is_not_asked_for_again_when_the_answer_was_lost_on_the_way(join: Join) -> None:
     a, again = join("a", 30.0), join("a", 30.0)
-    assert asked(a) == 0
-    assert asked(again) == 0  # as if the first had never heard
+    assert ask_number(a) == 0
+    assert ask_number(again) == 0  # as if the first had never heard
     assert len(again.trials()) == 1
 
 
@@ -171,7 +171,7 @@ def test_trials_go_on_while_the_database_is_out_of_reach_and_all_of_it_is_writte
     cable = Cable(tmp_path / "cable", postgres)
     a = join("a", 30.0, planned(cable.through(str(study.settings.location.storage_url))))
     b = join("b", 30.0)
-    assert asked(a) == 0
+    assert ask_number(a) == 0
     cable.cut()
     a.writer.record(epoch(0, 0, 0.7))
     a.writer.flush()
@@ -188,8 +188,8 @@ def test_trials_go_on_while_the_database_is_out_of_reach_and_all_of_it_is_writte
         time.sleep(0.1)
         a.coordinator.keep_alive()
     assert a.coordinator.outage is None
-    assert {r.number: (r.state, r.objective) for r in polled(b)} == {0: ("complete", 0.7)}
-    assert asked(a) == 1
+    assert {r.number: (r.state, r.objective) for r in poll_records(b)} == {0: ("complete", 0.7)}
+    assert ask_number(a) == 1
 
 
 def test_a_database_that_goes_away_in_the_middle_of_a_read_is_out_of_reach_and_no_error(
@@ -198,7 +198,7 @@ def test_a_database_that_goes_away_in_the_middle_of_a_read_is_out_of_reach_and_n
     cable, cuts = Cable(tmp_path / "cable", postgres), []
     a = join("a", 30.0, planned(cable.through(str(study.settings.location.storage_url))))
     b = join("b", 30.0)
-    assert asked(b) == 0
+    assert ask_number(b) == 0
     b.writer.record(epoch(0, 0, 0.7))
     b.writer.flush()
 
@@ -213,7 +213,7 @@ def test_a_database_that_goes_away_in_the_middle_of_a_read_is_out_of_reach_and_n
     assert a.coordinator.outage is not None
     cable.mend()
     time.sleep(2.5)
-    assert [r.objective for r in polled(a)] == [0.7]
+    assert [r.objective for r in poll_records(a)] == [0.7]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_database_that_goes_away_while_a_study_is_opened_is_out_of_reach_and_t
     with cut_at(at, cable), pytest.raises(Unreachable, match="can't be reached"):
         open_study(study)
     session, _ = open_study(study)
-    assert (asked(session), asked(session)) == (0, 1)
+    assert (ask_number(session), ask_number(session)) == (0, 1)
     session.close()
 
 
@@ -242,7 +242,7 @@ def test_a_database_that_goes_away_while_somebody_looks_is_out_of_reach_and_no_e
     at: str,
 ) -> None:
     a = join("a", 30.0)
-    assert asked(a) == 0
+    assert ask_number(a) == 0
     a.writer.record(epoch(0, 0))
     a.writer.complete(0)
     cable = Cable(tmp_path / "cable", postgres)
@@ -278,8 +278,8 @@ def test_nobody_is_to_blame_for_what_could_not_be_renewed_while_the_database_was
     postgres: Postgres, join: Join
 ) -> None:
     a, b = join("a", 2.0), join("b", 2.0)
-    assert asked(a) == 0
-    stay(a, b, seconds=2.2)
+    assert ask_number(a) == 0
+    keep_alive(a, b, seconds=2.2)
     postgres.stop()
     time.sleep(2.2)
     postgres.start()
@@ -289,28 +289,28 @@ def test_nobody_is_to_blame_for_what_could_not_be_renewed_while_the_database_was
     a.writer.flush()
     assert a.writer.is_written(0)
     assert a.coordinator.take_lost() == []
-    stay(b, seconds=2.3)
+    keep_alive(b, seconds=2.3)
     assert b.queue.ask_for(0) is not None
 
 
 def test_a_trial_that_nobody_is_at_any_more_is_the_first_to_be_asked_for(join: Join) -> None:
     a, b = join("a"), join("b")
-    assert asked(a) == 0
-    stay(b)
-    assert asked(b) == 0
-    assert asked(b) == 1
+    assert ask_number(a) == 0
+    keep_alive(b)
+    assert ask_number(b) == 0
+    assert ask_number(b) == 1
     states = [t.state for t in b.trials()]
     assert states == [TrialState.RUNNING, TrialState.RUNNING]
 
 
 def test_a_trial_that_was_lost_and_put_back_is_asked_for_once_that_is_known(join: Join) -> None:
     a, b = join("a"), join("b")
-    assert asked(a) == 0
-    stay(b)
+    assert ask_number(a) == 0
+    keep_alive(b)
     assert b.coordinator.adopt() == [0]
     b.coordinator.release([0])
     b.coordinator.keep_alive()
-    assert asked(a) == 1
+    assert ask_number(a) == 1
     assert a.coordinator.take_lost() == [0]
     assert a.queue.ask_for(0) is not None
     a.writer.record(epoch(0, 0))
@@ -325,7 +325,7 @@ def test_a_server_that_closes_a_session_which_slept_or_writes_nothing_for_now_is
 ) -> None:
     session, _ = open_study(planned(database()))
     storage, study_id = leased_storage(session), session.study._study_id
-    assert asked(session) == 0  # the one as written
+    assert ask_number(session) == 0  # the one as written
     with each_transaction_with(setting, storage.backend.engine), pytest.raises(Unreachable, match=said):
         storage.claim(study_id, "new", lambda: time.sleep(1) or False)
     time.sleep(2.5)

@@ -1,4 +1,4 @@
-"""Whole studies that several supervisors share: when they are done, and who tells of how much."""
+"""Studies that several processes share: when they are complete, and what the published answer covers."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from overnight.study.storage.outage import Unreachable
 from overnight.system.signals import Signals
 from overnight.tracking import store
 from support.servers import Postgres
-from support.shared_sessions import Join, asked, epoch, leased_storage, leave
+from support.shared_sessions import Join, ask_number, epoch, leased_storage, release_and_leave
 
 AT_ONCE = ("trainer.max_epochs=1", "preflight=never", "pictures.when=never", "study.confirm.seeds=0", "slots=1")
 
 
-def test_a_machine_without_the_data_of_a_study_that_others_began_is_told_before_it_takes_a_trial(
+def test_missing_data_is_reported_before_a_shared_study_gets_a_trial_here(
     planned: Callable[..., Plan], database: Callable[[], str]
 ) -> None:
     study = planned(database(), "data._target_=user_mistakes.Missing", "search=none", "slots=1")
@@ -46,24 +46,24 @@ def test_a_machine_without_the_data_of_a_study_that_others_began_is_told_before_
     session.close()
 
 
-def test_a_ledger_that_can_not_be_asked_for_a_moment_is_no_reason_to_call_a_study_done(
+def test_a_short_outage_does_not_end_a_study(
     planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the next loop looks, it is back."""
-    asks, claim = iter(range(100)), LeasedStorage.claim
+    """The database is back at the next turn of the loop."""
+    claims, claim = iter(range(100)), LeasedStorage.claim
 
-    def away_once(self: LeasedStorage, *args: Any) -> int | None:
-        if next(asks) == 1:
-            raise Unreachable("the line was cut")
+    def unreachable_once(self: LeasedStorage, *args: Any) -> int | None:
+        if next(claims) == 1:
+            raise Unreachable("the connection was lost")
         return claim(self, *args)
 
-    monkeypatch.setattr(LeasedStorage, "claim", away_once)
+    monkeypatch.setattr(LeasedStorage, "claim", unreachable_once)
     result = api.run(planned(database(), *AT_ONCE), screen=NullScreen())
-    assert next(asks) > 3
+    assert next(claims) > 3
     assert (result.stop_reason, [r.state for r in result.records]) == ("complete", ["complete"] * 3)
 
 
-def test_a_study_whose_last_trial_somebody_else_has_just_begun_is_not_done_yet(
+def test_a_study_is_not_complete_while_a_peer_runs_its_last_trial(
     planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = planned(database(), *AT_ONCE, "study.trials=2")
@@ -73,12 +73,12 @@ def test_a_study_whose_last_trial_somebody_else_has_just_begun_is_not_done_yet(
         time.sleep(2)
         b.writer.record(epoch(1, 0))
         b.writer.complete(1)
-        leave(b, 1)
+        release_and_leave(b, 1)
 
     def second(self: LeasedStorage, *args: Any) -> int | None:
-        if runs:  # before it is asked for the one that is lacking
+        if runs:  # before this process claims the remaining trial
             monkeypatch.setattr(LeasedStorage, "claim", claim)
-            runs.append(asked(b))
+            runs.append(ask_number(b))
             threading.Thread(target=end).start()
         else:
             runs.append(0)
@@ -90,10 +90,10 @@ def test_a_study_whose_last_trial_somebody_else_has_just_begun_is_not_done_yet(
     assert [r.state for r in result.records] == ["complete", "complete"]
 
 
-def test_the_first_trials_of_an_empty_study_are_all_there(
+def test_all_first_trials_of_a_new_study_exist(
     planned: Callable[..., Plan], database: Callable[[], str], tmp_path: Path
 ) -> None:
-    planned(database())  # says where
+    planned(database())  # sets the URL
     one = build_plan([f"home={tmp_path}", "storage=postgres", "trainer.max_epochs=1", "slots=1"], searching=False)
     assert [len(api.run_one(one, screen=NullScreen()).records) for _ in range(2)] == [1, 1]
     study = build_plan([f"home={tmp_path}", "storage=postgres", *AT_ONCE, "study.trials=1"])
@@ -101,31 +101,31 @@ def test_the_first_trials_of_an_empty_study_are_all_there(
     assert api.run(study, screen=NullScreen()).finding.confirmed == 2  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("left", ["put back", "left behind"])
-def test_a_confirmation_that_somebody_else_leaves_half_done_is_done_before_it_is_told_of(
+@pytest.mark.parametrize("left", ["requeued", "abandoned"])
+def test_a_confirmation_that_a_peer_leaves_unfinished_is_completed_before_the_answer(
     planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
-    """It is heard of after the limits said that nothing is left, and before they are asked again."""
+    """This is known after the limits found nothing to start, and before they are asked again."""
     study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2", "storage.lease_s=5")
     enqueue, wait, others = confirm.enqueue, Supervisor._wait, []
 
-    def with_another(session: StudySession, *args: Any) -> list[tuple[int, int]]:
+    def with_peer(session: StudySession, *args: Any) -> list[tuple[int, int]]:
         pairs = enqueue(session, *args)
-        others.append(join("b", 1.0 if left == "left behind" else 30.0, session.plan))
+        others.append(join("b", 1.0 if left == "abandoned" else 30.0, session.plan))
         assert others[0].queue.ask_for(1) is not None
         return pairs
 
     def idle(self: Supervisor) -> None:
         if others and self._refused:
-            if left == "put back" and len(others) == 1:
+            if left == "requeued" and len(others) == 1:
                 others.append(others[0])
                 others[0].writer.pause(1)
-                leave(others[0], 1)
+                release_and_leave(others[0], 1)
             self._flushed_at = self._adopt_again_at = -math.inf
             self._ask_again_at = time.monotonic() + 1
         wait(self)
 
-    monkeypatch.setattr(confirm, "enqueue", with_another)
+    monkeypatch.setattr(confirm, "enqueue", with_peer)
     monkeypatch.setattr(Supervisor, "_wait", idle)
     result = api.run(study, screen=NullScreen())
     assert others
@@ -146,7 +146,7 @@ def _at_the_second_claim(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]
     monkeypatch.setattr(LeasedStorage, "claim", counted)
 
 
-def test_one_machine_whose_trials_all_fail_ends_the_study_for_nobody_else(
+def test_a_machine_whose_trials_all_fail_does_not_close_the_study_for_its_peers(
     planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = planned(database(), *AT_ONCE, "study.trials=2")
@@ -157,18 +157,18 @@ def test_one_machine_whose_trials_all_fail_ends_the_study_for_nobody_else(
     assert requests.open_studies(study.settings.location) == []
     lonely, _ = open_study(planned(database(), *AT_ONCE))
     exit_policy.give_up(lonely)
-    assert requests.open_studies(lonely.plan.settings.location) == [], "nobody else is at it"
+    assert requests.open_studies(lonely.plan.settings.location) == [], "there are no peers"
     lonely.close()
 
 
 @pytest.mark.parametrize("line", [["study.trials=3"], ["study.trials=2", "study.patience=9"], ["study.trials=2"]])
-def test_what_somebody_launches_while_a_study_is_worked_on_is_not_over_with_that(
+def test_a_study_that_is_launched_again_while_it_runs_stays_open(
     planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch, line: list[str]
 ) -> None:
     first = planned(url := database(), *AT_ONCE, "study.trials=2", "study.hours=1")
     anew = planned(url, *AT_ONCE, *line)
 
-    def launch() -> None:  # as another process does
+    def launch() -> None:  # as from another process
         name = leases._process["owner"]
         open_study(anew)[0].close()
         leases._process["owner"] = name
@@ -181,7 +181,7 @@ def test_what_somebody_launches_while_a_study_is_worked_on_is_not_over_with_that
     assert requests.open_studies(first.settings.location) == []
 
 
-def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the_answer(
+def test_a_trial_that_a_peer_starts_as_patience_ends_the_search_is_part_of_the_answer(
     planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = planned(database(), *AT_ONCE, "study.trials=9", "study.patience=1", "storage.lease_s=5")
@@ -190,32 +190,32 @@ def test_a_trial_that_somebody_begins_as_patience_ends_the_search_is_part_of_the
     def begin(self: Supervisor) -> bool:
         on = going_on(self)
         if not on and not begun:
-            begun.append(asked(b))
+            begun.append(ask_number(b))
         return on
 
     monkeypatch.setattr(Supervisor, "_is_to_go_on", begin)
     first = api.run(study, screen=NullScreen())
     assert first.published
     assert begun[0] is not None
-    assert requests.open_studies(study.settings.location) == [study.name], "somebody is at it"
+    assert requests.open_studies(study.settings.location) == [study.name], "a peer runs a trial"
     b.writer.record(epoch(begun[0], 0))
     b.writer.complete(begun[0])
-    leave(b, begun[0])
+    release_and_leave(b, begun[0])
     again = api.run_launched(study.name, study.settings, Signals(), screen=NullScreen())
     assert again.published
     assert len(again.records) == len(first.records) + 1
     assert requests.open_studies(study.settings.location) == []
     assert not api.run_launched(study.name, study.settings, Signals(), screen=NullScreen()).published, (
-        "all of it was told"
+        "the answer covers all trials already"
     )
 
 
-def test_a_launchs_time_begins_with_the_first_who_works_on_it_and_a_late_one_has_what_is_left(
+def test_the_time_of_a_launch_starts_with_its_first_worker_and_a_late_worker_has_the_rest(
     planned: Callable[..., Plan], database: Callable[[], str]
 ) -> None:
     study = planned(url := database(), *AT_ONCE, "study.hours=0.01", "study.trials=1")
     session, _ = open_study(study)
-    assert session.attributes.launched_at is None, "it may wait for a worker as long as it likes"
+    assert session.attributes.launched_at is None, "the time does not run while the study waits for a worker"
     session.close()
     assert api.run_launched(study.name, study.settings, Signals(), screen=NullScreen()).stop_reason == "complete"
     more = planned(url, *AT_ONCE, "study.hours=0.01", "study.trials=2")
@@ -230,7 +230,7 @@ def test_a_launchs_time_begins_with_the_first_who_works_on_it_and_a_late_one_has
     assert "study.hours=0.01 ended the search" in late.limit_notes[0]
 
 
-def test_a_stop_that_comes_between_search_and_confirmation_is_heeded(
+def test_a_stop_between_search_and_confirmation_stops_the_study(
     planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = planned(database(), *AT_ONCE, "study.trials=2", "study.confirm.seeds=2")
@@ -247,15 +247,15 @@ def test_a_stop_that_comes_between_search_and_confirmation_is_heeded(
 
 
 @pytest.mark.parametrize("stays", [False, True])
-def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
+def test_a_study_that_is_launched_again_while_a_peer_stops_is_open(
     study: Plan, join: Join, monkeypatch: pytest.MonkeyPatch, stays: bool
 ) -> None:
-    """Or who stays all along, as one does who tells the answer."""
+    """Even if the peer does not leave in time, because it publishes the answer."""
     b, location, others = join("b", 30.0), study.settings.location, leased.LeasedStorage.count_peers
     requests.request_stop(location, study.name)
     assert requests.open_studies(location) == []
 
-    def and_goes(self: leased.LeasedStorage, study_id: int) -> int:
+    def and_leave(self: leased.LeasedStorage, study_id: int) -> int:
         there = others(self, study_id)
         b.coordinator.leave()
         return there
@@ -263,16 +263,16 @@ def test_what_is_launched_anew_while_somebody_still_stops_is_worked_on(
     if stays:
         monkeypatch.setattr(opening, "_STOP_TIMEOUT_S", 1.0)
     else:
-        monkeypatch.setattr(leased.LeasedStorage, "count_peers", and_goes)
-    told: list[str] = []
-    session, _ = open_study(study, say=told.append)
-    assert told == [f"1 supervisor(s) were asked to stop; waiting up to {1 if stays else 15} s for them to save"]
+        monkeypatch.setattr(leased.LeasedStorage, "count_peers", and_leave)
+    messages: list[str] = []
+    session, _ = open_study(study, say=messages.append)
+    assert messages == [f"1 supervisor(s) were asked to stop; waiting up to {1 if stays else 15} s for them to save"]
     assert session.coordinator.count_peers() == int(stays)
     session.close()
     assert requests.open_studies(location) == [study.name]
 
 
-def test_who_is_launched_anew_does_not_stop_in_the_confirmation_either_where_somebody_is_still_at_it(
+def test_a_new_launch_clears_the_stop_request_of_the_confirmation_too(
     planned: Callable[..., Plan], database: Callable[[], str], join: Join
 ) -> None:
     study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
@@ -287,7 +287,7 @@ def test_who_is_launched_anew_does_not_stop_in_the_confirmation_either_where_som
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-def test_an_answer_waits_for_those_who_test_what_they_have_trained(
+def test_the_answer_waits_for_peers_that_test_their_own_networks(
     planned: Callable[..., Plan],
     postgres: Postgres,
     database: Callable[[], str],
@@ -295,13 +295,13 @@ def test_an_answer_waits_for_those_who_test_what_they_have_trained(
     monkeypatch: pytest.MonkeyPatch,
     restarts: bool,
 ) -> None:
-    """In homes of their own, where the networks lie; and though the database restarts meanwhile."""
+    """The networks are in the peers' homes. The database may restart meanwhile."""
     study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2")
     enqueue = confirm.enqueue
 
     def with_b(session: StudySession, *args: Any) -> list[tuple[int, int]]:
         pairs = enqueue(session, *args)
-        b = join("b", 120.0, session.plan)  # it says nothing while it tests, and a server takes its time
+        b = join("b", 120.0, session.plan)  # it renews no lease while it tests, and a restart takes time
         assert b.queue.ask_for(1) is not None
         b.writer.record(epoch(1, 0))
         b.writer.complete(1)
@@ -319,20 +319,20 @@ def test_an_answer_waits_for_those_who_test_what_they_have_trained(
         while leased_storage(b).unwritten:
             time.sleep(0.2)
             b.coordinator.keep_alive()
-        leave(b)
+        release_and_leave(b)
 
     monkeypatch.setattr(confirm, "enqueue", with_b)
     winner = api.run(study, screen=NullScreen()).finding.winner  # type: ignore[union-attr]
     assert winner.tests["test/accuracy"].n == 2  # type: ignore[union-attr]
 
 
-def test_what_somebody_did_who_died_before_mlflow_had_heard_of_it_is_told_by_the_last_to_leave(
+def test_the_last_process_synchronises_the_runs_of_a_peer_that_died(
     planned: Callable[..., Plan], database: Callable[[], str], join: Join
 ) -> None:
-    """Though that one has nothing else to do, and is through before anybody can know that the other is gone."""
+    """Although it has nothing else to do, and ends before the peer can be known to be dead."""
     study = planned(database(), *AT_ONCE, "study.trials=2", "storage.lease_s=5")
     b = join("b", 3.0, study)
-    assert asked(b) == 0
+    assert ask_number(b) == 0
     b.writer.record(epoch(0, 0))
     b.writer.complete(0)
     b.writer.flush()

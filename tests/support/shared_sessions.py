@@ -1,4 +1,4 @@
-"""Supervisors at one study in a PostgreSQL, each a ledger in this process: fixtures, and what to do with them."""
+"""Several sessions of one study in a PostgreSQL, all in this process: fixtures and helpers."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def study(planned: Callable[..., Plan], database: Callable[[], str]) -> Plan:
 
 @pytest.fixture
 def join(study: Plan) -> Iterator[Join]:
-    """Be one more supervisor at the study, in this process; its leases last half a second unless told otherwise."""
+    """Join the study with one more session. Its leases last half a second by default."""
     with ExitStack() as open_:
 
         def join(owner: str, lease_s: float = 0.5, of: Plan = study) -> StudySession:
             session, _ = open_study(of)
-            if not of.name.endswith(CONFIRM_SUFFIX):  # whose search is this process's as well
+            if not of.name.endswith(CONFIRM_SUFFIX):  # its search has the same owner
                 session.coordinator.leave()
             storage = leased_storage(session)
             storage.owner, storage.lease_s = owner, lease_s
@@ -56,16 +56,18 @@ def epoch(number: int, e: int, value: float = 0.5) -> EpochEnd:
     return EpochEnd(number, e, {"val/accuracy": value}, 1000.0 + e, 0.1)
 
 
-def stay(*ledgers: StudySession, seconds: float = 0.8) -> None:
-    """Let time go by with these supervisors at work, and no other. Where a busy machine kept them from their word so
-    long that nobody could take anything over, it goes by once more."""
-    began = heard = time.monotonic()
+def keep_alive(*sessions: StudySession, seconds: float = 0.8) -> None:
+    """Wait while these sessions, and no others, renew their leases.
+
+    The wait starts again if a busy machine delayed a renewal so long that the sessions could not adopt trials.
+    """
+    began = renewed = time.monotonic()
     give_up = began + 30
     while (now := time.monotonic()) < min(began + seconds, give_up):
-        if now - heard > 0.2:  # of leases of half a second
+        if now - renewed > 0.2:  # of leases of half a second
             began = now
-        heard = now
-        for session in ledgers:
+        renewed = now
+        for session in sessions:
             session.coordinator.keep_alive()
         time.sleep(0.02)
 
@@ -75,18 +77,18 @@ def leased_storage(session: StudySession) -> LeasedStorage:
     return session.storage
 
 
-def polled(session: StudySession) -> list[TrialRecord]:
+def poll_records(session: StudySession) -> list[TrialRecord]:
     return [session.read(n) for n in session.coordinator.poll()]
 
 
-def asked(session: StudySession) -> int | None:
+def ask_number(session: StudySession) -> int | None:
     assignment = session.queue.ask()
     return assignment.number if assignment is not None else None
 
 
-def leave(session: StudySession, *told: int) -> None:
-    """Go, once MLflow knows of these trials."""
-    session.coordinator.release(told)
+def release_and_leave(session: StudySession, *numbers: int) -> None:
+    """Leave the study, as a process does whose runs in MLflow are synchronised."""
+    session.coordinator.release(numbers)
     session.writer.flush()
     session.coordinator.keep_alive()
     session.coordinator.leave()

@@ -1,4 +1,4 @@
-"""A worker looks through what others ask it to run, and imports nothing of what its operator does not trust."""
+"""A worker checks the plans of others, and imports nothing that its operator does not trust."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.study import plan_trust
 
-# Put where a class is asked for, each of these would run something, or hand over what does.
+# As a _target_, each of these would run code, or return something that does.
 GADGETS = [
     "os.system",
     "torch.load",
@@ -42,7 +42,7 @@ GADGETS = [
     "overnight.trial.targets.find",
     "overnight.cli.main.main",
 ]
-# A package whose operator is right to trust it: what it does not define itself is not part of that.
+# A package that the operator trusts. What it does not define itself is not trusted.
 SOURCES = {
     "__init__.py": "import os\nfrom .nets import Net\nfrom my_nets.nets import *\n",
     "nets.py": """
@@ -51,7 +51,7 @@ from os import system as fit
 from os.path import *
 import torch as t
 
-open((os.environ.get("CANARY") or os.devnull), "a").write("imported")  # to see whether somebody does
+open((os.environ.get("CANARY") or os.devnull), "a").write("imported")  # shows whether it was imported
 
 class Net:
     build = os.system
@@ -84,10 +84,10 @@ def my_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def frozen(change: Callable[[dict[str, Any]], Any], *overrides: str) -> Plan:
-    """A plan as it comes out of the ledger, changed by whoever can write there. change: takes the plan's JSON."""
-    kept = json.loads(_composed(overrides))
-    change(kept)
-    return Plan.from_json(kept)
+    """Return a plan as the study storage has it, after an attacker has applied `change` to its JSON."""
+    data = json.loads(_composed(overrides))
+    change(data)
+    return Plan.from_json(data)
 
 
 @functools.cache
@@ -95,59 +95,59 @@ def _composed(overrides: tuple[str, ...]) -> str:
     return json.dumps(build_plan(overrides).to_json())
 
 
-def model_of(kept: dict[str, Any]) -> dict[str, Any]:
-    return kept["variants"][0][1]["model"]
+def model_of(data: dict[str, Any]) -> dict[str, Any]:
+    return data["variants"][0][1]["model"]
 
 
 @pytest.mark.parametrize("gadget", GADGETS)
-def test_what_could_run_anything_is_refused(gadget: str) -> None:
-    (told,) = plan_trust.find_problems(frozen(lambda kept: model_of(kept).update(_target_=gadget), "search=none"))
-    assert told.startswith("model._target_: must be under a package that this worker's operator trusts (overnight's")
-    assert f"got {gadget}; the operator can add its package to OVERNIGHT_TRUSTED_PACKAGES" in told
+def test_a_target_that_can_run_code_is_refused(gadget: str) -> None:
+    (problem,) = plan_trust.find_problems(frozen(lambda data: model_of(data).update(_target_=gadget), "search=none"))
+    assert problem.startswith("model._target_: must be under a package that this worker's operator trusts (overnight's")
+    assert f"got {gadget}; the operator can add its package to OVERNIGHT_TRUSTED_PACKAGES" in problem
 
 
 @pytest.mark.parametrize(
     "target",
     ["", ".os.system", "os..system", "os:system", "${oc.env:HOME}", "${model.activation}", 7, ["os.system"], None],
 )
-def test_a_target_that_is_no_plain_name_is_refused(target: Any) -> None:
-    told = plan_trust.find_problems(frozen(lambda kept: model_of(kept).update(_target_=target), "search=none"))
+def test_a_target_that_is_not_a_plain_name_is_refused(target: Any) -> None:
+    problems = plan_trust.find_problems(frozen(lambda data: model_of(data).update(_target_=target), "search=none"))
     assert any(
         f"model._target_: must be the name of a class, written out, such as package.module.Class, got {target!r}" == t
-        for t in told
+        for t in problems
     )
 
 
-def test_a_target_is_found_however_deep_it_lies_and_all_of_them_at_once() -> None:
-    def hide(kept: dict[str, Any]) -> None:
-        model_of(kept)["layers"] = [{"rest": [[{"_target_": "os.system", "_partial_": True}]]}]
-        model_of(kept)["_args_"] = [{"_target_": "hydra.utils.get_method", "path": "os.system"}]
-        kept["variants"][0][1]["trainer"]["callbacks"] = [{"_target_": "builtins.open"}]
+def test_nested_targets_are_all_reported_at_once() -> None:
+    def hide(data: dict[str, Any]) -> None:
+        model_of(data)["layers"] = [{"rest": [[{"_target_": "os.system", "_partial_": True}]]}]
+        model_of(data)["_args_"] = [{"_target_": "hydra.utils.get_method", "path": "os.system"}]
+        data["variants"][0][1]["trainer"]["callbacks"] = [{"_target_": "builtins.open"}]
 
-    told = plan_trust.find_problems(frozen(hide))
+    problems = plan_trust.find_problems(frozen(hide))
     for key in ("model.layers.0.rest.0.0._target_", "model._args_.0._target_", "trainer.callbacks.0._target_"):
-        assert sum(line.startswith(f"{key}: must be under") for line in told) == 1
-    assert any(line.startswith("trainer.callbacks: must be one of max_epochs") for line in told)
+        assert sum(line.startswith(f"{key}: must be under") for line in problems) == 1
+    assert any(line.startswith("trainer.callbacks: must be one of max_epochs") for line in problems)
 
 
-def test_every_variant_of_a_searched_group_is_looked_through() -> None:
-    def change(kept: dict[str, Any]) -> None:
-        (sgd,) = [tree for options, tree in kept["variants"] if options == ["sgd"]]
+def test_every_variant_of_a_searched_group_is_checked() -> None:
+    def change(data: dict[str, Any]) -> None:
+        (sgd,) = [tree for options, tree in data["variants"] if options == ["sgd"]]
         sgd["optimizer"]["_target_"] = "os.system"
 
-    (told,) = plan_trust.find_problems(frozen(change))
-    assert told.startswith("optimizer._target_: must be under")
+    (problem,) = plan_trust.find_problems(frozen(change))
+    assert problem.startswith("optimizer._target_: must be under")
 
 
-def test_what_a_search_may_put_there_is_looked_through() -> None:
-    (told,) = plan_trust.find_problems(build_plan(["search=none", "optimizer._target_=torch.optim.Adam,os.system"]))
-    assert told.startswith("search.optimizer._target_: must be under")
+def test_the_values_of_a_search_are_checked() -> None:
+    (problem,) = plan_trust.find_problems(build_plan(["search=none", "optimizer._target_=torch.optim.Adam,os.system"]))
+    assert problem.startswith("search.optimizer._target_: must be under")
 
-    def options(kept: dict[str, Any]) -> None:
-        kept["space"][0].update(key="model.head", options=[{"_target_": "os.system"}, [{"_target_": "torch.load"}]])
+    def options(data: dict[str, Any]) -> None:
+        data["space"][0].update(key="model.head", options=[{"_target_": "os.system"}, [{"_target_": "torch.load"}]])
 
-    told_of = plan_trust.find_problems(frozen(options, "search=none", "model.activation=relu,gelu"))
-    assert [line.partition(":")[0] for line in told_of] == [
+    option_problems = plan_trust.find_problems(frozen(options, "search=none", "model.activation=relu,gelu"))
+    assert [line.partition(":")[0] for line in option_problems] == [
         "search.model.head._target_",
         "search.model.head.0._target_",
     ]
@@ -160,44 +160,46 @@ def test_what_a_search_may_put_there_is_looked_through() -> None:
     bracketed = plan_trust.find_problems(
         frozen(lambda k: k["space"][0].update(key="model[_target_]"), "search=none", "model.activation=relu,gelu")
     )
-    (told,) = bracketed
-    assert told.startswith("search.model[_target_]: must be a dotted key of data, model, optimizer, schedule, trainer")
+    (problem,) = bracketed
+    assert problem.startswith(
+        "search.model[_target_]: must be a dotted key of data, model, optimizer, schedule, trainer"
+    )
 
 
-def test_what_is_tried_first_is_looked_through() -> None:
-    def change(kept: dict[str, Any]) -> None:
-        kept["settings"]["study"]["enqueue"] = [{"optimizer.lr": 0.1}, {"model._target_": "os.system"}]
-        kept["warm_start"] = [{"model": {"_target_": "torch.load", "f": "x.pt"}}]
+def test_enqueued_and_warm_start_values_are_checked() -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["settings"]["study"]["enqueue"] = [{"optimizer.lr": 0.1}, {"model._target_": "os.system"}]
+        data["warm_start"] = [{"model": {"_target_": "torch.load", "f": "x.pt"}}]
 
-    told = plan_trust.find_problems(frozen(change))
-    assert [line.partition(":")[0] for line in told] == [
+    problems = plan_trust.find_problems(frozen(change))
+    assert [line.partition(":")[0] for line in problems] == [
         "study.enqueue[1].model._target_",
         "study.warm_start_from[0].model._target_",
     ]
 
 
-def test_a_plan_reads_no_secret_of_the_worker_and_runs_no_command() -> None:
-    def change(kept: dict[str, Any]) -> None:
-        model_of(kept)["a"] = "${oc.env:OVERNIGHT_STORAGE_URL}"
-        model_of(kept)["b"] = r"\${oc.env:HOME}"
-        model_of(kept)["c"] = "${oc.env:${model.activation}}"
-        model_of(kept)["fine"] = "${optimizer.lr} of ${oc.env:OVERNIGHT_DATA,./data}"
-        kept["settings"]["notify"] = {"command": "touch canary"}
+def test_a_plan_cannot_read_the_workers_secrets_or_run_commands() -> None:
+    def change(data: dict[str, Any]) -> None:
+        model_of(data)["a"] = "${oc.env:OVERNIGHT_STORAGE_URL}"
+        model_of(data)["b"] = r"\${oc.env:HOME}"
+        model_of(data)["c"] = "${oc.env:${model.activation}}"
+        model_of(data)["fine"] = "${optimizer.lr} of ${oc.env:OVERNIGHT_DATA,./data}"
+        data["settings"]["notify"] = {"command": "touch canary"}
 
-    told = plan_trust.find_problems(frozen(change))
-    assert [line.partition(":")[0] for line in told] == ["model.a", "model.b", "model.c", "notify"]
-    assert "touch" not in told[-1], "a command may hold a secret"
+    problems = plan_trust.find_problems(frozen(change))
+    assert [line.partition(":")[0] for line in problems] == ["model.a", "model.b", "model.c", "notify"]
+    assert "touch" not in problems[-1], "a command may hold a secret"
 
 
-def test_a_sampler_that_loads_pickles_from_the_ledger_wants_the_operators_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_loads_pickles_needs_the_operators_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     study = build_plan(["sampler=cma_es"])
-    (told,) = plan_trust.find_problems(study)
-    assert told.startswith("sampler: must not be cma_es for a worker")
+    (problem,) = plan_trust.find_problems(study)
+    assert problem.startswith("sampler: must not be cma_es for a worker")
     monkeypatch.setenv(import_allowlist.PACKAGES, "cmaes")
     assert plan_trust.find_problems(study) == []
 
 
-def test_all_that_comes_with_overnight_is_trusted() -> None:
+def test_everything_in_overnight_is_trusted() -> None:
     for group in ("data", "model", "optimizer", "schedule"):
         options = ConfigSearchPath().options(group)
         study = build_plan(["search=none", f"{group}={','.join(options)}"])
@@ -219,12 +221,12 @@ def test_all_that_comes_with_overnight_is_trusted() -> None:
     ],
 )
 @pytest.mark.usefixtures("my_nets")
-def test_what_a_named_package_defines_is_trusted(target: str) -> None:
+def test_definitions_of_a_trusted_package_are_trusted(target: str) -> None:
     assert import_allowlist.target_problem("model._target_", target) is None
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "reason"),
     [
         ("my_nets.os.system", "got my_nets.os.system, which is os.system"),
         ("my_nets.nets.os.system", "which is os.system"),
@@ -234,7 +236,7 @@ def test_what_a_named_package_defines_is_trusted(target: str) -> None:
         ("my_nets.nets.join", "does not define join"),  # `from os.path import *`
         ("my_nets.nets.run", "which my_nets.nets assigns"),
         ("my_nets.nets.Net.build", "does not itself define build"),
-        ("my_nets.Loud.small", "does not itself define small"),  # inherited, from who knows where
+        ("my_nets.Loud.small", "does not itself define small"),  # inherited
         ("my_nets.nets.make.__globals__", "does not itself define __globals__"),
         ("my_nets.nets.__builtins__.eval", "does not define __builtins__"),
         ("my_nets.nets", "which is a module"),
@@ -244,13 +246,13 @@ def test_what_a_named_package_defines_is_trusted(target: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("my_nets")
-def test_what_a_named_package_only_holds_is_refused(target: str, said: str) -> None:
-    told = import_allowlist.target_problem("model._target_", target)
-    assert told is not None
-    assert said in told
+def test_imports_of_a_trusted_package_are_refused(target: str, reason: str) -> None:
+    problem = import_allowlist.target_problem("model._target_", target)
+    assert problem is not None
+    assert reason in problem
 
 
-def test_large_packages_are_followed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_packages_are_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(import_allowlist.PACKAGES, "torch.nn, torchvision.models")
     for name in ("torch.nn.ReLU", "torch.nn.modules.linear.Linear", "torchvision.models.resnet18"):
         assert import_allowlist.target_problem("model._target_", name) is None, name
@@ -258,10 +260,10 @@ def test_large_packages_are_followed_too(monkeypatch: pytest.MonkeyPatch) -> Non
         assert import_allowlist.target_problem("model._target_", name), name
 
 
-def test_the_operators_own_list_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_operators_list_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(import_allowlist.PACKAGES, "my nets, os, torch, hydra.utils,,my_nets")
-    told = plan_trust.find_problems(build_plan())
-    assert [line.rpartition("got ")[2].partition(";")[0] for line in told] == [
+    problems = plan_trust.find_problems(build_plan())
+    assert [line.rpartition("got ")[2].partition(";")[0] for line in problems] == [
         "'my nets'",
         "os",
         "torch",
@@ -275,39 +277,41 @@ import json, sys
 from pathlib import Path
 from overnight.study import plan_trust as trust
 from overnight.search.plan import Plan
-told = trust.find_problems(Plan.from_json(json.loads(Path("plan.json").read_text())))
-print(json.dumps([told, sorted(sys.modules)]))
+problems = trust.find_problems(Plan.from_json(json.loads(Path("plan.json").read_text())))
+print(json.dumps([problems, sorted(sys.modules)]))
 """
 
 
-def test_nothing_untrusted_is_imported_to_find_out(my_nets: Path) -> None:
-    def change(kept: dict[str, Any]) -> None:
-        model_of(kept)["parts"] = [
+def test_the_check_imports_nothing_untrusted(my_nets: Path) -> None:
+    def change(data: dict[str, Any]) -> None:
+        model_of(data)["parts"] = [
             {"_target_": name} for name in ("antigravity.webbrowser", "my_nets.nets.fit", "my_nets.Net")
         ]
-        model_of(kept)["command"] = f"touch {my_nets / 'canary'}"
-        model_of(kept)["_target_"] = "my_nets.os.system"
+        model_of(data)["command"] = f"touch {my_nets / 'canary'}"
+        model_of(data)["_target_"] = "my_nets.os.system"
 
     (my_nets / "plan.json").write_text(json.dumps(frozen(change).to_json()))
     env = {**os.environ, "CANARY": str(my_nets / "canary"), "PYTHONPATH": os.pathsep.join([str(my_nets), *sys.path])}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=my_nets, env=env, capture_output=True, text=True, check=True
     )
-    told, modules = json.loads(done.stdout)
-    assert len(told) == 3
+    problems, modules = json.loads(done.stdout)
+    assert len(problems) == 3
     assert not {"my_nets", "antigravity", "webbrowser", "torch", "pytorch_lightning"} & set(modules)
     assert not (my_nets / "canary").exists()
 
 
-def test_a_trials_own_config_is_checked_where_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trials_own_configuration_is_checked_when_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from overnight.trial.fit import build
 
-    config = build_plan(["data=mnist", "data.root=/somebody/elses", "search=none"]).config({})
+    config = build_plan(["data=mnist", "data.root=/elsewhere", "search=none"]).config({})
     evil = json.loads(json.dumps(config))
     evil["model"].update({"_target_": "os.system", "command": f"touch {tmp_path / 'canary'}", "x": "${model.y}"})
     monkeypatch.setenv("OVERNIGHT_DATA", str(tmp_path / "here"))
     monkeypatch.setenv(import_allowlist.GUARDED, "")
-    assert str(build(config)[0]._root) == "/somebody/elses"
+    assert str(build(config)[0]._root) == "/elsewhere"
     import_allowlist.enable_guard()
     data, model = build(config)
     assert (str(data._root), type(model).__name__) == (str(tmp_path / "here"), "MLP")
@@ -319,11 +323,11 @@ def test_a_trials_own_config_is_checked_where_it_is_built(tmp_path: Path, monkey
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_machines_own_settings_are_its_workers() -> None:
-    foreign = build_plan(["home=/theirs", "slots=7", "study.trials=9", "min_free_mib=1", "trial.stall_s=5"])
-    own = build_plan(["home=/mine", "slots=2"]).settings
+def test_a_worker_uses_its_own_machine_settings() -> None:
+    foreign = build_plan(["home=/launcher", "slots=7", "study.trials=9", "min_free_mib=1", "trial.stall_s=5"])
+    own = build_plan(["home=/worker", "slots=2"]).settings
     mine = plan_trust.for_machine(foreign, own)
-    assert (mine.settings.home, mine.settings.slots, mine.settings.min_free_mib) == ("/mine", 2, own.min_free_mib)
+    assert (mine.settings.home, mine.settings.slots, mine.settings.min_free_mib) == ("/worker", 2, own.min_free_mib)
     assert (mine.settings.study.trials, mine.settings.trial.stall_s) == (9, 5)
     assert mine.config_dir is None
     assert mine.differences(foreign) == []

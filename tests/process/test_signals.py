@@ -111,12 +111,12 @@ def test_a_study_that_is_stopped_while_it_opens_starts_no_trial(home: Path, monk
 def test_a_signal_also_ends_a_dry_run_and_a_detached_launch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, option: str
 ) -> None:
-    def make(*args: Any, make: Any = build_plan) -> Any:
-        made = make(*args)
+    def build_and_signal(*args: Any, **options: Any) -> Any:
+        plan = build_plan(*args, **options)
         signal_where_exceptions_are_dropped(signal.SIGINT)
-        return made
+        return plan
 
-    monkeypatch.setattr("overnight.search.build_plan.build_plan", make)
+    monkeypatch.setattr("overnight.search.build_plan.build_plan", build_and_signal)
     done = CliRunner().invoke(cli, ["tune", option, f"home={tmp_path / 'home'}"])
     assert done.exit_code != 0
     assert done.output.strip() == "Aborted!"

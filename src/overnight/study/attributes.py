@@ -97,7 +97,7 @@ class StudyAttributes(StoredAttributes):
     """The attributes of an open study. Each read asks the storage, as other processes write attributes too.
 
     Attributes:
-        search: the attributes of the search that this study confirms. Its stop request holds for both.
+        search: The attributes of the search that this study confirms. Its stop request holds for both.
     """
 
     def __init__(self, study: optuna.Study) -> None:

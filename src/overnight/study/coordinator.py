@@ -26,11 +26,11 @@ class Coordinator:
     """The contract of both coordinators. What it answers here is right for a study without peers.
 
     Attributes:
-        flush_interval_s: time between two flushes, each of which polls the peers.
-        ask_again_s: time after which trials that peers leave may have appeared.
-        peer_timeout_s: time within which a silent peer is found to be dead and its trials are adopted.
-        runs_all_trials: whether no other process runs trials of the study, possibly on another machine.
-        final_write_attempts: how often a last write to MLflow is tried, at least a second apart. A study that one
+        flush_interval_s: Time between two flushes, each of which polls the peers.
+        ask_again_s: Time after which trials that peers leave may have appeared.
+        peer_timeout_s: Time within which a silent peer is found to be dead and its trials are adopted.
+        runs_all_trials: Whether no other process runs trials of the study, possibly on another machine.
+        final_write_attempts: How often a last write to MLflow is tried, at least a second apart. A study that one
             process holds is repaired at its next start. A shared study may have no next start.
     """
 
@@ -80,11 +80,11 @@ class Coordinator:
         """Return a block that one process of the study enters at a time.
 
         Args:
-            name: what the lock protects.
-            keep_alive: whether to call `keep_alive` while waiting. Only for the thread that writes the study.
+            name: What the lock protects.
+            keep_alive: Whether to call `keep_alive` while waiting. Only for the thread that writes the study.
 
         Raises:
-            Unreachable: the database is out of reach.
+            Unreachable: The database is out of reach.
         """
         return nullcontext()
 
@@ -96,7 +96,7 @@ class Coordinator:
         """Whether a peer may be dead, or has left trials that this process can't adopt yet. Raises Unreachable.
 
         Args:
-            first_seen: peer -> end of its lease when it was first seen. Empty at first; filled by the call.
+            first_seen: Peer -> end of its lease when it was first seen. Empty at first; filled by the call.
         """
         return False
 
@@ -104,8 +104,8 @@ class Coordinator:
         """Whether peers may still end trials, or leave some to this process.
 
         Args:
-            unfinished: the states of the trials that have not ended.
-            start_refused: whether a limit forbids to start those that wait.
+            unfinished: The states of the trials that have not ended.
+            start_refused: Whether a limit forbids to start those that wait.
         """
         return False
 

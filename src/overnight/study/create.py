@@ -27,11 +27,11 @@ def load_or_create(
     """Return the plan's Optuna study, and messages for the user.
 
     Args:
-        extend: if the space only grew, copy the trials into a new Optuna study with the new distributions.
+        extend: If the space only grew, copy the trials into a new Optuna study with the new distributions.
         comparable: False for a study whose trials bring their own configurations.
 
     Raises:
-        ConfigError: the trials of the stored study and those of the plan are not comparable.
+        ConfigError: The trials of the stored study and those of the plan are not comparable.
     """
     stored = latest_studies(storage).get(plan.name)
     if stored is None:

@@ -35,17 +35,17 @@ def open_study(
     """Open the plan's study for work: create it, or resume it.
 
     Args:
-        extend: if the space only grew, copy the trials into a new Optuna study with the new distributions.
+        extend: If the space only grew, copy the trials into a new Optuna study with the new distributions.
         comparable: False for a study whose trials bring their own configurations, such as `train`.
-        say: called with a message if the call has to wait.
+        say: Called with a message if the call has to wait.
 
     Returns:
         The session, and messages for the user.
 
     Raises:
-        StudyInUse: another process works on the study.
-        ConfigError: the trials of the stored study and those of the plan are not comparable, or home is unusable.
-        Unreachable: the database is out of reach.
+        StudyInUse: Another process works on the study.
+        ConfigError: The trials of the stored study and those of the plan are not comparable, or home is unusable.
+        Unreachable: The database is out of reach.
     """
     location = plan.settings.location
     reject_old_home(location)
@@ -71,12 +71,12 @@ def join(name: str, own: Settings, missing: Callable[[Plan], list[str]] = lambda
     """Join a shared study as one of its workers.
 
     Args:
-        own: the settings of this machine. They replace what a plan says about the machine.
-        missing: returns what this machine lacks to run a plan.
+        own: The settings of this machine. They replace what a plan says about the machine.
+        missing: Returns what this machine lacks to run a plan.
 
     Raises:
-        ConfigError: this machine lacks something, or the plan asks for what its operator does not trust.
-        Unreachable: the database is out of reach.
+        ConfigError: This machine lacks something, or the plan asks for what its operator does not trust.
+        Unreachable: The database is out of reach.
     """
     leases.start_as_new_owner()
     with _shared_storage(own.location) as storage:

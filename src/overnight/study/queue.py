@@ -11,16 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from overnight.search import sampler
-from overnight.search.attributes import (
-    ATTEMPTS,
-    CONFIG,
-    CONFIRMS,
-    HISTORY,
-    OUTSIDE,
-    PARAMS,
-    TRAINING,
-    VALUES,
-)
+from overnight.search.attributes import ATTEMPTS, CONFIG, CONFIRMS, HISTORY, OUTSIDE, PARAMS, TRAINING, VALUES
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, unpack_history
 from overnight.study.coordinator import Coordinator
@@ -35,9 +26,9 @@ class TrialAssignment:
     """A trial to run.
 
     Attributes:
-        values: searched key -> value.
-        attempts: how often in a row it crashed without progress.
-        had_other_owner: whether another process may have written to its MLflow run.
+        values: Searched key -> value.
+        attempts: How often in a row it crashed without progress.
+        had_other_owner: Whether another process may have written to its MLflow run.
     """
 
     number: int
@@ -52,12 +43,7 @@ class TrialQueue:
     """Assigns the trials of an open study to this process, waiting ones before new ones."""
 
     def __init__(
-        self,
-        plan: Plan,
-        study: optuna.Study,
-        storage: ExclusiveStorage,
-        reader: TrialReader,
-        coordinator: Coordinator,
+        self, plan: Plan, study: optuna.Study, storage: ExclusiveStorage, reader: TrialReader, coordinator: Coordinator
     ) -> None:
         self._plan, self._study, self._storage = plan, study, storage
         self._reader, self._coordinator = reader, coordinator
@@ -85,7 +71,7 @@ class TrialQueue:
         """Return the next trial to run, or None once the budget is spent.
 
         Raises:
-            Unreachable: the database is out of reach.
+            Unreachable: The database is out of reach.
         """
         return self._claim("any")
 
@@ -107,10 +93,8 @@ class TrialQueue:
             "objective": settings.study.objective,
         }
         for t in self._reader.trials():
-            if t.state == TrialState.WAITING and (t.user_attrs.get(CONFIG), t.user_attrs.get(TRAINING)) == (
-                config,
-                training,
-            ):
+            attrs = t.user_attrs
+            if t.state == TrialState.WAITING and attrs.get(CONFIG) == config and attrs.get(TRAINING) == training:
                 return t.number
         self._study.enqueue_trial({}, user_attrs={CONFIG: dict(config), TRAINING: training})
         return self._reader.trials()[-1].number

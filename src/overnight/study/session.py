@@ -26,11 +26,11 @@ class StudySession:
     """An open study. `open_study`, `join` and `reopen` make it; `close` ends it.
 
     Attributes:
-        queue: assigns trials to this process.
-        writer: writes what becomes of them.
-        attributes: the typed attributes of the study.
-        coordinator: coordinates this process with others that work on the study, if there are any.
-        unlock: allows other processes to open the study.
+        queue: Assigns trials to this process.
+        writer: Writes what becomes of them.
+        attributes: The typed attributes of the study.
+        coordinator: Coordinates this process with others that work on the study, if there are any.
+        unlock: Allows other processes to open the study.
     """
 
     def __init__(self, plan: Plan, study: optuna.Study, unlock: Callable[[], None]) -> None:

@@ -27,11 +27,11 @@ class StudyView:
     """A study as it is stored at one moment.
 
     Attributes:
-        holder: the process that works on it, as `holder_of` describes it; None if none does.
-        tests: number of a confirmation's trial -> its scores on the test set.
-        confirmation: of a search, once it has one.
-        launch: the last one, as `limits.Launch` writes it.
-        refusals: host name -> why its worker refuses the study, line by line.
+        holder: The process that works on it, as `holder_of` describes it; None if none does.
+        tests: Number of a confirmation's trial -> its scores on the test set.
+        confirmation: Of a search, once it has one.
+        launch: The last one, as `limits.Launch` writes it.
+        refusals: Host name -> why its worker refuses the study, line by line.
         wanted: (trial, nth seed) of every run that a confirmation asks for.
     """
 
@@ -92,7 +92,7 @@ def view(location: StudyLocation, name: str | None = None) -> tuple[StudyView | 
     """Read a study without changing anything.
 
     Args:
-        name: of the study; None for the most recent one.
+        name: Of the study; None for the most recent one.
 
     Returns:
         The study, or None if it does not exist, and the names of all studies, the most recent first.

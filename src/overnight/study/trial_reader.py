@@ -17,9 +17,9 @@ class RunningTrial:
     """A trial that this process runs.
 
     Attributes:
-        history: epoch -> its metrics.
-        reported: the steps that Optuna has. After a kill they may be ahead of the history.
-        unwritten: whether the history has epochs that the storage lacks.
+        history: Epoch -> its metrics.
+        reported: The steps that Optuna has. After a kill they may be ahead of the history.
+        unwritten: Whether the history has epochs that the storage lacks.
     """
 
     trial: optuna.Trial
@@ -32,7 +32,7 @@ class TrialReader:
     """Reads the trials of an open study.
 
     Attributes:
-        running: number -> trial, of those that this process runs.
+        running: Number -> trial, of those that this process runs.
     """
 
     def __init__(self, plan: Plan, study: optuna.Study) -> None:

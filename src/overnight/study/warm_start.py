@@ -22,7 +22,7 @@ def resolve(plan: Plan) -> tuple[Plan, list[str]]:
     A study that has started keeps its trials, whatever has become of the other study since.
 
     Raises:
-        ConfigError: the other study does not exist.
+        ConfigError: The other study does not exist.
     """
     wanted, location = plan.settings.study.warm_start_from, plan.settings.location
     if wanted is None:

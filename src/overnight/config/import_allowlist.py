@@ -58,8 +58,8 @@ def apply_guard(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not os.environ.get(GUARDED):
         return config
     found = [*config_problems(config), *trainer_problems(config.get("trainer") or {}, (*TRAINER_KEYS, *DRY_RUN_KEYS))]
-    # Hydra would resolve a text again that contains an interpolation after the first time.
-    texts = [(key, text) for key, text in _texts(config, "") if "${" in text and _text_problem(key, text) is None]
+    # The config is resolved. Hydra would resolve an interpolation in it a second time, when it instantiates.
+    texts = [(key, text) for key, text in _texts(config) if "${" in text and _text_problem(key, text) is None]
     found += [f"{key}: must be resolved already, got {text!r}; write the value itself" for key, text in texts]
     if found:
         raise UntrustedError("\n".join(found))
@@ -81,7 +81,8 @@ def _with_local_data(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_problems(node: Any, key: str = "") -> list[str]:
     """What a tree, composed or resolved, uses that is not trusted, one line each. key: the path to the tree."""
-    found = [p for path, target in _targets(node, key) if (p := target_problem(path, target))]
+    targets = ((path, child) for path, child in _walk(node, key) if path.rpartition(".")[2] == "_target_")
+    found = [p for path, target in targets if (p := target_problem(path, target))]
     return [*found, *(p for path, text in _texts(node, key) if (p := _text_problem(path, text)))]
 
 
@@ -111,27 +112,19 @@ def trainer_problems(trainer: Mapping[str, Any], known: Sequence[str] = TRAINER_
     ]
 
 
-def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every node of a tree with its path, which ends in the node's key."""
+    yield path, node
     if isinstance(node, Mapping):
         for key, child in node.items():
-            below = f"{path}.{key}" if path else str(key)
-            if key == "_target_":
-                yield below, child
-            yield from _targets(child, below)
+            yield from _walk(child, f"{path}.{key}" if path else str(key))
     elif isinstance(node, list | tuple):
         for index, child in enumerate(node):
-            yield from _targets(child, f"{path}.{index}")
+            yield from _walk(child, f"{path}.{index}")
 
 
-def _texts(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(node, str):
-        yield path, node
-    elif isinstance(node, Mapping):
-        for key, child in node.items():
-            yield from _texts(child, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list | tuple):
-        for index, child in enumerate(node):
-            yield from _texts(child, f"{path}.{index}")
+def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    return ((below, text) for below, text in _walk(node, path) if isinstance(text, str))
 
 
 def _text_problem(key: str, text: str) -> str | None:

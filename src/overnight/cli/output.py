@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
+import sys
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -58,7 +60,7 @@ def print_status(view: StudyView) -> None:
     if view.confirmation is not None:
         click.echo(f"confirmation: {view.confirmed} of {view.confirmations} trials done")
     for line in (*([forecast] if forecast else []), *view.launch.get("notes", ())):
-        click.echo(line)
+        print_wrapped(line)
     if view.state == "running" and forecast is None:
         _print_time_left(view, done)
     if view.state == "stalled":
@@ -72,12 +74,12 @@ def _print_trials(view: StudyView) -> None:
     best = view.best
     if best is not None:
         metric = view.plan.settings.study.metric
-        click.echo(f"best: {metric} {best.objective:.6g}, {trial_name(best.number)} ({describe(best)})")
+        print_wrapped(f"best: {metric} {best.objective:.6g}, {trial_name(best.number)} ({describe(best)})")
     for record in view.records:
         if record.state == "running":
             last, epochs = record.history[-1:], view.plan.settings.trainer.max_epochs
             progress = f"epoch {last[0].epoch + 1} of {epochs}" if last else "starting"
-            click.echo(f"  {trial_name(record.number)}: {progress} ({describe(record)})")
+            print_wrapped(f"  {trial_name(record.number)}: {progress} ({describe(record)})")
 
 
 def _print_time_left(view: StudyView, done: int) -> None:
@@ -116,7 +118,7 @@ def print_result(result: Result) -> None:
     _print_best(result)
     _print_failures(result)
     for line in result.limit_notes:
-        click.echo(line)
+        print_wrapped(line)
     if result.mlflow_error:
         click.echo(
             f"MLflow is incomplete ({result.mlflow_error}); optuna.db has everything, and the same command "
@@ -148,7 +150,7 @@ def _print_best(result: Result) -> None:
     if best is not None:
         record = next(r for r in result.records if r.number == best.number)
         metric = result.plan.settings.study.metric
-        click.echo(f"best: {metric} {best.value:.4f}, {trial_name(best.number)} ({describe(record)})")
+        print_wrapped(f"best: {metric} {best.value:.4f}, {trial_name(best.number)} ({describe(record)})")
 
 
 def _print_failures(result: Result) -> None:
@@ -175,7 +177,7 @@ def _print_finding(result: Result) -> None:
     if found.search_best is not None:
         from overnight.report import finding
 
-        click.echo(finding.summary_sentence(found))
+        print_wrapped(finding.summary_sentence(found))
     click.echo(f"report: {result.report or command('report', result.study_name, location=location)}")
     if found.best is not None and result.stop_reason in ("complete", "limit"):
         option = f"+experiment=best_{result.study_name}"
@@ -211,6 +213,14 @@ def print_forecast(plan: Plan) -> None:
         f"{found.slots} slots without pruning; the baseline takes {found.seconds_per_epoch:.3g} s per epoch"
     )
     click.echo(f"disk: about {found.disk_bytes / 1e6:.1f} MB in {plan.settings.location.paths.root}")
+
+
+def print_wrapped(text: str) -> None:
+    """Print a sentence; a terminal gets it wrapped between words."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = click.wrap_text(text, width, subsequent_indent="  ")
+    click.echo(text)
 
 
 def print_table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -146,7 +146,7 @@ def _update_result(location: StudyLocation, view: StudyView, numbers: list[int])
     if view.state == "complete":
         winner.write_config(view)
         mlflow_error = publish.publish_to_mlflow(view, location, found)
-    click.echo(finding.summary_sentence(found))
+    output.print_wrapped(finding.summary_sentence(found))
     if view.state != "complete" or found.confirmed < found.confirmations:
         click.echo("`overnight tune` trains what is missing now")
     if registry.champion_tags(location, view.name).get(tags.WINNER) in {trial_name(n) for n in numbers}:

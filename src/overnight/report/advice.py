@@ -1,4 +1,4 @@
-"""Lines to paste: the winner trained again, and the search that should come next."""
+"""Commands to paste: one that trains the winner again, and one that starts the next search."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of, ranked
 from overnight.search.space import Parameter, contains, display_name, to_hydra
 
-# A winner that lies in the outermost twentieth of a range, on its own scale, may be better still beyond it.
+# A value in the outermost 5% of its range, on the scale of sampling, is at the edge: beyond it may be better values.
 EDGE = 0.05
-# A choice that was taken less often was hardly tried.
-HARDLY = 3
-# What a line that goes on elsewhere leaves out, and what one that trains a single configuration has no use for.
-_NOT_ASKED = ("study.name", "study.until", "home", "slots")
-_FIRST = ("study.enqueue", "study.warm_start_from")  # what a study began with, which the next one does not
-_OF_A_SEARCH = (
+# A choice in fewer trials is rarely tried.
+RARE = 3
+# Keys that no command repeats, and keys that training a single configuration does not use.
+_NEVER_REPEATED = ("study.name", "study.until", "home", "slots")
+_FIRST_TRIALS = ("study.enqueue", "study.warm_start_from")  # of the finished study, not of the next one
+_SEARCH_KEYS = (
     *("study.trials", "study.hours", "study.patience", "study.confirm", "study.keep_checkpoints"),
-    *("sampler", "pruner", "terminator", *_FIRST),
+    *("sampler", "pruner", "terminator", *_FIRST_TRIALS),
 )
 
 
 @dataclass(frozen=True)
 class AtEdge:
-    """A parameter whose best values lie at an end of its range. wider: the range that reaches beyond, in grammar."""
+    """A parameter whose best value is at an end of its range. wider: a range beyond that end, in Hydra's syntax."""
 
     name: str
     end: Literal["lower", "upper"]
@@ -43,39 +43,39 @@ class AtEdge:
 
 
 def train_command(plan: Plan, best: TrialRecord) -> str:
-    """The line that trains a trial's configuration again."""
+    """Return the command that trains the configuration of a trial again."""
     config = config_of(best, plan)
     groups = {g: str(best.params.get(g, plan.choices[g])) for g in plan.choices}
-    return _line("train", *_folder(plan), *_overrides(plan, config, groups, _OF_A_SEARCH), *_home(plan))
+    return _line("train", *_folder(plan), *_overrides(plan, config, groups, _SEARCH_KEYS), *_home(plan))
 
 
 def next_command(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -> str:
-    """The line that searches on around the finding: wider where it lies at an edge, narrower elsewhere."""
+    """Return the command of the next search: ranges are wider where the winner is at an edge, narrower elsewhere."""
     searched, fixed = _next_space(plan, records, best)
     config = plan.config({k: v for k, v in fixed.items() if k in plan.choices})
     kept = {p.key for p in plan.space.parameters}
     groups = {g: str(fixed.get(g, plan.choices[g])) for g in plan.choices if g not in searched}
-    written = _overrides(plan, config, groups, (*kept, *_FIRST))
-    written = [w for w in written if w.split("=")[0] not in fixed]
+    overrides = _overrides(plan, config, groups, (*kept, *_FIRST_TRIALS))
+    overrides = [o for o in overrides if o.split("=")[0] not in fixed]
     known = _base(plan, groups).config
     added = {key for key in (*fixed, *searched) if key.split(".")[0] in known and not has_key(known, key)}
     values = [f"{'+' if key in added else ''}{key}={to_hydra(value)}" for key, value in fixed.items()]
     sweeps = [f"{'+' if key in added else ''}{key}={sweep}" for key, sweep in searched.items()]
-    unsaid = any(c.key in searched for p in plan.space.parameters for c in p.when)
-    search = [] if unsaid else ["search=none"]
-    first = [f"study.warm_start_from={plan.name}"] if searched else []  # so that nothing found is lost
+    needs_search_file = any(c.key in searched for p in plan.space.parameters for c in p.when)
+    search = [] if needs_search_file else ["search=none"]
+    first = [f"study.warm_start_from={plan.name}"] if searched else []  # keeps what was found
     name = f"study.name={next_name(plan.name)}"
-    return _line("tune", *_folder(plan), name, *search, *written, *values, *sweeps, *first, *_home(plan))
+    return _line("tune", *_folder(plan), name, *search, *overrides, *values, *sweeps, *first, *_home(plan))
 
 
 def next_name(name: str) -> str:
-    """digits-mlp-2 after digits-mlp, digits-mlp-3 after that."""
+    """Return the name of the next study: digits-mlp-2 after digits-mlp, then digits-mlp-3."""
     stem, number = re.fullmatch(r"(.*?)(?:-(\d{1,3}))?", name).groups()  # type: ignore[union-attr]
     return f"{stem}-{int(number or 1) + 1}"
 
 
-def edges(plan: Plan, best: TrialRecord) -> list[AtEdge]:
-    """Where the best trial lies at an end of what was searched, and the range there might be more in."""
+def find_edges(plan: Plan, best: TrialRecord) -> list[AtEdge]:
+    """Return the parameters of the best trial that are at an end of their range."""
     found = []
     for name, dist in {display_name(n): d for p in _active(plan, best) for n, d in p.names().items()}.items():
         value = best.params.get(name)
@@ -93,15 +93,15 @@ def edges(plan: Plan, best: TrialRecord) -> list[AtEdge]:
 
 
 def _next_space(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -> tuple[dict[str, str], dict[str, Any]]:
-    """Key -> sweep of what is to be searched on, and key -> value of what is settled."""
+    """Return key -> range of what to search next, and key -> value of what is fixed."""
     good = _good(plan, records, best)
-    at_edge = {e.name: e for e in edges(plan, best)}
+    at_edge = {e.name: e for e in find_edges(plan, best)}
     searched: dict[str, str] = {}
     fixed: dict[str, Any] = {}
     for p in _active(plan, best):
         if any(c.key in searched for c in p.when):
-            continue  # what is drawn only sometimes stays with its search file
-        if p.length is not None:  # a list's sweep does not fit on a line
+            continue  # conditional parameters stay in the search file
+        if p.length is not None:  # a list's range has no form for the command line
             count = best.params.get(f"{p.key}.length", 0)
             fixed[p.key] = [best.params[f"{p.key}.{i}"] for i in range(count)]
         elif isinstance(p.each, CategoricalDistribution):
@@ -121,27 +121,27 @@ def _next_space(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -
 
 
 def _active(plan: Plan, best: TrialRecord) -> list[Parameter]:
-    """The draws that the best trial took: of a key that has several, one."""
+    """Return the parameters that the best trial used: one for each key."""
     return [p for p in plan.space.parameters if p.active(best.params, plan.baseline)]
 
 
 def _good(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -> list[TrialRecord]:
-    """The best quarter of the complete trials, five at least, and the winner."""
+    """Return the best quarter of the complete trials, at least five, and the winner."""
     complete = ranked(records, plan.settings)
     good = complete[: max(5, math.ceil(len(complete) / 4))]
     return good if best in good else [*good, best]
 
 
 def _options(p: Parameter, records: Sequence[TrialRecord], good: Sequence[TrialRecord]) -> list[Any]:
-    """The choices that are among the good, or were hardly tried."""
+    """Return the choices that good trials have, and those that are rarely tried."""
     assert isinstance(p.each, CategoricalDistribution)
     tried = [r.params.get(p.key) for r in records if r.done]
     among = [r.params.get(p.key) for r in good]
-    return [o for o in p.each.choices if o in among or tried.count(o) < HARDLY]
+    return [o for o in p.each.choices if o in among or tried.count(o) < RARE]
 
 
 def _position(dist: FloatDistribution | IntDistribution, value: float) -> float:
-    """Where in its range a value lies, 0 to 1, on the scale on which it is drawn."""
+    """Map a value to its position in its range, 0 to 1, on the scale of sampling (linear or logarithmic)."""
     low, high, at = (math.log(v) if dist.log else v for v in (dist.low, dist.high, value))
     return (at - low) / (high - low) if high > low else 0.5
 
@@ -153,16 +153,17 @@ def _value(dist: FloatDistribution | IntDistribution, position: float) -> float:
 
 
 def _narrowed(dist: FloatDistribution | IntDistribution, values: Sequence[float]) -> tuple[float, float]:
-    """The part of a range that holds the good values, with a tenth of it to spare on both sides."""
+    """Return the part of a range that holds the good values, with a margin of 10% of the range on both sides."""
     positions = [_position(dist, v) for v in values] or [0.0, 1.0]
     low, high = max(min(positions) - 0.1, 0.0), min(max(positions) + 0.1, 1.0)
     return max(_value(dist, low), dist.low), min(_value(dist, high), dist.high)
 
 
 def _widened(dist: FloatDistribution | IntDistribution, end: str) -> tuple[float, float]:
-    """A range moved past one end, by as much as it is wide, and by half of that given up at the other.
+    """Extend a range beyond one end by its own width, and drop the half at the other end.
 
-    What starts above 0 stays there, and what ends at or below 1 is taken for a share, which it stays.
+    A range that starts at or above 0 stays above 0. A range of floats that ends in (0.5, 1] is taken for a fraction and
+    stays below 1.
     """
     middle = _value(dist, 0.5)
     if end == "lower":
@@ -179,7 +180,7 @@ def _widened(dist: FloatDistribution | IntDistribution, end: str) -> tuple[float
 
 
 def _interval(dist: FloatDistribution | IntDistribution, low: float, high: float) -> str:
-    """A range in Hydra's grammar, its ends rounded outwards to three digits."""
+    """Write a range in Hydra's syntax; integer ends are rounded outwards, others to three digits."""
     if isinstance(dist, IntDistribution):
         first, last = math.floor(low), max(math.ceil(high), math.floor(low) + 1)
         text = f"int(interval({first},{last}))" if dist.step == 1 else f"range({first},{last + dist.step},{dist.step})"
@@ -193,27 +194,27 @@ def _rounded(value: float) -> str:
 
 
 def _overrides(plan: Plan, config: Mapping[str, Any], groups: Mapping[str, str], without: tuple[str, ...]) -> list[str]:
-    """What to write so that the defaults compose to a plan and `config`; what `without` names is left out."""
+    """Return the overrides that compose to a plan and `config`, without the keys in `without`."""
     base = _base(plan, groups)
     lacking = [g for g in base.choices if g in groups and base.choices[g] != groups[g]]
     assert base.settings is not None
-    mine = {**to_json(plan.settings), **{n: config[n] for n in SEARCHABLE if n in config}}
-    theirs = {**to_json(base.settings), **{n: base.config[n] for n in SEARCHABLE if n in base.config}}
-    had, has = _flat(theirs), _flat(mine)
+    wanted = {**to_json(plan.settings), **{n: config[n] for n in SEARCHABLE if n in config}}
+    given = {**to_json(base.settings), **{n: base.config[n] for n in SEARCHABLE if n in base.config}}
+    had, has = _flat(given), _flat(wanted)
     default = compose([]).choices
-    said = [f"{g}={o}" for g, o in groups.items() if o != default.get(g) and g not in without]
+    overrides = [f"{g}={o}" for g, o in groups.items() if o != default.get(g) and g not in without]
     for key, value in has.items():
-        left_out = any(key == w or key.startswith(f"{w}.") for w in (*_NOT_ASKED, *without, *lacking))
+        left_out = any(key == w or key.startswith(f"{w}.") for w in (*_NEVER_REPEATED, *without, *lacking))
         if not left_out and had.get(key, ...) != value:
-            said.append(f"{'' if key in had else '+'}{key}={to_hydra(value)}")
-    said += [f"~{key}" for key in had if key not in has and key.split(".")[0] in SEARCHABLE]
-    return said
+            overrides.append(f"{'' if key in had else '+'}{key}={to_hydra(value)}")
+    overrides += [f"~{key}" for key in had if key not in has and key.split(".")[0] in SEARCHABLE]
+    return overrides
 
 
 def _base(plan: Plan, groups: Mapping[str, str]) -> Draft:
-    """The defaults with these options taken."""
+    """Compose the defaults with these options."""
     base = compose([f"{g}={option}" for g, option in groups.items()], plan.config_dir)
-    # Options of a folder of configs that is gone, or that an older version did not keep, are left as they are.
+    # If the folder of an option does not exist any more, compare with the defaults.
     return base if base.settings is not None else compose([])
 
 

@@ -26,9 +26,9 @@ def find_caveats(finding: Finding, records: Sequence[TrialRecord]) -> list[str]:
     lines += [
         f"{e.name}: the winner's value {_short(e.value)} is at the {e.end} end of its range, {_short(e.limit)}; values "
         f"beyond it may be better: {e.name}='{e.wider}'"
-        for e in advice.edges(plan, best)
+        for e in advice.find_edges(plan, best)
     ]
-    return [*lines, *_tie(finding), *_hardly_tried(plan, records), *_unfinished(finding), *_failed(finding, records)]
+    return [*lines, *_tie(finding), *_rarely_tried(plan, records), *_unfinished(finding), *_failed(finding, records)]
 
 
 def _unconfirmed(finding: Finding) -> list[str]:
@@ -81,12 +81,12 @@ def _tie(finding: Finding) -> list[str]:
     ]
 
 
-def _hardly_tried(plan: Plan, records: Sequence[TrialRecord]) -> list[str]:
+def _rarely_tried(plan: Plan, records: Sequence[TrialRecord]) -> list[str]:
     lines: list[str] = []
     for p in plan.space.parameters:
         if isinstance(p.each, CategoricalDistribution) and p.length is None:
             tried = [r.params.get(p.key) for r in records if r.state in ("complete", "pruned")]
-            rare = [f"{to_hydra(o)} ({tried.count(o)})" for o in p.each.choices if tried.count(o) < advice.HARDLY]
+            rare = [f"{to_hydra(o)} ({tried.count(o)})" for o in p.each.choices if tried.count(o) < advice.RARE]
             if rare and not p.when:
                 lines.append(f"{p.key}: rarely tried: {', '.join(rare)}.")
     return lines

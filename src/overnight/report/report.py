@@ -19,6 +19,8 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, describe, format_duration, trial_title
 from overnight.study.snapshot import StudyView
 
+_WIDE = 110  # columns of a terminal in which the whole ranking fits
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -158,7 +160,7 @@ def ranking(report: Report) -> list[tuple[str, ...]]:
 def ranking_columns(report: Report) -> tuple[str, ...]:
     """Return the column heads of `ranking`."""
     test = ("test",) if _has_test(report) else ()
-    return "", report.plan.settings.study.metric, *test, "compared to the first", "parameters"
+    return "", report.plan.settings.study.metric, *test, "compared to first", "parameters"
 
 
 def _has_test(report: Report) -> bool:
@@ -191,7 +193,12 @@ def print_report(report: Report, console: Console) -> None:
     console.print(Text(report.plan.name, style="bold"), Text(report.sentence, style="bold green"), sep="\n")
     if report.finding.finalists and report.finding.confirmed:
         _heading(console, "Confirmation on new seeds")
-        console.print(_rows(ranking_columns(report), ranking(report)))
+        heads, rows = ranking_columns(report), ranking(report)
+        if console.width >= _WIDE:
+            console.print(_rows(heads, rows))
+        else:  # the parameters in a table of their own
+            console.print(_rows(heads[:-1], [row[:-1] for row in rows]))
+            console.print(_rows(None, [(row[0], row[-1]) for row in rows]))
     if report.train_command is not None:
         _heading(console, "The winner")
         console.print(_rows(None, list(winner_parameters(report).items())))

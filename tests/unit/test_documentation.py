@@ -50,6 +50,12 @@ def test_the_tests_that_a_document_names_exist(path: Path) -> None:
     assert [n for n in named if not (ROOT / "tests" / n).exists()] == []
 
 
+def test_the_modules_that_architecture_names_exist() -> None:
+    named = re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", TEXTS[ROOT / "ARCHITECTURE.md"])
+    assert [n for n in named if not any((root / n).is_file() for root in (ROOT, ROOT / "src" / "overnight"))] == []
+    assert len(named) > 5
+
+
 def test_every_command_is_documented() -> None:
     text = (ROOT / "docs" / "commands.md").read_text()
     assert [name for name in cli.commands if f"`overnight {name}" not in text] == []

@@ -276,7 +276,7 @@ def _run_supervisor(
     def show(s: Supervisor) -> None:
         shown.update(lambda: progress(s))
         if news is not None:
-            news.look(s.no_room, s.silent)
+            news.look(s.disk.is_full, s.outcomes.stalled)
 
     supervisor.on_change = show
     with signals.working(supervisor.stop), awake(supervisor.plan.settings.stay_awake):
@@ -293,18 +293,30 @@ def progress(supervisor: Supervisor) -> ProgressSnapshot:
     records, only = supervisor.records, supervisor.only
     running = tuple(
         RunningTrial(number, trial.epoch, r.objective if (r := records.get(number)) else None, trial.started_at)
-        for number, trial in supervisor.running.items()
+        for number, trial in supervisor.slots.running.items()
     )
     return ProgressSnapshot(
         supervisor.plan,
         records if only is None else {n: r for n, r in records.items() if n == only},
         running,
         tuple(supervisor.ended),
-        supervisor.slots,
+        supervisor.slots.count,
         supervisor.stopping.reason in (StopReason.STOPPED, StopReason.LIMIT),
-        supervisor.warning,
-        supervisor.ahead,
+        _warning(supervisor),
+        supervisor.outlook,
     )
+
+
+def _warning(supervisor: Supervisor) -> str | None:
+    """Return what keeps trials from starting, or MLflow from being complete."""
+    if supervisor.disk.is_full:
+        settings = supervisor.plan.settings
+        return (
+            f"less than {settings.min_free_mib} MiB are free in {settings.location.paths.root}: trials are saved and "
+            f"resumed when there is room"
+        )
+    error = supervisor.mlflow.error
+    return f"MLflow cannot be written, retrying: {error}" if error else None
 
 
 def _notify_of_end(news: Notifier, result: Result) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import overnight
 from overnight import api
-from overnight.report.live import NullScreen
+from overnight.report.live import NullScreen, ProgressSnapshot
 from overnight.search.build_plan import build_plan
+from support.user_overrides import theirs
 
 
 def test_a_result_has_the_best_trial_and_a_table_of_all(finished_home: Path) -> None:
@@ -63,22 +64,20 @@ def test_a_folder_of_somebodys_own_configs_brings_their_network(home: Path, tmp_
 
 
 def test_an_interrupt_is_raised_once_everything_is_saved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from overnight.runner.supervisor import Supervisor
+    pressed = []
 
-    real, pressed = Supervisor._wait, []
+    class PressesCtrlC(NullScreen):
+        def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:  # noqa: ARG002
+            if not pressed and any(slot.epoch >= 1 for slot in glance().running):
+                pressed.append(True)
+                signal.raise_signal(signal.SIGINT)
 
-    def wait(self: Supervisor) -> None:
-        real(self)
-        if not pressed and any(t.epoch >= 1 for t in self.running.values()):
-            pressed.append(True)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Supervisor, "_wait", wait)
-    line = [f"home={home}", "study.trials=2", "slots=1", "trainer.max_epochs=9"]
+    monkeypatch.setattr(api, "choose_screen", PressesCtrlC)
+    line = [f"home={home}", *theirs("Slow", "study.trials=2", "slots=1", "trainer.max_epochs=4")]
     with pytest.raises(KeyboardInterrupt, match="the same call resumes"):
         overnight.tune(line)
     assert [p.name for p in (home / "checkpoints" / "digits-mlp").rglob("state.ckpt")] == ["state.ckpt"]
-    assert [e.epoch for e in overnight.tune(line).records[0].history] == list(range(9))
+    assert [e.epoch for e in overnight.tune(line).records[0].history] == list(range(4))
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +20,14 @@ from overnight import api, protocol
 from overnight.config.problems import ConfigError
 from overnight.protocol import EpochEnd, TrialSpec
 from overnight.report import confirm, finding, report
-from overnight.report.live import NullScreen
+from overnight.report.live import NullScreen, ProgressSnapshot
 from overnight.runner import trial_process
-from overnight.runner.supervisor import Supervisor
 from overnight.runner.trial_spec import trial_spec
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import CONFIRM_SUFFIX, Plan
 from overnight.search.record import Confirms, TrialRecord
 from overnight.study.snapshot import view
+from overnight.system.signals import Signals
 from overnight.tracking import store
 
 SEARCHED = (
@@ -120,18 +122,16 @@ def test_the_test_set_is_asked_once_of_exactly_the_winner_and_the_baseline(confi
 
 
 def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_uncut_one_says(
-    home: Path, confirmed: tuple[Path, api.Result], monkeypatch: pytest.MonkeyPatch
+    home: Path, confirmed: tuple[Path, api.Result]
 ) -> None:
-    real, stopped = Supervisor._end, []
+    class StopsAfterTwoConfirmations(NullScreen):
+        def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:  # noqa: ARG002
+            now = glance()
+            if now.plan.name.endswith(CONFIRM_SUFFIX) and len(now.ended) == 2 and not now.stopping:
+                signal.raise_signal(signal.SIGINT)
 
-    def end(self: Supervisor, trial: Any) -> None:
-        real(self, trial)
-        if self.plan.name.endswith(CONFIRM_SUFFIX) and len(self.ended) == 2 and not stopped:
-            stopped.append(True)
-            self.stop()
-
-    monkeypatch.setattr(Supervisor, "_end", end)
-    cut = api.run(build_plan(line(home, "Plain", 3)), screen=NullScreen())
+    with Signals() as signals:
+        cut = api.run(build_plan(line(home, "Plain", 3)), screen=StopsAfterTwoConfirmations(), signals=signals)
     assert cut.stop_reason == "stopped"
     found, _ = view(cut.plan.settings.location)
     assert (found.state, len(found.records)) == ("paused", 6)

@@ -1,4 +1,4 @@
-"""Pictures appear in MLflow beside the trials that they are of, cost no slot anything, and can't fail a study."""
+"""Plots appear in MLflow beside their trials, take no slot, and cannot fail a study."""
 
 from __future__ import annotations
 
@@ -7,24 +7,52 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from overnight import api
 from overnight.config.compose import study_location
 from overnight.plots.process import give_way
+from overnight.protocol import DrawSpec
 from overnight.report.live import NullScreen
 from overnight.runner import plot_scheduler
 from overnight.runner.plot_scheduler import PlotScheduler
 from overnight.search.build_plan import build_plan
-from overnight.search.record import TrialRecord
+from overnight.search.plan import Plan
 from overnight.study.snapshot import StudyView, view
 from overnight.system import forkserver
 from overnight.tracking import store
 from support.commands import SMALL
+
+
+@pytest.fixture
+def drawings(monkeypatch: pytest.MonkeyPatch) -> list[DrawSpec]:
+    """The plots that are started. Their processes end at once."""
+    started: list[DrawSpec] = []
+    fork = forkserver.fork
+
+    def start(_: Callable[..., None], spec: DrawSpec, __: Path) -> BaseProcess:
+        started.append(spec)
+        process = fork(time.sleep, 0.0)
+        process.join()
+        return process
+
+    monkeypatch.setattr(forkserver, "fork", start)
+    return started
+
+
+def elsewhere(study: Plan, home: Path) -> Plan:
+    """Return the plan with another home: other tests look at the files of its own."""
+    location = replace(study.settings.location, home=str(home))
+    return replace(study, settings=replace(study.settings, found_location=location))
+
 
 DRAWN = {"weights.png", "curves.png", "confusion.png", "mistakes.png", "in-words.md"}
 
@@ -48,7 +76,7 @@ def new_bests(found: StudyView) -> set[str]:
     }
 
 
-def test_every_new_best_and_the_study_itself_have_their_pictures_in_mlflow(finished: StudyView) -> None:
+def test_every_new_best_trial_and_the_study_have_their_plots_in_mlflow(finished: StudyView) -> None:
     shown = held(finished)
     assert finished.best is not None
     assert f"trial-{finished.best.number:04d}" in shown
@@ -56,7 +84,7 @@ def test_every_new_best_and_the_study_itself_have_their_pictures_in_mlflow(finis
     assert all(pictures == DRAWN for pictures in shown.values())
 
 
-def test_what_a_kill_left_undrawn_is_drawn_for_the_winner_at_the_next_start(
+def test_the_next_start_draws_the_winners_plots_that_a_kill_left_undrawn(
     finished_home: Path, home: Path, finished: StudyView
 ) -> None:
     for part in ("optuna.db", "checkpoints"):
@@ -70,16 +98,16 @@ def test_what_a_kill_left_undrawn_is_drawn_for_the_winner_at_the_next_start(
     winner = f"trial-{finished.best.number:04d}"
     assert held(found) == {winner: DRAWN, found.name: DRAWN}
     folder = home / "pictures" / "digits-mlp" / winner
-    assert {p.name for p in folder.iterdir()} == {*DRAWN, "drawn.json"}, "the weights held for it are let go"
+    assert {p.name for p in folder.iterdir()} == {*DRAWN, "drawn.json"}, "the copy of its weights is deleted"
     before = (folder / "weights.png").stat().st_mtime_ns
     api.run(build_plan(lines), screen=NullScreen())
     assert (folder / "weights.png").stat().st_mtime_ns == before, "what is drawn as asked is not drawn again"
 
 
-def test_a_network_that_ends_whoever_draws_it_fails_no_study(
+def test_a_network_that_ends_the_drawing_process_fails_no_study(
     tune: Callable[..., api.Result], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plot_scheduler, "APART_S", 0.0)  # it is drawn while the other trial runs, and once more
+    monkeypatch.setattr(plot_scheduler, "INTERVAL_S", 0.0)  # drawn while the other trial runs, and again at the end
     marker = home / "marker"
     result = tune(
         "pictures.when=best", "search=none", "study.trials=2", "trainer.max_epochs=1", "~model.hidden_sizes",
@@ -89,70 +117,67 @@ def test_a_network_that_ends_whoever_draws_it_fails_no_study(
     )  # fmt: skip
     assert [r.state for r in result.records] == ["complete"] * 2
     assert result.mlflow_error is None
-    assert marker.read_text().split()[-1] == "0", "nothing is left to give way to once the trials are through"
+    assert marker.read_text().split()[-1] == "0", "the last process has a normal priority"
     assert not list((home / "pictures").rglob("*.json"))
 
 
-def test_while_trials_run_drawings_start_apart_and_with_the_newest_best(
-    finished: StudyView, monkeypatch: pytest.MonkeyPatch
+def test_while_trials_run_plots_start_at_intervals_newest_best_first(
+    finished: StudyView, tmp_path: Path, drawings: list[DrawSpec]
 ) -> None:
-    started: list[tuple[int, bool]] = []
     now = 1000.0
-    monkeypatch.setattr(plot_scheduler, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(PlotScheduler, "_hold", lambda *_: None)  # other tests look into that home
-    monkeypatch.setattr(
-        PlotScheduler, "_start", lambda _, record, gives_way: started.append((record.number, gives_way))
-    )
     bests = finished.records[:3]
-    pictures = PlotScheduler(finished.plan, "another study's", mlflow_sync=None)  # type: ignore[arg-type]
+    scheduler = PlotScheduler(elsewhere(finished.plan, tmp_path), "another study's", None, clock=lambda: now)  # type: ignore[arg-type]
+
+    def started() -> list[tuple[int, bool]]:
+        return [(spec.number, spec.gives_way) for spec in drawings]
+
     for record in bests:
-        pictures.want(record)
-    pictures.tick()
-    assert started == [], "nor is the first drawn at once"
+        scheduler.want(record)
+    scheduler.tick()
+    assert started() == [], "the first is not drawn at once either"
     for expected in ([(2, True)], [(2, True), (1, True)]):
         now += 29
-        pictures.tick()
-        assert started == expected[:-1]
+        scheduler.tick()
+        assert started() == expected[:-1]
         now += 1
-        pictures.tick()
-        pictures.tick()
-        assert started == expected
-    pictures.want(bests[1])
-    pictures.tick(gives_way=False)
-    assert started[2:] == [(0, False), (1, False)], "once the trials are through nothing is waited for"
+        scheduler.tick()
+        scheduler.tick()
+        assert started() == expected
+    scheduler.want(bests[1])
+    scheduler.tick(low_priority=False)
+    scheduler.tick(low_priority=False)
+    assert started()[2:] == [(0, False), (1, False)], "once the trials have ended, there is no interval"
 
 
-def test_a_study_that_goes_on_has_its_best_ones_drawn_meanwhile(
+def test_the_best_trials_are_plotted_while_the_study_runs(
     tune: Callable[..., api.Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gave_way: list[bool] = []
-    start = PlotScheduler._start
+    low_priority: list[bool] = []
+    fork = forkserver.fork
 
-    def seen(self: PlotScheduler, record: TrialRecord, gives_way: bool) -> None:
-        gave_way.append(gives_way)
-        start(self, record, gives_way)
+    def seen(target: Callable[..., None], *args: Any) -> BaseProcess:
+        low_priority.extend(spec.gives_way for spec in args if isinstance(spec, DrawSpec))
+        return fork(target, *args)
 
-    monkeypatch.setattr(PlotScheduler, "_start", seen)
-    monkeypatch.setattr(plot_scheduler, "APART_S", 0.0)
+    monkeypatch.setattr(forkserver, "fork", seen)
+    monkeypatch.setattr(plot_scheduler, "INTERVAL_S", 0.0)
     tune("search=none", "study.trials=3", "slots=1", "trainer.max_epochs=2", "pictures.when=best")
-    assert True in gave_way
+    assert True in low_priority
 
 
-def test_what_another_supervisor_has_drawn_is_not_drawn_over(
-    finished: StudyView, monkeypatch: pytest.MonkeyPatch
+def test_what_another_supervisor_has_drawn_is_not_drawn_again(
+    finished: StudyView, tmp_path: Path, drawings: list[DrawSpec]
 ) -> None:
-    started: list[int] = []
     shown: list[int] = []
-    monkeypatch.setattr(PlotScheduler, "_start", lambda _, record, *__: started.append(record.number))
-    monkeypatch.setattr(PlotScheduler, "_hold", lambda *_: None)
     assert finished.best is not None
-    folder = finished.plan.paths.trial_plots(finished.best.number)
+    study, number = elsewhere(finished.plan, tmp_path), finished.best.number
+    shutil.copytree(finished.plan.paths.trial_plots(number), folder := study.paths.trial_plots(number))
     uid = json.loads((folder / "drawn.json").read_text())["study"]
     mlflow_sync = SimpleNamespace(attach_plots=lambda number, _: shown.append(number))
-    pictures = PlotScheduler(finished.plan, uid, mlflow_sync)  # type: ignore[arg-type]
-    pictures.want(finished.best)
-    pictures.tick(gives_way=False)
-    assert started == []
+    scheduler = PlotScheduler(study, uid, mlflow_sync)  # type: ignore[arg-type]
+    scheduler.want(finished.best)
+    scheduler.tick(low_priority=False)
+    assert drawings == []
     assert shown == [finished.best.number]
 
 
@@ -161,7 +186,7 @@ def _priority(path: Path) -> None:
     path.write_text(f"{os.getpriority(os.PRIO_PROCESS, 0)} {getattr(os, 'sched_getscheduler', lambda _: '')(0)}")
 
 
-def test_a_drawing_takes_only_what_the_trials_leave_over(tmp_path: Path) -> None:
+def test_a_plot_uses_only_spare_processor_time(tmp_path: Path) -> None:
     forkserver.warm_up()
     child = forkserver.fork(_priority, tmp_path / "priority")
     child.join(60)
@@ -170,14 +195,14 @@ def test_a_drawing_takes_only_what_the_trials_leave_over(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("when", ["never", "winner"])
-def test_pictures_are_drawn_when_they_are_asked_for(tune: Callable[..., api.Result], home: Path, when: str) -> None:
+def test_plots_are_drawn_when_the_settings_say_so(tune: Callable[..., api.Result], home: Path, when: str) -> None:
     result = tune("search=none", "study.trials=2", "slots=1", "trainer.max_epochs=1", f"pictures.when={when}")
     assert result.best is not None
     found = [p.name for p in (home / "pictures").glob("*/*")]
     assert found == ([f"trial-{result.best.number:04d}"] if when == "winner" else [])
 
 
-def test_the_supervisor_has_pictures_drawn_without_importing_torch_or_matplotlib() -> None:
+def test_the_scheduler_imports_neither_torch_nor_matplotlib() -> None:
     code = (
         "import sys, overnight.runner.plot_scheduler; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
     )

@@ -80,19 +80,19 @@ def test_a_killed_trial_goes_on_from_its_last_checkpoint(tune: Tune, tmp_path: P
     assert Path(f"{marker}.epochs").read_text() == "0 1 2 3 ", "no epoch was trained twice"
 
 
-def test_an_error_in_the_loop_leaves_no_trial_behind(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_loop_leaves_no_trial_running(home: Path) -> None:
     study = build_plan([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")])
     forkserver.warm_up()
     session, _ = open_study(study)
-    worker = Supervisor(session, MlflowSync(study, session.attributes.uid), lambda _: None)
     started: list[int] = []
 
-    def fail(_: Supervisor) -> None:
-        started.extend(t.process.pid for t in worker.running.values())
-        raise OSError("the disk is full")
+    def fail(worker: Supervisor) -> None:
+        if len(worker.slots.running) == 2 and not started:
+            started.extend(t.process.pid for t in worker.slots.running.values())
+            raise OSError("the screen is gone")
 
-    monkeypatch.setattr(Supervisor, "_tick", fail)
-    with pytest.raises(OSError, match="the disk is full"):
+    worker = Supervisor(session, MlflowSync(study, session.attributes.uid), fail)
+    with pytest.raises(OSError, match="the screen is gone"):
         worker.run()
     session.close()
     assert len(started) == 2
@@ -135,7 +135,7 @@ def test_a_trial_that_hangs_in_c_code_is_tried_again_and_then_failed_and_its_slo
     assert states(result) == [("failed", "stalled")]
     assert "trial.stall_s" in result.records[0].detail
     assert "2 times in a row" in result.records[0].detail
-    assert any("taken up again, stalled" in note for note in result.records[0].notes)
+    assert any("resumed, stalled" in note for note in result.records[0].notes)
     ended, (last, *_) = result.records[0].ended_at, reversed(result.records[0].history)
     assert ended is not None
     assert ended - last.at < 2 * (2 + 5), "two silences, and what it took to see to them"
@@ -177,26 +177,28 @@ def test_where_the_disk_is_about_full_trials_save_and_go_on_when_there_is_room(
 ) -> None:
     study = build_plan([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")])
     session, _ = open_study(study)
-    said: list[str | None] = []
-    worker = Supervisor(session, MlflowSync(study, session.attributes.uid), lambda s: said.append(s.warning))
+    warnings: list[str | None] = []
+    worker = Supervisor(
+        session, MlflowSync(study, session.attributes.uid), lambda s: warnings.append(api.progress(s).trouble)
+    )
     paused = []
 
     def free(_: Path) -> float:
         """Full from the first epoch's end until both trials have saved."""
-        if any(t.epoch >= 0 for t in worker.running.values()) and not paused:
+        if any(t.epoch >= 0 for t in worker.slots.running.values()) and not paused:
             paused.append(False)
-        if paused and not paused[0] and not worker.running:
+        if paused and not paused[0] and not worker.slots.running:
             assert [r.state for r in session.records()] == ["paused"] * 2
             paused[0] = True
         return 100.0 if paused and not paused[0] else 10_000.0
 
-    monkeypatch.setattr("overnight.runner.supervisor.free_mib", free)
+    monkeypatch.setattr("overnight.runner.disk_space.free_mib", free)
     forkserver.warm_up()
     assert worker.run().stop_reason == "complete"
     records = session.records()
     session.close()
     assert paused == [True]
-    assert any(t and "less than 500 MiB are free" in t for t in said)
+    assert any(w and "less than 500 MiB are free" in w for w in warnings)
     assert [(r.state, [e.epoch for e in r.history]) for r in records] == [("complete", [0, 1, 2])] * 2
 
 
@@ -248,14 +250,14 @@ def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_on
     behind = next(r for r in whole if r.state == "pruned")
     cut = build_plan([f"home={home}", "study.name=cut", "pictures.when=never", "preflight=never", *line])
     session, _ = open_study(cut)
-    worker = Supervisor(session, MlflowSync(cut, session.attributes.uid), lambda _: None)
+    worker = Supervisor(session, MlflowSync(cut, session.attributes.uid))
     record = session.writer.record
 
     def stop_there(done: EpochEnd) -> bool:
         if (done.number, done.epoch) == (behind.number, behind.history[-1].epoch):
             worker.stop()
             if unasked:
-                worker.running[done.number].send(Decision.SAVE_AND_STOP)
+                worker.slots.running[done.number].send(Decision.SAVE_AND_STOP)
         return record(done)
 
     monkeypatch.setattr(session.writer, "record", stop_there)
@@ -279,10 +281,10 @@ def test_asked_to_stop_running_trials_save_and_the_study_goes_on_to_the_same_end
     overrides = theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")
     study = build_plan([f"home={home}", *overrides])
     session, _ = open_study(study)
-    worker = Supervisor(session, MlflowSync(study, "uid"), lambda _: None)
+    worker = Supervisor(session, MlflowSync(study, "uid"))
 
     def stop_in_the_second_epoch() -> None:
-        while not all(t.epoch >= 0 for t in worker.running.values()) or not worker.running:
+        while not all(t.epoch >= 0 for t in worker.slots.running.values()) or not worker.slots.running:
             time.sleep(0.02)
         time.sleep(0.2)
         asked.append(time.monotonic())

@@ -154,7 +154,7 @@ def test_a_failed_trial_shows_its_traceback(home: Path) -> None:
 
 
 def test_a_night_of_notes_and_a_long_traceback_fit_into_mlflow(home: Path) -> None:
-    notes = tuple(f"taken up again, crashed: {n:080}" for n in range(200))
+    notes = tuple(f"resumed, crashed: {n:080}" for n in range(200))
     mlflow_sync = MlflowSync(build_plan([f"home={home}"]), "uid")
     mlflow_sync.start([record(0, 1, "failed", reason="error", detail="x" * 20_000 + "the end", notes=notes)])
     mlflow_sync.close("FAILED", None, None)

@@ -210,7 +210,7 @@ def test_a_network_with_manual_optimisation_is_stopped_in_a_study_and_gone_on_wi
     study = build_plan([f"home={home}", *lines], conf)
 
     def stop_in_trial_one(worker: Supervisor) -> None:
-        if 1 in worker.running and worker.running[1].epoch >= 1:
+        if 1 in worker.slots.running and worker.slots.running[1].epoch >= 1:
             worker.stop()
 
     forkserver.warm_up()

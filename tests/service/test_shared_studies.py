@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -17,8 +16,9 @@ from overnight.config.problems import ConfigError
 from overnight.report import confirm, finalize
 from overnight.report.live import NullScreen
 from overnight.runner import exit_policy
-from overnight.runner.supervisor import Supervisor
+from overnight.runner.exit_policy import ExitPolicy
 from overnight.search.build_plan import build_plan
+from overnight.search.limits import ConfirmationLimits
 from overnight.search.plan import Plan
 from overnight.study import open as opening
 from overnight.study import requests
@@ -107,7 +107,7 @@ def test_a_confirmation_that_a_peer_leaves_unfinished_is_completed_before_the_an
 ) -> None:
     """This is known after the limits found nothing to start, and before they are asked again."""
     study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2", "storage.lease_s=5")
-    enqueue, wait, others = confirm.enqueue, Supervisor._wait, []
+    enqueue, choose, others = confirm.enqueue, ConfirmationLimits.next_trial, []
 
     def with_peer(session: StudySession, *args: Any) -> list[tuple[int, int]]:
         pairs = enqueue(session, *args)
@@ -115,18 +115,16 @@ def test_a_confirmation_that_a_peer_leaves_unfinished_is_completed_before_the_an
         assert others[0].queue.ask_for(1) is not None
         return pairs
 
-    def idle(self: Supervisor) -> None:
-        if others and self._refused:
-            if left == "requeued" and len(others) == 1:
-                others.append(others[0])
-                others[0].writer.pause(1)
-                release_and_leave(others[0], 1)
-            self._flushed_at = self._adopt_again_at = -math.inf
-            self._ask_again_at = time.monotonic() + 1
-        wait(self)
+    def pause_once_refused(self: ConfirmationLimits, *args: Any) -> Any:
+        chosen = choose(self, *args)
+        if chosen is None and left == "requeued" and len(others) == 1:
+            others.append(others[0])
+            others[0].writer.pause(1)
+            release_and_leave(others[0], 1)
+        return chosen
 
     monkeypatch.setattr(confirm, "enqueue", with_peer)
-    monkeypatch.setattr(Supervisor, "_wait", idle)
+    monkeypatch.setattr(ConfirmationLimits, "next_trial", pause_once_refused)
     result = api.run(study, screen=NullScreen())
     assert others
     assert (result.stop_reason, result.published, result.finding.confirmed) == ("complete", True, 2)  # type: ignore[union-attr]
@@ -185,15 +183,15 @@ def test_a_trial_that_a_peer_starts_as_patience_ends_the_search_is_part_of_the_a
     planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = planned(database(), *AT_ONCE, "study.trials=9", "study.patience=1", "storage.lease_s=5")
-    b, going_on, begun = join("b", 30.0, study), Supervisor._is_to_go_on, []
+    b, may_leave, begun = join("b", 30.0, study), ExitPolicy.may_leave, []
 
-    def begin(self: Supervisor) -> bool:
-        on = going_on(self)
-        if not on and not begun:
+    def begin(self: ExitPolicy, *args: Any) -> bool:
+        leaves = may_leave(self, *args)
+        if leaves and not begun:
             begun.append(ask_number(b))
-        return on
+        return leaves
 
-    monkeypatch.setattr(Supervisor, "_is_to_go_on", begin)
+    monkeypatch.setattr(ExitPolicy, "may_leave", begin)
     first = api.run(study, screen=NullScreen())
     assert first.published
     assert begun[0] is not None

@@ -1,9 +1,9 @@
-"""When a process that shares a study may leave it, and when the study is over. Without peers: at once."""
+"""When a process may leave a study that peers work on too, and when the study ends. Without peers: at once."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
 from overnight.search.limits import Launch
@@ -11,59 +11,67 @@ from overnight.search.record import TrialRecord
 from overnight.study.session import StudySession
 from overnight.study.storage.outage import Unreachable
 
-_LOOK_EVERY_S = 1.0
+_POLL_EVERY_S = 1.0
 
 
 class ExitPolicy:
-    """Whether a supervisor that runs nothing may leave a study which others work on too."""
+    """Decides whether a supervisor that runs no trial may leave a study."""
 
-    def __init__(self, session: StudySession) -> None:
-        self._coordinator = session.coordinator
-        self._nothing_left: tuple[float, dict[str, float]] | None = None  # since when, and who was there then
-        self._unsure, self._look_at = False, 0.0  # whether any of them is gone, and when to look again
+    def __init__(self, session: StudySession, clock: Callable[[], float] = time.monotonic) -> None:
+        self._coordinator, self._clock = session.coordinator, clock
+        self._idle_since: float | None = None
+        self._first_seen: dict[str, float] = {}  # peers, since this process is idle
+        self._has_silent_peers, self._poll_at = False, 0.0
 
-    def began(self) -> None:
-        """There was something left after all."""
-        self._nothing_left = None
+    def note_start(self) -> None:
+        """A trial started: this process is not idle."""
+        self._idle_since = None
 
-    def may_leave(self, records: Iterable[TrialRecord], refused: bool) -> bool:
-        """Asked again and again, once there is nothing to begin. records: all that are known. refused: whether a limit
-        says that none of those that wait are to be begun."""
+    def may_leave(self, records: Iterable[TrialRecord], start_refused: bool) -> bool:
+        """Return whether nothing can follow. Call this repeatedly while no trial runs or can start.
+
+        Args:
+            records: all that are known.
+            start_refused: a limit forbids the waiting trials to start.
+        """
         unfinished = {r.state for r in records if not r.done}
-        return not (self._coordinator.may_peers_continue(unfinished, refused) or self._others_may_be_gone())
+        return not (self._coordinator.may_peers_continue(unfinished, start_refused) or self._may_peers_be_dead())
 
-    def _others_may_be_gone(self) -> bool:
-        """Whether somebody who shares the study may have died before MLflow had heard of all that they did. Who leaves
-        earlier would leave that undone: whoever is the last ends the study's run, and tells what others left untold."""
-        now = time.monotonic()
-        if self._nothing_left is None:
-            self._nothing_left = now, {}
-        since, first = self._nothing_left
-        if now - since > self._coordinator.peer_timeout_s:
+    def _may_peers_be_dead(self) -> bool:
+        """Return whether a peer may have died before MLflow showed all that it did.
+
+        The last process to leave ends the study's run and writes what others left incomplete. If this process left
+        earlier, that would remain undone.
+        """
+        now = self._clock()
+        if self._idle_since is None:
+            self._idle_since, self._first_seen = now, {}
+        if now - self._idle_since > self._coordinator.peer_timeout_s:
             return False
-        if now >= self._look_at:
-            self._look_at = now + _LOOK_EVERY_S
+        if now >= self._poll_at:
+            self._poll_at = now + _POLL_EVERY_S
             try:
-                self._unsure = self._coordinator.may_have_silent_peers(first)
+                self._has_silent_peers = self._coordinator.may_have_silent_peers(self._first_seen)
             except Unreachable:
-                self._unsure = True
-        return self._unsure
+                self._has_silent_peers = True
+        return self._has_silent_peers
 
 
-def await_tests(confirmation: StudySession, runs: Collection[int], launch: Launch) -> None:
-    """Wait for those who test what they have trained themselves, in homes of their own: an answer is told of all.
+def await_tests(confirmation: StudySession, trials: Collection[int], launch: Launch) -> None:
+    """Wait for peers to test the networks whose weights are on their machines, so that the answer covers them.
 
-    runs: the numbers of the confirmation's trials that are to be tested.
+    Args:
+        trials: the numbers of the confirmation's trials to test.
     """
     coordinator = confirmation.coordinator
-    while set(runs) - confirmation.attributes.tests.keys() and launch.now() < launch.publish_due_at():
+    while set(trials) - confirmation.attributes.tests.keys() and launch.now() < launch.publish_due_at():
         if confirmation.attributes.stop_requested:
             return
-        coordinator.leave()  # who is through is waited for by nobody
+        coordinator.leave()  # peers do not wait for a process that has tested its own
         with suppress(Unreachable):
             if not coordinator.count_peers():
                 return
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_EVERY_S)
 
 
 def give_up(session: StudySession) -> None:
@@ -76,9 +84,12 @@ def give_up(session: StudySession) -> None:
 
 
 def is_over(search: StudySession, running: int, launch: Launch) -> bool:
-    """Whether a study is over once its answer is told: nobody has launched it anew meanwhile, nor is at a trial that
-    was begun as this search ended. What a deadline ends, it ends for all of a launch.
+    """Return whether a study is complete once its answer is published.
 
-    running: how many trials of the study, its confirmation's included, somebody is at.
+    It is not if it was launched again meanwhile, or if a trial still runs that started as the search ended. A
+    deadline ends a launch for all processes.
+
+    Args:
+        running: the number of running trials of the study and its confirmation.
     """
     return not search.coordinator.is_relaunched and (running == 0 or launch.ended_by == "deadline")

@@ -53,6 +53,28 @@ class Limits(Protocol):
         ...
 
 
+class NoLimits:
+    """Lets a launch go on until its budget is spent."""
+
+    def next_trial(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> NextTrial:  # noqa: ARG002
+        return "any"
+
+    def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:  # noqa: ARG002
+        return False
+
+    def is_late(self) -> bool:
+        return False
+
+    def mlflow_timeout_s(self) -> float | None:
+        return None
+
+    def cut_short(self, records: Mapping[int, TrialRecord]) -> bool:  # noqa: ARG002
+        return False
+
+    def status_line(self, records: Mapping[int, TrialRecord]) -> str | None:  # noqa: ARG002
+        return None
+
+
 class Launch:
     """One launch of a study: its deadline, the limit that ended it, and notes for the report.
 

@@ -1,0 +1,64 @@
+"""How a supervisor answers the messages of its trials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, StateSaved, Up
+from overnight.runner.outcomes import Outcomes
+from overnight.runner.trial_process import TrialProcess
+from overnight.runner.watchdog import Watchdog
+from overnight.study.session import StudySession
+
+
+class MessageHandler:
+    """Records what trials report, and decides after each epoch whether a trial goes on.
+
+    Args:
+        is_working: False while trials have to save and stop.
+    """
+
+    def __init__(
+        self, session: StudySession, watchdog: Watchdog, outcomes: Outcomes, is_working: Callable[[], bool]
+    ) -> None:
+        self._session, self._watchdog, self._outcomes = session, watchdog, outcomes
+        self._is_working = is_working
+
+    def handle_all(self, trial: TrialProcess) -> None:
+        """Handle the messages that have arrived."""
+        for message in trial.messages():
+            self._handle(trial, message)
+
+    def _handle(self, trial: TrialProcess, message: Up) -> None:
+        self._watchdog.note_activity(message.number)
+        match message:
+            case Alive():
+                pass
+            case EpochEnd():
+                # The answer is sent before anything is written: the trial waits for it.
+                trial.epoch = message.epoch
+                trial.send(self._decide(trial, message))
+            case Resumed():
+                for done in message.history:
+                    self._session.writer.record(done)
+                    trial.epoch = done.epoch
+            case StateSaved():
+                self._outcomes.note_progress(message.number)
+            case Finished():
+                trial.finished = trial.finished or message  # a decision of the supervisor stands
+
+    def _decide(self, trial: TrialProcess, done: EpochEnd) -> Decision:
+        metric = self._session.plan.settings.study.metric
+        value = done.metrics.get(metric)
+        self._session.writer.record(done)
+        if value is not None and not math.isfinite(value):
+            trial.finished = Finished(done.number, "failed", "diverged", f"{metric} was {value}, not a finite number")
+            return Decision.STOP
+        # Pruning a complete trial would save nothing and lose its value. A trial that has to stop is pruned as well:
+        # this epoch is not judged again, and an uninterrupted study would prune the trial here.
+        is_complete = done.epoch + 1 >= trial.spec.config["trainer"]["max_epochs"]
+        if not is_complete and self._session.writer.should_prune(done.number):
+            trial.pruned = True
+            return Decision.STOP
+        return Decision.GO_ON if self._is_working() else Decision.SAVE_AND_STOP

@@ -1,1 +1,1 @@
-"""Hydra composition, validation, paths, credentials and the import allowlist."""
+"""The configuration: Hydra composition, settings with rules, paths, credentials, the import allowlist."""

@@ -1,1 +1,1 @@
-"""What to try next and when to stop: space, sampler, plan and limits. No files and no processes."""
+"""What to try next and when to stop: search space, plan, samplers, pruners and limits."""

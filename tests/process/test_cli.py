@@ -1,4 +1,4 @@
-"""The command line as a person uses it: a fresh process, an empty folder."""
+"""The command line in a new process and an empty folder."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from support.commands import LATE, running, start
 Overnight = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def look(home: Path) -> StudyView | None:
+def read_study(home: Path) -> StudyView | None:
     return view(study_location([f"home={home}"]))[0]
 
 
 def records(home: Path) -> StudyView:
-    found = look(home)
+    found = read_study(home)
     assert found is not None
     return found
 
 
-def test_three_mistakes_are_named_together_and_no_file_is_left_behind(overnight: Overnight) -> None:
+def test_three_mistakes_are_reported_together_and_no_file_is_written(overnight: Overnight) -> None:
     done = overnight("tune", "model.hiden_sizes=3", "optimizer.lr=fast", "study.trials=-1")
     assert done.returncode == 2
     lines = done.stderr.splitlines()
@@ -49,23 +49,23 @@ def test_three_mistakes_are_named_together_and_no_file_is_left_behind(overnight:
     assert not list(overnight.folder.rglob("*"))  # type: ignore[attr-defined]
 
 
-def test_a_study_of_one_slot_interrupted_and_gone_on_with_equals_the_uncut_one_bit_for_bit(
+def test_an_interrupted_study_of_one_slot_equals_an_uninterrupted_one_bit_for_bit(
     tune: Callable[..., Result], home: Path, tmp_path: Path
 ) -> None:
     line = ["study.trials=12", "slots=1", "trainer.max_epochs=4", "pruner.startup_trials=3", "pruner.warmup_epochs=1"]
     cut = f"home={tmp_path / 'cut'}"
-    said = []
+    lines = []
     with running("tune", *line, cut, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for text in process.stdout:
-            said.append(text)
-            if len(said) == 5:
+            lines.append(text)
+            if len(lines) == 5:
                 time.sleep(0.3)
                 process.send_signal(signal.SIGINT)
                 pressed = time.monotonic()
     assert process.returncode == 130
     assert time.monotonic() - pressed < 10 * LATE
-    assert said[-1] == f"to resume: overnight tune {' '.join(line)} {cut}\n"
+    assert lines[-1] == f"to resume: overnight tune {' '.join(line)} {cut}\n"
     stopped = records(tmp_path / "cut")
     assert stopped.state == "paused"
     assert 5 <= stopped.count("complete", "pruned") < 12
@@ -76,7 +76,7 @@ def test_a_study_of_one_slot_interrupted_and_gone_on_with_equals_the_uncut_one_b
     assert facts[0] == facts[1]
 
 
-def test_a_finished_study_says_so_and_exits_0(overnight: Overnight, finished_home: Path) -> None:
+def test_a_complete_study_says_so_and_exits_0(overnight: Overnight, finished_home: Path) -> None:
     line = ("study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2", "pruner.warmup_epochs=1")
     done = overnight("tune", *line, f"home={finished_home}")
     assert done.returncode == 0
@@ -84,7 +84,7 @@ def test_a_finished_study_says_so_and_exits_0(overnight: Overnight, finished_hom
     assert "6 of 6 trials done" in done.stdout
 
 
-def test_the_same_name_asked_for_differently_is_refused_with_what_to_do(
+def test_a_changed_study_under_the_same_name_is_refused_with_a_remedy(
     overnight: Overnight, finished_home: Path
 ) -> None:
     done = overnight("tune", "study.metric=val/loss", "study.direction=minimize", f"home={finished_home}")
@@ -135,7 +135,7 @@ def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path
         (["status", "home=a?b"], "home: must name a folder"),
     ],
 )
-def test_a_missing_study_or_trial_is_reported_with_what_to_do(
+def test_a_missing_study_or_trial_is_reported_with_a_remedy(
     overnight: Overnight, arguments: list[str], words: str
 ) -> None:
     done = overnight(*arguments)
@@ -162,7 +162,7 @@ def test_a_dry_run_shows_the_space_three_samples_and_a_forecast_and_starts_nothi
 
 
 @pytest.mark.long
-def test_one_configuration_is_trained_and_tracked_and_gives_what_trial_0_of_a_study_gave(
+def test_train_tracks_one_configuration_and_equals_trial_0_of_a_study(
     overnight: Overnight, finished: StudyView
 ) -> None:
     done = overnight("train", "trainer.max_epochs=6")
@@ -184,10 +184,10 @@ def test_one_configuration_is_trained_and_tracked_and_gives_what_trial_0_of_a_st
 
 
 @pytest.mark.long
-def test_stop_lets_the_study_save_and_tune_goes_on(overnight: Overnight, home: Path) -> None:
+def test_stop_saves_the_trials_and_pauses_the_study(overnight: Overnight, home: Path) -> None:
     line = [f"home={home}", "study.trials=40", "trainer.max_epochs=40"]
     with running("tune", *line) as process:
-        while (now := look(home)) is None or not now.count("running"):
+        while (now := read_study(home)) is None or not now.count("running"):
             assert process.poll() is None
             time.sleep(0.1)
         assert now.state == "running"
@@ -205,7 +205,7 @@ def test_stop_lets_the_study_save_and_tune_goes_on(overnight: Overnight, home: P
 
 
 def _all_in_training(home: Path) -> bool:
-    found = look(home)
+    found = read_study(home)
     return found is not None and found.count("running") == 2 and all(len(r.history) > 2 for r in found.records)
 
 
@@ -214,13 +214,13 @@ def _all_in_training(home: Path) -> bool:
     [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True), (signal.SIGHUP, 129, True)],
     ids=["Ctrl-C while it still imports", "systemd", "the terminal was closed"],
 )
-def test_a_signal_to_every_process_there_is_saves_marks_and_gives_its_exit_code(
+def test_a_signal_to_every_process_saves_and_pauses_trials_and_sets_the_exit_code(
     tmp_path: Path, number: int, code: int, in_training: bool
 ) -> None:
     line = [f"home={tmp_path}", "study.trials=40", "trainer.max_epochs=999", "slots=2", "pruner=none"]
-    line += [] if in_training else ["preflight=never"]  # which would wait for the imports before there is a study
+    line += [] if in_training else ["preflight=never"]  # the preflight waits for imports before the study exists
     with running("tune", *line, start_new_session=True) as process:
-        while look(tmp_path) is None:
+        while read_study(tmp_path) is None:
             time.sleep(0.05)
         while in_training and not _all_in_training(tmp_path):
             time.sleep(0.2)
@@ -230,14 +230,14 @@ def test_a_signal_to_every_process_there_is_saves_marks_and_gives_its_exit_code(
         assert time.monotonic() - sent < 10 * LATE
     found = records(tmp_path)
     assert found.count("running") == 0
-    # A machine that imports fast may have begun.
+    # A fast machine may have started trials already.
     assert found.count("paused") in ((2,) if in_training else (0, 1, 2))
     for record in found.records:
         state = tmp_path / "checkpoints" / "digits-mlp" / f"trial-{record.number:04d}" / "state.ckpt"
-        assert state.exists() == bool(record.history), "what was done is saved"
+        assert state.exists() == bool(record.history), "complete epochs are saved"
 
 
-def test_a_second_interrupt_ends_at_once(home: Path) -> None:
+def test_a_second_interrupt_exits_at_once(home: Path) -> None:
     bare = ["~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none"]
     line = [f"home={home}", "study.trials=2", "slots=2", "model._target_=user_networks.Sleeps", *bare]
     with running("tune", *line) as process:
@@ -245,7 +245,7 @@ def test_a_second_interrupt_ends_at_once(home: Path) -> None:
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
         time.sleep(1)
-        assert process.poll() is None, "a trial in the middle of a batch is waited for"
+        assert process.poll() is None, "it waits for a trial in the middle of a batch"
         process.send_signal(signal.SIGINT)
         pressed = time.monotonic()
         assert process.wait() == 130
@@ -253,10 +253,10 @@ def test_a_second_interrupt_ends_at_once(home: Path) -> None:
     assert records(home).count("paused") == 2
 
 
-def test_on_a_terminal_there_is_a_live_table(home: Path) -> None:
+def test_a_terminal_shows_a_live_table(home: Path) -> None:
     main, side = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
-    # Long enough to be seen at work.
+    # Long enough for the table to be drawn.
     line = [f"home={home}", "study.trials=3", "trainer.max_epochs=100", "pruner=none"]
     process = start("tune", *line, stdin=side, stdout=side, stderr=side, env=env)
     os.close(side)
@@ -278,7 +278,7 @@ def test_on_a_terminal_there_is_a_live_table(home: Path) -> None:
 
 
 def seconds(command: list[str], runs: int = 3) -> float:
-    """The median CPU seconds of a command, its children's included: other work on the machine does not count."""
+    """Return the median CPU seconds of a command and its children, which other load on the machine does not change."""
     took = []
     for _ in range(runs):
         process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -289,8 +289,8 @@ def seconds(command: list[str], runs: int = 3) -> float:
     return statistics.median(took)
 
 
-def test_help_answers_in_under_half_a_second_and_status_in_under_two(finished_home: Path) -> None:
-    # On a machine that imports torch in two seconds, as the one of docs/ does; a slower one has its share more.
+def test_help_takes_under_half_a_second_and_status_under_two(finished_home: Path) -> None:
+    # For a machine that imports torch in two seconds; a slower one gets proportionally more time.
     slower = max(1.0, seconds([sys.executable, "-c", "import torch"]) / 2.0)
     overnight = [sys.executable, "-m", "overnight"]
     assert seconds([*overnight, "--help"]) < 0.5 * slower
@@ -305,8 +305,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.endswith("[]\n")
 
 
-def test_every_command_explains_itself() -> None:
+def test_every_command_has_a_help_text_with_an_example() -> None:
     for name, command in cli.commands.items():
         result = CliRunner().invoke(cli, [name, "--help"])
         assert result.exit_code == 0
         assert command.help
+        assert "Example" in result.output

@@ -1,4 +1,4 @@
-"""Trials and studies side by side."""
+"""`overnight compare`: trials and studies side by side."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ def compared(home: Path, *refs: str) -> Result:
     return CliRunner().invoke(cli, ["compare", *refs, f"home={home}"])
 
 
-def test_only_what_differs_is_shown_beside_what_was_reached_and_what_it_cost(
-    finished_home: Path, finished: StudyView
-) -> None:
+def test_results_costs_and_differing_parameters_are_compared(finished_home: Path, finished: StudyView) -> None:
     done = compared(finished_home, "digits-mlp/0", "digits-mlp/trial-0001", "digits-mlp", "--json")
     assert done.exit_code == 0, done.output
     one, other, whole = json.loads(done.output)
@@ -29,7 +27,7 @@ def test_only_what_differs_is_shown_beside_what_was_reached_and_what_it_cost(
     assert (one["seeds"], one["half_width"]) == (1, None)
     assert one["curve"] == [e.metrics["val/accuracy"] for e in finished.records[0].history]
     assert other["params"]["optimizer.lr"] == finished.records[1].params["optimizer.lr"]
-    assert "data.batch_size" not in one["params"], "the same in all"
+    assert "data.batch_size" not in one["params"], "equal in all"
     assert whole["trials"] == 6
     assert whole["seconds"] > one["seconds"] > 0
     assert whole["value"] == finished.best.objective
@@ -38,7 +36,7 @@ def test_only_what_differs_is_shown_beside_what_was_reached_and_what_it_cost(
     assert "batch_size" not in text
 
 
-def test_mlflows_own_page_for_these_runs_is_named(finished_home: Path, finished: StudyView) -> None:
+def test_the_url_of_mlflows_comparison_is_printed(finished_home: Path, finished: StudyView) -> None:
     text = unquote(compared(finished_home, "digits-mlp/0", "digits-mlp/1").output)
     client = store.open_client(finished.plan.settings.location)
     runs = {
@@ -49,7 +47,7 @@ def test_mlflows_own_page_for_these_runs_is_named(finished_home: Path, finished:
     assert f'#/compare-runs?runs=["{runs["0"]}","{runs["1"]}"]&experiments=["{finished.experiment_id}"]' in text
 
 
-def test_every_mistake_in_what_is_referred_to_is_named(finished_home: Path) -> None:
+def test_every_mistake_in_the_references_is_reported(finished_home: Path) -> None:
     done = compared(finished_home, "nobody", "digits-mlp/99", "digits-mlp/first")
     assert done.exit_code == 2
     lines = done.output.splitlines()
@@ -58,7 +56,7 @@ def test_every_mistake_in_what_is_referred_to_is_named(finished_home: Path) -> N
     assert "0 to 5" in lines[1]
 
 
-def test_a_curve_fits_into_a_line_between_its_own_ends() -> None:
+def test_a_sparkline_spans_the_range_of_its_curve() -> None:
     assert sparkline([0.0, 0.4, 1.0]) == "▁▄█"
     assert sparkline([0.3] * 4) == "▁▁▁▁"
     assert len(sparkline(list(range(500)))) == 16

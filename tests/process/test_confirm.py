@@ -1,4 +1,4 @@
-"""The finalists again on fresh seeds: on the whole real stack, and against what MLflow and the ledger then hold."""
+"""The confirmation on new seeds, in the whole system and from records alone."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def runs_of(home: Path, role: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], f"tags.`overnight.role` = '{role}'"))
 
 
-def test_finalists_and_baseline_train_at_full_length_on_the_same_fresh_seeds_and_are_no_trials_of_the_search(
+def test_finalists_and_baseline_train_fully_on_the_same_new_seeds_outside_the_search(
     confirmed: tuple[Path, api.Result],
 ) -> None:
     home, result = confirmed
@@ -86,7 +86,7 @@ def test_finalists_and_baseline_train_at_full_length_on_the_same_fresh_seeds_and
     assert all(len(r.history) == 2 for r in found.confirmation.records)
 
 
-def test_mean_and_interval_are_those_of_mlflows_runs(confirmed: tuple[Path, api.Result]) -> None:
+def test_mean_and_interval_equal_those_of_the_runs_in_mlflow(confirmed: tuple[Path, api.Result]) -> None:
     home, result = confirmed
     (parent,) = runs_of(home, "study")
     values: dict[str, list[float]] = {}
@@ -95,15 +95,15 @@ def test_mean_and_interval_are_those_of_mlflows_runs(confirmed: tuple[Path, api.
     finalists = [f"trial-{f.trial.number:04d}" for f in result.finding.finalists]
     winner = max(finalists, key=lambda name: np.mean(values[name]))
     assert parent.data.tags["overnight.winner"] == winner
-    half = stats.t.ppf(0.975, 2) * stats.sem(values[winner])  # two finalists: no more to make up for
+    half = stats.t.ppf(0.975, 2) * stats.sem(values[winner])  # no correction for two finalists
     assert parent.data.metrics["confirmed/mean"] == pytest.approx(np.mean(values[winner]))
     assert parent.data.metrics["confirmed/half_width"] == pytest.approx(half)
-    said = parent.data.tags["overnight.report"]
-    assert f"{np.mean(values[winner]):.2%} ± {100 * half:.2f} val/accuracy over 3 seeds" in said
-    assert said in parent.data.tags["mlflow.note.content"]
+    sentence = parent.data.tags["overnight.report"]
+    assert f"{np.mean(values[winner]):.2%} ± {100 * half:.2f} val/accuracy over 3 seeds" in sentence
+    assert sentence in parent.data.tags["mlflow.note.content"]
 
 
-def test_the_test_set_is_asked_once_of_exactly_the_winner_and_the_baseline(confirmed: tuple[Path, api.Result]) -> None:
+def test_the_test_set_evaluates_only_winner_and_baseline_and_only_once(confirmed: tuple[Path, api.Result]) -> None:
     home, result = confirmed
     tested = {
         r.data.tags["overnight.confirms"] for r in runs_of(home, "confirmation") if "test/accuracy" in r.data.metrics
@@ -121,12 +121,12 @@ def test_the_test_set_is_asked_once_of_exactly_the_winner_and_the_baseline(confi
     )
 
 
-def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_uncut_one_says(
+def test_an_interrupted_confirmation_is_resumed_and_has_the_same_result(
     home: Path, confirmed: tuple[Path, api.Result]
 ) -> None:
     class StopsAfterTwoConfirmations(NullScreen):
-        def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:  # noqa: ARG002
-            now = glance()
+        def update(self, take_snapshot: Callable[[], ProgressSnapshot], force: bool = False) -> None:  # noqa: ARG002
+            now = take_snapshot()
             if now.plan.name.endswith(CONFIRM_SUFFIX) and len(now.ended) == 2 and not now.stopping:
                 signal.raise_signal(signal.SIGINT)
 
@@ -147,7 +147,7 @@ def test_a_confirmation_that_was_cut_goes_on_by_the_same_line_and_says_what_the_
     assert "(no test set: Plain has no test_step)" in finding.summary_sentence(whole.finding)
 
 
-def test_a_network_that_dies_of_the_test_set_costs_its_test_alone(home: Path) -> None:
+def test_a_network_that_crashes_on_the_test_set_loses_only_its_test(home: Path) -> None:
     result = api.run(build_plan([*line(home, "DiesTested", 2), "study.trials=3"]), screen=NullScreen())
     assert result.stop_reason == "complete"
     assert "(no test set: the test failed: its process was ended by signal 9)" in finding.summary_sentence(
@@ -155,9 +155,13 @@ def test_a_network_that_dies_of_the_test_set_costs_its_test_alone(home: Path) ->
     )
 
 
-def test_of_a_study_that_was_given_more_trials_every_seed_of_the_winner_is_tested(home: Path) -> None:
-    """The former finalists' confirmations are there yet, and better than the new winner's on its worst seed."""
-    lines = [*line(home, "Lucky", 3), "study.confirm.top=1", "seed=7"]  # by whose luck 1, then 3 is first
+def test_every_seed_of_a_new_winner_is_tested_after_more_trials(home: Path) -> None:
+    """The runs of former finalists still exist, and are better than the new winner on its worst seed."""
+    lines = [
+        *line(home, "Lucky", 3),
+        "study.confirm.top=1",
+        "seed=7",
+    ]  # with this seed trial 1, and later trial 3, is first
     api.run(build_plan([*lines, "study.trials=2"]), screen=NullScreen())
     found = api.run(build_plan(lines), screen=NullScreen()).finding
     assert found.winner.trial.number > 1
@@ -166,7 +170,7 @@ def test_of_a_study_that_was_given_more_trials_every_seed_of_the_winner_is_teste
 
 @pytest.fixture
 def slow_to_test(tmp_path: Path) -> TrialSpec:
-    """A trained network that takes five seconds of the test set, in twelve batches."""
+    """Train a network that takes five seconds for the test set, in twelve batches."""
     lines = ["model._target_=user_networks.SlowlyTested", "data._target_=user_networks.Dripping", "study.trials=1"]
     study = build_plan([f"home={tmp_path}", *SEARCHED, *lines])
     spec = trial_spec(study, 0, study.config({}), 1, "cpu", folder=tmp_path / "s")
@@ -175,20 +179,20 @@ def slow_to_test(tmp_path: Path) -> TrialSpec:
     return dataclasses.replace(spec, test=True)
 
 
-def test_a_test_set_takes_as_long_as_it_takes_as_long_as_it_goes_on(slow_to_test: TrialSpec, tmp_path: Path) -> None:
-    _, said = trial_process.run_alone(slow_to_test, tmp_path / "log", silence_s=4)
-    assert [m.metrics.keys() for m in said if isinstance(m, protocol.Tested)] == [{"test/accuracy"}]
+def test_a_test_that_makes_progress_is_not_ended(slow_to_test: TrialSpec, tmp_path: Path) -> None:
+    _, messages = trial_process.run_alone(slow_to_test, tmp_path / "log", silence_s=4)
+    assert [m.metrics.keys() for m in messages if isinstance(m, protocol.Tested)] == [{"test/accuracy"}]
 
 
-def test_a_test_set_ends_when_the_time_is_up_though_it_is_heard_of(slow_to_test: TrialSpec, tmp_path: Path) -> None:
+def test_a_test_that_makes_progress_is_ended_at_the_deadline(slow_to_test: TrialSpec, tmp_path: Path) -> None:
     began = time.time()
-    tested, said = trial_process.run_alone(slow_to_test, tmp_path / "log", until=began + 2.5)
+    tested, messages = trial_process.run_alone(slow_to_test, tmp_path / "log", until=began + 2.5)
     assert time.time() - began < 5
     assert tested.finished.reason == "timed_out"
-    assert not [m for m in said if isinstance(m, protocol.Tested)]
+    assert not [m for m in messages if isinstance(m, protocol.Tested)]
 
 
-# What is confirmed, and what is said of it, from records alone --------------------------------------------------------
+# From records alone ---------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -208,12 +212,12 @@ def confirmations(values: dict[int, list[float]]) -> list[TrialRecord]:
 
 
 def table(records: list[TrialRecord], seen: list[TrialRecord]) -> list[tuple[str, ...]]:
-    """What stands in the report's ranking."""
+    """Return the ranking of the report."""
     found = finding.from_records(small(), records, seen, {})
     return report.ranking(SimpleNamespace(finding=found, plan=small()))
 
 
-def test_finalists_are_the_best_distinct_configurations_and_the_baseline_comes_along() -> None:
+def test_finalists_are_the_best_distinct_configurations_and_the_baseline() -> None:
     twin = {"model.lr": 0.05}
     records = [
         record(0, 0.5), record(1, 0.9, params=twin), record(2, 0.95, "pruned"), record(3, None, "failed"),
@@ -229,10 +233,10 @@ def test_finalists_are_the_best_distinct_configurations_and_the_baseline_comes_a
 def test_by_default_a_confirmation_never_trains_more_than_the_search_did() -> None:
     assert build_plan(["study.trials=20"]).confirmation_trials == 20
     assert build_plan(["study.trials=19"]).confirmation_trials == 0
-    assert build_plan(["study.trials=30", "search=none"]).confirmation_trials == 0, "nothing is chosen"
+    assert build_plan(["study.trials=30", "search=none"]).confirmation_trials == 0, "nothing is searched"
 
 
-def test_the_winner_is_the_best_on_fresh_seeds_and_not_the_luckiest_of_the_search() -> None:
+def test_the_winner_is_the_best_on_new_seeds_not_the_best_of_the_search() -> None:
     records = [record(0, 0.8), record(1, 0.99), record(2, 0.98)]
     seen = confirmations({0: [0.80, 0.81, 0.79, 0.80, 0.82], 1: [0.95, 0.94, 0.96, 0.95, 0.94],
                           2: [0.97, 0.98, 0.97, 0.96, 0.97]})  # fmt: skip
@@ -245,14 +249,14 @@ def test_the_winner_is_the_best_on_fresh_seeds_and_not_the_luckiest_of_the_searc
     )
 
 
-def test_what_cannot_be_told_apart_is_said_to_be_so() -> None:
+def test_equal_configurations_are_reported_as_not_distinguishable() -> None:
     records = [record(0, 0.9), record(1, 0.9)]
     found = finding.from_records(small(), records, confirmations({0: [0.9, 0.8, 0.85], 1: [0.8, 0.9, 0.85]}), {})
     assert "not distinguishably worse" in finding.summary_sentence(found)
     assert "that is the config you started from" in finding.summary_sentence(found)
 
 
-def test_a_baseline_that_beats_the_finalists_on_fresh_seeds_is_said_to_be_better_wherever_it_stands() -> None:
+def test_a_baseline_that_beats_the_finalists_is_reported_as_better() -> None:
     records = [record(0, 0.5, "pruned"), record(1, 0.9)]
     seen = confirmations({0: [0.95, 0.95, 0.951, 0.95, 0.951], 1: [0.90, 0.91, 0.90, 0.90, 0.89]})
     found = finding.from_records(small(), records, seen, {})
@@ -260,7 +264,7 @@ def test_a_baseline_that_beats_the_finalists_on_fresh_seeds_is_said_to_be_better
     assert [row[2] for row in table(records, seen)] == ["first", "better (p < 0.001)"]
 
 
-def test_a_second_that_scored_higher_and_failed_once_is_said_to_have_done_both() -> None:
+def test_a_better_second_place_that_failed_on_one_seed_is_reported() -> None:
     records = [record(0, 0.5), record(1, 0.99), record(2, 0.98)]
     seen = confirmations({0: [0.5] * 5, 1: [0.90, 0.901, 0.90, 0.90, 0.901], 2: [0.96, 0.961, 0.96, 0.96]})
     seen.append(record(99, None, "failed", confirms=Confirms(2, 5, 1005)))
@@ -269,37 +273,40 @@ def test_a_second_that_scored_higher_and_failed_once_is_said_to_have_done_both()
     assert table(records, seen)[1][2] == "better (p < 0.001)"
 
 
-def test_a_second_that_was_lower_where_less_is_better_was_better_too() -> None:
+def test_a_lower_second_place_is_better_in_a_minimization() -> None:
     records = [record(0, 0.9), record(1, 0.2), record(2, 0.3)]
     seen = confirmations({0: [0.9] * 5, 1: [0.30, 0.301, 0.30, 0.30, 0.301], 2: [0.16, 0.161, 0.16, 0.16]})
     seen.append(record(99, None, "failed", confirms=Confirms(2, 5, 1005)))
-    said = finding.summary_sentence(finding.from_records(small("study.direction=minimize"), records, seen, {}))
-    assert said.endswith("; second place (trial-0002) was better, but failed on one seed.")
+    sentence = finding.summary_sentence(finding.from_records(small("study.direction=minimize"), records, seen, {}))
+    assert sentence.endswith("; second place (trial-0002) was better, but failed on one seed.")
 
 
-def test_a_seed_that_failed_for_all_who_had_it_takes_no_other_value_away() -> None:
+def test_a_seed_that_failed_for_all_keeps_the_values_of_other_seeds() -> None:
     records = [record(0, None, "failed"), record(1, 0.95), record(2, 0.94)]
     seen = [record(i, None, "failed", confirms=Confirms(t, 1, 1001)) for i, t in ((10, 1), (11, 2))]
     seen.append(record(12, 0.93, confirms=Confirms(1, 2, 1002)))
     assert finding.from_records(small(), records, seen, {}).winner.trial.number == 1
 
 
-def test_one_seed_compares_nothing() -> None:
+def test_one_seed_is_not_compared() -> None:
     records = [record(0, 0.4), record(1, 0.9), record(2, 0.8)]
     seen = confirmations({0: [0.41], 1: [0.86], 2: [0.85]})
-    said = finding.summary_sentence(finding.from_records(small("study.confirm.seeds=1"), records, seen, {}))
-    assert "the config you started from had 41.00%, on too few seeds to compare; second place (trial-0002) was " in said
-    assert "distinguish" not in said
+    sentence = finding.summary_sentence(finding.from_records(small("study.confirm.seeds=1"), records, seen, {}))
+    assert (
+        "the config you started from had 41.00%, on too few seeds to compare; second place (trial-0002) was "
+        in sentence
+    )
+    assert "distinguish" not in sentence
 
 
-def test_a_baseline_in_second_place_is_spoken_of_once() -> None:
+def test_a_baseline_in_second_place_is_mentioned_once() -> None:
     records = [record(0, 0.9), record(1, 0.95)]
     seen = confirmations({0: [0.90, 0.91, 0.90, 0.92, 0.90], 1: [0.95, 0.96, 0.95, 0.97, 0.95]})
-    said = finding.summary_sentence(finding.from_records(small(), records, seen, {}))
-    assert said.endswith("; the config you started from, in second place, had 90.60% ± 1.11.")
+    sentence = finding.summary_sentence(finding.from_records(small(), records, seen, {}))
+    assert sentence.endswith("; the config you started from, in second place, had 90.60% ± 1.11.")
 
 
-def test_one_lucky_seed_more_decides_nothing_where_a_confirmation_was_cut() -> None:
+def test_an_additional_lucky_seed_does_not_decide_an_interrupted_confirmation() -> None:
     records = [record(0, 0.5, "failed"), record(1, 0.95), record(2, 0.94)]
     cut = confirmations({1: [0.95, 0.96, 0.94], 2: [0.94, 0.95]})
     assert [f.estimate.n for f in finding.from_records(small(), records, cut, {}).finalists] == [2, 2]
@@ -307,7 +314,7 @@ def test_one_lucky_seed_more_decides_nothing_where_a_confirmation_was_cut() -> N
     assert [(f.trial.number, f.estimate.n) for f in finding.from_records(small(), records, slow, {}).finalists] == [
         (2, 3),
         (1, 3),
-    ], "one that takes longer is no worse for that"
+    ], "a slower one is not worse"
     extended = confirmations({1: [0.95, 0.97, 0.96, 0.955, 0.965], 2: [0.971]})
     found = finding.from_records(small(), records, extended, {})
     assert [(f.trial.number, f.estimate.n) for f in found.finalists] == [(1, 5), (2, 1)]
@@ -323,10 +330,10 @@ def test_one_lucky_seed_more_decides_nothing_where_a_confirmation_was_cut() -> N
     ],
     ids=["an empty study", "all failed", "one trial"],
 )
-def test_a_study_without_an_answer_says_so(records: list[TrialRecord], words: str) -> None:
+def test_a_study_without_a_result_says_so(records: list[TrialRecord], words: str) -> None:
     assert words in finding.summary_sentence(finding.from_records(small(), records, [], {}))
 
 
-def test_a_name_that_would_be_a_confirmations_is_refused() -> None:
+def test_the_name_of_a_confirmation_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"study.name: must not end in .confirm"):
         build_plan(["study.name=digits.confirm"])

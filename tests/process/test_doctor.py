@@ -1,4 +1,4 @@
-"""The doctor says what kills and accidents left wrong, and mends it."""
+"""`overnight doctor` finds and repairs what kills and accidents left wrong."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def copy(finished_home: Path, tmp_path: Path) -> Path:
 
 
 def damage(home: Path) -> list[str]:
-    """All that can be wrong, each once; the words that say so."""
+    """Cause every kind of defect once and return their messages."""
     study = build_plan([f"home={home}", *SEVEN])
     where, client, before = study.settings.location.paths, client_of(home), children(home)
     best = seen(home).best
     assert best is not None
     session, _ = open_study(study)
-    session.queue.ask()  # and its holder is killed
+    session.queue.ask()  # then its process is killed
     session.unlock()
     holder_file(study.settings.location, study.name).write_text('{"pid": 999999, "created": 0}')
     client.delete_run(before[1].info.run_id)
@@ -109,7 +109,7 @@ def test_every_defect_is_reported_and_then_repaired(copy: Path) -> None:
     assert not list(copy.glob("*.creating-*"))
 
 
-def test_a_study_that_lost_its_parent_run_or_all_of_mlflow_gets_it_back(copy: Path, finished: StudyView) -> None:
+def test_a_lost_parent_run_and_a_lost_experiment_are_restored(copy: Path, finished: StudyView) -> None:
     assert finished.parent_run_id is not None
     client_of(copy).delete_run(finished.parent_run_id)
     assert doctor(copy, "--dry-run").output.count("its link to the study's run") == len(finished.records)
@@ -120,7 +120,7 @@ def test_a_study_that_lost_its_parent_run_or_all_of_mlflow_gets_it_back(copy: Pa
     assert "MLflow: no experiment digits-mlp" in doctor(copy, "--dry-run").output
     assert doctor(copy).exit_code == 0
     assert_equal(copy, seen(copy))
-    assert len(runs_of(copy)) == len(finished.records) + 1, "the parent that was deleted came back with the experiment"
+    assert len(runs_of(copy)) == len(finished.records) + 1, "the deleted parent was restored with the experiment"
 
 
 def test_a_finished_study_has_no_defects(finished_home: Path) -> None:

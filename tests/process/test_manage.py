@@ -1,4 +1,4 @@
-"""Studies listed, deleted, written as a table; trials marked bad; studies gone on with by another pruner or version."""
+"""Listing, deleting and exporting studies, marking trials, and resuming with another pruner or version."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LINE = ("study.trials=5", "trainer.max_epochs=2", "pictures.when=never", "prefli
 
 @pytest.fixture(scope="module")
 def own_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
-    """The home of a finished study whose trials are marked, and marked again."""
+    """The home of a complete study for tests that mark trials."""
     home = tmp_path_factory.mktemp("own")
     shutil.copy(empty_store, home / "mlflow.db")
     result = api.run(build_plan([f"home={home}", *LINE]), screen=NullScreen())
@@ -56,24 +56,24 @@ def seen_in(home: Path, name: str | None = None) -> StudyView:
 
 
 def command(*line: str) -> str:
-    """Run a command of ours in this process; what it printed."""
+    """Run an overnight command in this process and return its output."""
     done = CliRunner().invoke(cli, line, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
 
-# What there is --------------------------------------------------------------------------------------------------------
+# List -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_study_is_listed_with_what_it_found_and_what_it_takes(finished_home: Path, finished: StudyView) -> None:
+def test_a_study_is_listed_with_its_best_trial_and_its_size(finished_home: Path, finished: StudyView) -> None:
     best = finished.best
     assert best is not None
-    (told,) = json.loads(command("list", f"home={finished_home}", "--json"))["studies"]
-    assert (told["study"], told["state"], told["budget"]) == ("digits-mlp", "complete", 6)
-    assert told["best"] == {"trial": best.number, "value": best.objective, "params": best.params}
-    assert told["seconds"] == pytest.approx(sum(e.seconds for r in finished.records for e in r.history))
+    (listed,) = json.loads(command("list", f"home={finished_home}", "--json"))["studies"]
+    assert (listed["study"], listed["state"], listed["budget"]) == ("digits-mlp", "complete", 6)
+    assert listed["best"] == {"trial": best.number, "value": best.objective, "params": best.params}
+    assert listed["seconds"] == pytest.approx(sum(e.seconds for r in finished.records for e in r.history))
     weights = next((finished_home / "checkpoints" / "digits-mlp").rglob("weights.ckpt")).stat().st_size
-    assert weights < told["bytes"] < 100 * weights
+    assert weights < listed["bytes"] < 100 * weights
     shown = command("list", f"home={finished_home}").splitlines()
     assert shown[0].split() == ["study", "state", "trials", "best", "training", "size"]
     assert shown[1].startswith("digits-mlp  done   6 of 6")
@@ -81,11 +81,11 @@ def test_a_study_is_listed_with_what_it_found_and_what_it_takes(finished_home: P
 
 def test_an_empty_home_has_no_studies(tmp_path: Path) -> None:
     assert command("list", f"home={tmp_path}").startswith("no studies in ")
-    assert not list(tmp_path.iterdir()), "looking creates nothing"
+    assert not list(tmp_path.iterdir()), "list creates nothing"
 
 
 @pytest.mark.parametrize("name", ["trials.csv", "trials.parquet"])
-def test_trials_come_as_a_table_of_a_row_each(finished: StudyView, tmp_path: Path, name: str) -> None:
+def test_export_writes_one_row_for_each_trial(finished: StudyView, tmp_path: Path, name: str) -> None:
     assert manage.export(finished, tmp_path / name) == 6
     frame = pd.read_csv(tmp_path / name) if name.endswith("csv") else pd.read_parquet(tmp_path / name)
     assert list(frame["number"]) == list(range(6))
@@ -100,27 +100,27 @@ def test_trials_come_as_a_table_of_a_row_each(finished: StudyView, tmp_path: Pat
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_a_table_must_say_what_it_is_by_its_name(finished: StudyView, tmp_path: Path) -> None:
+def test_export_needs_a_known_suffix_and_a_writable_path(finished: StudyView, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"FILE: must end in .csv or .parquet, got '.*trials.xls'; rename it"):
         manage.export(finished, tmp_path / "trials.xls")
     with pytest.raises(ConfigError, match="FILE: must be a file that can be written"):
         manage.export(finished, tmp_path / "nowhere" / "trials.csv")
 
 
-# A trial marked bad ---------------------------------------------------------------------------------------------------
+# Mark -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_trial_marked_bad_is_no_candidate_anywhere_until_it_is_marked_good(own_home: Path) -> None:
+def test_a_trial_that_is_marked_bad_is_ignored_until_it_is_marked_good(own_home: Path) -> None:
     before = seen_in(own_home)
     best = before.best
     assert best is not None
     ref = f"digits-mlp/{best.number}"
-    said = command("mark", ref, "bad", "--why", "it saw the labels", f"home={own_home}")
-    assert f"trial-{best.number:04d} failed (marked bad)" in said
+    output = command("mark", ref, "bad", "--why", "it saw the labels", f"home={own_home}")
+    assert f"trial-{best.number:04d} failed (marked bad)" in output
     after = seen_in(own_home)
     assert after.best is not None
     assert after.best.number != best.number
-    assert after.state == "complete", "a mark spends no budget and gives none back"
+    assert after.state == "complete", "a mark does not change the budget"
     bad = after.records[best.number]
     assert (bad.state, bad.reason, bad.notes) == ("failed", "marked bad", ("marked bad: it saw the labels",))
     assert (bad.params, bad.history, bad.objective) == (best.params, best.history, best.objective)
@@ -143,7 +143,7 @@ def _run_of(home: Path, number: int) -> str:
     return str(run.info.run_id)
 
 
-def test_the_sampler_suggests_what_it_would_if_a_trial_marked_bad_had_failed(own_home: Path, tmp_path: Path) -> None:
+def test_the_sampler_treats_a_trial_that_is_marked_bad_as_failed(own_home: Path, tmp_path: Path) -> None:
     number = seen_in(own_home).best.number  # type: ignore[union-attr]
     suggested, states = {}, {}
     for how in ("as it is", "marked", "failed"):
@@ -169,25 +169,25 @@ def test_the_sampler_suggests_what_it_would_if_a_trial_marked_bad_had_failed(own
     assert suggested["marked"] == suggested["failed"] != suggested["as it is"]
 
 
-def test_what_cannot_be_marked_is_said_all_at_once(own_home: Path) -> None:
+def test_every_trial_that_cannot_be_marked_is_reported_at_once(own_home: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         manage.mark(place_of(own_home), "digits-mlp", [0, 99], bad=False)
     assert refused.value.problems == [
         "digits-mlp/0: must be marked bad before it is marked good, got complete; leave it",
         "digits-mlp/99: must be one of its trials, 0 to 4",
     ]
-    let_go = lock_study(place_of(own_home), "digits-mlp")
+    release = lock_study(place_of(own_home), "digits-mlp")
     try:
         with pytest.raises(StudyInUse, match="overnight stop digits-mlp"):
             manage.mark(place_of(own_home), "digits-mlp", [0], bad=True)
     finally:
-        let_go()
+        release()
 
 
-# Deleting -------------------------------------------------------------------------------------------------------------
+# Delete ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
+def test_delete_removes_everything_of_one_study_and_nothing_of_another(
     tune: Callable[..., api.Result], home: Path
 ) -> None:
     searched = ("study.confirm.top=1", "study.confirm.seeds=1")
@@ -199,7 +199,7 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
     assert set(found.optuna_studies) == {"gone", "gone~2", "gone.confirm"} | {
         n for n in found.optuna_studies if "confirm~" in n
     }
-    assert found.versions >= 1, "another winner makes another version"
+    assert found.versions >= 1, "a new winner makes a new version"
     before = sorted(p for p in home.rglob("*") if p.is_file())
     assert "nothing was deleted" in command("delete", "gone", "--dry-run", f"home={home}")
     assert {p for p in before if p.suffix not in (".db-wal", ".db-shm")} <= set(home.rglob("*"))
@@ -208,10 +208,10 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
         2, "--yes: must be given without a terminal; nothing was deleted",
     )  # fmt: skip
 
-    let_go = lock_study(location, "gone")
+    release = lock_study(location, "gone")
     with pytest.raises(StudyInUse):
         manage.delete(location, found)
-    let_go()
+    release()
 
     assert "gone is deleted" in command("delete", "gone", "--yes", f"home={home}")
     assert manage.list_studies(location)[0].name == "gone-too"
@@ -219,7 +219,7 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
     with closing(sqlite3.connect(home / "optuna.db")) as store:
         assert [n for (n,) in store.execute("SELECT study_name FROM studies")] == ["gone-too"]
     with closing(sqlite3.connect(home / "mlflow.db")) as store:
-        assert "gone" not in [n for (n,) in store.execute("SELECT name FROM experiments")], "not even as deleted"
+        assert "gone" not in [n for (n,) in store.execute("SELECT name FROM experiments")], "not even marked as deleted"
         (runs,) = store.execute("SELECT count(*) FROM runs").fetchone()
         left = [store.execute(f"SELECT count(*) FROM {t}").fetchone() for t in ("registered_models", "logged_models")]
     assert left == [(0,), (0,)]
@@ -229,10 +229,10 @@ def test_a_deleted_study_leaves_nothing_behind_and_its_neighbour_whole(
         manage.footprint(location, "gone")
 
 
-# Going on -------------------------------------------------------------------------------------------------------------
+# Resume ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_study_goes_on_with_another_pruner(tune: Callable[..., api.Result], home: Path) -> None:
+def test_a_study_is_resumed_with_another_pruner(tune: Callable[..., api.Result], home: Path) -> None:
     strict = ("pruner=median", "pruner.startup_trials=0", "pruner.warmup_epochs=0", "trainer.max_epochs=4")
     line = ("slots=1", "optimizer.lr=tag(log,interval(1e-5,1e-1))", "study.confirm.seeds=0")
     first = tune(*SMALL, *line, *strict, "study.trials=6")
@@ -243,11 +243,11 @@ def test_a_study_goes_on_with_another_pruner(tune: Callable[..., api.Result], ho
     assert seen_in(home).plan.settings.pruner.name == "none"
 
 
-# Older versions -------------------------------------------------------------------------------------------------------
+# Other versions -------------------------------------------------------------------------------------------------------
 
 
 def _kept_plan(home: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Have the ledger's plan be what `change` makes of it, as if another version had written it."""
+    """Change the stored plan with `change`, as if another version had written it."""
     with closing(sqlite3.connect(home / "optuna.db")) as store, store:
         (text,) = store.execute("SELECT value_json FROM study_user_attributes WHERE key = 'overnight.plan'").fetchone()
         data = json.loads(text)
@@ -259,14 +259,14 @@ def _kept_plan(home: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 @pytest.fixture
 def old_home(own_home: Path, tmp_path: Path) -> Path:
-    """A copy of a study's ledger alone."""
+    """A copy of the optuna.db of a study."""
     home = tmp_path / "old"
     home.mkdir()
     shutil.copy(own_home / "optuna.db", home / "optuna.db")
     return home
 
 
-def test_a_plan_without_the_keys_that_came_later_is_read_as_what_comes_with_overnight(old_home: Path) -> None:
+def test_a_plan_without_newer_keys_is_read_with_their_defaults(old_home: Path) -> None:
     def older(data: dict[str, Any]) -> None:
         for key in ("trial", "pictures", "preflight", "min_free_mib", "stay_awake", "checkpoint"):
             del data["settings"][key]
@@ -284,7 +284,7 @@ def test_a_plan_without_the_keys_that_came_later_is_read_as_what_comes_with_over
     assert seen_in(old_home).plan.settings.trial == now.trial
 
 
-def test_a_plan_that_cannot_be_read_is_said_with_what_to_do_and_can_be_deleted(
+def test_a_plan_that_cannot_be_read_is_reported_with_a_remedy_and_can_be_deleted(
     old_home: Path, overnight: Callable[..., Any]
 ) -> None:
     def newer(data: dict[str, Any]) -> None:
@@ -308,6 +308,6 @@ def test_a_plan_that_cannot_be_read_is_said_with_what_to_do_and_can_be_deleted(
 
 
 @pytest.mark.parametrize("broken", [{}, {"settings": {}}, {"settings": None, "space": 3}])
-def test_no_plan_whatever_is_a_traceback(broken: dict[str, Any]) -> None:
+def test_a_broken_plan_is_never_a_traceback(broken: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Plan.from_json(broken)

@@ -1,4 +1,4 @@
-"""An installed overnight works away from the checkout."""
+"""The installed package works without the checkout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from support.paths import ROOT
 
 
-def test_the_wheel_carries_conf_and_works_without_the_checkout(tmp_path: Path) -> None:
+def test_the_wheel_contains_conf_and_works_without_the_checkout(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="builds a wheel without a network")
     build = (
         "from hatchling.builders.wheel import WheelBuilder as W; import sys; "
@@ -53,16 +53,16 @@ def test_every_config_file_composes() -> None:
         build_plan([f"+experiment={file.stem}"])
 
 
-def test_every_key_of_the_config_is_explained_where_it_stands() -> None:
+def test_every_key_of_the_config_has_a_comment() -> None:
     text = (ROOT / "conf" / "config.yaml").read_text()
     for section in ("study", "trainer", "checkpoint"):
         for key in yaml.safe_load(text)[section]:
             line = re.search(rf"^  {key}:.*$", text, re.M)
             assert line is not None
-            assert "#" in line[0] or key == "max_epochs", f"{section}.{key} wants a comment"
+            assert "#" in line[0] or key == "max_epochs", f"{section}.{key} needs a comment"
 
 
-def test_the_tested_versions_lie_within_the_declared_ranges() -> None:
+def test_the_tested_versions_are_within_the_declared_ranges() -> None:
     import tomllib
 
     from packaging.requirements import Requirement
@@ -76,5 +76,5 @@ def test_the_tested_versions_lie_within_the_declared_ranges() -> None:
         assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, text
 
 
-def test_what_a_home_holds_stays_out_of_the_repository() -> None:
+def test_the_files_of_a_home_are_ignored_by_git() -> None:
     assert (ROOT / "mlruns" / ".gitignore").read_text().splitlines()[0] == "*"

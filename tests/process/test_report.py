@@ -1,4 +1,4 @@
-"""The morning report of studies of every kind, the sorry ones included."""
+"""The report of studies of every kind, also without a result."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_study_without_a_result_has_a_report(records: list[TrialRecord]) -> No
     assert html.count("<h2>") >= 2
 
 
-def test_a_planted_optimum_outside_the_range_is_told_which_end_to_widen_and_the_next_line_finds_more() -> None:
+def test_an_optimum_outside_the_range_is_reported_and_found_by_the_next_command() -> None:
     study, records = planned(), searched(planned())
     best = ranked(records, study.settings)[0]
     (line,) = [d for d in report.build_report(seen(records)).caveats if d.startswith("optimizer.lr")]
@@ -58,25 +58,27 @@ def test_a_planted_optimum_outside_the_range_is_told_which_end_to_widen_and_the_
     assert following.settings.study.trials == 40
     lr = following.space.names()["optimizer.lr"]
     assert lr._contains(BEST_LR)  # type: ignore[attr-defined]
-    assert following.settings.study.warm_start_from == WarmStart(study="digits-mlp"), "the finding is where it starts"
+    assert following.settings.study.warm_start_from == WarmStart(study="digits-mlp"), (
+        "the next search starts from the winner"
+    )
     found = ranked(searched(following, 10, seed=1), study.settings)[0]
-    assert (found.objective or 0) > (best.objective or 0), "a quarter of the trials does better there"
+    assert (found.objective or 0) > (best.objective or 0), "a quarter of the trials finds a better value there"
 
 
-def test_a_useless_parameter_ranks_last_and_the_one_that_matters_first() -> None:
+def test_the_important_parameter_ranks_first_and_a_useless_one_last() -> None:
     ranking = importances(planned(), searched(planned()))
     assert ranking[0].name == "optimizer.lr"
     assert ranking[-1].name == "model.dropout"
-    assert ranking[0].low > ranking[-1].high, "and that does not hang on which trials there were"
+    assert ranking[0].low > ranking[-1].high, "for any choice of trials"
 
 
-def test_a_range_too_fine_for_a_forest_mattered_not_at_all_as_far_as_that_can_tell() -> None:
+def test_a_range_below_single_precision_has_no_importance() -> None:
     study = build_plan(["search=none", "optimizer.lr=interval(1e-9,1e-8)", "study.trials=6"])
-    told = [record(i, {"optimizer.lr": 1e-9 * (i + 1)}, 0.05 + i / 100) for i in range(6)]
-    assert [i.name for i in importances(study, told)] == ["optimizer.lr"]
+    records = [record(i, {"optimizer.lr": 1e-9 * (i + 1)}, 0.05 + i / 100) for i in range(6)]
+    assert [i.name for i in importances(study, records)] == ["optimizer.lr"]
 
 
-def test_the_next_line_can_be_given_after_the_deadline_that_it_comes_from() -> None:
+def test_the_next_command_does_not_repeat_a_deadline() -> None:
     study = planned("study.until=2999-01-01T07:00", "study.hours=8", "terminator=regret_bound", "study.patience=9")
     records = searched(study)
     best = ranked(records, study.settings)[0]
@@ -89,7 +91,7 @@ def test_the_next_line_can_be_given_after_the_deadline_that_it_comes_from() -> N
     assert not any(word in trained for word in ("hours", "until", "patience", "terminator"))
 
 
-def test_what_a_deadline_cut_stands_in_the_terminal_and_on_the_page() -> None:
+def test_the_terminal_and_the_page_show_what_a_deadline_cut() -> None:
     notes = ["study.until=07:00 ended the search: 40 of 500 trials are done", "study.until=07:00 cut the test set"]
     records = searched(planned())
     view = dataclasses.replace(seen(records, confirmed=True), launch={"ended_by": "deadline", "notes": notes})
@@ -103,7 +105,7 @@ def test_what_a_deadline_cut_stands_in_the_terminal_and_on_the_page() -> None:
         assert words in html
 
 
-def test_the_line_to_train_the_winner_again_composes_to_its_configuration() -> None:
+def test_the_train_command_composes_to_the_configuration_of_the_winner() -> None:
     for lines in (SPACE, ("study.trials=9", "optimizer=sgd", "data.batch_size=64", "trainer.max_epochs=7")):
         study = build_plan(lines)
         rng = random.Random(3)
@@ -114,7 +116,7 @@ def test_the_line_to_train_the_winner_again_composes_to_its_configuration() -> N
         assert build_plan(command[2:], searching=False).config({}) == trial.config
 
 
-def test_the_lines_to_paste_of_a_network_of_ones_own_find_its_folder_of_configs(tmp_path: Path) -> None:
+def test_the_commands_for_a_network_of_a_user_name_its_config_folder(tmp_path: Path) -> None:
     starter.write(tmp_path)
     study = build_plan(["model=mine", "data=mine"], tmp_path / "conf")
     values = study.sample(random.Random(0))
@@ -133,7 +135,7 @@ def test_the_lines_to_paste_of_a_network_of_ones_own_find_its_folder_of_configs(
     sys.path.remove(str(tmp_path))
 
 
-def test_the_page_asks_nobody_for_anything_and_every_picture_has_words() -> None:
+def test_the_page_loads_nothing_and_every_chart_has_a_caption() -> None:
     view = seen(searched(planned()), confirmed=True)
     html = page.page(report.build_report(view))
     links = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"|url\(([^)]*)\)|@import', html)
@@ -149,10 +151,10 @@ def test_the_page_asks_nobody_for_anything_and_every_picture_has_words() -> None
     assert len(words) == len(titles)
     assert all(len(w) > 40 for w in words)
     assert "prefers-color-scheme: dark" in html
-    assert "#010101" not in html, "every stand-in colour gave way to the page's"
+    assert "#010101" not in html, "every placeholder colour is replaced"
 
 
-def test_what_it_cost_names_hours_memory_what_pruning_saved_and_why_trials_failed() -> None:
+def test_the_cost_lists_time_memory_saved_time_and_reasons_of_failure() -> None:
     records = [dataclasses.replace(r, peak_bytes=r.number << 28) for r in searched(planned(), 5)]
     records += [record(5, records[0].params, 0.5, "pruned"), record(6, records[0].params, None, "failed")]
     lines = report.cost_lines(report.build_report(seen(records)))
@@ -165,21 +167,21 @@ def test_what_it_cost_names_hours_memory_what_pruning_saved_and_why_trials_faile
     ]
 
 
-def test_a_tie_names_the_cheaper_one_and_a_choice_hardly_tried_is_named() -> None:
+def test_a_tie_names_the_faster_one_and_a_rare_choice_is_named() -> None:
     records = [
         record(i, {"optimizer.lr": 0.001 * (i + 1), "model.activation": "relu"}, 0.9 - i / 100) for i in range(30)
     ]
     view = seen(records, confirmed=True)
-    said = report.build_report(view).caveats
-    assert any("model.activation: rarely tried: tanh (0), gelu (0)" in d for d in said)
+    caveats = report.build_report(view).caveats
+    assert any("model.activation: rarely tried: tanh (0), gelu (0)" in d for d in caveats)
     equal = [dataclasses.replace(r, objective=0.9 + 0.01 * (r.number % 3)) for r in view.confirmation.records]
-    told = report.build_report(
+    tied = report.build_report(
         dataclasses.replace(view, confirmation=dataclasses.replace(view.confirmation, records=tuple(equal)))
     )
-    assert any("are not distinguishable" in d and "trains faster" in d for d in find_caveats(told.finding, records))
+    assert any("are not distinguishable" in d and "trains faster" in d for d in find_caveats(tied.finding, records))
 
 
-def test_the_report_command_prints_writes_and_shows_it_in_mlflow(finished_home: Path) -> None:
+def test_the_report_command_prints_a_report_writes_its_page_and_publishes_it_in_mlflow(finished_home: Path) -> None:
     done = CliRunner().invoke(cli, ["report", f"home={finished_home}"])
     assert done.exit_code == 0, done.output
     for words in ("is the best so far", "Command to train it again", "Cost", "Next search", "6 trials"):
@@ -193,7 +195,7 @@ def test_the_report_command_prints_writes_and_shows_it_in_mlflow(finished_home: 
     assert "is the best so far" in parent.data.tags["overnight.report"]
 
 
-def test_a_study_that_there_is_not_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_report_without_a_study_is_a_mistake(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["report", f"home={tmp_path}"])
     assert done.exit_code == 2
     assert "there is no study in" in done.output

@@ -1,4 +1,4 @@
-"""`overnight init` writes something that works as it stands, and never over what is there."""
+"""`overnight init` writes an example project that works, and never overwrites a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from overnight.study.snapshot import view
 
 
 @pytest.mark.long
-def test_what_it_prints_tunes_the_network_that_it_wrote(
+def test_the_printed_command_tunes_the_network_that_was_written(
     overnight: Callable[..., CompletedProcess[str]], tmp_path: Path
 ) -> None:
     done = overnight("init", "my stuff")
@@ -39,7 +39,7 @@ def test_what_it_prints_tunes_the_network_that_it_wrote(
     assert list((tmp_path / "home" / "pictures").rglob("confusion.png"))
 
 
-def test_its_own_test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tests_of_the_example_project_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starter.write(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -47,21 +47,24 @@ def test_its_own_test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with warnings.catch_warnings(action="ignore"):  # what Lightning says to everybody
+    with warnings.catch_warnings(action="ignore"):  # of Lightning
         spec.loader.exec_module(module)
-        for name in ("test_two_epochs_teach_it_more_than_guessing", "test_a_batch_gives_one_logit_a_class"):
+        for name in (
+            "test_two_epochs_of_training_are_better_than_guessing",
+            "test_the_network_returns_one_logit_for_each_class",
+        ):
             getattr(module, name)()
     for name in ("my_data", "my_network"):
         sys.modules.pop(name, None)
 
 
-def test_it_imports_nothing_of_ours() -> None:
+def test_the_example_project_imports_nothing_from_overnight() -> None:
     files = sorted((Path(starter.__file__).parent / "files").glob("*.py"))
     assert [f.name for f in files] == ["my_data.py", "my_network.py", "test_mine.py"]
     assert not any("import overnight" in f.read_text() or "from overnight" in f.read_text() for f in files)
 
 
-def test_files_that_are_there_are_named_and_nothing_is_written(tmp_path: Path) -> None:
+def test_existing_files_are_named_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "conf" / "data").mkdir(parents=True)
     (tmp_path / "conf" / "data" / "mine.yaml").write_text("mine")
     (tmp_path / "my_data.py").write_text("mine")
@@ -73,14 +76,14 @@ def test_files_that_are_there_are_named_and_nothing_is_written(tmp_path: Path) -
     assert (tmp_path / "my_data.py").read_text() == "mine"
 
 
-def test_a_folder_that_cannot_be_written_is_a_mistake_with_its_reason(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = CliRunner().invoke(cli, ["init", str(tmp_path / "file" / "below")])
     assert isinstance(done.exception, ConfigError)
     assert "must be a folder that can be written" in str(done.exception)
 
 
-def test_the_space_it_writes_fits_the_network_that_it_writes(tmp_path: Path) -> None:
+def test_the_search_space_of_the_example_project_fits_its_network(tmp_path: Path) -> None:
     starter.write(tmp_path)
     made = build_plan(["model=mine", "data=mine"], tmp_path / "conf")
     assert set(made.space.describe()) == {"model.hidden_sizes", "model.dropout", "model.lr", "data.batch_size"}

@@ -1,4 +1,4 @@
-"""`overnight status --watch`: looking on at a study that another process works on."""
+"""`overnight status --watch` follows a study that another process runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def until_it_runs(home: Path) -> None:
 
 
 def seen_on_a_terminal(home: Path, seconds: float) -> tuple[str, int]:
-    """What `--watch` draws until somebody presses Ctrl-C, and its exit code."""
+    """Return what `--watch` draws until Ctrl-C, and its exit code."""
     ours, theirs_ = pty.openpty()
     process = start(
         "status", "--watch", f"home={home}", stdin=theirs_, stdout=theirs_, stderr=theirs_,
@@ -49,7 +49,7 @@ def seen_on_a_terminal(home: Path, seconds: float) -> tuple[str, int]:
 
 
 @pytest.mark.long
-def test_it_shows_the_study_until_it_ends_and_ctrl_c_leaves_it(home: Path) -> None:
+def test_watch_follows_the_study_to_its_end_and_ctrl_c_does_not_stop_it(home: Path) -> None:
     line = theirs("Slow", "study.trials=2", "trainer.max_epochs=6", "slots=1")
     with running("tune", f"home={home}", "preflight=never", "pictures.when=never", *line) as study:
         until_it_runs(home)
@@ -68,13 +68,13 @@ def test_it_shows_the_study_until_it_ends_and_ctrl_c_leaves_it(home: Path) -> No
         assert study.wait(30 * LATE) == 0
 
 
-def test_looking_on_and_printing_once_are_not_asked_for_together(finished_home: Path) -> None:
+def test_watch_and_json_exclude_each_other(finished_home: Path) -> None:
     done = CliRunner().invoke(cli, ["status", "--watch", "--json", f"home={finished_home}"])
     assert done.exit_code == 2
     assert "use one of them" in done.output
 
 
-def test_a_study_that_nobody_works_on_is_shown_as_it_stands(finished_home: Path) -> None:
+def test_watching_a_study_that_does_not_run_prints_its_status(finished_home: Path) -> None:
     with start("status", "--watch", f"home={finished_home}", stdout=subprocess.PIPE, text=True) as process:
         printed, _ = process.communicate(timeout=60 * LATE)
     assert process.returncode == 0

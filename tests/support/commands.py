@@ -1,4 +1,4 @@
-"""Overnight as a process of its own, and how late a loaded machine may be."""
+"""Run the overnight command in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from support.paths import python_path
 
-# What is promised in seconds is asked for in so many times as many: other people's work shares the machine.
+# Tolerance of tests with time limits, because other load shares the machine.
 LATE = 2.0
-# The rest of a line that tunes six short trials.
+# Overrides that tune six short trials.
 SMALL = ("study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2", "pruner.warmup_epochs=1")
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[Any]:
-    """Start the command line, silent unless `options`, subprocess.Popen's, say otherwise; it finds user_networks."""
+    """Start the command with the user networks on its path, silent unless `options` of Popen say otherwise."""
     path = python_path()
     given = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "PYTHONPATH": path}, **options}
     return subprocess.Popen([sys.executable, "-m", "overnight", *arguments], **given)
@@ -26,7 +26,7 @@ def start(*arguments: str, **options: Any) -> subprocess.Popen[Any]:
 
 @contextmanager
 def running(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """The same, waited for at the end; where the test fails before that, it is killed."""
+    """Start the command and wait for it at the end; kill it if the test fails."""
     with start(*arguments, **options) as process:
         try:
             yield process

@@ -1,4 +1,4 @@
-"""A study whose best configuration is known, as records."""
+"""The records of a study whose best configuration is known."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from overnight.search.plan import CONFIRM_SUFFIX, Plan
 from overnight.search.record import Confirms, TrialRecord, ranked
 from overnight.study.snapshot import StudyView
 
-# A planted problem: the learning rate matters most, then the width; dropout is of no use.
+# The learning rate matters most, then the width; dropout has no effect.
 SPACE = (
     "search=none", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "model.dropout=interval(0,0.5)",
     "model.activation=relu,tanh,gelu", "study.trials=40", "study.confirm.seeds=3",
 )  # fmt: skip
 
-BEST_LR = 0.05  # beyond the upper end
+BEST_LR = 0.05  # above the upper end
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What is shown while a study runs."""
+"""The progress of a running study: the live table, plain lines and the notebook."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def drawn(now: ProgressSnapshot) -> str:
     return console.export_text()
 
 
-def test_the_table_shows_what_is_done_the_best_and_what_each_slot_does() -> None:
+def test_the_table_shows_progress_best_trial_and_slots() -> None:
     now = snapshot(
         record(0, "complete", 0.9), record(1, "pruned", 0.2), record(2, "failed"), record(3, "complete", 0.95),
         record(4, "running", 0.5, **{"optimizer.lr": 0.012345}),
@@ -62,7 +62,7 @@ def test_it_shows_that_it_is_stopping_and_a_warning() -> None:
     assert "OSError: no room" in text
 
 
-def test_the_time_left_is_reckoned_from_what_trials_took_and_what_is_running() -> None:
+def test_the_time_left_is_estimated_from_past_durations_and_running_trials() -> None:
     done = [record(n, "complete", 0.5, took=20.0) for n in range(4)]
     assert snapshot().seconds_left() is None
     assert snapshot(*done).seconds_left() == pytest.approx(6 * 20 / 2)
@@ -70,7 +70,7 @@ def test_the_time_left_is_reckoned_from_what_trials_took_and_what_is_running() -
     assert snapshot(*done, running=running).seconds_left() == pytest.approx((4 * 20 + 15) / 2, abs=0.5)
 
 
-def test_elsewhere_there_is_one_plain_line_a_finished_trial(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plain_screen_prints_one_line_for_each_trial(capsys: pytest.CaptureFixture[str]) -> None:
     lines = PlainScreen()
     first = record(
         0, "complete", 0.9, **{"model.hidden_sizes.length": 2, "model.hidden_sizes.0": 8, "model.hidden_sizes.1": 4}
@@ -84,7 +84,7 @@ def test_elsewhere_there_is_one_plain_line_a_finished_trial(capsys: pytest.Captu
     assert out[1].startswith("trial-0001 failed    diverged")
 
 
-def test_a_notebook_gets_the_same_table_drawn_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_redraws_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
     display = pytest.importorskip("IPython.display")
     shown: list[str] = []
 

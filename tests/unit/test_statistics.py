@@ -1,4 +1,4 @@
-"""Intervals and comparisons, against studies whose truth is known: 2,000 of them each, noise and all."""
+"""Intervals and comparisons on 2,000 simulated studies whose true means are known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIMULATION_ERROR = 2 * (0.05 * 0.95 / STUDIES) ** 0.5  # two standard errors of 
 
 
 def confirmed(truths: list[float], common: float, seed: int) -> np.ndarray:
-    """(studies, configurations, seeds): what confirmations would see. common: the noise that a seed brings to all."""
+    """Simulate confirmations: (studies, configurations, seeds). common: noise of a seed in all configurations."""
     rng = np.random.default_rng(seed)
     own = rng.normal(0, (1 - common**2) ** 0.5, (STUDIES, len(truths), SEEDS))
     return np.asarray(truths)[:, None] + own + rng.normal(0, common, (STUDIES, 1, SEEDS))
@@ -25,7 +25,7 @@ def confirmed(truths: list[float], common: float, seed: int) -> np.ndarray:
     [[0.0], [0.0, 0.0], [0.0, 0.0, 0.0], [0.0, -0.3, -0.6], [0.0, 0.0, -3.0], [0.0, -9.0, -9.0]],
     ids=["alone", "two in a tie", "three in a tie", "close", "two ahead", "a clear winner"],
 )
-def test_the_winners_interval_covers_the_truth_as_often_as_it_says(truths: list[float], common: float) -> None:
+def test_the_interval_of_the_winner_covers_the_true_mean_in_95_percent(truths: list[float], common: float) -> None:
     seen = confirmed(truths, common, seed=len(truths))
     winner = seen.mean(axis=-1).argmax(axis=-1)
     values = np.take_along_axis(seen, winner[:, None, None], axis=1)[:, 0]  # (studies, seeds)
@@ -33,7 +33,7 @@ def test_the_winners_interval_covers_the_truth_as_often_as_it_says(truths: list[
     assert abs((1 - missed.mean()) - 0.95) <= 0.02 + SIMULATION_ERROR
 
 
-def test_without_the_correction_a_tie_of_three_would_be_missed_too_often() -> None:
+def test_without_the_correction_the_interval_of_a_tie_of_three_covers_too_little() -> None:
     seen = confirmed([0.0] * 3, 0.0, seed=3)
     values = np.take_along_axis(seen, seen.mean(axis=-1).argmax(axis=-1)[:, None, None], axis=1)[:, 0]
     missed = np.abs(values.mean(axis=-1)) > half_width(values)
@@ -42,16 +42,14 @@ def test_without_the_correction_a_tie_of_three_would_be_missed_too_often() -> No
 
 @pytest.mark.parametrize("finalists", [2, 3, 5])
 @pytest.mark.parametrize("common", [0.0, 0.7])
-def test_first_is_wrongly_called_better_than_an_equal_second_in_at_most_6_percent(
-    finalists: int, common: float
-) -> None:
+def test_first_is_wrongly_better_than_an_equal_second_in_at_most_6_percent(finalists: int, common: float) -> None:
     seen = confirmed([0.0] * finalists, common, seed=finalists)
     order = seen.mean(axis=-1).argsort(axis=-1)[:, ::-1]
     first, second = (np.take_along_axis(seen, order[:, i, None, None], axis=1)[:, 0] for i in (0, 1))
     assert (paired_p(first, second) < 0.05).mean() <= 0.06
 
 
-def test_a_winner_of_three_is_wrongly_called_better_than_an_equal_baseline_in_at_most_6_percent() -> None:
+def test_a_winner_of_three_is_wrongly_better_than_an_equal_baseline_in_at_most_6_percent() -> None:
     seen = confirmed([0.0] * 4, 0.3, seed=9)
     winner = seen[:, :3].mean(axis=-1).argmax(axis=-1)
     first = np.take_along_axis(seen, winner[:, None, None], axis=1)[:, 0]
@@ -61,7 +59,7 @@ def test_a_winner_of_three_is_wrongly_called_better_than_an_equal_baseline_in_at
     )
 
 
-def test_an_estimate_and_a_comparison_are_scipys() -> None:
+def test_estimates_and_comparisons_equal_those_of_scipy() -> None:
     a, b = [0.981, 0.979, 0.985, 0.978, 0.983], [0.972, 0.975, 0.979, 0.971, 0.970]
     low, high = stats.t.interval(0.95, 4, loc=np.mean(a), scale=stats.sem(a))
     mine = estimate(a)
@@ -75,7 +73,7 @@ def test_an_estimate_and_a_comparison_are_scipys() -> None:
     assert (both.low, both.high) == pytest.approx((interval.low, interval.high))
 
 
-def test_one_seed_tells_no_spread_and_equal_values_no_difference() -> None:
+def test_one_seed_has_no_spread_and_equal_values_no_difference() -> None:
     assert (estimate([0.9]).sd, estimate([0.9]).half_width) == (None, None)
     assert compare([0.9], [0.8]).p is None
     assert not compare([0.9], [0.8]).distinguishable

@@ -1,4 +1,4 @@
-"""`overnight init`: a network, data, a search space and a test of one's own to begin with."""
+"""The example project of `overnight init`: a network, data, a search space and a test."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from pathlib import Path
 
 from overnight.config.problems import ConfigError
 
-# Real files: linted, typed as far as Lightning is, and tested like the rest.
+# These files are linted, type-checked and tested like the rest of the code.
 _FILES = Path(__file__).parent / "files"
 
 
 def write(folder: Path) -> list[Path]:
-    """Write the starter into a folder, made where there is none; the files written, below it.
+    """Write the example project to a folder, which is created if needed.
+
+    Returns:
+        The files that were written, relative to the folder.
 
     Raises:
-        ConfigError: where one of its files is there already, or the folder can't be written; nothing is written then.
+        ConfigError: One of the files exists, and nothing was written, or the folder cannot be written.
     """
     files = [p.relative_to(_FILES) for p in sorted(_FILES.rglob("*")) if p.is_file() and p.suffix != ".pyc"]
-    there = [str(f) for f in files if (folder / f).exists()]
-    if there:
-        raise ConfigError([f"{folder}: must hold none of the starter's files, and holds {', '.join(there)}"])
+    existing = [str(f) for f in files if (folder / f).exists()]
+    if existing:
+        found = ", ".join(existing)
+        raise ConfigError([f"{folder}: must not contain files of the example project, got {found}; use another folder"])
     try:
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(_FILES / file, folder / file)
     except OSError as error:
-        raise ConfigError([f"{folder}: must be a folder that can be written: {error}"]) from error
+        raise ConfigError([f"{folder}: must be a folder that can be written, got {error}"]) from error
     return files

@@ -1,4 +1,4 @@
-"""Your data. Handwritten digits of 8x8 pixels, until you put your own here."""
+"""Your data. Replace the handwritten digits of 8x8 pixels with your own."""
 
 import pytorch_lightning as pl
 import torch
@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset, random_split
 
 
 class Data(pl.LightningDataModule):
-    # A network whose constructor names them is handed these.
+    # overnight passes these to a network whose constructor has arguments of the same names.
     input_shape = (1, 8, 8)
     classes = 10
 
@@ -19,7 +19,7 @@ class Data(pl.LightningDataModule):
         images, labels = load_digits(return_X_y=True)
         inputs = torch.tensor(images / 16, dtype=torch.float32).reshape(-1, *self.input_shape)
         rows = TensorDataset(inputs, torch.tensor(labels))
-        # A seed of its own: every trial is judged by the same rows.
+        # A fixed seed, so that every trial is validated on the same rows.
         self.train_rows, self.val_rows = random_split(rows, [0.8, 0.2], torch.Generator().manual_seed(0))
 
     def train_dataloader(self) -> DataLoader:

@@ -1,4 +1,4 @@
-"""Your network: any LightningModule that logs the metric which the study looks at, here val/accuracy."""
+"""Your network: any LightningModule that logs the metric of the study, here val/accuracy."""
 
 import math
 from collections.abc import Sequence

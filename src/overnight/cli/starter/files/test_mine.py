@@ -1,4 +1,4 @@
-"""A minute here saves a night: does it learn at all, and does the config fit it?"""
+"""Tests that take seconds and may save a night: does the network learn, and are its shapes right?"""
 
 import pytorch_lightning as pl
 import torch
@@ -6,7 +6,7 @@ from my_data import Data
 from my_network import Network
 
 
-def test_two_epochs_teach_it_more_than_guessing() -> None:
+def test_two_epochs_of_training_are_better_than_guessing() -> None:
     pl.seed_everything(0)
     data = Data()
     trainer = pl.Trainer(
@@ -16,5 +16,5 @@ def test_two_epochs_teach_it_more_than_guessing() -> None:
     assert trainer.callback_metrics["val/accuracy"] > 0.5
 
 
-def test_a_batch_gives_one_logit_a_class() -> None:
+def test_the_network_returns_one_logit_for_each_class() -> None:
     assert Network((1, 8, 8), 10, hidden_sizes=[16, 16])(torch.zeros(3, 1, 8, 8)).shape == (3, 10)

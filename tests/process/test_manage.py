@@ -76,7 +76,7 @@ def test_a_study_is_listed_with_its_best_trial_and_its_size(finished_home: Path,
     assert weights < listed["bytes"] < 100 * weights
     shown = command("list", f"home={finished_home}").splitlines()
     assert shown[0].split() == ["study", "state", "trials", "best", "training", "size"]
-    assert shown[1].startswith("digits-mlp  done   6 of 6")
+    assert shown[1].startswith("digits-mlp  complete  6 of 6")
 
 
 def test_an_empty_home_has_no_studies(tmp_path: Path) -> None:
@@ -264,24 +264,6 @@ def old_home(own_home: Path, tmp_path: Path) -> Path:
     home.mkdir()
     shutil.copy(own_home / "optuna.db", home / "optuna.db")
     return home
-
-
-def test_a_plan_without_newer_keys_is_read_with_their_defaults(old_home: Path) -> None:
-    def older(data: dict[str, Any]) -> None:
-        for key in ("trial", "pictures", "preflight", "min_free_mib", "stay_awake", "checkpoint"):
-            del data["settings"][key]
-        del data["settings"]["study"]["confirm"]
-        del data["settings"]["tracking"]["register"]
-
-    _kept_plan(old_home, older)
-    now = build_plan(["pruner=none"]).settings
-    read = seen_in(old_home).plan.settings
-    assert (read.trial, read.pictures, read.checkpoint) == (now.trial, now.pictures, now.checkpoint)
-    assert read.study.confirm.seeds == 0, "a version without confirmations confirmed nothing"
-    assert command("list", f"home={old_home}").splitlines()[1].startswith("digits-mlp  done")
-    session, _ = open_study(build_plan([f"home={old_home}", *LINE, "study.trials=6"]))
-    session.close()
-    assert seen_in(old_home).plan.settings.trial == now.trial
 
 
 def test_a_plan_that_cannot_be_read_is_reported_with_a_remedy_and_can_be_deleted(

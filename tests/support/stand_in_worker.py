@@ -1,7 +1,7 @@
-"""A worker that is small enough to see through: it serves a folder of tasks beside others, until each is done.
+"""A small worker for tests: works on a folder of tasks, with others, until all are done.
 
-Usage: stand_in_worker.py FOLDER TASKS SECONDS. A task is done once its file says by whom; the lock on it ends with
-its holder.
+Usage: stand_in_worker.py FOLDER TASKS SECONDS. The file of a finished task holds the process id of its worker. The
+kernel releases the lock on a task when its worker dies.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ from pathlib import Path
 
 folder, tasks, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-print("begins", flush=True)
+print("started", flush=True)
 if (folder / "refuse").exists():
     print("study: must be one that this worker trusts", flush=True)
     sys.exit(2)
@@ -28,5 +28,5 @@ while any(not (folder / f"done-{n}").exists() for n in range(tasks)):
             if not (folder / f"done-{n}").exists():
                 time.sleep(seconds)
                 (folder / f"writing-{n}").write_text(str(os.getpid()))
-                os.replace(folder / f"writing-{n}", folder / f"done-{n}")  # whole, whatever signal comes
+                os.replace(folder / f"writing-{n}", folder / f"done-{n}")  # atomic, whatever signal arrives
     time.sleep(0.05)

@@ -191,7 +191,7 @@ def _tune_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool, detach
     from overnight.study.snapshot import view
 
     if not detach:
-        launch.check(plan.settings)
+        launch.find_problems(plan.settings).raise_if_any()
     for line in launch_detached(plan, extend=extend, signals=signals, say=click.echo):
         click.echo(line)
     if detach:

@@ -1,1 +1,1 @@
-"""Workers on other machines: the worker itself, the launchers that start it, and the migration of shared stores."""
+"""Runs workers on other machines, launches them, and migrates the databases that they share."""

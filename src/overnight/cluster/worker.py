@@ -1,4 +1,4 @@
-"""A supervisor that serves whatever studies a shared ledger holds, until it is told to stop."""
+"""A worker: a supervisor that works on the launched studies of a shared study storage until it is stopped."""
 
 from __future__ import annotations
 
@@ -11,51 +11,45 @@ from optuna.exceptions import StorageInternalError
 from overnight import api
 from overnight.config import import_allowlist
 from overnight.config.compose import compose
-from overnight.config.problems import ConfigError
+from overnight.config.problems import ConfigError, Problems
 from overnight.config.sections import Settings
 from overnight.study import requests
 from overnight.study.storage.outage import Unreachable
 from overnight.system.signals import Signals
 
-_LOOK_EVERY_S = 2.0  # for a study to serve
-_SHARED = {"storage": "postgres", "tracking": "server"}
+_POLL_EVERY_S = 2.0
+_DEFAULT_GROUPS = {"storage": "postgres", "tracking": "server"}
 
 
 def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = False) -> int:
-    """Serve the named studies, or every one that is open, one after another in the order of their launches.
+    """Work on the named studies, or on every open one, one after another in the order of their launches.
 
     Args:
-        overrides: where the stores are, `home=...`, and `slots=...` of this machine; storage=postgres and
-            tracking=server go without saying.
-        until_done: leave once none of them is open.
+        overrides: Settings of this machine: `home=...`, `slots=...` and where the stores are. The defaults are
+            storage=postgres and tracking=server.
+        until_done: Return when none of the studies is open. Otherwise wait for the next launch.
 
-    Returns the exit code: 0, or 1 where a study failed, and 128 + the signal that ended it.
+    Returns:
+        An exit code: 0, or 1 if a study failed, or 128 + the signal that stopped the worker.
     """
-    own = _machine(overrides)
-    import_allowlist.enable_guard()  # before anything is started that would build what a study asks for
-    failed, idle, trouble = False, False, None
-    refused: dict[str, list[str]] = {}
+    settings = _machine_settings(overrides)
+    import_allowlist.enable_guard()  # before anything starts that may import code that a study names
+    failed = idle = outage_reported = False
+    refused: set[str] = set()
     with Signals() as signals:
         while True:
             signals.check()
             try:
-                open_ = [n for n in requests.open_studies(own.location) if not names or n in names]
-                name = next((n for n in open_ if n not in refused), None)
+                open_studies = [n for n in requests.open_studies(settings.location) if not names or n in names]
+                name = next((n for n in open_studies if n not in refused), None)
                 if name is not None:
                     idle = False
-                    try:
-                        result = api.run_launched(name, own, signals, say=click.echo)
-                    except ConfigError as error:
-                        refused[name], failed = error.problems, True
-                        requests.refuse(own.location, name, error.problems)
-                        click.echo("\n  ".join([f"{name}: refused", *error.problems]), err=True)
-                        continue
-                    click.echo(f"{name}: {_ended(result)}")
-                    failed = failed or result.stop_reason == "failures" or result.all_failed
-                    if result.stop_reason == "failures":  # those who share it may do better
-                        refused[name] = [_gave_up(result)]
-                        requests.refuse(own.location, name, refused[name])
-                    if result.signal is not None:
+                    result, reasons = _work_on(name, settings, signals)
+                    failed = failed or bool(reasons) or (result is not None and result.all_failed)
+                    if reasons:
+                        refused.add(name)
+                        requests.refuse(settings.location, name, reasons)
+                    if result is not None and result.signal is not None:
                         return 128 + result.signal
                     continue
                 if until_done:
@@ -63,33 +57,41 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
                 if not idle:
                     click.echo("nothing to do; waiting for a study to be launched")
                 idle = True
-                refused = {n: why for n, why in refused.items() if requests.is_refused(own.location, n)}
-                trouble = None
+                # A new launch withdraws the refusal.
+                refused = {n for n in refused if requests.is_refused(settings.location, n)}
+                outage_reported = False
             except (Unreachable, StorageInternalError) as error:
-                if trouble is None:  # once an outage
-                    click.echo(f"trying on: {error}", err=True)
-                trouble = error
-            time.sleep(_LOOK_EVERY_S)
+                if not outage_reported:
+                    click.echo(f"{error}; retrying", err=True)
+                outage_reported = True
+            time.sleep(_POLL_EVERY_S)
 
 
-def _machine(overrides: Sequence[str]) -> Settings:
-    """This machine's settings: where the stores are, its home, its slots and the like. Raises ConfigError."""
-    said = {text.partition("=")[0].partition(".")[0] for text in overrides if not text.startswith("storage.lease_s")}
-    defaults = [f"{group}={option}" for group, option in _SHARED.items() if group not in said]
-    draft = compose([*defaults, *overrides])
-    wrong = [*draft.problems, *import_allowlist.package_list_problems()]
-    if wrong or draft.settings is None:
-        raise ConfigError(wrong)
-    if not draft.settings.location.shared:
-        raise ConfigError(["storage: must be one that many machines share, for a worker; take storage=postgres"])
-    return draft.settings
-
-
-def _ended(result: api.Result) -> str:
+def _work_on(name: str, settings: Settings, signals: Signals) -> tuple[api.Result | None, list[str]]:
+    """Work on a study. Returns the result, and the reasons why this worker refuses to continue the study."""
+    try:
+        result = api.run_launched(name, settings, signals, say=click.echo)
+    except ConfigError as error:
+        click.echo("\n  ".join([f"{name}: refused", *error.problems]), err=True)
+        return None, error.problems
     done = sum(r.done for r in result.records)
-    return f"{result.stop_reason}, {done} of {result.plan.budget} trials are done"
-
-
-def _gave_up(result: api.Result) -> str:
+    click.echo(f"{name}: {result.stop_reason}, {done} of {result.plan.budget} trials are done")
+    if result.stop_reason != "failures":
+        return result, []
     limit = result.plan.settings.study.max_consecutive_failures
-    return f"study.max_consecutive_failures={limit} trials in a row failed here; `overnight logs` shows them"
+    return result, [
+        f"study.max_consecutive_failures={limit} trials in a row failed here; `overnight logs` shows their output"
+    ]
+
+
+def _machine_settings(overrides: Sequence[str]) -> Settings:
+    """Compose this machine's settings. Raises ConfigError."""
+    groups = {text.partition("=")[0].partition(".")[0] for text in overrides if not text.startswith("storage.lease_s")}
+    defaults = [f"{group}={option}" for group, option in _DEFAULT_GROUPS.items() if group not in groups]
+    draft = compose([*defaults, *overrides])
+    problems = Problems([*draft.problems, *import_allowlist.package_list_problems()])
+    problems.raise_if_any()
+    assert draft.settings is not None, "a configuration without problems has settings"
+    if not draft.settings.location.shared:
+        raise ConfigError(["storage: must be shared by all machines for a worker; use storage=postgres"])
+    return draft.settings

@@ -1,1 +1,1 @@
-"""Where supervisors run: on this machine, on the nodes of a Ray cluster, as Slurm's jobs. Nothing is scheduled here."""
+"""Start and watch the workers of one launch: on this machine, on a Ray cluster, or as Slurm jobs."""

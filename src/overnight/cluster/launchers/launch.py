@@ -1,7 +1,7 @@
-"""A launch: workers placed, looked after, told to stop, and what they came to as one exit code.
+"""Launches the workers of a study, watches and stops them, and turns their ends into one exit code.
 
-A worker is `python -m overnight worker STUDY --until-done`, a process of its own wherever it runs; what placed it only
-watches over that. It has the stores' addresses and secrets from the environment of its machine: none is handed on.
+A worker is `python -m overnight worker STUDY --until-done`, a process of its own. A launcher starts and watches it.
+A worker reads addresses and secrets from the environment of its own machine. A launcher passes no secrets on.
 """
 
 from __future__ import annotations
@@ -16,115 +16,129 @@ from pathlib import Path
 from types import FrameType
 
 from overnight.cluster.launchers import local, ray, slurm
-from overnight.cluster.launchers.child import Ended, Workers
-from overnight.config.problems import ConfigError
-from overnight.config.sections import Settings
+from overnight.cluster.launchers.worker_process import WorkerExit, Workers
+from overnight.config.problems import Problems
+from overnight.config.sections import LauncherSettings, Settings
 
-TICK_S = 0.2
-_ROOMS = {"local": local, "ray": ray, "slurm": slurm}
-_MAKERS: dict[str, Callable[..., Workers]] = {"local": local.Local, "ray": ray.Ray, "slurm": slurm.Slurm}
-# What of a command line is a worker's business, too; a study brings the rest of it. A password never stands there.
-_MACHINES = re.compile(r"(slots|min_free_mib|stay_awake|(storage|tracking)(\.\w+)?)=.*")
+POLL_EVERY_S = 0.2
+_CLASSES: dict[str, Callable[[Sequence[str], LauncherSettings, Path], Workers]] = {
+    "local": local.LocalWorkers,
+    "ray": ray.RayWorkers,
+    "slurm": slurm.SlurmWorkers,
+}
+_CHECKS: dict[str, Callable[[LauncherSettings], list[str]]] = {
+    "local": local.find_problems,
+    "ray": ray.find_problems,
+    "slurm": slurm.find_problems,
+}
+# The overrides that concern a worker's machine. All others are stored with the study. None of them is a secret.
+_MACHINE_OVERRIDE = re.compile(r"(slots|min_free_mib|stay_awake|(storage|tracking)(\.\w+)?)=.*")
 
 
-def problems(settings: Settings) -> list[str]:
-    """What keeps a study from being launched so, one line each."""
+def find_problems(settings: Settings) -> Problems:
+    """Return what keeps a study from being launched."""
     launcher, location = settings.launcher, settings.location
-    found = _ROOMS[launcher.name].problems(launcher)
-    who = f"launcher={launcher.name}" if launcher.name != "local" else f"launcher.workers={launcher.workers}"
+    problems = Problems(_CHECKS[launcher.name](launcher))
+    choice = f"launcher={launcher.name}" if launcher.name != "local" else f"launcher.workers={launcher.workers}"
     if not location.shared:
-        found.append(
-            f"storage: must be shared where {who}, got a file of this machine; take storage=postgres, or one worker of "
-            f"launcher=local"
+        problems.add(
+            "storage",
+            f"must be shared with {choice}, got a file of this machine",
+            remedy="use storage=postgres, or launcher=local with one worker",
         )
     if launcher.name != "local" and not location.tracking_uri.startswith(("http://", "https://")):
-        found.append(f"tracking: must be a server where {who}, got a file of this machine; take tracking=server")
-    return found
+        problems.add(
+            "tracking", f"must be a server with {choice}, got a file of this machine", remedy="use tracking=server"
+        )
+    return problems
 
 
-def arguments(settings: Settings, overrides: Iterable[str]) -> list[str]:
-    """A worker's, for the Python of its machine. overrides: the launch's, of which it gets those about machines."""
-    handed = [o for o in overrides if _MACHINES.fullmatch(o)]
-    named = {"storage": settings.storage.name, "tracking": settings.tracking.name}  # a worker's own defaults are others
-    lacking = [group for group in named if not any(o.startswith(f"{group}=") for o in handed)]
-    handed = [*(f"{group}={named[group]}" for group in lacking), *handed]
+def worker_arguments(settings: Settings, overrides: Iterable[str]) -> list[str]:
+    """Return the arguments of a worker's Python interpreter.
+
+    Args:
+        overrides: The overrides of the launch. A worker gets those that concern its machine.
+    """
+    passed = [o for o in overrides if _MACHINE_OVERRIDE.fullmatch(o)]
+    # A worker has other defaults than `tune`, so both groups are always named.
+    groups = {"storage": settings.storage.name, "tracking": settings.tracking.name}
+    unnamed = [group for group in groups if not any(o.startswith(f"{group}=") for o in passed)]
+    passed = [*(f"{group}={groups[group]}" for group in unnamed), *passed]
     launcher = settings.launcher
     if launcher.cpus_per_worker is not None and not launcher.gpus_per_worker and settings.slots is None:
-        handed.append(f"slots={launcher.cpus_per_worker}")
+        passed.append(f"slots={launcher.cpus_per_worker}")
     home = str(settings.location.paths.root)
-    plain = re.fullmatch(r"[\w./~+-]+", home) is not None
-    quoted = home if plain else "'" + home.replace("'", "\\'") + "'"
-    return ["-m", "overnight", "worker", settings.study_name, "--until-done", f"home={quoted}", *handed]
+    if re.fullmatch(r"[\w./~+-]+", home) is None:
+        home = "'" + home.replace("'", "\\'") + "'"
+    return ["-m", "overnight", "worker", settings.study_name, "--until-done", f"home={home}", *passed]
 
 
-def check(settings: Settings) -> None:
-    """Raise ConfigError where a study can't be launched so."""
-    found = problems(settings)
-    if found:
-        raise ConfigError(found)
+def launch(settings: Settings, overrides: Iterable[str], echo: Callable[[str], None]) -> int:
+    """Run workers until a stored study is complete or is stopped; returns an exit code.
 
-
-def launch(settings: Settings, overrides: Iterable[str], say: Callable[[str], None]) -> int:
-    """Have a study that stands in the ledger worked on until it is done or somebody says stop; an exit code.
-
-    Raises ConfigError, before anything is started.
+    Raises:
+        ConfigError: The study can't be launched. Nothing was started.
     """
-    check(settings)
+    find_problems(settings).raise_if_any()
     folder = settings.location.paths.study(settings.study_name).worker_logs
-    return run(settings, arguments(settings, overrides), folder, say)
+    return run_workers(settings, worker_arguments(settings, overrides), folder, echo)
 
 
-def run(settings: Settings, worker: Sequence[str], folder: Path, say: Callable[[str], None]) -> int:
-    """Place workers, each the Python arguments `worker`, and look after them. folder: for what they print.
+def run_workers(settings: Settings, arguments: Sequence[str], folder: Path, echo: Callable[[str], None]) -> int:
+    """Run workers until all have ended; returns an exit code.
 
-    The first SIGINT, SIGTERM or SIGHUP has all of them save and stop, a second one ends them.
+    The first SIGINT, SIGTERM or SIGHUP asks all workers to save and stop. The second one kills them.
+
+    Args:
+        arguments: The arguments of each worker's Python interpreter.
+        folder: Where the workers' logs are written.
     """
-    with _signals() as (received, take):
-        workers = _MAKERS[settings.launcher.name](worker, settings.launcher, folder)
-        take()  # again: Ray sets handlers of its own
-        told: set[int] = set()
+    with _collect_signals() as (received, install_handlers):
+        workers = _CLASSES[settings.launcher.name](arguments, settings.launcher, folder)
+        install_handlers()  # again, because Ray installs its own
+        reported: set[int] = set()
         try:
-            say(f"{settings.launcher.workers} workers, launcher={settings.launcher.name}; their logs: {folder}")
+            echo(f"{settings.launcher.workers} workers, launcher={settings.launcher.name}; their logs: {folder}")
             stopping = False
             while True:
-                ended = workers.poll()
-                for n, end in enumerate(ended):
-                    if end is not None and n not in told:
-                        told.add(n)
-                        say(_said(n, end))
-                codes = [end.code for end in ended if end is not None]
-                if len(codes) == len(ended) or len(received) > 1:
-                    return _code(codes, received)
+                exits = workers.poll()
+                for n, worker_exit in enumerate(exits):
+                    if worker_exit is not None and n not in reported:
+                        reported.add(n)
+                        echo(_describe(n, worker_exit))
+                codes = [e.code for e in exits if e is not None]
+                if len(codes) == len(exits) or len(received) > 1:
+                    return _exit_code(codes, received)
                 if received and not stopping:
                     stopping = True
-                    say("stopping: trials are saved; once more to end them as they are")
+                    echo("stopping: workers save their trials; send the signal again to kill them")
                     workers.stop()
-                time.sleep(TICK_S)
+                time.sleep(POLL_EVERY_S)
         finally:
             workers.close()
 
 
-def _code(codes: Sequence[int], received: Sequence[int]) -> int:
-    """0 where one says that the study is done: whatever became of the others was made good for."""
+def _exit_code(codes: Sequence[int], received: Sequence[int]) -> int:
+    """Return 0 if one worker found the study complete: the others' trials were then done by somebody else."""
     if 0 in codes:
         return 0
     if received:
         return 128 + received[0]
-    return min(codes)  # a mistake, told by one, says more than that another was killed
+    return min(codes)  # an error that a worker reports says more than the signal that killed another
 
 
-def _said(number: int, end: Ended) -> str:
-    if end.code == 0:
-        return f"worker {number} on {end.where}: done"
-    tail = "".join(f"\n    {line}" for line in end.tail.splitlines())
-    return f"worker {number} on {end.where}: ended with exit code {end.code}{tail}"
+def _describe(number: int, worker_exit: WorkerExit) -> str:
+    if worker_exit.code == 0:
+        return f"worker {number} on {worker_exit.machine}: done"
+    tail = "".join(f"\n    {line}" for line in worker_exit.log_tail.splitlines())
+    return f"worker {number} on {worker_exit.machine}: ended with exit code {worker_exit.code}{tail}"
 
 
 @contextmanager
-def _signals() -> Iterator[tuple[list[int], Callable[[], None]]]:
-    """The signals to stop that came meanwhile, and what to call to have them noted again where somebody else took them.
+def _collect_signals() -> Iterator[tuple[list[int], Callable[[], None]]]:
+    """Collect the signals that ask to stop, in a list; also gives a function that installs the handlers again.
 
-    Outside the main thread none are heard.
+    Outside the main thread it collects none.
     """
     received: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -132,17 +146,17 @@ def _signals() -> Iterator[tuple[list[int], Callable[[], None]]]:
         yield received, lambda: None
         return
 
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         received.append(number)
 
-    def take() -> None:
+    def install_handlers() -> None:
         for kind in kinds:
-            signal.signal(kind, note)
+            signal.signal(kind, handle)
 
     before = {kind: signal.getsignal(kind) for kind in kinds}
-    take()
+    install_handlers()
     try:
-        yield received, take
+        yield received, install_handlers
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)

@@ -6,26 +6,26 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from overnight.cluster.launchers.child import Child, Ended
+from overnight.cluster.launchers.worker_process import WorkerExit, WorkerProcess
 from overnight.config.sections import LauncherSettings
 
 
-def problems(settings: LauncherSettings) -> list[str]:  # noqa: ARG001
+def find_problems(settings: LauncherSettings) -> list[str]:  # noqa: ARG001
     return []
 
 
-class Local:
+class LocalWorkers:
     def __init__(self, arguments: Sequence[str], settings: LauncherSettings, folder: Path) -> None:
-        self._children = [Child(arguments, folder / f"worker-{n}.log") for n in range(settings.workers)]
+        self._workers = [WorkerProcess(arguments, folder / f"worker-{n}.log") for n in range(settings.workers)]
 
-    def poll(self) -> list[Ended | None]:
-        return [child.poll() for child in self._children]
+    def poll(self) -> list[WorkerExit | None]:
+        return [worker.poll() for worker in self._workers]
 
     def stop(self) -> None:
-        for child in self._children:
-            child.stop()
+        for worker in self._workers:
+            worker.stop()
 
     def close(self) -> None:
-        for child in self._children:
+        for worker in self._workers:
             with contextlib.suppress(ProcessLookupError):
-                child.kill()
+                worker.kill()

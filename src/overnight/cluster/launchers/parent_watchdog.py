@@ -1,4 +1,7 @@
-"""Becomes a command that is asked to save and stop (SIGTERM) when whoever started it is gone, however that ended."""
+"""Runs a command that receives SIGTERM when its parent process dies, so that it saves and stops.
+
+python -m overnight.cluster.launchers.parent_watchdog PARENT_PID COMMAND...
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ import sys
 from overnight.system.child_process import signal_when_parent_dies
 
 
-def main(parent: int, command: list[str]) -> None:
-    """parent: the process that started this one. Does not return."""
+def main(parent_pid: int, command: list[str]) -> None:
+    """Become the command. Does not return."""
     signal_when_parent_dies(signal.SIGTERM)
-    if os.getppid() != parent:  # it was gone before the kernel knew
+    if os.getppid() != parent_pid:  # it died before the kernel was told
         sys.exit(128 + signal.SIGTERM)
     os.execv(command[0], command)
 

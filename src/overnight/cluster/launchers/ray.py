@@ -1,4 +1,4 @@
-"""Workers on the nodes of a Ray cluster: an actor watches over each, and Ray over the actors."""
+"""Workers on the nodes of a Ray cluster. One actor watches each worker, and Ray restarts the actors."""
 
 from __future__ import annotations
 
@@ -10,41 +10,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from overnight.cluster.launchers.child import Child, Ended, lacking
+from overnight.cluster.launchers.worker_process import WorkerExit, WorkerProcess, missing_package
 from overnight.config.problems import ConfigError
 from overnight.config.sections import LauncherSettings
 
-# Seconds that an answer may take at a look; after LOST_S without any, with all others through, one is given up.
-_LOOK_S, LOST_S = 0.5, 20.0
+_POLL_TIMEOUT_S = 0.5
+LOST_AFTER_S = 20.0  # an actor that does not answer for so long is given up, once all other workers have ended
 
 
-def problems(settings: LauncherSettings) -> list[str]:  # noqa: ARG001
-    return lacking("ray", "ray")
+def find_problems(settings: LauncherSettings) -> list[str]:  # noqa: ARG001
+    return missing_package("ray", "ray")
 
 
-class Guardian:
-    """An actor: starts a worker on its node, and starts it again there when it is killed. When the node dies Ray makes
-    another, elsewhere. Its methods return at once, so that all run in its main thread, whose child the worker is."""
+class WorkerActor:
+    """A Ray actor that runs a worker on its node, and restarts it there.
+
+    If the node dies, Ray creates the actor again on another one. All methods return at once, so that they run in the
+    actor's main thread, which is the parent of the worker.
+    """
 
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
-        os.environ.pop("OMP_NUM_THREADS", None)  # Ray's; how many threads a trial has is the supervisor's business
-        self._child = Child(arguments, log)
+        os.environ.pop("OMP_NUM_THREADS", None)  # set by Ray; the supervisor chooses the threads of a trial
+        self._worker = WorkerProcess(arguments, log)
 
-    def poll(self, stopping: bool) -> Ended | None:
-        if stopping:  # each time: this one may be the successor of one that was told
-            self._child.stop()
-        return self._child.poll()
+    def poll(self, stopping: bool) -> WorkerExit | None:
+        if stopping:  # at every poll, because a new actor may have replaced the one that was asked
+            self._worker.stop()
+        return self._worker.poll()
 
     def kill(self) -> None:
-        self._child.kill()
+        self._worker.kill()
 
 
-class Ray:
-    """Of a launch that Ray must outlive: the actors are this process's, and end with it."""
+class RayWorkers:
+    """The workers of a launch. The actors belong to this process and end with it."""
 
     def __init__(self, arguments: Sequence[str], settings: LauncherSettings, folder: Path) -> None:
-        self._ray = _connected(settings.address)
-        actor = self._ray.remote(Guardian).options(
+        self._ray = _connect(settings.address)
+        actor = self._ray.remote(WorkerActor).options(
             num_cpus=settings.cpus_per_worker or 1,
             num_gpus=settings.gpus_per_worker,
             max_restarts=-1,
@@ -53,52 +56,52 @@ class Ray:
         )
         count = settings.workers
         self._actors = [actor.remote(list(arguments), folder / f"worker-{n}.log") for n in range(count)]
-        self._asked: list[Any] = [a.poll.remote(False) for a in self._actors]
+        self._polls: list[Any] = [a.poll.remote(False) for a in self._actors]
         self._stopping = False
-        self._heard = [time.monotonic()] * count
-        self._ended: list[Ended | None] = [None] * count
+        self._answered_at = [time.monotonic()] * count
+        self._exits: list[WorkerExit | None] = [None] * count
 
-    def poll(self) -> list[Ended | None]:
-        open_ = [ref for ref, ended in zip(self._asked, self._ended, strict=True) if ended is None]
-        ready = set(self._ray.wait(open_, num_returns=len(open_), timeout=_LOOK_S)[0]) if open_ else set()
-        for n, ref in enumerate(self._asked):
-            if ref not in ready or self._ended[n] is not None:
+    def poll(self) -> list[WorkerExit | None]:
+        waiting = [ref for ref, e in zip(self._polls, self._exits, strict=True) if e is None]
+        ready = set(self._ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_TIMEOUT_S)[0]) if waiting else set()
+        for n, ref in enumerate(self._polls):
+            if ref not in ready or self._exits[n] is not None:
                 continue
             try:
-                self._ended[n] = self._ray.get(ref)
-                self._heard[n] = time.monotonic()
+                self._exits[n] = self._ray.get(ref)
+                self._answered_at[n] = time.monotonic()
             except self._ray.exceptions.ActorUnavailableError:
                 pass  # its node may come back
             except self._ray.exceptions.RayError as error:
-                self._ended[n] = Ended(1, "ray", str(error))
-            self._asked[n] = self._actors[n].poll.remote(self._stopping)
-        return self._less_lost()
+                self._exits[n] = WorkerExit(1, "ray", str(error))
+            self._polls[n] = self._actors[n].poll.remote(self._stopping)
+        self._give_up_lost()
+        return list(self._exits)
 
     def stop(self) -> None:
         self._stopping = True
 
     def close(self) -> None:
-        left = [a for a, ended in zip(self._actors, self._ended, strict=True) if ended is None]
-        killed = [actor.kill.remote() for actor in left]
+        running = [a for a, e in zip(self._actors, self._exits, strict=True) if e is None]
+        kills = [actor.kill.remote() for actor in running]
         with contextlib.suppress(self._ray.exceptions.RayError):
-            self._ray.wait(killed, num_returns=len(killed), timeout=5) if killed else None
+            self._ray.wait(kills, num_returns=len(kills), timeout=5) if kills else None
         for actor in self._actors:
             self._ray.kill(actor)
         self._ray.shutdown()
 
-    def _less_lost(self) -> list[Ended | None]:
-        """One whose node is gone waits for another; where the rest are through there is nothing left to wait for."""
-        if any(self._ended):
-            now, others = time.monotonic(), [e.code for e in self._ended if e is not None]
-            lost = [n for n, e in enumerate(self._ended) if e is None and now - self._heard[n] > LOST_S]
-            if len(lost) + len(others) == len(self._ended):
-                for n in lost:
-                    self._ended[n] = Ended(min(others), "ray", "its node was lost, and the others were through")
-        return list(self._ended)
+    def _give_up_lost(self) -> None:
+        """Give up the workers whose nodes are lost, once all others have ended. Until then they wait for a new node."""
+        codes = [e.code for e in self._exits if e is not None]
+        now = time.monotonic()
+        lost = [n for n, e in enumerate(self._exits) if e is None and now - self._answered_at[n] > LOST_AFTER_S]
+        if codes and len(lost) + len(codes) == len(self._exits):
+            for n in lost:
+                self._exits[n] = WorkerExit(min(codes), "ray", "its node was lost, and all other workers have ended")
 
 
-def _connected(address: str | None) -> Any:
-    """Ray, at a cluster that checks a token: whoever reaches its ports could otherwise run anything."""
+def _connect(address: str | None) -> Any:
+    """Connect to a Ray cluster that checks a token. Without one, anybody who reaches its ports can run any code."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -111,16 +114,15 @@ def _connected(address: str | None) -> Any:
     except ray.exceptions.AuthenticationError as error:
         raise ConfigError(
             [
-                "launcher: ray's cluster must be joined with its token, and there is none here; put it into the "
-                "file ~/.ray/auth_token, or let RAY_AUTH_TOKEN_PATH name its file; RAY_AUTH_MODE=disabled for a "
-                "cluster that checks none"
+                "launcher: ray needs the token of its cluster, and this machine has none; put it in ~/.ray/auth_token "
+                "or set RAY_AUTH_TOKEN_PATH to its file; set RAY_AUTH_MODE=disabled for a cluster that checks no token"
             ]
         ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
+        shown = address or os.environ.get("RAY_ADDRESS") or "this machine"
         raise ConfigError(
             [
-                f"launcher.address: must be of a Ray cluster that answers and takes this machine's token, got {where}: "
+                f"launcher.address: must be a Ray cluster that answers and accepts this machine's token, got {shown}: "
                 f"{str(error).splitlines()[0]}"
             ]
         ) from error

@@ -45,13 +45,16 @@ class LeasedStorage(ExclusiveStorage):
         backend: a PostgreSQL database.
         lease_s: seconds after its last renewal for which a trial stays owned.
         owner: the name of this process in leases, by default one for all storages that the process opens.
+        retry_after_s: seconds between two attempts at an unreachable database.
     """
 
-    def __init__(self, backend: OptunaDatabase, lease_s: float, owner: str | None = None) -> None:
+    def __init__(
+        self, backend: OptunaDatabase, lease_s: float, owner: str | None = None, retry_after_s: float = _RETRY_AFTER_S
+    ) -> None:
         super().__init__(backend)
         self.owner, self.lease_s = owner or leases.owner_name(), lease_s
         self._ownership = OwnershipTable()
-        self._guard = OutageGuard(backend, min(_RETRY_AFTER_S, _RENEW_AFTER * lease_s))
+        self._guard = OutageGuard(backend, min(retry_after_s, _RENEW_AFTER * lease_s))
         self._is_member = False
         self._renewed_at = float("-inf")  # by _boot_time_s()
 

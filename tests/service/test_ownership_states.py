@@ -1,0 +1,262 @@
+"""Three owners of one study on a real PostgreSQL, in every order of events that Hypothesis finds.
+
+Each trial is completed once. No report that was written is lost. An owner learns of each trial that it loses, once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+import pytest
+import sqlalchemy
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
+
+from overnight.config.paths import StudyLocation
+from overnight.study.storage.database import OptunaDatabase, dispose, open_storage
+from overnight.study.storage.leased import LeasedStorage
+from overnight.study.storage.optuna_tables import make_trial_id
+from overnight.study.storage.outage import Unreachable
+
+OWNERS, TRIALS, LEASE_S = 3, 4, 1000.0  # no lease ends by itself
+
+
+class FaultyDatabase:
+    """A database of one owner. state: "up", "down", or "loses answer", of the next commit, after which it is down."""
+
+    def __init__(self, url: str) -> None:
+        self.storage: OptunaDatabase = open_storage(StudyLocation("unused", url, storage="postgres"))
+        self.state = "up"
+        sqlalchemy.event.listen(self.storage.engine, "before_cursor_execute", self._execute)
+        sqlalchemy.event.listen(self.storage.engine, "commit", self._commit)
+
+    def _execute(self, *_: object) -> None:
+        if self.state == "down":
+            raise OperationalError("a statement", {}, Exception("the server is down"))
+
+    def _commit(self, connection: Connection) -> None:
+        if self.state == "loses answer":
+            self.state = "down"
+            connection.connection.dbapi_connection.commit()
+            raise OperationalError("COMMIT", {}, Exception("the server is down"))
+
+
+@dataclass
+class Owner:
+    """A process, and what the test knows about it."""
+
+    name: str
+    database: FaultyDatabase
+    storage: LeasedStorage
+    running: set[int] = field(default_factory=set)
+    owned: set[int] = field(default_factory=set)  # claimed or adopted, and neither released nor reported as lost
+    releasing: set[int] = field(default_factory=set)  # released, and the lease may not be free yet
+    lost: set[int] = field(default_factory=set)  # taken by others, which is not reported yet
+
+
+class OwnershipMachine(RuleBasedStateMachine):
+    counter = itertools.count(1)
+
+    def __init__(self, databases: list[FaultyDatabase], reader: OptunaDatabase) -> None:
+        super().__init__()
+        self.reader = reader
+        self.study_id = reader.create_new_study([StudyDirection.MINIMIZE])
+        self.owners: list[Owner] = []
+        self.dead: list[str] = []
+        self.attributes: dict[str, int] = {}  # of the study, by every owner
+        self.authors: dict[float, str] = {}  # value of a completed trial -> the owner that completed it
+        self.written: list[FrozenTrial] = []
+        self.lease_owners: dict[int, str | None] = {}
+        for database in databases:
+            database.state = "up"
+            self.owners.append(self.new_owner(database))
+
+    def new_owner(self, database: FaultyDatabase) -> Owner:
+        name = f"owner-{next(self.counter)}"
+        storage = LeasedStorage(database.storage, LEASE_S, name, retry_after_s=0.0)
+        storage.join(self.study_id)
+        return Owner(name, database, storage)
+
+    # Events
+
+    @rule(i=st.integers(0, OWNERS - 1))
+    def claim(self, i: int) -> None:
+        owner = self.owners[i]
+        with suppress(Unreachable):
+            spent = lambda: len(owner.storage.get_all_trials(self.study_id, deepcopy=False)) >= TRIALS  # noqa: E731
+            number = owner.storage.claim(self.study_id, "any", spent)
+            if number is not None:
+                owner.owned.add(number)
+                owner.storage.set_trial_state_values(self.id_of(number), TrialState.RUNNING)
+                owner.running.add(number)
+                reports = owner.storage.get_trial(self.id_of(number)).intermediate_values
+                assert reports == self.read()[number].intermediate_values, "the next owner sees every report"
+
+    @rule(i=st.integers(0, OWNERS - 1))
+    def adopt(self, i: int) -> None:
+        owner = self.owners[i]
+        with suppress(Unreachable):
+            for number in owner.storage.adopt(self.study_id):
+                owner.owned.add(number)
+                if owner.storage.get_trial(self.id_of(number)).state == TrialState.RUNNING:
+                    owner.storage.set_trial_state_values(self.id_of(number), TrialState.WAITING)
+
+    @rule(i=st.integers(0, OWNERS - 1), postponed=st.booleans())
+    def report(self, i: int, postponed: bool) -> None:
+        owner = self.owners[i]
+        for number in owner.running:
+            step = len(owner.storage.get_trial(self.id_of(number)).intermediate_values)
+            with owner.storage.later() if postponed else nullcontext():
+                owner.storage.set_trial_intermediate_value(self.id_of(number), step, float(next(self.counter)))
+
+    @rule(i=st.integers(0, OWNERS - 1))
+    def complete(self, i: int) -> None:
+        owner = self.owners[i]
+        for number in sorted(owner.running)[:1]:
+            owner.running.remove(number)
+            value = float(next(self.counter))
+            self.authors[value] = owner.name
+            owner.storage.set_trial_state_values(self.id_of(number), TrialState.COMPLETE, [value])
+
+    @rule(i=st.integers(0, OWNERS - 1))
+    def pause(self, i: int) -> None:
+        owner = self.owners[i]
+        for number in sorted(owner.running)[:1]:
+            owner.running.remove(number)
+            owner.storage.set_trial_state_values(self.id_of(number), TrialState.WAITING)
+
+    @rule(i=st.integers(0, OWNERS - 1))
+    def release(self, i: int) -> None:
+        owner = self.owners[i]
+        owner.releasing |= owner.owned - owner.running
+        owner.storage.release(self.study_id, owner.owned)
+
+    @rule(i=st.integers(0, OWNERS - 1))
+    def write(self, i: int) -> None:
+        owner = self.owners[i]
+        owner.storage.set_study_user_attr(self.study_id, owner.name, value := next(self.counter))
+        self.attributes[owner.name] = value
+        owner.storage.write()
+        if owner.storage.outage is None:
+            assert owner.storage.unwritten == 0
+
+    @rule(i=st.integers(0, OWNERS - 1))
+    def take_lost(self, i: int) -> None:
+        owner = self.owners[i]
+        reported = owner.storage.take_lost(self.study_id)
+        # A released trial may be reported too, where the answer to the release was lost.
+        assert set(reported) <= owner.lost | owner.releasing
+        for trials in (owner.lost, owner.owned, owner.running, owner.releasing):
+            trials.difference_update(reported)
+
+    @rule(i=st.integers(0, OWNERS - 1))
+    def poll(self, i: int) -> None:
+        self.owners[i].storage.poll(self.study_id)
+
+    @rule(i=st.integers(0, OWNERS - 1))
+    def lease_ends(self, i: int) -> None:
+        self.let_leases_end(self.owners[i].name)
+
+    @rule(i=st.integers(0, OWNERS - 1), state=st.sampled_from(["up", "down", "loses answer"]))
+    def outage(self, i: int, state: str) -> None:
+        self.owners[i].database.state = state
+
+    @rule(i=st.integers(0, OWNERS - 1))
+    def crash(self, i: int) -> None:
+        self.dead.append(self.owners[i].name)
+        self.attributes.pop(self.owners[i].name, None)
+        self.owners[i].database.state = "up"
+        self.owners[i] = self.new_owner(self.owners[i].database)
+
+    # What holds after each
+
+    @invariant()
+    def no_result_changes(self) -> None:
+        trials, lease_owners = self.read(), self.read_lease_owners()
+        assert [t.number for t in trials] == list(range(len(trials)))
+        assert len(trials) <= TRIALS
+        for before, now in zip(self.written, trials, strict=False):
+            assert before.intermediate_values.items() <= now.intermediate_values.items()
+            if before.state == TrialState.COMPLETE:
+                assert (now.state, now.values) == (before.state, before.values)
+            elif now.state == TrialState.COMPLETE:
+                assert self.authors[now.values[0]] == self.lease_owners[now.number], "only the owner completes a trial"
+        self.written, self.lease_owners = trials, lease_owners
+        for owner in self.owners:
+            freed = {n for n in owner.releasing if lease_owners[n] is None}
+            taken = {n for n in owner.owned if lease_owners[n] not in (None, owner.name)}
+            owner.owned -= freed
+            owner.releasing -= {n for n in freed if owner.storage.ownership(self.study_id, n) == "foreign"}
+            owner.lost |= taken
+
+    def teardown(self) -> None:
+        """End the study without further faults: everything is completed, and every loss is reported."""
+        for i, owner in enumerate(self.owners):
+            owner.database.state = "up"
+            self.write(i)
+            self.no_result_changes()
+            self.take_lost(i)
+            assert owner.lost == set(), "each loss is reported"
+        for name in self.dead:
+            self.let_leases_end(name)
+        for i in itertools.islice(itertools.cycle(range(OWNERS)), OWNERS * (TRIALS + 1)):
+            for event in (self.adopt, self.claim, self.complete, self.release, self.write):
+                event(i)
+                self.no_result_changes()
+        assert [t.state for t in self.written] == [TrialState.COMPLETE] * TRIALS
+        assert set(self.lease_owners.values()) == {None}
+        written = self.reader.get_study_user_attrs(self.study_id)
+        assert self.attributes.items() <= written.items()
+
+    # The database as it is
+
+    def id_of(self, number: int) -> int:
+        return make_trial_id(self.study_id, number)
+
+    def read(self) -> list[FrozenTrial]:
+        return self.reader.get_all_trials(self.study_id, deepcopy=False)
+
+    def read_lease_owners(self) -> dict[int, str | None]:
+        query = sqlalchemy.text("SELECT number, owner FROM overnight_leases WHERE study_id = :study_id")
+        with self.reader.engine.connect() as connection:
+            return {row.number: row.owner for row in connection.execute(query, {"study_id": self.study_id})}
+
+    def let_leases_end(self, name: str) -> None:
+        """Make the database look as if an owner had been silent for a lease, and the others had not."""
+        long_ago = f"clock_timestamp() - interval '{2 * LEASE_S} s'"
+        with self.reader.engine.begin() as connection:
+            for statement in (
+                f"UPDATE overnight_leases SET expires_at = {long_ago} WHERE owner = :name",
+                f"UPDATE overnight_members SET expires_at = {long_ago} WHERE owner = :name",
+                f"UPDATE overnight_members SET unbroken_since = {long_ago} WHERE owner <> :name",
+            ):
+                connection.execute(sqlalchemy.text(statement), {"name": name})
+
+
+@pytest.fixture
+def databases(database: Callable[[], str]) -> Iterator[tuple[list[FaultyDatabase], OptunaDatabase]]:
+    url = database()
+    faulty = [FaultyDatabase(url) for _ in range(OWNERS)]
+    reader = open_storage(StudyLocation("unused", url, storage="postgres"))
+    yield faulty, reader
+    for storage in (reader, *(f.storage for f in faulty)):
+        dispose(storage)
+
+
+def test_each_trial_is_completed_once_in_any_order_of_claims_losses_and_outages(
+    databases: tuple[list[FaultyDatabase], OptunaDatabase],
+) -> None:
+    run_state_machine_as_test(
+        lambda: OwnershipMachine(*databases),
+        settings=settings(
+            max_examples=16, stateful_step_count=24, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        ),
+    )

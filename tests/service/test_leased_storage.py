@@ -1,4 +1,4 @@
-"""One ledger, many supervisors: who may run which trial, and what becomes of what a late one says."""
+"""A study that several processes share: who owns which trial, late writes, and outages of the database."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ from support.servers import Cable, Postgres
 from support.shared_sessions import Join, ask_number, epoch, keep_alive, leased_storage, poll_records
 
 
-def test_many_that_ask_at_once_get_each_trial_once_and_no_more_than_the_budget(
+def test_concurrent_processes_get_each_trial_once_and_no_more_than_the_budget(
     planned: Callable[..., Plan], database: Callable[[], str], join: Join
 ) -> None:
     wider = planned(database(), "study.trials=10")
-    ledgers = [join(f"owner-{i}", 30.0, wider) for i in range(3)]
+    sessions = [join(f"owner-{i}", 30.0, wider) for i in range(3)]
     got: list[int] = []
 
-    def ask_on(session: StudySession) -> None:
+    def run_trials(session: StudySession) -> None:
         while (number := ask_number(session)) is not None:
             got.append(number)
             session.writer.record(epoch(number, 0))
             session.writer.complete(number)
 
-    threads = [threading.Thread(target=ask_on, args=(session,)) for session in ledgers]
+    threads = [threading.Thread(target=run_trials, args=(session,)) for session in sessions]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(got) == list(range(10))
-    assert [r.state for r in join("looks", of=wider).records()] == ["complete"] * 10
+    assert [r.state for r in join("reader", of=wider).records()] == ["complete"] * 10
 
 
-def test_everybody_sees_what_the_others_have_done(join: Join) -> None:
+def test_a_process_polls_what_its_peers_have_changed(join: Join) -> None:
     a, b = join("a", 30.0), join("b", 30.0)
     assert (ask_number(a), ask_number(b)) == (0, 1)
     a.writer.record(epoch(0, 0, 0.9))
     a.writer.flush()
-    heard = {r.number: r for r in poll_records(b)}
-    assert (heard[0].state, heard[0].objective) == ("running", 0.9)
+    changed = {r.number: r for r in poll_records(b)}
+    assert (changed[0].state, changed[0].objective) == ("running", 0.9)
     a.writer.complete(0)
     assert {r.number: r.state for r in poll_records(b)} == {0: "complete"}
     assert poll_records(b) == []
 
 
-def test_nothing_is_taken_from_an_owner_who_is_heard_of(join: Join) -> None:
+def test_no_trial_is_taken_from_an_owner_that_renews_its_lease(join: Join) -> None:
     a, b = join("a"), join("b")
     assert ask_number(a) == 0
     for _ in range(3):
@@ -65,7 +65,7 @@ def test_nothing_is_taken_from_an_owner_who_is_heard_of(join: Join) -> None:
         assert b.queue.ask_for(0) is None
 
 
-def test_a_trial_whose_owner_was_not_heard_of_goes_on_elsewhere_and_its_late_word_does_not_count(join: Join) -> None:
+def test_a_trial_of_a_silent_owner_is_resumed_elsewhere_and_its_late_writes_are_dropped(join: Join) -> None:
     a, b = join("a"), join("b")
     assert ask_number(a) == 0
     a.writer.record(epoch(0, 0, 0.1))
@@ -82,20 +82,20 @@ def test_a_trial_whose_owner_was_not_heard_of_goes_on_elsewhere_and_its_late_wor
     assert a.coordinator.take_lost() == []
     record = b.writer.complete(0)
     assert [e.metrics["val/accuracy"] for e in record.history] == [0.1, 0.2]
-    assert join("looks").read(0).objective == 0.2
+    assert join("reader").read(0).objective == 0.2
     assert {r.number: r.objective for r in poll_records(a)} == {0: 0.2}
 
 
-@pytest.mark.parametrize("asks", ["for any", "once it is late", "what was left behind"])
-def test_a_trial_that_ends_while_somebody_asks_for_one_stays_as_it_ended(
-    join: Join, monkeypatch: pytest.MonkeyPatch, asks: str
+@pytest.mark.parametrize("claim", ["any", "abandoned", "adopt"])
+def test_a_trial_that_ends_while_a_peer_claims_one_stays_as_it_ended(
+    join: Join, monkeypatch: pytest.MonkeyPatch, claim: str
 ) -> None:
-    """After an outage the end of a trial is written, and its lease let go of, in one transaction."""
+    """After an outage one transaction writes the end of a trial and frees its lease."""
     a, b = join("a"), join("b")
     assert ask_number(a) == 0
     a.writer.record(epoch(0, 0))
     a.writer.flush()
-    if asks != "for any":  # so that b may take it
+    if claim != "any":  # so that b may take it
         keep_alive(b)
     read, was = leased_storage(b).refresh, []
 
@@ -108,18 +108,18 @@ def test_a_trial_that_ends_while_somebody_asks_for_one_stays_as_it_ended(
             a.coordinator.keep_alive()
 
     monkeypatch.setattr(b.storage, "refresh", end_after_it_was_read)
-    if asks == "what was left behind":
+    if claim == "adopt":
         b.coordinator.adopt()
     else:
         assert ask_number(b) == 1
     assert was == ["running"]
     b.writer.flush()
-    for who in (b, join("looks")):
+    for who in (b, join("reader")):
         who.coordinator.poll()
         assert who.read(0).state == "complete"
 
 
-def test_a_trial_that_was_put_back_waits_until_everything_of_it_is_told(join: Join) -> None:
+def test_a_paused_trial_can_be_claimed_once_it_is_released(join: Join) -> None:
     a, b = join("a", 30.0), join("b", 30.0)
     assert ask_number(a) == 0
     a.writer.pause(0)
@@ -129,7 +129,7 @@ def test_a_trial_that_was_put_back_waits_until_everything_of_it_is_told(join: Jo
     assert b.queue.ask_for(0) is not None
 
 
-def test_what_an_owner_that_is_gone_did_not_tell_of_is_somebody_elses_to_tell(join: Join) -> None:
+def test_an_ended_trial_that_a_dead_owner_has_not_released_is_adopted(join: Join) -> None:
     a, b = join("a"), join("b")
     assert ask_number(a) == 0
     a.writer.record(epoch(0, 0))
@@ -141,16 +141,16 @@ def test_what_an_owner_that_is_gone_did_not_tell_of_is_somebody_elses_to_tell(jo
     assert b.coordinator.had_other_owner(0)
 
 
-@pytest.mark.parametrize(("told", "fencing_token"), [(False, 2), (True, 3)])
-def test_what_was_left_behind_is_taken_once_and_once_more_where_it_was_let_go_of_before_it_runs(
-    join: Join, told: bool, fencing_token: int
+@pytest.mark.parametrize(("released", "fencing_token"), [(False, 2), (True, 3)])
+def test_an_abandoned_trial_is_taken_once_and_again_if_it_was_released_before_it_runs(
+    join: Join, released: bool, fencing_token: int
 ) -> None:
-    """told: MLflow, before a slot was free."""
+    """released: MLflow has the trial before a slot is free."""
     a, b = join("a"), join("b")
     assert ask_number(a) == 0
     keep_alive(b)
     assert b.coordinator.adopt() == [0]
-    if told:
+    if released:
         b.coordinator.release([0])
         b.coordinator.keep_alive()
     assert b.queue.ask_for(0) is not None
@@ -158,14 +158,14 @@ def test_what_was_left_behind_is_taken_once_and_once_more_where_it_was_let_go_of
         assert leases.held(database, "b") == {(b.study._study_id, 0): fencing_token}
 
 
-def test_a_trial_is_not_asked_for_again_when_the_answer_was_lost_on_the_way(join: Join) -> None:
+def test_a_claim_whose_answer_was_lost_is_not_repeated(join: Join) -> None:
     a, again = join("a", 30.0), join("a", 30.0)
     assert ask_number(a) == 0
-    assert ask_number(again) == 0  # as if the first had never heard
+    assert ask_number(again) == 0  # as if the first one had got no answer
     assert len(again.trials()) == 1
 
 
-def test_trials_go_on_while_the_database_is_out_of_reach_and_all_of_it_is_written_after(
+def test_trials_continue_during_an_outage_and_everything_is_written_after_it(
     tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
 ) -> None:
     cable = Cable(tmp_path / "cable", postgres)
@@ -192,7 +192,7 @@ def test_trials_go_on_while_the_database_is_out_of_reach_and_all_of_it_is_writte
     assert ask_number(a) == 1
 
 
-def test_a_database_that_goes_away_in_the_middle_of_a_read_is_out_of_reach_and_no_error(
+def test_an_outage_in_the_middle_of_a_read_is_no_error(
     tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
 ) -> None:
     cable, cuts = Cable(tmp_path / "cable", postgres), []
@@ -219,7 +219,7 @@ def test_a_database_that_goes_away_in_the_middle_of_a_read_is_out_of_reach_and_n
 @pytest.mark.parametrize(
     "at", ["FROM studies", "INSERT INTO study_user_attributes", "INSERT INTO trials", "INSERT INTO overnight_members"]
 )
-def test_a_database_that_goes_away_while_a_study_is_opened_is_out_of_reach_and_the_same_line_opens_it_later(
+def test_an_outage_while_a_study_is_opened_raises_unreachable_and_the_same_command_opens_it_later(
     tmp_path: Path, planned: Callable[..., Plan], database: Callable[[], str], postgres: Postgres, at: str
 ) -> None:
     cable, url = Cable(tmp_path / "cable", postgres), database()
@@ -232,7 +232,7 @@ def test_a_database_that_goes_away_while_a_study_is_opened_is_out_of_reach_and_t
 
 
 @pytest.mark.parametrize("at", ["FROM studies", "FROM trials", "FROM trial_values", "overnight_members"])
-def test_a_database_that_goes_away_while_somebody_looks_is_out_of_reach_and_no_error(
+def test_an_outage_while_a_study_is_viewed_raises_unreachable(
     tmp_path: Path,
     planned: Callable[..., Plan],
     study: Plan,
@@ -249,32 +249,32 @@ def test_a_database_that_goes_away_while_somebody_looks_is_out_of_reach_and_no_e
     location = planned(cable.through(str(study.settings.location.storage_url))).settings.location
     with cut_at(at, cable), pytest.raises(Unreachable, match="can't be reached") as error:
         snapshot.view(location, study.name)
-    assert "rolled back" not in str(error.value), "what broke, and not what came of it"
+    assert "rolled back" not in str(error.value), "the cause, not its consequences"
     assert capfd.readouterr() == ("", "")
     seen, _ = snapshot.view(location, study.name)
     assert seen is not None
     assert seen.records[0].state == "complete"
 
 
-def test_what_was_never_read_of_a_study_is_out_of_reach_with_its_database_and_is_read_once_that_is_back(
+def test_attributes_that_were_never_read_are_unreachable_in_an_outage_and_are_read_after_it(
     tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
 ) -> None:
     cable = Cable(tmp_path / "cable", postgres)
     a = join("a", 30.0, planned(cable.through(str(study.settings.location.storage_url))))
     storage, study_id = leased_storage(a), a.study._study_id
     fresh = leased.LeasedStorage(storage.backend, 30.0, "fresh")
-    asks = (fresh.get_study_user_attrs, fresh.get_study_system_attrs, fresh.get_study_directions)
+    reads = (fresh.get_study_user_attrs, fresh.get_study_system_attrs, fresh.get_study_directions)
     cable.cut()
-    for ask in (*asks, fresh.get_study_name_from_id):
+    for read in (*reads, fresh.get_study_name_from_id):
         with pytest.raises(Unreachable):
-            ask(study_id)
+            read(study_id)
     cable.mend()
-    for ask in asks:
-        assert ask(study_id) or ask == fresh.get_study_system_attrs
+    for read in reads:
+        assert read(study_id) or read == fresh.get_study_system_attrs
     assert fresh.get_study_name_from_id(study_id) == study.name
 
 
-def test_nobody_is_to_blame_for_what_could_not_be_renewed_while_the_database_was_down(
+def test_leases_that_could_not_be_renewed_while_the_database_was_down_are_not_lost(
     postgres: Postgres, join: Join
 ) -> None:
     a, b = join("a", 2.0), join("b", 2.0)
@@ -284,7 +284,7 @@ def test_nobody_is_to_blame_for_what_could_not_be_renewed_while_the_database_was
     time.sleep(2.2)
     postgres.start()
     assert b.queue.ask_for(0) is None
-    assert b.coordinator.outage is None  # it did ask
+    assert b.coordinator.outage is None  # it did try
     a.writer.record(epoch(0, 0))
     a.writer.flush()
     assert a.writer.is_written(0)
@@ -293,7 +293,7 @@ def test_nobody_is_to_blame_for_what_could_not_be_renewed_while_the_database_was
     assert b.queue.ask_for(0) is not None
 
 
-def test_a_trial_that_nobody_is_at_any_more_is_the_first_to_be_asked_for(join: Join) -> None:
+def test_an_abandoned_trial_is_claimed_before_a_new_one(join: Join) -> None:
     a, b = join("a"), join("b")
     assert ask_number(a) == 0
     keep_alive(b)
@@ -303,7 +303,7 @@ def test_a_trial_that_nobody_is_at_any_more_is_the_first_to_be_asked_for(join: J
     assert states == [TrialState.RUNNING, TrialState.RUNNING]
 
 
-def test_a_trial_that_was_lost_and_put_back_is_asked_for_once_that_is_known(join: Join) -> None:
+def test_a_lost_trial_that_waits_is_claimed_once_the_loss_is_reported(join: Join) -> None:
     a, b = join("a"), join("b")
     assert ask_number(a) == 0
     keep_alive(b)
@@ -317,16 +317,16 @@ def test_a_trial_that_was_lost_and_put_back_is_asked_for_once_that_is_known(join
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "reason"),
     [("idle_in_transaction_session_timeout = 300", "idle-in-transaction"), ("transaction_read_only = on", "read-only")],
 )
-def test_a_server_that_closes_a_session_which_slept_or_writes_nothing_for_now_is_asked_again(
-    planned: Callable[..., Plan], database: Callable[[], str], setting: str, said: str
+def test_a_server_that_closes_an_idle_session_or_is_read_only_is_tried_again(
+    planned: Callable[..., Plan], database: Callable[[], str], setting: str, reason: str
 ) -> None:
     session, _ = open_study(planned(database()))
     storage, study_id = leased_storage(session), session.study._study_id
-    assert ask_number(session) == 0  # the one as written
-    with each_transaction_with(setting, storage.backend.engine), pytest.raises(Unreachable, match=said):
+    assert ask_number(session) == 0  # the baseline
+    with each_transaction_with(setting, storage.backend.engine), pytest.raises(Unreachable, match=reason):
         storage.claim(study_id, "new", lambda: time.sleep(1) or False)
     time.sleep(2.5)
     assert storage.claim(study_id, "new", lambda: False) == 1
@@ -335,7 +335,7 @@ def test_a_server_that_closes_a_session_which_slept_or_writes_nothing_for_now_is
 
 @contextlib.contextmanager
 def cut_at(words: str, cable: Cable) -> Iterator[None]:
-    """Have a cable be cut when a statement with these words comes for the first time, and be whole after the block."""
+    """Cut the cable at the first statement with these words, and mend it after the block."""
     came = []
 
     def cut(_: Connection, cursor: object, statement: str, *__: object) -> None:  # noqa: ARG001
@@ -349,12 +349,12 @@ def cut_at(words: str, cable: Cable) -> Iterator[None]:
     finally:
         sqlalchemy.event.remove(Engine, "before_cursor_execute", cut)
         cable.mend()
-    assert came, f"nothing was asked with {words}"
+    assert came, f"no statement has {words}"
 
 
 @contextlib.contextmanager
 def each_transaction_with(setting: str, engine: Engine) -> Iterator[None]:
-    """Have each transaction that begins herein, and no other, begin with a setting of the server's."""
+    """Apply a setting of the server to the transactions that begin in the block."""
 
     def change(connection: Connection) -> None:
         connection.exec_driver_sql(f"SET LOCAL {setting}")

@@ -1,4 +1,4 @@
-"""The databases of MLflow's server: its tables made, or brought up to date, by whoever is alone at it."""
+"""Creates and updates the tables of MLflow's server. The caller holds the lock of the database."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from overnight.tracking.store import set_quiet_environment
 
 
 def make_backend(url: str) -> None:
-    """The runs, and all else that the server holds beside who may log in."""
-    _hush()
+    """Create or update the tables of the tracking store."""
+    _quiet_logging()
     from mlflow.store.db import utils
 
     engine = sqlalchemy.create_engine(url)
@@ -25,8 +25,8 @@ def make_backend(url: str) -> None:
 
 
 def make_logins(url: str) -> None:
-    """Who may log in, and what each may see."""
-    _hush()
+    """Create or update the tables of users and permissions."""
+    _quiet_logging()
     from mlflow.server.auth.db import utils
 
     engine = sqlalchemy.create_engine(url)
@@ -36,7 +36,7 @@ def make_logins(url: str) -> None:
         engine.dispose()
 
 
-def _hush() -> None:
+def _quiet_logging() -> None:
     set_quiet_environment()
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)

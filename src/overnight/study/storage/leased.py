@@ -34,6 +34,11 @@ _RETRY_AFTER_S = 2.0
 _RENEW_AFTER = 0.15
 
 
+def boot_time_s() -> float:
+    """Return the seconds of a clock that also advances while the machine is suspended, as the database's clock does."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class LeasedStorage(ExclusiveStorage):
     """Optuna's storage for one of several processes that write the trials of a study, each its own trials.
 
@@ -46,17 +51,23 @@ class LeasedStorage(ExclusiveStorage):
         lease_s: seconds after its last renewal for which a trial stays owned.
         owner: the name of this process in leases, by default one for all storages that the process opens.
         retry_after_s: seconds between two attempts at an unreachable database.
+        clock: returns seconds, also of the time for which the machine is suspended.
     """
 
     def __init__(
-        self, backend: OptunaDatabase, lease_s: float, owner: str | None = None, retry_after_s: float = _RETRY_AFTER_S
+        self,
+        backend: OptunaDatabase,
+        lease_s: float,
+        owner: str | None = None,
+        retry_after_s: float = _RETRY_AFTER_S,
+        clock: Callable[[], float] = boot_time_s,
     ) -> None:
         super().__init__(backend)
         self.owner, self.lease_s = owner or leases.owner_name(), lease_s
         self._ownership = OwnershipTable()
         self._guard = OutageGuard(backend, min(retry_after_s, _RENEW_AFTER * lease_s))
         self._is_member = False
-        self._renewed_at = float("-inf")  # by _boot_time_s()
+        self._clock, self._renewed_at = clock, float("-inf")  # by the clock
 
     # Ownership of trials
 
@@ -136,7 +147,7 @@ class LeasedStorage(ExclusiveStorage):
         """Say whose a trial is: uncertain once another process may have adopted it. Thread-safe."""
         if not self._ownership.get(make_trial_id(study_id, number)).is_own:
             return "foreign"
-        return "owned" if _boot_time_s() < self._renewed_at + self.lease_s else "uncertain"
+        return "owned" if self._clock() < self._renewed_at + self.lease_s else "uncertain"
 
     def had_other_owner(self, study_id: int, number: int) -> bool:
         """Whether a trial that this process owns had another owner before. Thread-safe."""
@@ -275,7 +286,7 @@ class LeasedStorage(ExclusiveStorage):
 
     def write(self) -> None:
         """Write what is unwritten, and renew the leases if that is due. Postponed while the database is unreachable."""
-        is_due = self._is_member and _boot_time_s() > self._renewed_at + _RENEW_AFTER * self.lease_s
+        is_due = self._is_member and self._clock() > self._renewed_at + _RENEW_AFTER * self.lease_s
         if is_due or self.unwritten or self._ownership.released():
             with contextlib.suppress(Unreachable):
                 self._transact(lambda _: None)
@@ -314,7 +325,7 @@ class LeasedStorage(ExclusiveStorage):
 
     def _transact(self, work: Callable[[Connection], T], lock: str | None = None) -> T:
         """Run `work` in a transaction that first writes what is unwritten and renews the leases. Raises Unreachable."""
-        started_at = _boot_time_s()
+        started_at = self._clock()
         with self._guard.attempt(), postponed_signals():
             self._guard.begin_commit(self._unwritten)
             with self.backend.engine.begin() as database:
@@ -398,11 +409,6 @@ def open_for_work(location: StudyLocation) -> ExclusiveStorage:
     """Open the storage for a process that works on studies: one that holds their locks, or one of several."""
     database = open_storage(location)
     return LeasedStorage(database, location.lease_s) if location.shared else ExclusiveStorage(database)
-
-
-def _boot_time_s() -> float:
-    """Return the seconds of a clock that also advances while the machine is suspended, as the database's clock does."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _differ(a: FrozenTrial, b: FrozenTrial) -> bool:

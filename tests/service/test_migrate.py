@@ -1,4 +1,4 @@
-"""Both stores made and brought up to date, on a real PostgreSQL, by any number at once."""
+"""Databases are created and updated on a real PostgreSQL, by several processes at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from overnight.study.storage import postgres as postgres_module
 from overnight.study.storage.outage import Unreachable
 from support.servers import Cable, Postgres
 
-WORD = "pl4nted%24word"
+PASSWORD = "pl4nted%24word"
 AT_ONCE = 8
 
 
@@ -37,9 +37,9 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def new(postgres: Postgres) -> Callable[[str], str]:
-    """The address of a database that is not there, for a role of its own that brings a password."""
+    """Name a database that does not exist, with a role and password of its own; return the address."""
     role = postgres.role("pl4nted$word")
-    return lambda name: postgres.url_of(role, WORD, f"{role}-{name}")
+    return lambda name: postgres.url_of(role, PASSWORD, f"{role}-{name}")
 
 
 def tables(url: str) -> set[str]:
@@ -50,20 +50,20 @@ def tables(url: str) -> set[str]:
         engine.dispose()
 
 
-def test_a_ledger_that_is_not_there_is_made_once_however_many_are_at_it(
+def test_a_missing_database_is_created_once_by_concurrent_processes(
     new: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(STORAGE_URL, new("ledger"))
+    monkeypatch.setenv(STORAGE_URL, new("studies"))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        said = list(pool.map(lambda _: list(migrating.migrate()), range(AT_ONCE)))
-    assert sorted(line for (line,) in said) == [
-        f"the ledger ({STORAGE_URL}): created, and up to date",
-        *[f"the ledger ({STORAGE_URL}): up to date"] * (AT_ONCE - 1),
+        lines = list(pool.map(lambda _: list(migrating.migrate()), range(AT_ONCE)))
+    assert sorted(line for (line,) in lines) == [
+        f"the study storage ({STORAGE_URL}): created, and up to date",
+        *[f"the study storage ({STORAGE_URL}): up to date"] * (AT_ONCE - 1),
     ]
     assert {"trials", "version_info", "alembic_version"} <= tables(os.environ[STORAGE_URL])
 
 
-def test_first_openings_at_once_of_an_empty_ledger_make_it_whole(database: Callable[[], str]) -> None:
+def test_concurrent_first_openings_create_all_tables(database: Callable[[], str]) -> None:
     location = StudyLocation("unused", database(), storage="postgres")
 
     def study(_: int) -> str:
@@ -76,7 +76,7 @@ def test_first_openings_at_once_of_an_empty_ledger_make_it_whole(database: Calla
         assert set(pool.map(study, range(AT_ONCE))) == {"one"}
 
 
-def test_a_ledger_outlives_a_restart_of_its_database(postgres: Postgres) -> None:
+def test_an_open_storage_survives_a_restart_of_its_database(postgres: Postgres) -> None:
     opened = storage.open_storage(StudyLocation("unused", postgres.create(), storage="postgres"))
     study = optuna.create_study(storage=opened, study_name="one")
     study.set_user_attr("before", 1)
@@ -87,8 +87,8 @@ def test_a_ledger_outlives_a_restart_of_its_database(postgres: Postgres) -> None
     storage.dispose(opened)
 
 
-@pytest.mark.parametrize("when", ["opened", "asked who is at it"])
-def test_a_database_that_goes_away_while_it_is_looked_at_is_out_of_reach_and_no_mistake(
+@pytest.mark.parametrize("when", ["opened", "read"])
+def test_an_outage_while_a_study_is_read_raises_unreachable(
     database: Callable[[], str], postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     storage.dispose(storage.open_storage(StudyLocation("unused", url := database(), storage="postgres")))
@@ -97,17 +97,17 @@ def test_a_database_that_goes_away_while_it_is_looked_at_is_out_of_reach_and_no_
     module, name = (postgres_module, "has_tables") if when == "opened" else (storage, "open_storage")
     before = getattr(module, name)
 
-    def and_goes(*args: Any) -> Any:
+    def and_cut(*args: Any) -> Any:
         answer = before(*args)
         cable.cut()
         return answer
 
-    monkeypatch.setattr(module, name, and_goes)
+    monkeypatch.setattr(module, name, and_cut)
     with pytest.raises(Unreachable, match="can't be reached"):
         lock.holder_of(location, "one")
 
 
-def test_an_old_ledger_is_not_opened_until_it_is_brought_up_to_date(
+def test_old_tables_are_not_opened_until_they_are_updated(
     database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = database()
@@ -126,40 +126,38 @@ def test_an_old_ledger_is_not_opened_until_it_is_brought_up_to_date(
         )
     engine.dispose()
     monkeypatch.setenv(STORAGE_URL, url)
-    assert list(migrating.migrate()) == [f"the ledger ({STORAGE_URL}): up to date"]
+    assert list(migrating.migrate()) == [f"the study storage ({STORAGE_URL}): up to date"]
 
 
-def test_mistakes_in_addresses_are_told_at_once_and_nothing_is_touched(
+def test_wrong_addresses_are_reported_at_once_and_nothing_is_changed(
     new: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=f"{STORAGE_URL}: must be set to the address of the database"):
         migrating.migrate()
-    monkeypatch.setenv(STORAGE_URL, new("ledger"))
+    monkeypatch.setenv(STORAGE_URL, new("studies"))
     monkeypatch.setenv(BACKEND_URI, "sqlite:///runs.db")
     monkeypatch.setenv(LOGINS_URI, "postgresql://h")
     with pytest.raises(ConfigError) as error:
         migrating.migrate()
     assert [p.split(":")[0] for p in error.value.problems] == [BACKEND_URI, LOGINS_URI]
     monkeypatch.delenv(LOGINS_URI)
-    monkeypatch.setenv(BACKEND_URI, new("ledger"))
-    with pytest.raises(ConfigError, match=f"{BACKEND_URI}: must be another database than {STORAGE_URL}'s"):
+    monkeypatch.setenv(BACKEND_URI, new("studies"))
+    with pytest.raises(ConfigError, match=f"{BACKEND_URI}: must be another database than {STORAGE_URL}"):
         migrating.migrate()
     with pytest.raises(sqlalchemy.exc.OperationalError, match="does not exist"):
-        tables(new("ledger"))
+        tables(new("studies"))
 
 
-def test_a_password_that_is_wrong_is_not_repeated(new: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(STORAGE_URL, new("ledger").replace(WORD, "not-the-word"))
+def test_a_wrong_password_is_not_repeated(new: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STORAGE_URL, new("studies").replace(PASSWORD, "wrong-password"))
     with pytest.raises(ConfigError, match=f"{STORAGE_URL}: must be a database that can be opened and changed") as error:
         list(migrating.migrate())
     assert "authentication failed" in str(error.value)
-    assert "not-the-word" not in str(error.value)
+    assert "wrong-password" not in str(error.value)
 
 
 @pytest.mark.service
-def test_every_store_is_made_by_eight_commands_at_once_on_no_databases(
-    new: Callable[[str], str], tmp_path: Path
-) -> None:
+def test_eight_commands_at_once_create_every_database(new: Callable[[str], str], tmp_path: Path) -> None:
     urls = {name: new(name.lower()) for name in (STORAGE_URL, BACKEND_URI, LOGINS_URI)}
     (tmp_path / "logins").write_text(urls[LOGINS_URI])
     given = {STORAGE_URL: urls[STORAGE_URL], BACKEND_URI: urls[BACKEND_URI], f"{LOGINS_URI}_FILE": "logins"}

@@ -1,4 +1,4 @@
-"""Trials in Optuna's tables: what we read is what Optuna reads, and what we write comes back, wherever one lives."""
+"""Trials in Optuna's tables are read as Optuna reads them, and are read as they were written, in any time zone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DRAWN: dict[str, Any] = {
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OptunaDatabase]:
+def database_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OptunaDatabase]:
     url = f"sqlite:///{tmp_path / 'session.db'}"
     if request.param == "postgresql":
         url = request.getfixturevalue("database")()
@@ -38,7 +38,7 @@ def session(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OptunaDa
 
 
 def filled(storage: OptunaDatabase) -> int:
-    """A study of trials of every kind, written by Optuna itself, beside another study's."""
+    """Create a study with trials of every kind, through Optuna itself, beside another study; return its id."""
     study, other = (optuna.create_study(storage=storage, direction="maximize") for _ in range(2))
 
     def add(**more: Any) -> None:
@@ -66,7 +66,7 @@ def filled(storage: OptunaDatabase) -> int:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "selection",
     [
         (None, set(), -1),
         ([TrialState.COMPLETE, TrialState.WAITING], set(), -1),
@@ -77,52 +77,54 @@ def filled(storage: OptunaDatabase) -> int:
         (None, set(range(5, 1000)), 8),
     ],
 )
-@pytest.mark.parametrize("many", [500, 1])
-@pytest.mark.parametrize("somewhere", ["UTC"], indirect=True)
-@pytest.mark.usefixtures("somewhere")
-def test_what_is_read_is_what_optuna_reads(
-    session: OptunaDatabase,
-    asked: tuple[Any, set[int], int],
-    many: int,
+@pytest.mark.parametrize("max_ids", [500, 1])
+@pytest.mark.parametrize("time_zone", ["UTC"], indirect=True)
+@pytest.mark.usefixtures("time_zone")
+def test_trials_are_read_as_optuna_reads_them(
+    database_storage: OptunaDatabase,
+    selection: tuple[Any, set[int], int],
+    max_ids: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """asked: of which states, with which ids, or after which. many: ids that a statement may name."""
-    monkeypatch.setattr(optuna_tables, "_MAX_IDS", many)
-    study_id = filled(session)
-    ours, theirs = session._get_trials(study_id, *asked), RDBStorage._get_trials(session, study_id, *asked)
-    assert repr(ours) == repr([in_our_order(t, o) for t, o in zip(theirs, ours, strict=True)])
+    """selection: states, ids, or an id that ids must exceed. max_ids: of one statement."""
+    monkeypatch.setattr(optuna_tables, "_MAX_IDS", max_ids)
+    study_id = filled(database_storage)
+    ours, theirs = (
+        database_storage._get_trials(study_id, *selection),
+        RDBStorage._get_trials(database_storage, study_id, *selection),
+    )
+    assert repr(ours) == repr([sort_as(t, o) for t, o in zip(theirs, ours, strict=True)])
     assert [t._trial_id for t in ours] == [t._trial_id for t in theirs]
-    if asked == (None, set(), -1):
+    if selection == (None, set(), -1):
         assert [t.number for t in ours] == list(range(7))
         assert list(ours[0].params) == list(DRAWN)
 
 
-def test_trials_without_reports_lack_nothing_else(session: OptunaDatabase) -> None:
-    study_id = filled(session)
-    whole = session.get_all_trials(study_id)
+def test_trials_without_reports_are_otherwise_complete(database_storage: OptunaDatabase) -> None:
+    study_id = filled(database_storage)
+    whole = database_storage.get_all_trials(study_id)
     assert any(t.intermediate_values for t in whole)
     for t in whole:
         t.intermediate_values = {}
-    assert repr(session.trials_without_reports(study_id)) == repr(whole)
+    assert repr(database_storage.trials_without_reports(study_id)) == repr(whole)
 
 
-def in_our_order(t: FrozenTrial, ours: FrozenTrial) -> FrozenTrial:
-    """Optuna's trial with its dicts in the order of ours, where they have the same keys: nan is not equal to nan, so
-    trials are compared by what they look like."""
+def sort_as(t: FrozenTrial, ours: FrozenTrial) -> FrozenTrial:
+    """Sort the dicts of Optuna's trial as ours. Trials are compared by `repr`, because nan is not equal to nan."""
     for name in ("user_attrs", "system_attrs", "intermediate_values"):
         mine, theirs = getattr(ours, name), getattr(t, name)
         setattr(t, name, {key: theirs[key] for key in mine} if mine.keys() == theirs.keys() else theirs)
     return t
 
 
-def test_a_study_that_is_not_there_is_a_key_error_as_it_is_of_optunas(session: OptunaDatabase) -> None:
-    for storage in (session, super(OptunaDatabase, session)):
+def test_a_missing_study_is_a_key_error_as_in_optuna(database_storage: OptunaDatabase) -> None:
+    for storage in (database_storage, super(OptunaDatabase, database_storage)):
         with pytest.raises(KeyError):
             storage._get_trials(77, None, set(), -1)
 
 
 @pytest.fixture(params=["Europe/Berlin", "America/New_York", "UTC"])
-def somewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def time_zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TZ", request.param)
     time.tzset()
     yield
@@ -130,8 +132,8 @@ def somewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     time.tzset()
 
 
-@pytest.mark.usefixtures("somewhere")
-def test_when_a_trial_began_and_ended_is_the_same_wherever_one_lives_and_whoever_reads_it(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("time_zone")
+def test_start_and_end_are_the_same_in_every_time_zone_and_for_every_reader(tmp_path: Path) -> None:
     url, before = f"sqlite:///{tmp_path / 'session.db'}", time.time()
     holder = ExclusiveStorage(OptunaDatabase(url))
     study = optuna.create_study(storage=holder)
@@ -145,9 +147,9 @@ def test_when_a_trial_began_and_ended_is_the_same_wherever_one_lives_and_whoever
         dispose(reads)
 
 
-@pytest.mark.parametrize("somewhere", ["Europe/Berlin"], indirect=True)
-@pytest.mark.usefixtures("somewhere")
-def test_the_hour_that_a_night_has_twice_is_told_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("time_zone", ["Europe/Berlin"], indirect=True)
+@pytest.mark.usefixtures("time_zone")
+def test_the_hour_that_occurs_twice_when_the_clock_is_set_back_is_unambiguous(tmp_path: Path) -> None:
     began, ended = (datetime(2026, 10, 25, hour, 30, tzinfo=UTC).timestamp() for hour in (0, 1))
     storage = OptunaDatabase(f"sqlite:///{tmp_path / 'session.db'}")
     holder = ExclusiveStorage(storage)
@@ -173,13 +175,13 @@ def test_the_hour_that_a_night_has_twice_is_told_apart(tmp_path: Path) -> None:
     dispose(holder)
 
 
-def test_a_trial_of_ours_comes_back_as_it_was(session: OptunaDatabase) -> None:
-    holder = ExclusiveStorage(session)
+def test_a_trial_is_read_as_it_was_written(database_storage: OptunaDatabase) -> None:
+    holder = ExclusiveStorage(database_storage)
     study = optuna.create_study(storage=holder, direction="maximize")
     trial = study.ask(DRAWN)
     trial.report(math.nan, 0)
     trial.set_user_attr("overnight.history", {"epoch": [0]})
     study.tell(trial, 0.25)
-    (kept,), (back,) = holder.get_all_trials(study._study_id), session.get_all_trials(study._study_id)
+    (kept,), (back,) = holder.get_all_trials(study._study_id), database_storage.get_all_trials(study._study_id)
     back._trial_id = kept._trial_id
     assert repr(back) == repr(kept)

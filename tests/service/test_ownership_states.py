@@ -75,7 +75,7 @@ class OwnershipMachine(RuleBasedStateMachine):
         self.owners: list[Owner] = []
         self.dead: list[str] = []
         self.attributes: dict[str, int] = {}  # of the study, by every owner
-        self.authors: dict[float, str] = {}  # value of a completed trial -> the owner that completed it
+        self.authors: dict[float, str] = {}  # value of a report or of a completed trial -> the owner that set it
         self.written: list[FrozenTrial] = []
         self.lease_owners: dict[int, str | None] = {}
         for database in databases:
@@ -130,16 +130,14 @@ class OwnershipMachine(RuleBasedStateMachine):
         for number in owner.running:
             step = len(owner.storage.get_trial(self.id_of(number)).intermediate_values)
             with owner.storage.later() if postponed else nullcontext():
-                owner.storage.set_trial_intermediate_value(self.id_of(number), step, float(next(self.counter)))
+                owner.storage.set_trial_intermediate_value(self.id_of(number), step, self.value_of(owner))
 
     @rule(i=owners, released=st.booleans())
     def complete(self, i: int, released: bool) -> None:
         owner = self.owners[i]
         for number in sorted(owner.running)[:1]:
             owner.running.remove(number)
-            value = float(next(self.counter))
-            self.authors[value] = owner.name
-            owner.storage.set_trial_state_values(self.id_of(number), TrialState.COMPLETE, [value])
+            owner.storage.set_trial_state_values(self.id_of(number), TrialState.COMPLETE, [self.value_of(owner)])
         if released:
             self.release(i)
 
@@ -200,7 +198,11 @@ class OwnershipMachine(RuleBasedStateMachine):
         assert [t.number for t in trials] == list(range(len(trials)))
         assert len(trials) <= TRIALS
         for before, now in zip(self.written, trials, strict=False):
-            assert before.intermediate_values.items() <= now.intermediate_values.items()
+            assert before.intermediate_values.items() <= now.intermediate_values.items(), "no report is lost"
+            new = now.intermediate_values.items() - before.intermediate_values.items()
+            assert {self.authors[value] for _, value in new} <= {self.lease_owners[now.number]}, (
+                "only the owner reports"
+            )
             if before.state == TrialState.COMPLETE:
                 assert (now.state, now.values) == (before.state, before.values)
             elif now.state == TrialState.COMPLETE:
@@ -246,6 +248,11 @@ class OwnershipMachine(RuleBasedStateMachine):
 
     def id_of(self, number: int) -> int:
         return make_trial_id(self.study_id, number)
+
+    def value_of(self, owner: Owner) -> float:
+        value = float(next(self.counter))
+        self.authors[value] = owner.name
+        return value
 
     def is_spent(self, owner: Owner) -> bool:
         return len(owner.storage.get_all_trials(self.study_id, deepcopy=False)) >= TRIALS

@@ -77,17 +77,17 @@ def test_every_picture_has_words_for_those_who_dont_see_it(tab: Tab, tmp_path: P
         shoot(page, "report-desk-dark", 0)
 
 
-def test_what_it_cost_stands_on_the_page(tab: Tab, tmp_path: Path) -> None:
+def test_the_page_shows_the_cost(tab: Tab, tmp_path: Path) -> None:
     address = written("a good one", tmp_path)
     with tab(address) as page:
         page.goto(address)
         text: Any = page.locator("main").inner_text()
-        for words in ("of training", "0.39 GiB of memory", "was pruned, which saved about", "1 failed: diverged"):
+        for words in ("of training", "of a trial: 0.39 GiB", "was pruned, which saved about", "1 failed: diverged"):
             assert words in text
 
 
-def test_a_study_with_nothing_to_say_says_so(tab: Tab, tmp_path: Path) -> None:
+def test_a_study_without_a_result_says_so(tab: Tab, tmp_path: Path) -> None:
     address = written("an empty study", tmp_path)
     with tab(address) as page:
         page.goto(address)
-        assert "there is nothing to say yet" in page.locator(".answer").inner_text()
+        assert "there is no result" in page.locator(".answer").inner_text()

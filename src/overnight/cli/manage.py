@@ -66,21 +66,21 @@ def list_studies(location: StudyLocation) -> list[StudyListing]:
         artifacts = [where] if (where := location.paths.artifacts / name).exists() else []
         size = sum(map(_size, [*_files(location, name), *artifacts]))
         try:
-            seen, _ = view(location, name)
+            study, _ = view(location, name)
         except ConfigError as error:
             found.append(StudyListing(name, "unreadable", size, problems=tuple(error.problems)))
             continue
-        assert seen is not None, "it was just listed"
-        records = (*seen.records, *(seen.confirmation.records if seen.confirmation else ()))
+        assert study is not None, "it was just listed"
+        records = (*study.records, *(study.confirmation.records if study.confirmation else ()))
         found.append(
             StudyListing(
                 name,
-                seen.state,
+                study.state,
                 size,
-                {s: n for s in _STATES if (n := seen.count(s))},  # type: ignore[arg-type]
-                seen.budget,
-                seen.plan.settings.study.metric if name != TRAIN_STUDY else None,
-                seen.best,
+                {s: n for s in _STATES if (n := study.count(s))},  # type: ignore[arg-type]
+                study.budget,
+                study.plan.settings.study.metric if name != TRAIN_STUDY else None,
+                study.best,
                 sum(e.seconds for r in records for e in r.history),
             )
         )
@@ -226,7 +226,7 @@ def _reporting_mlflow_errors(name: str) -> Iterator[None]:
 # Export ---------------------------------------------------------------------------------------------------------------
 
 
-def export(seen: StudyView, path: Path) -> int:
+def export(study: StudyView, path: Path) -> int:
     """Write one row for each trial as CSV or Parquet, by the suffix of the file, and return their number.
 
     Columns: number, state, reason, objective, started_at, ended_at (UTC), seconds of training, epochs, notes, and
@@ -234,7 +234,7 @@ def export(seen: StudyView, path: Path) -> int:
     """
     if path.suffix.lower() not in TABLES:
         raise ConfigError([f"FILE: must end in {' or '.join(TABLES)}, got {str(path)!r}; rename it"])
-    frame = _frame(seen.records)
+    frame = _frame(study.records)
     content = frame.to_csv(index=False) if path.suffix.lower() == ".csv" else frame.to_parquet(index=False)
     try:
         write_atomically(path, content)
@@ -306,9 +306,9 @@ def mark(
         session.attributes.set_exclusions(kept)
     finally:
         session.close()
-    seen, _ = view(location, name)
-    assert seen is not None, "it was just open"
-    return seen, _sync_mlflow(location, seen)
+    study, _ = view(location, name)
+    assert study is not None, "it was just open"
+    return study, _sync_mlflow(location, study)
 
 
 def _unmarkable(name: str, records: Sequence[TrialRecord], numbers: Iterable[int], bad: bool) -> Iterator[str]:
@@ -327,14 +327,16 @@ def _unmarkable(name: str, records: Sequence[TrialRecord], numbers: Iterable[int
             yield f"{name}/{number}: must be marked bad before it is marked good, got {records[number].state}; leave it"
 
 
-def _sync_mlflow(location: StudyLocation, seen: StudyView) -> str | None:
+def _sync_mlflow(location: StudyLocation, study: StudyView) -> str | None:
     """Write the marks to MLflow and return why that failed, if so; the next start tries again."""
-    session = reopen(location, seen.name)
+    session = reopen(location, study.name)
     try:
-        mlflow_sync = MlflowSync(seen.plan, seen.uid, with_parent=seen.name != TRAIN_STUDY)
+        mlflow_sync = MlflowSync(study.plan, study.uid, with_parent=study.name != TRAIN_STUDY)
         mlflow_sync.start(session.records())
-        ending = "KILLED" if seen.state != "complete" else "FINISHED" if seen.count("complete", "pruned") else "FAILED"
-        best: Any = best_of(seen.records, seen.plan.settings) if seen.name != TRAIN_STUDY else None
+        ending = (
+            "KILLED" if study.state != "complete" else "FINISHED" if study.count("complete", "pruned") else "FAILED"
+        )
+        best: Any = best_of(study.records, study.plan.settings) if study.name != TRAIN_STUDY else None
         mlflow_sync.close(ending, best, None)
         return mlflow_sync.error
     finally:

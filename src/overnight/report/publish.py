@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from overnight.report.report import Report
 
 
-def publish_report(seen: StudyView, location: StudyLocation) -> tuple[Report, Path, str | None]:
+def publish_report(study: StudyView, location: StudyLocation) -> tuple[Report, Path, str | None]:
     """Write the page of a study and publish it in MLflow.
 
     Returns:
         The report, the path of its page, and why MLflow does not show it; None if it does.
     """
-    content, path = _write(seen, location), location.paths.study(seen.name).report
-    return content, path, publish_to_mlflow(seen, location, content.finding, str(path))
+    content, path = _write(study, location), location.paths.study(study.name).report
+    return content, path, publish_to_mlflow(study, location, content.finding, str(path))
 
 
-def publish_before_deadline(seen: StudyView, found: Finding, launch: Launch) -> tuple[Path | None, str | None]:
+def publish_before_deadline(study: StudyView, found: Finding, launch: Launch) -> tuple[Path | None, str | None]:
     """Publish as `publish_report` does, but end before the deadline of a launch.
 
     A page of many trials may take a minute on a busy machine. With a deadline, a child process writes it while this
@@ -42,30 +42,30 @@ def publish_before_deadline(seen: StudyView, found: Finding, launch: Launch) -> 
     """
     location = launch.plan.settings.location
     if launch.deadline is None:
-        return publish_report(seen, location)[1:]
-    process, path = forkserver.fork(write_page_in_child, location, seen.name), location.paths.study(seen.name).report
+        return publish_report(study, location)[1:]
+    process, path = forkserver.fork(write_page_in_child, location, study.name), location.paths.study(study.name).report
     try:
-        mlflow_error = _publish_in_time(launch, seen, location, found)
+        mlflow_error = _publish_in_time(launch, study, location, found)
         process.join(max(launch.publish_due_at() - launch.now(), 0.0))
         written, late = process.exitcode == 0, process.exitcode is None
     finally:
         discard(process)
     if not written:
         why = f"{launch.deadline.setting} left no time for the page" if late else "the page could not be written"
-        launch.add_note(f"{why}; `overnight report {seen.name}` writes it")
+        launch.add_note(f"{why}; `overnight report {study.name}` writes it")
         return None, mlflow_error
     if launch.now() < launch.publish_due_at():
-        mlflow_error = _publish_in_time(launch, seen, location, found, str(path))
+        mlflow_error = _publish_in_time(launch, study, location, found, str(path))
     return path, mlflow_error
 
 
 def _publish_in_time(
-    launch: Launch, seen: StudyView, location: StudyLocation, found: Finding, *files: str
+    launch: Launch, study: StudyView, location: StudyLocation, found: Finding, *files: str
 ) -> str | None:
     """Publish in MLflow, until shortly after the time at which the page is given up."""
     outcome: list[str | None] = []
     thread = threading.Thread(
-        target=lambda: outcome.append(publish_to_mlflow(seen, location, found, *files)), daemon=True
+        target=lambda: outcome.append(publish_to_mlflow(study, location, found, *files)), daemon=True
     )
     thread.start()
     thread.join(max(launch.publish_due_at() + deadline.EXIT_S / 3 - launch.now(), 0.0))
@@ -75,14 +75,14 @@ def _publish_in_time(
 def write_page_in_child(location: StudyLocation, name: str) -> None:
     """Write the page of a study, as the main function of a child process."""
     child_process.begin(new_session=False)
-    seen, _ = view(location, name)
-    assert seen is not None, "the parent has read it"
-    _write(seen, location)
+    study, _ = view(location, name)
+    assert study is not None, "the parent has read it"
+    _write(study, location)
 
 
-def publish_to_mlflow(seen: StudyView, location: StudyLocation, found: Finding, *files: str) -> str | None:
+def publish_to_mlflow(study: StudyView, location: StudyLocation, found: Finding, *files: str) -> str | None:
     """Publish the result in MLflow and return why that failed; None if it did not."""
-    won, second = found.winner, seen.confirmation
+    won, second = found.winner, study.confirmation
     answer = summary.Summary(
         finding.summary_sentence(found),
         won.trial.number if won else None,
@@ -92,12 +92,12 @@ def publish_to_mlflow(seen: StudyView, location: StudyLocation, found: Finding, 
         {number: t.metrics for number, t in second.tests.items()} if second is not None else {},
         files,
     )
-    return summary.publish(location, seen.plan.experiment, seen.uid, answer)
+    return summary.publish(location, study.plan.experiment, study.uid, answer)
 
 
-def _write(seen: StudyView, location: StudyLocation) -> Report:
+def _write(study: StudyView, location: StudyLocation) -> Report:
     from overnight.report import page, report  # slow to import
 
-    content = report.build_report(seen)
-    page.write(content, location.paths.study(seen.name).report)
+    content = report.build_report(study)
+    page.write(content, location.paths.study(study.name).report)
     return content

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -93,6 +93,25 @@ class SeededSampler(BaseSampler):
                 point = self._draw_point(study, trial, 0, trial.params)
             return point
 
+    def _make_sampler(self, seed: int, number: int, attempt: int) -> BaseSampler:
+        """Make the sampler of the plan for trial `number`. attempt: 0, or the number of the redraw."""
+        settings = self._plan.settings.sampler
+        if settings.name == "tpe":  # Bergstra et al. 2011; multivariate: Falkner et al. 2018
+            return TPESampler(
+                n_startup_trials=settings.startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed
+            )
+        if settings.name == "cma_es":  # Hansen 2016
+            return CmaEsSampler(n_startup_trials=settings.startup_trials, warn_independent_sampling=False, seed=seed)
+        if settings.name == "grid":
+            return _Grid(seed=seed)
+        if settings.name == "gp" and not attempt:  # another seed would hardly move its optimum: a redraw is random
+            assert self._helper is not None, "set_fork comes first"
+            return _Gp(self._plan, seed, self._helper)
+        if settings.name == "qmc" and not attempt:  # the sequence has one point for a trial: a redraw is random
+            index = max(number - 1, 0)  # trial 0 is the baseline
+            return _Sobol(index, derive_seed(self._plan.settings.seed, "sampler"), RandomSampler(seed=seed))
+        return RandomSampler(seed=seed)
+
     def _tried_points(self, study: optuna.Study, trial: FrozenTrial) -> set[frozenset[Any]]:
         """The points that are drawn again; none where the space is infinite or every point has been tried."""
         if not self._is_finite or self._plan.settings.sampler.name == "grid":
@@ -112,15 +131,11 @@ class SeededSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, attempt: int, fixed: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
         """Draw a whole point, parameter name -> value. Parameters in `fixed` keep their value."""
-        name = self._plan.settings.sampler.name
         again = (f"again-{attempt}",) if attempt else ()
 
         def seeded_sampler(*parts: str) -> BaseSampler:
             seed = derive_seed(self._plan.settings.seed, "sampler", trial.number, *parts, *again)
-            if name == "gp" and not attempt:  # another seed would hardly move its optimum: a redraw is random
-                assert self._helper is not None, "set_fork comes first"
-                return _Gp(self._plan, seed, self._helper)
-            return _MAKERS[name](self._plan, seed, trial.number, attempt)
+            return self._make_sampler(seed, trial.number, attempt)
 
         joint_sampler, joint_space = seeded_sampler(), _joint_space(self._plan)
         if joint_space is None:
@@ -146,50 +161,7 @@ class SeededSampler(BaseSampler):
         return partial.params
 
 
-# The samplers -------------------------------------------------------------------------------------------------------
-
-
-def _tpe(plan: Plan, seed: int, number: int, attempt: int) -> BaseSampler:  # noqa: ARG001
-    """Tree-structured Parzen estimator, multivariate and grouped: Bergstra et al. (2011), Falkner et al. (2018)."""
-    return TPESampler(
-        n_startup_trials=plan.settings.sampler.startup_trials,
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-        seed=seed,
-    )
-
-
-def _random(plan: Plan, seed: int, number: int, attempt: int) -> BaseSampler:  # noqa: ARG001
-    return RandomSampler(seed=seed)
-
-
-def _grid(plan: Plan, seed: int, number: int, attempt: int) -> BaseSampler:  # noqa: ARG001
-    return _Grid(seed=seed)
-
-
-def _qmc(plan: Plan, seed: int, number: int, attempt: int) -> BaseSampler:
-    if attempt:
-        return RandomSampler(seed=seed)  # the sequence has one point for a trial
-    # Trial 0 is the baseline: the sequence starts with trial 1.
-    return _Sobol(max(number - 1, 0), derive_seed(plan.settings.seed, "sampler"), RandomSampler(seed=seed))
-
-
-def _cma_es(plan: Plan, seed: int, number: int, attempt: int) -> BaseSampler:  # noqa: ARG001
-    """Covariance matrix adaptation evolution strategy: Hansen and Ostermeier (2001)."""
-    return CmaEsSampler(
-        n_startup_trials=plan.settings.sampler.startup_trials, warn_independent_sampling=False, seed=seed
-    )
-
-
-_MAKERS: dict[str, Callable[[Plan, int, int, int], BaseSampler]] = {
-    "tpe": _tpe,
-    "random": _random,
-    "grid": _grid,
-    "qmc": _qmc,
-    "cma_es": _cma_es,
-    "gp": _random,
-}
+# Variants of Optuna's samplers ---------------------------------------------------------------------------------------
 
 
 class _Gp(RandomSampler):

@@ -16,7 +16,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 
 from overnight.cluster import migrate as migrating
-from overnight.config.credentials import BACKEND_URI, LOGINS_URI, SECRET, STORAGE_URL
+from overnight.config.credentials import BACKEND_URI, LOGINS_URI, SECRET_VARIABLES, STORAGE_URL
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.study.storage import database as storage
@@ -31,7 +31,7 @@ AT_ONCE = 8
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in SECRET:
+    for name in SECRET_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 

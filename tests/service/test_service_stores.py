@@ -19,7 +19,7 @@ import psutil
 import pytest
 import sqlalchemy
 
-from overnight.config.credentials import SECRET
+from overnight.config.credentials import SECRET_VARIABLES
 from support.paths import python_path
 from support.servers import MlflowServer, Postgres
 
@@ -52,7 +52,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, mlflow_se
     role = postgres.role(WORD)
     (folder / "url").write_text(postgres.url_of(role, WRITTEN, role) + "\n")
     (folder / "password").write_text(mlflow_server.password + "\n")
-    environment = {k: v for k, v in os.environ.items() if k not in SECRET} | {
+    environment = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES} | {
         "PYTHONPATH": python_path(),
         "OVERNIGHT_STORAGE_URL_FILE": str(folder / "url"),
         "MLFLOW_TRACKING_URI": mlflow_server.address,
@@ -112,7 +112,7 @@ def test_what_trials_know_holds_no_secret(told: Told) -> None:
     logs = [path.read_text() for path in (told.home / "logs").rglob("trial-*.log")]
     assert sum("what I know: " in log for log in logs) >= 2
     assert all("PATH" in log for log in logs)
-    for name in SECRET:
+    for name in SECRET_VARIABLES:
         assert not any(f"{name}'" in log or f"{name}=" in log for log in logs), name
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from overnight.config import credentials
 from overnight.config.compose import compose, study_location
-from overnight.config.credentials import PASSWORD, SECRET, STORAGE_URL, TOKEN, TRACKING_URI, USERNAME
+from overnight.config.credentials import PASSWORD, SECRET_VARIABLES, STORAGE_URL, TOKEN, TRACKING_URI, USERNAME
 from overnight.config.problems import ConfigError
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
@@ -22,7 +22,7 @@ URL = f"postgresql://night:{WORD}@db.example.com/studies"
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in SECRET:
+    for name in SECRET_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -175,11 +175,11 @@ def test_the_login_in_a_file_is_read_again_for_every_export(tmp_path: Path, monk
 
 
 def test_a_process_started_with_hidden_secrets_inherits_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in SECRET:
+    for name in SECRET_VARIABLES:
         monkeypatch.setenv(name, WORD)
     shown = "import os; print(dict(os.environ))"
     with credentials.hidden_secrets():
         inherited = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True).stdout
     assert "PATH" in inherited
     assert WORD not in inherited
-    assert all(os.environ[name] == WORD for name in SECRET)
+    assert all(os.environ[name] == WORD for name in SECRET_VARIABLES)

@@ -22,7 +22,7 @@ USERNAME, PASSWORD, TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWOR
 BACKEND_URI, LOGINS_URI = "MLFLOW_BACKEND_STORE_URI", "MLFLOW_AUTH_DATABASE_URI"
 _VARIABLES = (STORAGE_URL, TRACKING_URI, USERNAME, PASSWORD, TOKEN, BACKEND_URI, LOGINS_URI)
 # Variables that no trial, hook or other process with user code may see.
-SECRET = frozenset(
+SECRET_VARIABLES = frozenset(
     {name + end for name in (*_VARIABLES, "OVERNIGHT_NOTIFY_URLS") for end in ("", "_FILE")}
     | {"PGPASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"}
 )
@@ -226,7 +226,7 @@ def reject_secrets(overrides: Iterable[str], problems: Problems) -> list[str]:
 @contextlib.contextmanager
 def hidden_secrets() -> Iterator[None]:
     """Remove the secrets from the environment, for processes that are started in this block."""
-    secrets = {name: os.environ.pop(name) for name in SECRET & os.environ.keys()}
+    secrets = {name: os.environ.pop(name) for name in SECRET_VARIABLES & os.environ.keys()}
     try:
         yield
     finally:
@@ -235,5 +235,5 @@ def hidden_secrets() -> Iterator[None]:
 
 def delete_secrets() -> None:
     """Remove the secrets from the environment of this process, which runs user code."""
-    for name in SECRET & os.environ.keys():
+    for name in SECRET_VARIABLES & os.environ.keys():
         del os.environ[name]

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from overnight.config.credentials import SECRET
+from overnight.config.credentials import SECRET_VARIABLES
 
 DELIVER_WITHIN_S = 30.0
 FAREWELL = "farewell"
@@ -76,7 +76,7 @@ def deliver(whom: Mapping[str, Any], news: Mapping[str, str]) -> int:
 
 def _run(command: str, said: Mapping[str, str]) -> str | None:
     """Run a person's own command in a shell; what went wrong, or None."""
-    environment = {k: v for k, v in os.environ.items() if k not in SECRET}
+    environment = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES}
     environment |= {f"OVERNIGHT_{key.upper()}": value for key, value in said.items()}
     with subprocess.Popen(
         ["/bin/sh", "-c", command],

@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from overnight.config.credentials import SECRET
+from overnight.config.credentials import SECRET_VARIABLES
 from overnight.config.paths import StudyLocation
 from overnight.search.plan import Plan
 from overnight.search.space import display_name
@@ -83,7 +83,9 @@ def server_command(location: StudyLocation, port: int) -> tuple[list[str], Mappi
         "--workers": "1",
     }
     command = [sys.executable, "-m", "mlflow", "server", *(text for option in options.items() for text in option)]
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_")) and k not in SECRET}
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_")) and k not in SECRET_VARIABLES
+    }
     return command, {
         **inherited,
         **QUIET_ENVIRONMENT,

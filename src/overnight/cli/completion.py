@@ -17,6 +17,11 @@ from typing import Any
 import click
 from click.shell_completion import BashComplete, CompletionItem, ZshComplete, add_completion_class, split_arg_string
 
+from overnight.config.paths import HomePaths, conf_dir
+from overnight.config.search_path import ConfigSearchPath
+from overnight.config.trees import read_yaml
+from overnight.search import attributes
+
 # Groups that say where studies are stored; every command takes them.
 _LOCATION_GROUPS = ("storage", "tracking")
 _PACKAGE_GLOBAL = "experiment"  # a group that is added with +experiment=OPTION
@@ -27,12 +32,12 @@ _MAX_TRIALS = 1000
 def complete_overrides(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
     """Complete GROUP=OPTION and KEY=VALUE."""
     sign = re.match(r"[+~]*", incomplete)[0]  # type: ignore[index]
-    body, given, folders = incomplete[len(sign) :], _given(ctx), _config_folders(ctx)
+    body, given, configs = incomplete[len(sign) :], _given(ctx), _configs(ctx)
     if "=" in body:
         key, _, value = body.partition("=")
-        found = _values(key, value, given, folders)
+        found = _values(key, value, given, configs)
     else:
-        found = (c for c in _keys(body, given, folders) if c.value.split("=")[0] not in given)
+        found = (c for c in _keys(body, given, configs) if c.value.split("=")[0] not in given)
     items = [CompletionItem(sign + c.value, help=c.help) for c in found if c.value.startswith(body)]
     added = f"+{_PACKAGE_GLOBAL}="
     return [*items, CompletionItem(added)] if "=" not in body and added.startswith(incomplete) else items
@@ -42,7 +47,7 @@ def complete_location(ctx: click.Context, param: click.Parameter, incomplete: st
     """Complete the overrides that say where studies are stored."""
     key, equals, value = incomplete.partition("=")
     if equals:
-        return list(_values(key, value, _given(ctx), _config_folders(ctx))) if key in _LOCATION_GROUPS else []
+        return list(_values(key, value, _given(ctx), _configs(ctx))) if key in _LOCATION_GROUPS else []
     return [CompletionItem(f"{k}=") for k in ("home", *_LOCATION_GROUPS) if k.startswith(key)]
 
 
@@ -95,54 +100,44 @@ def _given(ctx: click.Context) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _config_folders(ctx: click.Context) -> list[Path]:
-    """Return the folders that hold configs: overnight's, that of --config-dir, and the winners of the home."""
-    from overnight.config.paths import conf_dir
-
-    own, home = ctx.params.get("config_dir"), _given(ctx).get("home", _default_home())
-    folders = [conf_dir(), *([Path(own)] if own else []), Path(home) / "winners"]
-    return [folder for f in folders if (folder := f.expanduser()).is_dir()]
+def _configs(ctx: click.Context) -> ConfigSearchPath:
+    """Return the configs of overnight, of --config-dir, and of the winners in the home."""
+    own = ctx.params.get("config_dir")
+    folders = (*([Path(own).expanduser()] if own else []), _home(_given(ctx)).winners)
+    return ConfigSearchPath(tuple(folder for folder in folders if folder.is_dir()))
 
 
-def _default_home() -> str:
-    from overnight.config.paths import conf_dir
-
-    return str(_read(conf_dir() / "config.yaml")["home"])
+def _home(given: Mapping[str, str]) -> HomePaths:
+    return HomePaths(Path(given.get("home") or _read(conf_dir() / "config.yaml")["home"]).expanduser().absolute())
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from overnight.config.trees import read_yaml
-
     try:
         return dict(read_yaml(path) or {})
     except Exception:  # an unreadable file completes to nothing; `overnight tune` reports it
         return {}
 
 
-def _options(group: str, folders: list[Path]) -> list[str]:
-    return sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
-
-
-def _values(key: str, value: str, given: Mapping[str, str], folders: list[Path]) -> Iterator[CompletionItem]:
+def _values(key: str, value: str, given: Mapping[str, str], configs: ConfigSearchPath) -> Iterator[CompletionItem]:
     """Complete the value of a group (also one of several, `model=mlp,cnn`), of a switch, or of a study's name."""
     before, comma, last = value.rpartition(",")
-    options = _options(key, folders)
+    options = configs.options(key)
     if not options and key == "study.warm_start_from":
         options = list(_studies(given))
-    if not options and isinstance(_find(_tree(given, folders), key), bool):
+    if not options and isinstance(_find(_tree(given, configs), key), bool):
         options = ["true", "false"]
     for option in options:
         if option.startswith(last):
             yield CompletionItem(f"{key}={before}{comma}{option}")
 
 
-def _keys(body: str, given: Mapping[str, str], folders: list[Path]) -> Iterator[CompletionItem]:
+def _keys(body: str, given: Mapping[str, str], configs: ConfigSearchPath) -> Iterator[CompletionItem]:
     parent, dot, _ = body.rpartition(".")
-    tree = _tree(given, folders)
+    tree = _tree(given, configs)
     node = _find(tree, parent) if parent else tree
     if not parent:
-        groups = {p.name for folder in folders for p in folder.iterdir() if p.is_dir()} - {_PACKAGE_GLOBAL}
-        yield from (CompletionItem(f"{group}=", help="config group") for group in sorted(groups))
+        groups = sorted(configs.groups() - {_PACKAGE_GLOBAL})
+        yield from (CompletionItem(f"{group}=", help="config group") for group in groups)
     for key, value in node.items() if isinstance(node, Mapping) else ():
         if isinstance(value, Mapping) and value:
             yield CompletionItem(f"{parent}{dot}{key}.")
@@ -150,9 +145,9 @@ def _keys(body: str, given: Mapping[str, str], folders: list[Path]) -> Iterator[
             yield CompletionItem(f"{parent}{dot}{key}=", help=f"default: {_text(value)}")
 
 
-def _tree(given: Mapping[str, str], folders: list[Path]) -> dict[str, Any]:
+def _tree(given: Mapping[str, str], configs: ConfigSearchPath) -> dict[str, Any]:
     """Return the keys of config.yaml and of the options that are selected, with their defaults."""
-    config = _read(folders[0] / "config.yaml")
+    config, folders = _read(conf_dir() / "config.yaml"), (conf_dir(), *configs.folders)
     chosen = {g: o for entry in config.pop("defaults") if isinstance(entry, Mapping) for g, o in entry.items()}
     chosen |= {g: o for g, o in given.items() if g in chosen}
     for group, options in chosen.items():
@@ -178,15 +173,15 @@ def _find(tree: Any, key: str) -> Any:
 
 def _studies(given: Mapping[str, str]) -> dict[str, int]:
     """Return the studies of the home, name -> number of trials, the newest first; none for a shared storage."""
-    path = Path(given.get("home", _default_home())).expanduser() / "optuna.db"
+    path = _home(given).optuna_db
     if given.get("storage", "sqlite") != "sqlite" or not path.exists():
         return {}
     query = """SELECT study_name, (SELECT count(*) FROM trials WHERE trials.study_id = studies.study_id) FROM studies
-        WHERE study_id IN (SELECT study_id FROM study_user_attributes WHERE key = 'overnight.ready')
+        WHERE study_id IN (SELECT study_id FROM study_user_attributes WHERE key = ?)
         ORDER BY study_id DESC"""
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_SQLITE_TIMEOUT_S)) as db:
-            rows = db.execute(query).fetchall()
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_SQLITE_TIMEOUT_S)) as db:
+            rows = db.execute(query, [attributes.READY]).fetchall()
     except sqlite3.Error:
         return {}
     found: dict[str, int] = {}

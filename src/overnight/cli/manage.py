@@ -15,6 +15,7 @@ import optuna
 from overnight.config.paths import StudyLocation, trial_name
 from overnight.config.problems import ConfigError
 from overnight.report import winner_config
+from overnight.search import attributes
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY
 from overnight.search.record import TrialRecord, best_of
 from overnight.study import exclusions
@@ -141,8 +142,8 @@ def footprint(location: StudyLocation, name: str) -> StudyFootprint:
             for frozen in storage.get_all_studies():
                 if re.fullmatch(rf"{re.escape(name)}({re.escape(CONFIRM_SUFFIX)})?(~\d+)?", frozen.study_name):
                     optuna_studies.append(frozen.study_name)
-                    uids |= {str(v) for k, v in frozen.user_attrs.items() if k == "overnight.uid"}
-                    plan = frozen.user_attrs.get("overnight.plan") or {}
+                    uids |= {str(v) for k, v in frozen.user_attrs.items() if k == attributes.UID}
+                    plan = frozen.user_attrs.get(attributes.PLAN) or {}
                     tracked = _tracked_in(location, plan.get("settings", {}).get("tracking", {}))
                     if CONFIRM_SUFFIX not in frozen.study_name:
                         trials = max(trials, storage.get_n_trials(frozen._study_id))

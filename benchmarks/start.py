@@ -12,7 +12,7 @@ Peer: `python -c "import torch, pytorch_lightning, mlflow, optuna"`, the imports
 round, as ours, peer, peer, ours, and a round's time of a side is the mean of its two. A round is run before the
 ones that count, so that every file is in the system's cache for both.
 
-Gate: help names its commands, status says that the study is done, the tuned trial is complete in the ledger and
+Gate: help names its commands, status says that the study is complete, the tuned trial is complete in the ledger and
 FINISHED in MLflow with its metrics.
 
 Limit: first training step at most 0.8 times the peer's imports; --help at most 0.5 s; status at most 1.5 s.
@@ -78,7 +78,7 @@ def _imports_s(measured: Round) -> float:
 
 def gate(measured: Round) -> None:
     require("tune" in measured[HELP]["said"], "--help does not name its commands")
-    require("start: done" in measured[STATUS]["said"], "status does not say that the study is done")
+    require("start: complete" in measured[STATUS]["said"], "status does not say that the study is complete")
     for side in (TUNE, f"{TUNE}{AGAIN}", BOLD):
         require([t.state for t in measured[side]["trials"]] == ["COMPLETE"], f"{side}: the trial is not complete")
         whole = [r for r in measured[side]["runs"] if r.status == "FINISHED" and r.steps.get("val/accuracy") == 1]

@@ -324,15 +324,15 @@ def test_wrong_pictures_are_named_all_at_once(won: StudyView, tmp_path: Path) ->
 
 def test_what_has_no_weights_says_what_to_do(won: StudyView, overnight: Callable[..., Any], tmp_path: Path) -> None:
     lost = next(r.number for r in won.records if r.number != won.best.number)
-    with pytest.raises(ConfigError, match=r"has no weights left, as study.keep_checkpoints keeps those of the best 1"):
+    with pytest.raises(ConfigError, match=r"has no weights: study.keep_checkpoints keeps those of the best 1"):
         winner.find_checkpoint(won, lost)
     with pytest.raises(ConfigError, match="must be one of won's, got 99; it has trials 0 to 3"):
         winner.find_checkpoint(won, 99)
     done = overnight("predict", "won", str(tmp_path / "gone.png"), f"home={won.plan.settings.home}", "--out", "a.txt")
-    assert (done.returncode, done.stderr) == (2, "--out: must end in .csv, got 'a.txt'; name it so\n")
+    assert (done.returncode, done.stderr) == (2, "--out: must end in .csv, got 'a.txt'; rename it\n")
     done = overnight("predict", "won", "gone.png", f"home={won.plan.settings.home}")
     assert done.returncode == 2
-    assert done.stderr.startswith("FILE: must be a picture, a folder of pictures or a .csv file, got 'gone.png'")
+    assert done.stderr.startswith("FILE: must be an image, a folder of images or a .csv file, got 'gone.png'")
 
 
 def test_a_network_of_ones_own_is_exported_as_it_is_and_asked_once_its_data_says_how_rows_are_prepared(

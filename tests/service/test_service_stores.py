@@ -102,7 +102,7 @@ def test_the_study_was_done_on_both_stores(told: Told, mlflow_server: MlflowServ
     }, told.output
     assert not (told.home / "optuna.db").exists()
     assert not (told.home / "mlflow.db").exists()
-    assert "MLflow lacks" not in told.output
+    assert "MLflow is incomplete" not in told.output
     assert told.overnight("doctor", "told").stdout == "told: no problems\n"
     page = told.overnight("ui", "told", "--no-browser").stdout
     assert page.startswith(f"{mlflow_server.address}/#/experiments/")
@@ -189,5 +189,5 @@ def test_a_server_that_was_killed_and_started_again_has_it_all(told: Told, mlflo
 def test_a_deleted_study_is_gone_from_both(told: Told, mlflow_server: MlflowServer) -> None:
     done = told.overnight("delete", "told", "--yes")
     assert "told is deleted" in done.stdout
-    assert f"{mlflow_server.address} keeps what was deleted until `mlflow gc` is run where it lies" in done.stdout
-    assert "the ledger that OVERNIGHT_STORAGE_URL names" in told.overnight("status", "told").stderr
+    assert f"{mlflow_server.address} keeps deleted runs until you run `mlflow gc` on that server" in done.stdout
+    assert "the study storage that OVERNIGHT_STORAGE_URL names" in told.overnight("status", "told").stderr

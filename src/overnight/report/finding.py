@@ -183,13 +183,13 @@ def summary_sentence(finding: Finding) -> str:
     return f"{sentence}; {_versus_baseline(finding, base)}; {_versus_second(finding, second)}."
 
 
-def verdict(comparison: Comparison | None, sign: int) -> str:
-    """Say whether the first one of a comparison is better, worse or not distinguishable. sign: of `sign_of`."""
+def verdict(finding: Finding, comparison: Comparison | None) -> str:
+    """Say whether the first one of a comparison is better, worse or not distinguishable."""
     if comparison is None or comparison.p is None:
         return "not compared"
     if not comparison.distinguishable:
         return "not distinguishable"
-    return "better" if sign * comparison.difference > 0 else "worse"
+    return "better" if _sign(finding.plan) * comparison.difference > 0 else "worse"
 
 
 def format_value(value: Estimate | float, metric: str) -> str:
@@ -244,7 +244,7 @@ def _versus_baseline(finding: Finding, base: Finalist | None, in_place: str = ""
         "not distinguishable": ", not distinguishably different",
         "not compared": ", on too few seeds to compare",
     }
-    return sentence + certainty[verdict(finding.against_baseline, sign_of(finding))]
+    return sentence + certainty[verdict(finding, finding.against_baseline)]
 
 
 def _second(finding: Finding) -> Finalist | None:
@@ -261,7 +261,7 @@ def _versus_second(finding: Finding, second: Finalist | None) -> str:
         "worse": f"{name} was better, but {drawback}",
         "not distinguishable": f"{name} is not distinguishably worse",
         "not compared": f"{name} was trained on too few seeds to compare",
-    }[verdict(finding.against_second, sign_of(finding))]
+    }[verdict(finding, finding.against_second)]
 
 
 def _compared(first: Finalist | None, second: Finalist | None, candidates: int = 1) -> Comparison | None:
@@ -283,10 +283,6 @@ def _seeds(n: int) -> str:
     return "one seed" if n == 1 else f"{n} seeds"
 
 
-def sign_of(finding: Finding) -> int:
-    """Return 1 if a higher objective is better, -1 if a lower one is."""
-    return _sign(finding.plan)
-
-
 def _sign(plan: Plan) -> int:
+    """Return 1 if a higher objective is better, -1 if a lower one is."""
     return 1 if plan.settings.study.direction == "maximize" else -1

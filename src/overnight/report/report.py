@@ -180,7 +180,7 @@ def _versus_first(found: Finding, rank: int, f: Finalist) -> str:
     versus = found.against_baseline if is_base else found.against_second if rank == 1 else None
     if versus is None or versus.p is None:
         return ""
-    first = finding.verdict(versus, finding.sign_of(found))  # of the first; the row shows the other one
+    first = finding.verdict(found, versus)  # of the first; the row shows the other one
     word = {"better": "worse", "worse": "better"}.get(first, first)
     return f"{word} (p = {versus.p:.2g})" if versus.p >= 0.001 else f"{word} (p < 0.001)"
 

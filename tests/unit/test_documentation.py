@@ -10,9 +10,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+import overnight
 from overnight.cli.main import cli
 from overnight.config.problems import ConfigError
+from overnight.search import attributes
 from overnight.search.build_plan import build_plan
+from overnight.tracking import tags
 from support.paths import ROOT
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -89,6 +92,15 @@ def test_the_tutorial_shows_the_mistakes_that_are_reported() -> None:
 def test_a_page_shows_what_init_prints(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(cli, ["init", "mine"]).output == printed(page, "overnight init mine")
+
+
+def test_the_tags_and_names_that_a_document_mentions_exist() -> None:
+    constants = [v for module in (tags, attributes) for v in vars(module).values() if isinstance(v, str)]
+    known = {v.removeprefix("overnight.") for v in constants if v.startswith("overnight.")}
+    known |= {*overnight.__all__, *(path.stem for path in (ROOT / "src" / "overnight").iterdir())}
+    name = r"`overnight\.(?!example\b)([A-Za-z_]+)"
+    named = {(path.name, found) for path in DOCUMENTS for found in re.findall(name, TEXTS[path])}
+    assert {(page, found) for page, found in named if found not in known} == set()
 
 
 def test_every_key_that_a_document_names_is_a_key_of_the_configuration() -> None:

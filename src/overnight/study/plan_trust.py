@@ -1,4 +1,4 @@
-"""Whether a worker may run a plan of somebody else. The whole plan is checked before anything of it is imported."""
+"""Whether a worker may run the plan of another user. The whole plan is checked before anything of it is imported."""
 
 from __future__ import annotations
 

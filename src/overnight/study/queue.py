@@ -109,7 +109,7 @@ class TrialQueue:
         number = self._storage.claim(study_id, which, self.is_spent)
         if number is None:
             return None
-        self._study._thread_local.cached_all_trials = None  # as Study.ask does: samplers read all trials anew
+        self._study._thread_local.cached_all_trials = None  # as Study.ask does: samplers read all trials again
         with self._storage.together():
             trial_id = make_trial_id(study_id, number)
             self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)

@@ -74,7 +74,7 @@ class TrialWriter:
         return unwritten
 
     def mark_progress(self, number: int) -> None:
-        """Count crashes anew: the trial has saved a checkpoint."""
+        """Reset the count of crashes: the trial has saved a checkpoint."""
         trial = self._running[number].trial
         if trial.user_attrs.get(ATTEMPTS):
             trial.set_user_attr(ATTEMPTS, 0)

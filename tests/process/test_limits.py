@@ -159,4 +159,4 @@ def test_a_page_that_would_be_late_is_not_written(finished: StudyView) -> None:
     assert time.monotonic() - started_at < 5 * LATE
     assert late == (None, None), "MLflow is synchronised"
     (note,) = kept[-1]["notes"]
-    assert note.endswith(f" left no time for the page: `overnight report {finished.name}` writes it")
+    assert note.endswith(f" left no time for the page; `overnight report {finished.name}` writes it")

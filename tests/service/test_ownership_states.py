@@ -116,17 +116,40 @@ class OwnershipMachine(RuleBasedStateMachine):
                 if owner.storage.get_trial(self.id_of(number)).state == TrialState.RUNNING:
                     owner.storage.set_trial_state_values(self.id_of(number), TrialState.WAITING)
 
-    @rule(i=owners, j=owners, adopts=st.booleans())
-    def lose(self, i: int, j: int, adopts: bool) -> None:
-        """The leases of owner i end, and owner j takes a trial."""
+    @rule(
+        i=owners,
+        before=st.sampled_from(["report", "complete", "pause", "nothing"]),
+        is_down=st.booleans(),
+        adopts=st.booleans(),
+        returns=st.booleans(),
+    )
+    def lose(self, i: int, before: str, is_down: bool, adopts: bool, returns: bool) -> None:
+        """An owner does something, perhaps in an outage; its leases end, a peer takes a trial, and it may return."""
+        if is_down:
+            self.owners[i].database.state = "down"
+        if before == "report":
+            self.report(i, postponed=True)
+        elif before == "complete":
+            self.complete(i, released=True)
+        elif before == "pause":
+            self.pause(i, released=True)
         self.let_leases_end(self.owners[i].name)
+        peer = (i + 1) % OWNERS
+        self.owners[peer].database.state = "up"
         if adopts:
-            self.adopt(j)
-        self.claim(j)
+            self.adopt(peer)
+        self.claim(peer)
+        self.no_result_changes()
+        if returns:
+            self.mend_database(i)
+            self.poll(i)
+            self.poll(i)
 
-    @rule(i=owners, postponed=st.booleans())
-    def report(self, i: int, postponed: bool) -> None:
+    @rule(i=owners, postponed=st.booleans(), loses_answer=st.booleans())
+    def report(self, i: int, postponed: bool, loses_answer: bool = False) -> None:
         owner = self.owners[i]
+        if loses_answer and owner.running:
+            owner.database.state = "loses answer"
         for number in owner.running:
             step = len(owner.storage.get_trial(self.id_of(number)).intermediate_values)
             with owner.storage.later() if postponed else nullcontext():
@@ -294,8 +317,8 @@ def test_each_trial_is_completed_once_in_any_order_of_claims_losses_and_outages(
     run_state_machine_as_test(
         lambda: OwnershipMachine(*databases),
         settings=settings(
-            max_examples=20,
-            stateful_step_count=20,
+            max_examples=15,
+            stateful_step_count=30,
             deadline=None,
             phases=[Phase.generate],
             suppress_health_check=[HealthCheck.too_slow],

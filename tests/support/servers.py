@@ -177,7 +177,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) 
 
 
 class Cable:
-    """What lies between a process and a PostgreSQL: a socket of its own, which can be cut and mended."""
+    """A proxy between a process and a PostgreSQL, with a socket of its own. It can be cut and mended."""
 
     def __init__(self, folder: Path, postgres: Postgres) -> None:
         self.folder, self._server = folder, postgres.folder / _SOCKET
@@ -212,7 +212,7 @@ class Cable:
             far = socket.socket(socket.AF_UNIX)
             try:
                 far.connect(str(self._server))
-            except OSError:  # it restarts
+            except OSError:  # the server restarts
                 near.close()
                 far.close()
                 continue

@@ -8,7 +8,6 @@ While the database is unreachable trials continue; their reports are written onc
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeVar
@@ -23,7 +22,7 @@ from overnight.study.storage import leases
 from overnight.study.storage.database import OptunaDatabase, open_storage
 from overnight.study.storage.exclusive import Claim, ExclusiveStorage, postponed_signals
 from overnight.study.storage.lock import StudyInUse
-from overnight.study.storage.optuna_tables import Row, blank, make_trial_id, split_trial_id, write_trial
+from overnight.study.storage.optuna_tables import Row, blank, differ, make_trial_id, split_trial_id, write_trial
 from overnight.study.storage.outage import OutageGuard, Unreachable, raising_unreachable
 from overnight.study.storage.ownership import OwnershipTable, Phase
 
@@ -32,11 +31,6 @@ T = TypeVar("T")
 _RETRY_AFTER_S = 2.0
 # Fraction of a lease after which it is renewed. Breaks of half a lease are tolerated, so one renewal may fail.
 _RENEW_AFTER = 0.15
-
-
-def boot_time_s() -> float:
-    """Return the seconds of a clock that also advances while the machine is suspended, as the database's clock does."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class LeasedStorage(ExclusiveStorage):
@@ -60,7 +54,7 @@ class LeasedStorage(ExclusiveStorage):
         lease_s: float,
         owner: str | None = None,
         retry_after_s: float = _RETRY_AFTER_S,
-        clock: Callable[[], float] = boot_time_s,
+        clock: Callable[[], float] = leases.boot_time_s,
     ) -> None:
         super().__init__(backend)
         self.owner, self.lease_s = owner or leases.owner_name(), lease_s
@@ -104,8 +98,9 @@ class LeasedStorage(ExclusiveStorage):
                     leases.release(database, self.owner, [(study_id, number)])
             if isinstance(which, int) or is_spent():
                 return None
-            row = self._insert(database, study_id, blank(datetime.now()))
-            return row.now.number, self._take_new(database, row), row
+            row, first_token = self._insert(database, study_id, blank(datetime.now()))
+            assert first_token is not None, "no other process knows of the trial"
+            return row.now.number, first_token, row
 
         claimed = self._transact(work, lock=f"trials of {study_id}")
         if claimed is None:
@@ -117,10 +112,7 @@ class LeasedStorage(ExclusiveStorage):
         return number
 
     def adopt(self, study_id: int) -> list[int]:
-        """Become the owner of the trials that dead processes left before they had ended or were released.
-
-        Returns:
-            Their numbers.
+        """Become the owner of the trials that dead processes had not released, and return their numbers.
 
         Raises:
             Unreachable: the database is unreachable.
@@ -170,20 +162,16 @@ class LeasedStorage(ExclusiveStorage):
         """Return the numbers of the trials that wait, then of those whose owner is dead."""
         if which == "new":
             return []
-        waiting: list[int] = []
-        abandoned: list[int] = []
+        candidates: list[tuple[bool, int]] = []
         for number, row in enumerate(self._rows(study_id)):
             if which not in ("any", number) or row.now.state.is_finished():
                 continue
-            phase, waits = (
-                self._ownership.get(make_trial_id(study_id, number)).phase,
-                row.now.state == TrialState.WAITING,
-            )
-            if phase is Phase.LOST:  # not before the loss is reported
-                continue
-            if number not in unavailable or (waits and phase is Phase.OWNED):
-                (waiting if waits else abandoned).append(number)
-        return waiting + abandoned
+            phase = self._ownership.get(make_trial_id(study_id, number)).phase
+            waits = row.now.state == TrialState.WAITING
+            # One that was lost is not claimed before the loss is reported.
+            if phase is not Phase.LOST and (number not in unavailable or (waits and phase is Phase.OWNED)):
+                candidates.append((not waits, number))
+        return [number for _, number in sorted(candidates)]
 
     def _unconfirmed(self, database: Connection, study_id: int) -> dict[int, int]:
         """Return number -> fencing token of the trials that a transaction took whose result did not arrive."""
@@ -195,21 +183,23 @@ class LeasedStorage(ExclusiveStorage):
 
     def _take(self, database: Connection, study_id: int, number: int) -> int | None:
         """Take the lease of a trial, then read what its last owner, which can't write it any more, has written."""
-        token = leases.take(database, study_id, number, self.owner, self.lease_s)
-        if token is not None:
-            self._ownership.mark_stale(make_trial_id(study_id, number))
+        token, trial_id = (
+            leases.take(database, study_id, number, self.owner, self.lease_s),
+            make_trial_id(study_id, number),
+        )
+        # What this transaction writes was owned until now, and can't be read before the commit.
+        if token is not None and trial_id not in self._unwritten:
+            self._ownership.mark_stale(trial_id)
             self.refresh(study_id)
         return token
 
-    def _take_new(self, database: Connection, row: Row) -> int:
-        token = leases.take(database, *split_trial_id(row.now._trial_id), self.owner, self.lease_s)
-        assert token is not None, "no other process knows of the trial"
-        return token
-
-    def _insert(self, database: Connection, study_id: int, trial: FrozenTrial) -> Row:
+    def _insert(self, database: Connection, study_id: int, trial: FrozenTrial) -> tuple[Row, int | None]:
+        """Insert a trial, and take the lease of one that runs; return its fencing token."""
         trial.number = len(self._rows(study_id))
         trial._trial_id = make_trial_id(study_id, trial.number)
-        return Row(trial, trial, write_trial(database, Row(trial)))
+        row = Row(trial, trial, write_trial(database, Row(trial)))
+        is_running = trial.state == TrialState.RUNNING
+        return row, leases.take(database, study_id, trial.number, self.owner, self.lease_s) if is_running else None
 
     # Membership
 
@@ -316,7 +306,7 @@ class LeasedStorage(ExclusiveStorage):
             row = self._as_row(study_id, trial)
             if trial.number == len(rows):
                 rows.append(row)
-            elif _differ(rows[trial.number].now, row.now):
+            elif differ(rows[trial.number].now, row.now):
                 rows[trial.number] = row
             else:
                 continue
@@ -356,17 +346,12 @@ class LeasedStorage(ExclusiveStorage):
     # Optuna's interface
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Create a trial: a running one for this process, or a copy of the template for every process.
-
-        Raises:
-            Unreachable: the database is unreachable.
-        """
+        """Create a running trial of this process, or a copy of the template for any process. Raises Unreachable."""
         trial = self._new_trial(study_id, template_trial)
 
         def work(database: Connection) -> tuple[Row, int | None]:
             self.refresh(study_id)
-            row = self._insert(database, study_id, trial)
-            return row, self._take_new(database, row) if trial.state == TrialState.RUNNING else None
+            return self._insert(database, study_id, trial)
 
         row, token = self._transact(work, lock=f"trials of {study_id}")
         self._rows(study_id).append(row)  # the list may be another one after `refresh`
@@ -409,8 +394,3 @@ def open_for_work(location: StudyLocation) -> ExclusiveStorage:
     """Open the storage for a process that works on studies: one that holds their locks, or one of several."""
     database = open_storage(location)
     return LeasedStorage(database, location.lease_s) if location.shared else ExclusiveStorage(database)
-
-
-def _differ(a: FrozenTrial, b: FrozenTrial) -> bool:
-    names = ("state", "values", "params", "user_attrs", "system_attrs", "intermediate_values")
-    return any(getattr(a, name) != getattr(b, name) for name in names)

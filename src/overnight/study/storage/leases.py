@@ -75,7 +75,7 @@ _process: dict[str, str] = {}
 
 
 def start_as_new_owner() -> None:
-    """Name this process anew. What it has not released under its earlier name can be adopted, by itself too."""
+    """Give this process a new name. What it has not released under its earlier name can be adopted, by itself too."""
     _process["owner"] = f"{socket.gethostname()[:50]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
@@ -84,6 +84,11 @@ def owner_name() -> str:
     if not _process:
         start_as_new_owner()
     return _process["owner"]
+
+
+def boot_time_s() -> float:
+    """Return the seconds of a clock that also advances while the machine is suspended, as the database's clock does."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def create_tables(connection: Connection) -> None:

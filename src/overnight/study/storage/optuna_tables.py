@@ -269,3 +269,9 @@ def _trial(
 
 
 _EMPTY = blank(None)
+
+
+def differ(a: FrozenTrial, b: FrozenTrial) -> bool:
+    """Whether two versions of a trial differ in more than their times."""
+    names = ("state", "values", "params", "user_attrs", "system_attrs", "intermediate_values")
+    return any(getattr(a, name) != getattr(b, name) for name in names)

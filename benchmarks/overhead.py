@@ -1,29 +1,29 @@
 """What a trial costs beyond its training.
 
-Claim: a trial of ours, a fresh process and a whole record of every epoch included, takes no more CPU than calling
-Optuna and MLflow from one loop does; and a slot is hardly empty between two trials.
+Claim: a trial of ours, with its own process and a complete record of every epoch, takes no more CPU than calls of
+Optuna and MLflow from one loop; and a slot is hardly ever empty between two trials.
 
 Workload: 200 trials that train nothing, 5 floating-point parameters (multivariate, grouped TPE), 10 epochs with three
-metrics each, the median pruner asked after each; its answer is never yes, as all trials report the same.
+metrics each. The median pruner decides after each epoch. It prunes nothing, because all trials report the same values.
 
-Sides: ours, `overnight tune` with two slots; the peer, one process that calls
-study.ask, trial.suggest_float, trial.report, trial.should_prune, study.tell on SQLite and MlflowClient.log_metric on
-SQLite directly, once a metric and epoch; and the strong peer, the same with one MlflowClient.log_batch an epoch.
+Sides: ours is `overnight tune` with two slots. The peer is one process that calls study.ask, trial.suggest_float,
+trial.report, trial.should_prune and study.tell on SQLite, and MlflowClient.log_metric on SQLite for each metric of each
+epoch. The strong peer does the same with one MlflowClient.log_batch an epoch.
 
-CPU seconds a trial are what the kernel counted for the command and every process that came of it (see commands.py),
-the forkserver and its forks too. Imports and the creation of the stores, which a study pays once, are out on every
-side: a peer reads its own CPU clock before its loop; of ours a study of 20 trials is run too, and the difference to 200
-divided by 180. The whole command's CPU, divided by 200, is reported beside it.
+The CPU seconds of a trial are what the kernel counts for the command and all processes that it starts (see commands.py)
+with the forkserver and its forks. They exclude what a study pays once, its imports and the creation of its stores: a
+peer reads its CPU clock before its loop; for ours, a study of 20 trials runs too, and the difference to 200 trials is
+divided by 180. The CPU of the whole command divided by 200 is reported too.
 
-A slot is empty from the moment a trial says its last word (`Finished` on the pipe, stamped in the trial's process
-just before it is sent) to the first line of a person's code in the trial that takes the slot, the constructor of its
-data module. Reported beside it, and harsher: from the end of a trial's last epoch to the first training step of
-the next, which includes building data, model and Trainer, and saving weights.
+A slot is empty from the moment when a trial sends its last message (`Finished`, stamped in the trial's process just
+before it is sent) to the first line of user code in the next trial of that slot, which is the constructor of its data
+module. A longer interval is reported too: from the end of a trial's last epoch to the first training step of the next
+trial. It contains the construction of data, model and Trainer, and the saving of weights.
 
-Gate: on each side 200 trials complete in Optuna's database with 5 parameters and 10 reports each; 200 runs in MLflow
-FINISHED with 5 parameters and 10 values of each of three metrics.
+Gate: each side has 200 complete trials in Optuna's database with 5 parameters and 10 reports each, and 200 FINISHED
+runs in MLflow with 5 parameters and 10 values of each of three metrics.
 
-Limit: CPU a trial at most 1.0 times the peer's; an empty slot at most 60 ms, median over all gaps of a run.
+Limit: CPU a trial at most 1.0 times the peer's; an empty slot at most 60 ms, the median over all gaps of a run.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ def gate(measured: Round, many: int) -> None:
         require(found.get("gap_ms", 1) > 0, f"{side}: a trial began before its slot was free")
         trials, runs = found["trials"], found["runs"]
         whole = [t for t in trials if t.state == "COMPLETE" and len(t.params) == 5 and t.reports == EPOCHS]
-        require(len(whole) == len(trials) == many, f"{side}: {len(whole)} of {many} trials are whole in the ledger")
+        require(
+            len(whole) == len(trials) == many,
+            f"{side}: {len(whole)} of {many} trials are complete in Optuna",
+        )
         written = [
             r
             for r in runs

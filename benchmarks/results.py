@@ -66,9 +66,9 @@ def verdicts(found: Mapping[str, Sequence[Summary]]) -> Iterator[str]:
 def write(where: str, benchmarks: Sequence[Benchmark], found: Mapping[str, Sequence[Summary]], repeats: int) -> Path:
     parts = [
         "# Results",
-        f"`make bench`: every benchmark {repeats} times, its sides in turn in each; medians and quartiles over the "
-        "n rounds that have a figure (throughput's stock peer takes minutes, and runs in few), ratios taken within a "
-        "round. A benchmark whose gate fails has no figures here.",
+        f"`make bench`: every benchmark {repeats} times, with alternating sides; medians and quartiles over the "
+        "n rounds that have a figure (throughput's stock peer takes minutes, and runs in few rounds), "
+        "ratios computed within a round. A benchmark whose gate fails has no figures here.",
         f"{where}.",
     ]
     for b in benchmarks:

@@ -1,23 +1,24 @@
-"""What a big study costs.
+"""What a large study costs.
 
-Claim: the thousandth trial starts about as soon as the hundredth, and a look at a thousand takes no longer than one
-will wait for.
+Claim: the thousandth trial starts about as soon as the hundredth, and the commands that show a study of a thousand
+trials stay fast.
 
-Workload: a ledger of 1,000 trials of 50 epochs with three metrics each, 5 floating-point parameters, and the same in
-MLflow, where the first start writes it from the ledger (its time is reported, measured once); and a ledger of 100.
-Both are written by Optuna's add_trial, in our own format. Then, on copies:
+Workload: an Optuna storage of 1,000 trials of 50 epochs with three metrics each and 5 floating-point parameters, and
+the same in MLflow. The first start writes MLflow from the Optuna storage; its time is measured once and reported.
+Another Optuna storage has 100 trials. Optuna's add_trial writes both, in our format. Then, on copies:
 
-- ask: `overnight tune` goes on by 12 trials of 50 epochs of 20 ms that train nothing. How long a slot stands empty is
-  measured as in overhead.py; TPE fits itself to all trials there are before each.
-- status: `overnight status`. compare: `overnight compare` on two trials. report: `overnight report`, pictures and all.
-- reconcile: twenty runs are put back to RUNNING and lose their metrics, as a kill leaves them; the seconds that
-  `overnight tune` takes, one more trial included, less what it takes where nothing is to be healed.
-- memory: the most that the supervisor's process had resident while it went on from 1,000.
+- ask: `overnight tune` adds 12 trials of 50 epochs of 20 ms that train nothing. The time for which a slot is empty is
+  measured as in overhead.py. Before each trial, TPE is fitted to all trials.
+- status: `overnight status`. compare: `overnight compare` on two trials. report: `overnight report` with its pictures.
+- reconcile: twenty runs get the status RUNNING and lose their metrics, as after a kill. The result is the time of
+  `overnight tune` with one more trial, less its time when nothing has to be repaired.
+- memory: the peak resident memory of the supervisor's process while it continues the study of 1,000 trials.
 
-Gate: the ledger has 1,012 (112) whole trials after going on, and MLflow as many whole runs; after reconciling, no run
-that is not FINISHED with 50 values of each metric; status says how many trials there are; compare names both.
+Gate: the Optuna storage has 1,012 (112) complete trials after the first part, and MLflow as many complete runs. After
+reconciling, every run is FINISHED with 50 values of each metric. status shows the number of trials, and compare names
+both trials.
 
-Limit: an empty slot at 1,000 at most twice the one at 100 (medians); status at most 2 s; memory at most 600 MiB.
+Limit: an empty slot at 1,000 trials at most twice the one at 100 (medians); status at most 2 s; memory at most 600 MiB.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def benchmark(quick: bool) -> Benchmark:
             homes[trials] = folder / f"home-{trials}"
             homes[trials].mkdir()
             python("-m", "benchmarks.scale", str(homes[trials]), str(trials), folder=homes[trials])
-            # One trial is still waiting: the start that runs it also writes MLflow from the ledger.
+            # One trial is still waiting: the start that runs it also writes MLflow from the Optuna storage.
             filled["s"] = _tune(homes[trials], trials).wall_s
 
     def going_on(trials: int, folder: Path) -> Measured:
@@ -69,7 +70,7 @@ def benchmark(quick: bool) -> Benchmark:
 
     def looking(*line: str, folder: Path) -> Measured:
         ran = python("-m", "overnight", *line, f"home={homes[many]}", folder=folder)
-        return {"s": ran.wall_s, "said": ran.output}
+        return {"s": ran.wall_s, "output": ran.output}
 
     sides = {
         "ask at few": partial(going_on, few),
@@ -113,19 +114,19 @@ def gate(measured: Round, few: int, many: int, on: int) -> None:
     for side, trials in wanted.items():
         found = measured[side]
         whole = [t for t in found["trials"] if t.state == "COMPLETE" and t.reports == EPOCHS]
-        require(len(whole) == trials, f"{side}: {len(whole)} of {trials} trials are whole in the ledger")
+        require(len(whole) == trials, f"{side}: {len(whole)} of {trials} trials are complete in the Optuna storage")
         runs = [
             r
             for r in found["runs"]
             if r.status == "FINISHED" and all(r.steps.get(metric) == EPOCHS for metric in METRICS)
         ]
         require(len(runs) == len(found["runs"]) == trials, f"{side}: {len(runs)} of {trials} runs are whole in MLflow")
-    said = measured["status"]["said"]
-    require(f"{many} of {many} trials done" in said, f"status does not say that {many} trials are done: {said}")
-    said = measured["compare"]["said"]
-    require("1" in said and "2" in said, f"compare does not name both trials: {said}")
-    said = measured["report"]["said"]
-    require(f"{many} trials ({many} complete)" in said, f"report does not say that {many} trials are complete: {said}")
+    output = measured["status"]["output"]
+    require(f"{many} of {many} trials done" in output, f"status does not show that {many} trials are done: {output}")
+    output = measured["compare"]["output"]
+    require("1" in output and "2" in output, f"compare does not name both trials: {output}")
+    output = measured["report"]["output"]
+    require(f"{many} trials ({many} complete)" in output, f"report does not show {many} complete trials: {output}")
 
 
 def _tune(home: Path, trials: int) -> Ran:
@@ -143,7 +144,7 @@ def _copy(home: Path, folder: Path) -> Path:
 
 
 def _break(database: Path, runs: int) -> None:
-    """Leave runs as a kill does: said to be running, and without what was not written yet."""
+    """Put runs into the state after a kill: RUNNING, and without the values that were not written yet."""
     with contextlib.closing(sqlite3.connect(database)) as db, db:
         rows = db.execute("select run_uuid from tags where key = 'overnight.trial' order by run_uuid limit ?", (runs,))
         for (run,) in rows.fetchall():
@@ -153,7 +154,7 @@ def _break(database: Path, runs: int) -> None:
 
 
 def fill(home: Path, trials: int) -> None:
-    """A ledger of so many trials, the first of which still waits."""
+    """Create an Optuna storage of so many trials. The first one is waiting."""
     import random
     import time
 

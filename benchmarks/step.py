@@ -1,18 +1,18 @@
 """What a training step costs beyond PyTorch's own.
 
-Claim: our loop, Lightning's Trainer included, adds next to nothing to a bare training step.
+Claim: our loop, with Lightning's Trainer, adds next to nothing to a bare training step.
 
-Workload: batches of 128 made-up pictures of 28x28 pixels in memory, an MLP with one hidden layer of 64, one with 512,
-and the CNN as it is configured by default; on the CPU with one thread, and on a GPU as well where there is one. Through
-`overnight.trial.fit`, callbacks, reports and all, as a trial runs it; the seconds from an epoch's start to its last
-batch, divided by its steps.
+Workload: batches of 128 generated pictures of 28x28 pixels in memory; an MLP with one hidden layer of 64, one with 512,
+and the CNN with its defaults; on the CPU with one thread, and on a GPU if there is one. The steps run through
+`overnight.trial.fit` with callbacks and reports, as in a trial. The result is the time from the start of an epoch to
+its last batch, divided by its steps.
 
-Peer: the bare loop, in the same process, an epoch of ours and an epoch of it in turn: pick a batch, zero_grad, forward,
-cross_entropy, backward, step, with a copy of the same network and the same optimizer with the same options. Reported
-beside it, without a limit: somebody's own module with Lightning's automatic optimisation and self.log in its step.
+Peer: the bare loop, in the same process. Epochs of both sides alternate: pick a batch, zero_grad, forward,
+cross_entropy, backward, step, with a copy of the network and an optimizer with the same options. A user's own module
+with Lightning's automatic optimisation and self.log in its step is reported too, without a limit.
 
-Gate: as many optimizer steps on both sides, and a training loss in the last epoch that is the same within a fifth and
-lower than at first.
+Gate: both sides take the same number of optimizer steps. Their training losses in the last epoch differ by less than a
+fifth, and are lower than in the first epoch.
 
 Limit: 1.10 times the bare step for MLP-64, 1.05 for MLP-512 and the CNN (medians over the pairs of a run).
 """
@@ -35,7 +35,7 @@ NETS: dict[str, tuple[str, dict[str, Any], int, float | None]] = {
     "MLP-64": ("mlp", {"hidden_sizes": [64]}, 200, 1.10),
     "MLP-512": ("mlp", {"hidden_sizes": [512]}, 100, 1.05),
     "CNN": ("cnn", {}, 40, 1.05),
-    "MLP-64 of somebody's own": ("own", {}, 200, None),
+    "MLP-64 of a user": ("own", {}, 200, None),
 }
 
 
@@ -116,7 +116,7 @@ def train(net: str, device: str, pairs: int) -> dict[str, Any]:
     spec = TrialSpec(
         "step", 0, 0, config, "train/loss", "minimize", "last", Path("never written"), 1e9, device, keep_weights=False
     )
-    fit(spec, stepping.Silence())
+    fit(spec, stepping.NullLink())
     return stepping.found(steps)
 
 

@@ -21,8 +21,8 @@ SHAPE, CLASSES = (1, 28, 28), 10
 _now: list[Timed] = []  # the model that trains in this process
 
 
-class Silence:
-    """A trial's pipe with nobody at the other end."""
+class NullLink:
+    """A trial's pipe without a supervisor."""
 
     def send(self, message: Up) -> None:
         pass

@@ -1,35 +1,35 @@
-"""How many trials a night.
+"""How many trials a study completes in a given time.
 
-Claim: a study runs nearly as fast as two bare training loops that keep nothing, and several times as fast as the
-pieces put together as their pages show.
+Claim: a study is nearly as fast as two bare training loops that store nothing, and several times as fast as the same
+libraries combined as their documentation shows.
 
 Workload: Fashion-MNIST (55,000 pictures to train on, 5,000 to validate, the same rows on every side), 12 fixed
-configurations of an MLP, one or two hidden layers of 32 to 256, ReLU, Adam at 1e-3, batch 128, 3 epochs, pixels
-standardised, the same way of drawing first weights. Two slots, no GPU. Where there is no Fashion-MNIST (in the folder
-that OVERNIGHT_DATA names, or in shared/data beside the checkout) scikit-learn's digits, enlarged to 28x28, shifted by
-chance and repeated to as many pictures, take its place, and the output says so.
+configurations of an MLP with one or two hidden layers of 32 to 256, ReLU, Adam at 1e-3, batch 128, 3 epochs,
+standardised pixels, the same distribution of initial weights. Two slots, no GPU. If Fashion-MNIST is not available (in
+the folder OVERNIGHT_DATA, or in shared/data beside the checkout), scikit-learn's digits replace it, enlarged to 28x28,
+shifted at random and repeated to the same number of pictures. The output then names them.
 
-Sides, all in throughput_peers.py but ours:
-- ours: `overnight tune` with the configurations in study.enqueue; a process a trial.
-- ideal: two processes of one thread, the data as tensors in memory, fused Adam, a bare PyTorch loop; nothing is stored.
-- strong: two warm processes of one thread, the data as tensors in a TensorDataset and DataLoader, fused Adam,
-  Lightning's Trainer without bar, summary, checkpoints and sanity check, self.log an epoch, MLFlowLogger on SQLite,
-  Optuna on SQLite with a report an epoch.
-- stock: one process with torch's own choice of threads, Lightning's Trainer as it comes, torchvision with ToTensor and
-  Normalize in a DataLoader, Optuna with MLflowCallback. It takes minutes, so it runs in the first three rounds alone,
-  each gives it one of the twelve configurations, another one each time, and its time is that trial's times twelve.
+Sides, all but ours in throughput_peers.py:
+- ours: `overnight tune` with the configurations in study.enqueue, one process a trial.
+- ideal: two processes of one thread, the data as tensors in memory, fused Adam, a bare PyTorch loop. It stores nothing.
+- strong: two warm processes of one thread, the data as tensors in a TensorDataset and a DataLoader, fused Adam,
+  Lightning's Trainer without progress bar, summary, checkpoints and sanity check, self.log once an epoch, MLFlowLogger
+  on SQLite, Optuna on SQLite with one report an epoch.
+- stock: one process with torch's default number of threads, Lightning's Trainer with its defaults, torchvision with
+  ToTensor and Normalize in a DataLoader, Optuna with MLflowCallback. It takes minutes. It therefore runs in the first
+  three rounds only, with another one of the twelve configurations in each, and its time is that trial's times twelve.
 
-Ours and ideal run twice a round, as ours, ideal, ideal, ours, and a round's time of a side is the mean of its two.
+Ours and ideal run twice a round, in the order ours, ideal, ideal, ours. The time of a side in a round is the mean.
 
-Every side is timed from its first trial's start to its last one's end, so imports, loading and opening of stores are
-out. The peers are warm by then; a trial of ours finds its data by itself, in its time. A study of less than half a
-minute draws its pictures after its last trial, and so outside of it. As one also waits for a command to come back, ours
-and the strong peer's whole time, from typing to prompt, pictures, report and all, is reported too.
+The time of a side is that from the start of its first trial to the end of its last one, without imports, loading data
+and opening stores. The peers have loaded their data before; a trial of ours finds its data within its time. A study of
+less than half a minute draws its pictures after its last trial, outside of that time. The whole time of the command of
+ours and of the strong peer is reported too, from its start to its end, with pictures and report.
 
-Gate: each configuration was trained for as many optimizer steps (a subclass of our MLP counts
-them); its validation accuracy lies within 0.03 of ideal's, and the mean over them within 0.01; on ours and the strong
-side every trial is complete in Optuna and FINISHED in MLflow with train/loss, val/loss and val/accuracy of each epoch;
-MLflowCallback stores one value a trial, and that is there.
+Gate: each configuration trains for the same number of optimizer steps (a subclass of our MLP counts them). Its
+validation accuracy is within 0.03 of ideal's, and the mean is within 0.01. On ours and on the strong side, every trial
+is complete in Optuna and FINISHED in MLflow, with train/loss, val/loss and val/accuracy of each epoch. MLflowCallback
+stores one value a trial, and this value exists.
 
 Limit, in trials a second: at least 0.85 of ideal, 1.6 times strong, 8 times stock.
 """

@@ -31,8 +31,13 @@ CLASSES = 10
 
 
 @dataclass(frozen=True)
-class Asked:
-    """chosen: which configurations, by index. share: of the rows, to train on."""
+class Options:
+    """What to train.
+
+    Args:
+        chosen: The indices of the configurations.
+        share: The share of the rows to train on.
+    """
 
     root: str
     chosen: list[int]
@@ -41,13 +46,13 @@ class Asked:
     folder: str
 
     def rows(self, count: int) -> tuple[Tensor, Tensor]:
-        """Those to train on and those to validate on: the ones that our data module takes."""
+        """Return the indices of the rows to train on and to validate on, the same as our data module's."""
         order = torch.randperm(count, generator=torch.Generator().manual_seed(SEED))
         known = order[VALIDATION:]
         return known[: max(1, round(self.share * len(known)))], order[:VALIDATION]
 
     @property
-    def ledger(self) -> str:
+    def storage(self) -> str:
         return f"sqlite:///{self.folder}/optuna.db"
 
     @property
@@ -55,7 +60,8 @@ class Asked:
         return f"sqlite:///{self.folder}/mlflow.db"
 
 
-Told = tuple[str, float, int]  # a configuration's name, its validation accuracy, its optimizer steps
+Take, Ready, Tell = Callable[[], int | None], Callable[[], Any], Callable[..., None]
+Outcome = tuple[str, float, int]  # a configuration's name, its validation accuracy, its optimizer steps
 
 
 def network(sizes: list[int]) -> nn.Sequential:
@@ -67,10 +73,10 @@ def network(sizes: list[int]) -> nn.Sequential:
     return net
 
 
-def tensors(asked: Asked) -> dict[str, tuple[Tensor, Tensor]]:
+def tensors(options: Options) -> dict[str, tuple[Tensor, Tensor]]:
     """train and validation as standardised tensors: (N, 1, 28, 28) and (N,)."""
-    known = datasets.FashionMNIST(asked.root, train=True)
-    train, validation = asked.rows(len(known))
+    known = datasets.FashionMNIST(options.root, train=True)
+    train, validation = options.rows(len(known))
     pictures, targets = known.data.unsqueeze(1).float() / 255, known.targets
     mean, deviation = pictures[train].mean(), pictures[train].std()
     pictures = (pictures - mean) / deviation
@@ -80,8 +86,10 @@ def tensors(asked: Asked) -> dict[str, tuple[Tensor, Tensor]]:
 # ideal ----------------------------------------------------------------------------------------------------------------
 
 
-def ideal(asked: Asked, take: Callable[[], int | None], ready: Callable[[], Any], tell: Callable[..., None]) -> None:
-    data = tensors(asked)
+def ideal(
+    options: Options, take: Callable[[], int | None], ready: Callable[[], Any], tell: Callable[..., None]
+) -> None:
+    data = tensors(options)
     inputs, targets = data["train"]
     ready()
     while (index := take()) is not None:
@@ -90,7 +98,7 @@ def ideal(asked: Asked, take: Callable[[], int | None], ready: Callable[[], Any]
         net = network(sizes)
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
         steps = 0
-        for _ in range(asked.epochs):
+        for _ in range(options.epochs):
             total = torch.tensor(0.0)
             for rows in torch.randperm(len(inputs)).split(BATCH):
                 optimizer.zero_grad()
@@ -106,7 +114,7 @@ def ideal(asked: Asked, take: Callable[[], int | None], ready: Callable[[], Any]
         tell((name_of(sizes), accuracy, steps), started, time.time())
 
 
-# strong and stock: the same module, as somebody writes one ------------------------------------------------------------
+# strong and stock: the same module, as a user writes one ------------------------------------------------------------
 
 
 class Classifier(pl.LightningModule):
@@ -141,17 +149,19 @@ class Report(pl.Callback):
         self.trial.report(float(trainer.callback_metrics["val/accuracy"]), trainer.current_epoch)
 
 
-def told(trainer: pl.Trainer, sizes: list[int]) -> Told:
+def outcome(trainer: pl.Trainer, sizes: list[int]) -> Outcome:
     return name_of(sizes), float(trainer.callback_metrics["val/accuracy"]), trainer.global_step
 
 
-def strong(asked: Asked, take: Callable[[], int | None], ready: Callable[[], Any], tell: Callable[..., None]) -> None:
+def strong(
+    options: Options, take: Callable[[], int | None], ready: Callable[[], Any], tell: Callable[..., None]
+) -> None:
     import mlflow
     from pytorch_lightning.loggers import MLFlowLogger
 
-    data = {name: TensorDataset(*pair) for name, pair in tensors(asked).items()}
-    study = optuna.load_study(study_name="throughput", storage=asked.ledger)
-    mlflow.MlflowClient(asked.tracking).get_experiment_by_name("throughput")  # the store is open
+    data = {name: TensorDataset(*pair) for name, pair in tensors(options).items()}
+    study = optuna.load_study(study_name="throughput", storage=options.storage)
+    mlflow.MlflowClient(options.tracking).get_experiment_by_name("throughput")  # the store is open
     ready()
     while (index := take()) is not None:
         sizes, started = CONFIGURATIONS[index], time.time()
@@ -159,10 +169,10 @@ def strong(asked: Asked, take: Callable[[], int | None], ready: Callable[[], Any
         for layer, size in enumerate(sizes):
             trial.suggest_int(f"hidden_size_{layer}", size, size)
         torch.manual_seed(index)
-        logger = MLFlowLogger("throughput", tracking_uri=asked.tracking, run_name=f"trial-{trial.number}")
+        logger = MLFlowLogger("throughput", tracking_uri=options.tracking, run_name=f"trial-{trial.number}")
         logger.log_hyperparams(trial.params)
         trainer = pl.Trainer(
-            max_epochs=asked.epochs,
+            max_epochs=options.epochs,
             accelerator="cpu",
             devices=1,
             logger=logger,
@@ -177,77 +187,77 @@ def strong(asked: Asked, take: Callable[[], int | None], ready: Callable[[], Any
             DataLoader(data["train"], batch_size=BATCH, shuffle=True),
             DataLoader(data["validation"], batch_size=1024),
         )
-        name, accuracy, steps = told(trainer, sizes)
+        name, accuracy, steps = outcome(trainer, sizes)
         study.tell(trial, accuracy)
         tell((name, accuracy, steps), started, time.time())
 
 
-def stock(asked: Asked) -> None:
+def stock(options: Options) -> None:
     from optuna_integration.mlflow import MLflowCallback
 
-    known = datasets.FashionMNIST(asked.root, train=True)
-    train, validation = asked.rows(len(known))
+    known = datasets.FashionMNIST(options.root, train=True)
+    train, validation = options.rows(len(known))
     shades = known.data[train].float() / 255
     known.transform = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((float(shades.mean()),), (float(shades.std()),))]
     )
-    done: list[Told] = []
+    done: list[Outcome] = []
 
     def objective(trial: optuna.Trial) -> float:
-        index = asked.chosen[trial.number]
+        index = options.chosen[trial.number]
         sizes = CONFIGURATIONS[index]
         for layer, size in enumerate(sizes):
             trial.suggest_int(f"hidden_size_{layer}", size, size)
         torch.manual_seed(index)
-        trainer = pl.Trainer(max_epochs=asked.epochs, default_root_dir=asked.folder)
+        trainer = pl.Trainer(max_epochs=options.epochs, default_root_dir=options.folder)
         trainer.fit(
             Classifier(sizes, fused=False),
             DataLoader(Subset(known, train.tolist()), batch_size=BATCH, shuffle=True),
             DataLoader(Subset(known, validation.tolist()), batch_size=BATCH),
         )
-        done.append(told(trainer, sizes))
+        done.append(outcome(trainer, sizes))
         return done[-1][1]
 
     study = optuna.create_study(study_name="throughput", direction="maximize")
-    callback = MLflowCallback(tracking_uri=asked.tracking, metric_name="val/accuracy")
-    study.optimize(objective, n_trials=len(asked.chosen), callbacks=[callback])
+    callback = MLflowCallback(tracking_uri=options.tracking, metric_name="val/accuracy")
+    study.optimize(objective, n_trials=len(options.chosen), callbacks=[callback])
     times = [(t.datetime_start.timestamp(), t.datetime_complete.timestamp()) for t in study.trials]
-    answer(asked, done, times)
+    answer(options, done, times)
 
 
 # Two processes side by side -------------------------------------------------------------------------------------------
 
 
-def side_by_side(work: Callable[..., None], asked: Asked) -> None:
+def side_by_side(work: Callable[..., None], options: Options) -> None:
     """Run `work` in two processes that take the next configuration when they are through with one."""
     context = multiprocessing.get_context("spawn")
     queue, answers, barrier = context.Queue(), context.Queue(), context.Barrier(2)
-    for index in [*asked.chosen, None, None]:
+    for index in [*options.chosen, None, None]:
         queue.put(index)
-    workers = [context.Process(target=_work, args=(work.__name__, asked, queue, answers, barrier)) for _ in range(2)]
+    workers = [context.Process(target=_work, args=(work.__name__, options, queue, answers, barrier)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    heard = [answers.get(timeout=800) for _ in asked.chosen]
+    heard = [answers.get(timeout=800) for _ in options.chosen]
     for worker in workers:
         worker.join()
-    answer(asked, [one for one, _, _ in heard], [(started, ended) for _, started, ended in heard])
+    answer(options, [one for one, _, _ in heard], [(started, ended) for _, started, ended in heard])
 
 
-def _work(name: str, asked: Asked, queue: Any, answers: Any, barrier: Any) -> None:
+def _work(name: str, options: Options, queue: Any, answers: Any, barrier: Any) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     work = {"ideal": ideal, "strong": strong}[name]
-    work(asked, queue.get, barrier.wait, lambda *one: answers.put(one))
+    work(options, queue.get, barrier.wait, lambda *one: answers.put(one))
 
 
-def answer(asked: Asked, done: list[Told], times: list[tuple[float, float]]) -> None:
+def answer(options: Options, done: list[Outcome], times: list[tuple[float, float]]) -> None:
     found = {
         "seconds": max(ended for _, ended in times) - min(started for started, _ in times),
         "accuracies": {name: accuracy for name, accuracy, _ in done},
         "steps": [steps for _, _, steps in done],
     }
-    Path(asked.folder, "answer.json").write_text(json.dumps(found))
+    Path(options.folder, "answer.json").write_text(json.dumps(found))
 
 
 # What is done before the clock runs -----------------------------------------------------------------------------------
@@ -278,16 +288,16 @@ def main(side: str, given: Any) -> None:
     if side == "digits":
         enlarged_digits(given)
     elif side == "stock":
-        stock(Asked(**given))
+        stock(Options(**given))
     else:
-        asked = Asked(**given)
+        options = Options(**given)
         if side == "strong":
             import mlflow
 
-            client = mlflow.MlflowClient(asked.tracking)
-            client.create_experiment("throughput", artifact_location=f"{asked.folder}/artifacts")
-            optuna.create_study(study_name="throughput", storage=asked.ledger, direction="maximize")
-        side_by_side({"ideal": ideal, "strong": strong}[side], asked)
+            client = mlflow.MlflowClient(options.tracking)
+            client.create_experiment("throughput", artifact_location=f"{options.folder}/artifacts")
+            optuna.create_study(study_name="throughput", storage=options.storage, direction="maximize")
+        side_by_side({"ideal": ideal, "strong": strong}[side], options)
 
 
 if __name__ == "__main__":

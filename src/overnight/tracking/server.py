@@ -3,9 +3,9 @@
     python -m overnight.tracking.server --host 0.0.0.0 --port 5000 --serve-artifacts --allowed-hosts mlflow:5000
 
 starts `mlflow server` with these arguments. MLflow's own login (basic-auth) protects its API and checks permissions.
-It does not protect paths that begin with /static, /health or /favicon.ico, nor the server's information about itself,
-and it lets pages of other sites send read requests. The gate has no such exceptions: every path but /health needs the login,
-and requests with a foreign host or from a foreign origin are rejected.
+It does not protect paths that begin with /static, /health or /favicon.ico, nor what the server says about itself, and
+it lets pages of other sites send read requests. The gate has no such exceptions: every path but /health needs the
+login, and requests with a foreign host or from a foreign origin are rejected.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _create_accounts(secrets: Mapping[str, str]) -> None:
 
 
 def create_app() -> Any:
-    """Return MLflow's app with its login and the gate. `mlflow server --app-name overnight` calls this once a process."""
+    """Return MLflow's app with login and gate. `mlflow server --app-name overnight` calls it in each process."""
     from mlflow.server import auth
 
     app = auth.create_app()

@@ -13,8 +13,8 @@ Peer: `python -c "import torch, pytorch_lightning, mlflow, optuna"`, only the im
 round, in the order ours, peer, peer, ours. The time of a side in a round is the mean. One round runs before those that
 count, so that all files are in the system's cache for both.
 
-Gate: help names its commands, status reports that the study is complete, the tuned trial is complete in the Optuna storage
-and FINISHED in MLflow with its metrics.
+Gate: help names its commands, status reports that the study is complete, the tuned trial is complete in the Optuna
+storage and FINISHED in MLflow with its metrics.
 
 Limit: first training step at most 0.8 times the peer's imports; --help at most 0.5 s; status at most 1.5 s.
 """

@@ -324,8 +324,8 @@ def test_an_additional_lucky_seed_does_not_decide_an_interrupted_confirmation() 
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        ([], "nothing to say"),
-        ([record(0, None, "failed")], "nothing to say"),
+        ([], "there is no result"),
+        ([record(0, None, "failed")], "there is no result"),
         ([record(0, 0.9)], "0 of 5 confirmations are done"),
     ],
     ids=["an empty study", "all failed", "one trial"],

@@ -296,15 +296,15 @@ def mark(
     """
     session = reopen(location, name)
     try:
-        kept, records = session.attributes.exclusions, session.records()
+        marked, records = session.attributes.exclusions, session.records()
         if problems := list(_unmarkable(name, records, numbers, bad)):
             raise ConfigError(problems)
         for number in numbers:
             if bad:
-                kept[number] = why
+                marked[number] = why
             else:
-                kept.pop(number, None)
-        session.attributes.set_exclusions(kept)
+                marked.pop(number, None)
+        session.attributes.set_exclusions(marked)
     finally:
         session.close()
     study, _ = view(location, name)

@@ -100,44 +100,50 @@ def register(view: StudyView, timeout_s: float = EXPORT_TIMEOUT_S) -> str:
         A message for the user.
     """
     try:
-        kept = find_checkpoint(view)
+        checkpoint = find_checkpoint(view)
     except ConfigError as error:
         return f"no model in MLflow's registry: {error}"
     location, named = view.plan.settings.location, f"models:/{view.name}@{registry.CHAMPION}"
-    digest = hashlib.sha256(kept.path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(checkpoint.path.read_bytes()).hexdigest()
     with tempfile.TemporaryDirectory(dir=location.paths.root, prefix="model.") as folder:
         try:
             if registry.champion_tags(location, view.name).get(tags.WEIGHTS) == digest:
                 return f"model: {named}"
-            spec = ExportSpec(kept.path, Path(folder), location.paths.cache)
-            made = trial_process.run_one_shot(spec, location.paths.study(view.name).logs / "model.log", timeout_s)
-            why = made.problems[0] if isinstance(made, Refused) else made.why if isinstance(made, Exported) else ""
-            if not isinstance(made, Exported) or made.file is None:
-                return f"no model in MLflow's registry: {why}; its weights are kept in {kept.path}"
+            spec = ExportSpec(checkpoint.path, Path(folder), location.paths.cache)
+            exported = trial_process.run_one_shot(spec, location.paths.study(view.name).logs / "model.log", timeout_s)
+            reason = (
+                exported.problems[0]
+                if isinstance(exported, Refused)
+                else exported.why
+                if isinstance(exported, Exported)
+                else ""
+            )
+            if not isinstance(exported, Exported) or exported.file is None:
+                return f"no model in MLflow's registry: {reason}; its weights are kept in {checkpoint.path}"
             version_tags = {
                 tags.STUDY: view.name,
                 tags.UID: view.uid,
-                tags.WINNER: trial_name(kept.trial.number),
+                tags.WINNER: trial_name(checkpoint.trial.number),
                 tags.WEIGHTS: digest,
             }
-            registry.register(view, made, version_tags, finding.summary_sentence(finding.from_view(view)))
+            registry.register(view, exported, version_tags, finding.summary_sentence(finding.from_view(view)))
         except Exception as error:  # of MLflow, SQLAlchemy or the network; the next start tries again
-            return f"no model in MLflow's registry: {describe_error(error)}; its weights are kept in {kept.path}"
+            return f"no model in MLflow's registry: {describe_error(error)}; its weights are kept in {checkpoint.path}"
     return f"model: {named}"
 
 
 def predict(view: StudyView, number: int | None, path: Path, invert: bool = False) -> tuple[Checkpoint, Predicted]:
     """Predict images or rows with a trained network. Raises ConfigError with every mistake in them."""
-    kept, location = find_checkpoint(view, number), view.plan.settings.location
+    checkpoint, location = find_checkpoint(view, number), view.plan.settings.location
     if not path.exists():
         raise ConfigError([f"FILE: must be an image, a folder of images or a .csv file, got {str(path)!r}, which does "
                            f"not exist; correct the path"])  # fmt: skip
     forkserver.warm_up()
     log = location.paths.study(view.name.removesuffix(CONFIRM_SUFFIX)).logs / "predict.log"
-    spec = PredictSpec(kept.path, path.absolute(), invert, location.paths.cache)
+    spec = PredictSpec(checkpoint.path, path.absolute(), invert, location.paths.cache)
     reply = trial_process.run_one_shot(spec, log, PREDICT_TIMEOUT_S)
     if not isinstance(reply, Predicted):
         raise ConfigError(
             reply.problems if isinstance(reply, Refused) else ["predict: must return predictions, got another message"]
         )
-    return kept, reply
+    return checkpoint, reply

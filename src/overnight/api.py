@@ -174,7 +174,7 @@ def run(
     messages = [*messages, *opened]
     for message in messages:
         say(message)
-    result = _run_session(session, began, screen, signals or Signals(), notifier.herald(plan, addresses, say))
+    result = _run_session(session, began, screen, signals or Signals(), notifier.notifications(plan, addresses, say))
     return replace(result, messages=tuple(messages))
 
 
@@ -196,7 +196,7 @@ def run_launched(
     try:
         warm_up(own.location)
         check_free_space(session.plan)
-        notifications = notifier.herald(session.plan, notifier.addresses(session.plan.settings.notify), say)
+        notifications = notifier.notifications(session.plan, notifier.addresses(session.plan.settings.notify), say)
     except BaseException:
         session.close()
         raise
@@ -276,7 +276,7 @@ def _run_supervisor(
     def show(s: Supervisor) -> None:
         shown.update(lambda: progress(s))
         if news is not None:
-            news.look(s.disk.is_full, s.outcomes.stalled)
+            news.report_progress(s.disk.is_full, s.outcomes.stalled)
 
     supervisor.on_change = show
     with signals.working(supervisor.stop), awake(supervisor.plan.settings.stay_awake):
@@ -327,13 +327,13 @@ def _notify_of_end(news: Notifier, result: Result) -> None:
     last = f", the last with {failed[-1].reason}" if failed else ""
     if result.stop_reason is StopReason.FAILURES:
         limit = result.plan.settings.study.max_consecutive_failures
-        news.tell("failed", f"stopped: {limit} in a row failed{last}")
+        news.send("failed", f"stopped: {limit} in a row failed{last}")
     elif result.all_failed:
-        news.tell("failed", f"all {len(failed)} trials failed{last}")
+        news.send("failed", f"all {len(failed)} trials failed{last}")
     elif result.stop_reason is not StopReason.STOPPED and result.finding is not None:
         from overnight.report import finding
 
-        news.tell("done", finding.summary_sentence(result.finding))
+        news.send("done", finding.summary_sentence(result.finding))
 
 
 def _result(plan: Plan, ending: Ending, signals: Signals) -> Result:

@@ -51,7 +51,7 @@ def test_training_returns_the_trial(home: Path) -> None:
     assert trial.value > 0.5
 
 
-def test_a_folder_of_somebodys_own_configs_brings_their_network(home: Path, tmp_path: Path) -> None:
+def test_a_directory_of_own_configs_adds_a_network(home: Path, tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     (conf / "model").mkdir(parents=True)
     (conf / "search").mkdir()
@@ -63,7 +63,7 @@ def test_a_folder_of_somebodys_own_configs_brings_their_network(home: Path, tmp_
     assert set(result.best.params) == {"model.lr"}
 
 
-def test_an_interrupt_is_raised_once_everything_is_saved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_raised_after_everything_is_saved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pressed = []
 
     class PressesCtrlC(NullScreen):

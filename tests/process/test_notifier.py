@@ -1,4 +1,4 @@
-"""Telling people how a study goes: to a real server, and through real commands; what hangs or fails harms nothing."""
+"""Notifications to a real server and through real commands. What hangs or fails does not disturb the study."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from overnight.config.compose import compose, study_location
 from overnight.config.problems import ConfigError
 from overnight.config.sections import NotifySettings, to_json
 from overnight.runner import notifier
-from overnight.runner.notifier import Notifier, addresses, herald
+from overnight.runner.notifier import Notifier, addresses, notifications
 from overnight.search.build_plan import build_plan
 from overnight.study import snapshot
 from support.commands import LATE, start
@@ -31,18 +31,18 @@ SECRET = "hunter2"
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Keeps what it is told, with where."""
+    """Keeps the requests that it gets, with their paths."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, dict[str, Any]]] = []
-        heard = self.heard
+        self.received: list[tuple[str, dict[str, Any]]] = []
+        received = self.received
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                heard.append((self.path, json.loads(body)))
+                received.append((self.path, json.loads(body)))
                 self.send_response(200)
                 self.end_headers()
 
@@ -52,14 +52,14 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
 
     def url(self) -> str:
-        return f"json://somebody:{SECRET}@127.0.0.1:{self.server_address[1]}/{SECRET}"
+        return f"json://user:{SECRET}@127.0.0.1:{self.server_address[1]}/{SECRET}"
 
     def wait_for(self, count: int) -> list[tuple[str, str]]:
         """Titles and texts of the first `count` messages."""
         deadline = time.monotonic() + 30 * LATE
-        while len(self.heard) < count and time.monotonic() < deadline:
+        while len(self.received) < count and time.monotonic() < deadline:
             time.sleep(0.1)
-        return [(said["title"], said["message"]) for _, said in self.heard]
+        return [(body["title"], body["message"]) for _, body in self.received]
 
 
 @pytest.fixture
@@ -74,21 +74,21 @@ def files_with(text: str, folder: Path) -> list[Path]:
     return [p for p in folder.rglob("*") if p.is_file() and text.encode() in p.read_bytes()]
 
 
-def test_the_end_of_a_study_is_told_with_its_sentence_and_the_address_stands_nowhere(
+def test_the_end_of_a_study_is_notified_with_its_sentence_and_the_address_is_kept_nowhere(
     tune: Tune, home: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(notifier.URLS, server.url())
-    told, said = home / "told", []
-    command = f'cat > {told}.json; echo "$OVERNIGHT_EVENT, $OVERNIGHT_STUDY, $OVERNIGHT_SENTENCE" > {told}'
+    output, messages = home / "notified", []
+    command = f'cat > {output}.json; echo "$OVERNIGHT_EVENT, $OVERNIGHT_STUDY, $OVERNIGHT_SENTENCE" > {output}'
     line = theirs("Plain", "study.trials=2", f"notify.command={json.dumps(command)}")
-    result = tune(*line, say=said.append)
+    result = tune(*line, say=messages.append)
     assert result.stop_reason == "complete"
     ((title, text),) = server.wait_for(1)
     assert title == "digits-mlp: done"
     assert "is the best so far" in text
-    assert told.read_text() == f"done, digits-mlp, {text}\n"
-    assert json.loads(Path(f"{told}.json").read_text()) == {"study": "digits-mlp", "event": "done", "sentence": text}
-    assert not [s for s in said if "notify" in s]
+    assert output.read_text() == f"done, digits-mlp, {text}\n"
+    assert json.loads(Path(f"{output}.json").read_text()) == {"study": "digits-mlp", "event": "done", "sentence": text}
+    assert not [m for m in messages if "notify" in m]
     log = (home / "logs" / "digits-mlp" / "notify.log").read_text()
     assert "done: address 1 (json): delivered" in log
     assert "done: notify.command: delivered" in log
@@ -96,7 +96,7 @@ def test_the_end_of_a_study_is_told_with_its_sentence_and_the_address_stands_now
     assert files_with("OVERNIGHT_SENTENCE", home) == [], "nor the command"
 
 
-def test_a_study_that_fails_is_told_as_failed(tune: Tune, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_fails_is_notified_as_failed(tune: Tune, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(notifier.URLS, server.url())
     result = tune(*theirs("Raises", "study.trials=9", "study.max_consecutive_failures=1", "slots=1"))
     assert result.stop_reason == "failures"
@@ -106,7 +106,7 @@ def test_a_study_that_fails_is_told_as_failed(tune: Tune, server: Server, monkey
 
 
 @pytest.mark.long
-def test_a_killed_study_is_told_as_stalled(home: Path, server: Server) -> None:
+def test_a_killed_study_is_notified_as_stalled(home: Path, server: Server) -> None:
     line = ["tune", f"home={home}", "preflight=never", *theirs("Slow", "study.trials=2", "trainer.max_epochs=50")]
     environment = {**os.environ, notifier.URLS: server.url(), "PYTHONPATH": _path()}
     with start(*line, env=environment) as process:
@@ -125,34 +125,36 @@ def _path() -> str:
     return python_path()
 
 
-def test_waiting_for_the_disk_is_told_once_and_a_silent_trial_once(home: Path, server: Server) -> None:
+def test_a_full_disk_and_a_stalled_trial_are_notified_once_each(home: Path, server: Server) -> None:
     study = build_plan([f"home={home}"])
-    with herald(study, [server.url()], lambda _: None) as news:
-        for no_room, silent in ((False, []), (True, []), (True, [3]), (True, [3]), (False, [3])):
-            news.look(no_room, silent)
+    with notifications(study, [server.url()], lambda _: None) as news:
+        for disk_is_full, stalled in ((False, []), (True, []), (True, [3]), (True, [3]), (False, [3])):
+            news.report_progress(disk_is_full, stalled)
     titles = sorted(title for title, _ in server.wait_for(2))
     assert titles == ["digits-mlp: paused for disk", "digits-mlp: stalled"]
 
 
-def test_a_command_that_hangs_or_fails_harms_nothing_and_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_hangs_or_fails_does_no_harm_and_is_reported(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(notifier, "WAIT_S", 1.0)
     for command, least in (("exit 3", 0.0), ("sleep 600", 1.0)):
-        study, said = build_plan([f"home={home}", f"notify.command={command}"]), []
+        study, messages = build_plan([f"home={home}", f"notify.command={command}"]), []
         began = time.monotonic()
-        with herald(study, [], said.append) as news:
-            news.tell("done", "all is well")
-            told_in = time.monotonic() - began
-        assert told_in < 5, "to tell takes no time of the study's"
+        with notifications(study, [], messages.append) as news:
+            news.send("done", "all is well")
+            sent_in_s = time.monotonic() - began
+        assert sent_in_s < 5, "the study does not wait for a delivery"
         assert least <= time.monotonic() - began < 10 * LATE
-        assert said == [
-            f"notify: not everything was delivered; {home / 'logs' / 'digits-mlp' / 'notify.log'} says what"
+        assert messages == [
+            f"notify: not everything was delivered; {home / 'logs' / 'digits-mlp' / 'notify.log'} shows what"
         ]
 
 
-def test_an_error_is_told_by_its_kind_alone(home: Path, server: Server) -> None:
+def test_an_error_is_notified_by_its_type_alone(home: Path, server: Server) -> None:
     with (
         pytest.raises(ZeroDivisionError),
-        herald(build_plan([f"home={home}"]), [server.url()], lambda _: None),
+        notifications(build_plan([f"home={home}"]), [server.url()], lambda _: None),
     ):
         raise ZeroDivisionError(SECRET)
     ((title, text),) = server.wait_for(1)
@@ -161,8 +163,8 @@ def test_an_error_is_told_by_its_kind_alone(home: Path, server: Server) -> None:
     assert SECRET not in text
 
 
-def test_without_anybody_to_tell_nothing_is_started() -> None:
-    Notifier(None).tell("done", "nobody hears")
+def test_without_recipients_no_messenger_is_started() -> None:
+    Notifier(None).send("done", "not sent")
     assert Notifier(None).close()
 
 
@@ -178,19 +180,23 @@ def test_addresses_come_from_the_config_the_environment_and_a_file(
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "problem"),
     [
-        (notifier.URLS, f"nobody://{SECRET}", "OVERNIGHT_NOTIFY_URLS, number 1: must be an address that apprise knows"),
+        (
+            notifier.URLS,
+            f"unknown://{SECRET}",
+            "OVERNIGHT_NOTIFY_URLS, number 1: must be an address that apprise knows",
+        ),
         (notifier.URLS_FILE, "/nowhere/at-all", "OVERNIGHT_NOTIFY_URLS_FILE: must name a file with an address a line"),
     ],
 )
 def test_a_wrong_address_is_a_mistake_that_does_not_name_it(
-    name: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch
+    name: str, value: str, problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError) as error:
         addresses(NotifySettings(urls=[], command=None))
-    assert told in str(error.value)
+    assert problem in str(error.value)
     assert SECRET not in str(error.value)
 
 

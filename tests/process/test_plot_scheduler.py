@@ -58,7 +58,7 @@ DRAWN = {"weights.png", "curves.png", "confusion.png", "mistakes.png", "in-words
 
 
 def held(found: StudyView) -> dict[str, set[str]]:
-    """Run name -> the pictures that MLflow holds of it; runs with none left out."""
+    """Return run name -> its plots in MLflow, without runs that have none."""
     client = store.open_client(found.plan.settings.location)
     assert found.experiment_id is not None
     runs = client.search_runs([found.experiment_id])
@@ -101,7 +101,7 @@ def test_the_next_start_draws_the_winners_plots_that_a_kill_left_undrawn(
     assert {p.name for p in folder.iterdir()} == {*DRAWN, "drawn.json"}, "the copy of its weights is deleted"
     before = (folder / "weights.png").stat().st_mtime_ns
     api.run(build_plan(lines), screen=NullScreen())
-    assert (folder / "weights.png").stat().st_mtime_ns == before, "what is drawn as asked is not drawn again"
+    assert (folder / "weights.png").stat().st_mtime_ns == before, "plots that exist are not drawn again"
 
 
 def test_a_network_that_ends_the_drawing_process_fails_no_study(

@@ -32,15 +32,15 @@ def states(result: api.Result) -> list[tuple[str, str | None]]:
     return [(r.state, r.reason) for r in result.records]
 
 
-def test_somebodys_own_network_is_tuned(tune: Tune) -> None:
+def test_a_users_network_is_tuned(tune: Tune) -> None:
     result = tune(*theirs("Plain", "+model.lr=tag(log,interval(1e-3,1e-1))", "study.trials=3"))
     assert [r.state for r in result.records] == ["complete"] * 3
     lrs = [r.params.get("model.lr") for r in result.records]
-    assert lrs[0] is None, "the configuration as written leaves it to the class"
+    assert lrs[0] is None, "the baseline leaves it to the class"
     assert all(1e-3 <= lr <= 1e-1 for lr in lrs[1:])
 
 
-def test_an_error_is_kept_with_its_traceback_and_stops_the_study_after_a_few_in_a_row(tune: Tune, home: Path) -> None:
+def test_an_error_is_recorded_with_its_traceback_and_a_few_in_a_row_stop_the_study(tune: Tune, home: Path) -> None:
     result = tune(*theirs("Raises", "study.trials=9", "study.max_consecutive_failures=2", "slots=1"))
     assert result.stop_reason == "failures"
     assert states(result)[:2] == [("failed", "error")] * 2
@@ -55,23 +55,23 @@ def test_a_metric_that_is_not_finite_makes_the_trial_diverged(tune: Tune) -> Non
     assert result.all_failed
 
 
-def test_a_metric_that_nobody_logs_is_named_beside_those_that_are(tune: Tune) -> None:
+def test_a_missing_metric_is_reported_with_those_that_are_logged(tune: Tune) -> None:
     result = tune("search=none", "study.trials=1", "study.metric=val/acuracy", "study.direction=maximize")
     assert "got 'val/acuracy'; it logged train/loss, val/accuracy, val/f1, val/loss" in result.records[0].detail
 
 
-def test_a_metric_that_comes_in_some_epochs_only_is_the_objective_as_of_the_last_of_them(tune: Tune) -> None:
+def test_a_metric_of_some_epochs_only_is_the_objective_with_its_last_value(tune: Tune) -> None:
     result = tune(*theirs("EveryOther", "study.trials=2", "study.metric=now_and_then", "study.direction=maximize"))
     assert states(result) == [("complete", None)] * 2
     assert [e.metrics.get("now_and_then") for e in result.records[0].history] == [None, 1.0, None, 3.0]
     assert result.records[0].objective == 3.0
 
 
-def test_running_out_of_memory_has_a_reason_of_its_own(tune: Tune) -> None:
+def test_running_out_of_memory_has_its_own_reason(tune: Tune) -> None:
     assert states(tune(*theirs("OutOfMemory", "study.trials=1"))) == [("failed", "out_of_memory")]
 
 
-def test_a_killed_trial_goes_on_from_its_last_checkpoint(tune: Tune, tmp_path: Path) -> None:
+def test_a_killed_trial_is_resumed_from_its_last_checkpoint(tune: Tune, tmp_path: Path) -> None:
     marker = tmp_path / "killed-once"
     result = tune(*theirs("KilledOnce", "study.trials=1", f"+model.marker={marker}", "checkpoint.every_s=0"))
     assert marker.exists()
@@ -109,15 +109,15 @@ def test_a_trial_that_keeps_dying_fails_after_its_retries(tune: Tune) -> None:
     assert "2 times in a row" in result.records[0].detail
 
 
-def test_trials_that_keep_dying_stop_the_study_after_a_few_however_often_each_is_tried(tune: Tune) -> None:
+def test_a_few_trials_in_a_row_that_keep_dying_stop_the_study(tune: Tune) -> None:
     lines = ("study.trials=8", "study.retries=1", "study.max_consecutive_failures=2", "slots=1")
     result = tune(*theirs("AlwaysKilled", *lines))
     assert result.stop_reason == "failures"
     assert states(result) == [("failed", "crashed")] * 2
 
 
-def test_a_process_that_is_slow_to_die_is_nobodys_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the middle of a driver's call; here nobody waits for any."""
+def test_a_process_that_is_slow_to_die_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process can be slow to die in the middle of a driver's call; here none is waited for."""
     monkeypatch.setattr(kill, "_DIES_WITHIN_S", 0.0)
     process = forkserver.fork(time.sleep, 60)
     pid = process.pid
@@ -128,7 +128,7 @@ def test_a_process_that_is_slow_to_die_is_nobodys_end(monkeypatch: pytest.Monkey
         time.sleep(0.01)
 
 
-def test_a_trial_that_hangs_in_c_code_is_tried_again_and_then_failed_and_its_slot_is_free_within_five_seconds(
+def test_a_trial_that_hangs_in_c_code_is_retried_then_failed_and_its_slot_is_free_within_five_seconds(
     tune: Tune,
 ) -> None:
     result = tune(*theirs("Hangs", "study.trials=1", "study.retries=1", "trial.stall_s=2", "checkpoint.every_s=0"))
@@ -138,10 +138,10 @@ def test_a_trial_that_hangs_in_c_code_is_tried_again_and_then_failed_and_its_slo
     assert any("resumed, stalled" in note for note in result.records[0].notes)
     ended, (last, *_) = result.records[0].ended_at, reversed(result.records[0].history)
     assert ended is not None
-    assert ended - last.at < 2 * (2 + 5), "two silences, and what it took to see to them"
+    assert ended - last.at < 2 * (2 + 5), "twice the stall timeout, and the time to react to it"
 
 
-def test_a_trial_that_takes_too_long_or_too_much_fails_with_its_reason_and_is_not_tried_again(tune: Tune) -> None:
+def test_a_trial_that_exceeds_its_time_or_memory_fails_with_its_reason_and_is_not_retried(tune: Tune) -> None:
     started = time.monotonic()
     result = tune(*theirs("Slow", "study.trials=1", "trial.timeout_s=3", "trainer.max_epochs=99"))
     assert states(result) == [("failed", "timed_out")]
@@ -152,7 +152,7 @@ def test_a_trial_that_takes_too_long_or_too_much_fails_with_its_reason_and_is_no
     assert (result.records[0].peak_bytes or 0) > 0.5 * 2**30
 
 
-def test_a_trial_whose_state_no_longer_fits_its_network_starts_over_and_says_so(tune: Tune, tmp_path: Path) -> None:
+def test_a_trial_whose_checkpoint_does_not_fit_its_network_starts_again_with_a_note(tune: Tune, tmp_path: Path) -> None:
     line = theirs("Grows", "study.trials=1", f"+model.marker={tmp_path / 'grown'}", "checkpoint.every_s=0")
     result = tune(*line)
     assert states(result) == [("complete", None)]
@@ -160,7 +160,7 @@ def test_a_trial_whose_state_no_longer_fits_its_network_starts_over_and_says_so(
     assert any("checkpoint_unusable" in note for note in result.records[0].notes)
 
 
-def test_a_trial_whose_states_are_all_refused_starts_over_with_a_tag_that_says_so(
+def test_a_trial_whose_checkpoints_are_all_refused_starts_again_with_a_note_in_mlflow(
     tune: Tune, home: Path, tmp_path: Path
 ) -> None:
     marker = tmp_path / "ruined"
@@ -172,9 +172,7 @@ def test_a_trial_whose_states_are_all_refused_starts_over_with_a_tag_that_says_s
         assert f"{name}: not a state that overnight wrote" in notes
 
 
-def test_where_the_disk_is_about_full_trials_save_and_go_on_when_there_is_room(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_the_disk_is_nearly_full_trials_save_and_wait(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = build_plan([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")])
     session, _ = open_study(study)
     warnings: list[str | None] = []
@@ -202,13 +200,13 @@ def test_where_the_disk_is_about_full_trials_save_and_go_on_when_there_is_room(
     assert [(r.state, [e.epoch for e in r.history]) for r in records] == [("complete", [0, 1, 2])] * 2
 
 
-def test_a_study_is_not_started_where_there_is_no_room(tmp_path: Path) -> None:
+def test_a_study_does_not_start_on_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"min_free_mib: 1000000000 MiB must be free where home is, got \d+ in"):
         api.tune([f"home={tmp_path / 'home'}", "min_free_mib=1000000000"])
     assert not (tmp_path / "home").exists()
 
 
-def test_what_a_trial_prints_is_kept_and_capped_and_its_children_end_with_it(tune: Tune, home: Path) -> None:
+def test_the_log_of_a_trial_is_capped_and_its_children_end_with_it(tune: Tune, home: Path) -> None:
     marker = home / "child"
     assert states(tune(*theirs("Chatty", "study.trials=1", f"+model.marker={marker}"))) == [("complete", None)]
     log = (home / "logs" / "digits-mlp" / "trial-0000.log").read_text()
@@ -218,7 +216,7 @@ def test_what_a_trial_prints_is_kept_and_capped_and_its_children_end_with_it(tun
     child = int(marker.read_text())
     deadline = time.monotonic() + 5
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "a trial's child outlived it"
+        assert time.monotonic() < deadline, "a child outlived its trial"
         time.sleep(0.05)
 
 
@@ -239,7 +237,7 @@ def test_a_trial_that_is_behind_is_pruned(tune: Tune, pruner: str) -> None:
 
 
 @pytest.mark.parametrize("unasked", [False, True], ids=["in answer", "before it is answered"])
-def test_a_trial_that_is_told_to_stop_as_it_falls_behind_ends_where_the_uncut_one_does(
+def test_a_trial_that_is_stopped_as_the_pruner_ends_it_ends_as_in_an_uninterrupted_study(
     home: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch, unasked: bool
 ) -> None:
     line = [
@@ -277,7 +275,7 @@ def test_only_the_best_trials_keep_their_weights(finished_home: Path) -> None:
     assert kept == [Path("checkpoints/digits-mlp") / f"trial-{found.best.number:04d}" / "weights.ckpt"]
 
 
-def test_asked_to_stop_running_trials_save_and_the_study_goes_on_to_the_same_end(home: Path, tune: Tune) -> None:
+def test_a_stop_saves_the_running_trials_and_the_study_is_resumed(home: Path, tune: Tune) -> None:
     overrides = theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")
     study = build_plan([f"home={home}", *overrides])
     session, _ = open_study(study)
@@ -308,7 +306,7 @@ def test_asked_to_stop_running_trials_save_and_the_study_goes_on_to_the_same_end
     assert [[e.epoch for e in r.history] for r in result.records] == [[0, 1, 2]] * 2
 
 
-def test_a_supervisor_that_is_killed_takes_its_trials_with_it_within_two_seconds(home: Path) -> None:
+def test_the_trials_of_a_killed_supervisor_end_within_two_seconds(home: Path) -> None:
     with running("tune", f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")) as process:
         # The resource tracker, the forkserver and, below it, two trials.
         while len(children := psutil.Process(process.pid).children(recursive=True)) < 4:
@@ -320,20 +318,20 @@ def test_a_supervisor_that_is_killed_takes_its_trials_with_it_within_two_seconds
     assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_forkserver_whose_supervisor_died_before_it_could_ask_to_be_told_ends_at_once(tmp_path: Path) -> None:
+def test_a_forkserver_ends_if_its_supervisor_died_before_it_asked_to_be_notified(tmp_path: Path) -> None:
     import os
     import subprocess
     import sys
 
     path = tmp_path / "imported"
-    os.mkfifo(path)  # nobody reads it
+    os.mkfifo(path)  # without a reader
     code = "import sys; import overnight.trial.preload; print('imported')"
     env = {**os.environ, forkserver.IMPORTED: str(path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
-def test_the_garbage_collector_rests_while_the_stack_is_imported_and_is_there_for_the_trials() -> None:
+def test_the_garbage_collector_pauses_during_the_imports_only() -> None:
     import subprocess
     import sys
 
@@ -366,5 +364,5 @@ def test_starting_a_trial_does_not_run_the_callers_script_again(home: Path, tmp_
     assert (tmp_path / "runs").read_text() == "x"
 
 
-def test_nothing_is_shown_where_nothing_is_asked_for() -> None:
+def test_the_null_screen_shows_nothing() -> None:
     NullScreen().close()

@@ -46,7 +46,7 @@ class MessageHandler:
             case StateSaved():
                 self._outcomes.note_progress(message.number)
             case Finished():
-                trial.finished = trial.finished or message  # a decision of the supervisor stands
+                trial.finished = trial.finished or message  # a decision of the supervisor takes precedence
 
     def _decide(self, trial: TrialProcess, done: EpochEnd) -> Decision:
         metric = self._session.plan.settings.study.metric

@@ -1,7 +1,7 @@
-"""A process beside a study that tells people how it goes: whatever hangs or fails in telling, hangs or fails here.
+"""The process that delivers a study's notifications. What hangs or fails here does not disturb the study.
 
-It reads lines of JSON: first whom to tell, then the news. Where they end without a farewell, whoever worked on the
-study has died, and it says that too.
+It reads lines of JSON from standard input: first the recipients, then the events. If they end without `END`, the
+process that ran the study has died, and the messenger notifies of that too.
 """
 
 from __future__ import annotations
@@ -20,64 +20,67 @@ from typing import Any
 
 from overnight.config.credentials import SECRET_VARIABLES
 
-DELIVER_WITHIN_S = 30.0
-FAREWELL = "farewell"
-_DIED = "whoever worked on it died; what was saved is kept, and the same `overnight tune` line goes on"
+TIMEOUT_S = 30.0
+END = "end"
+_DIED = "the process that ran it died; what was saved is kept, and the same `overnight tune` command resumes it"
 
 
 def main() -> None:
-    """Deliver what standard input brings. Exit code: 1 where anything could not be delivered."""
+    """Deliver what standard input brings. The exit code is 1 if anything could not be delivered."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # the study's end is ours; a hook starts with none of this
-    whom = json.loads(sys.stdin.readline())
+        signal.signal(number, lambda *_: None)  # the end of the input ends this process; a command gets the defaults
+    recipients = json.loads(sys.stdin.readline())
     failed, event = 0, ""
     for line in sys.stdin:
-        news = json.loads(line)
-        event = news["event"]
-        if event == FAREWELL:
+        message = json.loads(line)
+        event = message["event"]
+        if event == END:
             break
-        failed += deliver(whom, news)
-    if event != FAREWELL:
-        failed += deliver(whom, {"event": "stalled", "sentence": _DIED})
+        failed += deliver(recipients, message)
+    if event != END:
+        failed += deliver(recipients, {"event": "stalled", "sentence": _DIED})
     sys.stdout.flush()
-    os._exit(1 if failed else 0)  # a thread that hangs is waited for by nobody
+    os._exit(1 if failed else 0)  # do not wait for a thread that hangs
 
 
-def deliver(whom: Mapping[str, Any], news: Mapping[str, str]) -> int:
-    """Tell everybody at once; to how many it could not be delivered.
+def deliver(recipients: Mapping[str, Any], message: Mapping[str, str]) -> int:
+    """Deliver a message to all recipients at once, and return how many deliveries failed.
 
-    whom: {"study", "urls", "command", "log"}; what came of it stands in the log, without addresses.
+    Args:
+        recipients: {"study", "urls", "command", "log"}. The log gets the outcomes, without addresses.
+        message: {"event", "sentence"}.
     """
-    said = {"study": whom["study"], "event": news["event"], "sentence": news["sentence"]}
-    ways: dict[str, Callable[[], str | None]] = {}
-    if whom["command"]:
-        ways["notify.command"] = lambda: _run(whom["command"], said)
-    for i, url in enumerate(whom["urls"]):
-        ways[f"address {i + 1} ({url.partition('://')[0]})"] = lambda url=url: _send(url, said)  # type: ignore[misc]
-    outcomes = dict.fromkeys(ways, f"nothing came of it in {DELIVER_WITHIN_S:g} s")
+    content = {"study": recipients["study"], "event": message["event"], "sentence": message["sentence"]}
+    channels: dict[str, Callable[[], str | None]] = {}
+    if recipients["command"]:
+        channels["notify.command"] = lambda: _run(recipients["command"], content)
+    for i, url in enumerate(recipients["urls"]):
+        name = f"address {i + 1} ({url.partition('://')[0]})"
+        channels[name] = lambda url=url: _send(url, content)  # type: ignore[misc]
+    errors = dict.fromkeys(channels, f"no answer within {TIMEOUT_S:g} s")
 
-    def go(name: str) -> None:
+    def try_channel(name: str) -> None:
         try:
-            outcomes[name] = ways[name]() or ""
-        except Exception as error:  # anybody's; its words may hold an address
-            outcomes[name] = type(error).__name__
+            errors[name] = channels[name]() or ""
+        except Exception as error:  # of any library; its text may contain an address
+            errors[name] = type(error).__name__
 
-    threads = [threading.Thread(target=go, args=(name,), daemon=True) for name in ways]
+    threads = [threading.Thread(target=try_channel, args=(name,), daemon=True) for name in channels]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + DELIVER_WITHIN_S + 1
+    deadline = time.monotonic() + TIMEOUT_S + 1
     for thread in threads:
         thread.join(max(deadline - time.monotonic(), 0))
-    with contextlib.suppress(OSError), open(whom["log"], "a") as log:
-        for name, wrong in outcomes.items():
-            log.write(f"{time.strftime('%F %T')} {said['event']}: {name}: {wrong or 'delivered'}\n")
-    return sum(bool(wrong) for wrong in outcomes.values())
+    with contextlib.suppress(OSError), open(recipients["log"], "a") as log:
+        for name, error in errors.items():
+            log.write(f"{time.strftime('%F %T')} {content['event']}: {name}: {error or 'delivered'}\n")
+    return sum(bool(error) for error in errors.values())
 
 
-def _run(command: str, said: Mapping[str, str]) -> str | None:
-    """Run a person's own command in a shell; what went wrong, or None."""
+def _run(command: str, content: Mapping[str, str]) -> str | None:
+    """Run a user's command in a shell. Returns what went wrong."""
     environment = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES}
-    environment |= {f"OVERNIGHT_{key.upper()}": value for key, value in said.items()}
+    environment |= {f"OVERNIGHT_{key.upper()}": value for key, value in content.items()}
     with subprocess.Popen(
         ["/bin/sh", "-c", command],
         env=environment,
@@ -87,24 +90,24 @@ def _run(command: str, said: Mapping[str, str]) -> str | None:
         start_new_session=True,
     ) as process:
         try:
-            process.communicate(json.dumps(said).encode(), timeout=DELIVER_WITHIN_S)
+            process.communicate(json.dumps(content).encode(), timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            return f"it was ended after {DELIVER_WITHIN_S:g} s"
+            return f"it was ended after {TIMEOUT_S:g} s"
         return f"exit code {process.returncode}" if process.returncode else None
 
 
-def _send(url: str, said: Mapping[str, str]) -> str | None:
-    """Send through apprise; what went wrong, or None. Nothing that apprise says is kept: it may name the address."""
+def _send(url: str, content: Mapping[str, str]) -> str | None:
+    """Send through apprise. Returns what went wrong. Apprise's own messages may contain the address and are dropped."""
     import apprise
 
     logging.getLogger("apprise").disabled = True
     sender = apprise.Apprise()
     if not sender.add(url):
-        return "apprise can't read this address"
-    title = f"{said['study']}: {said['event'].replace('_', ' ')}"
-    return None if sender.notify(title=title, body=said["sentence"]) else "it was not taken"
+        return "apprise cannot read this address"
+    title = f"{content['study']}: {content['event'].replace('_', ' ')}"
+    return None if sender.notify(title=title, body=content["sentence"]) else "it was not accepted"
 
 
 if __name__ == "__main__":

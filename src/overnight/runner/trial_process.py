@@ -43,7 +43,7 @@ class TrialProcess:
     Attributes:
         finished: its last message, or the supervisor's decision that it failed.
         violation: the limit that it exceeded, if the watchdog ended it.
-        asked_to_stop: the supervisor has told it to save and stop.
+        asked_to_stop: the supervisor has asked it to save and stop.
         pruned: the pruner ended it, possibly after it was asked to stop.
         printing: False once it has closed its output.
         epoch: the last one done, counted from 0; -1 before the first.

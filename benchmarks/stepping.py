@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
 from overnight.models.mlp import MLP
-from overnight.protocol import Decision, EpochEnd, Up
+from overnight.protocol import Decision, EpochEnd, TrialMessage
 
 SHAPE, CLASSES = (1, 28, 28), 10
 _now: list[Timed] = []  # the model that trains in this process
@@ -24,11 +24,11 @@ _now: list[Timed] = []  # the model that trains in this process
 class NullLink:
     """A trial's pipe without a supervisor."""
 
-    def send(self, message: Up) -> None:
+    def send(self, message: TrialMessage) -> None:
         pass
 
     def ask(self, message: EpochEnd) -> Decision:  # noqa: ARG002
-        return Decision.GO_ON
+        return Decision.CONTINUE
 
     def stop_wanted(self) -> bool:
         return False

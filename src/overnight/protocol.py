@@ -1,6 +1,7 @@
-"""What travels on the pipe between a supervisor and its trial processes: frozen dataclasses, nothing else.
+"""Messages between a supervisor and its child processes: frozen dataclasses, nothing else.
 
-Every message carries the trial's number, so that one process may one day train several trials.
+Every message of a trial carries the trial's number, so that one process can train several trials later on. "Down" is
+from the supervisor to the child process, "up" is the other direction.
 """
 
 from __future__ import annotations
@@ -10,21 +11,31 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
-# Why a trial failed. error: somebody's code raised. diverged: the metric is no finite number. stalled: nothing was
-# heard of it. crashed: its process ended without a last word. checkpoint_unusable: its state does not fit its model.
+# Why a trial failed.
+#   error: the user's code raised. diverged: the metric is not finite. stalled: the trial sent no message for too long.
+#   crashed: the process died without a last message. checkpoint_unusable: the saved state does not fit the model.
 Reason = Literal["error", "diverged", "out_of_memory", "timed_out", "stalled", "crashed", "checkpoint_unusable"]
 
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """All that a trial process is told. Down, once.
+    """All that a trial process gets. Down, once.
 
-    config: the plain tree of data, model, optimizer and trainer, nothing left to resolve.
-    seed: of every random generator in the process. device: "cpu" or "cuda:INDEX". threads: of torch, on the CPU.
-    folder: where its checkpoints lie; a state found there is gone on with. every_s: seconds between two saved states.
-    keep_weights: False where nobody will want the trained weights. cache: a folder for decoded data, for every trial
-    of the home; None for none.
-    test: have the weights that lie in the folder tested, and nothing trained.
+    Attributes:
+        study: name of the study.
+        number: number of the trial.
+        seed: for all random generators of the process.
+        config: plain tree of data, model, optimizer, schedule and trainer, fully resolved.
+        metric: name of the metric that the study optimises.
+        direction: of the optimisation.
+        objective: whether the best or the last epoch counts.
+        checkpoint_folder: for the trial's checkpoints. The trial resumes from a state that is there.
+        checkpoint_every_s: seconds between two saved states.
+        device: "cpu" or "cuda:INDEX".
+        threads: number of torch's threads on the CPU.
+        keep_weights: whether to save the trained weights.
+        cache: folder for decoded data, shared by all trials of the home; None for none.
+        test_only: test the weights in the checkpoint folder and train nothing.
     """
 
     study: str
@@ -34,21 +45,44 @@ class TrialSpec:
     metric: str
     direction: Literal["maximize", "minimize"]
     objective: Literal["last", "best"]
-    folder: Path
-    every_s: float
+    checkpoint_folder: Path
+    checkpoint_every_s: float
     device: str = "cpu"
     threads: int = 1
     keep_weights: bool = True
     cache: Path | None = None
-    test: bool = False
+    test_only: bool = False
+
+
+class Decision(Enum):
+    """What a trial does after an epoch. Down, in answer to EpochEnd."""
+
+    CONTINUE = "continue"
+    STOP = "stop"  # the trial is pruned or its value is useless; nothing is saved
+    SAVE_AND_STOP = "save and stop"  # the trial is resumed later; also sent without EpochEnd, within an epoch
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The trial resumes from a saved state. Up, first.
+
+    Attributes:
+        history: all epochs before the state, including those that the storage did not get before a crash.
+    """
+
+    number: int
+    history: tuple[EpochEnd, ...]
 
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """An epoch is done. Up; answered by a Verdict.
+    """An epoch is complete. Up; answered by a Decision.
 
-    epoch: counted from 0. metrics: as the model logged them, by name. at: when, in seconds since 1970.
-    seconds: how long the epoch took, validation included.
+    Attributes:
+        epoch: counted from 0.
+        metrics: name -> value, as the model logged them.
+        at: end of the epoch, in seconds since 1970.
+        seconds: duration of the epoch, including validation.
     """
 
     number: int
@@ -58,59 +92,69 @@ class EpochEnd:
     seconds: float
 
 
-class Decision(Enum):
-    """What a trial does after an epoch."""
-
-    GO_ON = "go on"
-    STOP = "end"  # pruned, or its value is of no use: nothing is saved
-    SAVE_AND_STOP = "save and stop"  # it goes on another time; may also come unasked, in the middle of an epoch
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """The trial goes on from a saved state. Up, first.
-
-    history: the epochs done before, so that what the ledger had not heard when everything died is heard now.
-    """
-
-    number: int
-    history: tuple[EpochEnd, ...]
-
-
 @dataclass(frozen=True)
 class Alive:
-    """The trial is between two batches of an epoch. Up, once a second or less often."""
+    """The trial is between two batches of an epoch. Up, at most once a second."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class StateSaved:
-    """A state that can be gone on from lies on disk. Up. epoch: the last one done."""
+    """A state that the trial can resume from is on disk. Up.
+
+    Attributes:
+        epoch: the last epoch in the state.
+    """
 
     number: int
     epoch: int
 
 
 @dataclass(frozen=True)
-class Finished:
-    """The last message of a trial. Up.
+class Tested:
+    """Metrics of a trained network on the test set. Up.
 
-    ending: complete (trained to its last epoch), ended (as the verdict said), saved (stopped; its state is on disk)
-    or failed. reason and detail: where it failed; detail holds the traceback, or the supervisor's ruling. notes: what
-    its pages should say. A saved trial whose disk was full goes on from the state before.
+    Attributes:
+        metrics: name -> value; empty if there was an error.
+        error: why there are no metrics.
     """
 
     number: int
-    ending: Literal["complete", "ended", "saved", "failed"]
+    metrics: dict[str, float]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last message of a trial. Up.
+
+    Attributes:
+        outcome: complete (trained to the last epoch), stopped (by a decision), saved (stopped with a state on disk; on
+            a full disk, the previous one) or failed.
+        reason: why it failed.
+        detail: the traceback, or the ruling of the watchdog.
+        notes: lines for the trial's page.
+    """
+
+    number: int
+    outcome: Literal["complete", "stopped", "saved", "failed"]
     reason: Reason | None = None
     detail: str = ""
     notes: tuple[str, ...] = ()
 
 
+TrialMessage = Alive | EpochEnd | Resumed | StateSaved | Tested | Finished
+
+
 @dataclass(frozen=True)
 class DataSpec:
-    """Data to get ready before any trial wants it: of each of the configs. Down. cache: see TrialSpec."""
+    """Configurations whose data is to be prepared before any trial needs it. Down.
+
+    Attributes:
+        configs: one plain tree for each set of data.
+        cache: as in TrialSpec.
+    """
 
     configs: tuple[dict[str, Any], ...]
     cache: Path | None
@@ -118,32 +162,28 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class DryRunResult:
-    """What came of trying a configuration, or of getting data ready. Up. metrics: the names it logged, None where it
-    did not get that far; problems: one line each; own_bytes: the most memory that it held of its own."""
+    """Result of a dry run, or of preparing data. Up.
+
+    Attributes:
+        metrics: names of the metrics that were logged; None if the dry run did not get that far.
+        problems: mistakes, one line each.
+        private_bytes: peak memory of the process, without the pages that it shares with the forkserver.
+    """
 
     number: int
     metrics: tuple[str, ...] | None
     problems: tuple[str, ...]
-    own_bytes: int
-
-
-@dataclass(frozen=True)
-class Tested:
-    """What a trained network is worth on the test set. Up. metrics: by name; none where `why` says why."""
-
-    number: int
-    metrics: dict[str, float]
-    why: str = ""
-
-
-Up = Alive | EpochEnd | Resumed | StateSaved | Tested | Finished
+    private_bytes: int
 
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """All that a process is told that writes a trained network as a file which needs none of its classes.
+    """A trained network to be exported to a file that needs none of its classes. Down.
 
-    weights: as its trial left them. folder: where the file goes. cache: see TrialSpec.
+    Attributes:
+        weights: file of the trial's weights.
+        folder: where the exported file goes.
+        cache: as in TrialSpec.
     """
 
     weights: Path
@@ -153,28 +193,38 @@ class ExportSpec:
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of it. file: in torch.export's format; None where `why` says why there is none.
+    """Result of an export. Up.
 
-    example: rows that it takes, (2, *shape), and answers: what it says to them; nested lists of numbers. takes, says:
-    what these rows and answers are, in words. torch: the version that wrote it.
+    Attributes:
+        file: in the format of torch.export; None if there was an error.
+        example_inputs: two rows, (2, *shape), as nested lists of numbers.
+        example_outputs: the network's outputs for them, as nested lists of numbers.
+        dtypes: of inputs and outputs, as torch names them.
+        input_description: what the rows are.
+        output_description: what the outputs are.
+        torch: version that wrote the file.
+        error: why there is no file.
     """
 
     file: Path | None
-    example: Any = None
-    answers: Any = None
+    example_inputs: Any = None
+    example_outputs: Any = None
     dtypes: tuple[str, str] = ("float32", "float32")
-    takes: str = ""
-    says: str = ""
+    input_description: str = ""
+    output_description: str = ""
     torch: str = ""
-    why: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True)
 class PredictSpec:
-    """All that a process is told that asks a trained network about a person's rows.
+    """Rows of a user, for which a trained network is to predict. Down.
 
-    path: a picture, a folder of pictures, or a CSV file. invert: the pictures are dark on light, the data is light on
-    dark. weights, cache: see ExportSpec.
+    Attributes:
+        weights: file of the trial's weights.
+        path: an image, a folder of images, or a CSV file.
+        invert: the images are dark on light, while the data is light on dark.
+        cache: as in TrialSpec.
     """
 
     weights: Path
@@ -185,8 +235,13 @@ class PredictSpec:
 
 @dataclass(frozen=True)
 class Prediction:
-    """source: the picture's file name, or the row's number in its file, from 1. probability: of the answer; None
-    where that is a number."""
+    """The prediction for one row.
+
+    Attributes:
+        source: the image's file name, or the number of the row in its file, from 1.
+        answer: the class, by name or number, or the value.
+        probability: of the class; None for a value.
+    """
 
     source: str
     answer: str | int | float
@@ -194,27 +249,37 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """notes: what a person should know of how the rows were taken."""
+class Predictions:
+    """Predictions for all rows. Up.
+
+    Attributes:
+        notes: lines for the user about how the rows were read.
+    """
 
     rows: tuple[Prediction, ...]
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Refused:
-    """What kept a process from its errand, one line each."""
+class Failure:
+    """Why a process exported or predicted nothing, one line for each problem. Up."""
 
     problems: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class DrawSpec:
-    """All that a process is told that draws an ended trial's pictures.
+    """Plots of a trial that has ended, to be drawn. Down.
 
-    folder: where they go. weights: the file that the trial left; None where it was not kept. history: (epoch,
-    metrics) in order. which, look: as pictures.which and pictures.look. stamp: what the last file written, drawn.json,
-    says. gives_way: to every other process.
+    Attributes:
+        folder: where the plots go.
+        weights: file of the trial's weights; None if they were not kept.
+        history: (epoch, metrics) in order.
+        metric: name of the metric that the study optimises.
+        which: kinds of plots, as in the configuration key plots.which.
+        look: colours of plots of weights, as in the configuration key plots.look.
+        stamp: content of drawn.json, which is written last.
+        low_priority: give way to all other processes.
     """
 
     study: str
@@ -226,4 +291,4 @@ class DrawSpec:
     which: tuple[str, ...]
     look: str
     stamp: str = ""
-    gives_way: bool = True
+    low_priority: bool = True

@@ -211,7 +211,7 @@ def confirmed_by(found: Finding) -> dict[tuple[int, int], tuple[Any, ...]]:
 def said_on_the_test_set(seen: StudyView) -> dict[tuple[int, int], Any]:
     assert seen.confirmation is not None
     numbered = {r.number: r.confirms for r in seen.confirmation.records}
-    found = {numbered[number]: (tested.metrics, tested.why) for number, tested in seen.confirmation.tests.items()}
+    found = {numbered[number]: (tested.metrics, tested.error) for number, tested in seen.confirmation.tests.items()}
     return {(of.trial, of.nth_seed): tested for of, tested in found.items() if of is not None}
 
 

@@ -175,8 +175,8 @@ def slow_to_test(tmp_path: Path) -> TrialSpec:
     study = build_plan([f"home={tmp_path}", *SEARCHED, *lines])
     spec = trial_spec(study, 0, study.config({}), 1, "cpu", folder=tmp_path / "s")
     trained, _ = trial_process.run_alone(spec, tmp_path / "log")
-    assert trained.finished.ending == "complete", trained.finished
-    return dataclasses.replace(spec, test=True)
+    assert trained.finished.outcome == "complete", trained.finished
+    return dataclasses.replace(spec, test_only=True)
 
 
 def test_a_test_that_makes_progress_is_not_ended(slow_to_test: TrialSpec, tmp_path: Path) -> None:

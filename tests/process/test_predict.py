@@ -24,7 +24,7 @@ from overnight.cli.main import cli
 from overnight.config.compose import study_location
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
-from overnight.data.pictures import MNIST
+from overnight.data.images import MNIST
 from overnight.protocol import Exported, ExportSpec, PredictSpec
 from overnight.report import winner, winner_config
 from overnight.report.live import NullScreen
@@ -79,7 +79,7 @@ def drawn(folder: Path, rows: np.ndarray, size: int = 64) -> Path:
 
 def asked_by_hand(weights: Path, rows: torch.Tensor) -> torch.Tensor:
     """What the checkpoint's network says to raw digits: normalised by hand, forward and softmax."""
-    from overnight.trial.fit import build
+    from overnight.trial.components import build
 
     kept = torch.load(weights, weights_only=True)
     data, model = build(kept["overnight"]["config"])
@@ -185,13 +185,13 @@ def test_the_same_winner_is_registered_once(home_of_won: Path, won: StudyView) -
 
 def test_what_cannot_be_exported_is_said_in_a_line(tmp_path: Path) -> None:
     theirs = ["model._target_=user_networks.Plain", *(f"~model.{key}" for key in KEYS), "trainer.max_epochs=1"]
-    assert fit(spec_for(tmp_path, *theirs), ListLink()).ending == "complete"
+    assert fit(spec_for(tmp_path, *theirs), ListLink()).outcome == "complete"
     forkserver.warm_up()
     made = trial_process.run_one_shot(ExportSpec(tmp_path / "weights.ckpt", tmp_path), tmp_path / "log", 120)
     assert isinstance(made, Exported)
     assert made.file is None
-    assert made.why.startswith("torch.export can't write it: NotImplementedError: ")
-    assert "\n" not in made.why
+    assert made.error.startswith("torch.export can't write it: NotImplementedError: ")
+    assert "\n" not in made.error
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_pictures_the_other_way_round_are_noticed_and_turned(won: StudyView, tmp
     folder = drawn(tmp_path / "dark on light", 16 - images[:5])
     assert right.notes == ()
     (note,) = predict(PredictSpec(weights, folder)).notes
-    assert note.startswith("5 of 5 pictures are dark on light")
+    assert note.startswith("5 of 5 images are dark on light")
     assert "--invert" in note
     turned = predict(PredictSpec(weights, folder, invert=True))
     assert [r.answer for r in turned.rows] == [r.answer for r in right.rows]
@@ -232,7 +232,7 @@ def test_pictures_the_other_way_round_are_noticed_and_turned(won: StudyView, tmp
 
 
 class SmallMNIST(MNIST):
-    validation = 20
+    validation_rows = 20
 
 
 def test_a_network_is_asked_without_the_data_that_it_was_trained_on(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_network_is_asked_without_the_data_that_it_was_trained_on(tmp_path: Pa
         write_idx(root.parent / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", rng.integers(0, 200, (count, 28, 28)))
         write_idx(root.parent / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
     line = ["data=mnist", f"data.root={root.parent}", "data._target_=test_predict.SmallMNIST", "trainer.max_epochs=1"]
-    assert fit(spec_for(tmp_path, *line), ListLink()).ending == "complete"
+    assert fit(spec_for(tmp_path, *line), ListLink()).outcome == "complete"
     picture = rng.integers(0, 200, (28, 28)).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "one.png")
     with_data = predict(PredictSpec(tmp_path / "weights.ckpt", tmp_path / "one.png"))
@@ -252,7 +252,7 @@ def test_a_network_is_asked_without_the_data_that_it_was_trained_on(tmp_path: Pa
 
 def test_a_table_is_answered_in_the_units_of_its_targets(tmp_path: Path) -> None:
     """Diabetes: trained on standardised targets, and asked in points of the measure."""
-    assert fit(spec_for(tmp_path, "data=diabetes", "trainer.max_epochs=20"), ListLink()).ending == "complete"
+    assert fit(spec_for(tmp_path, "data=diabetes", "trainer.max_epochs=20"), ListLink()).outcome == "complete"
     rows, points = load_diabetes(return_X_y=True, scaled=False)
     table = tmp_path / "patients.csv"
     names = ["s6", "age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5"]  # in another order, and one more
@@ -275,7 +275,7 @@ def test_a_table_is_answered_in_the_units_of_its_targets(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def purchase(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("purchase")
-    assert fit(spec_for(folder, "data=purchase", "trainer.max_epochs=2"), ListLink()).ending == "complete"
+    assert fit(spec_for(folder, "data=purchase", "trainer.max_epochs=2"), ListLink()).outcome == "complete"
     return folder / "weights.ckpt"
 
 
@@ -311,7 +311,7 @@ def test_a_wrong_table_is_named_with_line_and_column(
 def test_wrong_pictures_are_named_all_at_once(won: StudyView, tmp_path: Path) -> None:
     weights = winner.find_checkpoint(won).path
     (tmp_path / "none").mkdir()
-    for path, words in ((tmp_path / "none", "must hold pictures"), (tmp_path / "a.csv", "must be one (.png, .jpg")):
+    for path, words in ((tmp_path / "none", "must hold images"), (tmp_path / "a.csv", "must be one (.png, .jpg")):
         with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
             predict(PredictSpec(weights, path))
     folder = drawn(tmp_path / "some", load_digits(return_X_y=True)[0][:2])
@@ -343,16 +343,19 @@ def test_a_network_of_ones_own_is_exported_as_it_is_and_asked_once_its_data_says
         f"model._target_={there}Classifier", *(f"~model.{key}" for key in KEYS), f"data._target_={there}DigitsData",
         "~data.split_seed", "~data.normalise", "~data.subset", "~data.augment", "~data.task", "trainer.max_epochs=1",
     ]  # fmt: skip
-    assert fit(spec_for(tmp_path, *line), ListLink()).ending == "complete"
+    assert fit(spec_for(tmp_path, *line), ListLink()).outcome == "complete"
     made = export(ExportSpec(tmp_path / "weights.ckpt", tmp_path))
-    assert made.why == ""
-    assert (made.takes, made.says) == ("rows as the data module hands them over", "what the network's forward returns")
-    assert np.array(made.answers).shape == (2, 10)
+    assert made.error == ""
+    assert (made.input_description, made.output_description) == (
+        "rows as the data module hands them over",
+        "what the network's forward returns",
+    )
+    assert np.array(made.example_outputs).shape == (2, 10)
     image = drawn(tmp_path / "one", load_digits(return_X_y=True)[0][:1])
-    with pytest.raises(ConfigError, match=r"DigitsData must say how raw rows .* has no method prepared\(inputs\)"):
+    with pytest.raises(ConfigError, match=r"DigitsData must say how raw .* has no method prepare_inputs\(inputs\)"):
         predict(PredictSpec(tmp_path / "weights.ckpt", image))
     taught = [*line[:-1], "trainer.max_epochs=1", "data._target_=test_predict.Says"]
-    assert fit(spec_for(tmp_path / "taught", *taught), ListLink()).ending == "complete"
+    assert fit(spec_for(tmp_path / "taught", *taught), ListLink()).outcome == "complete"
     (said,) = predict(PredictSpec(tmp_path / "taught" / "weights.ckpt", image)).rows
     assert said.answer in [f"digit {i}" for i in range(10)]
     assert said.probability is not None
@@ -362,8 +365,8 @@ def test_a_network_of_ones_own_is_exported_as_it_is_and_asked_once_its_data_says
 class Says(DigitsData):
     """What somebody adds to a data module of theirs to have its networks asked."""
 
-    input_shape, brightest = (1, 8, 8), 16
+    input_shape, pixel_max = (1, 8, 8), 16
     class_names = tuple(f"digit {i}" for i in range(10))
 
-    def prepared(self, inputs: torch.Tensor) -> torch.Tensor:
+    def prepare_inputs(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs / 16

@@ -23,7 +23,7 @@ from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.system import forkserver
 from overnight.trial import dry_run
-from overnight.trial.dry_run import Bars, dry_run_batch, get_ready
+from overnight.trial.dry_run import ProgressBars, dry_run_batch, prepare_data
 from support.commands import running
 from support.paths import python_path
 
@@ -49,7 +49,7 @@ def test_a_configuration_that_trains_has_no_problem_and_reports_its_metrics_and_
     result = dry_run_batch(preflight.dry_run_spec(study, 0, preflight.dry_runs_for(study)[0], "cpu"), [])
     assert result.problems == ()
     assert result.metrics == ("train/loss", "val/accuracy", "val/f1", "val/loss")
-    assert result.own_bytes > 1e6
+    assert result.private_bytes > 1e6
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_dry_run_whose_supervisor_has_ended_ends_quietly() -> None:
 
 def test_a_bar_on_a_terminal_is_drawn_as_it_moves_and_its_line_ends() -> None:
     terminal, moved = Terminal(), []
-    bars = Bars(terminal, lambda: moved.append(1))
+    bars = ProgressBars(terminal, lambda: moved.append(1))
     for text in ("a warning\n", "\r  0%|  | 0/9", "\r 50%|# | 5/9", "\n", "another\n"):
         print(text, end="", file=bars)
     assert terminal.getvalue() == "\r  0%|  | 0/9\r 50%|# | 5/9\n"
@@ -195,6 +195,6 @@ def test_only_missing_files_keep_a_worker_from_a_study(tmp_path: Path, monkeypat
     lacks = planned("data=kmnist", f"data.root={tmp_path}").config({})
     has = planned().config({})
     own = {**has, "data": {"_target_": "test_preflight.WantsATrainer"}}
-    assert get_ready(DataSpec((has, own), None)).problems == ()
-    (why,) = get_ready(DataSpec((has, lacks, own), None)).problems
+    assert prepare_data(DataSpec((has, own), None)).problems == ()
+    (why,) = prepare_data(DataSpec((has, lacks, own), None)).problems
     assert why.startswith(f"data.root: {tmp_path / 'KMNIST' / 'raw'} must hold train-images-idx3-ubyte, ")

@@ -18,7 +18,7 @@ GET_WARM = """
 import os, signal, warnings
 from pathlib import Path
 import torch
-from overnight.trial import fit, prewarm as warmth
+from overnight.trial import fit, prewarm
 
 def state():
     here = [Path(p) for p in (os.environ["TMPDIR"], "/proc/self/task", "/proc/self/fd")]
@@ -31,10 +31,10 @@ def state():
         list(warnings.filters),
     )
 
-fit.quiet()
+fit.silence_lightning()
 torch.set_num_threads(2)
 before = state()
-assert [f.ending for f in warmth.get_warm()] == ["complete", "complete"]
+assert [f.outcome for f in prewarm.run_prewarm_trials()] == ["complete", "complete"]
 assert state() == before, (before, state())
 os._exit(0)
 """
@@ -50,13 +50,13 @@ def test_what_the_forkserver_goes_through_ends_well_says_nothing_and_leaves_noth
 def test_a_full_disk_keeps_no_forkserver_from_its_work(tmp_path: Path) -> None:
     full = """
 import os
-from overnight.trial import checkpoint, prewarm as warmth
+from overnight.trial import checkpoint, prewarm
 
 def full(*_):
     raise checkpoint.DiskFull
 
-checkpoint.save_weights, warmth._WITHIN_S = full, 0.5
-assert [f.ending for f in warmth.get_warm()] == ["saved", "saved"]
+checkpoint.save_weights, prewarm._TIMEOUT_S = full, 0.5
+assert [f.outcome for f in prewarm.run_prewarm_trials()] == ["saved", "saved"]
 os._exit(0)
 """
     subprocess.run([sys.executable, "-c", full], env={**os.environ, "TMPDIR": str(tmp_path)}, check=True, timeout=60)

@@ -47,9 +47,9 @@ def test_a_trial_that_goes_on_ends_with_the_same_bits(
 ) -> None:
     overrides = GOING_ON[what]
     whole = ListLink()
-    assert fit(spec_for(tmp_path / "whole", *overrides), whole).ending == "complete"
+    assert fit(spec_for(tmp_path / "whole", *overrides), whole).outcome == "complete"
 
-    monkeypatch.setattr("overnight.trial.fit.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("overnight.trial.trial_callback.POLL_EVERY_S", 0.0)
     folder = tmp_path / "cut"
     if how == "killed after a save":
 
@@ -68,10 +68,10 @@ def test_a_trial_that_goes_on_ends_with_the_same_bits(
         assert [m.epoch for m in first.said if isinstance(m, StateSaved)] == [0, 1, 2]
     else:
         first = ListLink(stop_in_epoch=3) if "middle" in how else ListLink({2: Decision.SAVE_AND_STOP})
-        assert fit(spec_for(folder, *overrides), first).ending == "saved"
+        assert fit(spec_for(folder, *overrides), first).outcome == "saved"
         assert len(first.epochs) == 3
     second = ListLink()
-    assert fit(spec_for(folder, *overrides), second).ending == "complete"
+    assert fit(spec_for(folder, *overrides), second).outcome == "complete"
     assert isinstance(second.said[0], Resumed)
     assert list(second.said[0].history) == first.epochs[:3]
     assert first.curve[:3] + second.curve == whole.curve
@@ -84,7 +84,7 @@ def test_a_trial_that_goes_on_ends_with_the_same_bits(
 def test_a_trial_stopped_again_soon_after_it_went_on_still_ends_with_the_same_bits(
     tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("overnight.trial.fit.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("overnight.trial.trial_callback.POLL_EVERY_S", 0.0)
 
     class StopSoon(ListLink):
         batches = 0
@@ -96,7 +96,7 @@ def test_a_trial_stopped_again_soon_after_it_went_on_still_ends_with_the_same_bi
     line = f"optimizer={optimizer}"
     fit(spec_for(tmp_path / "whole", line), whole := ListLink())
     fit(spec_for(tmp_path / "cut", line), first := ListLink(stop_in_epoch=3))
-    assert fit(spec_for(tmp_path / "cut", line), second := StopSoon()).ending == "saved"
+    assert fit(spec_for(tmp_path / "cut", line), second := StopSoon()).outcome == "saved"
     assert second.epochs == []
     fit(spec_for(tmp_path / "cut", line), third := ListLink())
     assert first.curve + third.curve == whole.curve
@@ -118,16 +118,16 @@ def test_stepping_by_ourselves_trains_what_the_trainer_would_have_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: list[str]
 ) -> None:
     line = ["model.dropout=0.2", *optimizer, "trainer.gradient_clip_val=0.5", "trainer.max_epochs=3"]
-    assert fit(spec_for(tmp_path / "ours", *line), ours := ListLink()).ending == "complete"
-    monkeypatch.setattr("overnight.trial.fit._steps_by_itself", lambda *_: False)
-    assert fit(spec_for(tmp_path / "theirs", *line), theirs := ListLink()).ending == "complete"
+    assert fit(spec_for(tmp_path / "ours", *line), ours := ListLink()).outcome == "complete"
+    monkeypatch.setattr("overnight.trial.fit._takes_several_batches_per_step", lambda *_: False)
+    assert fit(spec_for(tmp_path / "theirs", *line), theirs := ListLink()).outcome == "complete"
     assert ours.curve == theirs.curve
     assert all(torch.equal(w, weights(tmp_path / "theirs")[n]) for n, w in weights(tmp_path / "ours").items())
 
 
 def test_a_training_step_of_ones_own_is_handed_batches_as_lightning_does(tmp_path: Path) -> None:
     spec = spec_for(tmp_path, "model._target_=user_networks.OwnStep", "trainer.max_epochs=1")
-    assert fit(spec, link := ListLink()).ending == "complete"
+    assert fit(spec, link := ListLink()).outcome == "complete"
     assert link.epochs[0].metrics["train/batches"] == 34
 
 
@@ -140,7 +140,7 @@ def test_another_seed_trains_another_network(tmp_path: Path) -> None:
 
 def test_a_pruned_trial_ends_at_once_and_its_state_stays_until_the_ledger_knows(tmp_path: Path) -> None:
     link = ListLink({1: Decision.STOP})
-    assert fit(spec_for(tmp_path / "t", every_s=0), link).ending == "ended"
+    assert fit(spec_for(tmp_path / "t", every_s=0), link).outcome == "stopped"
     assert len(link.epochs) == 2
     state, _ = checkpoint.load(tmp_path / "t")
     assert state is not None
@@ -149,14 +149,14 @@ def test_a_pruned_trial_ends_at_once_and_its_state_stays_until_the_ledger_knows(
 
 def test_a_trial_killed_between_its_end_and_its_last_word_is_not_trained_again(tmp_path: Path) -> None:
     fit(spec_for(tmp_path), first := ListLink())
-    assert fit(spec_for(tmp_path), second := ListLink()).ending == "complete"
+    assert fit(spec_for(tmp_path), second := ListLink()).outcome == "complete"
     assert second.said == [Resumed(7, tuple(first.epochs))]
     (tmp_path / "weights.ckpt").write_bytes(b"torn")
     fit(spec_for(tmp_path), third := ListLink())
     assert third.curve == first.curve
 
 
-@pytest.mark.parametrize("ending", [Decision.GO_ON, Decision.SAVE_AND_STOP], ids=["weights", "state"])
+@pytest.mark.parametrize("ending", [Decision.CONTINUE, Decision.SAVE_AND_STOP], ids=["weights", "state"])
 def test_what_another_configuration_left_in_the_folder_is_not_gone_on_with(tmp_path: Path, ending: Decision) -> None:
     fit(spec_for(tmp_path), ListLink({2: ending}))
     finished = fit(spec_for(tmp_path, "optimizer.lr=0.02"), link := ListLink())
@@ -166,13 +166,13 @@ def test_what_another_configuration_left_in_the_folder_is_not_gone_on_with(tmp_p
 
 
 def test_a_stop_before_the_first_boundary_has_nothing_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("overnight.trial.fit.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("overnight.trial.trial_callback.POLL_EVERY_S", 0.0)
     assert fit(spec_for(tmp_path / "t"), ListLink(stop_in_epoch=0)) == Finished(7, "saved")
     assert checkpoint.load(tmp_path / "t") == (None, [])
 
 
 def test_a_stop_in_the_last_epoch_lets_it_complete(tmp_path: Path) -> None:
-    assert fit(spec_for(tmp_path), ListLink({5: Decision.SAVE_AND_STOP})).ending == "complete"
+    assert fit(spec_for(tmp_path), ListLink({5: Decision.SAVE_AND_STOP})).outcome == "complete"
 
 
 def test_it_reports_every_epoch_with_the_metrics_the_field_knows(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_what_does_not_fit_the_data_is_refused_by_key(tmp_path: Path, overrides:
 
 def test_a_schedule_reaches_the_optimizer_and_ends_with_the_trial(tmp_path: Path) -> None:
     spec = spec_for(tmp_path, "schedule=cosine", "trainer.max_epochs=2", "optimizer.lr=0.01")
-    from overnight.trial.fit import build
+    from overnight.trial.components import build
 
     data, model = build(spec.config)
     trainer = pl.Trainer(max_epochs=2, logger=False, enable_checkpointing=False, **QUIET)
@@ -237,7 +237,7 @@ def test_a_schedule_reaches_the_optimizer_and_ends_with_the_trial(tmp_path: Path
 
 
 def test_trainer_test_gives_the_test_figures_and_a_confusion_matrix(tmp_path: Path) -> None:
-    from overnight.trial.fit import build
+    from overnight.trial.components import build
 
     fit(spec_for(tmp_path), ListLink())
     data, model = build(spec_for(tmp_path).config)
@@ -257,7 +257,7 @@ def test_data_that_names_a_cache_is_handed_the_homes(tmp_path: Path) -> None:
 
 
 def test_a_task_in_the_config_reaches_a_model_where_the_data_module_says_none() -> None:
-    from overnight.trial.fit import build
+    from overnight.trial.components import build
 
     config = build_plan(["search=none"]).config({})
     config["data"] = {"_target_": "user_networks.Yes", "task": "binary"}
@@ -312,7 +312,7 @@ def test_a_state_that_is_not_what_was_written_is_refused(tmp_path: Path, kind: s
         payload = pickle.dumps(Hostile(canary))
         data = bytearray(checkpoint._MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
     path.write_bytes(bytes(data))
-    with pytest.raises(checkpoint.Unusable, match=r"^state\.ckpt: "):
+    with pytest.raises(checkpoint.UnusableCheckpoint, match=r"^state\.ckpt: "):
         checkpoint.read(path)
     assert not canary.exists()
 

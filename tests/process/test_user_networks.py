@@ -19,8 +19,8 @@ from overnight.search.build_plan import build_plan
 from overnight.study.open import open_study
 from overnight.system import forkserver
 from overnight.tracking.sync import MlflowSync
-from overnight.trial import fit as fitting
-from overnight.trial import namespaces, targets
+from overnight.trial import lightning_packages, targets, trial_callback
+from overnight.trial.components import build
 from overnight.trial.fit import fit
 from support.trial_links import ListLink, weights
 from support.user_trials import HABITS, MANUAL, THEIRS, needs_lightning, spec_for
@@ -52,16 +52,16 @@ def test_a_network_of_theirs_stopped_anywhere_goes_on_to_the_same_bits(
 ) -> None:
     options = CASES[case]
     whole = ListLink()
-    assert fit(spec_for(tmp_path / "whole", **options), whole).ending == "complete"
+    assert fit(spec_for(tmp_path / "whole", **options), whole).outcome == "complete"
     assert all("val/accuracy" in e.metrics for e in whole.epochs) or "second epoch" in case
 
-    monkeypatch.setattr(fitting, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(trial_callback, "POLL_EVERY_S", 0.0)
     folder, last = tmp_path / "cut", len(whole.epochs) - 1
     first = ListLink({last - 1: Decision.SAVE_AND_STOP}, stop_in_epoch=min(2, last - 1) or None)
-    assert fit(spec_for(folder, **options), first).ending == "saved"
+    assert fit(spec_for(folder, **options), first).outcome == "saved"
     second = ListLink({last - 1: Decision.SAVE_AND_STOP})
-    assert fit(spec_for(folder, **options), second).ending == "saved" or last == 1
-    assert fit(spec_for(folder, **options), third := ListLink()).ending == "complete"
+    assert fit(spec_for(folder, **options), second).outcome == "saved" or last == 1
+    assert fit(spec_for(folder, **options), third := ListLink()).outcome == "complete"
     assert isinstance(third.said[0], Resumed) or last == 1
     assert first.curve + second.curve + third.curve == whole.curve
     ours, uncut = weights(folder), weights(tmp_path / "whole")
@@ -72,7 +72,7 @@ def test_a_network_of_theirs_stopped_anywhere_goes_on_to_the_same_bits(
 def test_a_network_of_theirs_is_pruned_and_saved_every_so_often(tmp_path: Path) -> None:
     for model in (f"{THEIRS}Classifier", MANUAL):
         link, folder = ListLink({2: Decision.STOP}), tmp_path / model
-        assert fit(spec_for(folder, model, every_s=0), link).ending == "ended"
+        assert fit(spec_for(folder, model, every_s=0), link).outcome == "stopped"
         assert [m.epoch for m in link.said if isinstance(m, StateSaved)] == [0, 1]
         assert not (folder / "weights.ckpt").exists()
 
@@ -90,7 +90,7 @@ def test_what_they_keep_as_hyperparameters_is_kept_as_far_as_plain_data_goes(tmp
 
 @pytest.mark.parametrize(("model", "epochs"), [("StopsEarly", 4), ("SaysItStops", 2)])
 def test_a_network_that_stops_by_itself_is_complete(tmp_path: Path, model: str, epochs: int) -> None:
-    assert fit(spec_for(tmp_path, f"{HABITS}{model}"), link := ListLink()).ending == "complete"
+    assert fit(spec_for(tmp_path, f"{HABITS}{model}"), link := ListLink()).outcome == "complete"
     assert len(link.epochs) == epochs
     assert [p.name for p in tmp_path.iterdir()] == ["weights.ckpt"], "a ModelCheckpoint of theirs writes nothing"
 
@@ -104,7 +104,7 @@ def test_a_metric_is_reported_in_the_epochs_that_logged_it_and_no_other(tmp_path
 
 def test_a_network_without_validation_is_judged_by_what_training_logs(tmp_path: Path) -> None:
     spec = spec_for(tmp_path, f"{HABITS}NeverValidates", f"{HABITS}TrainingAlone", metric="train/loss_epoch")
-    assert fit(spec, link := ListLink()).ending == "complete"
+    assert fit(spec, link := ListLink()).outcome == "complete"
     assert all(set(e.metrics) == {"train/loss", "train/loss_step", "train/loss_epoch"} for e in link.epochs)
 
 
@@ -122,10 +122,10 @@ def test_each_of_several_validation_sets_has_its_own_metric(tmp_path: Path) -> N
 @needs_lightning
 def test_the_trial_is_trained_by_the_lightning_that_the_model_comes_from(tmp_path: Path) -> None:
     spec = spec_for(tmp_path, "user_package.modern.Net", "user_package.modern.Data")
-    data, model = fitting.build(spec.config)
-    assert namespaces.lightning_of(data, model).__name__ == "lightning.pytorch"
-    data, model = fitting.build(spec_for(tmp_path, f"{THEIRS}Classifier").config)
-    assert namespaces.lightning_of(data, model).__name__ == "pytorch_lightning"
+    data, model = build(spec.config)
+    assert lightning_packages.lightning_of(data, model).__name__ == "lightning.pytorch"
+    data, model = build(spec_for(tmp_path, f"{THEIRS}Classifier").config)
+    assert lightning_packages.lightning_of(data, model).__name__ == "pytorch_lightning"
 
 
 @needs_lightning

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from overnight.protocol import Decision, EpochEnd, TrialSpec, Up
+from overnight.protocol import Decision, EpochEnd, TrialMessage, TrialSpec
 from overnight.runner.trial_spec import trial_spec
 from overnight.search.build_plan import build_plan
 
@@ -19,14 +19,14 @@ class ListLink:
 
     decisions: dict[int, Decision] = field(default_factory=dict)
     stop_in_epoch: int | None = None
-    said: list[Up] = field(default_factory=list)
+    said: list[TrialMessage] = field(default_factory=list)
 
-    def send(self, message: Up) -> None:
+    def send(self, message: TrialMessage) -> None:
         self.said.append(message)
 
     def ask(self, message: EpochEnd) -> Decision:
         self.said.append(message)
-        return self.decisions.get(message.epoch, Decision.GO_ON)
+        return self.decisions.get(message.epoch, Decision.CONTINUE)
 
     def stop_wanted(self) -> bool:
         return self.stop_in_epoch is not None and len(self.epochs) == self.stop_in_epoch
@@ -43,7 +43,7 @@ class ListLink:
 def spec_for(folder: Path, *overrides: str, every_s: float = 1e9, **changes: Any) -> TrialSpec:
     study = build_plan(["search=none", "trainer.max_epochs=6", *overrides])
     spec = trial_spec(study, 7, study.config({}), 11, "cpu", folder=folder, every_s=every_s)
-    return replace(spec, cache=None, **changes)
+    return replace(spec, **{"cache": None, **changes})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -13,10 +13,10 @@ from sklearn.model_selection import train_test_split
 
 from overnight.data.diabetes import Diabetes
 from overnight.data.digits import Digits
-from overnight.data.preparing import normalise
+from overnight.data.preparation import fit_normalisation
 from overnight.data.purchase import Purchase
 from overnight.data.split import SplitData
-from overnight.data.split_60_20_20 import parted
+from overnight.data.split_60_20_20 import train_test_rows
 from overnight.data.tensors import Batches, Part
 from overnight.models.mlp import ACTIVATIONS, MLP
 from overnight.trial.fit import fit
@@ -55,7 +55,7 @@ def test_rows_are_parted_as_scikit_learn_parts_them(stratify: bool) -> None:
         classes = np.random.default_rng(seed).integers(0, 3 + seed, 251 + seed)
         whose = classes if stratify else None
         wanted = train_test_split(range(len(classes)), test_size=0.2, stratify=whose, random_state=seed)
-        found = parted(classes, 0.2, seed, stratify)
+        found = train_test_rows(classes, 0.2, seed, stratify)
         assert [part.tolist() for part in found] == [list(part) for part in wanted]
 
 
@@ -74,7 +74,7 @@ def test_pictures_of_bytes_are_normalised_as_the_same_numbers_are(how: str) -> N
     pictures[:, 1] = 7  # a channel that is the same everywhere
     rows = torch.arange(20, 300)
     before = pictures.clone()
-    ours, theirs = (normalise(Part(p, torch.zeros(300), rows), how) for p in (pictures, pictures.double()))
+    ours, theirs = (fit_normalisation(Part(p, torch.zeros(300), rows), how) for p in (pictures, pictures.double()))
     assert torch.allclose(ours(pictures), theirs(pictures.float()), atol=1e-6)
     assert torch.equal(pictures, before)
 

@@ -13,7 +13,7 @@ import torch
 import user_downloads
 from torchvision import datasets
 
-from overnight.data.pictures import CIFAR10, KMNIST, MNIST, Fake, FashionMNIST
+from overnight.data.images import CIFAR10, KMNIST, MNIST, Fake, FashionMNIST
 from support.paths import ROOT
 from support.picture_files import write_idx
 
@@ -21,7 +21,7 @@ ROOT = Path(os.environ.get("OVERNIGHT_DATA") or ROOT.parent / "shared" / "data")
 
 
 class Small(MNIST):
-    validation = 20
+    validation_rows = 20
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_how_pictures_are_normalised_is_counted_once_for_all_trials(
         counted = fed(None, **options)
         assert torch.equal(fed(kept, **options), counted)
         with monkeypatch.context() as patch:
-            patch.setattr("overnight.data.split.normalise", lambda *_: pytest.fail("it is counted again"))
+            patch.setattr("overnight.data.split.fit_normalisation", lambda *_: pytest.fail("it is counted again"))
             assert torch.equal(fed(kept, **options), counted)
 
     class Inverted(Small):
@@ -145,7 +145,7 @@ def test_photographs_are_decoded_channels_first_and_each_keeps_its_label(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Tiny(CIFAR10):
-        validation = 4
+        validation_rows = 4
 
     def write(name: str, start: int) -> list[str]:
         """Five photographs as the files have them, rows of 3 x 32 x 32 bytes: red is i, green i + 1, blue i + 2."""

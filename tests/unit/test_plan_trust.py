@@ -304,7 +304,7 @@ def test_the_check_imports_nothing_untrusted(my_nets: Path) -> None:
 def test_a_trials_own_configuration_is_checked_when_it_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from overnight.trial.fit import build
+    from overnight.trial.components import build
 
     config = build_plan(["data=mnist", "data.root=/elsewhere", "search=none"]).config({})
     evil = json.loads(json.dumps(config))

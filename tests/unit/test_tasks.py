@@ -7,7 +7,7 @@ import torch
 from sklearn import metrics as reference
 
 from overnight.models.mlp import MLP
-from overnight.models.tasks import task_of
+from overnight.models.tasks import make_task
 
 
 def drawn(outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,7 +18,7 @@ def drawn(outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_yes_or_no_is_one_logit_with_binary_cross_entropy_accuracy_auroc_and_f1() -> None:
-    task, z, y = task_of("binary"), drawn(1)[0].squeeze(1), drawn(2)[1]
+    task, z, y = make_task("binary"), drawn(1)[0].squeeze(1), drawn(2)[1]
     p = task.predict(z)
     assert torch.allclose(p, 1 / (1 + (-z).exp()))
     by_formula = -(y * p.log() + (1 - y) * (1 - p).log())
@@ -35,7 +35,7 @@ def test_yes_or_no_is_one_logit_with_binary_cross_entropy_accuracy_auroc_and_f1(
 
 
 def test_one_of_many_is_a_logit_a_class_with_cross_entropy_accuracy_f1_and_a_confusion_matrix() -> None:
-    task, (z, y) = task_of("multiclass", 4), drawn(4)
+    task, (z, y) = make_task("multiclass", 4), drawn(4)
     assert task.outputs == 4
     p = task.predict(z)
     assert torch.allclose(p, z.exp() / z.exp().sum(1, keepdim=True))
@@ -51,7 +51,7 @@ def test_one_of_many_is_a_logit_a_class_with_cross_entropy_accuracy_f1_and_a_con
 
 
 def test_a_number_is_one_output_with_mse_mae_rmse_and_r2_and_no_confusion() -> None:
-    task, z = task_of("regression"), drawn(1)[0].squeeze(1)
+    task, z = make_task("regression"), drawn(1)[0].squeeze(1)
     y = z * 2 + 1
     assert task.outputs == 1
     assert torch.equal(task.predict(z), z)
@@ -78,7 +78,7 @@ def test_a_number_is_one_output_with_mse_mae_rmse_and_r2_and_no_confusion() -> N
 )
 def test_an_unknown_task_is_refused(name: str, classes: int | None, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        task_of(name, classes)
+        make_task(name, classes)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_an_unknown_task_is_refused(name: str, classes: int | None, words: str) 
 )
 def test_targets_that_do_not_fit_the_task_are_refused(name: str, targets: torch.Tensor, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        task_of(name, 4).check(targets)
+        make_task(name, 4).check(targets)
 
 
 @torch.inference_mode()

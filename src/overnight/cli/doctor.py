@@ -126,11 +126,11 @@ def _in_checkpoints(found: StudyView) -> Iterator[Defect]:
 
 
 def _unusable(folder: Path, about: str) -> Iterator[Defect]:
-    for name in checkpoint.STATES:
+    for name in checkpoint.STATE_FILES:
         if (folder / name).exists():
             try:
-                checkpoint.verified(folder / name)
-            except checkpoint.Unusable as error:
+                checkpoint.read_verified(folder / name)
+            except checkpoint.UnusableCheckpoint as error:
                 repair = "removed; the trial resumes from the previous state, or starts again"
                 yield Defect(f"{about}/{name}", str(error).partition(": ")[2], repair, folder / name)
 

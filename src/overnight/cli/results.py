@@ -24,7 +24,7 @@ from overnight.cli.arguments import (
 )
 
 if TYPE_CHECKING:
-    from overnight.protocol import Predicted
+    from overnight.protocol import Predictions
 
 
 @click.command()
@@ -233,7 +233,7 @@ def _as_row(row: Any) -> tuple[str, ...]:
     return row.source, answer, f"{row.probability:.4f}" if row.probability is not None else ""
 
 
-def _write_predictions(predicted: Predicted, path: Path) -> None:
+def _write_predictions(predicted: Predictions, path: Path) -> None:
     import csv
 
     try:

@@ -1,8 +1,8 @@
-"""Data decoded, or counted, once, and mapped into the memory of every trial that wants it.
+"""A disk cache for decoded data, which trials map into their memory.
 
-An entry is a folder of .npy files and a list of them with size, time and sha256. It is written under another name and
-renamed, so that it is there whole or not at all. A file with the size and time that it was written with is taken at its
-word; where either differs its sum decides, and what fails is refused by name and made again.
+An entry is a folder of .npy files and a list of them with size, modification time and SHA-256 digest. It is written
+under a temporary name and renamed, so that an entry is complete or does not exist. A file with the listed size and time
+is trusted. If the time differs, the digest decides. An invalid entry is reported and written again.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ _LIST = "files.json"
 
 
 def load(folder: Path | None, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
-    """The arrays that `make` returns, as tensors: mapped from `folder`/`name`, where `make` put them the first time.
+    """Return the arrays of a cache entry as tensors, and make the entry if it does not exist.
 
-    Several processes may ask at once: one makes, the others wait for it. None as folder: made anew, in memory.
-    What a tensor is changed to stays in the process that changes it.
+    Processes may call this at the same time: one makes the entry, the others wait. The tensors are memory-mapped; a
+    change of them stays in the process that makes it.
+
+    Args:
+        folder: the cache; None keeps the arrays in memory.
+        name: of the entry.
+        make: computes the arrays.
     """
     if folder is None:
         return {key: torch.from_numpy(array) for key, array in make().items()}
@@ -35,7 +40,7 @@ def load(folder: Path | None, name: str, make: Callable[[], Mapping[str, np.ndar
     if _problem(entry) is not None:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
-            problem = _problem(entry)  # another process may have made it meanwhile
+            problem = _problem(entry)  # another process may have made it by now
             if problem is not None:
                 if entry.exists():
                     warnings.warn(f"{problem}; it is made again", stacklevel=2)
@@ -44,39 +49,39 @@ def load(folder: Path | None, name: str, make: Callable[[], Mapping[str, np.ndar
 
 
 def _problem(entry: Path) -> str | None:
-    """Why an entry can't be used, or None."""
+    """Return why an entry can't be used, or None."""
     try:
         listed = json.loads((entry / _LIST).read_text())
     except (OSError, ValueError):
         return f"{entry}: has no readable {_LIST}"
-    for name, (size, written_ns, digest) in listed.items():
+    for name, (size, modified_ns, digest) in listed.items():
         path = entry / name
         if not path.exists():
             return f"{path}: is missing"
-        now = path.stat()
-        if now.st_size != size:
-            return f"{path}: has {now.st_size} bytes where {size} were written"
-        if now.st_mtime_ns != written_ns and _digest(path) != digest:
+        found = path.stat()
+        if found.st_size != size:
+            return f"{path}: has {found.st_size} bytes where {size} were written"
+        if found.st_mtime_ns != modified_ns and _digest(path) != digest:
             return f"{path}: its bytes are not the ones that were written"
     return None
 
 
 def _write(entry: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    fresh = entry.with_name(f"{entry.name}.writing")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
+    temporary = entry.with_name(f"{entry.name}.writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     listed = {}
     for key, array in arrays.items():
-        path = fresh / f"{key}.npy"
+        path = temporary / f"{key}.npy"
         with open(path, "wb") as file:
             np.save(file, array)
             file.flush()
             os.fsync(file.fileno())
-        found = path.stat()
-        listed[path.name] = [found.st_size, found.st_mtime_ns, _digest(path)]
-    (fresh / _LIST).write_text(json.dumps(listed))
+        written = path.stat()
+        listed[path.name] = [written.st_size, written.st_mtime_ns, _digest(path)]
+    (temporary / _LIST).write_text(json.dumps(listed))
     shutil.rmtree(entry, ignore_errors=True)
-    os.replace(fresh, entry)
+    os.replace(temporary, entry)
 
 
 def _digest(path: Path) -> str:

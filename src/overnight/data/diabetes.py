@@ -1,4 +1,4 @@
-"""Diabetes: how far the disease will have come in a year; 442 patients, bundled with scikit-learn."""
+"""Diabetes: the progression of the disease after one year, for 442 patients, from scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overnight.data.bundled import table
+from overnight.data.bundled import read_table
 from overnight.data.split import SplitData
-from overnight.data.split_60_20_20 import by_fifths
+from overnight.data.split_60_20_20 import split_60_20_20
 from overnight.data.tensors import Part
 
 
 class Diabetes(SplitData):
-    """The diabetes data of Efron et al. (2004, Least Angle Regression), as scikit-learn carries it.
+    """The diabetes data of Efron et al. (2004, Least Angle Regression), from scikit-learn.
 
-    442 rows of ten features (age, sex, body mass index, blood pressure, six blood serum values) and a measure of the
-    disease's progression, 25 to 346, one a patient. Three fifths train, a fifth validation, a fifth test.
+    442 rows, one for each patient, of ten features (age, sex, body mass index, blood pressure, six blood serum values)
+    and a measure of the disease's progression, 25 to 346. The split is 60% training, 20% validation and 20% test.
 
-    Targets come with mean 0 and standard deviation 1 over the training rows, so that learning rates mean what they mean
-    elsewhere: an MAE or RMSE is in such deviations (about 77 points of progression); R2 is the same in any unit.
+    Targets have mean 0 and standard deviation 1 over the training rows, so that the usual learning rates fit. An MAE or
+    RMSE is in standard deviations (about 77 points of progression); R2 does not depend on the unit.
     """
 
     task = "regression"
@@ -28,17 +28,17 @@ class Diabetes(SplitData):
     columns = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
 
     def split(self, seed: int) -> dict[str, Part]:
-        rows = torch.from_numpy(table("diabetes_data_raw", delimiter=" ")).float()  # (442, 10)
-        targets = torch.from_numpy(table("diabetes_target", delimiter=" "))  # (442,)
-        parts = by_fifths(rows, targets, seed, stratify=False)
-        known = targets[parts["train"].rows]
-        self._mean, self._deviation = float(known.mean()), float(known.std(correction=0))
-        standard = ((targets - self._mean) / self._deviation).float()
-        return {name: Part(part.inputs, standard, part.rows) for name, part in parts.items()}
+        rows = torch.from_numpy(read_table("diabetes_data_raw", delimiter=" ")).float()  # (442, 10)
+        targets = torch.from_numpy(read_table("diabetes_target", delimiter=" "))  # (442,)
+        parts = split_60_20_20(rows, targets, seed, stratify=False)
+        train_targets = targets[parts["train"].rows]
+        self._mean, self._deviation = float(train_targets.mean()), float(train_targets.std(correction=0))
+        standardised = ((targets - self._mean) / self._deviation).float()
+        return {name: Part(part.inputs, standardised, part.rows) for name, part in parts.items()}
 
-    def in_units(self, answers: Tensor) -> Tensor:
-        """In points of the measure."""
-        return answers * self._deviation + self._mean
+    def to_target_units(self, outputs: Tensor) -> Tensor:
+        """Convert predictions to points of progression."""
+        return outputs * self._deviation + self._mean
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "mean": self._mean, "deviation": self._deviation}

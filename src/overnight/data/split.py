@@ -1,4 +1,4 @@
-"""What every data module that comes with overnight does alike: parts that stay apart, thinned, prepared, in batches."""
+"""The base class of the bundled data modules: separate parts, subsets, preparation and batches."""
 
 from __future__ import annotations
 
@@ -9,28 +9,38 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from overnight.data.preparing import Augment, Normalise, normalise
-from overnight.data.tensors import Batches, Part, Several
+from overnight.data.preparation import Augmentation, Normalisation, fit_normalisation
+from overnight.data.tensors import Batches, BatchGroups, Part
 
-# Evaluation keeps no gradients, so its batches can be large.
-_EVALUATION_BATCH = 1024
+PIXEL_MAX = 255.0  # the brightest pixel, unless the data module says otherwise
+_EVALUATION_BATCH_SIZE = 1024  # evaluation keeps no gradients, so that its batches can be large
 
 
 class SplitData(pl.LightningDataModule):
-    """Train, validation and test as tensors. A leaf says `task`, `input_shape`, `classes` and how it is `split`.
+    """Training, validation and test data as tensors.
+
+    A subclass defines `task`, `input_shape`, `classes` (of a multiclass task) and `split`.
 
     Args:
-        batch_size: rows a training batch.
-        split_seed: fixes which rows are validation, and test where no official one exists; never the trial's.
-        normalise: none, minmax (to 0 to 1) or standard (mean 0, deviation 1), by the training rows alone.
-        subset: share of the training rows to train with, above 0, 1 included; a smaller one lies within a larger.
-        augment: of images while training: {shift: pixels, rotate: degrees, flip: true or false}; see Augment.
+        batch_size: rows of a training batch.
+        split_seed: decides which rows are for validation, and for test if there is no official test set. It does not
+            depend on the trial.
+        normalise: none, minmax (to the range 0 to 1) or standard (mean 0, standard deviation 1), computed from the
+            training rows alone.
+        subset: share of the training rows to use, in (0, 1]. A smaller subset is part of a larger one.
+        augment: random changes of training images, {shift: pixels, rotate: degrees, flip: bool}; see Augmentation.
+
+    Attributes:
+        task: binary, multiclass or regression.
+        input_shape: shape of one row, (C, H, W) or (features,).
+        columns: names of the features of a table.
+        pixel_max: value of the brightest pixel of an image.
     """
 
     task: str
     input_shape: Sequence[int]
-    columns: Sequence[str] = ()  # names of the features, where rows are a table's
-    brightest: float = 255.0  # of a pixel, where rows are images
+    columns: Sequence[str] = ()
+    pixel_max: float = PIXEL_MAX
 
     def __init__(
         self,
@@ -43,73 +53,73 @@ class SplitData(pl.LightningDataModule):
         super().__init__()
         if not 0 < subset <= 1:
             raise ValueError(f"data.subset: must be above 0 and at most 1, got {subset!r}")
-        self._augment = Augment.of(augment or {})
-        if self._augment is not None and len(self.input_shape) != 3:
+        self._augmentation = Augmentation.from_options(augment or {})
+        if self._augmentation is not None and len(self.input_shape) != 3:
             raise ValueError("data.augment: is for images, and this data has none; take it out")
         self._batch_size, self._split_seed = batch_size, split_seed
-        self._how, self._subset = normalise, subset
+        self._normalisation_method, self._subset = normalise, subset
         self._parts: dict[str, Part] = {}
-        self._several: tuple[int, Callable[[], None]] | None = None
+        self._grouping: tuple[int, Callable[[], None]] | None = None
 
     @abstractmethod
     def split(self, seed: int) -> dict[str, Part]:
-        """The parts train, validation and test, which share no row."""
+        """Return the parts train, validation and test, which share no row."""
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         if not self._parts:
             self._parts = self.split(self._split_seed)
             train = self._parts["train"]
             self._parts["train"] = train.first(max(1, round(self._subset * len(train))))
-            self._normalise = self.normalisation(self._parts["train"], self._how)
+            self._normalisation = self.fit_normalisation(self._parts["train"], self._normalisation_method)
 
-    def normalisation(self, part: Part, how: str) -> Normalise | None:
-        """How rows are normalised, by the training part; see normalise()."""
-        return normalise(part, how)
+    def fit_normalisation(self, part: Part, method: str) -> Normalisation | None:
+        """Compute the normalisation from the training part. See preparation.fit_normalisation."""
+        return fit_normalisation(part, method)
 
-    def hand_over(self, size: int, between: Callable[[], None]) -> None:
-        """Have training batches come several at a time, for a module that steps by itself; see Several."""
-        self._several = size, between
+    def group_batches(self, size: int, between: Callable[[], None]) -> None:
+        """Yield training batches in groups, for a module that steps over several. See BatchGroups."""
+        self._grouping = size, between
 
-    def train_dataloader(self) -> Batches | Several:
+    def train_dataloader(self) -> Batches | BatchGroups:
         batches = self._batches("train", self._batch_size)
-        return Several(batches, *self._several) if self._several else batches
+        return BatchGroups(batches, *self._grouping) if self._grouping else batches
 
     def val_dataloader(self) -> Batches:
-        return self._batches("validation", _EVALUATION_BATCH)
+        return self._batches("validation", _EVALUATION_BATCH_SIZE)
 
     def test_dataloader(self) -> Batches:
-        return self._batches("test", _EVALUATION_BATCH)
+        return self._batches("test", _EVALUATION_BATCH_SIZE)
 
-    # What a network that was trained on this data is asked later
+    # For predictions with a trained network
 
-    def prepared(self, inputs: Tensor) -> Tensor:
-        """Raw rows (B, *input_shape) as the network was fed them; needs a `setup`, or a state to load."""
-        return self._normalise(inputs) if self._normalise else inputs.float()
+    def prepare_inputs(self, inputs: Tensor) -> Tensor:
+        """Map raw rows (B, *input_shape) to the network's inputs, after `setup` or `load_state_dict`."""
+        return self._normalisation(inputs) if self._normalisation else inputs.float()
 
-    def in_units(self, answers: Tensor) -> Tensor:
-        """What the network answers, in the units that people have the targets in."""
-        return answers
+    def to_target_units(self, outputs: Tensor) -> Tensor:
+        """Convert the network's predictions to the original units of the targets."""
+        return outputs
 
-    def raw(self, count: int) -> Tensor:
-        """The first so many rows of the validation set as they are, (count, *input_shape), for an example."""
+    def raw_rows(self, count: int) -> Tensor:
+        """Return the first rows of the validation part without preparation, (count, *input_shape)."""
         part = self._parts["validation"].first(count)
         return part.inputs.index_select(0, part.rows).float()
 
     def state_dict(self) -> dict[str, Any]:
-        """How rows are prepared, which a checkpoint keeps: whoever asks the network need not have the data."""
-        return {"normalise": vars(self._normalise) if self._normalise else None}
+        """Return the normalisation for the checkpoint, so that predictions do not need the data."""
+        return {"normalisation": vars(self._normalisation) if self._normalisation else None}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        kept = state_dict["normalise"]
-        self._normalise = Normalise(**kept) if kept is not None else None
+        saved = state_dict["normalisation"]
+        self._normalisation = Normalisation(**saved) if saved is not None else None
 
     def _batches(self, name: str, batch_size: int) -> Batches:
         part, training = self._parts[name], name == "train"
-        augment = self._augment if training else None
+        augmentation = self._augmentation if training else None
 
         def prepare(inputs: Tensor) -> Tensor:
-            # Augmented first: what comes in from outside is then 0 as the data has it.
-            inputs = augment(inputs) if augment else inputs
-            return self.prepared(inputs)
+            # Augmentation comes first, so that pixels from outside of an image are 0 in the data's own scale.
+            inputs = augmentation(inputs) if augmentation else inputs
+            return self.prepare_inputs(inputs)
 
         return Batches(part.inputs, part.targets, batch_size, shuffle=training, rows=part.rows, prepare=prepare)

@@ -1,4 +1,4 @@
-"""Three fifths to train with, one to validate with, one to test with, for sets that bring no split of their own."""
+"""Split a data set without an official split: 60% for training, 20% for validation, 20% for the test."""
 
 from __future__ import annotations
 
@@ -11,49 +11,61 @@ from torch import Tensor
 from overnight.data.tensors import Part
 
 
-def by_fifths(inputs: Tensor, targets: Tensor, seed: int, stratify: bool) -> dict[str, Part]:
-    """Three fifths train, one validation, one test; stratify: every class with its share in each."""
+def split_60_20_20(inputs: Tensor, targets: Tensor, seed: int, stratify: bool) -> dict[str, Part]:
+    """Split rows at random into train, validation and test.
+
+    Args:
+        inputs: (N, ...).
+        targets: (N,).
+        seed: of the random split.
+        stratify: give each part the same share of every class.
+    """
     classes = targets.numpy() if stratify else np.zeros(len(targets), dtype=int)
-    rest, test = parted(classes, 0.2, seed, stratify)
-    train, validation = parted(classes[rest], 0.25, seed, stratify)
+    rest, test = train_test_rows(classes, 0.2, seed, stratify)
+    train, validation = train_test_rows(classes[rest], 0.25, seed, stratify)
     return {
         name: Part(inputs, targets, torch.from_numpy(rows))
         for name, rows in (("train", rest[train]), ("validation", rest[validation]), ("test", test))
     }
 
 
-def parted(classes: np.ndarray, share: float, seed: int, stratify: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n,) of what stays and of what goes, which is `share` of them, rounded up; by chance, in any order.
+def train_test_rows(classes: np.ndarray, test_share: float, seed: int, stratify: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same rows as scikit-learn's train_test_split, without the second that its import takes.
 
-    The same rows as scikit-learn's train_test_split picks with this seed, without the second that it takes to import.
+    Args:
+        classes: (N,), class of each row.
+        test_share: share of the test rows; their number is rounded up.
+        seed: random_state of train_test_split.
+        stratify: give both parts the same share of every class.
+
+    Returns:
+        Indices of the training rows and of the test rows, shuffled.
     """
-    chance = np.random.RandomState(seed)
-    going = math.ceil(share * len(classes))
-    staying = len(classes) - going
+    random = np.random.RandomState(seed)
+    tests = math.ceil(test_share * len(classes))
     if not stratify:
-        order = chance.permutation(len(classes))
-        return order[going:], order[:going]
-    _, kinds, counts = np.unique(classes, return_inverse=True, return_counts=True)
-    stays = _apportioned(counts, staying, chance)
-    goes = _apportioned(counts - stays, going, chance)
-    of_each = np.split(np.argsort(kinds, kind="stable"), np.cumsum(counts)[:-1])
-    shuffled = [rows[chance.permutation(len(rows))] for rows in of_each]
-    kept = np.concatenate([rows[:s] for rows, s in zip(shuffled, stays, strict=True)])
-    gone = np.concatenate([rows[s : s + g] for rows, s, g in zip(shuffled, stays, goes, strict=True)])
-    return chance.permutation(kept), chance.permutation(gone)
+        order = random.permutation(len(classes))
+        return order[tests:], order[:tests]
+    _, labels, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    train_counts = _rows_per_class(counts, len(classes) - tests, random)
+    test_counts = _rows_per_class(counts - train_counts, tests, random)
+    rows_of_classes = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    shuffled = [rows[random.permutation(len(rows))] for rows in rows_of_classes]
+    train = np.concatenate([rows[:n] for rows, n in zip(shuffled, train_counts, strict=True)])
+    test = np.concatenate([rows[n : n + m] for rows, n, m in zip(shuffled, train_counts, test_counts, strict=True)])
+    return random.permutation(train), random.permutation(test)
 
 
-def _apportioned(counts: np.ndarray, places: int, chance: np.random.RandomState) -> np.ndarray:
-    """How many of `places` each class gets: its share rounded down, the rest to the largest remainders, and chance
-    decides among equal ones."""
-    exact = counts / counts.sum() * places
-    given = np.floor(exact)
-    left, remainders = int(places - given.sum()), exact - given
+def _rows_per_class(counts: np.ndarray, total: int, random: np.random.RandomState) -> np.ndarray:
+    """Divide `total` rows among the classes in proportion to `counts`, by the largest remainder; ties are random."""
+    exact = counts / counts.sum() * total
+    rows = np.floor(exact)
+    missing, remainders = int(total - rows.sum()), exact - rows
     for remainder in np.unique(remainders)[::-1]:
-        if left == 0:
+        if missing == 0:
             break
-        (equals,) = np.where(remainders == remainder)
-        lucky = chance.choice(equals, size=min(len(equals), left), replace=False)
-        given[lucky] += 1
-        left -= len(lucky)
-    return given.astype(int)
+        (tied,) = np.where(remainders == remainder)
+        chosen = random.choice(tied, size=min(len(tied), missing), replace=False)
+        rows[chosen] += 1
+        missing -= len(chosen)
+    return rows.astype(int)

@@ -1,4 +1,4 @@
-"""Data held as tensors, in memory or mapped into it, and handed over in slices."""
+"""Data sets as tensors, in memory or memory-mapped, and iterators over their batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a data set. inputs: (N, ...), targets: (N,), shared between the parts; rows: (n,), which are its."""
+    """Some rows of a data set.
+
+    Attributes:
+        inputs: (N, ...), of the whole data set, shared by its parts.
+        targets: (N,), of the whole data set, shared by its parts.
+        rows: (n,), indices of the rows that belong to this part.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -27,17 +33,19 @@ class Part:
 
 
 class Batches:
-    """Iterates over (inputs, targets) in batches; shuffled anew each time from torch's global generator.
+    """Iterates over (inputs, targets) in batches, shuffled by torch's global generator in each iteration.
 
-    Picking a batch out of whole tensors takes a fifth of the time of a DataLoader over a TensorDataset, which collects
-    its rows one at a time; and the global generator is part of a trial's saved state, so going on draws the same order.
+    To select a batch from whole tensors takes a fifth of the time of a DataLoader over a TensorDataset, which collects
+    rows one by one. The global generator is part of a trial's saved state, so that resumed trials draw the same order.
 
     Args:
-        inputs: (N, ...). targets: (N,).
-        batch_size: rows a batch; the last one may have fewer. Where rows are shuffled a last batch of a single row is
-            left out, as batch norm can make nothing of it; another row is left out next time.
-        rows: (n,), the ones to hand over; None for all.
-        prepare: from raw inputs (B, ...) to what the network is fed, a batch at a time.
+        inputs: (N, ...).
+        targets: (N,).
+        batch_size: rows of a batch. The last batch may be smaller. With `shuffle`, a last batch of a single row is left
+            out, because batch norm needs two; it is another row in the next iteration.
+        shuffle: draw a new order in each iteration.
+        rows: (n,), indices of the rows to use; None for all.
+        prepare: maps raw inputs (B, ...) of one batch to the network's inputs.
     """
 
     def __init__(
@@ -59,9 +67,9 @@ class Batches:
         self._prepare = prepare
 
     def __len__(self) -> int:
-        whole = math.ceil(len(self._rows) / self._batch_size)
-        lone = self._shuffle and self._batch_size > 1 and len(self._rows) % self._batch_size == 1
-        return whole - 1 if lone and whole > 1 else whole
+        count = math.ceil(len(self._rows) / self._batch_size)
+        single_row = self._shuffle and self._batch_size > 1 and len(self._rows) % self._batch_size == 1
+        return count - 1 if single_row and count > 1 else count
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rows = self._rows[torch.randperm(len(self._rows))] if self._shuffle else self._rows
@@ -70,14 +78,16 @@ class Batches:
             yield self._prepare(inputs) if self._prepare else inputs, self._targets.index_select(0, chosen)
 
 
-class Several:
-    """Hands over several batches as one: an iterator that picks each when it is asked for.
+class BatchGroups:
+    """Iterates over groups of batches; each group is an iterator that selects its batches when they are needed.
 
-    A step of the Trainer's costs as much as a small network's own; a module that steps by itself takes several batches
-    in one of them. What is drawn by chance is drawn in the same order, however many there are in one.
+    A step of the Trainer costs as much as a step of a small network. A module that takes a group in each step pays it
+    once for many batches. The order of random draws does not depend on the size of the groups.
 
     Args:
-        batches: what is handed over. size: how many at a time. between: called after each.
+        batches: the batches.
+        size: batches of a group.
+        between: called after each batch.
     """
 
     def __init__(self, batches: Batches, size: int, between: Callable[[], None]) -> None:
@@ -87,11 +97,11 @@ class Several:
         return math.ceil(len(self.batches) / self._size)
 
     def __iter__(self) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-        left = iter(self.batches)
+        remaining = iter(self.batches)
         for _ in range(len(self)):
-            yield self._some(left)
+            yield self._group(remaining)
 
-    def _some(self, left: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in itertools.islice(left, self._size):
+    def _group(self, remaining: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in itertools.islice(remaining, self._size):
             yield batch
             self._between()

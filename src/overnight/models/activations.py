@@ -1,4 +1,4 @@
-"""Activations, and first weights that fit them."""
+"""Activation functions, and the initialisation of weights for each."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "mish": nn.Mish,
 }
-_SLOPE = 0.01  # of nn.LeakyReLU below zero
+_NEGATIVE_SLOPE = 0.01  # of nn.LeakyReLU
 
 
 def _he(weight: Tensor) -> None:
-    """Normal with variance 2 / fan_in (He et al. 2015, eq. 10)."""
+    """Draw from a normal distribution with variance 2 / fan_in (He et al. 2015, eq. 10)."""
     nn.init.kaiming_normal_(weight, nonlinearity="relu")
 
 
 def _he_leaky(weight: Tensor) -> None:
-    """Normal with variance 2 / ((1 + a^2) fan_in) for slope a below zero (He et al. 2015, eq. 15)."""
-    nn.init.kaiming_normal_(weight, a=_SLOPE, nonlinearity="leaky_relu")
+    """Draw from a normal distribution with variance 2 / ((1 + a^2) fan_in), a the slope below 0 (He 2015, eq. 15)."""
+    nn.init.kaiming_normal_(weight, a=_NEGATIVE_SLOPE, nonlinearity="leaky_relu")
 
 
 def _glorot(weight: Tensor) -> None:
-    """Uniform within sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, eq. 16)."""
+    """Draw uniformly between -+ sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010, eq. 16)."""
     nn.init.xavier_uniform_(weight)
 
 
 def _glorot_sigmoid(weight: Tensor) -> None:
-    """Four times tanh's, because the sigmoid is (1 + tanh(z / 2)) / 2, whose slope at 0 is a quarter of tanh's."""
+    """Draw four times tanh's weights: the sigmoid, (1 + tanh(z / 2)) / 2, has a quarter of tanh's slope at 0."""
     nn.init.xavier_uniform_(weight, gain=4)
 
 
-# elu, gelu, silu and mish are smooth forms of the relu, and start as it does.
-_FIRST_WEIGHTS: dict[str, Callable[[Tensor], None]] = {
+# elu, gelu, silu and mish are smooth forms of the relu and use its initialisation.
+_INITIALISATIONS: dict[str, Callable[[Tensor], None]] = {
     "leaky_relu": _he_leaky,
     "tanh": _glorot,
     "sigmoid": _glorot_sigmoid,
@@ -54,14 +54,14 @@ def check_activation(name: str) -> None:
 
 
 def initialise(net: nn.Module, activation: str) -> None:
-    """Draw the weights of every linear and convolutional layer anew, so that signals keep their size; biases are 0.
+    """Initialise all linear and convolutional layers so that activations keep their variance; biases are 0.
 
-    The last linear layer, which no activation follows, is drawn normal with variance 1 / fan_in (LeCun et al. 1998,
-    Efficient BackProp, eq. 16).
+    The last linear layer, which has no activation, is drawn from a normal distribution with variance 1 / fan_in (LeCun
+    et al. 1998, Efficient BackProp, eq. 16).
     """
     layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     for layer in layers:
-        _FIRST_WEIGHTS.get(activation, _he)(layer.weight)
+        _INITIALISATIONS.get(activation, _he)(layer.weight)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     last = layers[-1]

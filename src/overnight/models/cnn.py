@@ -10,31 +10,31 @@ from torch import Tensor, nn
 from overnight.models.activations import ACTIVATIONS, check_activation, initialise
 from overnight.models.mlp import hidden_layers
 from overnight.models.schedules import constant
-from overnight.models.supervised import OptimizerOf, ScheduleOf, Supervised
+from overnight.models.supervised import OptimizerFactory, ScheduleFactory, Supervised
 
 POOLINGS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 
 
 class CNN(Supervised):
-    """Blocks of convolutions that each end in 2x2 pooling, then a small MLP as its head.
+    """Blocks of convolutions, each with a 2x2 pooling at its end, then a small MLP as the head.
 
     Args:
-        input_shape: (channels, height, width); taken from the data module, as `classes` and `task` are.
-        classes: how many, for multiclass.
-        channels: of each block, first to last: as many blocks as there are entries.
-        convolutions: in each block.
-        kernel: side of a convolution, odd, so that it keeps the image's size.
-        pooling: max or average, halving each side, rounded down.
-        head: units of the hidden layers after the blocks; empty for none.
-        activation: after every layer, a key of ACTIVATIONS; the first weights fit it (see activations.py).
-        dropout: share of the head's inputs and hidden units dropped while training, 0 included, 1 excluded.
+        input_shape: (channels, height, width). The data module provides it, as well as `classes` and `task`.
+        classes: number of classes, for multiclass.
+        channels: of each block, first to last; one entry for each block.
+        convolutions: number in each block.
+        kernel: side of a convolution in pixels; odd, so that the image keeps its size.
+        pooling: max or average; it halves each side, rounded down.
+        head: units of each hidden layer after the blocks; empty for none.
+        activation: of every layer, a key of ACTIVATIONS. It decides the initialisation (see activations.py).
+        dropout: share of the head's inputs and hidden units to drop in training, in [0, 1).
         batch_norm: normalise each channel over the batch (Ioffe and Szegedy 2015).
         task: see Supervised.
         optimizer: see Supervised.
         schedule: see Supervised.
 
     Raises:
-        ValueError: naming key, value, rule and remedy, where an argument is impossible or pooling eats the image up.
+        ValueError: with key, rule, value and remedy, if an argument is impossible or pooling leaves no pixel.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class CNN(Supervised):
         dropout: float = 0.0,
         batch_norm: bool = True,
         task: str = "multiclass",
-        optimizer: OptimizerOf = torch.optim.Adam,
-        schedule: ScheduleOf = constant,
+        optimizer: OptimizerFactory = torch.optim.Adam,
+        schedule: ScheduleFactory = constant,
     ) -> None:
         super().__init__(task, classes, optimizer, schedule)
         check_activation(activation)
@@ -61,11 +61,11 @@ class CNN(Supervised):
         layers: list[nn.Module] = []
         for size in channels:
             for i in range(convolutions):
-                # Batch norm has a bias of its own.
+                # Batch norm has its own bias.
                 layers.append(nn.Conv2d(depth, size, kernel, padding=kernel // 2, bias=not batch_norm))
                 if i == convolutions - 1:
-                    # Before batch norm and activation, which then have a quarter of the work, and for max pooling the
-                    # same outcome as after them, where the activation rises and the norm's gain is positive.
+                    # Before batch norm and activation, which then process a quarter of the values. Max pooling gives
+                    # the same result as after them, if the activation is increasing and the gain of the norm positive.
                     layers.append(POOLINGS[pooling](2))
                 if batch_norm:
                     layers.append(nn.BatchNorm2d(size))
@@ -78,7 +78,7 @@ class CNN(Supervised):
         hidden, last = hidden_layers(depth * height * width, head, activation, dropout)
         self.net = nn.Sequential(*layers, *hidden, nn.Linear(last, self.task.outputs))
         initialise(self.net, activation)
-        # Channels beside each other in memory: a step then takes about two thirds of the time on a CPU.
+        # With the channels of a pixel adjacent in memory, a step takes about two thirds of the time on a CPU.
         self.net = self.net.to(memory_format=torch.channels_last)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def _check(
     if len(input_shape) != 3:
         raise ValueError(
             f"model: a cnn needs images of (channels, height, width), and the data has rows of {tuple(input_shape)}; "
-            f"take model=mlp"
+            f"use model=mlp"
         )
     if not channels or any(size < 1 for size in channels):
         raise ValueError(f"model.channels: must have at least one block, of at least 1 each, got {list(channels)}")
@@ -109,7 +109,7 @@ def _check(
     if any(size < 1 for size in head):
         raise ValueError(f"model.head: each must be at least 1, got {list(head)}")
     height, width = input_shape[1:]
-    most = min(height, width).bit_length() - 1  # times that a side can be halved before nothing is left
+    most = min(height, width).bit_length() - 1  # halvings of the shorter side that leave a pixel
     if len(channels) > most:
         raise ValueError(
             f"model.channels: each block halves the image, and {len(channels)} leave nothing of {height}x{width} "

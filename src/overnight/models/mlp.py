@@ -10,25 +10,25 @@ from torch import nn
 
 from overnight.models.activations import ACTIVATIONS, check_activation, initialise
 from overnight.models.schedules import constant
-from overnight.models.supervised import OptimizerOf, ScheduleOf, Supervised
+from overnight.models.supervised import OptimizerFactory, ScheduleFactory, Supervised
 
 
 class MLP(Supervised):
-    """Hidden layers of the given sizes, then the task's outputs.
+    """Fully connected hidden layers, then the outputs of the task.
 
     Args:
-        input_shape: of one row, e.g. (1, 8, 8); taken from the data module, as `classes` and `task` are.
-        classes: how many, for multiclass.
+        input_shape: shape of one row, e.g. (1, 8, 8). The data module provides it, as well as `classes` and `task`.
+        classes: number of classes, for multiclass.
         hidden_sizes: units of each hidden layer, first to last; empty for a linear model.
-        activation: after each hidden layer, a key of ACTIVATIONS; the first weights fit it (see activations.py).
-        dropout: share of hidden units dropped while training, 0 included, 1 excluded.
+        activation: of each hidden layer, a key of ACTIVATIONS. It decides the initialisation (see activations.py).
+        dropout: share of hidden units to drop in training, in [0, 1).
         batch_norm: normalise each hidden unit over the batch, before its activation (Ioffe and Szegedy 2015).
         task: see Supervised.
         optimizer: see Supervised.
         schedule: see Supervised.
 
     Raises:
-        ValueError: naming key, value and rule, where an argument is impossible.
+        ValueError: with key, rule and value, if an argument is impossible.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class MLP(Supervised):
         dropout: float = 0.0,
         batch_norm: bool = False,
         task: str = "multiclass",
-        optimizer: OptimizerOf = torch.optim.Adam,
-        schedule: ScheduleOf = constant,
+        optimizer: OptimizerFactory = torch.optim.Adam,
+        schedule: ScheduleFactory = constant,
     ) -> None:
         super().__init__(task, classes, optimizer, schedule)
         check_activation(activation)
@@ -57,7 +57,7 @@ class MLP(Supervised):
 def hidden_layers(
     width: int, sizes: Sequence[int], activation: str, dropout: float, batch_norm: bool = False
 ) -> tuple[list[nn.Module], int]:
-    """Linear layers of the given sizes on `width` inputs, each with what follows it, and the width they end in."""
+    """Return linear layers of the given sizes on `width` inputs, each with its activation, and the last width."""
     if not 0 <= dropout < 1:
         raise ValueError(f"model.dropout: must be from 0 to below 1, got {dropout!r}")
     layers: list[nn.Module] = []

@@ -1,7 +1,7 @@
-"""Learning rates over a trial: each function takes the optimizer and how many steps it will take in all.
+"""Learning rate schedules. Each function takes the optimizer and the number of steps of the whole trial.
 
-A schedule moves at every step, so that short trials follow it as smoothly as long ones. None stands for no change,
-which costs nothing.
+A schedule changes the rate at every step, so that short trials follow it as smoothly as long ones. A function returns
+None for a constant rate, which costs no time.
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 
 def constant(optimizer: Optimizer, steps: int) -> LRScheduler | None:  # noqa: ARG001
-    """The learning rate as written, from the first step to the last."""
+    """Keep the configured learning rate."""
     return None
 
 
 def cosine(optimizer: Optimizer, steps: int) -> LRScheduler:
-    """From the learning rate as written to 0 along half a cosine (Loshchilov and Hutter 2017, eq. 5, no restart)."""
+    """Lower the configured rate to 0 along half a cosine (Loshchilov and Hutter 2017, eq. 5, without restart)."""
     return CosineAnnealingLR(optimizer, T_max=steps)
 
 
 def one_cycle(optimizer: Optimizer, steps: int, warmup: float = 0.3, start: float = 0.04) -> LRScheduler:
-    """Up to the learning rate as written, then down to next to nothing, along half a cosine each (Smith, Topin 2018).
+    """Raise the rate to the configured one, then lower it to almost 0, both along half a cosine (Smith, Topin 2018).
+
+    Momentum stays constant. The paper cycles it too, but then training would not use the configured momentum.
 
     Args:
-        warmup: share of the steps that go up, above 0 and below 1.
-        start: the first learning rate, as a share of the written one, above 0 and at most 1.
-
-    Momentum stays as written: the paper cycles it too, and then what is written would not be what is trained with.
+        optimizer: the optimizer.
+        steps: of the whole trial.
+        warmup: share of the steps in which the rate rises, in (0, 1).
+        start: first rate as a share of the configured one, in (0, 1].
     """
     if not 0 < warmup < 1:
         raise ValueError(f"schedule.warmup: must be above 0 and below 1, got {warmup!r}")

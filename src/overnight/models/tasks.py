@@ -1,4 +1,4 @@
-"""Three kinds of answer, and what each asks of a network: outputs, loss, prediction and metrics."""
+"""The three kinds of tasks, with their outputs, loss, predictions and metrics."""
 
 from __future__ import annotations
 
@@ -21,47 +21,51 @@ from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 
 class Task(ABC):
-    """outputs: units of the network's last layer; with one of them the network answers (B,), else (B, outputs)."""
+    """A kind of task.
+
+    Attributes:
+        outputs: units of the network's last layer. With one unit the network returns (B,), otherwise (B, outputs).
+    """
 
     outputs: int = 1
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """Of outputs (B,) or (B, classes) and targets (B,), over the batch: their "mean" or their "sum"."""
+        """Return the "mean" or "sum" over the batch, from outputs (B,) or (B, classes) and targets (B,)."""
 
     @abstractmethod
     def predict(self, outputs: Tensor) -> Tensor:
-        """Outputs in the terms of the question, of the same shape."""
+        """Convert outputs to probabilities or values, of the same shape."""
 
     def decide(self, outputs: Tensor) -> Tensor:
-        """What the metrics compare with the targets, one a row, (B,): the class, or what is predicted."""
+        """Return what the metrics compare with the targets, (B,): the class, or the prediction."""
         return self.predict(outputs)
 
     @abstractmethod
     def metrics(self) -> MetricCollection:
-        """The figures that the field reports, by name; updated with what was decided and the targets."""
+        """Return the usual metrics by name, to be updated with the results of `decide` and the targets."""
 
     def confusion(self) -> Metric | None:
-        """Counts of (true class, predicted class), or None where there are no classes."""
+        """Return a metric that counts (true class, predicted class), or None if there are no classes."""
         return None
 
     @abstractmethod
     def check(self, targets: Tensor) -> None:
-        """Raises ValueError where a network of this task could not learn such targets."""
+        """Raise ValueError for targets that a network of this task can't learn."""
 
 
 class Binary(Task):
-    """Yes or no: one logit z, p = 1 / (1 + exp(-z)), targets 0 and 1.
+    """Two classes: one logit z, p = 1 / (1 + exp(-z)), targets 0 and 1.
 
-    The loss of a row is binary cross-entropy, -y log p - (1 - y) log(1 - p) (Bishop 2006, eq. 4.90). Metrics:
-    accuracy and F1 (yes is the positive class) at p = 0.5, and the area under the ROC curve.
+    The loss of a row is the binary cross-entropy, -y log p - (1 - y) log(1 - p) (Bishop 2006, eq. 4.90). The metrics
+    are accuracy and F1 (of class 1) at p = 0.5, and the area under the ROC curve.
     """
 
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         return functional.binary_cross_entropy_with_logits(outputs, targets.float(), reduction=reduction)
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """The probability of yes."""
+        """Return the probability of class 1."""
         return outputs.sigmoid()
 
     def metrics(self) -> MetricCollection:
@@ -82,15 +86,15 @@ class Binary(Task):
         if len(wrong):
             raise ValueError(
                 f"data.task: binary takes the targets 0 and 1, got {wrong[0].item()}; for more classes the data module "
-                f"says task = 'multiclass' and how many `classes`"
+                f"must set task = 'multiclass' and `classes`"
             )
 
 
 class Multiclass(Task):
-    """One of K classes: K logits z, p_k = exp(z_k) / sum_j exp(z_j), targets 0 to K - 1.
+    """K classes: K logits z, p_k = exp(z_k) / sum_j exp(z_j), targets 0 to K - 1.
 
-    The loss of a row with true class y is cross-entropy, -log p_y (Bishop 2006, eq. 4.108). Metrics: accuracy over all
-    rows, and F1 as the mean over classes (macro).
+    The loss of a row with true class y is the cross-entropy, -log p_y (Bishop 2006, eq. 4.108). The metrics are
+    accuracy over all rows, and F1 as the mean over classes (macro).
     """
 
     def __init__(self, classes: int) -> None:
@@ -100,11 +104,11 @@ class Multiclass(Task):
         return functional.cross_entropy(outputs, targets, reduction=reduction)
 
     def predict(self, outputs: Tensor) -> Tensor:
-        """The probability of each class."""
+        """Return the probability of each class."""
         return outputs.softmax(1)
 
     def decide(self, outputs: Tensor) -> Tensor:
-        """The most probable class."""
+        """Return the most probable class."""
         return outputs.argmax(1)
 
     def metrics(self) -> MetricCollection:
@@ -122,20 +126,21 @@ class Multiclass(Task):
         _check_shape(targets)
         if targets.is_floating_point():
             raise ValueError(f"data.task: multiclass takes whole numbers as targets, got {targets.dtype}")
-        lowest, highest = targets.aminmax()  # one look at a batch, of which a small step would feel two
+        lowest, highest = targets.aminmax()  # one pass over the batch; two would slow down a small step
         if lowest < 0 or highest >= self.outputs:
             wrong = targets[(targets < 0) | (targets >= self.outputs)]
             raise ValueError(
                 f"model.classes: a label must be from 0 to {self.outputs - 1}, as the network has {self.outputs} "
-                f"outputs, got {wrong[0].item()}; the data module's `classes` says how many there are"
+                f"outputs, got {wrong[0].item()}; set the data module's `classes` to their number"
             )
 
 
 class Regression(Task):
-    """A number: the output z is the prediction, targets are numbers.
+    """Numbers: the output z is the prediction, targets are numbers.
 
-    The loss of a row is the squared error (z - y)^2, whose mean over rows is MSE. Metrics: the mean absolute error, the
-    root of MSE, and R2 = 1 - sum (y - z)^2 / sum (y - mean y)^2, which is 0 for the mean of the targets.
+    The loss of a row is the squared error (z - y)^2, whose mean over rows is the MSE. The metrics are the mean absolute
+    error, the root of the MSE, and R2 = 1 - sum (y - z)^2 / sum (y - mean y)^2, which is 0 for a constant prediction of
+    the mean of the targets.
     """
 
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -155,8 +160,8 @@ class Regression(Task):
             raise ValueError("data: targets must be finite numbers, got one that is not")
 
 
-def task_of(name: str, classes: int | None = None) -> Task:
-    """The task of that name. classes: how many, for multiclass. Raises ValueError naming key, value and rule."""
+def make_task(name: str, classes: int | None = None) -> Task:
+    """Build the task of a name. Raise ValueError with key, rule and value if there is none."""
     if name == "binary":
         return Binary()
     if name == "regression":

@@ -19,7 +19,9 @@ from overnight.plots import figures
 from overnight.plots.figures import Picture
 from overnight.protocol import DrawSpec
 from overnight.system.files import write_atomically
-from overnight.trial import fit, namespaces
+from overnight.trial import lightning_packages
+from overnight.trial.components import build
+from overnight.trial.fit import silence_lightning
 
 DRAWN, IN_WORDS = "drawn.json", "in-words.md"
 MOST_ROWS = 20_000  # of the validation set, that the answers are asked of
@@ -34,7 +36,7 @@ def draw(spec: DrawSpec) -> None:
     What can't be drawn is a line in the words, and keeps nothing else from being drawn.
     """
     torch.set_num_threads(1)
-    fit.quiet()
+    silence_lightning()
     whose = f"{spec.study} {trial_name(spec.number)}"
     words = [f"# Pictures of {whose}", ""]
 
@@ -74,7 +76,7 @@ def _draw_network(
         raise NoPicture("its weights were not kept")
     kept = torch.load(spec.weights, map_location="cpu", weights_only=True)
     torch.manual_seed(kept["overnight"]["seed"])
-    data, model = fit.build(kept["overnight"]["config"])
+    data, model = build(kept["overnight"]["config"])
     model.load_state_dict(kept["state_dict"])
     answers = _Answers(getattr(data, "task", None))
     failed: Exception | None = None
@@ -167,7 +169,7 @@ class _Looking:
 
 def _ask(data: Any, model: Any, answers: _Answers) -> None:
     """Have the network answer the validation rows, as its own Lightning hands them over."""
-    lightning = namespaces.lightning_of(data, model)
+    lightning = lightning_packages.lightning_of(data, model)
     setup = data.setup
     data.setup = lambda stage: setup("fit")  # noqa: ARG005 - many know no other stage that has validation rows
     trainer = lightning.Trainer(
@@ -178,10 +180,10 @@ def _ask(data: Any, model: Any, answers: _Answers) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    looking = namespaces.joined(_Looking, lightning.LightningModule)(model, answers)
+    looking = lightning_packages.subclass(_Looking, lightning.LightningModule)(model, answers)
     data.trainer = trainer
     with contextlib.suppress(_Enough):
-        trainer.validate(looking, datamodule=namespaces.at_home(lightning, data), verbose=False)
+        trainer.validate(looking, datamodule=lightning_packages.adapt_data(lightning, data), verbose=False)
     if not answers.rows:
         raise NoPicture("there are no validation rows")
 

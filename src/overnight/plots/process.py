@@ -15,7 +15,7 @@ def main(spec: DrawSpec, log: Path) -> None:
     """Draw what `spec` says and leave; what is said meanwhile goes to `log`. Does not return."""
     with open(log, "ab", buffering=0) as file:
         child_process.begin(file.fileno(), hide_gpus=True)
-    if spec.gives_way:
+    if spec.low_priority:
         give_way()
     code = 0
     try:

@@ -165,7 +165,7 @@ def _finalist(
         values,
         estimate(list(values.values()), candidates) if values else None,
         {name: estimate([t.metrics[name] for t in tested if name in t.metrics]) for name in metrics},
-        next((t.why for t in tested if t.why), ""),
+        next((t.error for t in tested if t.error), ""),
     )
 
 

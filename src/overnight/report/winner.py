@@ -9,7 +9,7 @@ from pathlib import Path
 
 from overnight.config.paths import trial_name
 from overnight.config.problems import ConfigError
-from overnight.protocol import Exported, ExportSpec, Predicted, PredictSpec, Refused
+from overnight.protocol import Exported, ExportSpec, Failure, Predictions, PredictSpec
 from overnight.report import finding, winner_config
 from overnight.runner import trial_process
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY
@@ -113,8 +113,8 @@ def register(view: StudyView, timeout_s: float = EXPORT_TIMEOUT_S) -> str:
             exported = trial_process.run_one_shot(spec, location.paths.study(view.name).logs / "model.log", timeout_s)
             reason = (
                 exported.problems[0]
-                if isinstance(exported, Refused)
-                else exported.why
+                if isinstance(exported, Failure)
+                else exported.error
                 if isinstance(exported, Exported)
                 else ""
             )
@@ -132,7 +132,7 @@ def register(view: StudyView, timeout_s: float = EXPORT_TIMEOUT_S) -> str:
     return f"model: {named}"
 
 
-def predict(view: StudyView, number: int | None, path: Path, invert: bool = False) -> tuple[Checkpoint, Predicted]:
+def predict(view: StudyView, number: int | None, path: Path, invert: bool = False) -> tuple[Checkpoint, Predictions]:
     """Predict images or rows with a trained network. Raises ConfigError with every mistake in them."""
     checkpoint, location = find_checkpoint(view, number), view.plan.settings.location
     if not path.exists():
@@ -142,8 +142,8 @@ def predict(view: StudyView, number: int | None, path: Path, invert: bool = Fals
     log = location.paths.study(view.name.removesuffix(CONFIRM_SUFFIX)).logs / "predict.log"
     spec = PredictSpec(checkpoint.path, path.absolute(), invert, location.paths.cache)
     reply = trial_process.run_one_shot(spec, log, PREDICT_TIMEOUT_S)
-    if not isinstance(reply, Predicted):
+    if not isinstance(reply, Predictions):
         raise ConfigError(
-            reply.problems if isinstance(reply, Refused) else ["predict: must return predictions, got another message"]
+            reply.problems if isinstance(reply, Failure) else ["predict: must return predictions, got another message"]
         )
     return checkpoint, reply

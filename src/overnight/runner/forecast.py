@@ -103,7 +103,7 @@ def measure(plan: Plan, epochs: int, folder: Path) -> Measurement:
     forkserver.warm_up()
     trial, messages = trial_process.run_alone(spec, folder / "log")
     assert trial.finished is not None
-    if trial.finished.ending != "complete":
+    if trial.finished.outcome != "complete":
         raise BaselineFailed(trial.finished.detail)
     ends = [m for m in messages if isinstance(m, EpochEnd)]
     seconds = [e.seconds for e in ends]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, StateSaved, Up
+from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, StateSaved, TrialMessage
 from overnight.runner.outcomes import Outcomes
 from overnight.runner.trial_process import TrialProcess
 from overnight.runner.watchdog import Watchdog
@@ -30,7 +30,7 @@ class MessageHandler:
         for message in trial.messages():
             self._handle(trial, message)
 
-    def _handle(self, trial: TrialProcess, message: Up) -> None:
+    def _handle(self, trial: TrialProcess, message: TrialMessage) -> None:
         self._watchdog.note_activity(message.number)
         match message:
             case Alive():
@@ -61,4 +61,4 @@ class MessageHandler:
         if not is_complete and self._session.writer.should_prune(done.number):
             trial.pruned = True
             return Decision.STOP
-        return Decision.GO_ON if self._is_working() else Decision.SAVE_AND_STOP
+        return Decision.CONTINUE if self._is_working() else Decision.SAVE_AND_STOP

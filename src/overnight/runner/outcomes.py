@@ -62,16 +62,16 @@ class Outcomes:
 
     def _record_end(self, trial: TrialProcess, stopping: bool) -> TrialRecord:
         writer, number, finished = self._session.writer, trial.spec.number, trial.finished
-        if trial.pruned and (finished is None or finished.ending in ("ended", "saved")):
+        if trial.pruned and (finished is None or finished.outcome in ("stopped", "saved")):
             return writer.prune(number, finished.notes if finished is not None else ())
         if finished is None:
             return writer.pause(number) if stopping else self._record_crash(trial)
         if finished.reason == "checkpoint_unusable":
-            shutil.rmtree(trial.spec.folder, ignore_errors=True)  # the trial starts again from its first epoch
+            shutil.rmtree(trial.spec.checkpoint_folder, ignore_errors=True)  # restart from epoch 0
             return self._retry(number, finished.reason, finished.detail, finished.notes)
-        if finished.ending == "failed":
+        if finished.outcome == "failed":
             return writer.fail(number, finished.reason or "error", finished.detail, finished.notes)
-        if finished.ending == "saved":
+        if finished.outcome == "saved":
             return writer.pause(number, notes=finished.notes)
         if missing := self._missing_objective(number):
             return writer.fail(number, "error", missing, finished.notes)

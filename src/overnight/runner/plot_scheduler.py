@@ -150,7 +150,7 @@ class PlotScheduler:
             which=tuple(self._settings.which),
             look=self._settings.look,
             stamp=self._stamp,
-            gives_way=low_priority,
+            low_priority=low_priority,
         )
         with contextlib.suppress(OSError, EOFError):
             log = self._paths.plot_log

@@ -63,7 +63,7 @@ def find_mistakes(plan: Plan, say: Say = lambda _: None) -> Problems:
         problem if len(names) == len(dry_runs) else f"{problem} (the {names[0]})"
         for problem, names in names_by_problem.items()
     )
-    problems.extend(memory_problems(plan, max((r.own_bytes for r in results if r is not None), default=0)))
+    problems.extend(memory_problems(plan, max((r.private_bytes for r in results if r is not None), default=0)))
     return problems
 
 

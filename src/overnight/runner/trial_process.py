@@ -19,13 +19,13 @@ from overnight.protocol import (
     EpochEnd,
     Exported,
     ExportSpec,
+    Failure,
     Finished,
-    Predicted,
+    Predictions,
     PredictSpec,
     Reason,
-    Refused,
+    TrialMessage,
     TrialSpec,
-    Up,
 )
 from overnight.runner.watchdog import Violation
 from overnight.system import forkserver
@@ -66,7 +66,7 @@ class TrialProcess:
         with contextlib.suppress(OSError):  # it has died, which its sentinel reports
             self.pipe.send(decision)
 
-    def messages(self) -> Iterator[Up]:
+    def messages(self) -> Iterator[TrialMessage]:
         """Yield the messages that have arrived, without waiting."""
         try:
             while self.pipe.poll():
@@ -182,8 +182,8 @@ class ForkedProcesses:
 
 def run_alone(
     spec: TrialSpec, log: Path, silence_s: float | None = None, until: float | None = None
-) -> tuple[TrialProcess, list[Up]]:
-    """Run a trial outside any study. Each epoch is answered with `Decision.GO_ON`.
+) -> tuple[TrialProcess, list[TrialMessage]]:
+    """Run a trial outside any study. Each epoch is answered with `Decision.CONTINUE`.
 
     Args:
         silence_s: the trial fails if no message or output arrives for so long.
@@ -192,7 +192,7 @@ def run_alone(
     Returns:
         The ended trial and all its messages.
     """
-    received: list[Up] = []
+    received: list[TrialMessage] = []
     ends_at = math.inf if until is None else time.monotonic() + until - time.time()
     silence_limit_s = math.inf if silence_s is None else silence_s
     trial = ForkedProcesses().start(spec, log)
@@ -206,7 +206,7 @@ def run_alone(
             for message in trial.messages():
                 received.append(message)
                 if isinstance(message, EpochEnd):
-                    trial.send(Decision.GO_ON)
+                    trial.send(Decision.CONTINUE)
                 elif isinstance(message, Finished):
                     trial.finished = message
             if trial.finished is not None:
@@ -232,7 +232,7 @@ def _cause_of_death(trial: TrialProcess) -> str:
     return printed or (f"its process was ended by signal {-code}" if code < 0 else f"its process ended with {code}")
 
 
-def run_one_shot(spec: ExportSpec | PredictSpec, log: Path, timeout_s: float) -> Exported | Predicted | Refused:
+def run_one_shot(spec: ExportSpec | PredictSpec, log: Path, timeout_s: float) -> Exported | Predictions | Failure:
     """Run a job with a trained network in a process and return its answer. What it prints goes to `log`."""
     from overnight.trial import one_shot
 
@@ -242,11 +242,11 @@ def run_one_shot(spec: ExportSpec | PredictSpec, log: Path, timeout_s: float) ->
     theirs.close()
     try:
         if not ours.poll(timeout_s):
-            return Refused((f"the process did not answer within {timeout_s:g} s; {log} holds what it printed",))
-        answer: Exported | Predicted | Refused = ours.recv()
+            return Failure((f"the process did not answer within {timeout_s:g} s; {log} holds what it printed",))
+        answer: Exported | Predictions | Failure = ours.recv()
         return answer
     except EOFError:
-        return Refused((f"the process ended without an answer; {log} holds what it printed",))
+        return Failure((f"the process ended without an answer; {log} holds what it printed",))
     finally:
         ours.close()
         discard(process)

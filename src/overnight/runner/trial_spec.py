@@ -38,10 +38,10 @@ def trial_spec(
         metric=study.metric,
         direction=study.direction,
         objective=study.objective,
-        folder=plan.paths.checkpoint(number) if folder is None else folder,
-        every_s=every_s,
+        checkpoint_folder=plan.paths.checkpoint(number) if folder is None else folder,
+        checkpoint_every_s=every_s,
         device=device,
         keep_weights=keep_weights,
         cache=plan.settings.location.paths.cache,
-        test=test,
+        test_only=test,
     )

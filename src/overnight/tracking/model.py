@@ -33,11 +33,11 @@ def write_model(folder: Path, exported: Exported, logged: Any, run_id: str) -> N
 
     assert exported.file is not None, "only an export that succeeded is registered"
     input_dtype, output_dtype = exported.dtypes
-    inputs, outputs = np.array(exported.example, input_dtype), np.array(exported.answers, output_dtype)
+    inputs, outputs = np.array(exported.example_inputs, input_dtype), np.array(exported.example_outputs, output_dtype)
     input_schema, output_schema = (Schema([TensorSpec(a.dtype, (-1, *a.shape[1:]))]) for a in (inputs, outputs))
     model = Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
     model.signature = ModelSignature(input_schema, output_schema)
-    model.metadata = {"rows": exported.takes, "answers": exported.says}
+    model.metadata = {"rows": exported.input_description, "answers": exported.output_description}
     _save_example(model, inputs, str(folder))
     (folder / "data").mkdir()
     shutil.copy(exported.file, folder / "data" / "model.pt2")

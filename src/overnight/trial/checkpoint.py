@@ -1,7 +1,7 @@
-"""A trial's saved state: whole, checked, and never lost to the saving of the next one.
+"""Checkpoint files of a trial: complete, verified, and never lost while the next one is written.
 
-A file is a line of magic, the sha256 of the rest, and the rest: torch.save's bytes. It is written under another name
-in the same folder, flushed to the disk, and renamed; the one before is kept until then.
+A state file is a line of magic bytes, the SHA-256 digest of the rest as a hexadecimal line, and torch.save's bytes. The
+previous state is kept until its successor is on the disk.
 """
 
 from __future__ import annotations
@@ -16,102 +16,121 @@ from typing import Any
 
 from overnight.system.files import write_atomically
 
-# Torch is imported where it is needed: the doctor looks at these files, and does without.
+# Torch is imported inside the functions that need it: the doctor verifies these files without it.
 
 _MAGIC = b"overnight state 1\n"
-_STATE, _BEFORE, WEIGHTS = "state.ckpt", "state.before.ckpt", "weights.ckpt"
-STATES = (_STATE, _BEFORE)
+_STATE, _PREVIOUS_STATE, WEIGHTS = "state.ckpt", "state.before.ckpt", "weights.ckpt"
+STATE_FILES = (_STATE, _PREVIOUS_STATE)  # newest first
 
 
 class DiskFull(OSError):
     """The disk is full. The files that were there before are unchanged."""
 
 
-class Unusable(ValueError):
-    """A state file that must not be gone on from; the message says which and why."""
+class UnusableCheckpoint(ValueError):
+    """A file that training must not resume from. The message names the file and the reason."""
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, texts, and lists, tuples and dicts of them) as the folder's newest.
+    """Write the newest state of a trial.
 
-    Raises DiskFull where the disk is full.
+    Args:
+        folder: the trial's checkpoint folder.
+        state: tensors, numbers, texts, and lists, tuples and dicts of them.
+
+    Raises:
+        DiskFull: if there is no space left.
     """
-    data = _bytes(state)
-    head = _MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n"
+    payload = _serialised(state)
+    header = _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
     with _disk_full_reported():
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / _STATE, head, data, durable=True, backup=folder / _BEFORE)
+        write_atomically(folder / _STATE, header, payload, durable=True, backup=folder / _PREVIOUS_STATE)
 
 
-def load(folder: Path, of: Mapping[str, Any] | None = None) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest usable state in the folder, or None, and a note on each file that was refused.
+def load(folder: Path, identity: Mapping[str, Any] | None = None) -> tuple[dict[str, Any] | None, list[str]]:
+    """Load the newest usable state of a folder.
 
-    of: what the state's ["overnight"]["of"] must equal, because a folder may be an older study's.
+    Args:
+        folder: the trial's checkpoint folder.
+        identity: what the state must belong to, because the folder may be that of an older study. None accepts any.
+
+    Returns:
+        The state, or None, and one line for each unusable file.
     """
-    refused: list[str] = []
-    for name in STATES:
+    unusable: list[str] = []
+    for name in STATE_FILES:
         if (folder / name).exists():
             try:
                 state = read(folder / name)
-                if of is not None and state.get("overnight", {}).get("of") != of:
-                    raise Unusable(f"{name}: of another study's trial, or of another configuration")
-                return state, refused
-            except Unusable as error:
-                refused.append(str(error))
-    return None, refused
+                if identity is not None and state.get("overnight", {}).get("identity") != identity:
+                    raise UnusableCheckpoint(f"{name}: of another study's trial, or of another configuration")
+                return state, unusable
+            except UnusableCheckpoint as error:
+                unusable.append(str(error))
+    return None, unusable
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state in a file. Raises Unusable where it is torn, changed, foreign, or holds more than plain data."""
+    """Read a state file.
+
+    Raises:
+        UnusableCheckpoint: if the file is incomplete, changed, foreign, or holds more than plain data.
+    """
     import torch
 
-    payload = verified(path)
+    payload = read_verified(path)
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
-        raise Unusable(f"{path.name}: {str(error).splitlines()[0]}") from error
+        raise UnusableCheckpoint(f"{path.name}: {str(error).splitlines()[0]}") from error
     if not isinstance(state, dict):
-        raise Unusable(f"{path.name}: holds {type(state).__name__}, not a state")
+        raise UnusableCheckpoint(f"{path.name}: holds {type(state).__name__}, not a state")
     return state
 
 
-def verified(path: Path) -> bytes:
-    """A state file's payload, the very bytes that were written. Raises Unusable where they are not."""
+def read_verified(path: Path) -> bytes:
+    """Return the payload of a state file. Raise UnusableCheckpoint if it is not what was written."""
     data = path.read_bytes()
     if not data.startswith(_MAGIC):
-        raise Unusable(f"{path.name}: not a state that overnight wrote")
+        raise UnusableCheckpoint(f"{path.name}: not a state that overnight wrote")
     digest, _, payload = data[len(_MAGIC) :].partition(b"\n")
     if hashlib.sha256(payload).hexdigest().encode() != digest:
-        raise Unusable(f"{path.name}: its bytes are not the ones that were written")
+        raise UnusableCheckpoint(f"{path.name}: its bytes are not the ones that were written")
     return payload
 
 
-def save_weights(folder: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a finished trial's weights, as Lightning's load_from_checkpoint takes them, and drop its states.
+def save_weights(folder: Path, weights: dict[str, Any]) -> None:
+    """Write the weights of a finished trial, for Lightning's load_from_checkpoint, and delete its states.
 
-    Raises DiskFull where the disk is full.
+    Raises:
+        DiskFull: if there is no space left.
     """
     with _disk_full_reported():
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / WEIGHTS, _bytes(checkpoint))
-    for name in (*STATES, f"{_STATE}.writing"):
+        write_atomically(folder / WEIGHTS, _serialised(weights))
+    for name in (*STATE_FILES, f"{_STATE}.writing"):
         (folder / name).unlink(missing_ok=True)
 
 
-def trained(folder: Path, of: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The history of a trial whose weights lie there: it was trained to its end, and killed before it could say so."""
+def read_history(folder: Path, identity: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the epochs of a trial that was killed after it saved its weights and before it reported its end.
+
+    Returns:
+        The fields of each EpochEnd, or None if the folder holds no weights of this trial.
+    """
     import torch
 
     if not (folder / WEIGHTS).exists():
         return None
     try:
-        kept = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)["overnight"]
-        return list(kept["history"]) if kept["of"] == of else None
-    except Exception:  # torn by a power cut, or foreign: it is trained again
+        ours = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)["overnight"]
+        return list(ours["history"]) if ours["identity"] == identity else None
+    except Exception:  # incomplete after a power failure, or foreign: the trial is trained again
         return None
 
 
-def _bytes(state: dict[str, Any]) -> bytes:
+def _serialised(state: dict[str, Any]) -> bytes:
     import torch
 
     buffer = io.BytesIO()

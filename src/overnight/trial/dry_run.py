@@ -1,10 +1,12 @@
-"""A configuration is tried: one training batch and one validation batch, in a process forked for it; or its data."""
+"""Dry runs: train a configuration for one batch in a forked process, or prepare its data, before the study starts."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import math
+import multiprocessing
 import os
 import re
 import resource
@@ -15,13 +17,14 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
-from overnight.protocol import Alive, DataSpec, Decision, DryRunResult, EpochEnd, TrialSpec, Up
+from overnight.protocol import Alive, DataSpec, Decision, DryRunResult, EpochEnd, TrialMessage, TrialSpec
 from overnight.system import child_process
 from overnight.trial import targets
 
-_BAR = re.compile(r"(\d+)%\|")
-# What would keep the first epoch from ending after one batch, with validation.
-_SHORT = {
+_PROGRESS_BAR = re.compile(r"(\d+)%\|")
+_LINE_EVERY_S = 10.0  # of a progress bar, where the output is no terminal
+# Options with which the first epoch ends after one training batch and one validation batch.
+_ONE_BATCH = {
     "limit_train_batches": 1,
     "limit_val_batches": 1,
     "check_val_every_n_epoch": 1,
@@ -31,134 +34,137 @@ _SHORT = {
 
 
 def main(connection: Connection) -> None:
-    """Try what `connection` brings, send one Rehearsed, and do not return.
+    """Receive a job, send one DryRunResult and exit.
 
-    It brings a spec to train and configs to build, or a DataSpec.
+    Args:
+        connection: brings either a DataSpec, or a TrialSpec to train and a list of configurations to build.
     """
-    import multiprocessing
-
     child_process.begin()
     multiprocessing.set_start_method("fork", force=True)
     try:
-        asked = connection.recv()
-    except (EOFError, OSError):  # somebody pressed Ctrl-C before it was said
+        job = connection.recv()
+    except (EOFError, OSError):  # the user pressed Ctrl-C before there was a job
         os._exit(0)
-    if isinstance(asked, DataSpec) or asked[0].device == "cpu":
+    if isinstance(job, DataSpec) or job[0].device == "cpu":
         child_process.disable_gpus()
     terminal, devnull = os.fdopen(os.dup(2), "w"), os.open(os.devnull, os.O_WRONLY)
     child_process.redirect_output(devnull)
-    bars = Bars(terminal, lambda: connection.send(Alive(0)))
+    bars = ProgressBars(terminal, lambda: connection.send(Alive(0)))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bars):
-        tried = get_ready(asked) if isinstance(asked, DataSpec) else dry_run_batch(*asked)
+        result = prepare_data(job) if isinstance(job, DataSpec) else dry_run_batch(*job)
     with contextlib.suppress(OSError):
-        connection.send(tried)
+        connection.send(result)
     os._exit(0)
 
 
 def dry_run_batch(spec: TrialSpec, builds: list[dict[str, Any]]) -> DryRunResult:
-    """Train `spec` for one batch; of each other config no more than data module and model are built."""
-    from overnight.trial.fit import build, fit
+    """Train `spec` for one batch, then build the data module and the model of each other configuration."""
+    from overnight.trial.components import build
+    from overnight.trial.fit import fit
 
-    problems = list(_misnamed(spec.config))
-    link = _Link()
+    problems = list(_target_problems(spec.config))
+    link = _StopAfterOneEpoch()
     if not problems:
-        trainer = {**spec.config["trainer"], **_SHORT, "max_epochs": max(2, spec.config["trainer"]["max_epochs"])}
-        shortened = TrialSpec(**{**vars(spec), "config": {**spec.config, "trainer": trainer}})
+        trainer = {**spec.config["trainer"], **_ONE_BATCH, "max_epochs": max(2, spec.config["trainer"]["max_epochs"])}
+        shortened = dataclasses.replace(spec, config={**spec.config, "trainer": trainer})
         try:
             fit(shortened, link)
         except BaseException as error:
-            problems.append(_told(error))
+            problems.append(_describe(error))
     for config in builds if not problems else ():
         try:
             build(config)
         except BaseException as error:
-            problems.append(_told(error))
-    return DryRunResult(spec.number, link.metrics, tuple(dict.fromkeys(problems)), link.own_bytes)
+            problems.append(_describe(error))
+    return DryRunResult(spec.number, link.metrics, tuple(dict.fromkeys(problems)), link.private_bytes)
 
 
-def get_ready(asked: DataSpec) -> DryRunResult:
-    """Fetch the data of each config and read it; what files are lacking is told, and nothing else."""
-    from overnight.trial.fit import build_data
+def prepare_data(spec: DataSpec) -> DryRunResult:
+    """Download and read the data of each configuration. Only missing files count as problems."""
+    from overnight.trial.components import build_data
 
     problems = []
-    for config in asked.configs:
+    for config in spec.configs:
         try:
-            data = build_data(config, asked.cache)
+            data = build_data(config, spec.cache)
             data.prepare_data()
             data.setup("fit")
         except OSError as error:
-            problems.append(_told(error))
-        except Exception:  # somebody's own module may want a Trainer, or a GPU: its trials tell
+            problems.append(_describe(error))
+        except Exception:  # a user's data module may need a Trainer or a GPU; the dry run of a trial finds real errors
             continue
     return DryRunResult(0, None, tuple(dict.fromkeys(problems)), 0)
 
 
-class Bars(io.TextIOBase):
-    """A stream that passes on progress bars, as tqdm and pip draw them, and nothing else: a download has to be seen.
+class ProgressBars(io.TextIOBase):
+    """A stream that passes on the progress bars of downloads, as tqdm and pip draw them, and drops everything else.
 
-    moved: called at most once a second while one moves. Where `terminal` is none, a line every ten seconds is enough.
+    Args:
+        terminal: where the bars go. If it is no terminal, it gets a line every ten seconds.
+        on_progress: called at most once a second while a bar moves.
     """
 
-    def __init__(self, terminal: TextIO, moved: Callable[[], None]) -> None:
-        self._terminal, self._moved = terminal, moved
-        self._told_at = self._drawn_at = -math.inf
-        self._ended = ""
-        self._open = False  # a bar stands there, and its line has not ended
+    def __init__(self, terminal: TextIO, on_progress: Callable[[], None]) -> None:
+        self._terminal, self._on_progress = terminal, on_progress
+        self._reported_at = self._drawn_at = -math.inf
+        self._completed = ""  # label of the bar that was drawn at 100% last
+        self._line_is_open = False
 
     def write(self, text: str) -> int:
         now = time.monotonic()
-        bar = _BAR.search(text)
+        bar = _PROGRESS_BAR.search(text)
         if bar is None:
-            if self._open and text.endswith("\n"):
+            if self._line_is_open and text.endswith("\n"):
                 self._draw("\n")
-                self._open = False
+                self._line_is_open = False
             return len(text)
-        if now - self._told_at >= 1:
-            self._told_at = now
-            self._moved()
+        if now - self._reported_at >= 1:
+            self._reported_at = now
+            self._on_progress()
+        label = text.partition("[")[0]
+        complete = bar[1] == "100"
         if self._terminal.isatty():
             self._draw(text)
-            self._open = True
-        elif now - self._drawn_at >= 10 or (bar[1] == "100" and text.partition("[")[0] != self._ended):
+            self._line_is_open = True
+        elif now - self._drawn_at >= _LINE_EVERY_S or (complete and label != self._completed):
             self._drawn_at = now
             self._draw(text.strip() + "\n")
-        self._ended = text.partition("[")[0] if bar[1] == "100" else ""  # which tqdm may say once more as it closes
+        self._completed = label if complete else ""  # tqdm may draw a complete bar once more when it closes
         return len(text)
 
     def _draw(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # whoever looked has gone
+        with contextlib.suppress(OSError, ValueError):  # the terminal was closed
             self._terminal.write(text)
             self._terminal.flush()
 
 
-class _Link:
-    """A supervisor that has heard enough after one epoch."""
+class _StopAfterOneEpoch:
+    """A Link that stops the trial after its first epoch and keeps what the result needs."""
 
     metrics: tuple[str, ...] | None = None
-    own_bytes = 0
+    private_bytes = 0
 
-    def send(self, message: Up) -> None:
+    def send(self, message: TrialMessage) -> None:
         pass
 
     def ask(self, message: EpochEnd) -> Decision:
-        self.metrics, self.own_bytes = tuple(sorted(message.metrics)), _own_bytes()
+        self.metrics, self.private_bytes = tuple(sorted(message.metrics)), _peak_private_bytes()
         return Decision.STOP
 
     def stop_wanted(self) -> bool:
         return False
 
 
-def _own_bytes() -> int:
-    """The most that this process has held of its own: what it shares with the forkserver is not counted."""
+def _peak_private_bytes() -> int:
+    """Return the peak memory of this process without the pages that it shares with the forkserver."""
     import psutil
 
     now = psutil.Process().memory_full_info()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return int(now.uss + max(most - now.rss, 0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(now.uss + max(peak - now.rss, 0))
 
 
-def _misnamed(config: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with each component's _target_."""
+def _target_problems(config: dict[str, Any]) -> Iterator[str]:
     for node in ("data", "model", "optimizer", "schedule"):
         try:
             targets.find_all(config, node)
@@ -166,30 +172,30 @@ def _misnamed(config: dict[str, Any]) -> Iterator[str]:
             yield str(error)
 
 
-def _told(error: BaseException) -> str:
-    """An exception as one line: what it is about, what it said, and where in a person's code it arose."""
+def _describe(error: BaseException) -> str:
+    """Describe an error in one line: the key it concerns, its message, and the line of the user's code that raised."""
     cause: BaseException = error
     while type(cause).__name__ == "InstantiationException" and cause.__cause__ is not None:
         cause = cause.__cause__
-    text = " ".join(str(cause).split())
-    lower = text.lower()
-    if re.match(r"(data|model|optimizer|schedule|trainer)(\.\w+)*: ", text):
-        return text  # its own words name the key
-    said = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
-    said += _where(cause)
+    message = " ".join(str(cause).split())
+    lower = message.lower()
+    if re.match(r"(data|model|optimizer|schedule|trainer)(\.\w+)*: ", message):
+        return message  # it names the key itself
+    described = f"{type(cause).__name__}: {message}" if message else type(cause).__name__
+    described += _location_in_user_code(cause)
     if "precision" in lower:
-        return f"trainer.precision: must be one that Lightning's Trainer takes; {said}"
+        return f"trainer.precision: must be one that Lightning's Trainer takes; {described}"
     if isinstance(cause, MemoryError) or "out of memory" in lower or "can't allocate memory" in lower:
-        return f"memory: must hold a trial; take a smaller batch or model; {said}"
+        return f"memory: must hold a trial; take a smaller batch or model; {described}"
     if "target" in lower and "out of bounds" in lower:
-        return f"data: each label must be from 0 to below the number of the model's outputs; {said}"
+        return f"data: each label must be from 0 to below the number of the model's outputs; {described}"
     if "output size is too small" in lower or "kernel size can't be greater than actual input size" in lower:
-        return f"model: the image must be larger than its convolutions and pooling leave of it; {said}"
-    return f"conf: must train; {said}"
+        return f"model: the image must be larger than its convolutions and pooling leave of it; {described}"
+    return f"conf: must train; {described}"
 
 
-def _where(error: BaseException) -> str:
+def _location_in_user_code(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     installed = (os.sep + "site-packages" + os.sep, os.sep + "lib" + os.sep + "python", os.sep + "overnight" + os.sep)
-    theirs = [f for f in frames if not any(part in f.filename for part in installed)]
-    return f" ({theirs[-1].filename}:{theirs[-1].lineno}, in {theirs[-1].name})" if theirs else ""
+    of_user = [f for f in frames if not any(part in f.filename for part in installed)]
+    return f" ({of_user[-1].filename}:{of_user[-1].lineno}, in {of_user[-1].name})" if of_user else ""

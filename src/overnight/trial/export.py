@@ -1,4 +1,4 @@
-"""A trained network as a file that needs none of the classes it was written in: torch.export's pt2, no pickle."""
+"""Export a trained network to a file that needs none of its classes: the pt2 format of torch.export, without pickle."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overnight.data.split import SplitData
+from overnight.data.split import PIXEL_MAX, SplitData
 from overnight.models.supervised import Supervised
 from overnight.protocol import Exported, ExportSpec
 from overnight.system.errors import one_line
-from overnight.trial.trained_model import Served, TrainedModel, take
+from overnight.trial.trained_model import ServedModel, TrainedModel, load_trained_model
 
 FILE = "model.pt2"
-_SAYS = {
+_OUTPUT_DESCRIPTIONS = {
     "binary": "the probability of yes",
     "multiclass": "the probability of each class",
     "regression": "the number, in the units of the targets",
@@ -22,49 +22,49 @@ _SAYS = {
 
 
 def export(spec: ExportSpec) -> Exported:
-    """Write the network of spec.weights to FILE in spec.folder, or say why it can't be written so."""
-    taken = take(spec.weights, spec.cache)
+    """Write the network of spec.weights to FILE in spec.folder, or return why that is impossible."""
+    trained = load_trained_model(spec.weights, spec.cache)
     try:
-        rows = _example(taken)
+        rows = _example_rows(trained)
     except Exception as error:
-        return Exported(None, why=f"its data gives no rows for an example: {one_line(error)}")
-    served = Served(taken).eval()
+        return Exported(None, error=f"its data gives no rows for an example: {one_line(error)}")
+    served = ServedModel(trained).eval()
     path = spec.folder / FILE
     try:
         with torch.no_grad():
-            answers = served(rows)
-            if not isinstance(answers, Tensor):
-                return Exported(None, why=f"its forward returns {type(answers).__name__}, not one tensor")
+            outputs = served(rows)
+            if not isinstance(outputs, Tensor):
+                return Exported(None, error=f"its forward returns {type(outputs).__name__}, not one tensor")
             program = torch.export.export(served, (rows,), dynamic_shapes=[{0: torch.export.Dim.AUTO}])
             torch.export.save(program, path)
-            again = torch.export.load(path).module()
-            three = torch.cat([rows, rows])[:3]  # a graph may have taken the example's batch for the only one
-            if not torch.allclose(again(three), served(three), rtol=1e-4, atol=1e-5, equal_nan=True):
-                return Exported(None, why="the exported network answers otherwise than the trained one")
-    except Exception as error:  # torch raises many kinds, and somebody's forward any
+            loaded = torch.export.load(path).module()
+            three = torch.cat([rows, rows])[:3]  # the exported graph may be specialised to the example's two rows
+            if not torch.allclose(loaded(three), served(three), rtol=1e-4, atol=1e-5, equal_nan=True):
+                return Exported(None, error="the exported network answers otherwise than the trained one")
+    except Exception as error:  # torch raises many kinds, and a user's forward any
         path.unlink(missing_ok=True)
-        return Exported(None, why=f"torch.export can't write it: {one_line(error)}")
-    ours = isinstance(taken.model, Supervised)
+        return Exported(None, error=f"torch.export can't write it: {one_line(error)}")
+    ours = isinstance(trained.model, Supervised)
     return Exported(
         path,
         rows.tolist(),
-        answers.tolist(),
-        (_dtype(rows), _dtype(answers)),
-        "raw rows, prepared inside as in training" if taken.prepared else "rows as the data module hands them over",
-        _SAYS.get(str(taken.task), "") if ours else "what the network's forward returns",
+        outputs.tolist(),
+        (_dtype(rows), _dtype(outputs)),
+        "raw rows, prepared inside as in training" if trained.prepare else "rows as the data module hands them over",
+        _OUTPUT_DESCRIPTIONS.get(str(trained.task), "") if ours else "what the network's forward returns",
         str(torch.__version__),
     )
 
 
-def _example(taken: TrainedModel) -> Tensor:
-    """Two rows that the network may be asked about."""
-    data: Any = taken.data
+def _example_rows(trained: TrainedModel) -> Tensor:
+    """Return two rows that the network takes, (2, ...)."""
+    data: Any = trained.data
     data.prepare_data()
     data.setup("fit")
     if isinstance(data, SplitData):
-        return data.raw(2)
-    if taken.prepared is not None:  # a batch is prepared already
-        return torch.rand(2, *data.input_shape) * float(getattr(data, "brightest", 255.0))
+        return data.raw_rows(2)
+    if trained.prepare is not None:  # its batches are prepared, and raw rows are needed
+        return torch.rand(2, *data.input_shape) * float(getattr(data, "pixel_max", PIXEL_MAX))
     loader = data.val_dataloader()
     batch = next(iter(loader[0] if isinstance(loader, list | tuple) else loader))
     rows = batch[0] if isinstance(batch, list | tuple) else batch

@@ -1,4 +1,4 @@
-"""The first and the last lines of a process that does one thing with a trained network, and reports what came of it."""
+"""A process that exports a trained network, or predicts with it, and reports the result."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from overnight.config.problems import ConfigError
-from overnight.protocol import ExportSpec, PredictSpec, Refused
+from overnight.protocol import Exported, ExportSpec, Failure, Predictions, PredictSpec
 from overnight.system import child_process
 from overnight.system.errors import one_line
 
 
 def main(spec: ExportSpec | PredictSpec, connection: Connection, log: Path) -> None:
-    """Do what `spec` says, report over `connection`, and leave; what is said meanwhile goes to `log`."""
+    """Execute `spec`, send the result and exit. What the process prints goes to `log`."""
     with open(log, "wb", buffering=0) as file:
         child_process.begin(file.fileno(), hide_gpus=True)
-    answer: object
+    result: Exported | Predictions | Failure
     try:
         if isinstance(spec, ExportSpec):
             from overnight.trial.export import export
 
-            answer = export(spec)
+            result = export(spec)
         else:
             from overnight.trial.predict import predict
 
-            answer = predict(spec)
+            result = predict(spec)
     except ConfigError as error:
-        answer = Refused(tuple(error.problems))
+        result = Failure(tuple(error.problems))
     except BaseException as error:
         traceback.print_exc()
-        answer = Refused((one_line(error),))
-    with contextlib.suppress(OSError):  # whoever asked is gone
-        connection.send(answer)
+        result = Failure((one_line(error),))
+    with contextlib.suppress(OSError):  # the parent is gone
+        connection.send(result)
     os._exit(0)

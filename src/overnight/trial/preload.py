@@ -1,60 +1,60 @@
-"""Imported once by the forkserver, so that a trial process starts with the whole stack in memory."""
+"""Imported once by the forkserver, so that each trial process starts with the whole stack in memory."""
 
 import contextlib
 import gc
 import os
 
-# One thread a slot: two trials side by side on two cores finish several times sooner than one on two threads.
+# One thread per slot: on two cores, two trials side by side finish several times sooner than one with two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from overnight.config import credentials
 from overnight.system import child_process
 from overnight.trial import process
 
-# Whoever started this hid them, unless multiprocessing did so by itself, after a forkserver had died.
+# The parent has hidden them already, unless multiprocessing restarted a forkserver that had died.
 credentials.delete_secrets()
 
-# Where the supervisor waits to hear that all of this is imported, if anybody does.
+# Descriptor of the pipe on which the supervisor waits for the end of these imports; None if nothing waits.
 _imported: int | None = None
 
 
-def _supervisor_lives() -> bool:
+def _supervisor_is_alive() -> bool:
     global _imported
     if "OVERNIGHT_IMPORTED" in os.environ:
         try:
             _imported = os.open(os.environ["OVERNIGHT_IMPORTED"], os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # nobody reads it any more
+        except OSError:  # the supervisor has closed it
             return False
     return True
 
 
-# A forkserver would outlive a supervisor that is killed, the more so while it still imports.
-child_process.die_with_parent(_supervisor_lives)
+# Otherwise the forkserver outlives a supervisor that is killed, above all during these imports.
+child_process.die_with_parent(_supervisor_is_alive)
 child_process.forkserver_pid = os.getpid()
 
-# The collector would take a sixth of the time of these imports. What there is to collect, it finds once they are done.
+# The garbage collector would take a sixth of the time of these imports. It runs once they are done.
 gc.disable()
 
-# All that comes with it: once torch and Lightning are there, the rest takes milliseconds (torchmetrics, which Lightning
-# imports, has brought torchvision along).
-from overnight.data import diabetes, digits, pictures, purchase  # noqa: E402
+# All bundled components: after torch and Lightning, the rest takes milliseconds (torchmetrics, which Lightning
+# imports, imports torchvision).
+from overnight.data import diabetes, digits, images, purchase  # noqa: E402
 from overnight.models import cnn, mlp  # noqa: E402
 from overnight.trial import fit  # noqa: E402
 
-# The other name that people's networks know Lightning by, where it is installed: a tenth of a second in every trial.
-with contextlib.suppress(Exception):  # a broken one is the business of those who use it
+# Lightning's other package, if it is installed: otherwise a tenth of a second in every trial that uses it.
+with contextlib.suppress(Exception):  # a broken installation concerns only its users
     import lightning.pytorch  # noqa: F401
 
-fit.quiet()
+fit.silence_lightning()
 
-if os.environ.pop("OVERNIGHT_NO_GPU", None):  # of this machine: what a trial starts may be told otherwise
+if os.environ.pop("OVERNIGHT_NO_GPU", None):  # for this machine only; processes that a trial starts may see a GPU
     from overnight.trial import prewarm
 
-    with contextlib.suppress(Exception):  # a trial would do without, and say what is wrong
-        prewarm.get_warm()
+    with contextlib.suppress(Exception):  # trials work without it, and report what is wrong
+        prewarm.run_prewarm_trials()
 
-# In a forked trial the first full collection would write to every object that was imported, and so copy it: half a
-# second of a trial's first epoch.
+# Without freeze, the first full collection in a forked trial writes to every imported object, and so copies its page:
+# half a second of the first epoch.
 gc.collect()
 gc.freeze()
 gc.enable()
@@ -63,4 +63,4 @@ if _imported is not None:
     with contextlib.suppress(OSError):
         os.write(_imported, b"1")
 
-__all__ = ["cnn", "diabetes", "digits", "fit", "mlp", "pictures", "process", "purchase"]
+__all__ = ["cnn", "diabetes", "digits", "fit", "images", "mlp", "process", "purchase"]

@@ -1,7 +1,7 @@
-"""Two small trials, gone through once in the forkserver: what is forked from there need not find its feet.
+"""Train two small trials in the forkserver, so that its forks need not do again what happens only the first time.
 
-What a first Trainer looks up, whether a class is one of torchmetrics', say, or which packages are installed, Python and
-its libraries remember, and a fork remembers with them.
+Python and its libraries keep what the first Trainer looks up, for example which packages are installed and which
+classes are torchmetrics'. A fork inherits that.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from torch.utils.data import DataLoader, TensorDataset
 from overnight.config import import_allowlist
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
-from overnight.protocol import Decision, EpochEnd, Finished, TrialSpec, Up
+from overnight.protocol import Decision, EpochEnd, Finished, TrialMessage, TrialSpec
 from overnight.system import child_process
 from overnight.trial import fit
 
 _ROWS, _FEATURES, _CLASSES = 8, 4, 2
-_WITHIN_S = 20.0  # it takes a tenth of one
+_TIMEOUT_S = 20.0  # usually both trials take two seconds
 _CALLBACKS = "pytorch_lightning.callbacks_factory"  # Lightning's group of entry points
-# Two epochs: between them the state is taken, after the last the weights are saved.
+# Two epochs: the state is saved between them, the weights after the last.
 _TRAINER = {"trainer": {"max_epochs": 2, "precision": "32-true"}}
-_OURS: dict[str, Any] = {
-    "data": {"_target_": f"{__name__}.Few", "task": "multiclass", "batch_size": 4},
+_OWN_CLASSES: dict[str, Any] = {
+    "data": {"_target_": f"{__name__}.SmallSplitData", "task": "multiclass", "batch_size": 4},
     "model": {"_target_": "overnight.models.mlp.MLP", "hidden_sizes": [2]},
     "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.001, "fused": True},
     "schedule": {"_target_": "overnight.models.schedules.constant"},
     **_TRAINER,
 }
-_THEIRS: dict[str, Any] = {
-    "data": {"_target_": f"{__name__}.TheirData"},
-    "model": {"_target_": f"{__name__}.TheirModel"},
+_PLAIN_LIGHTNING: dict[str, Any] = {
+    "data": {"_target_": f"{__name__}.PlainDataModule"},
+    "model": {"_target_": f"{__name__}.PlainModule"},
     **_TRAINER,
 }
 
 
-class Few(SplitData):
-    """Rows of zeros."""
+class SmallSplitData(SplitData):
+    """A data module of ours, with rows of zeros."""
 
     task = "multiclass"
     input_shape = (_FEATURES,)
@@ -61,8 +61,8 @@ class Few(SplitData):
         return {name: Part(rows, targets, part) for name in ("train", "validation", "test")}
 
 
-class TheirData(pl.LightningDataModule):
-    """The same as people have it."""
+class PlainDataModule(pl.LightningDataModule):
+    """A data module as users write it."""
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(TensorDataset(torch.zeros(_ROWS, _FEATURES)), batch_size=4, shuffle=True)
@@ -71,8 +71,8 @@ class TheirData(pl.LightningDataModule):
         return DataLoader(TensorDataset(torch.zeros(_ROWS, _FEATURES)), batch_size=4)
 
 
-class TheirModel(pl.LightningModule):
-    """A network as people write it, whose steps are Lightning's."""
+class PlainModule(pl.LightningModule):
+    """A network as users write it, with Lightning's own steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,41 +90,45 @@ class TheirModel(pl.LightningModule):
         return torch.optim.Adam(self.parameters())
 
 
-class _Nobody:
-    """Whom such a trial reports to; it wants it to stop where it takes long: a full disk would be waited for."""
+class _NoSupervisor:
+    """A Link that continues after each epoch, and stops a trial that takes long: on a full disk it would wait."""
 
     def __init__(self) -> None:
-        self._until = time.monotonic() + _WITHIN_S
+        self._deadline = time.monotonic() + _TIMEOUT_S
 
-    def send(self, message: Up) -> None: ...
+    def send(self, message: TrialMessage) -> None: ...
 
     def ask(self, message: EpochEnd) -> Decision:  # noqa: ARG002
-        return Decision.GO_ON
+        return Decision.CONTINUE
 
     def stop_wanted(self) -> bool:
-        return time.monotonic() > self._until
+        return time.monotonic() > self._deadline
 
 
-def get_warm() -> list[Finished]:
-    """Go through them on the CPU, and say how they ended; none where that could do harm.
+def run_prewarm_trials() -> list[Finished]:
+    """Train both trials on the CPU, unless that could do harm.
 
-    For a machine without a GPU alone: a process that has looked for one can't be forked into one that uses it, and
-    torch starts threads for other kinds of devices, which a fork would lose. Lightning would hand callbacks of
-    installed packages trials that nobody asked for. It leaves nothing behind but what is remembered, and seeded random
-    generators, which every trial seeds anew.
+    Only on a machine without a GPU: a process that has looked for a GPU can't be forked into one that uses it, and
+    torch starts threads for other kinds of accelerators, which a fork would lose. Not with packages that add callbacks
+    to Lightning, which would get trials of no study. Apart from the caches, the process stays as it was, but for its
+    random generators, which every trial seeds.
+
+    Returns:
+        How the trials ended; empty if they did not run.
     """
-    device = torch.accelerator.current_accelerator()  # that torch was built for, whether there is one or not
+    device = torch.accelerator.current_accelerator()  # the kind that torch was built for, present or not
     if (device is not None and device.type != "cuda") or entry_points(group=_CALLBACKS):
         return []
-    _remember_what_is_installed()
+    _cache_entry_points()
+    configs = (_OWN_CLASSES, _PLAIN_LIGHTNING)
     environment, threads = dict(os.environ), torch.get_num_threads()
     child_process.disable_gpus()
-    os.environ.pop(import_allowlist.GUARDED, None)  # what is built here no study asks for
+    os.environ.pop(import_allowlist.GUARDED, None)  # no study's code is built here
     try:
         with tempfile.TemporaryDirectory(prefix="overnight-") as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            fit.touch()
-            return [fit.fit(_spec(n, config, Path(folder)), _Nobody()) for n, config in enumerate((_OURS, _THEIRS))]
+            fit.warm_up_process()
+            return [fit.fit(_spec(n, config, Path(folder)), _NoSupervisor()) for n, config in enumerate(configs)]
     finally:
         torch.set_num_threads(threads)
         os.environ.clear()
@@ -133,23 +137,22 @@ def get_warm() -> list[Finished]:
 
 def _spec(number: int, config: dict[str, Any], folder: Path) -> TrialSpec:
     return TrialSpec(
-        study="warmth",
+        study="prewarm",
         number=number,
         seed=0,
         config=config,
         metric="val/accuracy",
         direction="maximize",
         objective="best",
-        folder=folder / str(number),
-        every_s=3600.0,
+        checkpoint_folder=folder / str(number),
+        checkpoint_every_s=3600.0,
         device="cpu",
         keep_weights=True,
     )
 
 
-def _remember_what_is_installed() -> None:
-    """Lightning asks every installed package for callbacks each time it makes a Trainer, which takes 8 ms. What they
-    are when this is first asked, they stay in every fork."""
+def _cache_entry_points() -> None:
+    """Keep the entry points of installed packages, which Lightning reads for each Trainer (8 ms), for every fork."""
     for name in ("lightning_fabric", "lightning.fabric"):
         registry: Any = sys.modules.get(f"{name}.utilities.registry")
         with contextlib.suppress(AttributeError):  # another version of Lightning

@@ -1,4 +1,4 @@
-"""The first and the last lines of a trial process: a group of its own, its output caught, its end reported."""
+"""The trial process: it waits for a trial, runs it, and reports its end."""
 
 from __future__ import annotations
 
@@ -11,33 +11,38 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Literal
 
-from overnight.protocol import Decision, EpochEnd, Finished, TrialSpec, Up
+from overnight.protocol import Decision, EpochEnd, Finished, TrialMessage, TrialSpec
 from overnight.system import child_process
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-_MMAP_BYTES, _TRIM_BYTES = 32 << 20, 256 << 20  # 32 MiB is the most that it takes
+_MMAP_BYTES, _TRIM_BYTES = 32 << 20, 256 << 20  # 32 MiB is the maximum for the first
 
 
 def main(connection: Connection, output: Connection, on_cpu: bool = False) -> None:
-    """Train the trial that `connection` brings, and report over it; what is printed goes to `output`. Does not return.
+    """Run one trial and exit.
 
-    It may have been forked ahead, and wait long for its trial, or for none. on_cpu: that trial will be for the CPU.
+    The process may be forked ahead: it then waits for its trial, or exits when the pipe closes.
+
+    Args:
+        connection: brings the TrialSpec; messages and decisions travel on it.
+        output: receives what the trial prints.
+        on_cpu: the trial will use the CPU, so that the process can prepare for it while it waits.
     """
     child_process.begin(output.fileno())
     output.close()
     keep_freed_memory()
     if on_cpu:
-        from overnight.trial.fit import touch
+        from overnight.trial.fit import warm_up_process
 
         child_process.disable_gpus()
-        touch()
+        warm_up_process()
     try:
         spec: TrialSpec = connection.recv()
-    except (EOFError, OSError):  # there is none to come
+    except (EOFError, OSError):  # the supervisor has no further trial
         os._exit(0)
     if spec.device == "cpu":
         child_process.disable_gpus()
-    # The forkserver's way would start DataLoader workers slowly, and leave them behind at a kill.
+    # Workers of DataLoaders that are started through the forkserver start slowly, and survive a kill of this process.
     multiprocessing.set_start_method("fork", force=True)
     link = PipeLink(connection)
     code = 0
@@ -45,22 +50,22 @@ def main(connection: Connection, output: Connection, on_cpu: bool = False) -> No
         from overnight.trial.evaluate import evaluate
         from overnight.trial.fit import fit
 
-        finished = evaluate(spec, link) if spec.test else fit(spec, link)
+        finished = evaluate(spec, link) if spec.test_only else fit(spec, link)
     except BaseException as error:
         finished = Finished(spec.number, "failed", _reason(error), traceback.format_exc())
         code = 1
-    with contextlib.suppress(OSError):  # the supervisor is gone; there is nobody to tell
+    with contextlib.suppress(OSError):  # the supervisor is gone
         link.send(finished)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # tearing the stack down would take longer than many an epoch
+    os._exit(code)  # an orderly exit takes longer than many an epoch
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what a batch has let go of for the next one (glibc alone).
+    """Have the C library keep freed memory for the next batch (glibc only).
 
-    It would hand it back to the system, and touch every page anew: 5,000 page faults in one validation of 5,000
-    pictures, a third of its time.
+    By default it returns large blocks to the kernel and touches all their pages again: 5,000 page faults in the
+    validation of 5,000 images, a third of its time.
     """
     with contextlib.suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)
@@ -69,24 +74,24 @@ def keep_freed_memory() -> None:
 
 
 class PipeLink:
-    """The trial's end of the pipe."""
+    """The trial's end of the pipe to the supervisor."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def send(self, message: Up) -> None:
+    def send(self, message: TrialMessage) -> None:
         self._connection.send(message)
 
     def ask(self, message: EpochEnd) -> Decision:
-        """Report an epoch and wait for what to do next."""
+        """Report an epoch and wait for the decision."""
         self._connection.send(message)
         decision: Decision = self._connection.recv()
         if decision is not Decision.SAVE_AND_STOP and self.stop_wanted():
-            return Decision.SAVE_AND_STOP if decision is Decision.GO_ON else decision
+            return Decision.SAVE_AND_STOP if decision is Decision.CONTINUE else decision
         return decision
 
     def stop_wanted(self) -> bool:
-        """Whether the supervisor has said, unasked, to save and stop."""
+        """Return whether the supervisor has sent SAVE_AND_STOP on its own."""
         return self._connection.poll() and self._connection.recv() is Decision.SAVE_AND_STOP
 
 

@@ -1,4 +1,4 @@
-"""The classes that a config names by `_target_`, found, or missed in words that say what to do."""
+"""Import the classes that a configuration names by `_target_`, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from typing import Any
 
 
 def find_all(config: Mapping[str, Any], key: str) -> None:
-    """Look up every `_target_` below config[key]. Raises ImportError for the first that can't be had."""
+    """Import every `_target_` below config[key]. Raise ImportError for the first that can't be imported."""
     for path, target in _targets(config[key], key):
         find(path, target)
 
 
 def find(key: str, target: str) -> Any:
-    """What a dotted name stands for: a class, or anything that builds an object.
+    """Import what a dotted name refers to: a class, or any callable that builds an object.
+
+    Args:
+        key: the node of the configuration that holds the `_target_`.
+        target: the dotted name.
 
     Raises:
-        ImportError: naming the key, the name, where it was looked for, and the remedy.
+        ImportError: with the key, the name, the places that were searched, and the remedy.
     """
     parts = target.split(".")
     found, module = None, ""
@@ -28,17 +32,17 @@ def find(key: str, target: str) -> Any:
         if found is not None and hasattr(found, parts[count - 1]):
             found = getattr(found, parts[count - 1])
             continue
-        if found is not None and not hasattr(found, "__path__"):  # a class, or a module that holds no others
-            raise ImportError(_lacks(key, target, found, parts[count - 1]))
+        if found is not None and not hasattr(found, "__path__"):  # a class, or a module that is no package
+            raise ImportError(_no_attribute(key, target, found, parts[count - 1]))
         try:
             found, module = importlib.import_module(name), name
         except Exception as error:
             if not (isinstance(error, ModuleNotFoundError) and error.name == name):
-                # Its own mistake, or a package that it wants: the traceback below this one shows where.
-                words = f"importing {name} raised {type(error).__name__}: {error}"
-                raise ImportError(f"{key}._target_: must be importable, got {target!r}: {words}") from error
-            words = _lacks(key, target, found, parts[count - 1]) if module else _nowhere(key, target, name)
-            raise ImportError(words) from None
+                # The module itself failed, or a package that it imports is missing. The traceback shows where.
+                reason = f"importing {name} raised {type(error).__name__}: {error}"
+                raise ImportError(f"{key}._target_: must be importable, got {target!r}: {reason}") from error
+            message = _no_attribute(key, target, found, parts[count - 1]) if module else _no_module(key, target, name)
+            raise ImportError(message) from None
     return found
 
 
@@ -53,22 +57,22 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
             yield from _targets(child, f"{path}.{index}")
 
 
-def _lacks(key: str, target: str, found: Any, name: str) -> str:
-    where = getattr(found, "__file__", None) or getattr(found, "__module__", "")
+def _no_attribute(key: str, target: str, found: Any, name: str) -> str:
+    location = getattr(found, "__file__", None) or getattr(found, "__module__", "")
     close = difflib.get_close_matches(name, dir(found), n=1)
-    known = f"did you mean {close[0]}?" if close else "mend the name, or define it there"
+    known = f"did you mean {close[0]}?" if close else "correct the name, or define it there"
     return (
         f"{key}._target_: must name something that exists, got {target!r}: "
-        f"{found.__name__} ({where}) has no {name}; {known}"
+        f"{found.__name__} ({location}) has no {name}; {known}"
     )
 
 
-def _nowhere(key: str, target: str, name: str) -> str:
+def _no_module(key: str, target: str, name: str) -> str:
     installed = (sys.prefix, sys.base_prefix)
     folders = dict.fromkeys(p for p in sys.path if p and "site-packages" not in p and not p.startswith(installed))
-    looked = f"in {', '.join(folders)} and " if folders else ""
+    searched = f"in {', '.join(folders)} and " if folders else ""
     return (
-        f"{key}._target_: must name a class that can be imported, got {target!r}: there is no module {name} {looked}"
+        f"{key}._target_: must name a class that can be imported, got {target!r}: there is no module {name} {searched}"
         f"among the installed packages; start overnight in the folder that holds {name}.py, or put that folder on "
         f"PYTHONPATH, or install the package"
     )

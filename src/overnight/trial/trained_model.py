@@ -1,4 +1,4 @@
-"""A trained network, taken up from its weights with what prepares its rows: to be asked, or put into a file."""
+"""A trained network with the preparation of its inputs, rebuilt from the weights of a trial."""
 
 from __future__ import annotations
 
@@ -12,65 +12,77 @@ from torch import Tensor, nn
 
 from overnight.data.split import SplitData
 from overnight.models.supervised import Supervised
-from overnight.trial import fit
+from overnight.trial.components import build
+from overnight.trial.fit import silence_lightning
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """prepared: raw rows -> what the network was fed in training; None where its data module does not say.
+    """A trained network and its data module.
 
-    task: binary, multiclass or regression; None where nobody says.
+    Attributes:
+        data: the data module.
+        model: the network, in evaluation mode.
+        prepare: maps raw rows (B, *input_shape) to the network's inputs; None if the data module has no such method.
+        task: binary, multiclass or regression; None if unknown.
     """
 
     data: Any
     model: Any
-    prepared: Callable[[Tensor], Tensor] | None
+    prepare: Callable[[Tensor], Tensor] | None
     task: str | None
 
 
-def take(weights: Path, cache: Path | None) -> TrainedModel:
-    """The network of a trial's weights, and its data module. Raises whatever a person's own classes raise.
+def load_trained_model(weights: Path, cache: Path | None) -> TrainedModel:
+    """Rebuild the network of a trial from its weights file.
 
-    A data module of ours has left in the weights how it prepares rows; one of a person's, and older weights, need the
+    Our data modules keep the preparation of rows in the weights. Other data modules, and weights without it, need the
     data for that.
+
+    Args:
+        weights: file of the trial's weights.
+        cache: folder for decoded data; None keeps it in memory.
+
+    Raises:
+        Exception: any error that the user's classes raise.
     """
     torch.set_num_threads(1)
-    fit.quiet()
-    kept = torch.load(weights, map_location="cpu", weights_only=True)
-    ours = kept["overnight"]
+    silence_lightning()
+    saved = torch.load(weights, map_location="cpu", weights_only=True)
+    ours = saved["overnight"]
     torch.manual_seed(ours["seed"])
-    data, model = fit.build(ours["config"], cache)
-    model.load_state_dict(kept["state_dict"])
+    data, model = build(ours["config"], cache)
+    model.load_state_dict(saved["state_dict"])
     model.eval()
-    prepared = getattr(data, "prepared", None)
-    if callable(prepared):
-        # By the name that Lightning gave it, of a module that was clothed for the other Lightning the base's.
-        state = kept.get(type(data).__qualname__, kept.get("LightningDataModule"))
-        if state is None or not isinstance(data, SplitData):  # who knows what theirs keeps in its state
+    prepare = getattr(data, "prepare_inputs", None)
+    if callable(prepare):
+        # Lightning saves the state under the class name, or under the base class's for a module from `adapt_data`.
+        state = saved.get(type(data).__qualname__, saved.get("LightningDataModule"))
+        if state is None or not isinstance(data, SplitData):  # the state of a user's module may not be enough
             data.prepare_data()
             data.setup("fit")
         if state is not None:
             data.load_state_dict(state)
     task = getattr(data, "task", None) or ours["config"]["data"].get("task")
-    return TrainedModel(data, model, prepared if callable(prepared) else None, task)
+    return TrainedModel(data, model, prepare if callable(prepare) else None, task)
 
 
-class Served(nn.Module):
-    """From rows to answers: prepared as in training, asked, and put in the terms of the question.
+class ServedModel(nn.Module):
+    """Maps raw rows to predictions: prepares rows as in training, runs the network, and converts its outputs.
 
-    Of a network or a data module of somebody's own, whose terms nobody knows, only what is known.
+    With a user's network or data module, the steps that these do not define are left out.
     """
 
-    def __init__(self, taken: TrainedModel) -> None:
+    def __init__(self, trained: TrainedModel) -> None:
         super().__init__()
-        self.model = taken.model
-        self._taken = [taken]  # in a list: nn.Module would take the data module's parts for its own
+        self.model = trained.model
+        self._trained = [trained]  # in a list, so that nn.Module does not register the parts of the data module
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B, ...) -> (B,) or (B, K)."""
-        (taken,) = self._taken
-        outputs = self.model(taken.prepared(rows) if taken.prepared else rows)
+        (trained,) = self._trained
+        outputs = self.model(trained.prepare(rows) if trained.prepare else rows)
         if isinstance(self.model, Supervised):
             outputs = self.model.task.predict(outputs)
-        in_units = getattr(taken.data, "in_units", None)
-        return in_units(outputs) if callable(in_units) else outputs
+        to_units = getattr(trained.data, "to_target_units", None)
+        return to_units(outputs) if callable(to_units) else outputs

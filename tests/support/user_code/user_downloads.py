@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from torchvision import datasets
 
-from overnight.data.pictures import MNIST
+from overnight.data.images import MNIST
 
 MIRROR = "OVERNIGHT_TEST_MIRROR"  # the environment's name of where the server listens
 
@@ -40,7 +40,7 @@ class Fetched(datasets.MNIST):
 
 
 class Pictures(MNIST):
-    validation = 100
+    validation_rows = 100
     dataset = Fetched
 
 

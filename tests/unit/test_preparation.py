@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from overnight.data.preparing import Augment, Normalise, normalise
+from overnight.data.preparation import Augmentation, Normalisation, fit_normalisation
 from overnight.data.tensors import Batches, Part
 
 
@@ -15,8 +15,8 @@ def part(inputs: torch.Tensor, rows: list[int] | None = None) -> Part:
     return Part(inputs, torch.zeros(len(inputs)), torch.tensor(rows if rows is not None else range(len(inputs))))
 
 
-def how(inputs: torch.Tensor, name: str, rows: list[int] | None = None) -> Normalise:
-    found = normalise(part(inputs, rows), name)
+def how(inputs: torch.Tensor, name: str, rows: list[int] | None = None) -> Normalisation:
+    found = fit_normalisation(part(inputs, rows), name)
     assert found is not None
     return found
 
@@ -43,9 +43,9 @@ def test_what_never_changes_is_moved_and_not_scaled() -> None:
 
 
 def test_none_leaves_the_numbers_as_they_are() -> None:
-    assert normalise(part(torch.ones(2, 2)), "none") is None
+    assert fit_normalisation(part(torch.ones(2, 2)), "none") is None
     with pytest.raises(ValueError, match=r"data\.normalise: must be one of none, minmax, standard, got 'zscore'"):
-        normalise(part(torch.ones(2, 2)), "zscore")
+        fit_normalisation(part(torch.ones(2, 2)), "zscore")
 
 
 def dots() -> torch.Tensor:
@@ -61,12 +61,12 @@ def places(images: torch.Tensor) -> set[tuple[int, ...]]:
 
 def test_shift_moves_by_every_whole_number_of_pixels_up_to_its_own() -> None:
     torch.manual_seed(0)
-    assert places(Augment(shift=1)(dots())) == {(y, x) for y in (2, 3, 4) for x in (2, 3, 4)}
+    assert places(Augmentation(shift=1)(dots())) == {(y, x) for y in (2, 3, 4) for x in (2, 3, 4)}
 
 
 def test_shift_brings_in_nothing_but_0() -> None:
     torch.manual_seed(0)
-    moved = Augment(shift=2)(torch.full((200, 2, 5, 5), 9, dtype=torch.uint8))
+    moved = Augmentation(shift=2)(torch.full((200, 2, 5, 5), 9, dtype=torch.uint8))
     assert moved.dtype == torch.float32
     assert set(moved.unique().tolist()) == {0.0, 9.0}
     assert moved.flatten(1).sum(1).min() == 9 * 2 * 3 * 3
@@ -75,24 +75,24 @@ def test_shift_brings_in_nothing_but_0() -> None:
 def test_flip_turns_every_other_image_left_to_right() -> None:
     torch.manual_seed(0)
     images = torch.arange(3.0).expand(400, 1, 2, 3).clone()
-    flipped = (Augment(flip=True)(images)[:, 0, 0, 0] == 2).float().mean().item()
+    flipped = (Augmentation(flip=True)(images)[:, 0, 0, 0] == 2).float().mean().item()
     assert 0.4 < flipped < 0.6
 
 
 def test_a_quarter_turn_turns_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda *_: torch.ones(1, 1))  # the far end of the range
     image = torch.arange(9.0).reshape(1, 1, 3, 3)
-    assert torch.allclose(Augment(rotate=90)(image), image.rot90(1, (2, 3)), atol=1e-5)
+    assert torch.allclose(Augmentation(rotate=90)(image), image.rot90(1, (2, 3)), atol=1e-5)
 
 
 def test_rotation_keeps_within_its_degrees_and_shifts_too() -> None:
     torch.manual_seed(0)
-    still = Augment(rotate=1e-3, shift=1)(dots())
+    still = Augmentation(rotate=1e-3, shift=1)(dots())
     assert places((still > 0.5).float()) == {(y, x) for y in (2, 3, 4) for x in (2, 3, 4)}
 
 
 def test_the_same_seed_moves_the_same_way() -> None:
-    augment, images = Augment(shift=2, rotate=20, flip=True), torch.rand(20, 1, 8, 8)
+    augment, images = Augmentation(shift=2, rotate=20, flip=True), torch.rand(20, 1, 8, 8)
     torch.manual_seed(3)
     first = augment(images)
     assert not torch.equal(first, augment(images))
@@ -111,8 +111,8 @@ def test_the_same_seed_moves_the_same_way() -> None:
 )
 def test_an_impossible_augmentation_is_refused(options: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Augment.of(options)
-    assert Augment.of({"shift": 0, "rotate": 0.0, "flip": False}) is None
+        Augmentation.from_options(options)
+    assert Augmentation.from_options({"shift": 0, "rotate": 0.0, "flip": False}) is None
 
 
 def test_an_augmented_batch_costs_less_than_the_smallest_step_it_feeds() -> None:
@@ -121,7 +121,7 @@ def test_an_augmented_batch_costs_less_than_the_smallest_step_it_feeds() -> None
     torch.set_num_threads(1)
     try:
         images = torch.randint(0, 256, (10_000, 1, 28, 28), dtype=torch.uint8)
-        augment, ready = Augment(shift=2, rotate=10), how(images, "standard")
+        augment, ready = Augmentation(shift=2, rotate=10), how(images, "standard")
         batches = Batches(
             images, torch.zeros(10_000).long(), 128, shuffle=True, prepare=lambda batch: ready(augment(batch))
         )

@@ -1,0 +1,79 @@
+"""Build the data module and the model of a trial's configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from overnight.config.import_allowlist import apply_guard
+from overnight.trial import lightning_packages, targets
+
+# Attributes of a data module that a model gets if its constructor names them.
+DATA_FACTS = ("task", "input_shape", "classes")
+
+
+def build(config: Mapping[str, Any], cache: Path | None = None) -> tuple[Any, Any]:
+    """Build the data module and the model, of either of the two Lightning packages.
+
+    Constructors get, if they name them and the configuration does not:
+
+    - a data module: `cache_dir`, the folder for decoded data.
+    - a model: `optimizer`, a callable that takes the parameters; `schedule`, a callable that takes the optimizer and
+      the number of steps of the whole trial; and the attributes of the data module in DATA_FACTS.
+
+    Lists and mappings arrive as plain ones, unless the configuration sets `_convert_`.
+
+    Args:
+        config: the plain tree with the nodes data, model, optimizer and schedule.
+        cache: folder for decoded data; None keeps it in memory.
+
+    Raises:
+        UntrustedError: in a guarded process, if a `_target_` is not on the allowlist.
+        ImportError: if a `_target_` can't be imported.
+    """
+    data = build_data(config, cache)
+    config = apply_guard(config)
+    targets.find_all(config, "model")
+    facts = {fact: getattr(data, fact) for fact in DATA_FACTS if hasattr(data, fact)}
+    task = config["data"].get("task")
+    if task is not None and facts.setdefault("task", task) != task:
+        raise ValueError(f"data.task: must be {facts['task']}, as the data module says, got {task}")
+    parameters = inspect.signature(targets.find("model", config["model"]["_target_"])).parameters
+    parts = {}
+    for name in ("optimizer", "schedule"):
+        if name in parameters and name in config:
+            targets.find_all(config, name)
+            parts[name] = instantiate({"_convert_": "all", **config[name]}, _partial_=True)
+    model = _instantiate("model", config, {**facts, **parts})
+    lightning_packages.lightning_of(data, model)
+    return data, model
+
+
+def build_data(config: Mapping[str, Any], cache: Path | None = None) -> Any:
+    """Build the data module alone. See `build`."""
+    config = apply_guard(config)
+    targets.find_all(config, "data")
+    return _instantiate("data", config, {"cache_dir": cache}, optional=("task",))
+
+
+def _instantiate(
+    key: str, config: Mapping[str, Any], offered: Mapping[str, Any], optional: tuple[str, ...] = ()
+) -> Any:
+    """Instantiate config[key].
+
+    Args:
+        offered: arguments for the constructor, if it names them and the configuration does not.
+        optional: keys of the configuration that the constructor gets only if it names them.
+    """
+    parameters = inspect.signature(targets.find(key, config[key]["_target_"])).parameters
+    given = {name: value for name, value in config[key].items() if name not in optional or name in parameters}
+    added = {name: value for name, value in offered.items() if name in parameters and name not in given}
+    try:
+        return instantiate({"_convert_": "all", **given}, **added)
+    except InstantiationException as error:  # Hydra wraps the constructor's own error
+        raise error.__cause__ or error from None

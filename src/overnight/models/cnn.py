@@ -96,7 +96,7 @@ def _check(
     if len(input_shape) != 3:
         raise ValueError(
             f"model: a cnn needs images of (channels, height, width), and the data has rows of {tuple(input_shape)}; "
-            f"use model=mlp"
+            f"take model=mlp"
         )
     if not channels or any(size < 1 for size in channels):
         raise ValueError(f"model.channels: must have at least one block, of at least 1 each, got {list(channels)}")

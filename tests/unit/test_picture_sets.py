@@ -213,7 +213,7 @@ def test_the_real_files_are_mapped_and_have_the_mean_that_everybody_quotes(kind:
     data.prepare_data()
     data.setup("fit")
     assert [len(data._parts[name]) for name in ("train", "validation", "test")] == [55_000, 5_000, 10_000]
-    assert data._normalise is not None
-    assert data._normalise.shift.item() / 255 == pytest.approx(mean, abs=1e-3)
+    assert data._normalisation is not None
+    assert data._normalisation.shift.item() / 255 == pytest.approx(mean, abs=1e-3)
     inputs, _ = next(iter(data.train_dataloader()))
     assert abs(inputs.mean().item()) < 0.05

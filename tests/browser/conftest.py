@@ -1,4 +1,4 @@
-"""A real browser, and tabs in it that tell of every request to anywhere else."""
+"""A real browser. Its tabs report every request to another address."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def tab(browser: Any) -> Tab:
-    """`with tab(of=ADDRESS, width=...) as page`: fails where the page asks anybody but `of` for anything."""
+    """`with tab(of=ADDRESS, width=...) as page`: fails if the page sends a request to another address than `of`."""
 
     @contextmanager
     def opened(of: str, width: int = 1400, height: int = 900, **options: Any) -> Iterator[Any]:
@@ -45,7 +45,7 @@ def tab(browser: Any) -> Tab:
         page.set_default_timeout(PATIENCE_MS)
         page.on("request", lambda r: None if r.url.startswith((of, "data:", "blob:")) else outside.append(r.url))
         yield page
-        assert outside == [], "the page asks nobody else for anything"
+        assert outside == [], "the page sends no request to another address"
         context.close()
 
     return opened

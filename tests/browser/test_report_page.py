@@ -1,4 +1,4 @@
-"""The report's page in a real browser: on a desk and on a phone, of good studies and of sorry ones."""
+"""The page of the report in a real browser, at desktop and phone widths, of studies with and without a result."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ def written(name: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_page_reads_well_at_a_phones_width_and_asks_nobody_for_anything(
-    name: str, tab: Tab, tmp_path: Path
-) -> None:
+def test_the_page_fits_a_phone_and_sends_no_requests(name: str, tab: Tab, tmp_path: Path) -> None:
     address = written(name, tmp_path)
     with tab(address, **PHONE) as page:
         page.goto(address)
@@ -62,7 +60,7 @@ def test_the_page_reads_well_at_a_phones_width_and_asks_nobody_for_anything(
         shoot(page, f"report-phone-{name.replace(' ', '-')}", 0, full=True)
 
 
-def test_every_picture_has_words_for_those_who_dont_see_it(tab: Tab, tmp_path: Path) -> None:
+def test_every_picture_has_an_alternative_text(tab: Tab, tmp_path: Path) -> None:
     address = written("a good one", tmp_path)
     with tab(address) as page:
         page.goto(address)

@@ -1,4 +1,4 @@
-"""What people do in MLflow's UI after a study, in a real browser."""
+"""What users do in MLflow's UI after a study, in a real browser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.chrome import PATIENCE_MS, Tab, shoot
 
 @pytest.fixture(scope="module")
 def address(finished_home: Path) -> Iterator[str]:
-    """The page that `overnight ui` names, served until the tests are through."""
+    """The page that `overnight ui` names, served during the tests."""
     command = [sys.executable, "-m", "overnight", "ui", f"home={finished_home}", "--no-browser", "--port", "5077"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -34,11 +34,11 @@ def address(finished_home: Path) -> Iterator[str]:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         _, alive = psutil.wait_procs(family, timeout=5)
-        assert not alive, "overnight ui leaves none of MLflow's processes behind"
+        assert not alive, "no process of MLflow is left"
 
 
 @pytest.fixture(scope="module")
-def told(finished_home: Path) -> str:
+def sentence(finished_home: Path) -> str:
     """The sentence of the study's report, which its run holds."""
     found, _ = view(study_location([f"home={finished_home}"]))
     assert found is not None
@@ -80,8 +80,8 @@ def in_order(values: dict[str, float], names: list[str], best_first: bool = True
     return shown == sorted(values.values(), reverse=best_first)
 
 
-def plain(address: str, finished: StudyView) -> str:
-    """The table as MLflow itself would open it."""
+def default_table(address: str, finished: StudyView) -> str:
+    """Return the address of the table without a saved view."""
     host = address.partition("/#")[0]
     return f"{host}/#/experiments/{finished.experiment_id}/runs?workflowType=machine_learning"
 
@@ -97,7 +97,7 @@ def test_the_study_is_found_among_the_experiments(page: Any, address: str, finis
     assert f"/experiments/{finished.experiment_id}" in (link.get_attribute("href") or "")
 
 
-def test_the_page_that_ui_names_opens_with_the_trials_best_first_and_what_was_searched(
+def test_the_page_of_the_ui_command_shows_the_trials_best_first_and_the_searched_parameters(
     page: Any, address: str, finished: StudyView
 ) -> None:
     from playwright.sync_api import expect
@@ -136,24 +136,24 @@ def test_three_trials_are_compared(page: Any, address: str, finished: StudyView)
     shoot(page, "mlflow-compare")
 
 
-def test_the_report_opens_on_the_studys_page(page: Any, address: str, finished: StudyView, told: str) -> None:
+def test_the_report_opens_on_the_studys_page(page: Any, address: str, finished: StudyView, sentence: str) -> None:
     from playwright.sync_api import expect
 
     page.goto(address, wait_until="domcontentloaded")
     row(page, finished.name).get_by_role("link", name=finished.name, exact=True).click()
-    expect(page.get_by_text(told).first).to_be_visible(timeout=PATIENCE_MS)  # in the note; a tag has it too
+    expect(page.get_by_text(sentence).first).to_be_visible(timeout=PATIENCE_MS)  # in the note, and in a tag
     shoot(page, "mlflow-study")
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text(f"{finished.name}.html", exact=True).first.click(timeout=PATIENCE_MS)
     answer = page.frame_locator("iframe").locator(".answer")
-    expect(answer).to_have_text(told, timeout=PATIENCE_MS)
+    expect(answer).to_have_text(sentence, timeout=PATIENCE_MS)
     shoot(page, "mlflow-report")
 
 
-def test_the_trials_lie_below_their_study(page: Any, address: str, finished: StudyView) -> None:
+def test_the_runs_of_trials_are_below_the_run_of_their_study(page: Any, address: str, finished: StudyView) -> None:
     from playwright.sync_api import expect
 
-    page.goto(plain(address, finished), wait_until="domcontentloaded")
+    page.goto(default_table(address, finished), wait_until="domcontentloaded")
     parent = row(page, finished.name)
     expect(parent).to_be_visible(timeout=PATIENCE_MS)
     parent.locator('[col-id="attributes.`Run Name`"] button').first.click()
@@ -161,7 +161,7 @@ def test_the_trials_lie_below_their_study(page: Any, address: str, finished: Stu
         expect(row(page, f"trial-{record.number:04d}")).to_be_visible()
 
 
-def test_the_studys_note_leads_to_its_trials_best_first(page: Any, address: str, finished: StudyView) -> None:
+def test_the_note_of_the_study_links_to_its_trials_best_first(page: Any, address: str, finished: StudyView) -> None:
     from playwright.sync_api import expect
 
     host = address.partition("/#")[0]
@@ -180,7 +180,7 @@ def test_the_studys_note_leads_to_its_trials_best_first(page: Any, address: str,
     assert in_order(values_of(finished), names_down(page))
 
 
-def test_the_studys_page_shows_what_its_winner_looks_like(page: Any, address: str, finished: StudyView) -> None:
+def test_the_page_of_the_study_shows_the_plots_of_its_winner(page: Any, address: str, finished: StudyView) -> None:
     from playwright.sync_api import expect
 
     host = address.partition("/#")[0]
@@ -194,7 +194,7 @@ def test_the_studys_page_shows_what_its_winner_looks_like(page: Any, address: st
     shoot(page, "mlflow-pictures")
 
 
-def test_the_server_answers_on_this_machine_alone(address: str) -> None:
+def test_the_server_listens_on_this_machine_only(address: str) -> None:
     port = int(re.search(r":(\d+)/", address)[1])  # type: ignore[index]
     served = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
     assert served == {"127.0.0.1"}

@@ -1,4 +1,4 @@
-"""MLflow mirrors the ledger, trial by trial, and is healed from it."""
+"""MLflow is synchronised with the Optuna storage, trial by trial, and repaired from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from overnight.tracking.sync import MlflowSync
 from support.mlflow_store import assert_equal, children, client_of, forget, runs_of
 
 
-def test_a_finished_study_has_one_parent_and_one_child_a_trial_that_equal_the_ledger(
+def test_a_finished_study_has_a_parent_run_and_one_run_a_trial_that_equal_the_optuna_storage(
     finished_home: Path, finished: StudyView
 ) -> None:
     assert_equal(finished_home, finished)
@@ -38,23 +38,23 @@ def test_a_finished_study_has_one_parent_and_one_child_a_trial_that_equal_the_le
         assert {"train/loss", "val/loss", "val/accuracy"} <= set(record.history[0].metrics)
 
 
-def test_mlflow_is_made_ready_ahead_and_leaves_nothing_until_it_is_opened(tmp_path: Path) -> None:
+def test_mlflow_is_prepared_in_the_background_and_writes_nothing_until_it_is_opened(tmp_path: Path) -> None:
     code = (
         "import os, sys, threading\n"
         "from overnight.tracking import store\nfrom overnight.config.compose import study_location\n"
-        f"place = study_location(['home={tmp_path}'])\n"
+        f"location = study_location(['home={tmp_path}'])\n"
         "store.cores = lambda: 2\n"
-        "store.prepare_in_background(place)\n"
+        "store.prepare_in_background(location)\n"
         "[t.join() for t in threading.enumerate() if t.name == 'mlflow-preparation']\n"
-        "print('mlflow' in sys.modules, store._empty_store.cache_info().currsize, os.listdir(place.paths.root))\n"
-        "experiments = store.open_client(place).search_experiments()\n"
-        "print([e.name for e in experiments], os.listdir(place.paths.root))\n"
+        "print('mlflow' in sys.modules, store._empty_store.cache_info().currsize, os.listdir(location.paths.root))\n"
+        "experiments = store.open_client(location).search_experiments()\n"
+        "print([e.name for e in experiments], os.listdir(location.paths.root))\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.splitlines() == ["True 1 []", "['Default'] ['mlflow.db']"]
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines() == ["True 1 []", "['Default'] ['mlflow.db']"]
 
 
-def test_the_parent_keeps_config_space_and_environment_and_the_best_trial_its_weights(
+def test_the_parent_run_has_config_space_and_environment_and_the_best_trial_has_its_weights(
     finished_home: Path, finished: StudyView
 ) -> None:
     client = client_of(finished_home)
@@ -70,13 +70,15 @@ def test_the_parent_keeps_config_space_and_environment_and_the_best_trial_its_we
         assert f"lr: {finished.records[number].params['optimizer.lr']}" in config
 
 
-def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, finished: StudyView, tmp_path: Path) -> None:
+def test_what_mlflow_lost_is_written_again_from_the_optuna_storage(
+    finished_home: Path, finished: StudyView, tmp_path: Path
+) -> None:
     home = tmp_path / "copy"
     shutil.copytree(finished_home, home)
     client, before = client_of(home), children(home)
-    client.delete_run(before[1].info.run_id)  # a run that never arrived
+    client.delete_run(before[1].info.run_id)  # a run that was never created
     client.update_run(before[2].info.run_id, status="RUNNING")  # a kill before the run was ended
-    forget(home, before[4].info.run_id, "params", "key = 'optimizer.lr'")  # what the network swallowed
+    forget(home, before[4].info.run_id, "params", "key = 'optimizer.lr'")  # a request that was lost
     for table in ("metrics", "latest_metrics"):
         forget(home, before[5].info.run_id, table, "key = 'val/loss'")
     assert finished.parent_run_id is not None
@@ -84,18 +86,18 @@ def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, finish
     forget(home, finished.parent_run_id, "latest_metrics", "key = 'objective'")
     client.delete_tag(finished.parent_run_id, "overnight.best")
     mine = {"overnight.study": "digits-mlp", "overnight.uid": before[0].data.tags["overnight.uid"]}
-    ghost = client.create_run("1", tags={**mine, "overnight.trial": "77"})
-    twin = client.create_run("1", tags={**mine, "overnight.trial": "3"})
-    theirs = client.create_run("1", tags={**mine, "overnight.uid": "another ledger's", "overnight.trial": "88"})
+    unknown = client.create_run("1", tags={**mine, "overnight.trial": "77"})
+    duplicate = client.create_run("1", tags={**mine, "overnight.trial": "3"})
+    foreign = client.create_run("1", tags={**mine, "overnight.uid": "another storage", "overnight.trial": "88"})
     study = build_plan([f"home={home}", "study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2"])
     result = api.run(study)
     assert (result.stop_reason, result.did_work, result.mlflow_error) == ("complete", False, None)
     found, _ = view(study.settings.location)
     assert found is not None
-    left = {r.info.run_id for r in runs_of(home)}
-    assert {ghost.info.run_id, twin.info.run_id}.isdisjoint(left)
-    assert theirs.info.run_id in left, "what another ledger's study of the same name logged is not ours to touch"
-    client.delete_run(theirs.info.run_id)
+    remaining = {r.info.run_id for r in runs_of(home)}
+    assert {unknown.info.run_id, duplicate.info.run_id}.isdisjoint(remaining)
+    assert foreign.info.run_id in remaining, "a study of the same name in another Optuna storage is not changed"
+    client.delete_run(foreign.info.run_id)
     assert_equal(home, found)
     parent = client.get_run(finished.parent_run_id)
     assert (parent.info.status, parent.data.tags["overnight.state"]) == ("FINISHED", "complete")
@@ -104,8 +106,8 @@ def test_what_mlflow_lost_comes_back_from_the_ledger(finished_home: Path, finish
     assert parent.data.metrics["objective"] == found.best.objective
 
 
-def test_the_study_shows_its_best_objective_in_whatever_order_trials_become_the_best(home: Path) -> None:
-    for best in (record(3, 5, "complete"), record(1, 6, "complete")):  # trial 1 was paused, and went on
+def test_the_parent_run_shows_the_best_objective_in_whatever_order_trials_become_the_best(home: Path) -> None:
+    for best in (record(3, 5, "complete"), record(1, 6, "complete")):  # trial 1 was paused and resumed
         mlflow_sync = MlflowSync(build_plan([f"home={home}"]), "uid")
         mlflow_sync.start([record(n, 2, "complete") if n != best.number else best for n in range(4)])
         mlflow_sync.close("FINISHED", best, None)
@@ -115,11 +117,11 @@ def test_the_study_shows_its_best_objective_in_whatever_order_trials_become_the_
 
 def record(number: int, epochs: int, state: str = "running", **more: Any) -> TrialRecord:
     history = tuple(EpochEnd(number, e, {"val/accuracy": e / 10, "odd": math.inf}, 1e9 + e, 0.1) for e in range(epochs))
-    given = {"objective": (epochs - 1) / 10, "reason": None, "detail": "", "started_at": 1e9, "ended_at": None, **more}
-    return TrialRecord(number, state, {"optimizer.lr": 0.1}, history, **given)  # type: ignore[arg-type]
+    fields = {"objective": (epochs - 1) / 10, "reason": None, "detail": "", "started_at": 1e9, "ended_at": None, **more}
+    return TrialRecord(number, state, {"optimizer.lr": 0.1}, history, **fields)  # type: ignore[arg-type]
 
 
-def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
+def test_a_resumed_trial_continues_its_run_and_no_step_is_logged_twice(home: Path) -> None:
     study = build_plan([f"home={home}"])
     first = MlflowSync(study, "uid")
     first.start([record(0, 2)])
@@ -140,7 +142,7 @@ def test_a_run_goes_on_in_place_and_no_step_is_logged_twice(home: Path) -> None:
     assert (run.info.run_id, run.info.status, run.info.end_time) == (run_id, "FINISHED", round((1e9 + 9) * 1000))
     history = client_of(home).get_metric_history(run_id, "val/accuracy")
     assert sorted((m.step, m.value) for m in history) == [(e, e / 10) for e in range(6)]
-    assert "odd" not in run.data.metrics, "only what is finite is logged: inf would wreck the charts"
+    assert "odd" not in run.data.metrics, "only finite values are logged, because inf breaks the charts"
 
 
 def test_a_failed_trial_shows_its_traceback(home: Path) -> None:
@@ -153,7 +155,7 @@ def test_a_failed_trial_shows_its_traceback(home: Path) -> None:
     assert (Path(run.info.artifact_uri.removeprefix("file://")) / "error.txt").read_text() == "Traceback: the end of it"
 
 
-def test_a_night_of_notes_and_a_long_traceback_fit_into_mlflow(home: Path) -> None:
+def test_many_notes_and_a_long_traceback_fit_into_mlflow(home: Path) -> None:
     notes = tuple(f"resumed, crashed: {n:080}" for n in range(200))
     mlflow_sync = MlflowSync(build_plan([f"home={home}"]), "uid")
     mlflow_sync.start([record(0, 1, "failed", reason="error", detail="x" * 20_000 + "the end", notes=notes)])
@@ -164,7 +166,9 @@ def test_a_night_of_notes_and_a_long_traceback_fit_into_mlflow(home: Path) -> No
     assert "the end" in tags["mlflow.note.content"]
 
 
-def test_a_study_outlives_an_mlflow_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_mlflow_that_cannot_be_written_is_reported_as_an_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     blocked = tmp_path / "a-file-where-a-folder-should-be"
     blocked.touch()
     study = build_plan([f"home={tmp_path}", f"tracking.uri=sqlite:///{blocked}/mlflow.db", "study.trials=1"])
@@ -175,7 +179,7 @@ def test_a_study_outlives_an_mlflow_that_cannot_be_written(tmp_path: Path, capfd
     capfd.readouterr()
 
 
-def test_the_store_is_created_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_is_created_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     real = SqlAlchemyStore.__init__
@@ -193,7 +197,7 @@ def test_the_store_is_created_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     assert store.open_client(settings).get_experiment("0") is not None
 
 
-def test_nothing_is_written_beside_the_home(
+def test_nothing_is_written_outside_the_home(
     tune: Callable[..., Any], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = home / "elsewhere"

@@ -1,4 +1,4 @@
-"""The service of docker-compose.yml as processes: what it does, and what somebody who reaches its port can't do."""
+"""The service of docker-compose.yml, run as processes: what it does, and what visitors of its port can't do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from support.compose_services import Stack
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
 
-# What an HTTP server may be asked with; a route that knows none of them could hide nothing.
+# All HTTP methods, so that no route is missed.
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 SMALL_STUDY = ["study.trials=2", "study.confirm.seeds=0", "trainer.max_epochs=1", "pictures.when=never", "slots=1"]
@@ -40,7 +40,7 @@ SMALL_STUDY = ["study.trials=2", "study.confirm.seeds=0", "trainer.max_epochs=1"
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """PostgreSQL and MLflow's server up and healthy, as `make secrets && make up` has them."""
+    """PostgreSQL and MLflow's server, running and healthy, as after `make secrets && make up`."""
     with new_stack() as stack:
         compose.begin_postgres(stack)
         stack.start("postgres")
@@ -54,8 +54,10 @@ def stack() -> Iterator[Stack]:
 
 @contextlib.contextmanager
 def new_stack() -> Iterator[Stack]:
-    """A stack with nothing started, in a folder of its own: pytest shuts its folders, whenever any session starts, to
-    all but their owner, and PostgreSQL is another user."""
+    """A stack that is not started, in a folder outside of pytest's.
+
+    pytest closes its folders to other users at the start of every session, and PostgreSQL runs as another user.
+    """
     with tempfile.TemporaryDirectory(prefix="overnight-service-") as folder:
         Path(folder).chmod(0o755)
         stack = Stack.new(Path(folder))
@@ -66,7 +68,7 @@ def new_stack() -> Iterator[Stack]:
 
 
 class Visitor:
-    """Somebody who reaches the server's port, logged in or not."""
+    """A client of the server, with or without a login."""
 
     def __init__(self, stack: Stack, user: str | None = None, secret: str | None = None) -> None:
         self.port = stack.ports["mlflow"]
@@ -75,7 +77,7 @@ class Visitor:
             self.shown = {"Authorization": f"Basic {base64.b64encode(f'{user}:{secret}'.encode()).decode()}"}
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
-        """Status and body; the path goes out as it is written, dots and all."""
+        """Send a request, and return status and body. The path is sent unchanged, with its dots."""
         said = {"Host": f"127.0.0.1:{self.port}", **self.shown, **headers}
         data = b"" if body is None else json.dumps(body).encode()
         said |= {"Content-Length": str(len(data)), "Content-Type": "application/json"}
@@ -88,7 +90,7 @@ class Visitor:
             return answer.status, answer.read().decode(errors="replace")
 
     def statuses(self, asked: Iterable[tuple[str, str]], **headers: str) -> dict[tuple[str, str], int]:
-        """The status of each (method, path), asked eight at a time."""
+        """Return the status of each (method, path). Sends eight requests at a time."""
         asked = list(asked)
         with ThreadPoolExecutor(8) as pool:
             return dict(zip(asked, pool.map(lambda way: self.ask(*way, **headers)[0], asked), strict=True))
@@ -109,7 +111,7 @@ def admin(stack: Stack) -> Visitor:
     return Visitor(stack, "admin", stack.secret("mlflow_admin_password"))
 
 
-# Who may come in ----------------------------------------------------------------------------------------------------
+# Logins ----------------------------------------------------------------------------------------------------------
 
 _ROUTES = """
 import json, os, sys
@@ -132,7 +134,7 @@ print(json.dumps([sorted({rule.rule for rule in flask.url_map.iter_rules()}), so
 
 @pytest.fixture(scope="module")
 def routes(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Every path that the server's app has a route for, with a 1 where it has a variable."""
+    """Return a path for every route of the server's app. Variables are 1."""
     folder = tmp_path_factory.mktemp("routes")
     (folder / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/auth.db\n"
@@ -159,13 +161,13 @@ def routes(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return sorted({re.sub(r"<[^>]+>|{[^}]+}", "1", path) for path in (*flask, *native)})
 
 
-def test_without_a_login_every_route_but_health_is_shut(stranger: Visitor, routes: list[str]) -> None:
+def test_every_route_but_health_needs_a_login(stranger: Visitor, routes: list[str]) -> None:
     answers = stranger.statuses((method, path) for path in routes if path != "/health" for method in METHODS)
     assert len(answers) > 2000
     assert {key: status for key, status in answers.items() if status not in (401, 403)} == {}
 
 
-def test_without_a_login_no_way_of_writing_a_path_leads_in(stranger: Visitor) -> None:
+def test_no_spelling_of_a_path_avoids_the_login(stranger: Visitor) -> None:
     for path in (
         "//", "/./", "/health/", "/health/../api/2.0/mlflow/experiments/search", "/healthy", "/static", "/static/x",
         "/static-files/index.html", "/static-files/../version", "/favicon.ico", "/favicon.ico/../version",
@@ -177,11 +179,11 @@ def test_without_a_login_no_way_of_writing_a_path_leads_in(stranger: Visitor) ->
         assert status in (401, 403), f"{path}: {status} {said[:80]}"
 
 
-def test_health_says_nothing_but_that_it_is_well(stranger: Visitor) -> None:
+def test_health_reveals_nothing_but_the_health(stranger: Visitor) -> None:
     assert stranger.ask("GET", "/health", Host="anything") == (200, "OK")
 
 
-def test_a_wrong_password_and_a_strange_one_do_not_open(stack: Stack) -> None:
+def test_wrong_passwords_are_rejected(stack: Stack) -> None:
     for user, secret in (("admin", "password"), ("admin", "password1234"), ("admin", ""), ("", ""), ("overnight", "x")):
         visitor = Visitor(stack, user, secret)
         for path in ("/", "/version", "/api/3.0/mlflow/server-info", "/static-files/1", "/gateway/1/mlflow/x"):
@@ -190,7 +192,7 @@ def test_a_wrong_password_and_a_strange_one_do_not_open(stack: Stack) -> None:
         assert Visitor(stack).ask("GET", "/version", Authorization=shown)[0] in (401, 403), shown
 
 
-def test_with_a_login_the_pages_and_the_api_answer(member: Visitor) -> None:
+def test_pages_and_api_answer_with_a_login(member: Visitor) -> None:
     assert "<html" in member.ask("GET", "/")[1]
     assert member.ask("GET", "/version")[0] == 200
     assert member.ask("GET", "/api/3.0/mlflow/server-info")[0] == 200
@@ -200,7 +202,7 @@ def test_with_a_login_the_pages_and_the_api_answer(member: Visitor) -> None:
     assert member.ask("POST", "/api/2.0/mlflow/experiments/search", {"max_results": 5})[0] == 200
 
 
-def test_members_may_log_in_and_not_make_accounts(member: Visitor, admin: Visitor) -> None:
+def test_members_can_log_in_but_not_create_accounts(member: Visitor, admin: Visitor) -> None:
     account = {"username": "intruder", "password": "a-long-enough-password"}
     assert member.ask("POST", "/api/2.0/mlflow/users/create", account)[0] == 403
     raised = {"username": "overnight", "is_admin": True}
@@ -213,7 +215,7 @@ def test_members_may_log_in_and_not_make_accounts(member: Visitor, admin: Visito
 # Where a request comes from -----------------------------------------------------------------------------------------
 
 
-def test_a_foreign_host_is_turned_away_from_everywhere_but_health(member: Visitor, routes: list[str]) -> None:
+def test_a_foreign_host_is_rejected_everywhere_but_at_health(member: Visitor, routes: list[str]) -> None:
     for host in ("evil.example", "evil.example:5000", "127.0.0.1:1", "mlflow", "192.168.0.7:5000", ""):
         for path in ("/", "/version", "/api/2.0/mlflow/experiments/search", "/static-files/1"):
             assert member.ask("GET", path, Host=host)[0] == 403, f"{host} at {path}"
@@ -221,7 +223,7 @@ def test_a_foreign_host_is_turned_away_from_everywhere_but_health(member: Visito
     assert set(foreign.values()) == {403}
 
 
-def test_a_page_of_another_site_can_ask_nothing(member: Visitor, routes: list[str]) -> None:
+def test_pages_of_other_sites_can_send_no_requests(member: Visitor, routes: list[str]) -> None:
     for origin in ("https://evil.example", "http://localhost:1", "http://127.0.0.1:1", "null", "file://", ""):
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
             status = member.ask(method, "/api/2.0/mlflow/experiments/search", Origin=origin)[0]
@@ -230,7 +232,7 @@ def test_a_page_of_another_site_can_ask_nothing(member: Visitor, routes: list[st
     assert set(foreign.values()) == {403}
 
 
-def test_its_own_pages_can_ask(member: Visitor) -> None:
+def test_its_own_pages_can_send_requests(member: Visitor) -> None:
     here = f"127.0.0.1:{member.port}"
     asked = {"max_results": 1}
     assert member.ask("POST", "/ajax-api/2.0/mlflow/experiments/search", asked, Origin=f"http://{here}")[0] == 200
@@ -242,7 +244,7 @@ def test_its_own_pages_can_ask(member: Visitor) -> None:
 
 
 def run_in(visitor: Visitor, experiment: str) -> str:
-    """The id of a new run."""
+    """Create a run, and return its id."""
     status, said = visitor.ask("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": experiment, "start_time": 1})
     assert status == 200, said
     return str(json.loads(said)["run"]["info"]["run_id"])
@@ -289,19 +291,21 @@ def test_no_path_leads_out_of_the_artifacts(stack: Stack, member: Visitor, admin
     assert not list(stack.volume("artifacts").rglob("*passwd*"))
 
 
-def test_an_experiment_can_not_be_put_where_the_server_would_read_elsewhere(member: Visitor) -> None:
+def test_an_experiment_can_not_have_a_location_that_the_server_would_read_outside_its_artifacts(
+    member: Visitor,
+) -> None:
     for number, location in enumerate(("file:///etc", "/etc", "../../..", "mlflow-artifacts:/../..", "file:../..")):
         made = member.ask(
             "POST", "/api/2.0/mlflow/experiments/create", {"name": f"elsewhere-{number}", "artifact_location": location}
         )
-        if made[0] == 200:  # then it is a client's business, and the server reads nothing of it
+        if made[0] == 200:  # then a client reads the location, and the server does not
             experiment = json.loads(made[1])["experiment_id"]
             status, said = member.ask("GET", f"/get-artifact?run_uuid={run_in(member, experiment)}&path=passwd")
             assert "root:" not in said, f"{location}: {status}"
             assert status != 200, f"{location}: {said[:100]}"
 
 
-# What is off --------------------------------------------------------------------------------------------------------
+# Switched off -------------------------------------------------------------------------------------------------------
 
 
 def test_jobs_are_off(stack: Stack, admin: Visitor) -> None:
@@ -320,7 +324,7 @@ def test_jobs_are_off(stack: Stack, admin: Visitor) -> None:
 
 
 class Trap:
-    """Unpickled, it makes the file `sprung` where it lies."""
+    """Creates the file `sprung` in its folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -349,7 +353,7 @@ def test_a_pickled_model_is_not_opened(stack: Stack, tmp_path: Path) -> None:
 # PostgreSQL ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_role_opens_its_own_databases_with_its_password_and_nothing_else(stack: Stack) -> None:
+def test_a_role_can_open_its_own_databases_only_and_needs_its_password(stack: Stack) -> None:
     def connect(user: str, secret: str | None, database: str) -> str:
         password = stack.secret(secret) if secret else "wrong"
         with psycopg.connect(
@@ -410,9 +414,7 @@ def test_a_member_logs_a_run_with_its_files(stack: Stack, tmp_path: Path, monkey
     assert [path.read_text() for path in stack.volume("artifacts").rglob("seen.txt")] == ["seen"]
 
 
-def test_a_backup_restores_into_an_empty_service_and_into_no_other(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backup_can_be_restored_into_an_empty_service_only(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     client = as_member(stack, monkeypatch)
     run = client.create_run(client.create_experiment("kept"))
     client.log_text(run.info.run_id, "kept", "kept.txt")
@@ -451,14 +453,14 @@ def test_a_backup_restores_into_an_empty_service_and_into_no_other(
             host="127.0.0.1", port=other.ports["postgres"], user="mlflow", dbname="mlflow",
             password=other.secret("mlflow_password"),
         ) as database:  # fmt: skip
-            # Whose they were they are, under the passwords of the service that they are in now.
+            # The tables keep their owners, whose passwords are those of the new service.
             changed = database.execute("UPDATE runs SET name = 'restored' WHERE run_uuid = %s", [run.info.run_id])
             assert changed.rowcount == 1
         assert [path.read_text() for path in other.volume("artifacts").rglob("kept.txt")] == ["kept"]
 
 
 @pytest.mark.parametrize("service", ["init", "mlflow"])
-def test_a_service_without_a_secret_ends_and_says_which(stack: Stack, service: str) -> None:
+def test_a_service_without_a_secret_ends_and_names_it(stack: Stack, service: str) -> None:
     environment = stack.environment(service)
     missing = next(name for name in environment if name.endswith("_URI_FILE"))
     environment[missing] = str(stack.folder / "nowhere")
@@ -467,7 +469,9 @@ def test_a_service_without_a_secret_ends_and_says_which(stack: Stack, service: s
     assert missing in done.stderr
 
 
-def test_a_study_launched_from_elsewhere_is_done_by_the_workers(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_workers_complete_a_study_that_is_launched_from_outside(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["storage=postgres", "tracking=server", "home=/var/lib/overnight", "study.name=night", *SMALL_STUDY]
     launched = stack.run("worker", ["overnight", "tune", "--detach", *words], text=True)
     assert launched.returncode == 0, launched.stdout + launched.stderr

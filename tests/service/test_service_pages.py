@@ -1,4 +1,4 @@
-"""MLflow's pages of a large study, asked through the server, with its login, on PostgreSQL."""
+"""The response times of MLflow's server for a large study, with a login and PostgreSQL."""
 
 from __future__ import annotations
 

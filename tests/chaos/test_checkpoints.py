@@ -1,4 +1,4 @@
-"""A checkpoint's writer is killed in the middle of it, a hundred times."""
+"""A process is killed a hundred times while it writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_writer_killed_a_hundred_times_leaves_a_whole_state_every_time(tmp_pat
         state, refused = checkpoint.load(tmp_path)
         assert state is not None
         assert refused == [], "the newest is whole, and the one before is not needed"
-        assert saved <= state["step"] <= saved + 1, "what was said to be saved is saved"
+        assert saved <= state["step"] <= saved + 1, "what was reported as saved is saved"
         assert torch.equal(state["weights"], torch.full((50_000,), float(state["step"])))
         inside += (tmp_path / "state.ckpt.writing").exists()
     assert inside > KILLS // 10, "many of the moments lie inside a write"

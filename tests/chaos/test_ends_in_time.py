@@ -1,5 +1,5 @@
-"""Whole studies, from the command line, with a deadline minutes ahead and trials of which some take ten times as long
-as others: each ends in time, confirmed, tested and reported, and has used the time."""
+"""Whole studies, from the command line, with a deadline minutes ahead, in which some trials take ten times as long as
+others: each ends in time, confirmed, tested and reported, and has used its time."""
 
 from __future__ import annotations
 
@@ -29,8 +29,13 @@ USED, USED_OF_A_MINUTE = 0.8, 0.6
 
 @dataclass(frozen=True)
 class Run:
-    """early_s: before the deadline. used: share of the time until it that had passed at the end. trained: share of the
-    slots' time that was training."""
+    """One study.
+
+    Attributes:
+        early_s: from its end to the deadline.
+        used: the share of the time until the deadline that it took.
+        trained: the share of the slots' time that was training.
+    """
 
     code: int
     early_s: float

@@ -1,4 +1,4 @@
-"""Trials that misbehave in every way we know, a disk that fills up, and a machine that falls asleep."""
+"""Trials that misbehave in every known way, a disk that fills up, and a machine that is suspended."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def until(true: Callable[[], object], within_s: float = 120) -> None:
 
 @contextmanager
 def served(home: Path) -> Iterator[str]:
-    """`overnight ui` on the study: where its server answers."""
+    """Run `overnight ui` on the study, and yield its address."""
     with running("ui", f"home={home}", "--no-browser", "--port", "5177", stdout=subprocess.PIPE, text=True) as server:
         page = server.stdout.readline().strip()
         assert page.startswith("http://127.0.0.1:"), page
@@ -62,7 +62,7 @@ def served(home: Path) -> Iterator[str]:
         server.send_signal(signal.SIGINT)
 
 
-def test_a_study_of_trials_that_misbehave_ends_on_time_each_with_its_reason(
+def test_a_study_of_misbehaving_trials_ends_on_time_each_with_its_reason(
     tune: Callable[..., api.Result], home: Path
 ) -> None:
     marker = home / "children"
@@ -101,7 +101,7 @@ def test_a_study_of_trials_that_misbehave_ends_on_time_each_with_its_reason(
 
 
 def assert_the_page_opens(address: str, run_id: str, record: TrialRecord) -> None:
-    """MLflow's page of a run is one file, and what it asks for then: the run, its curves, its artifacts."""
+    """Fetch MLflow's page of a run, and what that page requests: the run, its curves, its artifacts."""
 
     def get(page: str, **query: str) -> bytes:
         with urllib.request.urlopen(f"{address}/{page}?{urllib.parse.urlencode(query)}", timeout=60) as answer:
@@ -133,7 +133,7 @@ def small_disk(folder: Path, mib: int) -> Iterator[Path]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
 @pytest.mark.parametrize("least_mib", [0, 8], ids=["writes find no room", "trials are paused before"])
-def test_on_a_full_disk_no_store_is_corrupted_and_the_study_goes_on_after_space_returns(
+def test_a_full_disk_corrupts_no_store_and_the_study_goes_on_once_there_is_space(
     tmp_path: Path, empty_store: Path, least_mib: int
 ) -> None:
     with small_disk(tmp_path / "small", 40) as home:
@@ -148,7 +148,7 @@ def test_on_a_full_disk_no_store_is_corrupted_and_the_study_goes_on_after_space_
                 while True:
                     ballast.write(bytes(1 << 14))
             time.sleep(6)  # of a full disk
-            assert process.poll() is None, "a full disk ends nothing"
+            assert process.poll() is None, "a full disk ends no study"
             (home / "ballast").unlink()
             assert process.wait(120 * LATE) == 0, process.stderr.read()
         for store in ("optuna.db", "mlflow.db"):
@@ -161,7 +161,7 @@ def test_on_a_full_disk_no_store_is_corrupted_and_the_study_goes_on_after_space_
         assert_equal(home, found)
 
 
-def test_a_sleep_of_everything_is_no_stall(home: Path) -> None:
+def test_a_suspended_machine_stalls_no_trial(home: Path) -> None:
     line = [
         f"home={home}", *BARE, "model._target_=user_networks.Slow", "study.trials=3", "trainer.max_epochs=4",
         "slots=2", f"trial.stall_s={STALL_S}", f"trial.timeout_s={TIMEOUT_S}", "study.retries=0",

@@ -1,4 +1,4 @@
-"""Trial processes and supervisors are killed at random moments, and the study ends as if nothing had been."""
+"""Trial processes and supervisors are killed at random moments, and the study ends as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -30,8 +30,13 @@ EVERY_S, EPOCHS = 0.3, 8
 
 @dataclass(frozen=True)
 class Kill:
-    """after: epochs of the study that are done by then; delay_s: seconds from there. whom: a trial's process, the
-    supervisor, or one that has just been started, in the middle of its imports."""
+    """One kill.
+
+    Attributes:
+        after: the number of epochs of the study that are done before.
+        delay_s: from there to the kill.
+        whom: "trial", "supervisor", or "starting", a supervisor in the middle of its imports.
+    """
 
     after: int
     delay_s: float
@@ -48,7 +53,7 @@ def drawn(rng: random.Random, kills: int, epochs: int) -> list[Kill]:
 
 
 def lines_of(book: Path) -> list[tuple[str, int, float]]:
-    """Trial, epoch and seconds of every epoch that was trained to its end; a kill may tear the last line."""
+    """Return trial, epoch and seconds of every epoch trained to its end. A kill may cut off the last line."""
     text = book.read_text() if book.exists() else ""
     rows = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [(row[0], int(row[1]), float(row[2])) for row in rows if len(row) == 3]
@@ -59,7 +64,7 @@ def facts_of(records: Iterable[TrialRecord]) -> list[tuple[Any, ...]]:
 
 
 def losses(book: Path) -> list[list[float]]:
-    """For every time that a trial went on: the seconds of the epochs that it had to train again, in order."""
+    """Return for every resumed trial the seconds of the epochs that it had to train again, in order."""
     lost = []
     done: dict[str, dict[int, float]] = {}
     for trial, epoch, seconds in lines_of(book):
@@ -71,7 +76,7 @@ def losses(book: Path) -> list[list[float]]:
 
 
 class Victim:
-    """A study that works, is killed, and is started again with the same line."""
+    """A study that runs, is killed, and is started again with the same command."""
 
     def __init__(self, line: list[str], book: Path, said: IO[str]) -> None:
         self.line, self.book, self.said = line, book, said
@@ -84,11 +89,11 @@ class Victim:
         return len({(trial, epoch) for trial, epoch, _ in lines_of(self.book)})
 
     def strike(self, kill: Kill, rng: random.Random) -> bool:
-        """False where the study was through before."""
+        """Return False if the study ended before."""
         if not self._comes_to(lambda: self.epochs() >= kill.after):
             return False
         if kill.whom == "starting":
-            self._end()  # at the end of a pause, unlike the others: what counts is the kill after it
+            self._end()  # unlike the others, at the end of the pause: the kill after it counts
             self._start()
         time.sleep(kill.delay_s)
         if kill.whom != "trial":
@@ -99,7 +104,7 @@ class Victim:
         return self._comes_to(lambda: self._kill_trial(which))
 
     def _kill_trial(self, which: int) -> bool:
-        with contextlib.suppress(psutil.Error, IndexError):  # it ended this very moment, and the next has not begun
+        with contextlib.suppress(psutil.Error, IndexError):  # it has just ended, and the next has not started
             self._trials()[which].kill()
             return True
         return False
@@ -109,7 +114,7 @@ class Victim:
         return self.process.poll() is None
 
     def _comes_to(self, condition: Callable[[], bool]) -> bool:
-        """Wait for it; False where the study ends first."""
+        """Wait for the condition; return False if the study ends first."""
         while not condition():
             if not self.at_work:
                 return False
@@ -117,7 +122,7 @@ class Victim:
         return True
 
     def _end(self) -> None:
-        """SIGKILL, and see that nothing outlives it."""
+        """Send SIGKILL, and check that no process outlives it."""
         with contextlib.suppress(psutil.Error):
             family = psutil.Process(self.process.pid).children(recursive=True)
             self.process.kill()
@@ -126,7 +131,7 @@ class Victim:
             assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE], "a trial outlived its supervisor"
 
     def _trials(self) -> list[psutil.Process]:
-        """Trial processes, the oldest first: they lead sessions of their own."""
+        """Return the trial processes, which lead sessions of their own, oldest first."""
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             family = psutil.Process(self.process.pid).children(recursive=True)
             return sorted((p for p in family if _leads(p)), key=lambda p: p.create_time())
@@ -134,7 +139,7 @@ class Victim:
 
 
 def _leads(process: psutil.Process) -> bool:
-    """Whether it is alive and leads a session of its own."""
+    """Return whether the process is alive and leads a session of its own."""
     return process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) == process.pid
 
 
@@ -185,7 +190,7 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
     assert found is not None
     assert found.state == "complete"
     assert facts_of(found.records) == undisturbed, "bit for bit"
-    assert struck == kills, "the study ended before the last of them"
+    assert struck == kills, "the study ended before the last kill"
     assert_equal(home, found)
     assert len(runs_of(home)) == trials + 1, "one run a trial, and one for the study"
     assert doctor.find_defects(location, found.name) == []
@@ -197,7 +202,7 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
     say(f"{kills} kills; {sum(map(len, lost))} of {len(lines_of(book))} epochs were trained again, {again:.1f} s")
 
 
-def test_two_terminals_that_start_the_same_study_at_once_have_one_at_work(home: Path) -> None:
+def test_of_two_processes_that_start_the_same_study_at_once_one_works(home: Path) -> None:
     line = ["tune", f"home={home}", "study.trials=4", "trainer.max_epochs=2", "slots=1", "preflight=never"]
     both = [start(*line, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in both]

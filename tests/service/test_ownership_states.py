@@ -148,12 +148,15 @@ class OwnershipMachine(RuleBasedStateMachine):
     @rule(i=owners, postponed=st.booleans(), loses_answer=st.booleans())
     def report(self, i: int, postponed: bool, loses_answer: bool = False) -> None:
         owner = self.owners[i]
-        if loses_answer and owner.running:
+        if loses_answer:
             owner.database.state = "loses answer"
         for number in owner.running:
             step = len(owner.storage.get_trial(self.id_of(number)).intermediate_values)
             with owner.storage.later() if postponed else nullcontext():
                 owner.storage.set_trial_intermediate_value(self.id_of(number), step, self.value_of(owner))
+        if loses_answer:
+            owner.storage.write()
+            self.mend_database(i)
 
     @rule(i=owners, released=st.booleans())
     def complete(self, i: int, released: bool) -> None:

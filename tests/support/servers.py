@@ -1,5 +1,4 @@
-"""Real servers for tests: a PostgreSQL out of a wheel, which listens on a socket in a folder and on no port, and an
-MLflow server with a login on it."""
+"""Real servers for tests: a PostgreSQL from a wheel, which listens on a socket in a folder, and MLflow with a login."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ with warnings.catch_warnings():
 
 
 class Postgres:
-    """A PostgreSQL of this test session's own."""
+    """A PostgreSQL for this test session."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,18 +34,18 @@ class Postgres:
         self.server.psql("SELECT pg_reload_conf();")
 
     def url(self, database: str = "postgres") -> str:
-        """A database's address, as SQLAlchemy takes it."""
-        uri = self.server.get_uri(database).replace(":@", "@", 1)  # it asks for no password
+        """Return the address of a database for SQLAlchemy."""
+        uri = self.server.get_uri(database).replace(":@", "@", 1)  # no password is needed
         return uri.replace("postgresql://", "postgresql+psycopg://", 1)
 
     def create(self) -> str:
-        """The address of a new, empty database."""
+        """Create an empty database and return its address."""
         name = f"t{uuid.uuid4().hex[:12]}"
         self.server.psql(f"CREATE DATABASE {name};")
         return self.url(name)
 
     def role(self, password: str) -> str:
-        """The name of a new role that may create databases, and must bring its password."""
+        """Create a role that may create databases and needs its password; return its name."""
         hba = self.folder / "pg_hba.conf"
         if "+guarded" not in hba.read_text():
             self.server.psql("CREATE ROLE guarded NOLOGIN;")
@@ -57,11 +56,11 @@ class Postgres:
         return name
 
     def url_of(self, role: str, password: str, database: str) -> str:
-        """A database's address as a person would write it, for such a role."""
+        """Return the address of a database for such a role, as a user would write it."""
         return f"postgresql://{role}:{password}@/{database}?host={self.folder}"
 
     def stop(self, how: str = "immediate") -> None:
-        """Stop the server; `immediate` is what a killed machine leaves."""
+        """Stop the server. `immediate` leaves it as a killed machine would."""
         self._control("stop", "-m", how)
 
     def start(self) -> None:
@@ -69,29 +68,29 @@ class Postgres:
 
     def _control(self, *arguments: str) -> None:
         command = [self.server.bin_path / "pg_ctl", "-D", self.folder, "-w", *arguments]
-        # PostgreSQL refuses to run as root; where the tests do, it has a user of its own.
+        # PostgreSQL refuses to run as root. If the tests run as root, it has its own user.
         subprocess.run(command, check=True, capture_output=True, user=self.server.system_user, cwd="/")
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    # Not below pytest's own folder: each other session that starts shuts it to the user that a root's PostgreSQL has.
+    # Not in pytest's folder: another session makes that unreadable for the user that PostgreSQL has under root.
     with tempfile.TemporaryDirectory(prefix="overnight-postgres-", ignore_cleanup_errors=True) as folder:
         server = Postgres(Path(folder))
         yield server
-        with contextlib.suppress(subprocess.CalledProcessError):  # it waits for no client
+        with contextlib.suppress(subprocess.CalledProcessError):  # it does not wait for clients
             server.stop()
         server.server.cleanup()
 
 
 @pytest.fixture
 def database(postgres: Postgres) -> Callable[[], str]:
-    """Make a new, empty database; its address."""
+    """Create an empty database and return its address."""
     return postgres.create
 
 
 class MlflowServer:
-    """MLflow's server with a login, its databases in a PostgreSQL; it may be killed, and started again."""
+    """An MLflow server with a login and its databases in a PostgreSQL. It can be killed and started again."""
 
     user = "admin"
 
@@ -101,7 +100,7 @@ class MlflowServer:
         runs, logins = postgres.create(), postgres.create()
         settings = folder / "auth.ini"
         lines = ["[mlflow]", "default_permission = READ", f"database_uri = {logins}", "admin_username = admin"]
-        # Or a password is hashed at every request, most of a second on a busy machine.
+        # Without the cache each request hashes a password, which takes up to a second on a busy machine.
         settings.write_text("\n".join([*lines, "auth_cache_ttl_seconds = 60"]))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -127,7 +126,7 @@ class MlflowServer:
 
     @property
     def login(self) -> dict[str, str]:
-        """What a client's environment has to hold."""
+        """The environment variables that a client needs."""
         return {
             "MLFLOW_TRACKING_URI": self.address,
             "MLFLOW_TRACKING_USERNAME": self.user,
@@ -135,7 +134,7 @@ class MlflowServer:
         }
 
     def start(self, within_s: float = 120) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server and wait until it responds."""
         served = ["--app-name", "basic-auth", "--serve-artifacts", "--artifacts-destination", self.folder / "artifacts"]
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
@@ -147,20 +146,20 @@ class MlflowServer:
                 start_new_session=True,
             )
         deadline = time.monotonic() + within_s
-        while not self._answers():
+        while not self._responds():
             assert time.monotonic() < deadline, (self.folder / "server.log").read_text()[-2000:]
             assert self._process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """Kill it, and whatever it started."""
+        """Kill the server and its child processes."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)) as connection:
             try:
                 connection.request("GET", "/health")
@@ -190,7 +189,7 @@ class Cable:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def through(self, url: str) -> str:
-        """The address of the same database by way of this."""
+        """Return the address of the same database through the cable."""
         return f"{url.partition('?')[0]}?host={self.folder}"
 
     def cut(self) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from overnight import api
 from overnight.config.compose import study_location
-from overnight.plots.process import give_way
+from overnight.plots.process import lower_priority
 from overnight.protocol import DrawSpec
 from overnight.report.live import NullScreen
 from overnight.runner import plot_scheduler
@@ -182,7 +182,7 @@ def test_what_another_supervisor_has_drawn_is_not_drawn_again(
 
 
 def _priority(path: Path) -> None:
-    give_way()
+    lower_priority()
     path.write_text(f"{os.getpriority(os.PRIO_PROCESS, 0)} {getattr(os, 'sched_getscheduler', lambda _: '')(0)}")
 
 

@@ -17,7 +17,7 @@ from overnight.data.digits import Digits
 from overnight.models.mlp import MLP
 from overnight.plots import draw as drawing
 from overnight.plots import figures
-from overnight.plots.draw import NoPicture, _Answers, draw, first_weights
+from overnight.plots.draw import NotDrawable, _Predictions, draw, first_weights
 from overnight.protocol import DrawSpec
 from overnight.trial.fit import fit
 from support.trial_links import ListLink, spec_for
@@ -181,7 +181,7 @@ def test_without_weights_the_curves_are_drawn_all_the_same(tmp_path: Path, train
 def test_the_first_layer_is_drawn_as_what_it_looks_at(
     model: nn.Module, shape: tuple[int, ...] | None, words: str
 ) -> None:
-    assert words in first_weights(model, shape, "a trial", "white_zero").words
+    assert words in first_weights(model, shape, "a trial", "white_zero").description
 
 
 @pytest.mark.parametrize(
@@ -193,32 +193,32 @@ def test_the_first_layer_is_drawn_as_what_it_looks_at(
     ],
 )
 def test_what_has_no_picture_says_why(model: nn.Module, words: str) -> None:
-    with pytest.raises(NoPicture, match=words):
+    with pytest.raises(NotDrawable, match=words):
         first_weights(model, (50,), "a trial", "white_zero")
 
 
 def test_what_the_outputs_mean_is_told_by_the_task_or_else_by_their_shapes() -> None:
     rows = torch.zeros(4, 2)
     logits, labels = torch.tensor([[2.0, 0], [0, 2], [2, 0], [0, 2]]), torch.tensor([0, 1, 1, 1])
-    (classes := _Answers(None)).add(rows, logits, labels)
+    (classes := _Predictions(None)).add(rows, logits, labels)
     assert classes.kind == "classes"
     assert [v.tolist() for v in classes.values()] == [[0, 1, 1, 1], [0, 1, 0, 1]]
     for outputs in (torch.tensor([-1.0, 1, -1, 1]), torch.tensor([[0.2], [0.9], [0.4], [0.6]])):
-        (binary := _Answers(None)).add(rows, outputs, labels.float())
+        (binary := _Predictions(None)).add(rows, outputs, labels.float())
         assert binary.kind == "classes"
         assert [v.tolist() for v in binary.values()] == [[0, 1, 1, 1], [0, 1, 0, 1]]
-    (numbers := _Answers(None)).add(rows, torch.ones(4, 1), torch.tensor([0.5, 1, 2, 3]))
+    (numbers := _Predictions(None)).add(rows, torch.ones(4, 1), torch.tensor([0.5, 1, 2, 3]))
     assert numbers.kind == "regression"
-    (told := _Answers("regression")).add(rows, torch.ones(4, 1), labels)
+    (told := _Predictions("regression")).add(rows, torch.ones(4, 1), labels)
     assert told.kind == "regression"
-    with pytest.raises(NoPicture, match="neither classes nor one number"):
-        _Answers(None).add(rows, torch.zeros(4, 2, 3), labels)
+    with pytest.raises(NotDrawable, match="neither classes nor one number"):
+        _Predictions(None).add(rows, torch.zeros(4, 2, 3), labels)
 
 
 def test_predictions_lie_over_the_true_values_with_their_error() -> None:
     true = np.array([1.0, 2.0, 3.0, 4.0])
     picture = figures.regression(true, true + 0.5, "a trial")
-    assert "mean absolute error 0.5, R2 0.800" in picture.words
+    assert "mean absolute error 0.5, R2 0.800" in picture.description
     assert picture.figure.axes[0].get_xlabel() == "true"
 
 

@@ -1,4 +1,4 @@
-"""The first and the last lines of a drawing process, which gives way to everything else on the machine."""
+"""The process that draws plots, with lower priority than everything else on the machine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from overnight.system import child_process
 
 
 def main(spec: DrawSpec, log: Path) -> None:
-    """Draw what `spec` says and leave; what is said meanwhile goes to `log`. Does not return."""
+    """Draw the plots of `spec` and exit. What the process prints goes to `log`."""
     with open(log, "ab", buffering=0) as file:
         child_process.begin(file.fileno(), hide_gpus=True)
     if spec.low_priority:
-        give_way()
+        lower_priority()
     code = 0
     try:
         from overnight.plots.draw import draw
@@ -28,22 +28,21 @@ def main(spec: DrawSpec, log: Path) -> None:
     os._exit(code)
 
 
-def give_way() -> None:
-    """Have this process run only on what every other one leaves over, as far as the system knows such a thing."""
+def lower_priority() -> None:
+    """Use only processor time that no other process wants, as far as the system supports that."""
     os.nice(19)
-    with contextlib.suppress(AttributeError, OSError):  # Linux alone
+    with contextlib.suppress(AttributeError, OSError):  # Linux only
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    # Linux may share the time out among sessions first, and this process leads one: without a word to the session it
-    # would get as much as a trial.
-    _weigh_session("self", 19)
+    # Linux may divide processor time among sessions first. This process leads a session, which would otherwise get as
+    # much as a trial.
+    _set_session_niceness("self", 19)
 
 
-def be_quick(pid: int) -> None:
-    """Have a drawing process that gives way get its share, to die: a process that is killed needs the processor once
-    more, and one that only gets what others leave over may wait long for it."""
-    _weigh_session(str(pid), 0)
+def restore_priority(pid: int) -> None:
+    """Give a drawing process its share of the processor before it is killed: without one, its exit may take long."""
+    _set_session_niceness(str(pid), 0)
 
 
-def _weigh_session(process: str, niceness: int) -> None:
-    with contextlib.suppress(OSError):  # Linux alone, and where it shares out among sessions
+def _set_session_niceness(process: str, niceness: int) -> None:
+    with contextlib.suppress(OSError):  # Linux only, with autogroup scheduling
         Path(f"/proc/{process}/autogroup").write_text(str(niceness))

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from overnight.plots.process import be_quick
 from overnight.plots.process import main as draw_and_exit
+from overnight.plots.process import restore_priority
 from overnight.protocol import DrawSpec
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
@@ -171,5 +171,5 @@ class PlotScheduler:
     def _end(self, drawing: _Drawing) -> None:
         self._drawing.remove(drawing)
         assert drawing.process.pid is not None
-        be_quick(drawing.process.pid)
+        restore_priority(drawing.process.pid)
         discard(drawing.process)

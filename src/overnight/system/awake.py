@@ -1,4 +1,4 @@
-"""Keeping the machine from falling asleep while a study runs, where its system offers that."""
+"""Keep the machine awake while a study runs, if its system supports that."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import psutil
 
 @contextlib.contextmanager
 def awake(wanted: Literal["auto", "always", "never"]) -> Iterator[bool]:
-    """Inhibit sleep within the block; the value says whether the system agreed. auto: not while on battery.
+    """Prevent sleep within the block, and yield whether the system agreed.
 
-    A laptop that is closed sleeps all the same, and so does a machine whose system has no word for this.
+    A closed laptop sleeps anyway, and so does a machine whose system does not support this.
+
+    Args:
+        wanted: always, never, or auto (unless the machine runs on battery).
     """
     battery = getattr(psutil, "sensors_battery", lambda: None)()
     if wanted == "never" or (wanted == "auto" and battery is not None and not battery.power_plugged):

@@ -1,4 +1,4 @@
-"""The warm forkserver: a process that has imported the stack, from which every other process is forked."""
+"""The warm forkserver: a process that has imported torch and Lightning, from which all others are forked."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from typing import Any
 from overnight.config import credentials
 from overnight.system import devices
 
-IMPORTED = "OVERNIGHT_IMPORTED"  # the environment's name of the file to which the forkserver says that it has imported
-_NO_GPU = "OVERNIGHT_NO_GPU"  # in its environment where no trial will be for one
+IMPORTED = "OVERNIGHT_IMPORTED"  # environment variable: path of the pipe that reports the end of the imports
+_NO_GPU = "OVERNIGHT_NO_GPU"  # environment variable: set if no trial will use a GPU
 _TUNABLES = "GLIBC_TUNABLES"
 _PRELOAD = ["overnight.trial.preload"]
-_imported: int | None = None  # the descriptor on which it says so
+_imported: int | None = None  # descriptor of that pipe
 
 
 def warm_up() -> None:
-    """Start the forkserver, which imports the stack while the caller does something else."""
+    """Start the forkserver, which imports the stack in the background."""
     global _imported
     multiprocessing_forkserver.set_forkserver_preload(_PRELOAD)
     if _imported is None:
@@ -35,26 +35,26 @@ def warm_up() -> None:
         os.mkfifo(path)
         _imported = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         os.environ[IMPORTED] = path
-    # What the terminal or systemd sends goes to every process there is. Only the supervisor heeds it, and tells the
-    # trials to save; a forkserver that died of it would take them all along. The mask is inherited, for good.
+    # The terminal and systemd send their signals to every process. Only the supervisor handles them, and makes the
+    # trials save; a forkserver that died would take all trials along. All children inherit the signal mask.
     with credentials.hidden_secrets():
-        resource_tracker.ensure_running()  # the forkserver wants one, and starting it would lift the mask
+        resource_tracker.ensure_running()  # the forkserver needs it, and starting it would reset the mask
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
-        with _no_main(), credentials.hidden_secrets(), _environment(_of_the_forkserver()):
+        with _no_main(), credentials.hidden_secrets(), _environment(_forkserver_variables()):
             multiprocessing_forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def is_warm(within_s: float = 0.0) -> bool:
-    """Whether the forkserver has imported the stack; until then a fork would wait for it, deaf to signals."""
-    assert _imported is not None, "warm_up comes first"
+    """Return whether the forkserver has imported the stack. Until then a fork blocks, and signals with it."""
+    assert _imported is not None, "call warm_up first"
     return bool(wait([_imported], timeout=within_s))
 
 
 def fork(target: Callable[..., None], *args: Any) -> BaseProcess:
-    """A process forked from the warm forkserver that calls `target`; `args` must pickle."""
+    """Fork a process from the warm forkserver that calls `target`. `args` must be picklable."""
     if _imported is None:
         warm_up()
     context = multiprocessing.get_context("forkserver")
@@ -64,20 +64,20 @@ def fork(target: Callable[..., None], *args: Any) -> BaseProcess:
     return process
 
 
-def _of_the_forkserver() -> dict[str, str]:
-    """What the forkserver finds in its environment besides.
+def _forkserver_variables() -> dict[str, str]:
+    """Return the variables that the forkserver gets in addition.
 
-    Its C library is to ask for huge pages, where the system gives them to who asks: a fork, and the end of what was
-    forked, go through every page of the half gigabyte that is imported, 21 ms, where small pages alone take 30.
+    Its C library asks for huge pages. A fork and its exit walk through every page of the half gigabyte of imports,
+    which takes 21 ms instead of 30 ms.
     """
-    theirs = os.environ.get(_TUNABLES)  # which are heeded
-    told = {_TUNABLES: ":".join(["glibc.malloc.hugetlb=1", *([theirs] if theirs else [])])}
-    return {**told, _NO_GPU: "1"} if sys.platform == "linux" and devices.no_gpu() else told
+    of_user = os.environ.get(_TUNABLES)
+    tunables = {_TUNABLES: ":".join(["glibc.malloc.hugetlb=1", *([of_user] if of_user else [])])}
+    return {**tunables, _NO_GPU: "1"} if sys.platform == "linux" and devices.no_gpu() else tunables
 
 
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Have a process that starts in this block find these in its environment."""
+    """Set variables for the processes that start in this block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -92,8 +92,8 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_main() -> Iterator[None]:
-    """Hide __main__ while a process starts: multiprocessing would run the caller's script again in every trial, and
-    a script without a guard would then start a study in each."""
+    """Hide __main__ while a process starts. Multiprocessing would import the user's script in every trial, and a
+    script without a guard would start a study there."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:

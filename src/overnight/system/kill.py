@@ -1,4 +1,4 @@
-"""Processes of ours that are to be there no more."""
+"""Kill child processes, and release what Python keeps of them."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ import os
 import signal
 from multiprocessing.process import BaseProcess
 
-_DIES_WITHIN_S = 5.0
+_EXIT_TIMEOUT_S = 5.0
 
 
 def kill(process: BaseProcess) -> None:
-    """End a process, and the group that it leads; a while is waited for it to die."""
+    """Kill a process and the process group that it leads, and wait for its exit for a few seconds."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         assert process.pid is not None
         os.killpg(process.pid, signal.SIGKILL)
-    process.kill()  # it may be so young that it leads no group yet
-    process.join(_DIES_WITHIN_S)
+    process.kill()  # a process that has just started leads no group yet
+    process.join(_EXIT_TIMEOUT_S)
 
 
 def forget(process: BaseProcess) -> None:
-    """Let go of a process that was killed. In the middle of a driver's call it dies when that returns, and nobody waits
-    for it."""
+    """Release a killed process without waiting. Inside a driver's call it exits only when that returns."""
     try:
         process.close()
-    except ValueError:  # it is there yet, and this one's exit would wait for all that are
+    except ValueError:  # it still exists, and the exit of this process would wait for it
         multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
 
 
 def discard(process: BaseProcess) -> None:
-    """End a process, and let go of it."""
+    """Kill a process and release it."""
     kill(process)
     forget(process)

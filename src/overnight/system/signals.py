@@ -1,4 +1,4 @@
-"""The signals that end a command: heeded wherever it is, and none of them lost."""
+"""Handle the signals that end a command, without losing any."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Signals:
-    """SIGINT, SIGTERM and SIGHUP, as a command takes them, in a `with` block of the main thread.
+    """Handles SIGINT, SIGTERM and SIGHUP in a `with` block of the main thread.
 
-    Work that is under way is asked to save and stop; otherwise the block is left, by KeyboardInterrupt or by SystemExit
-    with the exit code. Python drops either where it arises in a finalizer or in a weak reference's callback (see
-    `sys.unraisablehook`). So what came is kept as well, and asked for where work begins.
+    Running work is asked to save and stop. Otherwise KeyboardInterrupt, or SystemExit with the exit code, ends the
+    block. Python drops an exception that is raised in a finalizer or in a weak reference's callback (see
+    `sys.unraisablehook`). Signals are therefore recorded as well, and checked when work begins.
 
-    received: the numbers of those that came, in their order.
+    Attributes:
+        received: numbers of the signals so far, in order.
     """
 
     def __init__(self, kinds: Iterable[signal.Signals] = _ENDING) -> None:
@@ -30,9 +31,9 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            # What is ignored already stays so: under nohup a closed terminal is none of our business.
-            apply_exclusions = [s for s in self._kinds if signal.getsignal(s) is not signal.SIG_IGN]
-            self._before = {s: signal.signal(s, self._receive) for s in apply_exclusions}
+            # An ignored signal stays ignored, for example SIGHUP under nohup.
+            handled = [s for s in self._kinds if signal.getsignal(s) is not signal.SIG_IGN]
+            self._before = {s: signal.signal(s, self._receive) for s in handled}
         return self
 
     def __exit__(
@@ -43,7 +44,7 @@ class Signals:
 
     @contextlib.contextmanager
     def working(self, stop: Callable[[], None]) -> Iterator[None]:
-        """Call `stop` at every signal while the block runs, and at once where one was lost before."""
+        """Call `stop` at every signal while the block runs, and at once if one was lost before."""
         lost = bool(self.received)
         self._stop = stop
         try:
@@ -54,17 +55,17 @@ class Signals:
             self._stop = None
 
     def check(self) -> None:
-        """Leave, where a signal came that was lost."""
+        """Exit if a signal was lost."""
         if self.received:
-            _leave(self.received[0])
+            _exit(self.received[0])
 
     def _receive(self, number: int, _: Any) -> None:
         self.received.append(number)
         if self._stop is None:
-            _leave(number)
+            _exit(number)
         else:
             self._stop()
 
 
-def _leave(number: int) -> None:
+def _exit(number: int) -> None:
     raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)

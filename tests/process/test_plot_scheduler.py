@@ -129,7 +129,7 @@ def test_while_trials_run_plots_start_at_intervals_newest_best_first(
     scheduler = PlotScheduler(elsewhere(finished.plan, tmp_path), "another study's", None, clock=lambda: now)  # type: ignore[arg-type]
 
     def started() -> list[tuple[int, bool]]:
-        return [(spec.number, spec.gives_way) for spec in drawings]
+        return [(spec.number, spec.low_priority) for spec in drawings]
 
     for record in bests:
         scheduler.want(record)
@@ -156,7 +156,7 @@ def test_the_best_trials_are_plotted_while_the_study_runs(
     fork = forkserver.fork
 
     def seen(target: Callable[..., None], *args: Any) -> BaseProcess:
-        low_priority.extend(spec.gives_way for spec in args if isinstance(spec, DrawSpec))
+        low_priority.extend(spec.low_priority for spec in args if isinstance(spec, DrawSpec))
         return fork(target, *args)
 
     monkeypatch.setattr(forkserver, "fork", seen)

@@ -237,10 +237,10 @@ def side_by_side(work: Callable[..., None], options: Options) -> None:
     workers = [context.Process(target=_work, args=(work.__name__, options, queue, answers, barrier)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    heard = [answers.get(timeout=800) for _ in options.chosen]
+    received = [answers.get(timeout=800) for _ in options.chosen]
     for worker in workers:
         worker.join()
-    answer(options, [one for one, _, _ in heard], [(started, ended) for _, started, ended in heard])
+    answer(options, [one for one, _, _ in received], [(started, ended) for _, started, ended in received])
 
 
 def _work(name: str, options: Options, queue: Any, answers: Any, barrier: Any) -> None:

@@ -119,7 +119,7 @@ def run_workers(settings: Settings, arguments: Sequence[str], folder: Path, echo
 
 
 def _exit_code(codes: Sequence[int], received: Sequence[int]) -> int:
-    """Return 0 if one worker found the study complete: the others' trials were then done by somebody else."""
+    """Return 0 if one worker found the study complete: other workers did the trials of those that failed."""
     if 0 in codes:
         return 0
     if received:

@@ -15,7 +15,7 @@ from overnight.system.child_process import signal_when_parent_dies
 def main(parent_pid: int, command: list[str]) -> None:
     """Become the command. Does not return."""
     signal_when_parent_dies(signal.SIGTERM)
-    if os.getppid() != parent_pid:  # it died before the kernel was told
+    if os.getppid() != parent_pid:  # it died before the signal was set up
         sys.exit(128 + signal.SIGTERM)
     os.execv(command[0], command)
 

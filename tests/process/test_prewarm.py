@@ -85,5 +85,5 @@ def test_where_a_gpu_may_be_used_the_forkserver_looks_for_none(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert devices.no_gpu() == none
-    told = forkserver._of_the_forkserver()
-    assert ("OVERNIGHT_NO_GPU" in told) == (none and sys.platform == "linux")
+    variables = forkserver._forkserver_variables()
+    assert ("OVERNIGHT_NO_GPU" in variables) == (none and sys.platform == "linux")

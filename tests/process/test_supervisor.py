@@ -118,7 +118,7 @@ def test_a_few_trials_in_a_row_that_keep_dying_stop_the_study(tune: Tune) -> Non
 
 def test_a_process_that_is_slow_to_die_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process can be slow to die in the middle of a driver's call; here none is waited for."""
-    monkeypatch.setattr(kill, "_DIES_WITHIN_S", 0.0)
+    monkeypatch.setattr(kill, "_EXIT_TIMEOUT_S", 0.0)
     process = forkserver.fork(time.sleep, 60)
     pid = process.pid
     kill.discard(process)

@@ -29,6 +29,7 @@ from mlflow.entities import Run
 
 from support import compose_services as compose
 from support.compose_services import Stack
+from support.paths import SUPPORT, python_path
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
 
@@ -421,7 +422,7 @@ def test_a_backup_can_be_restored_into_an_empty_service_only(stack: Stack, monke
 
     def script(of: Stack, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         words = f"{sys.executable} {Path(compose.__file__)} {of.folder}"
-        environment = {**os.environ, "COMPOSE": words}
+        environment = {**os.environ, "COMPOSE": words, "PYTHONPATH": python_path(SUPPORT.parent)}
         return subprocess.run(
             [of.folder / "deploy" / name, *arguments], env=environment, capture_output=True, text=True, check=False
         )

@@ -76,7 +76,7 @@ service: $(VENV)/.dev.installed  ## Run the tests of shared studies on real serv
 	$(BIN)/python -m pytest -m service
 
 service-quick: $(VENV)/.dev.installed  ## Run a subset of them: lost workers, outages, refused studies
-	$(BIN)/python -m pytest -m service tests/service/test_supervisor_group.py -k "killed or cut_off or refuse or (away and not mlflow)" --away 1,1,1
+	$(BIN)/python -m pytest -m service tests/service/test_supervisor_group.py -k "killed or disconnected or refuse or (outage and not mlflow)" --away 1,1,1
 
 chaos: $(VENV)/.dev.installed  ## Kill, stop and starve real studies; KILLS=100
 	$(BIN)/python -m pytest -m chaos tests/chaos --kills=$(KILLS)

@@ -177,7 +177,7 @@ def test_while_the_disk_is_nearly_full_trials_save_and_wait(home: Path, monkeypa
     session, _ = open_study(study)
     warnings: list[str | None] = []
     worker = Supervisor(
-        session, MlflowSync(study, session.attributes.uid), lambda s: warnings.append(api.progress(s).trouble)
+        session, MlflowSync(study, session.attributes.uid), lambda s: warnings.append(api.progress(s).warning)
     )
     paused = []
 

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overnight.config.sections import Settings
+from overnight.config.settings import Settings
 from overnight.report.live import BrokenPipeSafe, ProgressSnapshot, RunningTrial, Screen, choose_screen
-from overnight.runner import exit_policy, notifier, preflight
+from overnight.runner import notifier, preflight, shared_exit
 from overnight.runner.launch import Say, check_configurations, check_free_space, warm_up
 from overnight.runner.notifier import Notifier
 from overnight.runner.stop_state import StopReason
@@ -242,7 +242,7 @@ def _run_session(
         if search.stop_reason in (StopReason.COMPLETE, StopReason.LIMIT):
             result = _with_answer(result, search, session, work, launch)
         if result.stop_reason is StopReason.FAILURES:
-            exit_policy.give_up(session)
+            shared_exit.give_up(session)
         result = replace(result, signal=_first(signals), limit_notes=tuple(launch.notes))
         _notify_of_end(news, result)
         return result

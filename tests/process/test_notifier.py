@@ -17,7 +17,7 @@ import pytest
 from overnight import api
 from overnight.config.compose import compose, study_location
 from overnight.config.problems import ConfigError
-from overnight.config.sections import NotifySettings, to_json
+from overnight.config.settings import NotifySettings, to_json
 from overnight.runner import notifier
 from overnight.runner.notifier import Notifier, addresses, notifications
 from overnight.search.build_plan import build_plan

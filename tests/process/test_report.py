@@ -16,7 +16,7 @@ from rich.console import Console
 
 from overnight.cli import starter
 from overnight.cli.main import cli
-from overnight.config.sections import WarmStart
+from overnight.config.settings import WarmStart
 from overnight.report import advice, page, report
 from overnight.report.caveats import find_caveats
 from overnight.report.importance import importances

@@ -21,7 +21,7 @@ import pytest
 from overnight.cluster.launchers import launch
 from overnight.config.compose import compose
 from overnight.config.problems import ConfigError
-from overnight.config.sections import LauncherSettings, Settings
+from overnight.config.settings import LauncherSettings, Settings
 from overnight.runner.launch import launch_detached
 from overnight.search.build_plan import build_plan
 from overnight.study.snapshot import StudyView, view
@@ -355,7 +355,7 @@ def test_ray_stores_no_secrets_and_asks_for_its_token(ray_nodes: RayNodes, tmp_p
         "from pathlib import Path; from overnight.cluster.launchers import launch\n"
         "from overnight.config.problems import ConfigError\n"
         "from overnight.config.compose import compose\n"
-        "from overnight.config.sections import LauncherSettings\n"
+        "from overnight.config.settings import LauncherSettings\n"
         "from dataclasses import replace\n"
         f"s = LauncherSettings(name='ray', address={ray_nodes.address!r})\n"
         "s = replace(compose([]).settings, launcher=s)\n"

@@ -15,8 +15,8 @@ from overnight import api, protocol
 from overnight.config.problems import ConfigError
 from overnight.report import confirm, finalize
 from overnight.report.live import NullScreen
-from overnight.runner import exit_policy
-from overnight.runner.exit_policy import ExitPolicy
+from overnight.runner import shared_exit
+from overnight.runner.shared_exit import ExitPolicy
 from overnight.search.build_plan import build_plan
 from overnight.search.limits import ConfirmationLimits
 from overnight.search.plan import Plan
@@ -149,12 +149,12 @@ def test_a_machine_whose_trials_all_fail_does_not_close_the_study_for_its_peers(
 ) -> None:
     study = planned(database(), *AT_ONCE, "study.trials=2")
     b = join("b", 30.0, study)
-    _at_the_second_claim(monkeypatch, lambda: exit_policy.give_up(b))
+    _at_the_second_claim(monkeypatch, lambda: shared_exit.give_up(b))
     result = api.run(study, screen=NullScreen())
     assert (result.stop_reason, result.published) == ("complete", True)
     assert requests.open_studies(study.settings.location) == []
     lonely, _ = open_study(planned(database(), *AT_ONCE))
-    exit_policy.give_up(lonely)
+    shared_exit.give_up(lonely)
     assert requests.open_studies(lonely.plan.settings.location) == [], "there are no peers"
     lonely.close()
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from overnight.config.compose import compose
 from overnight.config.problems import ConfigError
-from overnight.config.sections import from_json, to_json
+from overnight.config.settings import from_json, to_json
 from overnight.config.trees import to_yaml, type_problem
 from overnight.search.build_plan import build_plan
 

@@ -13,11 +13,11 @@ from sklearn.model_selection import train_test_split
 
 from overnight.data.diabetes import Diabetes
 from overnight.data.digits import Digits
-from overnight.data.preparation import fit_normalisation
 from overnight.data.purchase import Purchase
 from overnight.data.split import SplitData
 from overnight.data.split_60_20_20 import train_test_rows
 from overnight.data.tensors import Batches, Part
+from overnight.data.transforms import fit_normalisation
 from overnight.models.mlp import ACTIVATIONS, MLP
 from overnight.trial.fit import fit
 from support.trial_links import ListLink, spec_for

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from overnight.data.preparation import Augmentation, Normalisation, fit_normalisation
 from overnight.data.tensors import Batches, Part
+from overnight.data.transforms import Augmentation, Normalisation, fit_normalisation
 
 
 def part(inputs: torch.Tensor, rows: list[int] | None = None) -> Part:

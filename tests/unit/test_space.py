@@ -14,9 +14,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from overnight.config.problems import Problems
 from overnight.config.trees import look_up
 from overnight.search.build_plan import build_plan
-from overnight.search.grammar import parse_space
 from overnight.search.plan import Plan, random_value
 from overnight.search.space import SearchSpace, display_name
+from overnight.search.space_reader import parse_space
 
 
 def without_baseline(key: str, _: Any) -> Any:

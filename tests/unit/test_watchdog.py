@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from overnight.config.sections import TrialSettings
+from overnight.config.settings import TrialSettings
 from overnight.runner.watchdog import GIB, Watchdog, memory_of
 
 

@@ -12,7 +12,7 @@ from overnight import api
 from overnight.config import import_allowlist
 from overnight.config.compose import compose
 from overnight.config.problems import ConfigError, Problems
-from overnight.config.sections import Settings
+from overnight.config.settings import Settings
 from overnight.study import requests
 from overnight.study.storage.outage import Unreachable
 from overnight.system.signals import Signals

@@ -14,7 +14,7 @@ from overnight.config.overrides import is_missing_key, key_of, option_problem, p
 from overnight.config.paths import StudyLocation, conf_dir
 from overnight.config.problems import Problems
 from overnight.config.search_path import Composition, ConfigSearchPath
-from overnight.config.sections import SEARCHABLE, Settings, build_settings
+from overnight.config.settings import SEARCHABLE, Settings, build_settings
 from overnight.config.trees import has_key, look_up, read_yaml, to_plain
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from overnight.config.fields import nearest
 from overnight.config.problems import Problems
-from overnight.config.rules import nearest
 from overnight.config.search_path import ConfigSearchPath
-from overnight.config.sections import COMPONENTS, SECTIONS
+from overnight.config.settings import COMPONENTS, SECTIONS
 from overnight.config.trees import has_key, keys_of, to_plain, type_problem
 
 # Keys that hydra.utils.instantiate reads. They may be added to every component.

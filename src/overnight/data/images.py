@@ -20,9 +20,9 @@ from torch import Tensor
 from torchvision import datasets
 
 from overnight.data import cache
-from overnight.data.preparation import NORMALISATIONS, Normalisation
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
+from overnight.data.transforms import NORMALISATIONS, Normalisation
 
 _DOWNLOAD_TIMEOUT_S = 30.0  # without any data from the server
 Result = TypeVar("Result")

@@ -9,8 +9,8 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from overnight.data.preparation import Augmentation, Normalisation, fit_normalisation
 from overnight.data.tensors import Batches, BatchGroups, Part
+from overnight.data.transforms import Augmentation, Normalisation, fit_normalisation
 
 PIXEL_MAX = 255.0  # the brightest pixel, unless the data module says otherwise
 _EVALUATION_BATCH_SIZE = 1024  # evaluation keeps no gradients, so that its batches can be large

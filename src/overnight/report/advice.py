@@ -12,7 +12,7 @@ from typing import Any, Literal
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from overnight.config.compose import Draft, compose
-from overnight.config.sections import SEARCHABLE, to_json
+from overnight.config.settings import SEARCHABLE, to_json
 from overnight.config.trees import has_key
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of, ranked

@@ -18,8 +18,9 @@ from overnight.runner import trial_process
 from overnight.runner.trial_spec import trial_spec
 from overnight.search import deadline
 from overnight.search.deadline import ConfirmationSize
-from overnight.search.plan import CONFIRM_SUFFIX, Plan, derive_seed
+from overnight.search.plan import CONFIRM_SUFFIX, Plan
 from overnight.search.record import Confirms, TrialRecord, config_of, ranked
+from overnight.search.seeds import derive_seed
 from overnight.search.space import SearchSpace
 from overnight.study.session import StudySession
 from overnight.system.devices import slot_devices

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from overnight.report import confirm, finding, publish, winner
 from overnight.report.finding import Finding
-from overnight.runner import exit_policy
+from overnight.runner import shared_exit
 from overnight.runner.stop_state import StopReason
 from overnight.runner.supervisor import Ending, Supervisor
 from overnight.search import deadline
@@ -72,7 +72,7 @@ def finalize_study(
             _note_unconfirmed(launch, found)
             with search.coordinator.lock("test set"):
                 _evaluate_winner(session, found, launch, records)
-            exit_policy.await_tests(session, _compared_runs(found), launch)
+            shared_exit.await_tests(session, _compared_runs(found), launch)
         finally:
             session.close()
     with search.coordinator.lock("answer"):
@@ -83,7 +83,7 @@ def finalize_study(
         else:
             result = _publish(study, ending, launch)
             search.coordinator.set_published(_progress(study))
-        if exit_policy.is_over(search, _running(study), launch):
+        if shared_exit.is_over(search, _running(study), launch):
             search.coordinator.close_study()
         return result
 

@@ -17,9 +17,9 @@ from overnight.config.compose import compose
 from overnight.config.paths import StudyLocation, trial_name
 from overnight.config.problems import Problems
 from overnight.config.search_path import ConfigSearchPath
-from overnight.config.sections import COMPONENTS
+from overnight.config.settings import COMPONENTS
 from overnight.config.trees import to_yaml
-from overnight.search import grammar
+from overnight.search import space_reader
 from overnight.search.plan import LOCATION_KEYS, Plan
 from overnight.search.record import TrialRecord, config_of
 from overnight.search.space import Parameter, SearchSpace
@@ -134,7 +134,7 @@ def _search(plan: Plan, groups: Mapping[str, str]) -> dict[str, Any]:
     rest = SearchSpace(tuple(p for p in plan.space.parameters if p.key not in groups))
     inside = [replace(p, suffix="") for p in rest.restricted(groups).parameters]
     entries = {p.key: _entry(p) for p in inside}
-    read, _ = grammar.parse_space(entries, Problems())
+    read, _ = space_reader.parse_space(entries, Problems())
     return entries if sorted(read.parameters, key=_key) == sorted(inside, key=_key) else {}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from overnight.runner.exit_policy import ExitPolicy
+from overnight.runner.shared_exit import ExitPolicy
 from overnight.search.limits import Limits
 from overnight.search.record import TrialRecord
 from overnight.study.queue import TrialAssignment

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, StateSaved, TrialMessage
-from overnight.runner.outcomes import Outcomes
+from overnight.runner.trial_outcomes import Outcomes
 from overnight.runner.trial_process import TrialProcess
 from overnight.runner.watchdog import Watchdog
 from overnight.study.session import StudySession

@@ -23,7 +23,7 @@ from typing import Literal
 
 from overnight.config.paths import trial_name
 from overnight.config.problems import ConfigError, Problems
-from overnight.config.sections import NotifySettings
+from overnight.config.settings import NotifySettings
 from overnight.runner.messenger import END
 from overnight.search.plan import Plan
 

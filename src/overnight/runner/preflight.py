@@ -19,8 +19,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from overnight.config.fields import nearest
 from overnight.config.problems import Problems
-from overnight.config.rules import nearest
 from overnight.protocol import Alive, DataSpec, DryRunResult, TrialSpec
 from overnight.runner.trial_spec import trial_spec
 from overnight.runner.watchdog import GIB

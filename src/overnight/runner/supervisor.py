@@ -12,10 +12,10 @@ from overnight.runner.checkpoint_cleanup import CheckpointCleanup
 from overnight.runner.disk_space import DiskSpace
 from overnight.runner.message_handler import MessageHandler
 from overnight.runner.mlflow_feed import MlflowFeed
-from overnight.runner.outcomes import Outcomes
 from overnight.runner.plot_scheduler import PlotScheduler
 from overnight.runner.slot_pool import SlotPool
 from overnight.runner.stop_state import StopReason, StopState
+from overnight.runner.trial_outcomes import Outcomes
 from overnight.runner.trial_process import ForkedProcesses, ProcessFactory, TrialProcess
 from overnight.runner.trial_spec import trial_spec
 from overnight.runner.watchdog import Watchdog
@@ -212,10 +212,12 @@ class Supervisor:
             self.on_change(self)
         if not self.stopping.is_stopping and self.limits.time_is_up(self.records):
             self.stopping.request(StopReason.LIMIT)
-        for trial in list(self.slots.running.values()):
+        for number, trial in list(self.slots.running.items()):
+            if number not in self.slots.running:  # a peer has adopted it since the loop began
+                continue
             if not self._is_working:
                 self._ask_to_save(trial)
-            elif violation := self._watchdog.violation(trial.spec.number):
+            elif violation := self._watchdog.violation(number):
                 trial.violation = trial.violation or violation
                 self._kill(trial)
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import psutil
 
-from overnight.config.sections import TrialSettings
+from overnight.config.settings import TrialSettings
 
 # A longer gap between two ticks means that the supervisor itself was suspended.
 SUSPENDED_AFTER_S = 3.0

@@ -12,9 +12,9 @@ from typing import Any
 
 from overnight.config.compose import Draft, compose
 from overnight.config.problems import ConfigError, Problems
-from overnight.config.sections import COMPONENTS
+from overnight.config.settings import COMPONENTS
 from overnight.config.trees import has_key
-from overnight.search import grammar, validation
+from overnight.search import space_reader, validation
 from overnight.search.plan import TRAIN_STUDY, Plan
 from overnight.search.space import Condition, SearchSpace, to_hydra
 
@@ -44,7 +44,7 @@ def build_plan(overrides: Iterable[str] = (), config_dir: str | Path | None = No
         sys.path.append(str(draft.config_dir.parent))  # trial processes inherit it
     space_problems = Problems()
     entries, sweeps = _search_entries(draft, searching, space_problems)
-    space, fixed = grammar.parse_space(entries, space_problems, draft.fixed, sweeps)
+    space, fixed = space_reader.parse_space(entries, space_problems, draft.fixed, sweeps)
     draft, fixed = _compose_fixed(draft, fixed, overrides, config_dir, space_problems)
     problems = Problems([*draft.problems, *space_problems])
     if searching and draft.settings is not None:
@@ -89,7 +89,7 @@ def _search_entries(draft: Draft, searching: bool, problems: Problems) -> tuple[
         problems.add("search", "must be a mapping from config key to distribution", entries)
         return {}, sweeps
     follows_model = "search" not in draft.fixed and draft.choices.get("search") == draft.choices.get("model")
-    models = grammar.options_of(sweeps["model"]) if follows_model and "model" in sweeps else []
+    models = space_reader.options_of(sweeps["model"]) if follows_model and "model" in sweeps else []
     if not models or not set(models) <= set(draft.options("model")):
         return entries, sweeps
     missing = [m for m in models if m not in draft.options("search")]
@@ -171,4 +171,4 @@ def _add_group_conditions(
             if options and len(options) < len({combination[index] for combination in variants}):
                 p = replace(p, when=(*p.when, Condition(group, tuple(options))))
         parameters.append(p)
-    return SearchSpace(tuple(grammar.in_order(parameters, Problems())))
+    return SearchSpace(tuple(space_reader.in_order(parameters, Problems())))

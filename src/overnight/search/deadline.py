@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from overnight.config import clock
-from overnight.config.sections import StudySettings
+from overnight.config.settings import StudySettings
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, TrialRecord, ranked
 

@@ -1,215 +1,235 @@
-"""Reads the entries of a search space into parameters.
-
-An entry is a config key with one of these:
-
-- a sweep in Hydra's grammar (`interval(0, 1)`, `choice(a, b)`),
-- one value, which fixes the key,
-- a list of variable length (`length`, `each`),
-- an Optuna distribution as a dictionary,
-- a draw with conditions (`draw`, `when`),
-- a choice whose options bring a space of their own (`choice: {OPTION: {KEY: ...}}`).
-"""
+"""Reads one draw of a search space: a sweep in Hydra's grammar, an Optuna distribution, a list, or one value."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from overnight.config.problems import Problems
-from overnight.search.draws import FixedValue, choice, is_distribution, parse_override, read_draw, unquoted
-from overnight.search.space import Condition, Parameter, SearchSpace, to_hydra
+from overnight.search.space import Parameter, to_hydra
 
-_FORMS = (
-    "takes a draw such as interval(0, 1), a value, or a mapping: draw with when, length with each, choice with a "
-    "space for each option, or an Optuna distribution with its name (or type)"
-)
+# Optuna's distributions with their arguments, and the short names that a dictionary may use.
+_DISTRIBUTIONS = {
+    "FloatDistribution": ("low", "high", "log", "step"),
+    "IntDistribution": ("low", "high", "log", "step"),
+    "CategoricalDistribution": ("choices",),
+}
+_SHORT_NAMES = {"float": "FloatDistribution", "int": "IntDistribution", "categorical": "CategoricalDistribution"}
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A key with its draw and the conditions of the draw. label: the beginning of messages."""
+class FixedValue:
+    """A value in place of a draw: the key is not searched."""
 
-    key: str
-    draw: Any
-    when: tuple[Condition, ...]
-    label: str
+    value: Any
 
 
-def parse_space(
-    entries: Mapping[str, Any],
-    problems: Problems,
-    fixed: Collection[str] = (),
-    sweeps: Mapping[str, str] | None = None,
-) -> tuple[SearchSpace, dict[str, Any]]:
-    """Read search entries, key -> draw. Adds mistakes to `problems`.
+def read_draw(key: str, draw: Any, label: str, problems: Problems) -> Parameter | FixedValue | None:
+    """Read the draw of a key. Adds mistakes to `problems` and then returns None.
 
     Args:
-        fixed: Keys with one value for this run. Their entries are left out.
-        sweeps: Key -> draw that replaces the entry of the key. The conditions of the entry stay.
-
-    Returns:
-        The space; and key -> value of the entries with one value.
+        label: The beginning of messages: where the draw is written.
     """
-    flat = [e for key, raw in entries.items() for e in _flatten(_Entry(key, raw, (), f"search.{key}"), problems)]
-    flat = _apply_sweeps([e for e in flat if e.key not in fixed], sweeps or {})
-    parameters: list[Parameter] = []
-    values: dict[str, Any] = {}
-    for entry in flat:
-        found = _read_entry(entry, problems)
-        if isinstance(found, Parameter):
-            parameters.append(found)
-        elif found is not None:
-            values[entry.key] = found.value
-    return SearchSpace(tuple(in_order(_with_suffixes(parameters, problems), problems))), values
+    if isinstance(draw, Mapping):
+        if is_distribution(draw):
+            return _read_distribution(key, draw, label, problems)
+        return _read_list(key, draw, label, problems)
+    return _read_text(key, draw, label, problems) if isinstance(draw, str) else FixedValue(draw)
 
 
-def options_of(text: str) -> list[Any]:
-    """The options of a choice in Hydra's grammar; empty where it is not a choice, or has a mistake."""
-    found = read_draw("x", text, "x", Problems())
-    if not isinstance(found, Parameter) or not isinstance(found.each, CategoricalDistribution):
-        return []
-    return list(found.options or found.each.choices)
+def choice(key: str, values: Iterable[Any]) -> Parameter:
+    """A choice among values. Raises ValueError with the rule that they break."""
+    choices = tuple(values)
+    if len({to_hydra(v) for v in choices}) < len(choices) or len({str(v) for v in choices}) < len(choices):
+        raise ValueError("choices must differ from one another, as texts too; leave one out")
+    if all(v is None or isinstance(v, str | int | float | bool) for v in choices):
+        return Parameter(key, CategoricalDistribution(choices))
+    return Parameter(key, CategoricalDistribution(tuple(to_hydra(v) for v in choices)), options=choices)
 
 
-# From mappings to flat entries --------------------------------------------------------------------------------------
+def parse_override(text: str) -> Any:
+    """Parse KEY=VALUE in Hydra's grammar. Raises ValueError with Hydra's reason."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-
-def _flatten(entry: _Entry, problems: Problems) -> list[_Entry]:
-    """The entry with its conditions; for a choice with spaces, the entries of all spaces as well."""
-    raw, label = entry.draw, entry.label
-    if not isinstance(raw, Mapping):
-        return [entry]
-    raw = dict(raw)
-    before = len(problems)
-    if "when" in raw:
-        entry = replace(entry, when=(*entry.when, *_conditions(raw.pop("when"), label, problems)))
-    if "choice" in raw:
-        return _flatten_choice(entry, raw, problems)
-    if set(raw) == {"draw"}:
-        return _flatten(replace(entry, draw=raw["draw"]), problems)
-    if set(raw) == {"length", "each"} or is_distribution(raw):
-        return [replace(entry, draw=raw)]
-    if len(problems) == before:
-        problems.add(f"{label}: {_FORMS}; got {entry.draw}")
-    return []
-
-
-def _flatten_choice(entry: _Entry, raw: Mapping[str, Any], problems: Problems) -> list[_Entry]:
-    """The choice, and the entries of each option's space under the condition that the option is drawn.
-
-    An entry that all options share has no condition. An entry that some options share is one draw.
-    """
-    spaces = raw["choice"]
-    is_mapping = isinstance(spaces, Mapping) and all(isinstance(space, Mapping | None) for space in spaces.values())
-    if not is_mapping or not spaces or len(raw) > 1:
-        problems.add(
-            f"{entry.label}: choice takes a mapping from option to the space that it brings (nothing for none), "
-            f"e.g. choice: {{adam: , sgd: {{optimizer.momentum: 'interval(0, 0.99)'}}}}; got {entry.draw}"
-        )
-        return []
-    options_with: dict[tuple[str, str], list[Any]] = {}
-    draws: dict[tuple[str, str], Any] = {}
-    for option, space in spaces.items():
-        for key, draw in (space or {}).items():
-            options_with.setdefault((key, to_hydra(draw)), []).append(option)
-            draws[key, to_hydra(draw)] = draw
-    flat = [replace(entry, draw={"type": "categorical", "choices": [*spaces]})]
-    for (key, text), options in options_with.items():
-        when = (Condition(entry.key, tuple(options)),) if len(options) < len(spaces) else ()
-        label = f"{entry.label}.{options[0]}.{key}" if when else f"search.{key}"
-        flat += _flatten(_Entry(key, draws[key, text], (*entry.when, *when), label), problems)
-    return flat
-
-
-def _apply_sweeps(entries: list[_Entry], sweeps: Mapping[str, str]) -> list[_Entry]:
-    swept = [replace(e, draw=sweeps[e.key], label=f"search.{e.key}") if e.key in sweeps else e for e in entries]
-    known = {e.key for e in entries}
-    swept += [_Entry(key, text, (), f"search.{key}") for key, text in sweeps.items() if key not in known]
-    return list({(e.key, str(e.draw), e.when): e for e in swept}.values())
-
-
-def _conditions(given: Any, label: str, problems: Problems) -> Iterable[Condition]:
-    for text in given if isinstance(given, list) else [given]:
-        try:
-            override = parse_override(str(text))
-            if override.is_sweep_override():
-                values = tuple(override.sweep_iterator(transformer=unquoted))
-            else:
-                values = (override.value(),)
-            if not override.input_line or override.is_add() or override.is_delete() or values == ("",):
-                raise ValueError
-        except ValueError:
-            problems.add(f"{label}.when", "must be KEY=VALUE or KEY=VALUE,VALUE, or a list of such", text)
-        else:
-            yield Condition(override.key_or_group, values)
-
-
-# From entries to parameters -----------------------------------------------------------------------------------------
-
-
-def _read_entry(entry: _Entry, problems: Problems) -> Parameter | FixedValue | None:
-    """Read an entry. A fixed value with conditions is a choice with one option."""
-    found = read_draw(entry.key, entry.draw, entry.label, problems)
-    if found is None or not entry.when:
-        return found
-    if isinstance(found, Parameter):
-        return replace(found, when=entry.when)
     try:
-        return replace(choice(entry.key, (found.value,)), when=entry.when)
-    except ValueError as error:
-        problems.add(entry.label, str(error), found.value)
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+
+
+def unquoted(value: Any) -> Any:
+    """A value of Hydra's parser as plain text, list or dict."""
+    from hydra.core.override_parser.types import QuotedString
+
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [unquoted(v) for v in value]
+    if isinstance(value, dict):
+        return {str(unquoted(k)): unquoted(v) for k, v in value.items()}
+    return value
+
+
+def is_distribution(node: Mapping[str, Any]) -> bool:
+    """Whether a mapping is an Optuna distribution, and not a list, a choice or a draw with conditions."""
+    named = isinstance(node.get("name", node.get("type")), str)
+    return named and not {"draw", "each", "length", "choice"} & set(node)
+
+
+# Mappings -----------------------------------------------------------------------------------------------------------
+
+
+def _read_list(key: str, draw: Mapping[str, Any], label: str, problems: Problems) -> Parameter | None:
+    """Read a list of variable length: a mapping with `length` and `each`."""
+    each, counted = (read_draw(key, draw[part], f"{label}.{part}", problems) for part in ("each", "length"))
+    if each is None or counted is None:
+        return None
+    length = counted.each if isinstance(counted, Parameter) else None
+    if isinstance(counted, FixedValue) and isinstance(counted.value, int) and counted.value > 0:
+        length = IntDistribution(counted.value, counted.value)
+    if not isinstance(length, IntDistribution) or length.low < 1 or length.step != 1:
+        problems.add(f"{label}: length must be whole numbers from 1 up, e.g. int(interval(1, 3)), got {draw}")
+        return None
+    if not isinstance(each, Parameter) or each.options:
+        problems.add(f"{label}: each must be a draw of numbers or texts, e.g. int(interval(16, 256)), got {draw}")
+        return None
+    return Parameter(key, each.each, length)
+
+
+def _read_distribution(key: str, draw: Mapping[str, Any], label: str, problems: Problems) -> Parameter | None:
+    try:
+        return _distribution(key, draw)
+    except (ValueError, TypeError) as error:
+        reason = str(error).removesuffix(".")
+        problems.add(f"{label}: must be a distribution as Optuna writes it: {reason}; got {dict(draw)}")
         return None
 
 
-def _with_suffixes(parameters: list[Parameter], problems: Problems) -> list[Parameter]:
-    """Add suffixes to the names where options of a choice draw the same key from different distributions."""
-    result: list[Parameter] = []
-    for parameter in parameters:
-        others = [p for p in parameters if p.key == parameter.key and p is not parameter]
-        for other in others:
-            if not _exclude_each_other(parameter, other):
-                problems.add(
-                    f"search.{parameter.key}: must be given once, or in options that exclude one another, got "
-                    f"{' and '.join(sorted((parameter.describe(), other.describe())))}; leave one out"
-                )
-        if any((p.each, p.length, p.options) != (parameter.each, parameter.length, parameter.options) for p in others):
-            values = [to_hydra(v) for c in parameter.when for v in c.values]
-            parameter = replace(parameter, suffix=f"@{','.join(values)}")
-        result.append(parameter)
-    return result
+def _distribution(key: str, draw: Mapping[str, Any]) -> Parameter:
+    """The parameter of an Optuna distribution. Raises ValueError or TypeError with the rule that it breaks."""
+    name = str(draw.get("name", draw.get("type")))
+    kind = _SHORT_NAMES.get(name, name)
+    rest = {k: v for k, v in draw.items() if k not in ("name", "type", "attributes")}
+    attributes = draw.get("attributes", rest)
+    if kind not in _DISTRIBUTIONS:
+        raise ValueError(f"there are {', '.join([*_DISTRIBUTIONS, *_SHORT_NAMES])}")
+    known = _DISTRIBUTIONS[kind]
+    if not isinstance(attributes, Mapping) or ("attributes" in draw and rest) or not set(attributes) <= {*known}:
+        raise ValueError(f"{kind} takes {', '.join(known)}")
+    missing = [part for part in known if part in ("low", "high", "choices") and part not in attributes]
+    if missing:
+        raise ValueError(f"{kind} needs {', '.join(missing)}")
+    if kind != "CategoricalDistribution":
+        return Parameter(key, _numeric_distribution(kind, attributes))
+    if not isinstance(attributes["choices"], list | tuple) or not attributes["choices"]:
+        raise ValueError("choices must be a list")
+    return choice(key, attributes["choices"])
 
 
-def _exclude_each_other(one: Parameter, other: Parameter) -> bool:
-    """Whether no trial draws both."""
-    return any(a.key == b.key and not any(b.holds(v) for v in a.values) for a in one.when for b in other.when)
+def _numeric_distribution(kind: str, attributes: Mapping[str, Any]) -> BaseDistribution:
+    low, high, log, step = (attributes.get(k) for k in ("low", "high", "log", "step"))
+    whole = kind == "IntDistribution"
+    for number in [n for n in (low, high, step) if n is not None]:
+        if isinstance(number, bool) or not isinstance(number, int if whole else int | float):
+            raise ValueError(f"{kind} needs {'whole ' if whole else ''}numbers, not {number!r}")
+        if not math.isfinite(number):
+            raise ValueError("both ends must be finite")
+    if log is not None and not isinstance(log, bool):
+        raise ValueError(f"log must be true or false, not {log!r}")
+    if whole:
+        return IntDistribution(low, high, log=bool(log), step=1 if step is None else step)  # type: ignore[arg-type]
+    return FloatDistribution(low, high, log=bool(log), step=step)  # type: ignore[arg-type]
 
 
-def in_order(parameters: list[Parameter], problems: Problems) -> list[Parameter]:
-    """The parameters in their order, but with the key of a condition before the parameter that has the condition."""
-    ordered: list[Parameter] = []
-    visiting: list[str] = []
+# Texts --------------------------------------------------------------------------------------------------------------
 
-    def visit(parameter: Parameter) -> None:
-        if parameter in ordered:
-            return
-        if parameter.key in visiting:
-            problems.add(
-                f"search.{parameter.key}.when: conditions must not form a circle, "
-                f"got {' -> '.join([*visiting, parameter.key])}; drop one of them"
-            )
-            return
-        visiting.append(parameter.key)
-        for condition in parameter.when:
-            for required in parameters:
-                if required.key == condition.key:
-                    visit(required)
-        visiting.pop()
-        if parameter not in ordered:
-            ordered.append(parameter)
 
-    for parameter in parameters:
-        visit(parameter)
-    return ordered
+def _read_text(key: str, text: str, label: str, problems: Problems) -> Parameter | FixedValue | None:
+    pasted = _pasted_distribution(text)
+    if pasted is not None:
+        return _read_distribution(key, pasted, label, problems)
+    try:
+        override = parse_override(f"{key}={text}")
+    except ValueError as error:
+        problems.add(
+            f"{label}: must be in Hydra's sweep grammar, e.g. interval(0, 1), int(interval(1, 8)), "
+            f"range(32, 257, 32) or choice(a, b), got {text!r}: {error}"
+        )
+        return None
+    if not override.is_sweep_override():
+        return FixedValue(override.value())
+    tags: set[str] = getattr(override._value, "tags", set())  # a glob has none
+    unknown = sorted(tags - {"log"})
+    if unknown:
+        problems.add(f"{label}: the only tag is log, got {', '.join(unknown)} in {text!r}")
+        return None
+    try:
+        return _sweep(key, override, "log" in tags)
+    except ValueError as error:
+        problems.add(label, str(error), text)
+        return None
+
+
+def _pasted_distribution(text: str) -> Mapping[str, Any] | None:
+    """The distribution in a text that `optuna.distributions.distribution_to_json` wrote."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, Mapping) and is_distribution(found) else None
+
+
+def _sweep(key: str, override: Any, log: bool) -> Parameter:
+    """The parameter of a sweep. Raises ValueError with the rule that it breaks."""
+    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
+
+    sweep: Any = override._value  # Hydra has no public way to the ends of a sweep
+    if isinstance(sweep, IntervalSweep):
+        return Parameter(key, _interval(sweep.start, sweep.end, log))
+    if isinstance(sweep, RangeSweep):
+        return Parameter(key, _range(sweep, log))
+    if not isinstance(sweep, ChoiceSweep):
+        raise ValueError("must be an interval, a range or a choice")
+    if log:
+        raise ValueError("log has no meaning for a choice; take tag(log, interval(LOW, HIGH))")
+    _check_not_shuffled(sweep)
+    return choice(key, override.sweep_iterator(transformer=unquoted))
+
+
+def _interval(low: Any, high: Any, log: bool) -> BaseDistribution:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("interval needs two finite ends")
+    if not low < high:
+        raise ValueError("interval needs low < high")
+    if log and low <= 0:
+        raise ValueError("a logarithmic interval needs low > 0")
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=log)
+    return FloatDistribution(float(low), float(high), log=log)
+
+
+def _range(sweep: Any, log: bool) -> BaseDistribution:
+    if log:
+        raise ValueError("a range has steps and can't be logarithmic; take tag(log, int(interval(LOW, HIGH)))")
+    _check_not_shuffled(sweep)
+    if sweep.step <= 0:
+        raise ValueError("range needs a step above 0")
+    values = list(sweep.range())
+    if len(values) < 2:
+        raise ValueError("range(START, STOP, STEP) needs two values or more, its stop is excluded")
+    if all(isinstance(v, int) for v in values):
+        return IntDistribution(values[0], values[-1], step=sweep.step)
+    return FloatDistribution(float(values[0]), float(values[-1]), step=float(sweep.step))
+
+
+def _check_not_shuffled(sweep: Any) -> None:
+    if sweep.shuffle:
+        raise ValueError("shuffle has no meaning here, the sampler decides on the order; leave it out")

@@ -14,7 +14,7 @@ import math
 import statistics
 from collections.abc import Iterable
 
-from overnight.config.sections import Settings
+from overnight.config.settings import Settings
 from overnight.search.record import TrialRecord
 
 # The wobble of a curve is estimated from at least this many epochs in its second half.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import math
 import random
 from collections.abc import Mapping
@@ -19,8 +18,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from overnight.config.paths import StudyLocation, StudyPaths
 from overnight.config.problems import ConfigError
-from overnight.config.sections import SEARCHABLE, Settings, from_json, to_json
+from overnight.config.settings import SEARCHABLE, Settings, from_json, to_json
 from overnight.config.trees import look_up, with_values
+from overnight.search.seeds import derive_seed
 from overnight.search.space import SearchSpace, display_name
 
 # Keys that say where files are located. They do not affect a score.
@@ -224,11 +224,6 @@ class Plan:
 
     def _combination(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(str(values.get(g, self.choices[g])) for g in self.groups)
-
-
-def derive_seed(*parts: int | str) -> int:
-    """Hash the parts to a seed from 0 to 2**32 - 1, the same on every machine and in every version."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4], "big")
 
 
 def _score_inputs(plan: Plan, searched: set[str]) -> dict[str, Any]:

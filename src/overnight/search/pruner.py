@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 
-from overnight.config.sections import PrunerSettings
+from overnight.config.settings import PrunerSettings
 
 
 def make_pruner(settings: PrunerSettings, max_epochs: int) -> BasePruner:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from overnight.config.paths import trial_name
-from overnight.config.sections import Settings
+from overnight.config.settings import Settings
 from overnight.protocol import EpochEnd
 from overnight.search.attributes import (
     CONFIG,

@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from overnight.search.attributes import OUTSIDE
 from overnight.search.gp import GpHelper, Question
-from overnight.search.plan import Plan, derive_seed
+from overnight.search.plan import Plan
+from overnight.search.seeds import derive_seed
 from overnight.system.helper_process import Fork
 
 # A point that an earlier trial has is drawn again, at most this many times.

@@ -17,7 +17,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import create_trial
 
-from overnight.config.sections import TerminatorSettings
+from overnight.config.settings import TerminatorSettings
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.search.space import display_name

@@ -11,9 +11,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from overnight.config import clock
 from overnight.config.compose import Draft
+from overnight.config.fields import nearest
 from overnight.config.problems import Problems
-from overnight.config.rules import nearest
-from overnight.config.sections import COMPONENTS, SEARCHABLE, Settings
+from overnight.config.settings import COMPONENTS, SEARCHABLE, Settings
 from overnight.config.trees import has_key, look_up, type_problem
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
 from overnight.search.space import Parameter, SearchSpace, to_hydra, values_equal

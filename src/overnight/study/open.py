@@ -10,7 +10,7 @@ import optuna
 
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
-from overnight.config.sections import Settings
+from overnight.config.settings import Settings
 from overnight.search import sampler
 from overnight.search.attributes import STOP
 from overnight.search.plan import CONFIRM_SUFFIX, Plan

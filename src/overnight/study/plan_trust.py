@@ -17,7 +17,7 @@ from overnight.config.import_allowlist import (
     trainer_problems,
     trusted_packages,
 )
-from overnight.config.sections import SEARCHABLE, Settings
+from overnight.config.settings import SEARCHABLE, Settings
 from overnight.search.plan import Plan
 
 # Settings that belong to a machine and its operator, not to a study.

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from overnight.config.fields import nearest
 from overnight.config.paths import trial_name
 from overnight.config.problems import ConfigError
-from overnight.config.rules import nearest
 from overnight.config.trees import look_up
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of, ranked

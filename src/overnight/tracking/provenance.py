@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from overnight.config import credentials
-from overnight.config.sections import to_json
+from overnight.config.settings import to_json
 from overnight.config.trees import to_yaml
 from overnight.search.plan import Plan
 from overnight.tracking.reconcile import STUDY_FILES

@@ -18,7 +18,7 @@ from types import FrameType
 from overnight.cluster.launchers import local, ray, slurm
 from overnight.cluster.launchers.worker_process import WorkerExit, Workers
 from overnight.config.problems import Problems
-from overnight.config.sections import LauncherSettings, Settings
+from overnight.config.settings import LauncherSettings, Settings
 
 POLL_EVERY_S = 0.2
 _CLASSES: dict[str, Callable[[Sequence[str], LauncherSettings, Path], Workers]] = {

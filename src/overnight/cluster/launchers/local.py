@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from overnight.cluster.launchers.worker_process import WorkerExit, WorkerProcess
-from overnight.config.sections import LauncherSettings
+from overnight.config.settings import LauncherSettings
 
 
 def find_problems(settings: LauncherSettings) -> list[str]:  # noqa: ARG001

@@ -12,7 +12,7 @@ from typing import Any
 
 from overnight.cluster.launchers.worker_process import WorkerExit, WorkerProcess, missing_package
 from overnight.config.problems import ConfigError
-from overnight.config.sections import LauncherSettings
+from overnight.config.settings import LauncherSettings
 
 _POLL_TIMEOUT_S = 0.5
 LOST_AFTER_S = 20.0  # an actor that does not answer for so long is given up, once all other workers have ended

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight.cluster.launchers.worker_process import WorkerExit, WorkerProcess, missing_package
-from overnight.config.sections import LauncherSettings
+from overnight.config.settings import LauncherSettings
 
 _POLL_EVERY_S = 0.5
 _SAVE_TIMEOUT_S = 60  # that a worker has to save before its job ends

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from overnight.config import clock, credentials
+from overnight.config.fields import at_least, build_section, check_value, nearest, rule
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import Problems
-from overnight.config.rules import at_least, build_section, check_value, nearest, rule
 
 # Top-level nodes with a `_target_`. Their keys are those that the config of the target has.
 COMPONENTS = ("data", "model", "optimizer", "schedule")

@@ -7,8 +7,8 @@ STUDY ?=
 KILLS ?= 100
 BACKUP ?=
 RUNS ?= 20
-# Test processes that run at the same time. Most tests wait for child processes, so one worker leaves a core idle.
-WORKERS ?= 2
+# Test processes that run at the same time. Most tests wait for child processes, so two workers would leave cores idle.
+WORKERS ?= 4
 
 # Many container images set this variable. With it, each of the hundred processes of a test run compiles all sources again.
 export PYTHONDONTWRITEBYTECODE :=
@@ -70,7 +70,7 @@ browser: $(VENV)/.dev.installed  ## Run the browser tests
 	$(BIN)/python -m pytest -m browser
 
 long: $(VENV)/.dev.installed  ## Run the tests that tune whole studies in separate processes
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m long
 
 service: $(VENV)/.dev.installed  ## Run the tests of shared studies on real servers
 	$(BIN)/python -m pytest -m service

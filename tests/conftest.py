@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings as hypothesis_settings
 
 from overnight import api
@@ -28,9 +30,11 @@ hypothesis_settings.load_profile("seeded")
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's embedded store, fresh: creating one takes seconds, copying one does not."""
-    home = tmp_path_factory.mktemp("store")
-    store.open_client(build_plan([f"home={home}"]).settings.location)
+    """A new MLflow store to copy. Creating one takes seconds, so all workers of a test run share one."""
+    root = tmp_path_factory.getbasetemp()
+    home = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "empty-store"
+    with FileLock(f"{home}.lock"):
+        store.open_client(build_plan([f"home={home}"]).settings.location)
     return home / "mlflow.db"
 
 

@@ -49,6 +49,7 @@ def test_three_mistakes_are_reported_together_and_no_file_is_written(overnight: 
     assert not list(overnight.folder.rglob("*"))  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_an_interrupted_study_of_one_slot_equals_an_uninterrupted_one_bit_for_bit(
     tune: Callable[..., Result], home: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +215,7 @@ def _all_in_training(home: Path) -> bool:
     [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True), (signal.SIGHUP, 129, True)],
     ids=["Ctrl-C while it still imports", "systemd", "the terminal was closed"],
 )
+@pytest.mark.long
 def test_a_signal_to_every_process_saves_and_pauses_trials_and_sets_the_exit_code(
     tmp_path: Path, number: int, code: int, in_training: bool
 ) -> None:
@@ -237,6 +239,7 @@ def test_a_signal_to_every_process_saves_and_pauses_trials_and_sets_the_exit_cod
         assert state.exists() == bool(record.history), "complete epochs are saved"
 
 
+@pytest.mark.long
 def test_a_second_interrupt_exits_at_once(home: Path) -> None:
     bare = ["~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none"]
     line = [f"home={home}", "study.trials=2", "slots=2", "model._target_=user_networks.Sleeps", *bare]
@@ -253,6 +256,7 @@ def test_a_second_interrupt_exits_at_once(home: Path) -> None:
     assert records(home).count("paused") == 2
 
 
+@pytest.mark.long
 def test_a_terminal_shows_a_live_table(home: Path) -> None:
     main, side = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
@@ -289,6 +293,7 @@ def seconds(command: list[str], runs: int = 3) -> float:
     return statistics.median(took)
 
 
+@pytest.mark.long
 def test_help_takes_under_half_a_second_and_status_under_two(finished_home: Path) -> None:
     # For a machine that imports torch in two seconds; a slower one gets proportionally more time.
     slower = max(1.0, seconds([sys.executable, "-c", "import torch"]) / 2.0)

@@ -121,6 +121,7 @@ def test_the_test_set_evaluates_only_winner_and_baseline_and_only_once(confirmed
     )
 
 
+@pytest.mark.long
 def test_an_interrupted_confirmation_is_resumed_and_has_the_same_result(
     home: Path, confirmed: tuple[Path, api.Result]
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_network_that_crashes_on_the_test_set_loses_only_its_test(home: Path) 
     )
 
 
+@pytest.mark.long
 def test_every_seed_of_a_new_winner_is_tested_after_more_trials(home: Path) -> None:
     """The runs of former finalists still exist, and are better than the new winner on its worst seed."""
     lines = [

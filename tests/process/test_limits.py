@@ -84,7 +84,7 @@ def test_the_stagnation_terminator_ends_a_search(tune: Tune) -> None:
         "terminator=stagnation", "terminator.stagnation=2", "terminator.min_trials=3",
     )  # fmt: skip
     assert result.stop_reason == "limit"
-    assert 3 <= sum(r.done for r in result.records) <= 15
+    assert 3 <= sum(r.done for r in result.records) < 30, "the helper process answers while trials of 0.1 s go on"
     assert result.limit_notes[0].startswith("terminator=stagnation: after ")
 
 
@@ -119,6 +119,7 @@ def test_evaluators_that_need_torch_run_in_a_helper_process(name: str, enough: i
 # A deadline -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_trial_that_a_deadline_interrupts_is_resumed_by_the_next_launch(tune: Tune, home: Path) -> None:
     slow = tuple(o.replace("Plain", "Slow") for o in CHEAP if not o.startswith(("trainer", "study.trials")))
     line = (*slow, "trainer.max_epochs=3", "+model.lr=choice(0.1,0.01)", "slots=1", "checkpoint.every_s=0")
@@ -139,6 +140,7 @@ def test_a_trial_that_a_deadline_interrupts_is_resumed_by_the_next_launch(tune: 
     assert [e.epoch for e in whole.records[0].history] == [0, 1, 2]
 
 
+@pytest.mark.long
 def test_a_page_that_would_be_late_is_not_written(finished: StudyView) -> None:
     page = finished.plan.paths.report
     page.unlink(missing_ok=True)

@@ -187,6 +187,7 @@ def test_every_trial_that_cannot_be_marked_is_reported_at_once(own_home: Path) -
 # Delete ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_delete_removes_everything_of_one_study_and_nothing_of_another(
     tune: Callable[..., api.Result], home: Path
 ) -> None:

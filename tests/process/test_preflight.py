@@ -117,6 +117,7 @@ def test_the_death_of_a_process_is_reported_with_its_signal() -> None:
     assert preflight.problems_in(study, DryRunResult(0, (), (), 0))[0].endswith("it logged none")
 
 
+@pytest.mark.long
 def test_tune_and_its_option_dry_run_report_the_same_and_write_nothing(
     overnight: Callable[..., CompletedProcess[str]], tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.long
 def test_what_the_forkserver_goes_through_ends_well_says_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
     line = [sys.executable, "-c", GET_WARM]
     guarded = {**os.environ, "TMPDIR": str(tmp_path), import_allowlist.GUARDED: "1"}  # as on a worker's machine
@@ -47,6 +48,7 @@ def test_what_the_forkserver_goes_through_ends_well_says_nothing_and_leaves_noth
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
 
 
+@pytest.mark.long
 def test_a_full_disk_keeps_no_forkserver_from_its_work(tmp_path: Path) -> None:
     full = """
 import os

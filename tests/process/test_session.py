@@ -76,7 +76,7 @@ SMALL_SPACE = ("search=none", "optimizer=adam,sgd", "optimizer.momentum=0.1,0.5"
         ("grid", (*SMALL_SPACE, "model.dropout=0.0,0.1")),
         ("qmc", ()),
         ("cma_es", ()),
-        ("gp", ("sampler.startup_trials=4",)),
+        pytest.param("gp", ("sampler.startup_trials=4",), marks=pytest.mark.long),
     ],
 )
 def test_an_interrupted_study_suggests_the_same_parameters_as_an_uninterrupted_one(

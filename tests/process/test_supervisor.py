@@ -237,6 +237,7 @@ def test_a_trial_that_is_behind_is_pruned(tune: Tune, pruner: str) -> None:
 
 
 @pytest.mark.parametrize("unasked", [False, True], ids=["in answer", "before it is answered"])
+@pytest.mark.long
 def test_a_trial_that_is_stopped_as_the_pruner_ends_it_ends_as_in_an_uninterrupted_study(
     home: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch, unasked: bool
 ) -> None:
@@ -306,6 +307,7 @@ def test_a_stop_saves_the_running_trials_and_the_study_is_resumed(home: Path, tu
     assert [[e.epoch for e in r.history] for r in result.records] == [[0, 1, 2]] * 2
 
 
+@pytest.mark.long
 def test_the_trials_of_a_killed_supervisor_end_within_two_seconds(home: Path) -> None:
     with running("tune", f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")) as process:
         # The resource tracker, the forkserver and, below it, two trials.
@@ -331,6 +333,7 @@ def test_a_forkserver_ends_if_its_supervisor_died_before_it_asked_to_be_notified
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
+@pytest.mark.long
 def test_the_garbage_collector_pauses_during_the_imports_only() -> None:
     import subprocess
     import sys

@@ -274,6 +274,7 @@ def test_attributes_that_were_never_read_are_unreachable_in_an_outage_and_are_re
     assert fresh.get_study_name_from_id(study_id) == study.name
 
 
+@pytest.mark.long
 def test_leases_that_could_not_be_renewed_while_the_database_was_down_are_not_lost(
     postgres: Postgres, join: Join
 ) -> None:

@@ -32,6 +32,8 @@ from overnight.tracking import store
 from support.servers import Postgres
 from support.shared_sessions import Join, ask_number, epoch, leased_storage, release_and_leave
 
+pytestmark = pytest.mark.long
+
 AT_ONCE = ("trainer.max_epochs=1", "preflight=never", "pictures.when=never", "study.confirm.seeds=0", "slots=1")
 
 

@@ -92,6 +92,19 @@ def test_a_study_is_not_complete_while_a_peer_runs_its_last_trial(
     assert [r.state for r in result.records] == ["complete", "complete"]
 
 
+def test_a_trial_that_runs_while_its_study_is_extended_is_resumed_in_the_extended_one(
+    planned: Callable[..., Plan], database: Callable[[], str]
+) -> None:
+    url = database()
+    before, _ = open_study(planned(url))
+    assert ask_number(before) == 0
+    wider = planned(url, "optimizer.lr=tag(log,interval(1e-6,1))")
+    after, _ = open_study(wider, extend=True)
+    assert [ask_number(after) for _ in range(2)] == [0, 1]
+    before.close()
+    after.close()
+
+
 def test_all_first_trials_of_a_new_study_exist(
     planned: Callable[..., Plan], database: Callable[[], str], tmp_path: Path
 ) -> None:

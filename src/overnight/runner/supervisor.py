@@ -213,7 +213,7 @@ class Supervisor:
         if not self.stopping.is_stopping and self.limits.time_is_up(self.records):
             self.stopping.request(StopReason.LIMIT)
         for number, trial in list(self.slots.running.items()):
-            if number not in self.slots.running:  # a peer has adopted it since the loop began
+            if self.slots.running.get(number) is not trial:  # a peer has adopted it since the loop began
                 continue
             if not self._is_working:
                 self._ask_to_save(trial)

@@ -115,7 +115,8 @@ def _extend(storage: ExclusiveStorage, plan: Plan, old: Plan, source: str, name:
     """Copy the trials of a study, with their numbers, into a new one that has the plan's distributions.
 
     Optuna refuses added choices, and its TPE rarely leaves the old bounds of a widened range. A key that is searched
-    only now had its baseline value in all old trials. They get it where the space contains it.
+    only now had its baseline value in all old trials. They get it where the space contains it. Trials that were running
+    wait to be resumed: in a shared storage this process would own running copies, and no process would run them.
     """
     if any(s.study_name == name for s in storage.get_all_studies()):
         optuna.delete_study(study_name=name, storage=storage)  # an interrupted copy
@@ -155,7 +156,7 @@ def _converted(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
     return FrozenTrial(
         number=-1,
         trial_id=-1,
-        state=t.state,
+        state=TrialState.WAITING if t.state == TrialState.RUNNING else t.state,
         value=t.value if t.state == TrialState.COMPLETE else None,
         datetime_start=t.datetime_start,
         datetime_complete=t.datetime_complete,

@@ -11,7 +11,7 @@ import pytest
 from overnight.protocol import EpochEnd
 from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
-from overnight.tracking import tags
+from overnight.tracking import run_writer, tags
 from overnight.tracking.run_update import TrialRun
 from overnight.tracking.run_writer import RunWriter
 
@@ -76,6 +76,20 @@ def test_steps_are_read_again_after_a_batch_that_failed(tmp_path: Path) -> None:
 
 def test_a_run_whose_creation_failed_is_searched_for_before_another_is_created(tmp_path: Path) -> None:
     client = RecordingClient("create_run", runs=("first", "second"))
+    runs = writer(client, tmp_path)
+    with pytest.raises(ConnectionError):
+        runs.write(FAILED)
+    runs.write(FAILED)
+    assert client.calls.count("create_run") == 1
+    assert runs.runs[0].run_id == "first"
+    assert client.deleted == ["second"]
+
+
+def test_a_run_that_was_created_slowly_is_searched_for_again_if_the_search_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_writer, "_MAY_BE_REPEATED_S", -1.0)
+    client = RecordingClient("search_runs", runs=("first", "second"))
     runs = writer(client, tmp_path)
     with pytest.raises(ConnectionError):
         runs.write(FAILED)

@@ -49,6 +49,7 @@ class RunWriter:
         """
         if recheck:
             self._unknown.add(record.number)
+        if record.number in self._unknown:  # also where the search after a slow creation has failed
             self.runs.pop(record.number, None)
         run = self.runs.get(record.number) or self._find(record.number) or self._create(record)
         self._unknown.discard(record.number)

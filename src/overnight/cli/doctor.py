@@ -55,9 +55,9 @@ def repair(location: StudyLocation, name: str) -> list[Defect]:
     session = reopen(location, name)
     try:
         session.writer.requeue_orphans()
-        for finding in (*_in_home(location, name), *_in_checkpoints(_read(location, name))):
-            if finding.path is not None:
-                shutil.rmtree(finding.path) if finding.path.is_dir() else finding.path.unlink(missing_ok=True)
+        for defect in (*_in_home(location, name), *_in_checkpoints(_read(location, name))):
+            if defect.path is not None:
+                shutil.rmtree(defect.path) if defect.path.is_dir() else defect.path.unlink(missing_ok=True)
         mlflow_sync = MlflowSync(
             session.plan, session.attributes.uid, with_parent=name != TRAIN_STUDY, check_steps=True
         )

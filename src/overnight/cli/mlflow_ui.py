@@ -34,9 +34,7 @@ def free_port(wanted: int) -> int:
 
 def serve(command: list[str], environment: Any, port: int, page: str, browser: bool) -> None:
     """Run MLflow's server until SIGINT or SIGTERM, then end all of its processes."""
-    with tempfile.TemporaryDirectory(
-        prefix="overnight-ui-"
-    ) as folder:  # for files that it writes to its working directory
+    with tempfile.TemporaryDirectory(prefix="overnight-ui-") as folder:  # its working directory, to which it writes
         server = subprocess.Popen(
             command,
             env=environment,

@@ -73,7 +73,7 @@ class SplitData(pl.LightningDataModule):
             self._normalisation = self.fit_normalisation(self._parts["train"], self._normalisation_method)
 
     def fit_normalisation(self, part: Part, method: str) -> Normalisation | None:
-        """Compute the normalisation from the training part. See preparation.fit_normalisation."""
+        """Compute the normalisation from the training part. See transforms.fit_normalisation."""
         return fit_normalisation(part, method)
 
     def group_batches(self, size: int, between: Callable[[], None]) -> None:

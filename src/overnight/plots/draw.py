@@ -56,7 +56,7 @@ def draw(spec: DrawSpec) -> None:
     if "curves" in wanted:
         attempt("curves", lambda: add(figures.curves(_series(spec.history), spec.metric, title)))
     if wanted - {"curves"}:
-        attempt("picture of weights and answers", lambda: _draw_network(spec, title, wanted, add, attempt))
+        attempt("plot of weights and predictions", lambda: _draw_network(spec, title, wanted, add, attempt))
     (spec.folder / IN_WORDS).write_text("\n".join(lines) + "\n")
     write_atomically(spec.folder / DRAWN, spec.stamp)
 

@@ -235,8 +235,8 @@ def _sheet(width: int, height: int, title: str) -> tuple[Figure, Any]:
 
 
 def _beside(axes: Any, figure: Figure) -> tuple[float, float, float, float]:
-    index, width = axes.get_position(), figure.get_figwidth() * _DPI
-    return (index.x1 + 14 / width, index.y0, 16 / width, index.height)
+    box, width = axes.get_position(), figure.get_figwidth() * _DPI
+    return (box.x1 + 14 / width, box.y0, 16 / width, box.height)
 
 
 def _mosaic(tiles: Array) -> Array:

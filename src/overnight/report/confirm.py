@@ -131,7 +131,7 @@ def evaluate_on_test_set(session: StudySession, trials: Iterable[int], until: fl
             continue
         if not (session.plan.paths.checkpoint(record.number) / "weights.ckpt").exists():
             if session.coordinator.runs_all_trials:  # otherwise they may be on another machine
-                session.attributes.add_test(Tested(record.number, {}, "its weights had been dropped when it won"))
+                session.attributes.add_test(Tested(record.number, {}, "its weights were deleted before it won"))
             continue
         began = time.time()
         if not deadline.fits(duration_s, began, until):

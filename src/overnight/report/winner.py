@@ -51,7 +51,9 @@ def find_checkpoint(view: StudyView, number: int | None = None) -> Checkpoint:
         known = f"it has trials 0 to {len(view.records) - 1}" if view.records else "it has no trials yet"
         raise ConfigError([f"trial: must be one of {view.name}'s, got {number}; {known}"])
     if number is None and best is None:
-        remedy = f"name one of its trials, e.g. {view.name}/0" if view.name == TRAIN_STUDY else "resume it"
+        remedy = (
+            f"name one of its trials, e.g. {view.name}/0" if view.name == TRAIN_STUDY else "`overnight tune` resumes it"
+        )
         raise ConfigError([f"study: must have a winner, and {view.name} ({view.state}) has none; {remedy}"])
     trial = view.records[number] if number is not None else best
     assert trial is not None
@@ -111,14 +113,8 @@ def register(view: StudyView, timeout_s: float = EXPORT_TIMEOUT_S) -> str:
                 return f"model: {named}"
             spec = ExportSpec(checkpoint.path, Path(folder), location.paths.cache)
             exported = trial_process.run_one_shot(spec, location.paths.study(view.name).logs / "model.log", timeout_s)
-            reason = (
-                exported.problems[0]
-                if isinstance(exported, Failure)
-                else exported.error
-                if isinstance(exported, Exported)
-                else ""
-            )
             if not isinstance(exported, Exported) or exported.file is None:
+                reason = exported.problems[0] if isinstance(exported, Failure) else getattr(exported, "error", "")
                 return f"no model in MLflow's registry: {reason}; its weights are kept in {checkpoint.path}"
             version_tags = {
                 tags.STUDY: view.name,

@@ -231,7 +231,7 @@ def describe(time_plan: TimePlan, now: float) -> str:
         else "no confirmation"
     )
     search_ends = clock.format_time(time_plan.search_ends_at, now)
-    return f"{end}: {time_plan.trials_left} trials more until {search_ends}, then {confirmation}"
+    return f"{end}: {time_plan.trials_left} more trials until {search_ends}, then {confirmation}"
 
 
 # The running confirmation -------------------------------------------------------------------------------------------

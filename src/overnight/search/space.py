@@ -1,7 +1,7 @@
 """The search space: config keys, the distribution that Optuna draws each one from, and the conditions of each draw.
 
 `SearchSpace.draw` visits the parameters of one point in order. Asking Optuna, reading the parameters of a finished
-trial and random sampling all use it. `grammar` reads a space from a configuration.
+trial and random sampling all use it. `space_reader` reads a space from a configuration.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ STUDY_FILES = ("config.yaml", "search_space.yaml", "environment.json")
 class Reconciliation:
     """What MLflow holds of a study, and what it lacks.
 
-    Args:
+    Attributes:
         parent: MLflow's run of the study.
         runs: Trial number -> the run to continue.
         strays: Id of a run that should not exist -> reason.

@@ -32,7 +32,7 @@ class LoggedMetric(NamedTuple):
 class TrialRun:
     """What MLflow holds of one trial.
 
-    Args:
+    Attributes:
         steps: Metric name -> logged steps; None if they are not known yet.
         has_reason: Whether it has a reason, which a trial loses when its exclusion is withdrawn.
         has_config: Whether it is known to hold its config.yaml.
@@ -50,7 +50,7 @@ class TrialRun:
 class RunUpdate:
     """The writes that bring a run up to date, in the order in which they are made. The run ends last.
 
-    Args:
+    Attributes:
         config: The text of config.yaml; None if the run has it.
         delete_reason: Whether the reason and the notes of the run are outdated.
         resume: Whether an ended run gets the status RUNNING again.

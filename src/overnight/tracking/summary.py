@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Summary:
     """The result of a study, for its run.
 
-    Args:
+    Attributes:
         winner: The number of the confirmed trial.
         mean: The centre of its interval.
         half_width: Half the width of its interval.

@@ -40,7 +40,7 @@ def export(spec: ExportSpec) -> Exported:
             loaded = torch.export.load(path).module()
             three = torch.cat([rows, rows])[:3]  # the exported graph may be specialised to the example's two rows
             if not torch.allclose(loaded(three), served(three), rtol=1e-4, atol=1e-5, equal_nan=True):
-                return Exported(None, error="the exported network answers otherwise than the trained one")
+                return Exported(None, error="the outputs of the exported network differ from those of the trained one")
     except Exception as error:  # torch raises many kinds, and a user's forward any
         path.unlink(missing_ok=True)
         return Exported(None, error=f"torch.export can't write it: {one_line(error)}")

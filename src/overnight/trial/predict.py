@@ -63,7 +63,8 @@ def predict(spec: PredictSpec) -> Predictions:
             try:
                 outputs = served(batch)
             except Exception as error:  # a user's forward raises any kind
-                problem = f"model: {type(trained.model).__name__} can't be asked: {one_line(error)}"
+                name = type(trained.model).__name__
+                problem = f"model: {name}'s forward must take the prepared rows, and raised {one_line(error)}"
                 raise ConfigError([problem]) from error
             look_like_probabilities = look_like_probabilities and bool(((outputs >= 0) & (outputs <= 1)).all())
             predictions += _predictions(trained, outputs, names)

@@ -13,7 +13,7 @@ from overnight.report import page as pages
 from overnight.report import report
 from overnight.study.snapshot import StudyView
 from support.chrome import Tab, shoot
-from support.planted_study import SORRY, planned, record, searched, seen
+from support.planted_study import DEGENERATE, planned, record, searched, seen
 
 PHONE = {"width": 390, "height": 844, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 
@@ -24,8 +24,8 @@ def good() -> StudyView:
     return seen([*found, record(40, params, 0.4, "pruned"), record(41, params, None, "failed")], confirmed=True)
 
 
-SORRIEST = ("an empty study", "all failed", "a constant objective")
-STUDIES: dict[str, StudyView] = {"a good one": good(), **{name: seen(SORRY[name]) for name in SORRIEST}}
+MOST_DEGENERATE = ("an empty study", "all failed", "a constant objective")
+STUDIES: dict[str, StudyView] = {"a good one": good(), **{name: seen(DEGENERATE[name]) for name in MOST_DEGENERATE}}
 
 
 @functools.cache

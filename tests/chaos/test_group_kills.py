@@ -138,7 +138,7 @@ class Crew:
     def _cut(self, strike: Strike) -> None:
         cable = self.members[strike.whom].cable
         cable.cut()
-        mending = threading.Timer(strike.cut_s, cable.mend)
+        mending = threading.Timer(strike.cut_s, cable.reconnect)
         mending.daemon = True
         mending.start()
 

@@ -12,7 +12,7 @@ import overnight
 from overnight import api
 from overnight.report.live import NullScreen, ProgressSnapshot
 from overnight.search.build_plan import build_plan
-from support.user_overrides import theirs
+from support.user_overrides import user_network
 
 
 def test_a_result_has_the_best_trial_and_a_table_of_all(finished_home: Path) -> None:
@@ -73,7 +73,7 @@ def test_an_interrupt_is_raised_after_everything_is_saved(home: Path, monkeypatc
                 signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(api, "choose_screen", PressesCtrlC)
-    line = [f"home={home}", *theirs("Slow", "study.trials=2", "slots=1", "trainer.max_epochs=4")]
+    line = [f"home={home}", *user_network("Slow", "study.trials=2", "slots=1", "trainer.max_epochs=4")]
     with pytest.raises(KeyboardInterrupt, match="the same call resumes"):
         overnight.tune(line)
     assert [p.name for p in (home / "checkpoints" / "digits-mlp").rglob("state.ckpt")] == ["state.ckpt"]

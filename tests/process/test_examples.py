@@ -1,4 +1,4 @@
-"""The examples work as they stand."""
+"""The examples work without changes."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def spec_for(folder: Path) -> TrialSpec:
     return trial_spec(made, 0, made.config({}), 1, "cpu", folder=folder)
 
 
-def test_the_convnet_learns_its_digits_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_the_convnet_learns_its_digits_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     fit(spec_for(tmp_path / "whole"), whole := ListLink())
-    assert whole.epochs[-1].metrics["val/accuracy"] > 0.8  # 0.89 to 0.91, as the processor rounds
+    assert whole.epochs[-1].metrics["val/accuracy"] > 0.8  # 0.89 to 0.91, depending on the processor
     fit(spec_for(tmp_path / "cut"), first := ListLink({1: Decision.SAVE_AND_STOP}))
     fit(spec_for(tmp_path / "cut"), second := ListLink())
-    assert isinstance(second.said[0], Resumed)
+    assert isinstance(second.messages[0], Resumed)
     assert first.curve + second.curve == whole.curve
     ours, uncut = weights(tmp_path / "cut"), weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], uncut[name]) for name in uncut)
 
 
 @pytest.mark.filterwarnings("ignore:Attribute .net. is an instance")  # The template itself causes this warning.
-def test_a_project_of_lightning_hydra_template_moves_as_its_page_says(tmp_path: Path) -> None:
+def test_a_lightning_hydra_template_project_migrates_as_its_page_describes(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "from-lightning-hydra-template.md").read_text()
     model, search = (dedent(block) for block in re.findall(r"^    ```yaml\n(.*?)^    ```", page, re.M | re.S))
     for name, text in (("model/lit.yaml", model), ("search/lit.yaml", search)):

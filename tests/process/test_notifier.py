@@ -24,7 +24,7 @@ from overnight.search.build_plan import build_plan
 from overnight.study import snapshot
 from support.commands import LATE, start
 from support.paths import python_path
-from support.user_overrides import theirs
+from support.user_overrides import user_network
 
 Tune = Callable[..., api.Result]
 SECRET = "hunter2"
@@ -80,7 +80,7 @@ def test_the_end_of_a_study_is_notified_with_its_sentence_and_the_address_is_kep
     monkeypatch.setenv(notifier.URLS, server.url())
     output, messages = home / "notified", []
     command = f'cat > {output}.json; echo "$OVERNIGHT_EVENT, $OVERNIGHT_STUDY, $OVERNIGHT_SENTENCE" > {output}'
-    line = theirs("Plain", "study.trials=2", f"notify.command={json.dumps(command)}")
+    line = user_network("Plain", "study.trials=2", f"notify.command={json.dumps(command)}")
     result = tune(*line, say=messages.append)
     assert result.stop_reason == "complete"
     ((title, text),) = server.wait_for(1)
@@ -98,7 +98,7 @@ def test_the_end_of_a_study_is_notified_with_its_sentence_and_the_address_is_kep
 
 def test_a_study_that_fails_is_notified_as_failed(tune: Tune, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(notifier.URLS, server.url())
-    result = tune(*theirs("Raises", "study.trials=9", "study.max_consecutive_failures=1", "slots=1"))
+    result = tune(*user_network("Raises", "study.trials=9", "study.max_consecutive_failures=1", "slots=1"))
     assert result.stop_reason == "failures"
     ((title, text),) = server.wait_for(1)
     assert title == "digits-mlp: failed"
@@ -107,7 +107,7 @@ def test_a_study_that_fails_is_notified_as_failed(tune: Tune, server: Server, mo
 
 @pytest.mark.long
 def test_a_killed_study_is_notified_as_stalled(home: Path, server: Server) -> None:
-    line = ["tune", f"home={home}", "preflight=never", *theirs("Slow", "study.trials=2", "trainer.max_epochs=50")]
+    line = ["tune", f"home={home}", "preflight=never", *user_network("Slow", "study.trials=2", "trainer.max_epochs=50")]
     environment = {**os.environ, notifier.URLS: server.url(), "PYTHONPATH": _path()}
     with start(*line, env=environment) as process:
         location, seen = study_location([f"home={home}"]), None

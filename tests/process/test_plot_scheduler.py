@@ -112,7 +112,7 @@ def test_a_network_that_ends_the_drawing_process_fails_no_study(
     result = tune(
         "pictures.when=best", "search=none", "study.trials=2", "trainer.max_epochs=1", "~model.hidden_sizes",
         "~model.activation", "~model.dropout", "~model.batch_norm", f"+model.marker={marker}",
-        "model._target_=user_package.habits.EndsWhoeverDrawsIt", "data._target_=user_package.with_loaders.DigitsData",
+        "model._target_=user_package.habits.DiesWhenLoaded", "data._target_=user_package.with_loaders.DigitsData",
         "~data.split_seed", "~data.normalise", "~data.subset", "~data.augment",
     )  # fmt: skip
     assert [r.state for r in result.records] == ["complete"] * 2

@@ -1,4 +1,4 @@
-"""The winner taken away: its config, its network in MLflow's registry, and its answers to a person's own rows."""
+"""The use of a winner: its config, its model in MLflow's registry, and its predictions for new rows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ WON = (
 
 @pytest.fixture(scope="module")
 def home_of_won(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
-    """The home of a study that was confirmed, and so left a config and a model."""
+    """Return the home of a confirmed study, which has a config and a model of its winner."""
     home = tmp_path_factory.mktemp("won")
     shutil.copy(empty_store, home / "mlflow.db")
     result = api.run(build_plan([f"home={home}", *WON]), screen=NullScreen())
@@ -68,8 +68,8 @@ def won(home_of_won: Path) -> StudyView:
     return found
 
 
-def drawn(folder: Path, rows: np.ndarray, size: int = 64) -> Path:
-    """A folder with a picture of each row of digits, 0 to 16, white on black: large, as people have them."""
+def draw_pictures(folder: Path, rows: np.ndarray, size: int = 64) -> Path:
+    """Write a picture of each row of digits, 0 to 16, white on black and enlarged; return the folder."""
     folder.mkdir()
     for i, row in enumerate(rows):
         bytes_ = (row.reshape(8, 8) / 16 * 255).round().astype(np.uint8)
@@ -77,8 +77,8 @@ def drawn(folder: Path, rows: np.ndarray, size: int = 64) -> Path:
     return folder
 
 
-def asked_by_hand(weights: Path, rows: torch.Tensor) -> torch.Tensor:
-    """What the checkpoint's network says to raw digits: normalised by hand, forward and softmax."""
+def predicted_by_hand(weights: Path, rows: torch.Tensor) -> torch.Tensor:
+    """Predict raw digits with a checkpoint's network: normalise by hand, forward, softmax."""
     from overnight.trial.components import build
 
     kept = torch.load(weights, weights_only=True)
@@ -95,7 +95,7 @@ def asked_by_hand(weights: Path, rows: torch.Tensor) -> torch.Tensor:
 # The config -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_winner_is_trained_again_by_its_name_alone(home_of_won: Path, won: StudyView) -> None:
+def test_the_winner_is_trained_again_by_its_experiment_name(home_of_won: Path, won: StudyView) -> None:
     best = winner.finding.from_view(won).best
     assert best is not None
     line = [f"home={home_of_won}", "+experiment=best_won"]
@@ -117,9 +117,9 @@ def test_the_winner_is_trained_again_by_its_name_alone(home_of_won: Path, won: S
         ["search=none", *(f"~model.{key}" for key in KEYS), "+model.lr=choice(0.1,0.03)", "model._target_=a.Net"],
         ["data=purchase", "model.hidden_sizes=[3],[4,5]", "seed=7", "trainer.max_epochs=3"],
     ],
-    ids=["groups", "models", "keys taken out and added", "lists"],
+    ids=["groups", "models", "keys removed and added", "lists"],
 )
-def test_any_winners_config_composes_to_what_it_was_trained_with(tmp_path: Path, line: list[str]) -> None:
+def test_a_winners_config_composes_to_the_configuration_of_its_trial(tmp_path: Path, line: list[str]) -> None:
     home = tmp_path / "a home, with 'signs"
     study = build_plan([*line, "study.name=s"])
     study = study.relocated(StudyLocation(str(home)))
@@ -135,11 +135,11 @@ def test_any_winners_config_composes_to_what_it_was_trained_with(tmp_path: Path,
         assert again.settings.trainer == study.settings.trainer
 
 
-def test_a_config_that_somebody_changed_is_theirs(tmp_path: Path) -> None:
+def test_a_winners_config_that_a_user_changed_is_not_overwritten(tmp_path: Path) -> None:
     study = build_plan(["study.name=s"]).relocated(StudyLocation(str(tmp_path)))
     best = TrialRecord(0, "complete", {}, (), 0.9, None, "", 0.0, 1.0, values={})
     assert winner_config.write(study, best) == ()
-    assert winner_config.write(study, best) == (), "as we left it, it is written anew"
+    assert winner_config.write(study, best) == (), "an unchanged file is overwritten"
     file = tmp_path / "winners" / "experiment" / "best_s.yaml"
     file.write_text(file.read_text().replace("lr: 0.001", "lr: 0.002") + "# mine\n")
     mine = file.read_text()
@@ -151,12 +151,12 @@ def test_a_config_that_somebody_changed_is_theirs(tmp_path: Path) -> None:
 # The model ------------------------------------------------------------------------------------------------------------
 
 
-def test_mlflows_champion_answers_raw_rows_as_the_checkpoint_does_and_holds_no_pickle(
+def test_mlflows_champion_predicts_raw_rows_as_the_checkpoint_does_and_contains_no_pickle(
     home_of_won: Path, won: StudyView
 ) -> None:
     images, _ = load_digits(return_X_y=True)
     rows = torch.from_numpy(images[:7]).float().reshape(-1, 1, 8, 8)
-    expected = asked_by_hand(winner.find_checkpoint(won).path, rows).numpy()
+    expected = predicted_by_hand(winner.find_checkpoint(won).path, rows).numpy()
     mlflow.set_tracking_uri(f"sqlite:///{home_of_won}/mlflow.db")
     try:
         model = mlflow.pyfunc.load_model("models:/won@champion")
@@ -183,9 +183,9 @@ def test_the_same_winner_is_registered_once(home_of_won: Path, won: StudyView) -
     assert registry.count(won.plan.settings.location, "won", [won.uid])[1] == 1
 
 
-def test_what_cannot_be_exported_is_said_in_a_line(tmp_path: Path) -> None:
-    theirs = ["model._target_=user_networks.Plain", *(f"~model.{key}" for key in KEYS), "trainer.max_epochs=1"]
-    assert fit(spec_for(tmp_path, *theirs), ListLink()).outcome == "complete"
+def test_a_failed_export_is_reported_in_one_line(tmp_path: Path) -> None:
+    overrides = ["model._target_=user_networks.Plain", *(f"~model.{key}" for key in KEYS), "trainer.max_epochs=1"]
+    assert fit(spec_for(tmp_path, *overrides), ListLink()).outcome == "complete"
     forkserver.warm_up()
     made = trial_process.run_one_shot(ExportSpec(tmp_path / "weights.ckpt", tmp_path), tmp_path / "log", 120)
     assert isinstance(made, Exported)
@@ -194,34 +194,34 @@ def test_what_cannot_be_exported_is_said_in_a_line(tmp_path: Path) -> None:
     assert "\n" not in made.error
 
 
-# Answers --------------------------------------------------------------------------------------------------------------
+# Predictions ----------------------------------------------------------------------------------------------------------
 
 
-def test_large_pictures_of_digits_are_answered_as_the_digits_are(won: StudyView, tmp_path: Path) -> None:
+def test_enlarged_pictures_of_digits_get_the_predictions_of_the_digits(won: StudyView, tmp_path: Path) -> None:
     images, _ = load_digits(return_X_y=True)
-    folder = drawn(tmp_path / "drawn", images[:20])
+    folder = draw_pictures(tmp_path / "drawn", images[:20])
     out = tmp_path / "answers.csv"
     line = ["predict", "won", str(folder), f"home={won.plan.settings.home}", "--out", str(out), "--json"]
     done = CliRunner().invoke(cli, line)
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout.splitlines()[-1])
-    expected = asked_by_hand(
+    output = json.loads(done.stdout.splitlines()[-1])
+    expected = predicted_by_hand(
         winner.find_checkpoint(won).path, torch.from_numpy(images[:20]).float().reshape(-1, 1, 8, 8)
     )
-    assert [p["source"] for p in told["predictions"]] == [f"{i:03}.png" for i in range(20)]
-    # A picture has 256 shades where digits have 17, so that a probability may move by a little.
-    assert [p["answer"] for p in told["predictions"]] == expected.argmax(1).tolist()
-    assert [p["probability"] for p in told["predictions"]] == pytest.approx(expected.max(1).values.tolist(), abs=0.01)
+    assert [p["source"] for p in output["predictions"]] == [f"{i:03}.png" for i in range(20)]
+    # A picture has 256 shades and the digits have 17, so that a probability may differ slightly.
+    assert [p["answer"] for p in output["predictions"]] == expected.argmax(1).tolist()
+    assert [p["probability"] for p in output["predictions"]] == pytest.approx(expected.max(1).values.tolist(), abs=0.01)
     with open(out, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [float(r["probability"]) for r in rows] == [p["probability"] for p in told["predictions"]]
+    assert [float(r["probability"]) for r in rows] == [p["probability"] for p in output["predictions"]]
 
 
-def test_pictures_the_other_way_round_are_noticed_and_turned(won: StudyView, tmp_path: Path) -> None:
+def test_inverted_pictures_are_noticed_and_can_be_inverted(won: StudyView, tmp_path: Path) -> None:
     images, _ = load_digits(return_X_y=True)
     weights = winner.find_checkpoint(won).path
-    right = predict(PredictSpec(weights, drawn(tmp_path / "right", images[:5])))
-    folder = drawn(tmp_path / "dark on light", 16 - images[:5])
+    right = predict(PredictSpec(weights, draw_pictures(tmp_path / "right", images[:5])))
+    folder = draw_pictures(tmp_path / "dark on light", 16 - images[:5])
     assert right.notes == ()
     (note,) = predict(PredictSpec(weights, folder)).notes
     assert note.startswith("5 of 5 images are dark on light")
@@ -235,7 +235,7 @@ class SmallMNIST(MNIST):
     validation_rows = 20
 
 
-def test_a_network_is_asked_without_the_data_that_it_was_trained_on(tmp_path: Path) -> None:
+def test_a_network_predicts_without_its_training_data(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     root = tmp_path / "data" / "SmallMNIST"  # a data set's folder is named after its class in torchvision
     for part, count in (("train", 100), ("t10k", 10)):
@@ -250,21 +250,32 @@ def test_a_network_is_asked_without_the_data_that_it_was_trained_on(tmp_path: Pa
     assert predict(PredictSpec(tmp_path / "weights.ckpt", tmp_path / "one.png")) == with_data
 
 
-def test_a_table_is_answered_in_the_units_of_its_targets(tmp_path: Path) -> None:
-    """Diabetes: trained on standardised targets, and asked in points of the measure."""
+def test_a_table_is_predicted_in_the_units_of_its_targets(tmp_path: Path) -> None:
+    """Diabetes is trained on standardised targets and predicted in the original points."""
     assert fit(spec_for(tmp_path, "data=diabetes", "trainer.max_epochs=20"), ListLink()).outcome == "complete"
     rows, points = load_diabetes(return_X_y=True, scaled=False)
     table = tmp_path / "patients.csv"
-    names = ["s6", "age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5"]  # in another order, and one more
+    names = [
+        "s6",
+        "age",
+        "sex",
+        "bmi",
+        "bp",
+        "s1",
+        "s2",
+        "s3",
+        "s4",
+        "s5",
+    ]  # in another order, and with one more column
     places = [9, *range(9)]
     with open(table, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["patient", *names])
         writer.writerows([f"p{i}", *row[places]] for i, row in enumerate(rows))
-    said = predict(PredictSpec(tmp_path / "weights.ckpt", table)).rows
-    assert [r.source for r in said[:2]] == ["1", "2"]
-    assert all(r.probability is None for r in said)
-    answers = np.array([r.answer for r in said])
+    rows_out = predict(PredictSpec(tmp_path / "weights.ckpt", table)).rows
+    assert [r.source for r in rows_out[:2]] == ["1", "2"]
+    assert all(r.probability is None for r in rows_out)
+    answers = np.array([r.answer for r in rows_out])
     assert np.corrcoef(answers, points)[0, 1] > 0.6
     assert 130 < answers.mean() < 175, "the targets' mean is 152"
     in_order = tmp_path / "bare.csv"
@@ -279,7 +290,7 @@ def purchase(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "weights.ckpt"
 
 
-def test_a_yes_or_no_comes_with_its_probability(purchase: Path, tmp_path: Path) -> None:
+def test_a_binary_prediction_has_a_probability(purchase: Path, tmp_path: Path) -> None:
     (tmp_path / "things.csv").write_text("usefulness,price\n9.5,5\n0.2,60\n")
     first, second = predict(PredictSpec(purchase, tmp_path / "things.csv")).rows
     assert (first.answer, second.answer) == (1, 0)
@@ -299,7 +310,7 @@ def test_a_yes_or_no_comes_with_its_probability(purchase: Path, tmp_path: Path) 
         ("short.csv", "price,usefulness\n1\n", "line 2, usefulness: must be a finite number, got ''"),
     ],
 )
-def test_a_wrong_table_is_named_with_line_and_column(
+def test_a_wrong_table_is_refused_with_line_and_column(
     purchase: Path, tmp_path: Path, name: str, content: str, words: str
 ) -> None:
     (tmp_path / name).write_text(content)
@@ -308,13 +319,13 @@ def test_a_wrong_table_is_named_with_line_and_column(
     assert any(words in problem for problem in refused.value.problems), refused.value.problems
 
 
-def test_wrong_pictures_are_named_all_at_once(won: StudyView, tmp_path: Path) -> None:
+def test_all_wrong_pictures_are_listed_in_one_error(won: StudyView, tmp_path: Path) -> None:
     weights = winner.find_checkpoint(won).path
     (tmp_path / "none").mkdir()
     for path, words in ((tmp_path / "none", "must hold images"), (tmp_path / "a.csv", "must be one (.png, .jpg")):
         with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
             predict(PredictSpec(weights, path))
-    folder = drawn(tmp_path / "some", load_digits(return_X_y=True)[0][:2])
+    folder = draw_pictures(tmp_path / "some", load_digits(return_X_y=True)[0][:2])
     (folder / "torn.png").write_bytes((folder / "000.png").read_bytes()[:40])
     (folder / "text.jpg").write_text("no picture")
     with pytest.raises(ConfigError) as refused:
@@ -322,7 +333,9 @@ def test_wrong_pictures_are_named_all_at_once(won: StudyView, tmp_path: Path) ->
     assert [Path(p.split(":")[0]).name for p in refused.value.problems] == ["text.jpg", "torn.png"]
 
 
-def test_what_has_no_weights_says_what_to_do(won: StudyView, overnight: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_trial_without_weights_is_refused_with_a_remedy(
+    won: StudyView, overnight: Callable[..., Any], tmp_path: Path
+) -> None:
     lost = next(r.number for r in won.records if r.number != won.best.number)
     with pytest.raises(ConfigError, match=r"has no weights: study.keep_checkpoints keeps those of the best 1"):
         winner.find_checkpoint(won, lost)
@@ -335,7 +348,7 @@ def test_what_has_no_weights_says_what_to_do(won: StudyView, overnight: Callable
     assert done.stderr.startswith("FILE: must be an image, a folder of images or a .csv file, got 'gone.png'")
 
 
-def test_a_network_of_ones_own_is_exported_as_it_is_and_asked_once_its_data_says_how_rows_are_prepared(
+def test_a_users_network_is_exported_and_predicts_once_its_data_has_prepare_inputs(
     tmp_path: Path,
 ) -> None:
     there = "user_package.with_loaders."
@@ -351,19 +364,19 @@ def test_a_network_of_ones_own_is_exported_as_it_is_and_asked_once_its_data_says
         "what the network's forward returns",
     )
     assert np.array(made.example_outputs).shape == (2, 10)
-    image = drawn(tmp_path / "one", load_digits(return_X_y=True)[0][:1])
+    image = draw_pictures(tmp_path / "one", load_digits(return_X_y=True)[0][:1])
     with pytest.raises(ConfigError, match=r"DigitsData must say how raw .* has no method prepare_inputs\(inputs\)"):
         predict(PredictSpec(tmp_path / "weights.ckpt", image))
-    taught = [*line[:-1], "trainer.max_epochs=1", "data._target_=test_predict.Says"]
-    assert fit(spec_for(tmp_path / "taught", *taught), ListLink()).outcome == "complete"
-    (said,) = predict(PredictSpec(tmp_path / "taught" / "weights.ckpt", image)).rows
-    assert said.answer in [f"digit {i}" for i in range(10)]
-    assert said.probability is not None
-    assert 0.1 <= said.probability <= 1
+    prepared = [*line[:-1], "trainer.max_epochs=1", "data._target_=test_predict.DigitsWithInputs"]
+    assert fit(spec_for(tmp_path / "prepared", *prepared), ListLink()).outcome == "complete"
+    (row,) = predict(PredictSpec(tmp_path / "prepared" / "weights.ckpt", image)).rows
+    assert row.answer in [f"digit {i}" for i in range(10)]
+    assert row.probability is not None
+    assert 0.1 <= row.probability <= 1
 
 
-class Says(DigitsData):
-    """What somebody adds to a data module of theirs to have its networks asked."""
+class DigitsWithInputs(DigitsData):
+    """What a user adds to a data module so that its networks can predict."""
 
     input_shape, pixel_max = (1, 8, 8), 16
     class_names = tuple(f"digit {i}" for i in range(10))

@@ -1,4 +1,4 @@
-"""What the forkserver goes through once, so that no trial has to."""
+"""The prewarm trials of the forkserver."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ os._exit(0)
 
 
 @pytest.mark.long
-def test_what_the_forkserver_goes_through_ends_well_says_nothing_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_prewarm_trials_complete_without_output_and_leave_no_trace(tmp_path: Path) -> None:
     line = [sys.executable, "-c", GET_WARM]
     guarded = {**os.environ, "TMPDIR": str(tmp_path), import_allowlist.GUARDED: "1"}  # as on a worker's machine
-    said = subprocess.run(line, capture_output=True, text=True, env=guarded, check=False)
-    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    done = subprocess.run(line, capture_output=True, text=True, env=guarded, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.long
-def test_a_full_disk_keeps_no_forkserver_from_its_work(tmp_path: Path) -> None:
+def test_a_full_disk_does_not_stop_the_forkserver(tmp_path: Path) -> None:
     full = """
 import os
 from overnight.trial import checkpoint, prewarm
@@ -64,25 +64,25 @@ os._exit(0)
     subprocess.run([sys.executable, "-c", full], env={**os.environ, "TMPDIR": str(tmp_path)}, check=True, timeout=60)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a fork is no place for what was looked up")
-@pytest.mark.skipif(not devices.no_gpu(), reason="a process that has looked for a GPU can't be forked to use one")
-def test_a_trial_is_born_knowing_which_packages_are_installed() -> None:
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = forkserver.fork(say_what_is_known, theirs)
-    theirs.close()
-    assert ours.poll(60)
-    assert ours.recv() == 1, "Lightning's group of entry points was looked up once, and is remembered"
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the forkserver looks packages up on Linux only")
+@pytest.mark.skipif(not devices.no_gpu(), reason="a process that has initialised CUDA can't be forked to use it")
+def test_a_forked_trial_knows_which_packages_are_installed() -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = forkserver.fork(send_cache_size, sender)
+    sender.close()
+    assert receiver.poll(60)
+    assert receiver.recv() == 1, "Lightning's entry points were looked up once and are cached"
     process.join()
 
 
-def say_what_is_known(connection: Connection) -> None:
+def send_cache_size(connection: Connection) -> None:
     from lightning_fabric.utilities import registry
 
     connection.send(registry.entry_points.cache_info().currsize)
 
 
 @pytest.mark.parametrize(("visible", "none"), [("", True), ("-1", True), ("0", False), ("GPU-1,GPU-2", False)])
-def test_where_a_gpu_may_be_used_the_forkserver_looks_for_none(
+def test_the_forkserver_gets_the_no_gpu_flag_only_if_none_can_be_used(
     monkeypatch: pytest.MonkeyPatch, visible: str, none: bool
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

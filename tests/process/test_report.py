@@ -24,7 +24,7 @@ from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord, ranked
 from overnight.study.snapshot import StudyView
 from overnight.tracking import store
-from support.planted_study import BEST_LR, SORRY, SPACE, planned, record, searched, seen
+from support.planted_study import BEST_LR, DEGENERATE, SPACE, planned, record, searched, seen
 
 
 def printed(view: StudyView, width: int = 100) -> str:
@@ -33,7 +33,7 @@ def printed(view: StudyView, width: int = 100) -> str:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("records", SORRY.values(), ids=SORRY)
+@pytest.mark.parametrize("records", DEGENERATE.values(), ids=DEGENERATE)
 def test_a_study_without_a_result_has_a_report(records: list[TrialRecord]) -> None:
     view = seen(records)
     text, html = printed(view), page.page(report.build_report(view))

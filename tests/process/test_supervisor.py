@@ -23,7 +23,7 @@ from overnight.system import forkserver, kill
 from overnight.tracking.sync import MlflowSync
 from support.commands import LATE, running
 from support.mlflow_store import children
-from support.user_overrides import theirs
+from support.user_overrides import user_network
 
 Tune = Callable[..., api.Result]
 
@@ -33,7 +33,7 @@ def states(result: api.Result) -> list[tuple[str, str | None]]:
 
 
 def test_a_users_network_is_tuned(tune: Tune) -> None:
-    result = tune(*theirs("Plain", "+model.lr=tag(log,interval(1e-3,1e-1))", "study.trials=3"))
+    result = tune(*user_network("Plain", "+model.lr=tag(log,interval(1e-3,1e-1))", "study.trials=3"))
     assert [r.state for r in result.records] == ["complete"] * 3
     lrs = [r.params.get("model.lr") for r in result.records]
     assert lrs[0] is None, "the baseline leaves it to the class"
@@ -41,16 +41,16 @@ def test_a_users_network_is_tuned(tune: Tune) -> None:
 
 
 def test_an_error_is_recorded_with_its_traceback_and_a_few_in_a_row_stop_the_study(tune: Tune, home: Path) -> None:
-    result = tune(*theirs("Raises", "study.trials=9", "study.max_consecutive_failures=2", "slots=1"))
+    result = tune(*user_network("Raises", "study.trials=9", "study.max_consecutive_failures=2", "slots=1"))
     assert result.stop_reason == "failures"
     assert states(result)[:2] == [("failed", "error")] * 2
     assert len(result.records) < 5
-    assert "ZeroDivisionError: the person's own mistake" in result.records[0].detail
+    assert "ZeroDivisionError: the user's own mistake" in result.records[0].detail
     assert "about to raise" in (home / "logs" / "digits-mlp" / "trial-0000.log").read_text()
 
 
 def test_a_metric_that_is_not_finite_makes_the_trial_diverged(tune: Tune) -> None:
-    result = tune(*theirs("Diverges", "study.trials=2", "study.metric=val/accuracy2", "study.direction=maximize"))
+    result = tune(*user_network("Diverges", "study.trials=2", "study.metric=val/accuracy2", "study.direction=maximize"))
     assert states(result) == [("failed", "diverged")] * 2
     assert result.all_failed
 
@@ -61,19 +61,21 @@ def test_a_missing_metric_is_reported_with_those_that_are_logged(tune: Tune) -> 
 
 
 def test_a_metric_of_some_epochs_only_is_the_objective_with_its_last_value(tune: Tune) -> None:
-    result = tune(*theirs("EveryOther", "study.trials=2", "study.metric=now_and_then", "study.direction=maximize"))
+    result = tune(
+        *user_network("EveryOther", "study.trials=2", "study.metric=now_and_then", "study.direction=maximize")
+    )
     assert states(result) == [("complete", None)] * 2
     assert [e.metrics.get("now_and_then") for e in result.records[0].history] == [None, 1.0, None, 3.0]
     assert result.records[0].objective == 3.0
 
 
 def test_running_out_of_memory_has_its_own_reason(tune: Tune) -> None:
-    assert states(tune(*theirs("OutOfMemory", "study.trials=1"))) == [("failed", "out_of_memory")]
+    assert states(tune(*user_network("OutOfMemory", "study.trials=1"))) == [("failed", "out_of_memory")]
 
 
 def test_a_killed_trial_is_resumed_from_its_last_checkpoint(tune: Tune, tmp_path: Path) -> None:
     marker = tmp_path / "killed-once"
-    result = tune(*theirs("KilledOnce", "study.trials=1", f"+model.marker={marker}", "checkpoint.every_s=0"))
+    result = tune(*user_network("KilledOnce", "study.trials=1", f"+model.marker={marker}", "checkpoint.every_s=0"))
     assert marker.exists()
     assert states(result) == [("complete", None)]
     assert [e.epoch for e in result.records[0].history] == [0, 1, 2, 3]
@@ -81,7 +83,7 @@ def test_a_killed_trial_is_resumed_from_its_last_checkpoint(tune: Tune, tmp_path
 
 
 def test_an_error_in_the_loop_leaves_no_trial_running(home: Path) -> None:
-    study = build_plan([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")])
+    study = build_plan([f"home={home}", *user_network("Slow", "study.trials=2", "slots=2")])
     forkserver.warm_up()
     session, _ = open_study(study)
     started: list[int] = []
@@ -103,7 +105,7 @@ def test_an_error_in_the_loop_leaves_no_trial_running(home: Path) -> None:
 
 
 def test_a_trial_that_keeps_dying_fails_after_its_retries(tune: Tune) -> None:
-    result = tune(*theirs("AlwaysKilled", "study.trials=1", "study.retries=1"))
+    result = tune(*user_network("AlwaysKilled", "study.trials=1", "study.retries=1"))
     assert states(result) == [("failed", "crashed")]
     assert "signal 9" in result.records[0].detail
     assert "2 times in a row" in result.records[0].detail
@@ -111,7 +113,7 @@ def test_a_trial_that_keeps_dying_fails_after_its_retries(tune: Tune) -> None:
 
 def test_a_few_trials_in_a_row_that_keep_dying_stop_the_study(tune: Tune) -> None:
     lines = ("study.trials=8", "study.retries=1", "study.max_consecutive_failures=2", "slots=1")
-    result = tune(*theirs("AlwaysKilled", *lines))
+    result = tune(*user_network("AlwaysKilled", *lines))
     assert result.stop_reason == "failures"
     assert states(result) == [("failed", "crashed")] * 2
 
@@ -131,7 +133,9 @@ def test_a_process_that_is_slow_to_die_is_not_waited_for(monkeypatch: pytest.Mon
 def test_a_trial_that_hangs_in_c_code_is_retried_then_failed_and_its_slot_is_free_within_five_seconds(
     tune: Tune,
 ) -> None:
-    result = tune(*theirs("Hangs", "study.trials=1", "study.retries=1", "trial.stall_s=2", "checkpoint.every_s=0"))
+    result = tune(
+        *user_network("Hangs", "study.trials=1", "study.retries=1", "trial.stall_s=2", "checkpoint.every_s=0")
+    )
     assert states(result) == [("failed", "stalled")]
     assert "trial.stall_s" in result.records[0].detail
     assert "2 times in a row" in result.records[0].detail
@@ -143,17 +147,17 @@ def test_a_trial_that_hangs_in_c_code_is_retried_then_failed_and_its_slot_is_fre
 
 def test_a_trial_that_exceeds_its_time_or_memory_fails_with_its_reason_and_is_not_retried(tune: Tune) -> None:
     started = time.monotonic()
-    result = tune(*theirs("Slow", "study.trials=1", "trial.timeout_s=3", "trainer.max_epochs=99"))
+    result = tune(*user_network("Slow", "study.trials=1", "trial.timeout_s=3", "trainer.max_epochs=99"))
     assert states(result) == [("failed", "timed_out")]
     assert time.monotonic() - started < 60
-    result = tune(*theirs("Hoards", "study.trials=1", "trial.memory_gib=0.5", "study.name=hoards"))
+    result = tune(*user_network("Hoards", "study.trials=1", "trial.memory_gib=0.5", "study.name=hoards"))
     assert states(result) == [("failed", "out_of_memory")]
     assert "trial.memory_gib: it took" in result.records[0].detail
     assert (result.records[0].peak_bytes or 0) > 0.5 * 2**30
 
 
 def test_a_trial_whose_checkpoint_does_not_fit_its_network_starts_again_with_a_note(tune: Tune, tmp_path: Path) -> None:
-    line = theirs("Grows", "study.trials=1", f"+model.marker={tmp_path / 'grown'}", "checkpoint.every_s=0")
+    line = user_network("Grows", "study.trials=1", f"+model.marker={tmp_path / 'grown'}", "checkpoint.every_s=0")
     result = tune(*line)
     assert states(result) == [("complete", None)]
     assert [e.epoch for e in result.records[0].history] == [0, 1, 2, 3]
@@ -164,7 +168,7 @@ def test_a_trial_whose_checkpoints_are_all_refused_starts_again_with_a_note_in_m
     tune: Tune, home: Path, tmp_path: Path
 ) -> None:
     marker = tmp_path / "ruined"
-    result = tune(*theirs("RuinsItsStates", "study.trials=1", f"+model.marker={marker}", "checkpoint.every_s=0"))
+    result = tune(*user_network("RuinsItsStates", "study.trials=1", f"+model.marker={marker}", "checkpoint.every_s=0"))
     assert states(result) == [("complete", None)]
     assert Path(f"{marker}.epochs").read_text() == "0 1 0 1 2 3 "
     notes = children(home)[0].data.tags["overnight.notes"]
@@ -173,7 +177,7 @@ def test_a_trial_whose_checkpoints_are_all_refused_starts_again_with_a_note_in_m
 
 
 def test_while_the_disk_is_nearly_full_trials_save_and_wait(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = build_plan([f"home={home}", *theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")])
+    study = build_plan([f"home={home}", *user_network("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")])
     session, _ = open_study(study)
     warnings: list[str | None] = []
     worker = Supervisor(
@@ -208,7 +212,7 @@ def test_a_study_does_not_start_on_a_full_disk(tmp_path: Path) -> None:
 
 def test_the_log_of_a_trial_is_capped_and_its_children_end_with_it(tune: Tune, home: Path) -> None:
     marker = home / "child"
-    assert states(tune(*theirs("Chatty", "study.trials=1", f"+model.marker={marker}"))) == [("complete", None)]
+    assert states(tune(*user_network("Chatty", "study.trials=1", f"+model.marker={marker}"))) == [("complete", None)]
     log = (home / "logs" / "digits-mlp" / "trial-0000.log").read_text()
     assert len(log) <= trial_process.LOG_CAP_BYTES
     assert log.startswith("[earlier output was too long to keep]")
@@ -277,7 +281,7 @@ def test_only_the_best_trials_keep_their_weights(finished_home: Path) -> None:
 
 
 def test_a_stop_saves_the_running_trials_and_the_study_is_resumed(home: Path, tune: Tune) -> None:
-    overrides = theirs("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")
+    overrides = user_network("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")
     study = build_plan([f"home={home}", *overrides])
     session, _ = open_study(study)
     worker = Supervisor(session, MlflowSync(study, "uid"))
@@ -309,7 +313,7 @@ def test_a_stop_saves_the_running_trials_and_the_study_is_resumed(home: Path, tu
 
 @pytest.mark.long
 def test_the_trials_of_a_killed_supervisor_end_within_two_seconds(home: Path) -> None:
-    with running("tune", f"home={home}", *theirs("Slow", "study.trials=2", "slots=2")) as process:
+    with running("tune", f"home={home}", *user_network("Slow", "study.trials=2", "slots=2")) as process:
         # The resource tracker, the forkserver and, below it, two trials.
         while len(children := psutil.Process(process.pid).children(recursive=True)) < 4:
             assert process.poll() is None

@@ -1,4 +1,4 @@
-"""One trial, with a list as its pipe: it reports, heeds verdicts, and goes on as if it had never stopped."""
+"""One trial with a list as its pipe: it reports, follows decisions, and resumes with the same results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from overnight.protocol import Decision, EpochEnd, Finished, Resumed, StateSaved
 from overnight.search.build_plan import build_plan
 from overnight.trial import checkpoint
 from overnight.trial.fit import fit
-from support.trial_links import THEIRS, ListLink, spec_for, weights
+from support.trial_links import USER_MODEL, ListLink, spec_for, weights
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -28,9 +28,9 @@ QUIET: dict[str, Any] = {
 
 
 MIDDLE = "in the middle of an epoch"
-GOING_ON = {
-    "ours": ["model.dropout=0.3"],
-    "theirs, with a plateau schedule": THEIRS,
+RESUME_CASES = {
+    "the bundled mlp": ["model.dropout=0.3"],
+    "a user's network, plateau schedule": USER_MODEL,
     "cosine, augmented": ["schedule=cosine", "data.augment.shift=1", "data.augment.rotate=9", "data.augment.flip=true"],
     "one cycle, batch norm": ["schedule=one_cycle", "model.batch_norm=true", "trainer.gradient_clip_val=0.5"],
     "cnn": ["model=cnn", "model.channels=[4]", "model.dropout=0.2", "schedule=one_cycle", "optimizer=sgd"],
@@ -39,13 +39,13 @@ GOING_ON = {
 
 @pytest.mark.parametrize(
     ("what", "how"),
-    [(what, how) for what in list(GOING_ON)[:2] for how in ("at an epoch's end", MIDDLE, "killed after a save")]
-    + [(what, MIDDLE) for what in list(GOING_ON)[2:]],
+    [(what, how) for what in list(RESUME_CASES)[:2] for how in ("at an epoch's end", MIDDLE, "killed after a save")]
+    + [(what, MIDDLE) for what in list(RESUME_CASES)[2:]],
 )
-def test_a_trial_that_goes_on_ends_with_the_same_bits(
+def test_a_resumed_trial_ends_with_the_same_bits(
     tmp_path: Path, what: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = GOING_ON[what]
+    overrides = RESUME_CASES[what]
     whole = ListLink()
     assert fit(spec_for(tmp_path / "whole", *overrides), whole).outcome == "complete"
 
@@ -65,23 +65,23 @@ def test_a_trial_that_goes_on_ends_with_the_same_bits(
         first: ListLink = KillLink()
         with pytest.raises(Kill):
             fit(spec_for(folder, *overrides, every_s=0), first)
-        assert [m.epoch for m in first.said if isinstance(m, StateSaved)] == [0, 1, 2]
+        assert [m.epoch for m in first.messages if isinstance(m, StateSaved)] == [0, 1, 2]
     else:
         first = ListLink(stop_in_epoch=3) if "middle" in how else ListLink({2: Decision.SAVE_AND_STOP})
         assert fit(spec_for(folder, *overrides), first).outcome == "saved"
         assert len(first.epochs) == 3
     second = ListLink()
     assert fit(spec_for(folder, *overrides), second).outcome == "complete"
-    assert isinstance(second.said[0], Resumed)
-    assert list(second.said[0].history) == first.epochs[:3]
+    assert isinstance(second.messages[0], Resumed)
+    assert list(second.messages[0].history) == first.epochs[:3]
     assert first.curve[:3] + second.curve == whole.curve
     ours, uncut = weights(folder), weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], uncut[name]) for name in uncut)
-    assert [p.name for p in folder.iterdir()] == ["weights.ckpt"], "a complete trial leaves no state behind"
+    assert [p.name for p in folder.iterdir()] == ["weights.ckpt"], "a complete trial has no state"
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_trial_stopped_again_soon_after_it_went_on_still_ends_with_the_same_bits(
+def test_a_trial_stopped_again_soon_after_it_resumed_ends_with_the_same_bits(
     tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("overnight.trial.trial_callback.POLL_EVERY_S", 0.0)
@@ -109,23 +109,23 @@ BY_CLOSURE = [
 OPTIMIZERS = {
     "adam": ["schedule=one_cycle"],
     "lbfgs, several losses a step": [*BY_CLOSURE, "optimizer._target_=torch.optim.LBFGS", "+optimizer.max_iter=3"],
-    "somebody's own, two losses a step": [*BY_CLOSURE, "optimizer._target_=user_networks.Twice"],
+    "a user's optimizer, two losses a step": [*BY_CLOSURE, "optimizer._target_=user_networks.Twice"],
 }
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_stepping_by_ourselves_trains_what_the_trainer_would_have_trained(
+def test_several_batches_per_step_train_the_same_network_as_the_trainer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: list[str]
 ) -> None:
     line = ["model.dropout=0.2", *optimizer, "trainer.gradient_clip_val=0.5", "trainer.max_epochs=3"]
-    assert fit(spec_for(tmp_path / "ours", *line), ours := ListLink()).outcome == "complete"
+    assert fit(spec_for(tmp_path / "batched", *line), batched := ListLink()).outcome == "complete"
     monkeypatch.setattr("overnight.trial.fit._takes_several_batches_per_step", lambda *_: False)
-    assert fit(spec_for(tmp_path / "theirs", *line), theirs := ListLink()).outcome == "complete"
-    assert ours.curve == theirs.curve
-    assert all(torch.equal(w, weights(tmp_path / "theirs")[n]) for n, w in weights(tmp_path / "ours").items())
+    assert fit(spec_for(tmp_path / "trainer", *line), trainer_link := ListLink()).outcome == "complete"
+    assert batched.curve == trainer_link.curve
+    assert all(torch.equal(w, weights(tmp_path / "trainer")[n]) for n, w in weights(tmp_path / "batched").items())
 
 
-def test_a_training_step_of_ones_own_is_handed_batches_as_lightning_does(tmp_path: Path) -> None:
+def test_a_users_own_training_step_gets_one_batch_at_a_time(tmp_path: Path) -> None:
     spec = spec_for(tmp_path, "model._target_=user_networks.OwnStep", "trainer.max_epochs=1")
     assert fit(spec, link := ListLink()).outcome == "complete"
     assert link.epochs[0].metrics["train/batches"] == 34
@@ -138,7 +138,7 @@ def test_another_seed_trains_another_network(tmp_path: Path) -> None:
     assert first.curve != second.curve
 
 
-def test_a_pruned_trial_ends_at_once_and_its_state_stays_until_the_ledger_knows(tmp_path: Path) -> None:
+def test_a_pruned_trial_ends_at_once_and_keeps_its_state_until_the_outcome_is_recorded(tmp_path: Path) -> None:
     link = ListLink({1: Decision.STOP})
     assert fit(spec_for(tmp_path / "t", every_s=0), link).outcome == "stopped"
     assert len(link.epochs) == 2
@@ -147,17 +147,17 @@ def test_a_pruned_trial_ends_at_once_and_its_state_stays_until_the_ledger_knows(
     assert len(state["overnight"]["history"]) == 1
 
 
-def test_a_trial_killed_between_its_end_and_its_last_word_is_not_trained_again(tmp_path: Path) -> None:
+def test_a_trial_killed_between_its_end_and_its_last_message_is_not_trained_again(tmp_path: Path) -> None:
     fit(spec_for(tmp_path), first := ListLink())
     assert fit(spec_for(tmp_path), second := ListLink()).outcome == "complete"
-    assert second.said == [Resumed(7, tuple(first.epochs))]
+    assert second.messages == [Resumed(7, tuple(first.epochs))]
     (tmp_path / "weights.ckpt").write_bytes(b"torn")
     fit(spec_for(tmp_path), third := ListLink())
     assert third.curve == first.curve
 
 
 @pytest.mark.parametrize("ending", [Decision.CONTINUE, Decision.SAVE_AND_STOP], ids=["weights", "state"])
-def test_what_another_configuration_left_in_the_folder_is_not_gone_on_with(tmp_path: Path, ending: Decision) -> None:
+def test_a_state_or_weights_of_another_configuration_are_not_resumed(tmp_path: Path, ending: Decision) -> None:
     fit(spec_for(tmp_path), ListLink({2: ending}))
     finished = fit(spec_for(tmp_path, "optimizer.lr=0.02"), link := ListLink())
     assert len(link.epochs) == 6
@@ -175,7 +175,7 @@ def test_a_stop_in_the_last_epoch_lets_it_complete(tmp_path: Path) -> None:
     assert fit(spec_for(tmp_path), ListLink({5: Decision.SAVE_AND_STOP})).outcome == "complete"
 
 
-def test_it_reports_every_epoch_with_the_metrics_the_field_knows(tmp_path: Path) -> None:
+def test_it_reports_every_epoch_with_the_usual_metrics(tmp_path: Path) -> None:
     fit(spec_for(tmp_path), link := ListLink())
     assert [e.epoch for e in link.epochs] == list(range(6))
     assert all(set(e.metrics) == {"train/loss", "val/loss", "val/accuracy", "val/f1"} for e in link.epochs)
@@ -196,7 +196,7 @@ def test_the_kept_weights_load_without_overnight_running_and_predict(tmp_path: P
 
 
 def test_the_kept_weights_are_those_of_the_epoch_that_gives_the_objective(tmp_path: Path) -> None:
-    # A learning rate that ruins what the first epochs learned, so that the best epoch is not the last.
+    # A learning rate that is too high, so that the best epoch is not the last.
     overrides = ["optimizer=sgd", "optimizer.lr=2.0", "trainer.max_epochs=8"]
     fit(spec_for(tmp_path / "best", *overrides, objective="best"), link := ListLink())
     values = [e.metrics["val/accuracy"] for e in link.epochs]
@@ -221,7 +221,9 @@ def test_the_kept_weights_are_those_of_the_epoch_that_gives_the_objective(tmp_pa
         (["schedule=one_cycle", "schedule.warmup=2.0"], r"schedule\.warmup: must be above 0 and below 1"),
     ],
 )
-def test_what_does_not_fit_the_data_is_refused_by_key(tmp_path: Path, overrides: list[str], words: str) -> None:
+def test_a_setting_that_does_not_fit_the_data_is_refused_with_its_key(
+    tmp_path: Path, overrides: list[str], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         fit(spec_for(tmp_path, *overrides), ListLink())
 
@@ -249,14 +251,14 @@ def test_trainer_test_gives_the_test_figures_and_a_confusion_matrix(tmp_path: Pa
     assert counts.trace() / 360 == pytest.approx(found["test/accuracy"])
 
 
-def test_data_that_names_a_cache_is_handed_the_homes(tmp_path: Path) -> None:
+def test_data_with_a_cache_argument_gets_the_cache_of_the_home(tmp_path: Path) -> None:
     spec = spec_for(tmp_path / "t", "data=fake", "model.hidden_sizes=[4]", "trainer.max_epochs=1", cache=tmp_path / "c")
     fit(spec, link := ListLink())
     assert len(link.epochs) == 1
     assert (tmp_path / "c" / "fake" / "images.npy").exists()
 
 
-def test_a_task_in_the_config_reaches_a_model_where_the_data_module_says_none() -> None:
+def test_a_task_in_the_config_reaches_the_model_if_the_data_module_has_none() -> None:
     from overnight.trial.components import build
 
     config = build_plan(["search=none"]).config({})
@@ -276,7 +278,7 @@ def test_a_target_that_is_no_lightning_module_is_refused_by_name(tmp_path: Path)
 # Saved states
 
 
-def test_of_two_states_the_newest_whole_one_is_taken(tmp_path: Path) -> None:
+def test_of_two_states_the_newest_intact_one_is_loaded(tmp_path: Path) -> None:
     for step in range(3):
         checkpoint.save(tmp_path, {"step": step})
     assert checkpoint.load(tmp_path) == ({"step": 2}, [])
@@ -295,7 +297,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("kind", ["empty", "truncated", "flipped", "foreign", "hostile"])
-def test_a_state_that_is_not_what_was_written_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_or_foreign_state_is_refused(tmp_path: Path, kind: str) -> None:
     checkpoint.save(tmp_path, {"weights": torch.arange(1000.0)})
     path, canary = tmp_path / "state.ckpt", tmp_path / "canary"
     data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Somebody else's network and data, which import nothing of ours: each habit that people have, by itself."""
+"""Networks and data of users, which import nothing of overnight, in the common ways to write them."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from overnight.trial import lightning_packages, targets, trial_callback
 from overnight.trial.components import build
 from overnight.trial.fit import fit
 from support.trial_links import ListLink, weights
-from support.user_trials import HABITS, MANUAL, THEIRS, needs_lightning, spec_for
+from support.user_trials import HABITS, MANUAL, USER_PACKAGE, needs_lightning, spec_for
 
-# Lightning's word where a schedule looks at a metric that no epoch has logged yet.
+# Lightning's warning for a schedule that monitors a metric which no epoch has logged yet.
 UNAVAILABLE = pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric:RuntimeWarning")
 
 
 CASES = {
-    "DataLoaders and a schedule": {"model": f"{THEIRS}Classifier"},
-    "workers": {"model": f"{THEIRS}Classifier", "of_data": {"num_workers": 2, "noise": 0.3}, "epochs": 4},
-    "a schedule that asks for the steps to come": {"model": f"{THEIRS}OneCycle", "epochs": 3},
+    "DataLoaders and a schedule": {"model": f"{USER_PACKAGE}Classifier"},
+    "workers": {"model": f"{USER_PACKAGE}Classifier", "of_data": {"num_workers": 2, "noise": 0.3}, "epochs": 4},
+    "a schedule that asks for the number of steps": {"model": f"{USER_PACKAGE}OneCycle", "epochs": 3},
     "manual optimisation, two optimizers": {"model": MANUAL},
     "early stopping": {"model": f"{HABITS}StopsEarly", "epochs": 9},
     "validation in every second epoch": {"model": f"{HABITS}ValidatesEverySecondEpoch", "arguments": {"lr": 0.1}},
@@ -41,13 +41,16 @@ CASES = {
         "arguments": {"cfg": {"layers": [[64, 10]], "lr": 0.01}, "_convert_": "none"},
     },
     "lightning.pytorch": {"model": "user_package.modern.Net", "data": "user_package.modern.Data"},
-    "lightning.pytorch on our digits": {"model": "user_package.modern.Net", "data": "overnight.data.digits.Digits"},
+    "lightning.pytorch on the bundled digits": {
+        "model": "user_package.modern.Net",
+        "data": "overnight.data.digits.Digits",
+    },
 }
 
 
 @UNAVAILABLE
 @pytest.mark.parametrize("case", [pytest.param(n, marks=[needs_lightning] * ("lightning." in n)) for n in CASES])
-def test_a_network_of_theirs_stopped_anywhere_goes_on_to_the_same_bits(
+def test_a_users_network_stopped_anywhere_resumes_to_the_same_bits(
     tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = CASES[case]
@@ -62,37 +65,37 @@ def test_a_network_of_theirs_stopped_anywhere_goes_on_to_the_same_bits(
     second = ListLink({last - 1: Decision.SAVE_AND_STOP})
     assert fit(spec_for(folder, **options), second).outcome == "saved" or last == 1
     assert fit(spec_for(folder, **options), third := ListLink()).outcome == "complete"
-    assert isinstance(third.said[0], Resumed) or last == 1
+    assert isinstance(third.messages[0], Resumed) or last == 1
     assert first.curve + second.curve + third.curve == whole.curve
     ours, uncut = weights(folder), weights(tmp_path / "whole")
     assert uncut
     assert all(torch.equal(ours[name], uncut[name]) for name in uncut)
 
 
-def test_a_network_of_theirs_is_pruned_and_saved_every_so_often(tmp_path: Path) -> None:
-    for model in (f"{THEIRS}Classifier", MANUAL):
+def test_a_users_network_is_pruned_and_saved_periodically(tmp_path: Path) -> None:
+    for model in (f"{USER_PACKAGE}Classifier", MANUAL):
         link, folder = ListLink({2: Decision.STOP}), tmp_path / model
         assert fit(spec_for(folder, model, every_s=0), link).outcome == "stopped"
-        assert [m.epoch for m in link.said if isinstance(m, StateSaved)] == [0, 1]
+        assert [m.epoch for m in link.messages if isinstance(m, StateSaved)] == [0, 1]
         assert not (folder / "weights.ckpt").exists()
 
 
-def test_what_they_keep_as_hyperparameters_is_kept_as_far_as_plain_data_goes(tmp_path: Path) -> None:
+def test_saved_hyperparameters_are_kept_if_they_are_plain_data(tmp_path: Path) -> None:
     from user_package.with_loaders import Classifier
 
-    spec = spec_for(tmp_path, f"{THEIRS}Classifier", arguments={"layers": [[64, 5], [5, 10]]}, epochs=1)
+    spec = spec_for(tmp_path, f"{USER_PACKAGE}Classifier", arguments={"layers": [[64, 5], [5, 10]]}, epochs=1)
     fit(spec, ListLink())
     kept = torch.load(tmp_path / "weights.ckpt", weights_only=True)["hyper_parameters"]
-    assert kept == {"layers": [[64, 5], [5, 10]], "lr": 0.01, "dropout": 0.2, "gamma": 0.7}, "less the class of ReLU"
+    assert kept == {"layers": [[64, 5], [5, 10]], "lr": 0.01, "dropout": 0.2, "gamma": 0.7}, "without the class of ReLU"
     model = Classifier.load_from_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
     assert model.model[2].weight.shape == (5, 64)
 
 
-@pytest.mark.parametrize(("model", "epochs"), [("StopsEarly", 4), ("SaysItStops", 2)])
+@pytest.mark.parametrize(("model", "epochs"), [("StopsEarly", 4), ("SetsShouldStop", 2)])
 def test_a_network_that_stops_by_itself_is_complete(tmp_path: Path, model: str, epochs: int) -> None:
     assert fit(spec_for(tmp_path, f"{HABITS}{model}"), link := ListLink()).outcome == "complete"
     assert len(link.epochs) == epochs
-    assert [p.name for p in tmp_path.iterdir()] == ["weights.ckpt"], "a ModelCheckpoint of theirs writes nothing"
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.ckpt"], "a user's ModelCheckpoint writes nothing"
 
 
 @UNAVAILABLE
@@ -102,8 +105,8 @@ def test_a_metric_is_reported_in_the_epochs_that_logged_it_and_no_other(tmp_path
     assert all("train/loss_epoch" in e.metrics for e in link.epochs)
 
 
-def test_a_network_without_validation_is_judged_by_what_training_logs(tmp_path: Path) -> None:
-    spec = spec_for(tmp_path, f"{HABITS}NeverValidates", f"{HABITS}TrainingAlone", metric="train/loss_epoch")
+def test_a_network_without_validation_is_scored_by_a_training_metric(tmp_path: Path) -> None:
+    spec = spec_for(tmp_path, f"{HABITS}NeverValidates", f"{HABITS}NoValidationData", metric="train/loss_epoch")
     assert fit(spec, link := ListLink()).outcome == "complete"
     assert all(set(e.metrics) == {"train/loss", "train/loss_step", "train/loss_epoch"} for e in link.epochs)
 
@@ -116,15 +119,15 @@ def test_each_of_several_validation_sets_has_its_own_metric(tmp_path: Path) -> N
     assert {"val/accuracy/dataloader_idx_0", "val/accuracy/dataloader_idx_1"} <= names
 
 
-# The two Lightnings
+# The two Lightning packages
 
 
 @needs_lightning
-def test_the_trial_is_trained_by_the_lightning_that_the_model_comes_from(tmp_path: Path) -> None:
+def test_a_trial_is_trained_by_the_lightning_package_of_its_model(tmp_path: Path) -> None:
     spec = spec_for(tmp_path, "user_package.modern.Net", "user_package.modern.Data")
     data, model = build(spec.config)
     assert lightning_packages.lightning_of(data, model).__name__ == "lightning.pytorch"
-    data, model = build(spec_for(tmp_path, f"{THEIRS}Classifier").config)
+    data, model = build(spec_for(tmp_path, f"{USER_PACKAGE}Classifier").config)
     assert lightning_packages.lightning_of(data, model).__name__ == "pytorch_lightning"
 
 
@@ -140,15 +143,15 @@ def test_a_model_of_one_lightning_with_data_of_the_other_is_refused_with_what_to
     )
 
 
-# Names that lead nowhere
+# Targets that cannot be imported
 
 
-def test_a_target_that_cannot_be_imported_is_told_with_where_it_was_looked_for_and_what_to_do(tmp_path: Path) -> None:
+def test_a_target_that_cannot_be_imported_is_refused_with_the_searched_folders_and_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "broken_at_import.py").write_text("import no_such_package_at_all\n")
     sys.path.insert(0, str(tmp_path))
     try:
         messages = {}
-        for target in ("nowhere.Net", "user_package.nothing.Net", f"{THEIRS}Clasifier", "broken_at_import.Net"):
+        for target in ("nowhere.Net", "user_package.nothing.Net", f"{USER_PACKAGE}Clasifier", "broken_at_import.Net"):
             with pytest.raises(ImportError) as error:
                 fit(spec_for(tmp_path, target), ListLink())
             messages[target] = str(error.value)
@@ -159,11 +162,11 @@ def test_a_target_that_cannot_be_imported_is_told_with_where_it_was_looked_for_a
     assert f"there is no module nowhere in {tmp_path}, " in missing
     assert "start overnight in the folder that holds nowhere.py, or put that folder on PYTHONPATH" in missing
     assert re.search(r"user_package \(.*__init__.py\) has no nothing", messages["user_package.nothing.Net"])
-    assert "has no Clasifier; did you mean Classifier?" in messages[f"{THEIRS}Clasifier"]
+    assert "has no Clasifier; did you mean Classifier?" in messages[f"{USER_PACKAGE}Clasifier"]
     assert "raised ModuleNotFoundError: No module named 'no_such_package_at_all'" in messages["broken_at_import.Net"]
 
 
-def test_a_target_deep_in_a_config_is_looked_up_too() -> None:
+def test_a_nested_target_is_checked_too() -> None:
     config = {"data": {"_target_": "torch.nn.Identity", "transforms": [{"_target_": "torchvision.tansforms.ToTensor"}]}}
     with pytest.raises(
         ImportError, match=r"^data\.transforms\.0\._target_: .* has no tansforms; did you mean transforms"
@@ -175,25 +178,25 @@ def test_a_target_deep_in_a_config_is_looked_up_too() -> None:
 
 
 def conf_of(folder: Path, model: dict[str, Any], search: dict[str, str]) -> Path:
-    """A folder of configs as their writers have it."""
-    files = {"model": model, "data": {"_target_": f"{THEIRS}DigitsData", "batch_size": 50}, "search": search}
+    """Write a user's config folder."""
+    files = {"model": model, "data": {"_target_": f"{USER_PACKAGE}DigitsData", "batch_size": 50}, "search": search}
     for group, content in files.items():
         (folder / "conf" / group).mkdir(parents=True)
-        (folder / "conf" / group / "theirs.yaml").write_text(yaml.safe_dump(content))
+        (folder / "conf" / group / "custom.yaml").write_text(yaml.safe_dump(content))
     return folder / "conf"
 
 
-BRIEF = ("model=theirs", "data=theirs", "slots=1")
+CUSTOM = ("model=custom", "data=custom", "slots=1")
 
 
 def test_a_network_with_loaders_is_tuned_from_its_own_configs_and_pruned(
     tune: Callable[..., api.Result], tmp_path: Path
 ) -> None:
     space = {"model.lr": "choice(1e-2, 1e-9)", "data.batch_size": "int(interval(20, 60))"}
-    conf = conf_of(tmp_path, {"_target_": f"{THEIRS}Classifier", "lr": 1e-2}, space)
+    conf = conf_of(tmp_path, {"_target_": f"{USER_PACKAGE}Classifier", "lr": 1e-2}, space)
     pruner = ("pruner.startup_trials=1", "pruner.warmup_epochs=0")
-    result = tune(*BRIEF, *pruner, "study.trials=6", "trainer.max_epochs=3", "sampler=random", config_dir=conf)
-    assert result.study_name == "theirs-theirs"
+    result = tune(*CUSTOM, *pruner, "study.trials=6", "trainer.max_epochs=3", "sampler=random", config_dir=conf)
+    assert result.study_name == "custom-custom"
     ends = {(r.state, r.params["model.lr"]) for r in result.records}
     assert ends == {("complete", 1e-2), ("pruned", 1e-9)}
     assert result.best is not None
@@ -202,11 +205,11 @@ def test_a_network_with_loaders_is_tuned_from_its_own_configs_and_pruned(
 
 
 @pytest.mark.long
-def test_a_network_with_manual_optimisation_is_stopped_in_a_study_and_gone_on_with(
+def test_a_network_with_manual_optimisation_is_stopped_in_a_study_and_resumed(
     tune: Callable[..., api.Result], home: Path, tmp_path: Path
 ) -> None:
     conf = conf_of(tmp_path, {"_target_": MANUAL, "lr": 2e-3}, {"model.lr": "tag(log, interval(1e-4, 1e-2))"})
-    lines = (*BRIEF, "study.trials=2", "trainer.max_epochs=60", "pruner=none", "pictures.when=never")
+    lines = (*CUSTOM, "study.trials=2", "trainer.max_epochs=60", "pruner=none", "pictures.when=never")
     study = build_plan([f"home={home}", *lines], conf)
 
     def stop_in_trial_one(worker: Supervisor) -> None:

@@ -17,7 +17,7 @@ from overnight.cli.main import cli
 from overnight.config.compose import study_location
 from overnight.study.snapshot import view
 from support.commands import LATE, running, start
-from support.user_overrides import theirs
+from support.user_overrides import user_network
 
 
 def until_it_runs(home: Path) -> None:
@@ -50,7 +50,7 @@ def seen_on_a_terminal(home: Path, seconds: float) -> tuple[str, int]:
 
 @pytest.mark.long
 def test_watch_follows_the_study_to_its_end_and_ctrl_c_does_not_stop_it(home: Path) -> None:
-    line = theirs("Slow", "study.trials=2", "trainer.max_epochs=6", "slots=1")
+    line = user_network("Slow", "study.trials=2", "trainer.max_epochs=6", "slots=1")
     with running("tune", f"home={home}", "preflight=never", "pictures.when=never", *line) as study:
         until_it_runs(home)
         with start("status", "--watch", f"home={home}", stdout=subprocess.PIPE, text=True) as plain:

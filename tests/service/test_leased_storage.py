@@ -182,7 +182,7 @@ def test_trials_continue_during_an_outage_and_everything_is_written_after_it(
         a.queue.ask()
     assert not a.attributes.stop_requested
     a.writer.complete(0)
-    cable.mend()
+    cable.reconnect()
     until = time.monotonic() + 10
     while not a.writer.is_written(0) and time.monotonic() < until:
         time.sleep(0.1)
@@ -211,7 +211,7 @@ def test_an_outage_in_the_middle_of_a_read_is_no_error(
     assert a.coordinator.poll() == []
     assert cuts
     assert a.coordinator.outage is not None
-    cable.mend()
+    cable.reconnect()
     time.sleep(2.5)
     assert [r.objective for r in poll_records(a)] == [0.7]
 
@@ -268,7 +268,7 @@ def test_attributes_that_were_never_read_are_unreachable_in_an_outage_and_are_re
     for read in (*reads, fresh.get_study_name_from_id):
         with pytest.raises(Unreachable):
             read(study_id)
-    cable.mend()
+    cable.reconnect()
     for read in reads:
         assert read(study_id) or read == fresh.get_study_system_attrs
     assert fresh.get_study_name_from_id(study_id) == study.name
@@ -349,7 +349,7 @@ def cut_at(words: str, cable: Cable) -> Iterator[None]:
         yield
     finally:
         sqlalchemy.event.remove(Engine, "before_cursor_execute", cut)
-        cable.mend()
+        cable.reconnect()
     assert came, f"no statement has {words}"
 
 

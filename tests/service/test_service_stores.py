@@ -63,7 +63,11 @@ def study(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, mlflow_s
         [sys.executable, "-m", "overnight", "migrate"], env=environment, check=True, text=True, capture_output=True
     )
     keys = ("hidden_sizes", "activation", "dropout", "batch_norm")
-    network = ["model._target_=user_networks.TellsAll", *(f"~model.{key}" for key in keys), "+model.fails=false,true"]
+    network = [
+        "model._target_=user_networks.PrintsEnvironment",
+        *(f"~model.{key}" for key in keys),
+        "+model.fails=false,true",
+    ]
     line = ["tune", "search=none", *network, "study.name=told", "study.trials=2", "study.enqueue=[{model.fails: true}]"]
     line += ["trainer.max_epochs=2", "slots=1", f"home={seen.home}", *STORES]
     command = [sys.executable, "-m", "overnight", *line]

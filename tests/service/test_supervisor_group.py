@@ -103,7 +103,7 @@ def test_a_disconnected_supervisor_discards_what_it_did_after_its_lease(
     cable.cut()
     ours.work("worker", "cut", "--until-done")
     ours.wait_for("cut", lambda s: s.records[0].done)
-    cable.mend()
+    cable.reconnect()
     outputs = ours.outputs()
     assert late.returncode == 0, outputs
     # Once when the trial was adopted; a second time if it then waited for a slot while MLflow was synchronised.

@@ -1,4 +1,4 @@
-"""A process that saves states; apart from its test, so that a hundred of them need not import pytest."""
+"""A process that saves checkpoints. In a module of its own, so that its processes import no pytest."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from overnight.trial import checkpoint
 
 
-def write_on(folder: Path, told: Connection) -> None:
-    """Save states for ever, from the one there is; say after each that it is saved."""
+def write_states(folder: Path, sender: Connection) -> None:
+    """Save a checkpoint after the other, starting at the stored one, and send the step of each saved one."""
     state, refused = checkpoint.load(folder)
     assert not refused
     for step in itertools.count(state["step"] + 1 if state else 0):
         checkpoint.save(folder, {"step": step, "weights": torch.full((50_000,), float(step))})
-        told.send(step)
+        sender.send(step)

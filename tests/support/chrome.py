@@ -1,4 +1,4 @@
-"""The browser that the tests drive, and how a page is photographed."""
+"""The browser that the tests drive, and screenshots of its pages."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# What a person has clicked away after the first visit: tours, and the assistant's panel over a quarter of the page.
+# Closed on the first visit by a user: tours, and the assistant's panel, which covers a quarter of the page.
 SEEN = {
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,
     "mlflow.assistant.panelOpen_v1": False,
     "mlflow.detectIssues.guidanceShown_v1": True,
 }
 PATIENCE_MS = 60_000
-# Where to leave pictures of what was seen, for somebody to look at: OVERNIGHT_SHOTS=docs/pictures make browser
+# Folder for screenshots, if they are wanted: OVERNIGHT_SHOTS=docs/pictures make browser
 SHOTS = os.environ.get("OVERNIGHT_SHOTS")
 
 Tab = Callable[..., Any]

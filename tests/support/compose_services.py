@@ -1,10 +1,10 @@
 """docker-compose.yml without an engine: read as Compose reads it, each service's own command started as a process.
 
-A process gets what its container would: the file's environment and nothing else, the secrets that the file lists for
-it, its volumes as folders. Hosts, ports and paths are mapped, by `Stack.mapped`; nothing else is changed. What a
+A process gets what its container would get: the environment of the file and nothing else, the secrets that the file
+lists for it, its volumes as folders. `Stack.mapped` maps hosts, ports and paths. Nothing else is changed. What a
 process can't show is what the engine does: users, capabilities, read-only roots, networks, limits.
 
-Called as a program it answers to the few words of `docker compose` that the scripts in deploy/ say.
+As a program, it supports the few subcommands of `docker compose` that the scripts in deploy/ use.
 """
 
 from __future__ import annotations
@@ -243,26 +243,26 @@ def begin_postgres(stack: Stack) -> None:
         "PGPASSWORD": stack.secret("postgres_password"),
     }
 
-    def say(*words: object, **options: Any) -> None:
-        said = [str(word) for word in words]
-        done = subprocess.run(said, env=begun, capture_output=True, text=True, cwd="/", check=False, **options)
+    def run_program(*words: object, **options: Any) -> None:
+        command = [str(word) for word in words]
+        done = subprocess.run(command, env=begun, capture_output=True, text=True, cwd="/", check=False, **options)
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
 
     password = socket_folder / "password"
     password.write_text(stack.secret("postgres_password"))
     shutil.chown(password, user) if user else None
     options = environment["POSTGRES_INITDB_ARGS"].split()
-    say("initdb", "--username=postgres", f"--pwfile={password}", *options, user=user)
+    run_program("initdb", "--username=postgres", f"--pwfile={password}", *options, user=user)
     password.unlink()
     cluster = Path(environment["PGDATA"])
     with open(cluster / "pg_hba.conf", "a") as file:
         file.write("host all all all scram-sha-256\n")
     arguments = " ".join(stack.command("postgres")[1:])
     quiet = f"{arguments} -c listen_addresses= -k {socket_folder}"
-    say("pg_ctl", "--wait", "-D", cluster, "-l", socket_folder / "log", "-o", quiet, "start", user=user)
+    run_program("pg_ctl", "--wait", "-D", cluster, "-l", socket_folder / "log", "-o", quiet, "start", user=user)
     for script in sorted((stack.folder / "deploy" / "postgres").glob("*.sh")):
-        say(script)
-    say("pg_ctl", "--wait", "-D", cluster, "-m", "fast", "stop", user=user)
+        run_program(script)
+    run_program("pg_ctl", "--wait", "-D", cluster, "-m", "fast", "stop", user=user)
 
 
 def postgres_programs() -> Path:
@@ -288,14 +288,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-# As a program, what `docker compose` is to deploy/*.sh --------------------------------------------------------------
+# As a program: replaces `docker compose` for deploy/*.sh ------------------------------------------------------------
 
 
 def main(folder: str, word: str, *arguments: str) -> int:
     stack, words = Stack.of(Path(folder)), [a for a in arguments if a not in ("-T", "--rm", "--no-deps")]
     if word in ("exec", "run"):
         return stack.run(words[0], words[1:], capture_output=False).returncode
-    assert (word, *arguments) == ("up", "--detach", "--wait", "postgres"), f"not asked by deploy/: {word} {arguments}"
+    assert (word, *arguments) == ("up", "--detach", "--wait", "postgres"), f"not used by deploy/: {word} {arguments}"
     return 0 if stack.healthy("postgres") else 1
 
 

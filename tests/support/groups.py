@@ -47,7 +47,7 @@ class Group:
         return process
 
     def start(self, home: Path, *arguments: str, url: str | None = None) -> subprocess.Popen[str]:
-        """Start a command on this database. stdout and stderr are one pipe."""
+        """Start a command on this database. Its stdout and stderr share one pipe."""
         command = [sys.executable, "-m", "overnight", *arguments, f"home={home}", *self.stores]
         environment = {**self.environment, "OVERNIGHT_STORAGE_URL": url or self.url}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

@@ -1,4 +1,4 @@
-"""Reads what MLflow holds of a study, and compares it with the Optuna storage."""
+"""Read a study's runs from MLflow and compare them with the Optuna storage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def children(home: Path) -> dict[int, Any]:
 
 
 def assert_equal(home: Path, found: StudyView) -> None:
-    """Assert that MLflow holds every trial of a study with the same params, steps, values, times and state."""
+    """Assert that MLflow has every trial of a study with the same params, steps, values, times and state."""
     client, runs = client_of(home), children(home)
     log_scale_names = {
         display_name(name) for name, dist in found.plan.space.names().items() if getattr(dist, "log", False)

@@ -62,12 +62,12 @@ def seen(records: list[TrialRecord], *overrides: str, confirmed: bool = False) -
     return dataclasses.replace(whole, confirmation=second)
 
 
-SORRY = {
+DEGENERATE = {
     "an empty study": [],
     "all failed": [record(i, {"optimizer.lr": 0.001}, None, "failed") for i in range(3)],
     "one trial": [record(0, {"optimizer.lr": 0.001}, 0.9)],
     "two equal trials": [record(i, {"optimizer.lr": 0.001}, 0.9) for i in range(2)],
     "a constant objective": [record(r.number, r.params, 0.1) for r in searched(planned(), 12)],
-    "nothing but pruned": [record(i, {"optimizer.lr": 0.001 * (i + 1)}, 0.5, "pruned") for i in range(3)],
-    "one still waiting": [record(0, {}, None, "waiting")],
+    "only pruned trials": [record(i, {"optimizer.lr": 0.001 * (i + 1)}, 0.5, "pruned") for i in range(3)],
+    "one trial still waiting": [record(0, {}, None, "waiting")],
 }

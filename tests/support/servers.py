@@ -60,7 +60,7 @@ class Postgres:
         return f"postgresql://{role}:{password}@/{database}?host={self.folder}"
 
     def stop(self, how: str = "immediate") -> None:
-        """Stop the server. `immediate` leaves it as a killed machine would."""
+        """Stop the server. `immediate` leaves the files as after a kill."""
         self._control("stop", "-m", how)
 
     def start(self) -> None:
@@ -176,7 +176,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) 
 
 
 class Cable:
-    """A proxy between a process and a PostgreSQL, with a socket of its own. It can be cut and mended."""
+    """A proxy between a process and a PostgreSQL, with a socket of its own. It can be cut and reconnected."""
 
     def __init__(self, folder: Path, postgres: Postgres) -> None:
         self.folder, self._server = folder, postgres.folder / _SOCKET
@@ -199,7 +199,7 @@ class Cable:
                 line.shutdown(socket.SHUT_RDWR)
         self._lines.clear()
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         self._whole = True
 
     def _accept(self) -> None:

@@ -1,4 +1,4 @@
-"""A trial in this process, with a list in place of its pipe."""
+"""Run a trial in this process, with a list instead of its pipe."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from overnight.search.build_plan import build_plan
 
 @dataclass
 class ListLink:
-    """Notes what a trial says; answers as it is told to."""
+    """Records the messages of a trial and answers them with the given decisions."""
 
     decisions: dict[int, Decision] = field(default_factory=dict)
     stop_in_epoch: int | None = None
-    said: list[TrialMessage] = field(default_factory=list)
+    messages: list[TrialMessage] = field(default_factory=list)
 
     def send(self, message: TrialMessage) -> None:
-        self.said.append(message)
+        self.messages.append(message)
 
     def ask(self, message: EpochEnd) -> Decision:
-        self.said.append(message)
+        self.messages.append(message)
         return self.decisions.get(message.epoch, Decision.CONTINUE)
 
     def stop_wanted(self) -> bool:
@@ -33,7 +33,7 @@ class ListLink:
 
     @property
     def epochs(self) -> list[EpochEnd]:
-        return [m for m in self.said if isinstance(m, EpochEnd)]
+        return [m for m in self.messages if isinstance(m, EpochEnd)]
 
     @property
     def curve(self) -> list[tuple[int, dict[str, float]]]:
@@ -52,4 +52,4 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 KEYS = ("hidden_sizes", "activation", "dropout", "batch_norm")
 
-THEIRS = ["model._target_=user_networks.Plain", *(f"~model.{key}" for key in KEYS)]
+USER_MODEL = ["model._target_=user_networks.Plain", *(f"~model.{key}" for key in KEYS)]

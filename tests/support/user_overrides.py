@@ -12,5 +12,5 @@ BARE = (
 )
 
 
-def theirs(name: str, *overrides: str) -> tuple[str, ...]:
+def user_network(name: str, *overrides: str) -> tuple[str, ...]:
     return (*BARE, f"model._target_=user_networks.{name}", *overrides)

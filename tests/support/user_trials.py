@@ -10,7 +10,7 @@ import pytest
 
 from overnight.protocol import TrialSpec
 
-THEIRS = "user_package.with_loaders."
+USER_PACKAGE = "user_package.with_loaders."
 
 HABITS = "user_package.habits."
 
@@ -24,7 +24,7 @@ needs_lightning = pytest.mark.skipif(
 def spec_for(
     folder: Path,
     model: str,
-    data: str = f"{THEIRS}DigitsData",
+    data: str = f"{USER_PACKAGE}DigitsData",
     *,
     arguments: dict[str, Any] | None = None,
     of_data: dict[str, Any] | None = None,

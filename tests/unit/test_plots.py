@@ -21,7 +21,7 @@ from overnight.plots.draw import NotDrawable, _Predictions, draw, first_weights
 from overnight.protocol import DrawSpec
 from overnight.trial.fit import fit
 from support.trial_links import ListLink, spec_for
-from support.user_trials import HABITS, MANUAL, THEIRS, needs_lightning
+from support.user_trials import HABITS, MANUAL, USER_PACKAGE, needs_lightning
 from support.user_trials import spec_for as their_spec
 
 ALL = ("weights", "curves", "confusion", "mistakes", "predictions")
@@ -142,10 +142,10 @@ def test_training_and_validation_share_a_panel_and_the_studys_metric_comes_first
 @pytest.mark.parametrize(
     ("model", "options", "absent"),
     [
-        (f"{THEIRS}Classifier", {}, set()),
+        (f"{USER_PACKAGE}Classifier", {}, set()),
         (f"{HABITS}SeesTwoValidationSets", {"data": f"{HABITS}TwoValidationSets"}, set()),
         (MANUAL, {}, {"confusion.png", "mistakes.png"}),
-        (f"{HABITS}NeverValidates", {"data": f"{HABITS}TrainingAlone"}, {"confusion.png", "mistakes.png"}),
+        (f"{HABITS}NeverValidates", {"data": f"{HABITS}NoValidationData"}, {"confusion.png", "mistakes.png"}),
         pytest.param("user_package.modern.Net", {"data": "user_package.modern.Data"}, set(), marks=needs_lightning),
     ],
     ids=["DataLoaders", "two validation sets", "adversaries", "no validation", "lightning.pytorch"],

@@ -1,4 +1,4 @@
-"""A set of pictures that is fetched from a server of its own, as MNIST's are; the server too."""
+"""A data set of pictures that is downloaded like MNIST, and its server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIRROR = "OVERNIGHT_TEST_MIRROR"  # the environment's name of where the server l
 
 
 def archives() -> dict[str, bytes]:
-    """File name -> bytes of 300 and 50 pictures of noise, in MNIST's files as its servers have them."""
+    """Return the files of 300 and 50 pictures of noise in MNIST's format, by file name."""
     rng, found = np.random.default_rng(0), {}
     for part, count in (("train", 300), ("t10k", 50)):
         for kind, array in (
@@ -46,7 +46,12 @@ class Pictures(MNIST):
 
 @contextmanager
 def server(chunk_s: float = 0.0, broken: bool = False) -> Iterator[str]:
-    """Serve the set on this machine, a pause of chunk_s seconds after every 32 KiB; broken: with a byte changed."""
+    """Serve the data set on this machine.
+
+    Args:
+        chunk_s: Pause after every 32 KiB, in seconds.
+        broken: Change one byte.
+    """
     files = archives()
     if broken:
         files = {name: data[:-20] + bytes([data[-20] ^ 1]) + data[-19:] for name, data in files.items()}
@@ -57,7 +62,7 @@ def server(chunk_s: float = 0.0, broken: bool = False) -> Iterator[str]:
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            with suppress(ConnectionError):  # torchvision asks once for the address alone
+            with suppress(ConnectionError):  # torchvision first requests the address only
                 for start in range(0, len(data), 32 * 1024):
                     self.wfile.write(data[start : start + 32 * 1024])
                     time.sleep(chunk_s)

@@ -1,4 +1,4 @@
-"""Networks and data with the mistakes that people make; named by `_target_` in tests."""
+"""Networks and data with common mistakes. Tests name them by `_target_`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from overnight.data.digits import Digits
 
 
 class Conv(pl.LightningModule):
-    """Two poolings too many for eight pixels, where blocks says so."""
+    """Has too many poolings for eight pixels if `blocks` is too large."""
 
     def __init__(self, blocks: int = 1) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Conv(pl.LightningModule):
 
 
 class Slow(Digits):
-    """Takes its time before its first batch."""
+    """Sleeps before its first batch."""
 
     def setup(self, stage: str) -> None:
         time.sleep(5)
@@ -40,7 +40,7 @@ class Slow(Digits):
 
 
 class NineClasses(Digits):
-    """Tells the model of nine classes, and has ten."""
+    """Declares nine classes and has ten."""
 
     classes = 9
 

@@ -1,4 +1,4 @@
-"""Networks as people write them, good and bad; named by `model._target_` in tests."""
+"""Networks as users write them, good and bad. Tests name them by `model._target_`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from overnight.models.mlp import MLP
 
 
 class Plain(pl.LightningModule):
-    """Imports nothing of ours, logs by name, brings its own optimizer and a schedule that looks at a metric."""
+    """Imports nothing of overnight. Logs by name and has its own optimizer and a schedule that monitors a metric."""
 
     def __init__(self, lr: float = 1e-2, marker: str = "") -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Plain(pl.LightningModule):
 
 
 class Twice(torch.optim.SGD):
-    """An optimizer as people write them that looks at two losses in one step."""
+    """A user's optimizer that computes two losses in one step."""
 
     def step(self, closure):
         closure()
@@ -53,7 +53,7 @@ class Twice(torch.optim.SGD):
 
 
 class Tested(Plain):
-    """Knows a test, and a test alone writes to `marker`."""
+    """Has a test step, which writes to `marker`."""
 
     def test_step(self, batch, _):  # noqa: PT019
         with open(self.marker, "a") as file:
@@ -62,7 +62,7 @@ class Tested(Plain):
 
 
 class Lucky(Tested):
-    """What it scores is its seed's luck, and a little its learning rate's."""
+    """Its score depends on its seed and slightly on its learning rate."""
 
     def validation_step(self, *_):
         luck = torch.rand((), generator=torch.Generator().manual_seed(torch.initial_seed()))
@@ -71,14 +71,14 @@ class Lucky(Tested):
 
 
 class DiesTested(Plain):
-    """Is killed by the test set, and leaves no word."""
+    """Its process is killed in the test step, without a message."""
 
     def test_step(self, *_):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class SlowlyTested(Plain):
-    """Takes its time over the test set."""
+    """Has a slow test step."""
 
     def test_step(self, batch, _):  # noqa: PT019
         time.sleep(0.4)
@@ -86,7 +86,7 @@ class SlowlyTested(Plain):
 
 
 class Dripping(Digits):
-    """Gives its test set out row by row, twelve of them."""
+    """Has a test set of twelve batches of one row."""
 
     def test_dataloader(self):
         rows = torch.utils.data.TensorDataset(torch.zeros(12, 1, 8, 8), torch.zeros(12, dtype=torch.long))
@@ -94,7 +94,7 @@ class Dripping(Digits):
 
 
 class Planted(Plain):
-    """Its accuracy is known beforehand: best at lr 0.05, better with twist, and none the wiser for noise."""
+    """Its accuracy is known in advance: best at lr 0.05, better with twist, independent of noise."""
 
     def __init__(self, lr: float = 1e-3, twist: bool = False, noise: float = 0.0) -> None:  # noqa: ARG002
         super().__init__()
@@ -106,7 +106,7 @@ class Planted(Plain):
 
 
 class Slow(Plain):
-    """Takes a fiftieth of a second a batch, a second an epoch."""
+    """Takes 20 ms for a batch, one second for an epoch."""
 
     def training_step(self, batch, index):
         time.sleep(0.02)
@@ -114,7 +114,7 @@ class Slow(Plain):
 
 
 class Sleeps(Plain):
-    """From its fourth epoch on a batch takes a minute."""
+    """A batch takes a minute from the fourth epoch on."""
 
     def training_step(self, batch, index):
         time.sleep(60 if self.current_epoch > 2 else 0)
@@ -124,7 +124,7 @@ class Sleeps(Plain):
 class Raises(Plain):
     def on_train_epoch_start(self):
         print("about to raise")
-        raise ZeroDivisionError("the person's own mistake")
+        raise ZeroDivisionError("the user's own mistake")
 
 
 class Diverges(Plain):
@@ -139,7 +139,7 @@ class EveryOther(Plain):
 
 
 class KilledOnce(Plain):
-    """Dies of a signal in its third epoch, the first time; `marker` is a file that remembers."""
+    """Kills itself in its third epoch, once. The file `marker` records that it did."""
 
     def on_train_epoch_end(self):
         with open(f"{self.marker}.epochs", "a") as file:
@@ -152,7 +152,7 @@ class KilledOnce(Plain):
 
 
 class RuinsItsStates(KilledOnce):
-    """Dies too, and takes along what it had saved."""
+    """Kills itself once as well, after it has damaged its saved checkpoints."""
 
     def on_train_epoch_start(self):
         if self.current_epoch == 2 and not Path(self.marker).exists():
@@ -167,7 +167,7 @@ class AlwaysKilled(Plain):
 
 
 class Chatty(Plain):
-    """Prints three megabytes, and starts a child that would outlive it."""
+    """Prints three megabytes and starts a child process that would outlive it."""
 
     def on_train_epoch_start(self):
         print("first words")
@@ -185,7 +185,7 @@ class OutOfMemory(Plain):
 
 
 class Hangs(Plain):
-    """In its second epoch it sleeps in C code, with the interpreter's lock held and deaf to signals."""
+    """Sleeps in C code in its second epoch, holds the GIL and ignores signals."""
 
     def on_train_epoch_start(self):
         if self.current_epoch == 1:
@@ -194,7 +194,7 @@ class Hangs(Plain):
 
 
 class Hoards(Plain):
-    """Takes ever more memory."""
+    """Allocates more and more memory."""
 
     def on_train_epoch_start(self):
         held = []
@@ -204,7 +204,7 @@ class Hoards(Plain):
 
 
 class Grows(Plain):
-    """Has another shape once `marker` exists, so that what it saved before does not fit it; kills itself once."""
+    """Kills itself once. Once `marker` exists, it has another shape, so that its earlier checkpoint does not fit."""
 
     def __init__(self, marker: str = "") -> None:
         super().__init__(marker=marker)
@@ -218,11 +218,11 @@ class Grows(Plain):
 
 
 class Yes(pl.LightningDataModule):
-    """Says nothing about itself."""
+    """Has no attributes that describe the data."""
 
 
 class OwnStep(MLP):
-    """One of ours with a training step of its own."""
+    """The bundled MLP with its own training step."""
 
     def training_step(self, batch, index):
         inputs, targets = batch
@@ -231,7 +231,7 @@ class OwnStep(MLP):
 
 
 class Counted(Plain):
-    """Keeps a book, the file `marker`: a line of trial, epoch and its seconds for every epoch trained to its end."""
+    """Appends a line with trial, epoch and seconds to the file `marker` after every finished epoch."""
 
     def on_train_epoch_start(self):
         self.began = time.monotonic()
@@ -247,7 +247,7 @@ class Counted(Plain):
 
 
 class Zoo(Plain):
-    """Does what its trial's number says, in its second epoch."""
+    """Does in its second epoch what the number of its trial selects."""
 
     KINDS = ("hangs", "hoards", "has children", "prints", "nan", "inf", "nothing", "dawdles", "is well")
 
@@ -274,7 +274,7 @@ class Zoo(Plain):
                 os.write(1, b"x" * 999_999 + b"\n")
         elif self.kind == "dawdles":
             while True:
-                print("still at it")
+                print("still running")
                 time.sleep(0.1)
 
     def validation_step(self, batch, index):
@@ -286,7 +286,7 @@ class Zoo(Plain):
 
 
 class Paced(Tested):
-    """An epoch takes `pace` seconds, give or take a tenth."""
+    """An epoch takes `pace` seconds, within 10%."""
 
     def __init__(self, lr: float = 1e-2, marker: str = "/dev/null", pace: float = 0.1) -> None:
         super().__init__(lr, marker)
@@ -299,8 +299,8 @@ class Paced(Tested):
         time.sleep(max(self.until - time.monotonic(), 0.0))
 
 
-class TellsAll(MLP):
-    """Prints all that its process has in its environment, and fails with it where that is asked for."""
+class PrintsEnvironment(MLP):
+    """Prints the environment of its process, and raises an error that contains it if `fails` is set."""
 
     def __init__(self, input_shape, classes=None, optimizer=torch.optim.Adam, fails: bool = False) -> None:
         super().__init__(input_shape, classes, optimizer=optimizer)

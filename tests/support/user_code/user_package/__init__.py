@@ -1,1 +1,1 @@
-"""A package as somebody else has it: networks and data that import nothing of overnight."""
+"""A user's package: networks and data that import nothing of overnight."""

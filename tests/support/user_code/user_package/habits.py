@@ -1,4 +1,4 @@
-"""What people do besides: each class one habit."""
+"""Other common ways to write a LightningModule, one in each class."""
 
 import os
 
@@ -11,7 +11,7 @@ from user_package.with_loaders import Classifier, DigitsData
 
 
 class TakesAConfig(Classifier):
-    """Reads its arguments as attributes of a DictConfig, and keeps it whole."""
+    """Reads its arguments from a DictConfig and keeps the whole DictConfig."""
 
     def __init__(self, cfg):
         super().__init__(layers=cfg.layers, lr=cfg.lr)
@@ -22,7 +22,7 @@ class TakesAConfig(Classifier):
 
 
 class StopsEarly(Classifier):
-    """Has had enough after three epochs of no progress, of which there never is any; keeps checkpoints."""
+    """Stops early after three epochs, because its metric never improves. Writes checkpoints."""
 
     def configure_callbacks(self):
         return [EarlyStopping("rising", patience=3), ModelCheckpoint(monitor="val/loss")]
@@ -31,13 +31,13 @@ class StopsEarly(Classifier):
         self.log("rising", float(self.current_epoch))
 
 
-class SaysItStops(Classifier):
+class SetsShouldStop(Classifier):
     def on_train_epoch_end(self):
         self.trainer.should_stop = self.current_epoch == 1
 
 
 class ValidatesEverySecondEpoch(Classifier):
-    """The schedule looks at a metric that is there in every second epoch only."""
+    """Has a schedule that monitors a metric which exists in every second epoch only."""
 
     def on_fit_start(self):
         self.trainer.check_val_every_n_epoch = 2
@@ -52,10 +52,10 @@ class ValidatesEverySecondEpoch(Classifier):
 
 
 class NeverValidates(Classifier):
-    validation_step = pl.LightningModule.validation_step  # as if it had none
+    validation_step = pl.LightningModule.validation_step  # as if it were not defined
 
 
-class TrainingAlone(DigitsData):
+class NoValidationData(DigitsData):
     val_dataloader = pl.LightningDataModule.val_dataloader
 
 
@@ -71,8 +71,8 @@ class SeesTwoValidationSets(Classifier):
         self.log("val/accuracy", hits)
 
 
-class EndsWhoeverDrawsIt(Classifier):
-    """Its weights can't be taken up again: the process dies of it, and notes with which priority it ran."""
+class DiesWhenLoaded(Classifier):
+    """Ends the process that loads its weights, after it has written the priority of that process to `marker`."""
 
     def __init__(self, marker, **options):
         super().__init__(**options)

@@ -1,4 +1,4 @@
-"""The same, written against the other namespace."""
+"""A user's network and data that import `lightning.pytorch`."""
 
 import lightning as L
 import torch

@@ -1,4 +1,4 @@
-"""DataLoaders, self.log in the steps, save_hyperparameters, an optimizer and a schedule of its own."""
+"""Uses DataLoaders, self.log in the steps, save_hyperparameters, its own optimizer and schedule."""
 
 import pytorch_lightning as pl
 import torch
@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 
 class Noisy(Dataset):
-    """The digits, with noise drawn anew each time a row is fetched."""
+    """The digits with noise, which is drawn again each time a row is fetched."""
 
     def __init__(self, noise):
         images, labels = load_digits(return_X_y=True)
@@ -75,7 +75,7 @@ class Classifier(pl.LightningModule):
 
 
 class OneCycle(Classifier):
-    """Asks the trainer how many steps there will be, for a schedule that moves at each of them."""
+    """Asks the trainer for the number of steps, for a schedule that changes at every step."""
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=self.hparams.lr)

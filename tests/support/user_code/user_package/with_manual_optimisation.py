@@ -1,4 +1,4 @@
-"""Two networks against each other: manual optimisation, two optimizers, a schedule stepped by hand."""
+"""Two adversarial networks with manual optimisation, two optimizers and a schedule stepped by hand."""
 
 import pytorch_lightning as pl
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Adversaries(pl.LightningModule):
-    """Draws digits that a critic can't tell from real ones; the critic's accuracy is what is watched."""
+    """A generator of digits and a critic. The metric is the critic's accuracy."""
 
     def __init__(self, latent=8, width=16, lr=2e-3, betas=(0.5, 0.999)):
         super().__init__()

@@ -1,4 +1,4 @@
-"""One real, finished study is shared by every test that only looks; the others get a home of their own."""
+"""Fixtures of all tests. Tests that only read share one finished study. Each of the others gets a home of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.commands import SMALL
 
 pytest_plugins = ["support.servers", "support.groups", "support.shared_sessions"]
 
-# The same examples in every run, wherever it is; what a search for more of them finds becomes an @example.
+# The same examples in every run and on every machine. Counterexamples of longer searches become an @example.
 hypothesis_settings.register_profile("seeded", derandomize=True)
 hypothesis_settings.load_profile("seeded")
 
@@ -50,7 +50,7 @@ def tune(home: Path) -> Callable[..., api.Result]:
     and have tests of their own."""
 
     def run(*overrides: str, config_dir: Path | None = None, **options: object) -> api.Result:
-        # What a batch would show already is shown by test_preflight; here networks fail in trials.
+        # test_preflight covers the dry run; here networks fail in trials.
         lines = [f"home={home}", "pictures.when=never", "preflight=never", *overrides]
         return api.run(build_plan(lines, config_dir), screen=NullScreen(), **options)
 
@@ -59,7 +59,7 @@ def tune(home: Path) -> Callable[..., api.Result]:
 
 @pytest.fixture(scope="session")
 def finished_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
-    """The home of one finished study, digits-mlp, on the whole real stack."""
+    """Return the home of one finished study, digits-mlp, which ran with real processes and stores."""
     home = tmp_path_factory.mktemp("finished")
     shutil.copy(empty_store, home / "mlflow.db")
     result = api.run(build_plan([f"home={home}", *SMALL]), screen=NullScreen())
@@ -77,7 +77,7 @@ def finished(finished_home: Path) -> StudyView:
 
 @pytest.fixture
 def overnight(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command line as a person would, in an empty folder."""
+    """Run the command line in an empty folder."""
     folder = tmp_path / "cwd"
     folder.mkdir()
 
@@ -96,5 +96,5 @@ def overnight(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--away", default="12", help="seconds that a group's store is away, one outage after another")
-    parser.addoption("--pages", default="100", help="trials of the study whose pages are asked for")
+    parser.addoption("--away", default="12", help="lengths of the outages of a group's store in seconds")
+    parser.addoption("--pages", default="100", help="number of trials of the study whose pages are requested")

@@ -34,7 +34,7 @@ def html_of(name: str) -> str:
 
 
 def written(name: str, folder: Path) -> str:
-    """The address of a study's page."""
+    """Write a study's page and return its address."""
     (folder / "report.html").write_text(html_of(name), encoding="utf-8")
     return (folder / "report.html").as_uri()
 
@@ -46,7 +46,7 @@ def test_the_page_fits_a_phone_and_sends_no_requests(name: str, tab: Tab, tmp_pa
         page.goto(address)
         assert page.locator(".answer").is_visible()
         wide = page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= PHONE["width"], "nothing has to be scrolled sideways"
+        assert wide <= PHONE["width"], "the page does not scroll horizontally"
         cut = page.evaluate(
             "[...document.querySelectorAll('p, li, pre, figure, h1, h2, h3')]"
             ".filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"

@@ -1,4 +1,4 @@
-"""Long tests of their own target, `make chaos`; CI runs the short form of them."""
+"""Options and fixtures of `make chaos` and `make deadline`. CI runs short forms of these tests."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ Say = Callable[[str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=6, help="how many SIGKILLs a study has to bear")
+    parser.addoption("--kills", type=int, default=6, help="number of kills or other disturbances of a study")
+    parser.addoption("--runs", type=int, default=1, help="number of studies with a deadline, one after the other")
+    parser.addoption("--first", type=int, default=0, help="the seed of the first study")
+    parser.addoption("--seconds", type=int, default=60, help="seconds from the start of a study to its study.until")
     parser.addoption(
-        "--runs", type=int, default=1, help="how many studies with a deadline are tuned, one after another"
+        "--kill-seed", type=int, default=None, help="repeat the random times of a run, which prints this seed"
     )
-    parser.addoption("--first", type=int, default=0, help="the seed of the first one")
-    parser.addoption("--seconds", type=int, default=60, help="how far ahead their study.until is")
-    parser.addoption("--kill-seed", type=int, default=None, help="draws the moments again that a run printed")
 
 
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Print at once, whatever pytest captures: these tests take minutes."""
+    """Print immediately, without pytest's capture, because these tests take minutes."""
     began = time.monotonic()
 
-    def say(words: str) -> None:
+    def say(message: str) -> None:
         with capsys.disabled():
-            print(f"  {time.monotonic() - began:5.0f} s  {words}", flush=True)
+            print(f"  {time.monotonic() - began:5.0f} s  {message}", flush=True)
 
     say("")
     return say
@@ -36,8 +36,8 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest, say: Say) -> random.Random:
-    """Draws the moments of kills; its seed is printed."""
+    """Return the generator of the random times. Its seed is printed."""
     seed = request.config.getoption("--kill-seed")
     seed = seed if seed is not None else random.SystemRandom().randrange(2**32)
-    say(f"the moments are drawn with --kill-seed={seed}")
+    say(f"random times from --kill-seed={seed}")
     return random.Random(seed)

@@ -1,5 +1,5 @@
-"""Whole studies, from the command line, with a deadline minutes ahead, in which some trials take ten times as long as
-others: each ends in time, confirmed, tested and reported, and has used its time."""
+"""Studies with a deadline in a few minutes, from the command line. Some trials take ten times as long as others. Each
+study ends in time, is confirmed, tested and reported, and has used its time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VARIED = (
     "model._target_=user_networks.Paced", "+model.lr=tag(log,interval(1e-3,1e-1))",
     "+model.pace=tag(log,interval(0.05,0.5))", "trainer.max_epochs=20", "study.trials=1000", "study.name=varied",
 )  # fmt: skip
-# Of the time, at least. Of a minute the imports alone are a good part.
+# The minimum share of the time that a study uses. The imports take a large part of one minute.
 USED, USED_OF_A_MINUTE = 0.8, 0.6
 
 
@@ -32,9 +32,9 @@ class Run:
     """One study.
 
     Attributes:
-        early_s: from its end to the deadline.
-        used: the share of the time until the deadline that it took.
-        trained: the share of the slots' time that was training.
+        early_s: Seconds from its end to the deadline.
+        used: Share of the time until the deadline that it used.
+        trained: Share of the slots' time that was training.
     """
 
     code: int
@@ -42,7 +42,7 @@ class Run:
     used: float
     trained: float
     seen: StudyView
-    said: str
+    output: str
 
 
 def one_run(home: Path, seconds: int, seed: int) -> Run:
@@ -52,7 +52,7 @@ def one_run(home: Path, seconds: int, seed: int) -> Run:
         "tune", f"home={home}", *VARIED, f"study.until={until.isoformat()}", f"seed={seed}",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
-        said = process.communicate(timeout=seconds * 3)[0]
+        output = process.communicate(timeout=seconds * 3)[0]
     ended = time.time()
     seen, _ = view(study_location([f"home={home}"]))
     assert seen is not None
@@ -60,11 +60,11 @@ def one_run(home: Path, seconds: int, seed: int) -> Run:
     training = sum(e.seconds for r in (*seen.records, *confirmations) for e in r.history)
     window = until.timestamp() - began
     return Run(
-        process.returncode, until.timestamp() - ended, (ended - began) / window, training / window / 2, seen, said
+        process.returncode, until.timestamp() - ended, (ended - began) / window, training / window / 2, seen, output
     )
 
 
-def test_a_study_with_a_deadline_ends_before_it_and_has_used_its_time(
+def test_a_study_with_a_deadline_ends_before_it_and_uses_its_time(
     tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs, seconds = request.config.getoption("--runs"), request.config.getoption("--seconds")
@@ -81,15 +81,15 @@ def test_a_study_with_a_deadline_ends_before_it_and_has_used_its_time(
                 + "; ".join(run.seen.launch["notes"]),
                 flush=True,
             )
-        assert run.code == 0, run.said
+        assert run.code == 0, run.output
         assert run.early_s >= 0
         assert run.used >= (USED if seconds >= 120 else USED_OF_A_MINUTE)
         assert run.seen.confirmed > 0
         assert run.seen.confirmation is not None
         assert run.seen.confirmation.tests
-        assert " won: " in run.said
+        assert " won: " in run.output
         page = tmp_path / str(number) / "reports" / "varied.html"
-        assert page.exists() or "left no time for the page" in run.said
+        assert page.exists() or "left no time for the page" in run.output
     with capsys.disabled():
         print(f"  {runs} runs: {statistics.fmean(r.used for r in done):.0%} used on the average, "
               f"{min(r.used for r in done):.0%} at least")  # fmt: skip

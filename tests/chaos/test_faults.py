@@ -48,7 +48,7 @@ def seen(home: Path) -> StudyView | None:
 def until(true: Callable[[], object], within_s: float = 120) -> None:
     deadline = time.monotonic() + within_s * LATE
     while not true():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition did not hold in time"
         time.sleep(0.1)
 
 
@@ -62,7 +62,7 @@ def served(home: Path) -> Iterator[str]:
         server.send_signal(signal.SIGINT)
 
 
-def test_a_study_of_misbehaving_trials_ends_on_time_each_with_its_reason(
+def test_a_study_of_misbehaving_trials_ends_on_time_with_a_reason_for_each(
     tune: Callable[..., api.Result], home: Path
 ) -> None:
     marker = home / "children"
@@ -78,13 +78,13 @@ def test_a_study_of_misbehaving_trials_ends_on_time_each_with_its_reason(
     assert ends == {
         "hangs": ("failed", "stalled"),
         "hoards": ("failed", "out_of_memory"),
-        "has children": ("complete", None),
+        "forks children": ("complete", None),
         "prints": ("complete", None),
         "nan": ("failed", "diverged"),
         "inf": ("failed", "diverged"),
         "nothing": ("failed", "error"),
-        "dawdles": ("failed", "timed_out"),
-        "is well": ("complete", None),
+        "never ends": ("failed", "timed_out"),
+        "healthy": ("complete", None),
     }
     pids = [int(pid) for pid in marker.read_text().split()]
     assert len(pids) == 20
@@ -132,8 +132,8 @@ def small_disk(folder: Path, mib: int) -> Iterator[Path]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
-@pytest.mark.parametrize("least_mib", [0, 8], ids=["writes find no room", "trials are paused before"])
-def test_a_full_disk_corrupts_no_store_and_the_study_goes_on_once_there_is_space(
+@pytest.mark.parametrize("least_mib", [0, 8], ids=["writes fail", "trials pause before"])
+def test_a_full_disk_corrupts_no_store_and_the_study_continues_once_there_is_space(
     tmp_path: Path, empty_store: Path, least_mib: int
 ) -> None:
     with small_disk(tmp_path / "small", 40) as home:
@@ -147,8 +147,8 @@ def test_a_full_disk_corrupts_no_store_and_the_study_goes_on_once_there_is_space
             with open(home / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
                 while True:
                     ballast.write(bytes(1 << 14))
-            time.sleep(6)  # of a full disk
-            assert process.poll() is None, "a full disk ends no study"
+            time.sleep(6)  # with a full disk
+            assert process.poll() is None, "a full disk does not end the study"
             (home / "ballast").unlink()
             assert process.wait(120 * LATE) == 0, process.stderr.read()
         for store in ("optuna.db", "mlflow.db"):
@@ -161,7 +161,7 @@ def test_a_full_disk_corrupts_no_store_and_the_study_goes_on_once_there_is_space
         assert_equal(home, found)
 
 
-def test_a_suspended_machine_stalls_no_trial(home: Path) -> None:
+def test_a_trial_on_a_suspended_machine_is_not_stalled(home: Path) -> None:
     line = [
         f"home={home}", *BARE, "model._target_=user_networks.Slow", "study.trials=3", "trainer.max_epochs=4",
         "slots=2", f"trial.stall_s={STALL_S}", f"trial.timeout_s={TIMEOUT_S}", "study.retries=0",

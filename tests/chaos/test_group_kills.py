@@ -1,5 +1,5 @@
-"""Supervisors that share a study are killed, interrupted and cut off, and their database restarts, at random moments;
-the study is stopped and launched anew, and ends as one that nobody disturbed."""
+"""Supervisors that share a study are killed, interrupted and disconnected at random times. Their database
+restarts, and the study is stopped and launched again. It ends like an undisturbed study."""
 
 from __future__ import annotations
 
@@ -31,41 +31,47 @@ from support.servers import Cable, Postgres
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(5400)]
 
-CREW, LEASE_S, EPOCHS = 3, 5.0, 3
+SUPERVISORS, LEASE_S, EPOCHS = 3, 5.0, 3
 TRIALS, MORE_TRIALS = 12, 4
-SLOW_S = 8.0  # for a supervisor to come and do something: strikes are as far apart as that
-LEFT_WITHIN_S = 60.0  # of the last strike: somebody who died at the end is waited for, in the search and after it
+SLOW_S = 8.0  # upper bound of the time that a supervisor takes to start a trial; strikes are up to 1.5 times this apart
+LEFT_WITHIN_S = 60.0  # after the last strike: search and confirmation each wait for the lease of a dead supervisor
 LINE = (
     f"trainer.max_epochs={EPOCHS}", "data.batch_size=2", "checkpoint.every_s=0", "study.confirm.seeds=2",
     "study.confirm.top=2", "tracking.register=never",
 )  # fmt: skip
-WHAT = {"kill": 5, "interrupt": 2, "cut": 3, "restart": 2, "stop": 1, "more": 1}  # how often each is drawn
+KINDS = {"kill": 5, "interrupt": 2, "cut": 3, "restart": 2, "stop": 1, "more": 1}  # weights
 
 
 @dataclass(frozen=True)
 class Strike:
-    """what: a key of WHAT. after: when, from the one before, in times that a supervisor here takes to come and do
-    something. whom: which of the crew. fresh: whether whoever comes instead has a home of its own. cut_s: seconds that
-    the line is cut for."""
+    """One disturbance.
 
-    what: str
+    Attributes:
+        kind: A key of KINDS.
+        after: The time since the previous one, in units of the time that a supervisor takes to start a trial.
+        which: The index of the supervisor.
+        fresh: Whether its replacement has a new home.
+        cut_s: For how many seconds its connection is cut.
+    """
+
+    kind: str
     after: float
-    whom: int
+    which: int
     fresh: bool
     cut_s: float
 
 
-def drawn(rng: random.Random, kills: int) -> list[Strike]:
-    what = rng.choices(list(WHAT), weights=list(WHAT.values()), k=kills)
+def draw_strikes(rng: random.Random, kills: int) -> list[Strike]:
+    kinds = rng.choices(list(KINDS), weights=list(KINDS.values()), k=kills)
     return [
-        Strike(one, rng.uniform(0, 1.5), rng.randrange(CREW), rng.random() < 0.5, rng.uniform(1.2, 2) * LEASE_S)
-        for one in what
+        Strike(kind, rng.uniform(0, 1.5), rng.randrange(SUPERVISORS), rng.random() < 0.5, rng.uniform(1.2, 2) * LEASE_S)
+        for kind in kinds
     ]
 
 
 @dataclass
 class Member:
-    """A supervisor, with its home and its line to the database."""
+    """A supervisor with its home and its connection to the database."""
 
     process: subprocess.Popen[str]
     home: Path
@@ -73,15 +79,15 @@ class Member:
 
 
 @dataclass
-class Crew:
-    """So many supervisors at one study, each replaced once it has gone, as long as there is something to do."""
+class Supervisors:
+    """Supervisors of one study. Each one that ends is replaced as long as there is work."""
 
     group: Group
     name: str
     postgres: Postgres
     trials: int = TRIALS
     members: list[Member] = field(default_factory=list)
-    gone: list[tuple[str, Member]] = field(default_factory=list)  # and why
+    ended: list[tuple[str, Member]] = field(default_factory=list)  # with the reason
 
     def launch(self) -> None:
         self.group.launch(self.name, f"study.trials={self.trials}", *LINE)
@@ -91,21 +97,21 @@ class Crew:
         self.launch()
 
     def fill(self) -> None:
-        """Have somebody come for each who has left by itself, and who may have left early."""
-        for i in range(CREW):
+        """Replace every supervisor that has ended by itself, perhaps before the study was complete."""
+        for i in range(SUPERVISORS):
             if i >= len(self.members):
-                self.members.append(self._hired(None))
+                self.members.append(self._started(None))
             elif self.members[i].process.poll() is not None:
-                self._replace(i, "left", fresh=False)
+                self._replace(i, "ended", fresh=False)
 
-    def fills_within_s(self) -> float:
-        """The same, and how long that takes until a trial runs."""
+    def seconds_to_fill(self) -> float:
+        """Do the same, and return the seconds until a trial runs."""
         began = time.monotonic()
         self.fill()
         self.group.wait_for(self.name, lambda seen: seen.count("running", "complete") > 0)
         return time.monotonic() - began
 
-    def _hired(self, home: Path | None) -> Member:
+    def _started(self, home: Path | None) -> Member:
         which = len(self.group.processes)
         home = home or self.group.folder / f"home-{which}"
         cable = Cable(self.group.folder / f"cable-{which}", self.postgres)
@@ -113,8 +119,8 @@ class Crew:
         return Member(self.group.work("worker", self.name, "--until-done", url=url, home=home), home, cable)
 
     def _replace(self, i: int, why: str, fresh: bool) -> None:
-        self.gone.append((why, self.members[i]))
-        self.members[i] = self._hired(None if fresh else self.members[i].home)
+        self.ended.append((why, self.members[i]))
+        self.members[i] = self._started(None if fresh else self.members[i].home)
 
     @property
     def is_over(self) -> bool:
@@ -122,25 +128,25 @@ class Crew:
 
     @property
     def location(self) -> StudyLocation:
-        return study_location([f"home={self.group.folder / 'looks'}", *self.group.stores])
+        return study_location([f"home={self.group.folder / 'observer'}", *self.group.stores])
 
     def strike(self, strike: Strike) -> None:
-        getattr(self, f"_{strike.what}")(strike)
+        getattr(self, f"_{strike.kind}")(strike)
 
     def _kill(self, strike: Strike) -> None:
-        self.members[strike.whom].process.kill()
-        self._replace(strike.whom, "killed", strike.fresh)
+        self.members[strike.which].process.kill()
+        self._replace(strike.which, "killed", strike.fresh)
 
     def _interrupt(self, strike: Strike) -> None:
-        self.members[strike.whom].process.send_signal(signal.SIGINT)
-        self._replace(strike.whom, "interrupted", strike.fresh)
+        self.members[strike.which].process.send_signal(signal.SIGINT)
+        self._replace(strike.which, "interrupted", strike.fresh)
 
     def _cut(self, strike: Strike) -> None:
-        cable = self.members[strike.whom].cable
+        cable = self.members[strike.which].cable
         cable.cut()
-        mending = threading.Timer(strike.cut_s, cable.reconnect)
-        mending.daemon = True
-        mending.start()
+        reconnection = threading.Timer(strike.cut_s, cable.reconnect)
+        reconnection.daemon = True
+        reconnection.start()
 
     def _restart(self, _: Strike) -> None:
         self.postgres.stop()
@@ -148,45 +154,45 @@ class Crew:
 
     def _stop(self, _: Strike) -> None:
         stopping = self.group.start(self.group.folder / "launcher", "stop", self.name)
-        said = stopping.communicate(timeout=120)[0]
-        assert stopping.returncode in (0, 1), said  # or somebody is still saving, as it says
+        output = stopping.communicate(timeout=120)[0]
+        assert stopping.returncode in (0, 1), output  # 1: a supervisor is still saving
         self.launch()
 
     def _more(self, _: Strike) -> None:
         self.launch_more()
 
-    def leaves(self, within_s: float) -> None:
-        """Wait until all have left by themselves, well."""
+    def assert_all_end(self, within_s: float) -> None:
+        """Wait until all have ended by themselves with a good exit code."""
         until = time.monotonic() + within_s
-        everybody = [("left", m) for m in self.members] + self.gone
-        for why, member in everybody:
+        all_members = [("ended", m) for m in self.members] + self.ended
+        for why, member in all_members:
             try:
-                said = member.process.communicate(timeout=max(until - time.monotonic(), 1))[0]
+                output = member.process.communicate(timeout=max(until - time.monotonic(), 1))[0]
             except subprocess.TimeoutExpired:
-                raise AssertionError(f"{member.home.name}, {why}, did not leave: {self.standing()}") from None
-            codes = {"left": (0,), "killed": (0, -signal.SIGKILL), "interrupted": (0, 130, -signal.SIGINT)}[why]
-            assert member.process.returncode in codes, (why, member.process.returncode, said)
+                raise AssertionError(f"{member.home.name}, {why}, did not end: {self.describe()}") from None
+            codes = {"ended": (0,), "killed": (0, -signal.SIGKILL), "interrupted": (0, 130, -signal.SIGINT)}[why]
+            assert member.process.returncode in codes, (why, member.process.returncode, output)
 
-    def standing(self) -> str:
-        """How the study stands, for whoever reads of a failure."""
+    def describe(self) -> str:
+        """Return the state of the study, for the message of a failure."""
         seen = self.group.study(self.name)
         second = seen.confirmation
         confirmed = {} if second is None else Counter(r.state for r in second.records)
-        at_it = self.group.rows("SELECT study_id, owner, pid, expires_at FROM overnight_members")
+        members = self.group.rows("SELECT study_id, owner, pid, expires_at FROM overnight_members")
         held = self.group.rows(
             "SELECT study_id, number, owner, fencing_token FROM overnight_leases WHERE owner IS NOT NULL"
         )
-        return f"{Counter(r.state for r in seen.records)}, {confirmed}; members {at_it}; leases {held}"
+        return f"{Counter(r.state for r in seen.records)}, {confirmed}; members {members}; leases {held}"
 
 
 @contextmanager
-def told_what_was_said(crew: Crew) -> Iterator[None]:
-    """Show what each of them printed, where the test fails."""
+def print_outputs_on_failure(supervisors: Supervisors) -> Iterator[None]:
+    """Print the output of each supervisor if the test fails."""
     try:
         yield
     except BaseException:
-        print(crew.standing())
-        for member in [*(m for _, m in crew.gone), *crew.members]:
+        print(supervisors.describe())
+        for member in [*(m for _, m in supervisors.ended), *supervisors.members]:
             member.process.kill()
             print(f"--- {member.home.name}, {member.process.pid}\n{member.process.communicate()[0]}")
         raise
@@ -197,8 +203,8 @@ def facts_of(records: tuple[TrialRecord, ...]) -> list[tuple[Any, ...]]:
 
 
 def confirmed_by(found: Finding) -> dict[tuple[int, int], tuple[Any, ...]]:
-    """(trial, nth seed) of what was compared -> how it ended. Which of them waited first is a matter of who launched
-    when, and so their numbers are."""
+    """Return (trial, nth seed) -> outcome of every compared run, without its number. Numbers depend on which supervisor
+    created a run first."""
     compared = {f.trial.number: f for f in (*found.finalists, found.baseline) if f is not None}
     return {
         (r.confirms.trial, r.confirms.nth_seed): (r.confirms.seed, *facts_of((r,))[0][1:])
@@ -208,15 +214,15 @@ def confirmed_by(found: Finding) -> dict[tuple[int, int], tuple[Any, ...]]:
     }
 
 
-def said_on_the_test_set(seen: StudyView) -> dict[tuple[int, int], Any]:
+def tests_by_seed(seen: StudyView) -> dict[tuple[int, int], Any]:
     assert seen.confirmation is not None
     numbered = {r.number: r.confirms for r in seen.confirmation.records}
     found = {numbered[number]: (tested.metrics, tested.error) for number, tested in seen.confirmation.tests.items()}
     return {(of.trial, of.nth_seed): tested for of, tested in found.items() if of is not None}
 
 
-def mlflow_has_each_once(seen: StudyView) -> None:
-    """A run for the study and one for each trial and confirmation, all at their end, each epoch's values there once."""
+def assert_mlflow_has_each_run_once(seen: StudyView) -> None:
+    """Assert one finished run for the study, each trial and each confirmation, with the values of each epoch once."""
     assert seen.confirmation is not None
     client = store.open_client(seen.plan.settings.location)
     runs = client.search_runs([str(seen.experiment_id)], max_results=1000)
@@ -229,69 +235,70 @@ def mlflow_has_each_once(seen: StudyView) -> None:
         assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parent.info.run_id}
         for child in children:
             record = next(r for r in records if r.number == int(child.data.tags[tag]))
-            told = client.get_metric_history(child.info.run_id, "val/accuracy")
+            logged = client.get_metric_history(child.info.run_id, "val/accuracy")
             wanted = [(e.epoch, e.metrics["val/accuracy"]) for e in record.history]
-            assert sorted((m.step, m.value) for m in told) == wanted, (tag, record.number)
+            assert sorted((m.step, m.value) for m in logged) == wanted, (tag, record.number)
     assert len(runs) == 1 + len(seen.records) + len(seen.confirmation.records), [r.data.tags for r in runs]
 
 
-def is_left_alone(group: Group, location: StudyLocation, name: str) -> None:
-    """The study is over, and nobody is at it, nor has anything of it."""
+def assert_no_owners(group: Group, location: StudyLocation, name: str) -> None:
+    """Assert that the study is not open, has no member and no lease."""
     assert requests.open_studies(location) == []
     assert group.rows("SELECT study_id, number, owner FROM overnight_leases WHERE owner IS NOT NULL") == []
-    until = time.monotonic() + 2 * LEASE_S  # who was killed is a member until then
+    until = time.monotonic() + 2 * LEASE_S  # a killed supervisor is a member until then
     while members := group.rows("SELECT owner, pid FROM overnight_members WHERE expires_at > clock_timestamp()"):
         assert time.monotonic() < until, f"{name}: {members}"
         time.sleep(0.5)
 
 
-def test_a_shared_study_struck_again_and_again_ends_as_the_undisturbed_one(
+def test_a_repeatedly_disturbed_shared_study_ends_as_the_undisturbed_one(
     request: pytest.FixtureRequest,
     group: Callable[..., Group],
     postgres: Postgres,
     rng: random.Random,
     say: Callable[[str], None],
 ) -> None:
-    strikes = drawn(rng, request.config.getoption("--kills"))
-    struck = group(lease_s=LEASE_S)
-    crew = Crew(struck, "struck", postgres)
-    with told_what_was_said(crew):
-        crew.launch()
-        comes_within_s = min(crew.fills_within_s(), SLOW_S)
+    strikes = draw_strikes(rng, request.config.getoption("--kills"))
+    disturbed = group(lease_s=LEASE_S)
+    supervisors = Supervisors(disturbed, "disturbed", postgres)
+    with print_outputs_on_failure(supervisors):
+        supervisors.launch()
+        start_s = min(supervisors.seconds_to_fill(), SLOW_S)
         for i, strike in enumerate(strikes, 1):
-            time.sleep(strike.after * comes_within_s)
-            if crew.is_over:
-                crew.launch_more()
-            crew.fill()
-            say(f"{i}: {strike.what} {strike.whom}{' fresh' * strike.fresh}; {crew.standing().partition(';')[0]}")
-            crew.strike(strike)
-        crew.fill()
-        confirmed_before = struck.study("struck").confirmed
-        say(f"no more strikes; {crew.standing()}")
-        crew.leaves(LEFT_WITHIN_S * LATE)
-        is_left_alone(struck, crew.location, "struck")
-        seen = struck.study("struck")
+            time.sleep(strike.after * start_s)
+            if supervisors.is_over:
+                supervisors.launch_more()
+            supervisors.fill()
+            state = supervisors.describe().partition(";")[0]
+            say(f"{i}: {strike.kind} {strike.which}{' fresh' * strike.fresh}; {state}")
+            supervisors.strike(strike)
+        supervisors.fill()
+        confirmed_before = disturbed.study("disturbed").confirmed
+        say(f"no more strikes: {supervisors.describe()}")
+        supervisors.assert_all_end(LEFT_WITHIN_S * LATE)
+        assert_no_owners(disturbed, supervisors.location, "disturbed")
+        seen = disturbed.study("disturbed")
         assert {r.state for r in seen.records} == {"complete"}
-        mlflow_has_each_once(seen)
-    said = Counter(why for why, _ in crew.gone)
-    say(f"all have left, {dict(said)} on the way; an undisturbed study of {crew.trials} trials")
+        assert_mlflow_has_each_run_once(seen)
+    reasons = Counter(why for why, _ in supervisors.ended)
+    say(f"all have ended, earlier ones: {dict(reasons)}; next: an undisturbed study of {supervisors.trials} trials")
 
-    calm = group(lease_s=30)
-    calm.work("tune", "study.name=undisturbed", f"study.trials={crew.trials}", *LINE, "sampler=random", "pruner=none",
-              "preflight=never", "pictures.when=never")  # fmt: skip
-    said_there = calm.outputs()
-    assert calm.processes[0].returncode == 0, said_there
-    undisturbed = calm.study("undisturbed")
-    assert facts_of(seen.records) == facts_of(undisturbed.records), "bit for bit"
-    ours, theirs = finding.from_view(seen), finding.from_view(undisturbed)
-    assert confirmed_by(ours) == confirmed_by(theirs), "bit for bit"
-    assert [f.trial.number for f in ours.finalists] == [f.trial.number for f in theirs.finalists]
-    assert ours.winner is not None
-    assert theirs.winner is not None
-    assert (ours.winner.trial.number, ours.winner.estimate) == (theirs.winner.trial.number, theirs.winner.estimate)
-    tests, wanted = said_on_the_test_set(seen), said_on_the_test_set(undisturbed)
-    both = tests.keys() & wanted.keys()
-    assert {pair: tests[pair] for pair in both} == {pair: wanted[pair] for pair in both}
-    if not confirmed_before:  # else its network may lie in a home that nobody came back to
-        assert both == wanted.keys()
-    say(f"{len(strikes)} strikes; {len(both)} of {len(wanted)} tests")
+    alone = group(lease_s=30)
+    line = ("tune", "study.name=undisturbed", f"study.trials={supervisors.trials}", *LINE)
+    alone.work(*line, "sampler=random", "pruner=none", "preflight=never", "pictures.when=never")
+    output = alone.outputs()
+    assert alone.processes[0].returncode == 0, output
+    undisturbed = alone.study("undisturbed")
+    assert facts_of(seen.records) == facts_of(undisturbed.records), "bit by bit"
+    found, wanted = finding.from_view(seen), finding.from_view(undisturbed)
+    assert confirmed_by(found) == confirmed_by(wanted), "bit by bit"
+    assert [f.trial.number for f in found.finalists] == [f.trial.number for f in wanted.finalists]
+    assert found.winner is not None
+    assert wanted.winner is not None
+    assert (found.winner.trial.number, found.winner.estimate) == (wanted.winner.trial.number, wanted.winner.estimate)
+    tests, wanted_tests = tests_by_seed(seen), tests_by_seed(undisturbed)
+    both = tests.keys() & wanted_tests.keys()
+    assert {pair: tests[pair] for pair in both} == {pair: wanted_tests[pair] for pair in both}
+    if not confirmed_before:  # otherwise its network may be in a home that no supervisor uses any more
+        assert both == wanted_tests.keys()
+    say(f"{len(strikes)} strikes; {len(both)} of {len(wanted_tests)} tests")

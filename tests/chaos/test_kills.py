@@ -1,4 +1,4 @@
-"""Trial processes and supervisors are killed at random moments, and the study ends as an undisturbed one."""
+"""Trial processes and supervisors are killed at random times. The study ends like an undisturbed one."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ class Kill:
     """One kill.
 
     Attributes:
-        after: the number of epochs of the study that are done before.
-        delay_s: from there to the kill.
-        whom: "trial", "supervisor", or "starting", a supervisor in the middle of its imports.
+        after: The number of finished epochs of the study before it.
+        delay_s: Seconds from there to the kill.
+        target: "trial", "supervisor", or "starting", which is a supervisor during its imports.
     """
 
     after: int
     delay_s: float
-    whom: str
+    target: str
 
 
-def drawn(rng: random.Random, kills: int, epochs: int) -> list[Kill]:
+def draw_kills(rng: random.Random, kills: int, epochs: int) -> list[Kill]:
     moments = sorted(rng.randrange(epochs - EPOCHS) for _ in range(kills))
-    whom = rng.choices(("trial", "supervisor", "starting"), weights=(7, 2, 1), k=kills)
+    targets = rng.choices(("trial", "supervisor", "starting"), weights=(7, 2, 1), k=kills)
     return [
-        Kill(after, rng.uniform(0, 8 if who == "starting" else 0.2), who)
-        for after, who in zip(moments, whom, strict=True)
+        Kill(after, rng.uniform(0, 8 if target == "starting" else 0.2), target)
+        for after, target in zip(moments, targets, strict=True)
     ]
 
 
-def lines_of(book: Path) -> list[tuple[str, int, float]]:
+def lines_of(log: Path) -> list[tuple[str, int, float]]:
     """Return trial, epoch and seconds of every epoch trained to its end. A kill may cut off the last line."""
-    text = book.read_text() if book.exists() else ""
+    text = log.read_text() if log.exists() else ""
     rows = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [(row[0], int(row[1]), float(row[2])) for row in rows if len(row) == 3]
 
@@ -63,11 +63,11 @@ def facts_of(records: Iterable[TrialRecord]) -> list[tuple[Any, ...]]:
     return [(r.number, r.state, r.params, r.objective, [(e.epoch, e.metrics) for e in r.history]) for r in records]
 
 
-def losses(book: Path) -> list[list[float]]:
+def losses(log: Path) -> list[list[float]]:
     """Return for every resumed trial the seconds of the epochs that it had to train again, in order."""
     lost = []
     done: dict[str, dict[int, float]] = {}
-    for trial, epoch, seconds in lines_of(book):
+    for trial, epoch, seconds in lines_of(log):
         mine = done.setdefault(trial, {})
         if epoch in mine:
             lost.append([mine.pop(e) for e in sorted(mine) if e >= epoch])
@@ -76,47 +76,47 @@ def losses(book: Path) -> list[list[float]]:
 
 
 class Victim:
-    """A study that runs, is killed, and is started again with the same command."""
+    """A study that is killed and started again with the same command."""
 
-    def __init__(self, line: list[str], book: Path, said: IO[str]) -> None:
-        self.line, self.book, self.said = line, book, said
+    def __init__(self, line: list[str], log: Path, output: IO[str]) -> None:
+        self.line, self.log, self.output = line, log, output
         self._start()
 
     def _start(self) -> None:
-        self.process = start("tune", *self.line, stdout=self.said, stderr=self.said)
+        self.process = start("tune", *self.line, stdout=self.output, stderr=self.output)
 
     def epochs(self) -> int:
-        return len({(trial, epoch) for trial, epoch, _ in lines_of(self.book)})
+        return len({(trial, epoch) for trial, epoch, _ in lines_of(self.log)})
 
     def strike(self, kill: Kill, rng: random.Random) -> bool:
         """Return False if the study ended before."""
-        if not self._comes_to(lambda: self.epochs() >= kill.after):
+        if not self._wait_until(lambda: self.epochs() >= kill.after):
             return False
-        if kill.whom == "starting":
-            self._end()  # unlike the others, at the end of the pause: the kill after it counts
+        if kill.target == "starting":
+            self._end()  # this kill counts, so it comes after the delay, not before
             self._start()
         time.sleep(kill.delay_s)
-        if kill.whom != "trial":
+        if kill.target != "trial":
             self._end()
             self._start()
             return True
-        which = 0 if rng.random() < 0.9 else -1  # the oldest trains; a younger one was forked ahead, for the next trial
-        return self._comes_to(lambda: self._kill_trial(which))
+        which = 0 if rng.random() < 0.9 else -1  # the oldest trains; a younger one was forked ahead for the next trial
+        return self._wait_until(lambda: self._kill_trial(which))
 
     def _kill_trial(self, which: int) -> bool:
-        with contextlib.suppress(psutil.Error, IndexError):  # it has just ended, and the next has not started
+        with contextlib.suppress(psutil.Error, IndexError):  # between the end of a trial and the start of the next one
             self._trials()[which].kill()
             return True
         return False
 
     @property
-    def at_work(self) -> bool:
+    def is_running(self) -> bool:
         return self.process.poll() is None
 
-    def _comes_to(self, condition: Callable[[], bool]) -> bool:
+    def _wait_until(self, condition: Callable[[], bool]) -> bool:
         """Wait for the condition; return False if the study ends first."""
         while not condition():
-            if not self.at_work:
+            if not self.is_running:
                 return False
             time.sleep(0.01)
         return True
@@ -144,7 +144,7 @@ def _leads(process: psutil.Process) -> bool:
 
 
 @pytest.mark.timeout(5400)
-def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
+def test_a_repeatedly_killed_study_ends_as_the_undisturbed_one(
     request: pytest.FixtureRequest,
     tune: Callable[..., api.Result],
     empty_store: Path,
@@ -159,27 +159,27 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
         "model._target_=user_networks.Counted", "+model.lr=tag(log,interval(1e-4,1e-1))",
         f"study.trials={trials}", "study.retries=1000", "slots=1", f"trainer.max_epochs={EPOCHS}",
         f"checkpoint.every_s={EVERY_S}", "pruner.startup_trials=3", "pruner.warmup_epochs=2",
-        "preflight=never", "pictures.when=never",  # whose processes would be taken for trials
-        "study.confirm.seeds=0",  # whose trials the book would take for the search's
+        "preflight=never", "pictures.when=never",  # their processes would look like trials
+        "study.confirm.seeds=0",  # the log could not tell its trials from those of the search
     ]  # fmt: skip
     say(f"the undisturbed study of {trials} trials")
-    book = tmp_path / "undisturbed.book"
-    undisturbed = facts_of(tune(*line, f"+model.marker={book}").records)
-    epochs = len(lines_of(book))
+    log = tmp_path / "undisturbed.log"
+    undisturbed = facts_of(tune(*line, f"+model.marker={log}").records)
+    epochs = len(lines_of(log))
     assert len(undisturbed) == trials
 
-    home, book = tmp_path / "killed", tmp_path / "killed.book"
+    home, log = tmp_path / "killed", tmp_path / "killed.log"
     home.mkdir()
     shutil.copy(empty_store, home / "mlflow.db")
-    with open(tmp_path / "said", "w") as said:
-        victim = Victim([*line, f"home={home}", f"+model.marker={book}"], book, said)
+    with open(tmp_path / "output", "w") as output:
+        victim = Victim([*line, f"home={home}", f"+model.marker={log}"], log, output)
         try:
-            for struck, kill in enumerate(drawn(rng, kills, epochs), 1):
+            for done, kill in enumerate(draw_kills(rng, kills, epochs), 1):
                 if not victim.strike(kill, rng):
-                    struck -= 1
+                    done -= 1
                     break
-                if struck % 10 == 0 or kills < 20:
-                    say(f"{struck} of {kills} kills, {victim.epochs()} of {epochs} epochs: {kill}")
+                if done % 10 == 0 or kills < 20:
+                    say(f"{done} of {kills} kills, {victim.epochs()} of {epochs} epochs: {kill}")
             assert victim.process.wait(600) == 0
         finally:
             victim.process.kill()
@@ -190,25 +190,25 @@ def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(
     assert found is not None
     assert found.state == "complete"
     assert facts_of(found.records) == undisturbed, "bit for bit"
-    assert struck == kills, "the study ended before the last kill"
+    assert done == kills, "the study ended before the last kill"
     assert_equal(home, found)
     assert len(runs_of(home)) == trials + 1, "one run a trial, and one for the study"
     assert doctor.find_defects(location, found.name) == []
-    lost = losses(book)
+    lost = losses(log)
     assert len(lost) <= kills
     for epochs_lost in lost:
         assert sum(epochs_lost[:-1]) <= EVERY_S, "at most checkpoint.every_s and one epoch is trained again"
     again = sum(map(sum, lost))
-    say(f"{kills} kills; {sum(map(len, lost))} of {len(lines_of(book))} epochs were trained again, {again:.1f} s")
+    say(f"{kills} kills; {sum(map(len, lost))} of {len(lines_of(log))} epochs were trained again, {again:.1f} s")
 
 
-def test_of_two_processes_that_start_the_same_study_at_once_one_works(home: Path) -> None:
+def test_one_of_two_processes_that_start_the_same_study_runs_it(home: Path) -> None:
     line = ["tune", f"home={home}", "study.trials=4", "trainer.max_epochs=2", "slots=1", "preflight=never"]
     both = [start(*line, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate()[1] for process in both]
+    outputs = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2]
     loser, winner = sorted(both, key=lambda process: -process.returncode)
-    assert f"digits-mlp: process {winner.pid} on " in said[both.index(loser)]
+    assert f"digits-mlp: process {winner.pid} on " in outputs[both.index(loser)]
     found, _ = view(study_location([f"home={home}"]))
     assert found is not None
     assert (found.state, found.count("complete", "pruned")) == ("complete", 4)

@@ -48,10 +48,10 @@ def test_the_url_of_mlflows_comparison_is_printed(finished_home: Path, finished:
 
 
 def test_every_mistake_in_the_references_is_reported(finished_home: Path) -> None:
-    done = compared(finished_home, "nobody", "digits-mlp/99", "digits-mlp/first")
+    done = compared(finished_home, "missing", "digits-mlp/99", "digits-mlp/first")
     assert done.exit_code == 2
     lines = done.output.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["nobody", "digits-mlp/99", "digits-mlp/first"]
+    assert [line.split(":")[0] for line in lines] == ["missing", "digits-mlp/99", "digits-mlp/first"]
     assert "it has digits-mlp" in lines[0]
     assert "0 to 5" in lines[1]
 

@@ -27,7 +27,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 @pytest.fixture
 def complete(tmp_path: Path) -> Complete:
-    """What zsh is told for the last word of a line; an empty one after a space."""
+    """Return the completions of zsh for the last word of a line. After a space the word is empty."""
 
     def run(line: str) -> list[str]:
         words = line.split(" ")
@@ -100,7 +100,7 @@ def test_a_completion_takes_less_than_a_third_of_a_second_and_imports_nothing_he
 
 
 def in_bash(line: str, words: list[str], folder: Path) -> list[str]:
-    """What Bash offers for the last word of a line that it has split into `words`."""
+    """Return the completions of Bash for the last word of a line that it has split into `words`."""
     quoted = " ".join(f"'{word}'" for word in words)
     script = f"""
         source <(_OVERNIGHT_COMPLETE=bash_source overnight)

@@ -161,10 +161,10 @@ def test_a_dry_run_that_takes_too_long_is_reported(
 
 def test_a_dry_run_whose_supervisor_has_ended_ends_quietly() -> None:
     """Its process is forked once the stack is imported. The user may have pressed Ctrl-C by then."""
-    ours, theirs = multiprocessing.Pipe()
-    process = forkserver.fork(dry_run.main, theirs)
-    ours.close()
-    theirs.close()
+    parent_end, child_end = multiprocessing.Pipe()
+    process = forkserver.fork(dry_run.main, child_end)
+    parent_end.close()
+    child_end.close()
     process.join(60)
     assert process.exitcode == 0, "1 would mean an error with a traceback on the terminal"
 
@@ -191,7 +191,7 @@ class WantsATrainer(LightningDataModule):
         self.share = 1 / self.trainer.world_size
 
 
-def test_only_missing_files_keep_a_worker_from_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_refuses_a_study_only_for_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.KMNIST, "mirrors", ["http://127.0.0.1:9/"])
     lacks = planned("data=kmnist", f"data.root={tmp_path}").config({})
     has = planned().config({})

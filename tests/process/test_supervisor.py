@@ -1,4 +1,4 @@
-"""The loop on the whole real stack: real processes, real stores."""
+"""The supervisor's loop with real processes and real stores."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_a_process_polls_what_its_peers_have_changed(join: Join) -> None:
     assert poll_records(b) == []
 
 
-def test_no_trial_is_taken_from_an_owner_that_renews_its_lease(join: Join) -> None:
+def test_no_trial_is_adopted_from_an_owner_that_renews_its_lease(join: Join) -> None:
     a, b = join("a"), join("b")
     assert ask_number(a) == 0
     for _ in range(3):
@@ -336,7 +336,7 @@ def test_a_server_that_closes_an_idle_session_or_is_read_only_is_tried_again(
 
 @contextlib.contextmanager
 def cut_at(words: str, cable: Cable) -> Iterator[None]:
-    """Cut the cable at the first statement with these words, and mend it after the block."""
+    """Cut the cable at the first statement with these words, and reconnect it after the block."""
     came = []
 
     def cut(_: Connection, cursor: object, statement: str, *__: object) -> None:  # noqa: ARG001

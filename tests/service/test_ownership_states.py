@@ -1,4 +1,4 @@
-"""Several owners of one study on a real PostgreSQL, in many orders of events, which Hypothesis makes up.
+"""Several owners of one study on a real PostgreSQL, in many orders of events, which Hypothesis generates.
 
 Each trial is completed once. No report that was written is lost. An owner learns of each trial that it loses, once.
 """
@@ -62,7 +62,7 @@ class Owner:
     running: set[int] = field(default_factory=set)
     owned: set[int] = field(default_factory=set)  # claimed or adopted, and neither released nor reported as lost
     releasing: set[int] = field(default_factory=set)  # released, and the lease may not be free yet
-    lost: set[int] = field(default_factory=set)  # taken by others, which is not reported yet
+    lost: set[int] = field(default_factory=set)  # adopted by others, which is not reported yet
 
 
 class OwnershipMachine(RuleBasedStateMachine):
@@ -141,7 +141,7 @@ class OwnershipMachine(RuleBasedStateMachine):
         self.claim(peer)
         self.no_result_changes()
         if returns:
-            self.mend_database(i)
+            self.repair_database(i)
             self.poll(i)
             self.poll(i)
 
@@ -156,7 +156,7 @@ class OwnershipMachine(RuleBasedStateMachine):
                 owner.storage.set_trial_intermediate_value(self.id_of(number), step, self.value_of(owner))
         if loses_answer:
             owner.storage.write()
-            self.mend_database(i)
+            self.repair_database(i)
 
     @rule(i=owners, released=st.booleans())
     def complete(self, i: int, released: bool) -> None:
@@ -195,7 +195,7 @@ class OwnershipMachine(RuleBasedStateMachine):
         owner = self.owners[i]
         owner.storage.poll(self.study_id)
         reported = owner.storage.take_lost(self.study_id)
-        # A released trial may be reported too, where the answer to the release was lost.
+        # A released trial may be reported too if the answer to the release was lost.
         assert set(reported) <= owner.lost | owner.releasing
         for trials in (owner.lost, owner.owned, owner.running, owner.releasing):
             trials.difference_update(reported)
@@ -205,7 +205,7 @@ class OwnershipMachine(RuleBasedStateMachine):
         self.owners[i].database.state = state
 
     @rule(i=owners)
-    def mend_database(self, i: int) -> None:
+    def repair_database(self, i: int) -> None:
         self.owners[i].database.state = "up"
         self.write(i)
 
@@ -216,7 +216,7 @@ class OwnershipMachine(RuleBasedStateMachine):
         self.owners[i].database.state = "up"
         self.owners[i] = self.new_owner(self.owners[i].database)
 
-    # What holds after each
+    # Invariants
 
     @invariant()
     def no_result_changes(self) -> None:
@@ -248,7 +248,7 @@ class OwnershipMachine(RuleBasedStateMachine):
         """End the study without further faults: everything is completed, and every loss is reported."""
         self.now_s += LEASE_S / 2  # writes are due
         for i, owner in enumerate(self.owners):
-            self.mend_database(i)
+            self.repair_database(i)
             self.no_result_changes()
             self.poll(i)
             assert owner.lost == set(), "each loss is reported"

@@ -79,12 +79,12 @@ class Visitor:
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
         """Send a request, and return status and body. The path is sent unchanged, with its dots."""
-        said = {"Host": f"127.0.0.1:{self.port}", **self.shown, **headers}
+        sent = {"Host": f"127.0.0.1:{self.port}", **self.shown, **headers}
         data = b"" if body is None else json.dumps(body).encode()
-        said |= {"Content-Length": str(len(data)), "Content-Type": "application/json"}
+        sent |= {"Content-Length": str(len(data)), "Content-Type": "application/json"}
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-            for name, value in said.items():
+            for name, value in sent.items():
                 connection.putheader(name, value)
             connection.endheaders(data)
             answer = connection.getresponse()
@@ -176,8 +176,8 @@ def test_no_spelling_of_a_path_avoids_the_login(stranger: Visitor) -> None:
         "/mlflow/health", "/API/2.0/mlflow/experiments/search", "/api/2.0/mlflow/experiments/search/",
         "//api/3.0/mlflow/server-info", "/x/mlflow/server-info", "/health%00", "/health;x", "/signup",
     ):  # fmt: skip
-        status, said = stranger.ask("GET", path)
-        assert status in (401, 403), f"{path}: {status} {said[:80]}"
+        status, answer = stranger.ask("GET", path)
+        assert status in (401, 403), f"{path}: {status} {answer[:80]}"
 
 
 def test_health_reveals_nothing_but_the_health(stranger: Visitor) -> None:
@@ -208,9 +208,9 @@ def test_members_can_log_in_but_not_create_accounts(member: Visitor, admin: Visi
     assert member.ask("POST", "/api/2.0/mlflow/users/create", account)[0] == 403
     raised = {"username": "overnight", "is_admin": True}
     assert member.ask("PATCH", "/api/2.0/mlflow/users/update-admin", raised)[0] == 403
-    status, said = admin.ask("GET", "/api/2.0/mlflow/users/get?username=overnight")
+    status, answer = admin.ask("GET", "/api/2.0/mlflow/users/get?username=overnight")
     assert status == 200
-    assert json.loads(said)["user"]["is_admin"] is False
+    assert json.loads(answer)["user"]["is_admin"] is False
 
 
 # Where a request comes from -----------------------------------------------------------------------------------------
@@ -246,9 +246,9 @@ def test_its_own_pages_can_send_requests(member: Visitor) -> None:
 
 def run_in(visitor: Visitor, experiment: str) -> str:
     """Create a run, and return its id."""
-    status, said = visitor.ask("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": experiment, "start_time": 1})
-    assert status == 200, said
-    return str(json.loads(said)["run"]["info"]["run_id"])
+    status, answer = visitor.ask("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": experiment, "start_time": 1})
+    assert status == 200, answer
+    return str(json.loads(answer)["run"]["info"]["run_id"])
 
 
 def test_no_path_leads_out_of_the_artifacts(stack: Stack, member: Visitor, admin: Visitor) -> None:
@@ -286,8 +286,8 @@ def test_no_path_leads_out_of_the_artifacts(stack: Stack, member: Visitor, admin
                 ("POST", f"/ajax-api/2.0/mlflow/upload-artifact?run_uuid={run}&path={way}"),
                 ("GET", f"/static-files/{way}"),
             ):
-                status, said = visitor.ask(method, url)
-                assert 400 <= status < 500, f"{method} {url}: {status} {said[:100]}"
+                status, answer = visitor.ask(method, url)
+                assert 400 <= status < 500, f"{method} {url}: {status} {answer[:100]}"
     assert canary.read_text() == "not an artifact"
     assert not list(stack.volume("artifacts").rglob("*passwd*"))
 
@@ -301,9 +301,9 @@ def test_an_experiment_can_not_have_a_location_that_the_server_would_read_outsid
         )
         if made[0] == 200:  # then a client reads the location, and the server does not
             experiment = json.loads(made[1])["experiment_id"]
-            status, said = member.ask("GET", f"/get-artifact?run_uuid={run_in(member, experiment)}&path=passwd")
-            assert "root:" not in said, f"{location}: {status}"
-            assert status != 200, f"{location}: {said[:100]}"
+            status, answer = member.ask("GET", f"/get-artifact?run_uuid={run_in(member, experiment)}&path=passwd")
+            assert "root:" not in answer, f"{location}: {status}"
+            assert status != 200, f"{location}: {answer[:100]}"
 
 
 # Switched off -------------------------------------------------------------------------------------------------------
@@ -315,8 +315,8 @@ def test_jobs_are_off(stack: Stack, admin: Visitor) -> None:
         ("/ajax-api/3.0/mlflow/genai/evaluate/invoke", {}),
         ("/ajax-api/3.0/mlflow/scorer/invoke", {}),
     ):
-        status, said = admin.ask("POST", path, body)
-        assert status >= 400, f"{path}: {status} {said[:100]}"
+        status, answer = admin.ask("POST", path, body)
+        assert status >= 400, f"{path}: {status} {answer[:100]}"
     server = psutil.Process(stack.running["mlflow"].pid)
     started = [" ".join(process.cmdline()) for process in server.children(recursive=True)]
     assert started

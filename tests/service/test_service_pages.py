@@ -25,7 +25,7 @@ def test_the_pages_of_a_large_study_answer_within_a_second(
 ) -> None:
     """What the experiment's page asks for, sorted by objective, and the filter for one study's trials; p95 of 40 each.
 
-    The runs are written as the mirror writes them: their names, tags and params, and every metric of every epoch.
+    The runs are written as MlflowSync writes them: their names, tags and params, and every metric of every epoch.
     """
     for name, value in mlflow_server.login.items():
         monkeypatch.setenv(name, value)

@@ -68,8 +68,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, mlflow_s
         *(f"~model.{key}" for key in keys),
         "+model.fails=false,true",
     ]
-    line = ["tune", "search=none", *network, "study.name=told", "study.trials=2", "study.enqueue=[{model.fails: true}]"]
-    line += ["trainer.max_epochs=2", "slots=1", f"home={seen.home}", *STORES]
+    line = ["tune", "search=none", *network, "study.name=stores", "study.trials=2"]
+    line += ["study.enqueue=[{model.fails: true}]", "trainer.max_epochs=2", "slots=1", f"home={seen.home}", *STORES]
     command = [sys.executable, "-m", "overnight", *line]
     with (
         open(folder / "output", "w") as output,
@@ -94,7 +94,7 @@ def secrets(study: StudyRun) -> set[str]:
 
 
 def test_both_stores_hold_the_complete_study(study: StudyRun, mlflow_server: MlflowServer) -> None:
-    shown = study.overnight("status", "told", "--json")
+    shown = study.overnight("status", "stores", "--json")
     assert shown.returncode == 0, study.output
     assert json.loads(shown.stdout)["trials"] == {
         "complete": 1,
@@ -106,14 +106,14 @@ def test_both_stores_hold_the_complete_study(study: StudyRun, mlflow_server: Mlf
     assert not (study.home / "optuna.db").exists()
     assert not (study.home / "mlflow.db").exists()
     assert "MLflow is incomplete" not in study.output
-    assert study.overnight("doctor", "told").stdout == "told: no problems\n"
-    page = study.overnight("ui", "told", "--no-browser").stdout
+    assert study.overnight("doctor", "stores").stdout == "stores: no problems\n"
+    page = study.overnight("ui", "stores", "--no-browser").stdout
     assert page.startswith(f"{mlflow_server.address}/#/experiments/")
 
 
-def test_trial_processes_know_no_secret(study: StudyRun) -> None:
+def test_trial_processes_get_no_secret(study: StudyRun) -> None:
     logs = [path.read_text() for path in (study.home / "logs").rglob("trial-*.log")]
-    assert sum("what I know: " in log for log in logs) >= 2
+    assert sum("my environment: " in log for log in logs) >= 2
     assert all("PATH" in log for log in logs)
     for name in SECRET_VARIABLES:
         assert not any(f"{name}'" in log or f"{name}=" in log for log in logs), name
@@ -122,13 +122,13 @@ def test_trial_processes_know_no_secret(study: StudyRun) -> None:
 def test_a_password_is_found_nowhere(study: StudyRun, mlflow_server: MlflowServer) -> None:
     places = {
         **{str(path): path.read_bytes() for path in study.home.rglob("*") if path.is_file()},
-        "what was printed": study.output.encode(),
+        "output": study.output.encode(),
         "command lines": "\n".join(study.command_lines).encode(),
-        **{f"the ledger's {name}": rows for name, rows in storage_rows(study)},
+        **{f"Optuna's {name}": rows for name, rows in storage_rows(study)},
         **{f"MLflow's {name}": held for name, held in mlflow_holds(mlflow_server)},
     }
-    assert sum("overnight" in line for line in study.command_lines) >= 2, "they were looked at"
-    assert any("what I know: " in places[name].decode(errors="replace") for name in places if name.endswith(".log"))
+    assert sum("overnight" in line for line in study.command_lines) >= 2, "command lines were collected"
+    assert any("my environment: " in places[name].decode(errors="replace") for name in places if name.endswith(".log"))
     for where, held in places.items():
         for secret in secrets(study):
             assert secret.encode() not in held, where
@@ -150,7 +150,7 @@ def mlflow_holds(server: MlflowServer) -> Iterator[tuple[str, bytes]]:
     """Yield everything of the study that its server returns, and every file that it stores."""
     files = [path for path in (server.folder / "artifacts").rglob("*") if path.is_file()]
     assert any(path.name == "config.yaml" for path in files), "artifacts go through the server"
-    assert any(path.name == "error.txt" and "all that I know" in path.read_text() for path in files)
+    assert any(path.name == "error.txt" and "my environment" in path.read_text() for path in files)
     for path in files:
         yield f"artifact {path.name}", path.read_bytes()
     yield "log", (server.folder / "server.log").read_bytes()
@@ -163,14 +163,14 @@ def mlflow_holds(server: MlflowServer) -> Iterator[tuple[str, bytes]]:
             return bytes(answer.read())
 
     yield "experiments", (experiments := post("experiments/search", {"max_results": 100}))
-    ids = [e["experiment_id"] for e in json.loads(experiments)["experiments"] if e["name"] == "told"]
+    ids = [e["experiment_id"] for e in json.loads(experiments)["experiments"] if e["name"] == "stores"]
     runs = post("runs/search", {"experiment_ids": ids, "max_results": 1000})
     assert b"overnight.trial" in runs
     yield "runs", runs
 
 
 def test_a_wrong_login_is_reported_with_a_remedy_and_without_the_password(study: StudyRun) -> None:
-    done = study.overnight("doctor", "told", "--dry-run", MLFLOW_TRACKING_PASSWORD="not-the-word")
+    done = study.overnight("doctor", "stores", "--dry-run", MLFLOW_TRACKING_PASSWORD="not-the-word")
     assert "401" in done.stdout
     assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN" in done.stdout
     assert "not-the-word" not in done.stdout + done.stderr
@@ -186,11 +186,11 @@ def test_the_server_answers_no_request_without_a_login(mlflow_server: MlflowServ
 def test_a_killed_and_restarted_server_has_lost_nothing(study: StudyRun, mlflow_server: MlflowServer) -> None:
     mlflow_server.stop()
     mlflow_server.start()
-    assert study.overnight("doctor", "told", "--dry-run").stdout == "told: no problems\n"
+    assert study.overnight("doctor", "stores", "--dry-run").stdout == "stores: no problems\n"
 
 
 def test_a_deleted_study_is_deleted_from_both_stores(study: StudyRun, mlflow_server: MlflowServer) -> None:
-    done = study.overnight("delete", "told", "--yes")
-    assert "told is deleted" in done.stdout
+    done = study.overnight("delete", "stores", "--yes")
+    assert "stores is deleted" in done.stdout
     assert f"{mlflow_server.address} keeps deleted runs until you run `mlflow gc` on that server" in done.stdout
-    assert "the study storage that OVERNIGHT_STORAGE_URL names" in study.overnight("status", "told").stderr
+    assert "the study storage that OVERNIGHT_STORAGE_URL names" in study.overnight("status", "stores").stderr

@@ -179,18 +179,18 @@ def test_a_study_that_is_launched_again_while_it_runs_stays_open(
     planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch, line: list[str]
 ) -> None:
     first = planned(url := database(), *AT_ONCE, "study.trials=2", "study.hours=1")
-    anew = planned(url, *AT_ONCE, *line)
+    changed = planned(url, *AT_ONCE, *line)
 
     def launch() -> None:  # as from another process
         name = leases._process["owner"]
-        open_study(anew)[0].close()
+        open_study(changed)[0].close()
         leases._process["owner"] = name
 
     _at_the_second_claim(monkeypatch, launch)
     assert len(api.run(first, screen=NullScreen()).records) == 2
     assert requests.open_studies(first.settings.location) == [first.name]
-    result = api.run_launched(first.name, anew.settings, Signals(), screen=NullScreen())
-    assert len(result.records) == anew.settings.study.trials
+    result = api.run_launched(first.name, changed.settings, Signals(), screen=NullScreen())
+    assert len(result.records) == changed.settings.study.trials
     assert requests.open_studies(first.settings.location) == []
 
 

@@ -111,7 +111,7 @@ def test_a_disconnected_supervisor_discards_what_it_did_after_its_lease(
     assert_each_trial_done_once(ours, "cut", 6, 60)
 
 
-@pytest.mark.parametrize("store", ["ledger", "mlflow"])
+@pytest.mark.parametrize("store", ["optuna", "mlflow"])
 def test_an_outage_of_a_store_loses_nothing(
     group: Callable[..., Group],
     postgres: Postgres,
@@ -130,23 +130,23 @@ def test_an_outage_of_a_store_loses_nothing(
     for i, away_s in enumerate(aways):
         ours.wait_for(name, lambda s, i=i: s.count("complete") > 2 * i)
         stop, start = (
-            (postgres.stop, postgres.start) if store == "ledger" else (mlflow_server.stop, mlflow_server.start)
+            (postgres.stop, postgres.start) if store == "optuna" else (mlflow_server.stop, mlflow_server.start)
         )
         stop()
         time.sleep(away_s)
         start()
     outputs = ours.outputs()
     assert [p.returncode for p in ours.processes] == [0, 0], outputs
-    taken = ours.rows("SELECT number, fencing_token FROM overnight_leases WHERE fencing_token > 1")
-    assert taken == [], (
-        "something was taken from somebody",
+    adopted = ours.rows("SELECT number, fencing_token FROM overnight_leases WHERE fencing_token > 1")
+    assert adopted == [], (
+        "a trial changed its owner",
         outputs,
-        [r for r in ours.study(name).records if r.number in dict(taken)],
+        [r for r in ours.study(name).records if r.number in dict(adopted)],
     )
     assert_each_trial_done_once(ours, name, trials, 12)
 
 
-def test_a_study_with_untrusted_code_is_refused_and_its_user_is_told_why(
+def test_a_study_with_untrusted_code_is_refused_and_its_user_sees_the_reason(
     group: Callable[..., Group], tmp_path: Path
 ) -> None:
     ours, canary = group(), tmp_path / "canary"
@@ -187,7 +187,7 @@ def test_a_worker_without_the_data_refuses_the_study_and_another_worker_complete
     refusing = ours.wait_for("pictures", lambda seen: bool(seen.refusals))
     (why,) = next(iter(refusing.refusals.values()))
     assert why.startswith(f"data.root: {lacks / 'MNIST' / 'raw'} must hold train-images-idx3-ubyte, ")
-    assert {r.state for r in refusing.records} == {"waiting"}, "no trial was spent on finding that out"
+    assert {r.state for r in refusing.records} == {"waiting"}, "no trial was spent on it"
     ours.environment["OVERNIGHT_DATA"] = str(has)
     ours.work("worker", "pictures", "--until-done")
     texts = ours.outputs()

@@ -20,19 +20,19 @@ from overnight.system.awake import awake
         ("always", False, True),
         ("never", True, False),
     ],
-    ids=["no battery", "on mains", "on battery", "on battery all the same", "never"],
+    ids=["no battery", "on mains", "on battery", "on battery, always", "never"],
 )
-def test_sleep_is_inhibited_as_the_setting_and_the_battery_say(
+def test_sleep_is_inhibited_depending_on_the_setting_and_the_battery(
     monkeypatch: pytest.MonkeyPatch, wanted: Any, plugged: bool | None, kept: bool
 ) -> None:
-    monkeypatch.setenv("WAKEPY_FAKE_SUCCESS", "yes")  # there is no desktop here that could be asked
+    monkeypatch.setenv("WAKEPY_FAKE_SUCCESS", "yes")  # this machine has no desktop to call
     battery = None if plugged is None else SimpleNamespace(power_plugged=plugged)
     monkeypatch.setattr(psutil, "sensors_battery", lambda: battery, raising=False)
     with awake(wanted) as held:
         assert held == kept
 
 
-def test_a_system_that_has_no_word_for_it_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_a_way_to_inhibit_sleep_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere")
     with awake("always") as held:
         assert held in (True, False)

@@ -62,17 +62,17 @@ def test_a_benchmark_whose_gate_fails_prints_no_figure(
     def gate(measured: Any) -> None:
         require(measured["a"]["s"] < 2, "a did other work")
 
-    class Room:
+    class Bench:
         @staticmethod
         def benchmark(_: bool) -> Benchmark:
             return a_benchmark([1.0, 3.0], gate=gate)
 
-    monkeypatch.setattr(command, "ALL", {"made-up": Room})
+    monkeypatch.setattr(command, "ALL", {"made-up": Bench})
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--repeats", "2", "made-up"])
     assert command.main() == 1
-    said = capsys.readouterr().out
-    assert "its gate failed: a did other work" in said
-    assert "a over b" not in said
+    output = capsys.readouterr().out
+    assert "its gate failed: a did other work" in output
+    assert "a over b" not in output
 
 
 def test_the_overhead_gate_needs_every_trial_and_every_run_complete() -> None:
@@ -118,7 +118,7 @@ def a_throughput_round(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"steps": [1290, 860]}, r"ours again: trained for \[1290, 860\] steps instead of 1290"),
         ({"accuracies": {"64": 0.81, "32": 0.85}}, "ours again 64: accuracy 0.810, ideal 0.860"),
@@ -127,10 +127,12 @@ def a_throughput_round(**changed: Any) -> dict[str, Any]:
         ({"runs": []}, "ours again: 0 of 0 runs are whole in MLflow"),
     ],
 )
-def test_the_throughput_gate_needs_the_same_training_and_complete_records(changed: dict[str, Any], said: str) -> None:
+def test_the_throughput_gate_needs_the_same_training_and_complete_records(
+    changed: dict[str, Any], message: str
+) -> None:
     sizes = {"configurations": 2, "epochs": 3, "steps": 1290, "quick": False}
     throughput.gate(a_throughput_round(), **sizes)
-    with pytest.raises(GateFailed, match=said):
+    with pytest.raises(GateFailed, match=message):
         throughput.gate(a_throughput_round(**changed), **sizes)
 
 

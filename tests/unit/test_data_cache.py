@@ -1,4 +1,4 @@
-"""Data decoded once: whole or made again, by one process at a time."""
+"""The cache of decoded data: written once, by one process, and rebuilt if it is damaged."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def load(folder: Path, make: Maker) -> torch.Tensor:
     return found["images"]
 
 
-def test_what_was_made_once_is_mapped_from_then_on(tmp_path: Path) -> None:
+def test_decoded_data_is_made_once_and_then_mapped(tmp_path: Path) -> None:
     make = Maker()
     first, second = load(tmp_path, make), load(tmp_path, make)
     assert make.times == 1
     assert torch.equal(first, second)
     assert first.dtype == torch.uint8
-    first[0] = 0  # a trial that writes changes its own copy alone
+    first[0] = 0  # a trial that writes changes only its own copy
     assert torch.equal(load(tmp_path, make), second)
 
 
-def test_of_many_that_ask_at_once_one_makes_it(tmp_path: Path) -> None:
+def test_of_concurrent_callers_one_makes_the_data(tmp_path: Path) -> None:
     make = Maker()
     threads = [threading.Thread(target=load, args=(tmp_path, make)) for _ in range(6)]
     for thread in threads:
@@ -50,8 +50,8 @@ def test_of_many_that_ask_at_once_one_makes_it(tmp_path: Path) -> None:
     assert make.times == 1
 
 
-@pytest.mark.parametrize("harm", ["cut in half", "changed", "gone", "its list gone"])
-def test_a_harmed_file_is_refused_by_name_and_made_again(tmp_path: Path, harm: str) -> None:
+@pytest.mark.parametrize("harm", ["cut in half", "changed", "gone", "its index deleted"])
+def test_a_damaged_file_is_reported_by_name_and_made_again(tmp_path: Path, harm: str) -> None:
     make = Maker()
     whole = load(tmp_path, make).clone()
     path = tmp_path / "set" / "images.npy"
@@ -72,7 +72,7 @@ def test_a_harmed_file_is_refused_by_name_and_made_again(tmp_path: Path, harm: s
     assert make.times == 2
 
 
-def test_a_copied_cache_is_known_by_its_sums(tmp_path: Path) -> None:
+def test_a_copied_cache_is_accepted_by_its_checksums(tmp_path: Path) -> None:
     make = Maker()
     load(tmp_path, make)
     os.utime(tmp_path / "set" / "images.npy", (1, 1))
@@ -80,7 +80,7 @@ def test_a_copied_cache_is_known_by_its_sums(tmp_path: Path) -> None:
     assert make.times == 1
 
 
-def test_what_a_dead_process_left_half_written_is_not_read(tmp_path: Path) -> None:
+def test_a_partial_file_of_a_dead_process_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "set.writing").mkdir()
     (tmp_path / "set.writing" / "images.npy").write_bytes(b"half")
     assert load(tmp_path, make := Maker()).shape == (10, 100)

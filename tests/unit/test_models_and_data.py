@@ -1,4 +1,4 @@
-"""What comes with overnight to be tuned: data that needs no network, and the network for it."""
+"""The bundled data sets that need no download, and the MLP."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rows(batches: Batches) -> torch.Tensor:
     return torch.cat([inputs.flatten(1) for inputs, _ in batches])
 
 
-def test_the_splits_share_no_image_and_hold_all_of_them() -> None:
+def test_the_splits_are_disjoint_and_contain_all_images() -> None:
     data = Digits()
     data.setup("fit")
     parts = [rows(loader()) for loader in (data.train_dataloader, data.val_dataloader, data.test_dataloader)]
@@ -50,7 +50,7 @@ def test_the_split_depends_on_its_own_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("stratify", [True, False])
-def test_rows_are_parted_as_scikit_learn_parts_them(stratify: bool) -> None:
+def test_rows_are_split_as_scikit_learn_splits_them(stratify: bool) -> None:
     for seed in range(10):
         classes = np.random.default_rng(seed).integers(0, 3 + seed, 251 + seed)
         whose = classes if stratify else None
@@ -68,7 +68,7 @@ def test_the_bundled_tables_are_the_ones_that_scikit_learn_loads() -> None:
 
 
 @pytest.mark.parametrize("how", ["minmax", "standard"])
-def test_pictures_of_bytes_are_normalised_as_the_same_numbers_are(how: str) -> None:
+def test_byte_images_are_normalised_like_the_same_numbers_as_floats(how: str) -> None:
     drawn = torch.Generator().manual_seed(0)
     pictures = torch.randint(3, 250, (300, 3, 5, 4), generator=drawn, dtype=torch.uint8)
     pictures[:, 1] = 7  # a channel that is the same everywhere
@@ -79,7 +79,7 @@ def test_pictures_of_bytes_are_normalised_as_the_same_numbers_are(how: str) -> N
     assert torch.equal(pictures, before)
 
 
-def test_every_class_has_its_share_of_every_split() -> None:
+def test_splits_are_stratified_by_class() -> None:
     data = Digits()
     data.setup("fit")
     counts = torch.cat([targets for _, targets in data.val_dataloader()]).bincount()
@@ -88,7 +88,7 @@ def test_every_class_has_its_share_of_every_split() -> None:
 
 
 def arrays(data: SplitData) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """(inputs, targets) of train and of validation."""
+    """Return (inputs, targets) of training and of validation."""
     data.setup("fit")
     parts = []
     for loader in (data.train_dataloader(), data.val_dataloader()):
@@ -97,7 +97,7 @@ def arrays(data: SplitData) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     return tuple(parts)  # type: ignore[return-value]
 
 
-def test_a_network_learns_who_buys_where_a_linear_model_does_not(tmp_path: Path) -> None:
+def test_a_network_learns_the_purchase_data_and_a_linear_model_does_not(tmp_path: Path) -> None:
     train, validation = arrays(Purchase(normalise="standard"))
     assert 0.4 < train[1].mean() < 0.6
     assert LogisticRegression().fit(*train).score(*validation) < 0.85
@@ -108,7 +108,7 @@ def test_a_network_learns_who_buys_where_a_linear_model_does_not(tmp_path: Path)
     assert metrics["val/accuracy"] >= 0.97
 
 
-def test_a_network_foretells_diabetes_about_as_well_as_ridge_regression(tmp_path: Path) -> None:
+def test_a_network_predicts_diabetes_about_as_well_as_ridge_regression(tmp_path: Path) -> None:
     train, validation = arrays(Diabetes(normalise="standard"))
     assert abs(train[1].mean()) < 1e-5
     assert train[1].std() == pytest.approx(1, abs=1e-4)
@@ -122,7 +122,7 @@ def test_a_network_foretells_diabetes_about_as_well_as_ridge_regression(tmp_path
     assert metrics["val/r2"] > ridge - 0.02
 
 
-def test_what_is_no_image_can_not_be_augmented() -> None:
+def test_only_images_can_be_augmented() -> None:
     with pytest.raises(ValueError, match=r"data\.augment: is for images"):
         Diabetes(augment={"shift": 1})
 
@@ -142,14 +142,14 @@ def test_only_training_is_augmented() -> None:
     assert torch.equal(validation(), validation(augment={"shift": 2, "rotate": 30, "flip": True}))
 
 
-def test_a_lone_last_row_is_left_out_of_training_and_of_nothing_else() -> None:
+def test_a_single_last_row_is_dropped_in_training_only() -> None:
     x = torch.arange(9.0)
     assert [len(b) for b, _ in Batches(x, x, 4, shuffle=True)] == [4, 4]
     assert [len(b) for b, _ in Batches(x, x, 4)] == [4, 4, 1]
     assert [len(b) for b, _ in Batches(x, x, 1, shuffle=True)] == [1] * 9
 
 
-def test_batches_hold_every_row_once_in_an_order_that_changes_with_the_generator_alone() -> None:
+def test_batches_contain_every_row_once_in_an_order_that_depends_only_on_the_generator() -> None:
     x, y = torch.arange(10.0), torch.arange(10)
     batches = Batches(x, y, 4, shuffle=True)
     assert [len(b) for b, _ in batches] == [4, 4, 2]
@@ -171,13 +171,13 @@ def test_a_batch_has_at_least_one_row(size: int) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_network_has_the_shape_it_was_told(activation: str) -> None:
+def test_the_network_has_the_configured_shape(activation: str) -> None:
     model = MLP((1, 8, 8), 10, [32, 16], activation, dropout=0.5)
     assert model(torch.zeros(5, 1, 8, 8)).shape == (5, 10)
     assert sum(p.numel() for p in model.parameters()) == 64 * 32 + 32 + 32 * 16 + 16 + 16 * 10 + 10
 
 
-def test_no_hidden_layer_makes_softmax_regression() -> None:
+def test_a_network_without_hidden_layers_is_softmax_regression() -> None:
     model = MLP((64,), 10, [])
     assert sum(p.numel() for p in model.parameters()) == 650
 

@@ -1,4 +1,4 @@
-"""The networks that come with overnight: their shapes, first weights, schedules, and what they refuse."""
+"""The bundled networks: their shapes, initial weights, schedules and checks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from overnight.models.mlp import MLP
 
 
 @pytest.mark.parametrize(("task", "shape"), [("binary", (5,)), ("regression", (5,)), ("multiclass", (5, 3))])
-def test_the_task_decides_what_comes_out(task: str, shape: tuple[int, ...]) -> None:
+def test_the_output_shape_depends_on_the_task(task: str, shape: tuple[int, ...]) -> None:
     assert MLP((2,), 3, task=task)(torch.zeros(5, 2)).shape == shape
     assert CNN((1, 8, 8), 3, task=task)(torch.zeros(5, 1, 8, 8)).shape == shape
 
 
-def test_batch_norm_stands_between_a_layer_and_its_activation() -> None:
+def test_batch_norm_is_between_a_layer_and_its_activation() -> None:
     kinds = [type(layer) for layer in MLP((4,), 2, [3], batch_norm=True, dropout=0.1).net]
     assert kinds == [nn.Flatten, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Linear]
 
 
-def test_a_cnn_has_the_blocks_channels_and_head_that_it_was_told() -> None:
+def test_a_cnn_has_the_configured_blocks_channels_and_head() -> None:
     model = CNN((3, 28, 28), 10, channels=[4, 8, 8], convolutions=2, kernel=5, head=[20], dropout=0.5, batch_norm=False)
     convolutions = [layer for layer in model.net if isinstance(layer, nn.Conv2d)]
     assert [(c.in_channels, c.out_channels) for c in convolutions] == [(3, 4), (4, 4), (4, 8), (8, 8), (8, 8), (8, 8)]
@@ -33,7 +33,7 @@ def test_a_cnn_has_the_blocks_channels_and_head_that_it_was_told() -> None:
     assert model(torch.zeros(2, 3, 28, 28)).shape == (2, 10)
 
 
-def test_pooling_before_the_activation_answers_as_pooling_after_it() -> None:
+def test_pooling_before_the_activation_gives_the_same_output_as_pooling_after_it() -> None:
     model = CNN((1, 8, 8), 3, channels=[4], head=[], batch_norm=False)
     images = torch.randn(5, 1, 8, 8)
     convolution, _, _, _, last = model.net
@@ -61,20 +61,20 @@ def test_an_impossible_cnn_is_refused_with_key_rule_and_remedy(options: dict[str
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_first_weights_let_a_signal_through_twelve_layers(activation: str) -> None:
+def test_initial_weights_propagate_a_signal_through_twelve_layers(activation: str) -> None:
     torch.manual_seed(0)
     deep = nn.Sequential(*(layer for _ in range(12) for layer in (nn.Linear(200, 200), ACTIVATIONS[activation]())))
     net = nn.Sequential(deep, nn.Linear(200, 1))
     inputs = torch.randn(100, 200)
 
     def spread() -> float:
-        """How far the last hidden layer tells inputs apart, in units of how far they are."""
+        """Return the distances of the last hidden layer's outputs, relative to those of the inputs."""
         return deep(inputs).std(0).mean().item()
 
     by_torch = spread()
     initialise(net, activation)
     assert spread() > 5 * by_torch
-    # A sigmoid's outputs all lie around a half, and no first weights let much through twelve layers of that.
+    # A sigmoid's outputs are all close to a half. No initial weights propagate much through twelve layers of that.
     assert (0.001 if activation == "sigmoid" else 0.03) < spread() < 3
     assert all(not layer.bias.any() for layer in net.modules() if isinstance(layer, nn.Linear))
 
@@ -100,7 +100,7 @@ def test_a_cosine_schedule_follows_its_formula() -> None:
     assert rates(schedules.cosine) == pytest.approx([0.25 * (1 + math.cos(math.pi * t / 10)) for t in range(10)])
 
 
-def test_one_cycle_rises_to_the_written_rate_and_falls_to_next_to_nothing() -> None:
+def test_one_cycle_rises_to_the_configured_rate_and_falls_to_almost_zero() -> None:
     found = rates(lambda optimizer, steps: schedules.one_cycle(optimizer, steps, warmup=0.4, start=0.1), steps=100)
     assert found[0] == pytest.approx(0.05)
     assert max(found) == pytest.approx(0.5)
@@ -109,6 +109,6 @@ def test_one_cycle_rises_to_the_written_rate_and_falls_to_next_to_nothing() -> N
 
 
 @pytest.mark.parametrize(("option", "value"), [("warmup", 0.0), ("warmup", 1.0), ("start", 0.0), ("start", 2.0)])
-def test_a_cycle_that_cannot_be_is_refused(option: str, value: float) -> None:
+def test_an_impossible_cycle_is_refused(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"schedule\.{option}: must be above 0"):
         rates(lambda optimizer, steps: schedules.one_cycle(optimizer, steps, **{option: value}))

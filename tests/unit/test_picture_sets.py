@@ -1,4 +1,4 @@
-"""Picture sets: mapped from the very files, decoded once, and missing ones named."""
+"""Image data sets: mapped from their files, decoded once. Missing files are reported by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Small(MNIST):
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder with 100 and 10 pictures in MNIST's files; picture number i is all i."""
+    """Write 100 and 10 pictures in MNIST's format, picture i filled with i; return the folder."""
     for part, count in (("train", 100), ("t10k", 10)):
         numbers = np.arange(count)
         pictures = np.broadcast_to(numbers[:, None, None], (count, 28, 28))
@@ -36,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def seen(data: MNIST, loader: str) -> set[int]:
-    """Which pictures a loader hands over, by number, each with its own label."""
+    """Return the numbers of the pictures that a loader yields, and check their labels."""
     found = [(inputs[:, 0, 0, 0].long(), targets) for inputs, targets in getattr(data, loader)()]
     numbers, labels = (torch.cat(list(column)) for column in zip(*found, strict=True))
     assert torch.equal(numbers % 10, labels)
@@ -50,7 +50,7 @@ def ready(root: Path, **options: object) -> Small:
     return data
 
 
-def test_validation_is_taken_from_train_and_the_official_test_stays_test(root: Path) -> None:
+def test_validation_is_split_from_train_and_the_official_test_set_is_the_test_set(root: Path) -> None:
     data = ready(root)
     train, validation = seen(data, "train_dataloader"), seen(data, "val_dataloader")
     assert (len(train), len(validation)) == (80, 20)
@@ -58,7 +58,7 @@ def test_validation_is_taken_from_train_and_the_official_test_stays_test(root: P
     assert seen(data, "test_dataloader") == set(range(10))
 
 
-def test_the_split_depends_on_its_seed_and_a_subset_on_nothing_else(root: Path) -> None:
+def test_the_split_depends_on_its_seed_and_a_subset_does_not_change_it(root: Path) -> None:
     torch.manual_seed(1)
     validation = seen(ready(root), "val_dataloader")
     torch.manual_seed(2)
@@ -69,9 +69,7 @@ def test_the_split_depends_on_its_seed_and_a_subset_on_nothing_else(root: Path) 
     assert quarter < half
 
 
-def test_how_pictures_are_normalised_is_counted_once_for_all_trials(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_normalisation_is_computed_once_for_all_trials(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fed(cache_dir: Path | None, **options: object) -> torch.Tensor:
         data = Small(root, normalise="standard", cache_dir=cache_dir, **options)
         data.setup("fit")
@@ -85,7 +83,7 @@ def test_how_pictures_are_normalised_is_counted_once_for_all_trials(
         counted = fed(None, **options)
         assert torch.equal(fed(kept, **options), counted)
         with monkeypatch.context() as patch:
-            patch.setattr("overnight.data.split.fit_normalisation", lambda *_: pytest.fail("it is counted again"))
+            patch.setattr("overnight.data.split.fit_normalisation", lambda *_: pytest.fail("it is computed again"))
             assert torch.equal(fed(kept, **options), counted)
 
     class Inverted(Small):
@@ -96,13 +94,13 @@ def test_how_pictures_are_normalised_is_counted_once_for_all_trials(
     inverted = [Inverted(root, normalise="standard", cache_dir=folder) for folder in (kept, None)]
     for data in inverted:
         data.setup("fit")
-    assert torch.equal(*(next(iter(data.val_dataloader()))[0] for data in inverted)), "others' rows are not these"
+    assert torch.equal(*(next(iter(data.val_dataloader()))[0] for data in inverted)), "other rows give other numbers"
     (root / "a file").touch()
-    assert torch.equal(fed(root / "a file" / "cache"), fed(None)), "where nothing can be kept it is counted each time"
+    assert torch.equal(fed(root / "a file" / "cache"), fed(None)), "without a cache it is computed each time"
     pictures = np.zeros((100, 28, 28))
     pictures[::2] = 200
     changed(pictures)
-    assert torch.equal(fed(kept), fed(None)), "other pictures in the file of the same name are counted anew"
+    assert torch.equal(fed(kept), fed(None)), "it is computed again for other pictures in a file of the same name"
 
 
 def test_a_missing_set_without_network_names_the_files_and_where_to_put_them(
@@ -117,7 +115,7 @@ def test_a_missing_set_without_network_names_the_files_and_where_to_put_them(
     assert "OVERNIGHT_DATA" in words
 
 
-def test_a_missing_set_is_fetched_once_and_its_sums_are_checked(
+def test_a_missing_set_is_fetched_once_and_its_checksums_are_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with user_downloads.server(broken=True) as mirror:
@@ -127,13 +125,13 @@ def test_a_missing_set_is_fetched_once_and_its_sums_are_checked(
     with user_downloads.server() as mirror:
         monkeypatch.setattr(user_downloads.Fetched, "mirrors", [mirror])
         user_downloads.Pictures(tmp_path).prepare_data()
-    data = user_downloads.Pictures(tmp_path)  # and now there is no server any more
+    data = user_downloads.Pictures(tmp_path)  # from here on there is no server
     data.prepare_data()
     data.setup("fit")
     assert sum(len(targets) for _, targets in data.train_dataloader()) == 200
 
 
-def test_missing_photographs_are_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_of_photographs_are_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     with pytest.raises(
         FileNotFoundError, match=r"cifar-10-batches-py must hold data_batch_1, .*batches\.meta; fetching"
@@ -141,14 +139,14 @@ def test_missing_photographs_are_named_too(tmp_path: Path, monkeypatch: pytest.M
         CIFAR10(tmp_path, cache_dir=tmp_path / "cache").prepare_data()
 
 
-def test_photographs_are_decoded_channels_first_and_each_keeps_its_label(
+def test_photographs_are_decoded_channels_first_with_their_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Tiny(CIFAR10):
         validation_rows = 4
 
     def write(name: str, start: int) -> list[str]:
-        """Five photographs as the files have them, rows of 3 x 32 x 32 bytes: red is i, green i + 1, blue i + 2."""
+        """Write five photographs in the format of CIFAR, rows of 3 x 32 x 32 bytes: red i, green i + 1, blue i + 2."""
         colours = np.arange(start, start + 5)[:, None] + np.arange(3)
         rows = np.repeat(colours, 1024, axis=1).astype(np.uint8)
         path = tmp_path / "cifar-10-batches-py" / name
@@ -160,8 +158,8 @@ def test_photographs_are_decoded_channels_first_and_each_keeps_its_label(
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [write("test_batch", 10)])
     meta = tmp_path / "cifar-10-batches-py" / "batches.meta"
     meta.write_bytes(pickle.dumps({"label_names": [str(i) for i in range(10)]}))
-    told = {**datasets.CIFAR10.meta, "md5": hashlib.md5(meta.read_bytes()).hexdigest()}
-    monkeypatch.setattr(datasets.CIFAR10, "meta", told)
+    meta_with_checksum = {**datasets.CIFAR10.meta, "md5": hashlib.md5(meta.read_bytes()).hexdigest()}
+    monkeypatch.setattr(datasets.CIFAR10, "meta", meta_with_checksum)
 
     data = Tiny(tmp_path, cache_dir=tmp_path / "cache", normalise="none")
     data.prepare_data()
@@ -184,7 +182,7 @@ def test_a_file_cut_in_half_is_refused_by_name(root: Path) -> None:
         ready(root)
 
 
-def test_a_file_that_is_no_idx_is_refused_by_name(root: Path) -> None:
+def test_a_file_that_is_not_in_idx_format_is_refused_by_name(root: Path) -> None:
     (root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte: must be an idx file of bytes, got 22 bytes"):
         ready(root)
@@ -206,7 +204,7 @@ def test_the_fake_set_is_decoded_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "mean"), [(MNIST, 0.1307), (FashionMNIST, 0.2860)])
-def test_the_real_files_are_mapped_and_have_the_mean_that_everybody_quotes(kind: type[MNIST], mean: float) -> None:
+def test_the_real_files_are_mapped_and_have_the_published_mean(kind: type[MNIST], mean: float) -> None:
     if not (ROOT / kind.dataset.__name__).is_dir():
         pytest.skip(f"{kind.dataset.__name__} is not in {ROOT}; OVERNIGHT_DATA names the folder that has it")
     data = kind(ROOT, normalise="standard", batch_size=5000)

@@ -1,4 +1,4 @@
-"""Pictures say what is so: of a trained network's weights, curves, answers and mistakes."""
+"""The plots of a trained network's weights, curves, predictions and errors are correct."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALL = ("weights", "curves", "confusion", "mistakes", "predictions")
 
 def draw_spec(folder: Path, weights: Path | None, link: ListLink, look: str = "white_zero") -> DrawSpec:
     history = tuple((e.epoch, e.metrics) for e in link.epochs)
-    return DrawSpec("digits-mlp", 3, folder, weights, history, "val/accuracy", ALL, look, stamp="as asked")
+    return DrawSpec("digits-mlp", 3, folder, weights, history, "val/accuracy", ALL, look, stamp="complete")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def words_of(folder: Path) -> dict[str, str]:
 def test_a_digits_network_has_its_weights_curves_confusion_and_mistakes_drawn(drawn: Path) -> None:
     names = {"weights.png", "curves.png", "confusion.png", "mistakes.png"}
     assert {p.name for p in drawn.iterdir()} == {*names, "in-words.md", "drawn.json"}
-    assert (drawn / "drawn.json").read_text() == "as asked"
+    assert (drawn / "drawn.json").read_text() == "complete"
     assert set(words_of(drawn)) == names
     for name in names:
         width, height = struct.unpack(">II", (drawn / name).read_bytes()[16:24])
@@ -62,7 +62,9 @@ def test_a_digits_network_has_its_weights_curves_confusion_and_mistakes_drawn(dr
         assert 300 <= height <= 1400
 
 
-def test_the_answers_drawn_are_those_that_the_trial_was_scored_by(drawn: Path, trained: tuple[Path, ListLink]) -> None:
+def test_the_plotted_predictions_are_those_that_the_trial_was_scored_by(
+    drawn: Path, trained: tuple[Path, ListLink]
+) -> None:
     words = words_of(drawn)
     right, _, rows = words["confusion.png"].split()[:3]
     assert int(right) / int(rows) == pytest.approx(trained[1].epochs[-1].metrics["val/accuracy"])
@@ -73,11 +75,11 @@ def test_the_answers_drawn_are_those_that_the_trial_was_scored_by(drawn: Path, t
     shares = model(inputs).detach().softmax(1)
     wrong = (shares.argmax(1) != targets).nonzero()[:, 0]
     worst = wrong[shares.max(1).values[wrong].argmax()]
-    true, said, sure = int(targets[worst]), int(shares[worst].argmax()), float(shares[worst].max())
-    assert f"first: a {true} taken for a {said} with {sure:.1%}" in words["mistakes.png"]
+    true, predicted, probability = int(targets[worst]), int(shares[worst].argmax()), float(shares[worst].max())
+    assert f"first: a {true} taken for a {predicted} with {probability:.1%}" in words["mistakes.png"]
 
 
-def test_each_picture_carries_its_words_for_those_who_cannot_see_it(drawn: Path) -> None:
+def test_each_plot_has_a_text_description(drawn: Path) -> None:
     for name, words in words_of(drawn).items():
         data, location, texts = (drawn / name).read_bytes(), 8, {}
         while location < len(data):
@@ -91,7 +93,7 @@ def test_each_picture_carries_its_words_for_those_who_cannot_see_it(drawn: Path)
         assert plain == words
 
 
-def test_a_sheet_has_one_tile_a_neuron_each_weight_a_square_of_its_own_colour() -> None:
+def test_a_sheet_has_one_tile_a_neuron_and_one_coloured_square_a_weight() -> None:
     tiles = np.random.default_rng(0).normal(size=(6, 4, 5))
     picture = figures.weights(tiles, "net.1", "a trial")
     picture.figure.canvas.draw()
@@ -105,11 +107,11 @@ def test_a_sheet_has_one_tile_a_neuron_each_weight_a_square_of_its_own_colour() 
     top, left = round(pixels.shape[0] - box.y1), round(box.x0)
     for row, column in ((0, 0), (2, 3), (sheet.shape[0] - 1, sheet.shape[1] - 1)):
         square = pixels[top + row * zoom : top + (row + 1) * zoom, left + column * zoom : left + (column + 1) * zoom]
-        assert np.abs(square / 255 - colour[row, column]).max() < 0.01, "no pixel is smeared into the next"
+        assert np.abs(square / 255 - colour[row, column]).max() < 0.01, "neighbouring pixels are not blended"
 
 
 @pytest.mark.parametrize(("look", "brightness"), [("white_zero", (0.95, 1.0)), ("black_zero", (0.0, 0.0))])
-def test_zero_lies_in_the_middle_of_the_scale_and_has_the_colour_that_was_asked_for(
+def test_zero_is_in_the_middle_of_the_scale_and_has_the_configured_colour(
     look: str, brightness: tuple[float, float]
 ) -> None:
     lopsided = np.abs(np.random.default_rng(0).normal(size=(4, 8, 8)))
@@ -136,7 +138,7 @@ def test_training_and_validation_share_a_panel_and_the_studys_metric_comes_first
     assert len({(str(line.get_color()), str(line.get_linestyle())) for line in axes[1].lines}) == 2
 
 
-# Other people's networks
+# Networks of users
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_training_and_validation_share_a_panel_and_the_studys_metric_comes_first
     ],
     ids=["DataLoaders", "two validation sets", "adversaries", "no validation", "lightning.pytorch"],
 )
-def test_a_network_of_theirs_is_drawn_as_far_as_it_goes_and_the_rest_is_a_note(
+def test_a_users_network_gets_the_possible_plots_and_a_note_for_each_other_one(
     tmp_path: Path, model: str, options: dict[str, object], absent: set[str]
 ) -> None:
     fit(their_spec(tmp_path, model, epochs=1, **options), link := ListLink())  # type: ignore[arg-type]
@@ -162,7 +164,7 @@ def test_a_network_of_theirs_is_drawn_as_far_as_it_goes_and_the_rest_is_a_note(
     assert (tmp_path / "drawn.json").exists()
 
 
-def test_without_weights_the_curves_are_drawn_all_the_same(tmp_path: Path, trained: tuple[Path, ListLink]) -> None:
+def test_without_weights_the_curves_are_still_plotted(tmp_path: Path, trained: tuple[Path, ListLink]) -> None:
     draw(draw_spec(tmp_path, None, trained[1]))
     assert [p.name for p in tmp_path.glob("*.png")] == ["curves.png"]
     assert "its weights were not kept" in (tmp_path / "in-words.md").read_text()
@@ -178,7 +180,7 @@ def test_without_weights_the_curves_are_drawn_all_the_same(tmp_path: Path, train
         (nn.Linear(2, 6), (2,), "a row for each of 6 neurons, a column for each of 2 inputs"),
     ],
 )
-def test_the_first_layer_is_drawn_as_what_it_looks_at(
+def test_the_first_layer_is_plotted_in_the_shape_of_its_input(
     model: nn.Module, shape: tuple[int, ...] | None, words: str
 ) -> None:
     assert words in first_weights(model, shape, "a trial", "white_zero").description
@@ -192,12 +194,12 @@ def test_the_first_layer_is_drawn_as_what_it_looks_at(
         (nn.Conv2d(1, 4, 1), "the kernels of .* are single pixels"),
     ],
 )
-def test_what_has_no_picture_says_why(model: nn.Module, words: str) -> None:
+def test_a_missing_plot_has_a_reason(model: nn.Module, words: str) -> None:
     with pytest.raises(NotDrawable, match=words):
         first_weights(model, (50,), "a trial", "white_zero")
 
 
-def test_what_the_outputs_mean_is_told_by_the_task_or_else_by_their_shapes() -> None:
+def test_the_kind_of_outputs_follows_from_the_task_or_else_from_their_shapes() -> None:
     rows = torch.zeros(4, 2)
     logits, labels = torch.tensor([[2.0, 0], [0, 2], [2, 0], [0, 2]]), torch.tensor([0, 1, 1, 1])
     (classes := _Predictions(None)).add(rows, logits, labels)
@@ -209,13 +211,13 @@ def test_what_the_outputs_mean_is_told_by_the_task_or_else_by_their_shapes() -> 
         assert [v.tolist() for v in binary.values()] == [[0, 1, 1, 1], [0, 1, 0, 1]]
     (numbers := _Predictions(None)).add(rows, torch.ones(4, 1), torch.tensor([0.5, 1, 2, 3]))
     assert numbers.kind == "regression"
-    (told := _Predictions("regression")).add(rows, torch.ones(4, 1), labels)
-    assert told.kind == "regression"
+    (known := _Predictions("regression")).add(rows, torch.ones(4, 1), labels)
+    assert known.kind == "regression"
     with pytest.raises(NotDrawable, match="neither classes nor one number"):
         _Predictions(None).add(rows, torch.zeros(4, 2, 3), labels)
 
 
-def test_predictions_lie_over_the_true_values_with_their_error() -> None:
+def test_predictions_are_plotted_over_the_true_values_with_their_error() -> None:
     true = np.array([1.0, 2.0, 3.0, 4.0])
     picture = figures.regression(true, true + 0.5, "a trial")
     assert "mean absolute error 0.5, R2 0.800" in picture.description

@@ -1,4 +1,4 @@
-"""Rows on their way to the network: normalised by what is trained on, augmented by the trial's own chance."""
+"""The preparation of rows: normalisation by the training rows and seeded augmentation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_minmax_takes_the_training_rows_to_0_to_1() -> None:
     table = torch.tensor([[1.0, 10.0], [3.0, 30.0], [2.0, 20.0], [99.0, -99.0]])
     ready = how(table, "minmax", rows=[0, 1, 2])(table)
     assert ready[:3].tolist() == [[0, 0], [1, 1], [0.5, 0.5]]
-    assert ready[3].tolist() != [1, 0], "what is not trained with has no say"
+    assert ready[3].tolist() != [1, 0], "only training rows count"
 
 
 def test_standard_gives_each_channel_of_bytes_mean_0_and_deviation_1() -> None:
@@ -36,20 +36,20 @@ def test_standard_gives_each_channel_of_bytes_mean_0_and_deviation_1() -> None:
     assert torch.allclose(ready.std((0, 2, 3)), torch.ones(3), atol=1e-3)
 
 
-def test_what_never_changes_is_moved_and_not_scaled() -> None:
+def test_a_constant_column_is_shifted_and_not_scaled() -> None:
     table = torch.tensor([[5.0, 1.0], [5.0, 2.0]])
     for name in ("minmax", "standard"):
         assert how(table, name)(table)[:, 0].tolist() == [0, 0]
 
 
-def test_none_leaves_the_numbers_as_they_are() -> None:
+def test_none_does_not_change_the_numbers() -> None:
     assert fit_normalisation(part(torch.ones(2, 2)), "none") is None
     with pytest.raises(ValueError, match=r"data\.normalise: must be one of none, minmax, standard, got 'zscore'"):
         fit_normalisation(part(torch.ones(2, 2)), "zscore")
 
 
 def dots() -> torch.Tensor:
-    """(500, 1, 7, 7), a dot in the middle of each."""
+    """Return (500, 1, 7, 7) images, each with a dot in the middle."""
     images = torch.zeros(500, 1, 7, 7)
     images[:, :, 3, 3] = 1
     return images
@@ -59,12 +59,12 @@ def places(images: torch.Tensor) -> set[tuple[int, ...]]:
     return {tuple(location.tolist()) for location in images.nonzero()[:, 2:]}
 
 
-def test_shift_moves_by_every_whole_number_of_pixels_up_to_its_own() -> None:
+def test_shift_moves_by_every_whole_number_of_pixels_up_to_its_value() -> None:
     torch.manual_seed(0)
     assert places(Augmentation(shift=1)(dots())) == {(y, x) for y in (2, 3, 4) for x in (2, 3, 4)}
 
 
-def test_shift_brings_in_nothing_but_0() -> None:
+def test_shift_fills_with_0() -> None:
     torch.manual_seed(0)
     moved = Augmentation(shift=2)(torch.full((200, 2, 5, 5), 9, dtype=torch.uint8))
     assert moved.dtype == torch.float32
@@ -72,7 +72,7 @@ def test_shift_brings_in_nothing_but_0() -> None:
     assert moved.flatten(1).sum(1).min() == 9 * 2 * 3 * 3
 
 
-def test_flip_turns_every_other_image_left_to_right() -> None:
+def test_flip_mirrors_every_other_image() -> None:
     torch.manual_seed(0)
     images = torch.arange(3.0).expand(400, 1, 2, 3).clone()
     flipped = (Augmentation(flip=True)(images)[:, 0, 0, 0] == 2).float().mean().item()
@@ -80,18 +80,18 @@ def test_flip_turns_every_other_image_left_to_right() -> None:
 
 
 def test_a_quarter_turn_turns_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "rand", lambda *_: torch.ones(1, 1))  # the far end of the range
+    monkeypatch.setattr(torch, "rand", lambda *_: torch.ones(1, 1))  # the upper end of the range
     image = torch.arange(9.0).reshape(1, 1, 3, 3)
     assert torch.allclose(Augmentation(rotate=90)(image), image.rot90(1, (2, 3)), atol=1e-5)
 
 
-def test_rotation_keeps_within_its_degrees_and_shifts_too() -> None:
+def test_rotation_is_within_its_limit_and_can_be_combined_with_shift() -> None:
     torch.manual_seed(0)
     still = Augmentation(rotate=1e-3, shift=1)(dots())
     assert places((still > 0.5).float()) == {(y, x) for y in (2, 3, 4) for x in (2, 3, 4)}
 
 
-def test_the_same_seed_moves_the_same_way() -> None:
+def test_the_same_seed_gives_the_same_augmentation() -> None:
     augment, images = Augmentation(shift=2, rotate=20, flip=True), torch.rand(20, 1, 8, 8)
     torch.manual_seed(3)
     first = augment(images)
@@ -116,7 +116,7 @@ def test_an_impossible_augmentation_is_refused(options: dict[str, float], words:
 
 
 def test_an_augmented_batch_costs_less_than_the_smallest_step_it_feeds() -> None:
-    """128 pictures of 28x28 against a step of one hidden layer of 64, one thread, in turns; the best of each counts."""
+    """Compare 128 pictures of 28x28 with a step of one hidden layer of 64 on one thread, by the minimum of each."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -100,8 +100,8 @@ def test_a_run_that_was_created_slowly_is_searched_for_again_if_the_search_faile
 
 
 def test_a_recheck_reads_the_run_that_another_process_may_have_created(tmp_path: Path) -> None:
-    client = RecordingClient(runs=("theirs",))
+    client = RecordingClient(runs=("other",))
     runs = writer(client, tmp_path, {0: TrialRun("known", "RUNNING", steps={})})
     runs.write(FAILED, recheck=True)
     assert "create_run" not in client.calls
-    assert runs.runs[0].run_id == "theirs"
+    assert runs.runs[0].run_id == "other"

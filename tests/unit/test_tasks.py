@@ -1,4 +1,4 @@
-"""Three kinds of answer: losses by their formulas, metrics by another library, and targets that fit none."""
+"""The three tasks: their losses, metrics (compared with another library) and checks of targets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def drawn(outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, targets
 
 
-def test_yes_or_no_is_one_logit_with_binary_cross_entropy_accuracy_auroc_and_f1() -> None:
+def test_binary_is_one_logit_with_binary_cross_entropy_accuracy_auroc_and_f1() -> None:
     task, z, y = make_task("binary"), drawn(1)[0].squeeze(1), drawn(2)[1]
     p = task.predict(z)
     assert torch.allclose(p, 1 / (1 + (-z).exp()))
@@ -34,7 +34,7 @@ def test_yes_or_no_is_one_logit_with_binary_cross_entropy_accuracy_auroc_and_f1(
     )
 
 
-def test_one_of_many_is_a_logit_a_class_with_cross_entropy_accuracy_f1_and_a_confusion_matrix() -> None:
+def test_multiclass_is_one_logit_a_class_with_cross_entropy_accuracy_f1_and_a_confusion_matrix() -> None:
     task, (z, y) = make_task("multiclass", 4), drawn(4)
     assert task.outputs == 4
     p = task.predict(z)
@@ -50,7 +50,7 @@ def test_one_of_many_is_a_logit_a_class_with_cross_entropy_accuracy_f1_and_a_con
     assert confusion(task.decide(z), y).tolist() == reference.confusion_matrix(y, chosen).tolist()
 
 
-def test_a_number_is_one_output_with_mse_mae_rmse_and_r2_and_no_confusion() -> None:
+def test_regression_is_one_output_with_mse_mae_rmse_and_r2_and_no_confusion() -> None:
     task, z = make_task("regression"), drawn(1)[0].squeeze(1)
     y = z * 2 + 1
     assert task.outputs == 1
@@ -98,7 +98,9 @@ def test_targets_that_do_not_fit_the_task_are_refused(name: str, targets: torch.
 
 
 @torch.inference_mode()
-def test_an_evaluation_in_several_batches_measures_all_rows_and_each_time_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_in_several_batches_covers_all_rows_and_starts_again_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     model, inputs, targets = MLP((4,), classes=3, hidden_sizes=[8]), torch.randn(100, 4), torch.randint(0, 3, (100,))
     logged: dict[str, float] = {}

@@ -242,14 +242,14 @@ class Counted(Plain):
 
     def on_train_epoch_end(self):
         trial = Path(self.trainer.default_root_dir).name
-        with open(self.marker, "a") as book:
-            book.write(f"{trial} {self.current_epoch} {time.monotonic() - self.began}\n")
+        with open(self.marker, "a") as file:
+            file.write(f"{trial} {self.current_epoch} {time.monotonic() - self.began}\n")
 
 
 class Zoo(Plain):
     """Does in its second epoch what the number of its trial selects."""
 
-    KINDS = ("hangs", "hoards", "has children", "prints", "nan", "inf", "nothing", "dawdles", "is well")
+    KINDS = ("hangs", "hoards", "forks children", "prints", "nan", "inf", "nothing", "never ends", "healthy")
 
     def __init__(self, marker: str = "") -> None:
         super().__init__(marker=marker)
@@ -263,7 +263,7 @@ class Zoo(Plain):
             Hangs.on_train_epoch_start(self)
         elif self.kind == "hoards":
             Hoards.on_train_epoch_start(self)
-        elif self.kind == "has children":
+        elif self.kind == "forks children":
             for _ in range(20):
                 if os.fork() == 0:
                     with open(self.marker, "a") as children:
@@ -272,7 +272,7 @@ class Zoo(Plain):
         elif self.kind == "prints":
             for _ in range(1000):
                 os.write(1, b"x" * 999_999 + b"\n")
-        elif self.kind == "dawdles":
+        elif self.kind == "never ends":
             while True:
                 print("still running")
                 time.sleep(0.1)
@@ -307,9 +307,9 @@ class PrintsEnvironment(MLP):
         self.fails = fails
         kernels = Path("/proc/self/environ")
         self.known = f"{dict(os.environ)} {kernels.read_text() if kernels.exists() else ''}"
-        print(f"what I know: {self.known}")
+        print(f"my environment: {self.known}")
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         if self.fails:
-            raise RuntimeError(f"it ends with all that I know: {self.known}")
+            raise RuntimeError(f"it failed with my environment: {self.known}")

@@ -1,7 +1,7 @@
 """`python -m benchmarks [--quick] [--repeats N] [NAME ...]`: run benchmarks, print their figures, write RESULTS.md.
 
-Exit code 1 where a gate failed or a side did not run: then there is nothing to compare, and no figure. A limit that is
-missed is printed as missed and is no failure: on a machine that others use as well, that would say more about them.
+The exit code is 1 if a gate failed or a side did not run, because then there are no figures. A missed limit is printed
+and is no failure, because other load on the machine can cause it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ ALL = {"throughput": throughput, "overhead": overhead, "start": start, "scale": 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(ALL)}; all where none is named")
-    parser.add_argument("--quick", action="store_true", help="small, once: the gates; RESULTS.md stays as it is")
-    parser.add_argument("--repeats", type=int, help="rounds of each; 5, or 1 with --quick")
-    asked = parser.parse_args()
-    unknown = [name for name in asked.names if name not in ALL]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(ALL)}; default: all")
+    parser.add_argument(
+        "--quick", action="store_true", help="run small benchmarks once, for their gates; do not write RESULTS.md"
+    )
+    parser.add_argument("--repeats", type=int, help="rounds of each benchmark; default: 5, or 1 with --quick")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in ALL]
     if unknown:
         parser.error(f"must be among {', '.join(ALL)}, got {', '.join(unknown)}")
-    benchmarks = [ALL[name].benchmark(asked.quick) for name in asked.names or ALL]
-    clock = Clock(benchmarks, asked.repeats or (1 if asked.quick else 5))
+    benchmarks = [ALL[name].benchmark(arguments.quick) for name in arguments.names or ALL]
+    clock = Clock(benchmarks, arguments.repeats or (1 if arguments.quick else 5))
     machine = results.machine()
     say(machine)
     found: dict[str, list[Summary]] = {}
@@ -33,7 +35,7 @@ def main() -> int:
     for benchmark in benchmarks:
         try:
             found[benchmark.name] = summarise(benchmark.figures, run(benchmark, clock, say))
-        except (GateFailed, RuntimeError) as error:  # a command of one side may fail outright
+        except (GateFailed, RuntimeError) as error:  # the command of a side failed
             why = "its gate failed" if isinstance(error, GateFailed) else "a side did not run"
             failed.append(f"{benchmark.name}: no figure, {why}: {error}")
             clock.failed.add(benchmark.name)
@@ -41,9 +43,9 @@ def main() -> int:
             say(failed[-1])
         else:
             say(results.table(found[benchmark.name]))
-    if not asked.quick and not asked.names and not failed:
+    if not arguments.quick and not arguments.names and not failed:
         say(f"written: {results.write(machine, benchmarks, found, clock.repeats)}")
-    for line in (*results.verdicts(found), *failed):
+    for line in (*results.missed_limits(found), *failed):
         say(line)
     return 1 if failed else 0
 

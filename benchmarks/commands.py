@@ -1,4 +1,4 @@
-"""Runs one command, and counts what it and every process that came of it took."""
+"""Run one command and measure the time and memory of it and of all its descendants."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[1]
-_LAST_WORDS = 3000  # characters of what a command that failed has printed
+_OUTPUT_TAIL = 3000  # characters of the output of a failed command in the error
 _LINGER_S = 15.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True)
 class Ran:
-    """How a command went. started_at, in seconds since 1970, and wall_s: until its own process ended.
+    """The result of a command.
 
-    cpu_s: user and system seconds of all its processes. peak_mib: the most memory that its own process, or a child
-    that it waited for itself, had resident.
+    Attributes:
+        started_at: Start, in seconds since 1970.
+        wall_s: Seconds until its own process ended.
+        cpu_s: User and system seconds of all its processes.
+        peak_mib: Peak resident memory of its own process, or of a child that it waited for.
+        output: stdout and stderr.
     """
 
     started_at: float
@@ -40,19 +44,22 @@ class Ran:
 def python(
     *arguments: str, folder: Path, environment: Mapping[str, str] | None = None, timeout_s: float = 900.0
 ) -> Ran:
-    """Run this interpreter with `arguments`; its scratch goes into `folder`. Raises RuntimeError where it fails.
+    """Run this interpreter with `arguments`. Its output goes into `folder`.
 
-    The CPU time is the kernel's own sum. A trial is a child of the forkserver, and that outlives its parent: nobody
-    here could wait for them. So this process has the kernel hand it every orphan meanwhile (PR_SET_CHILD_SUBREAPER),
-    and waits for all: what a process took reaches us through its parent, which waited for it, or directly. Nothing is
-    sampled, nothing that ends early is missed. Linux only; elsewhere orphans are missing from cpu_s.
+    The kernel sums the CPU time of a process and of the children that it waited for. A trial is a child of the
+    forkserver, which outlives its own parent. This process therefore adopts all orphans (PR_SET_CHILD_SUBREAPER) and
+    waits for them, so that the time of every descendant is counted. This works on Linux only. On other systems cpu_s
+    lacks the time of orphans.
+
+    Raises:
+        RuntimeError: The command failed.
     """
     others = _children()
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore", **(environment or {})}
     before = _children_cpu_s()
     log = folder / "output.txt"
-    with _orphans_are_ours(), open(log, "ab") as output:
+    with _adopt_orphans(), open(log, "ab") as output:
         started_at, started = time.time(), time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, env=variables, stdout=output, stderr=output, start_new_session=True
@@ -63,11 +70,11 @@ def python(
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, timer)
         process.returncode = os.waitstatus_to_exitcode(status)
-        _bury_orphans(others)
+        _wait_for_orphans(others)
     text = log.read_text(errors="replace")
     if process.returncode != 0:
         line = " ".join(arguments)
-        raise RuntimeError(f"`python {line}` ended with {process.returncode}:\n{text[-_LAST_WORDS:]}")
+        raise RuntimeError(f"`python {line}` ended with {process.returncode}:\n{text[-_OUTPUT_TAIL:]}")
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return Ran(started_at, wall_s, _children_cpu_s() - before, usage.ru_maxrss / unit, text)
 
@@ -92,7 +99,7 @@ def _alarm(pid: int, timeout_s: float) -> object:
 
 
 @contextlib.contextmanager
-def _orphans_are_ours() -> Iterator[None]:
+def _adopt_orphans() -> Iterator[None]:
     if not counts_all_cpu():
         yield
         return
@@ -104,14 +111,16 @@ def _orphans_are_ours() -> Iterator[None]:
         library.prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
-def _bury_orphans(others: set[int]) -> None:
-    """Wait for what the command left behind, which ends by itself: all children but `others`, there before."""
+def _wait_for_orphans(others: set[int]) -> None:
+    """Wait until the remaining processes of the command have ended: all children except `others`."""
     deadline = time.monotonic() + _LINGER_S
-    while left := _children() - others:
-        for pid in left:
+    while remaining := _children() - others:
+        for pid in remaining:
             os.waitpid(pid, os.WNOHANG)
         if time.monotonic() > deadline:
-            raise RuntimeError(f"a command left processes behind that were there {_LINGER_S:.0f} s later: {left}")
+            raise RuntimeError(
+                f"processes of the command are still running {_LINGER_S:.0f} s after its end: {remaining}"
+            )
         time.sleep(0.01)
 
 

@@ -1,4 +1,4 @@
-"""What the stamps tell that trials left (see probes.py): above all, how long slots stood empty."""
+"""Evaluate the time stamps of trials (see probes.py): how long slots were empty."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ STAMPS = "OVERNIGHT_STAMPS"
 
 
 def first_stamp(path: Path, what: str, since: float) -> float:
-    """When the first of its kind was left; both in seconds since 1970."""
+    """Return the time of the first stamp of this kind after `since`, both in seconds since 1970."""
     return min(at for times in _times(path, what).values() for at in times if at >= since)
 
 
 def counts(path: Path, what: str) -> list[int]:
-    """The numbers of the stamps that count something: `what`=NUMBER."""
+    """Return the numbers of all stamps `what`=NUMBER."""
     kinds = (line.split()[0].partition("=") for line in path.read_text().splitlines())
     return [int(number) for kind, _, number in kinds if kind == what]
 
 
 def gaps_ms(path: Path, slots: int, last: str, first: str) -> list[float]:
-    """From each trial's last stamp `last` to the first stamp `first` of the trial that took its slot, in milliseconds.
+    """Return the milliseconds from each trial's last stamp `last` to the next trial's first stamp `first` in its slot.
 
-    Which trial took which slot needs no telling: a slot that is freed goes to the next trial there is. So the first
-    trial to end makes room for the first that starts beyond the `slots`, the second to end for the second, and so on;
-    and as no trial starts without a slot, none of these is negative.
+    Stamps do not contain the slot. A free slot goes to the next trial, so the first trial that ends is followed by the
+    first one that starts after the initial `slots`, the second by the second, and so on. No trial starts without a
+    slot, so no gap is negative.
     """
     ended, started = _times(path, last), _times(path, first)
     ends = sorted(max(times) for times in ended.values())
-    # A process that draws the winner's pictures builds data and model too, and is no trial: it ends nothing.
+    # A process that draws plots builds data and model too. It is not a trial and has no stamp `last`.
     starts = sorted(min(times) for process, times in started.items() if process in ended)
     return [(start - end) * 1000 for end, start in zip(ends, starts[slots:], strict=False)]
 
 
 def _times(path: Path, what: str) -> dict[str, list[float]]:
-    """Process -> when it left such a stamp."""
+    """Return the times of such stamps by process."""
     found: dict[str, list[float]] = defaultdict(list)
     for line in path.read_text().splitlines():
         kind, process, at = line.split()

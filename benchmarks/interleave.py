@@ -1,4 +1,4 @@
-"""Sides of a benchmark in turn, A B A B, and what comes of it: medians, quartiles, ratios pair by pair."""
+"""Run the sides of a benchmark in turn, A B A B, and compute medians, quartiles and ratios within a round."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-AGAIN = " again"  # comes after a side's name, for a second run of it in the same round
-Measured = dict[str, Any]  # what one run of a side took and left behind
-Round = dict[str, Measured]  # of each side, in one repeat
+AGAIN = " again"  # suffix of a side's name for its second run in a round
+Measured = dict[str, Any]  # the measurements of one run of a side
+Round = dict[str, Measured]  # the measurements of each side in one round
 
 
 class GateFailed(Exception):
-    """The sides did not do the same work, or what they should have stored is not there: there is nothing to compare."""
+    """The sides did not do the same work, or their records are incomplete, so they cannot be compared."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of one round: a time, or a ratio of two sides that ran next to each other.
+    """A number of one round: a time, or a ratio of two sides.
 
-    limit: the most that its median over the rounds may be, or with `least` the least; None where it is only reported.
-    needs: sides without which a round has no such number; see Benchmark.seldom.
+    Attributes:
+        of: Computes the number from a round.
+        limit: The maximum of its median over the rounds, or None if it is only reported.
+        least: The limit is a minimum.
+        needs: The sides without which a round has no such number; see Benchmark.seldom.
     """
 
     name: str
@@ -38,10 +41,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """sides: name -> run it in a folder of its own. gate: raises GateFailed for a round. round_s: a guess, for a start.
+    """A benchmark.
 
-    prepare: what all rounds share, given a folder that is kept for them. seldom: sides that take long -> in how many
-    rounds, the first ones, they run; the gate is given rounds without them too.
+    Attributes:
+        sides: Functions that run a side in a folder of its own, by name.
+        gate: Raises GateFailed for a round whose sides cannot be compared. It also gets rounds without seldom sides.
+        round_s: Estimated seconds of a round.
+        prepare: Prepares what all rounds share, in a folder that exists until the last round.
+        seldom: For slow sides, in how many of the first rounds they run.
     """
 
     name: str
@@ -57,8 +64,14 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Summary:
-    """A figure over all rounds that have it. low and high: the quartiles. count: how many rounds those are. met: None
-    where there is no limit."""
+    """A figure over all rounds that have it.
+
+    Attributes:
+        low: The lower quartile.
+        high: The upper quartile.
+        count: The number of rounds that have the figure.
+        met: Whether its limit is met, or None without a limit.
+    """
 
     figure: Figure
     median: float
@@ -76,7 +89,7 @@ class Summary:
 
 @dataclass
 class Clock:
-    """Says how long is left: by what rounds took, where there was one, and by the guess before."""
+    """Estimates the remaining time from earlier rounds, or else from the estimates of the benchmarks."""
 
     benchmarks: Sequence[Benchmark]
     repeats: int
@@ -99,7 +112,7 @@ class Clock:
 
 
 def run(benchmark: Benchmark, clock: Clock, say: Callable[[str], None]) -> list[Round]:
-    """All rounds of a benchmark, each through its gate."""
+    """Run all rounds of a benchmark and apply its gate to each."""
     with tempfile.TemporaryDirectory(prefix=f"overnight-bench-{benchmark.name}-") as name:
         kept = Path(name)
         say(f"{benchmark.name}: {clock.left()}")
@@ -127,8 +140,10 @@ def _round(benchmark: Benchmark, kept: Path, number: int, clock: Clock, say: Cal
 
 
 def mean(measured: Round, side: str, key: str) -> float:
-    """Of a side's runs in a round, one or two. A, B, B again, A again: where a machine's pace changes steadily from one
-    run to the next, both sides' means are slowed alike."""
+    """Return the mean of a side's one or two runs in a round.
+
+    In the order A, B, B, A, a machine that slows down steadily changes the means of both sides equally.
+    """
     return statistics.mean(measured[s][key] for s in (side, f"{side}{AGAIN}") if s in measured)
 
 

@@ -80,14 +80,14 @@ def benchmark(quick: bool) -> Benchmark:
         [
             Figure(f"CPU a trial, ours over {PEER}", "", lambda r: r[OURS]["cpu_s"] / r[PEER]["cpu_s"], 1.0),
             Figure(f"CPU a trial, ours over {STRONG}", "", lambda r: r[OURS]["cpu_s"] / r[STRONG]["cpu_s"]),
-            Figure("empty slot, last word to first line", "ms", lambda r: r[OURS]["gap_ms"], 60),
+            Figure("empty slot, last message to first line", "ms", lambda r: r[OURS]["gap_ms"], 60),
             Figure("last epoch to first training step", "ms", lambda r: r[OURS]["training_gap_ms"]),
             *(
                 Figure(f"{side}: {what}", unit, lambda r, s=side, k=key, m=times: r[s][k] * m)
                 for side in (OURS, PEER, STRONG)
                 for what, key, unit, times in (
                     ("CPU a trial", "cpu_s", "ms", 1000),
-                    ("CPU a trial, imports and all", "whole_cpu_s", "ms", 1000),
+                    ("CPU a trial, with imports", "whole_cpu_s", "ms", 1000),
                     ("time a trial", "wall_s", "ms", 1000),
                 )
             ),
@@ -112,11 +112,11 @@ def gate(measured: Round, many: int) -> None:
             and sum(name.startswith("model.") for name in r.params) == 5
             and all(r.steps.get(metric) == EPOCHS for metric in METRICS)
         ]
-        require(len(written) == len(runs) == many, f"{side}: {len(written)} of {many} runs are whole in MLflow")
+        require(len(written) == len(runs) == many, f"{side}: {len(written)} of {many} runs are complete in MLflow")
 
 
 def kept(home: Path, study: str) -> Measured:
-    """What a study left behind, and how long it took a trial, from the first one's start to the last one's end."""
+    """Return a study's records and its seconds a trial, from the first start to the last end."""
     trials = stored.trials(home / "optuna.db", study)
     wall_s = (max(t.ended_at for t in trials) - min(t.started_at for t in trials)) / len(trials)
     return {"wall_s": wall_s, "trials": trials, "runs": stored.trial_runs(home / "mlflow.db")}
@@ -128,7 +128,7 @@ def nothing_overrides(home: Path, study: str, trials: int, epochs: int, *more: s
             "model=nothing",
             "data=nothing",
             "preflight=never",
-            "study.confirm.seeds=0",  # the search is measured, and nothing after it
+            "study.confirm.seeds=0",  # only the search is measured
             f"slots={SLOTS}",
             "study.metric=val/accuracy",
             "study.direction=maximize",
@@ -138,14 +138,14 @@ def nothing_overrides(home: Path, study: str, trials: int, epochs: int, *more: s
 
 
 def tune_nothing(home: Path, study: str, trials: int, epochs: int, *more: str) -> Ran:
-    """`overnight tune` on trials that train nothing."""
+    """Run `overnight tune` on trials that train nothing."""
     line = nothing_overrides(home, study, trials, epochs, *more)
     stamps = {STAMPS: str(home / "stamps")}
     return python("-m", "overnight", "tune", "--config-dir", str(NOTHING), *line, folder=home, environment=stamps)
 
 
 def call_directly(how: str, trials: int, folder: Path) -> None:
-    """Optuna on SQLite, MLflow on SQLite, one loop. Leaves in before.json what it took until the loop."""
+    """Run Optuna and MLflow on SQLite in one loop. Writes the CPU time before the loop to before.json."""
     import warnings
 
     import optuna

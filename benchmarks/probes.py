@@ -1,6 +1,6 @@
-"""Networks and data of ours that leave time stamps, and nothing else: what a trial costs when it trains nothing.
+"""Networks and data that train nothing and write time stamps, to measure the overhead of a trial.
 
-A stamp is a line in the file that the environment's OVERNIGHT_STAMPS names: what, the process, seconds since 1970.
+A stamp is a line with kind, process id and seconds since 1970 in the file that OVERNIGHT_STAMPS names.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def stamp(what: str) -> None:
         return
     line = f"{what} {os.getpid()} {time.time():.6f}\n".encode()
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(file, line)  # one write of a short line: several processes may append
+    os.write(file, line)  # a short line in one write, because several processes append
     os.close(file)
 
 
 class FirstStep(MLP):
-    """Our MLP, which says when it is first fed a training batch, and how many it was fed in all.
+    """The bundled MLP with a stamp at its first training batch and one with the number of its training batches.
 
-    It counts in forward, as a module with a training_step of its own would not be trained as ours are.
+    It counts in `forward`, because overnight trains a module with its own `training_step` in another way.
     """
 
     _fed = 0
@@ -48,7 +48,7 @@ class FirstStep(MLP):
 
 
 class NoData(pl.LightningDataModule):
-    """One batch of nothing an epoch; made by the first line of a person's code that a trial runs."""
+    """One empty batch an epoch. Its constructor is the first user code that a trial runs."""
 
     input_shape = (1,)
     classes = 2
@@ -57,14 +57,14 @@ class NoData(pl.LightningDataModule):
     def __init__(self) -> None:
         stamp("first")
         super().__init__()
-        _stamp_the_last_word()
+        _stamp_the_last_message()
 
     def train_dataloader(self) -> list[int]:
         return [0]
 
 
 class NullScreen(pl.LightningModule):
-    """Trains nothing and logs three metrics an epoch, the same ones in every trial, so that none is pruned."""
+    """Trains nothing and logs three metrics an epoch, the same in every trial, so that none is pruned."""
 
     def __init__(self, epoch_s: float, **searched: float) -> None:
         super().__init__()
@@ -88,8 +88,8 @@ class NullScreen(pl.LightningModule):
         stamp("epoch")
 
 
-def _stamp_the_last_word() -> None:
-    """From inside the trial, say when it tells the supervisor that it is through."""
+def _stamp_the_last_message() -> None:
+    """Write a stamp when the trial sends its last message to the supervisor."""
     send = PipeLink.send
 
     def stamped(self: PipeLink, message: Any) -> None:

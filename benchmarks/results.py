@@ -1,4 +1,4 @@
-"""What benchmarks found, for the terminal and for RESULTS.md."""
+"""Format the results of benchmarks for the terminal and for RESULTS.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PACKAGES = (
 
 
 def machine() -> str:
-    """Where and with what this ran, and how busy the machine was before it began."""
+    """Describe the machine, the versions and the load before the start."""
     versions = ", ".join(f"{p} {_version(p)}" for p in _PACKAGES)
     gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "no GPU"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -36,7 +36,7 @@ def machine() -> str:
     return (
         f"{cores} cores ({_processor()}), {memory:.0f} GiB, {gpus}; {platform.system()} {platform.release()}; Python "
         f"{platform.python_version()}, {versions}; commit {_output('git', 'rev-parse', '--short', 'HEAD')}{changed}; "
-        f"{time.strftime('%Y-%m-%d')}; load when it began {os.getloadavg()[0]:.1f}"
+        f"{time.strftime('%Y-%m-%d')}; load at the start {os.getloadavg()[0]:.1f}"
     )
 
 
@@ -55,8 +55,8 @@ def table(summaries: Sequence[Summary]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(found: Mapping[str, Sequence[Summary]]) -> Iterator[str]:
-    """One line a limit that was missed."""
+def missed_limits(found: Mapping[str, Sequence[Summary]]) -> Iterator[str]:
+    """Return a line for each missed limit."""
     for name, summaries in found.items():
         for s in summaries:
             if s.met is False:
@@ -67,7 +67,7 @@ def write(where: str, benchmarks: Sequence[Benchmark], found: Mapping[str, Seque
     parts = [
         "# Results",
         f"`make bench`: every benchmark {repeats} times, with alternating sides; medians and quartiles over the "
-        "n rounds that have a figure (throughput's stock peer takes minutes, and runs in few rounds), "
+        "n rounds that have a figure (throughput's stock peer takes minutes and runs in few rounds), "
         "ratios computed within a round. A benchmark whose gate fails has no figures here.",
         f"{where}.",
     ]
@@ -85,7 +85,7 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not there"
+        return "not installed"
 
 
 def _processor() -> str:

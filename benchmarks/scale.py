@@ -53,7 +53,7 @@ def benchmark(quick: bool) -> Benchmark:
             # One trial is still waiting: the start that runs it also writes MLflow from the Optuna storage.
             filled["s"] = _tune(homes[trials], trials).wall_s
 
-    def going_on(trials: int, folder: Path) -> Measured:
+    def asking(trials: int, folder: Path) -> Measured:
         home = _copy(homes[trials], folder)
         ran = _tune(home, trials + on)
         return {
@@ -68,18 +68,18 @@ def benchmark(quick: bool) -> Benchmark:
         _break(home / "mlflow.db", broken)
         return {"s": _tune(home, many + 1).wall_s, **kept(home, "scale")}
 
-    def looking(*line: str, folder: Path) -> Measured:
+    def showing(*line: str, folder: Path) -> Measured:
         ran = python("-m", "overnight", *line, f"home={homes[many]}", folder=folder)
         return {"s": ran.wall_s, "output": ran.output}
 
     sides = {
-        "ask at few": partial(going_on, few),
-        "ask at many": partial(going_on, many),
+        "ask at few": partial(asking, few),
+        "ask at many": partial(asking, many),
         "whole": partial(reconciling, 0),
         "broken": partial(reconciling, BROKEN),
-        "status": lambda folder: looking("status", "scale", folder=folder),
-        "report": lambda folder: looking("report", "scale", folder=folder),
-        "compare": lambda folder: looking("compare", "scale/1", "scale/2", folder=folder),
+        "status": lambda folder: showing("status", "scale", folder=folder),
+        "report": lambda folder: showing("report", "scale", folder=folder),
+        "compare": lambda folder: showing("compare", "scale/1", "scale/2", folder=folder),
     }
     return Benchmark(
         "scale",
@@ -120,7 +120,9 @@ def gate(measured: Round, few: int, many: int, on: int) -> None:
             for r in found["runs"]
             if r.status == "FINISHED" and all(r.steps.get(metric) == EPOCHS for metric in METRICS)
         ]
-        require(len(runs) == len(found["runs"]) == trials, f"{side}: {len(runs)} of {trials} runs are whole in MLflow")
+        require(
+            len(runs) == len(found["runs"]) == trials, f"{side}: {len(runs)} of {trials} runs are complete in MLflow"
+        )
     output = measured["status"]["output"]
     require(f"{many} of {many} trials done" in output, f"status does not show that {many} trials are done: {output}")
     output = measured["compare"]["output"]
@@ -130,12 +132,12 @@ def gate(measured: Round, few: int, many: int, on: int) -> None:
 
 
 def _tune(home: Path, trials: int) -> Ran:
-    # Long enough a trial that what is done for the next one may be done while it trains.
+    # A trial is long enough to prepare the next one while it trains.
     return tune_nothing(home, "scale", trials, EPOCHS, "model.epoch_s=0.02")
 
 
 def _copy(home: Path, folder: Path) -> Path:
-    """A home to change; MLflow's artifacts stay where they are, and the databases know where that is."""
+    """Copy the databases of a home. They contain the location of the artifacts, which are not copied."""
     copied = folder / "home"
     copied.mkdir()
     for file in home.glob("*.db*"):
@@ -144,7 +146,7 @@ def _copy(home: Path, folder: Path) -> Path:
 
 
 def _break(database: Path, runs: int) -> None:
-    """Put runs into the state after a kill: RUNNING, and without the values that were not written yet."""
+    """Put runs into the state after a kill: RUNNING and without metrics."""
     with contextlib.closing(sqlite3.connect(database)) as db, db:
         rows = db.execute("select run_uuid from tags where key = 'overnight.trial' order by run_uuid limit ?", (runs,))
         for (run,) in rows.fetchall():
@@ -154,7 +156,7 @@ def _break(database: Path, runs: int) -> None:
 
 
 def fill(home: Path, trials: int) -> None:
-    """Create an Optuna storage of so many trials. The first one is waiting."""
+    """Create an Optuna storage with this number of trials. The first one is waiting."""
     import random
     import time
 
@@ -171,7 +173,9 @@ def fill(home: Path, trials: int) -> None:
     chance = random.Random(0)
     with session.writer.batch():  # in one transaction
         for number in range(1, trials):
-            reached = EPOCHS / 100 * chance.random()  # below what the trials that follow reach, so that none is pruned
+            reached = (
+                EPOCHS / 100 * chance.random()
+            )  # below the values of the trials that follow, so that none is pruned
             history = [
                 EpochEnd(number, epoch, dict(zip(METRICS, (1 - v, 2 - v, v), strict=True)), time.time(), 0.02)
                 for epoch in range(EPOCHS)

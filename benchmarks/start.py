@@ -83,7 +83,7 @@ def gate(measured: Round) -> None:
     for side in (TUNE, f"{TUNE}{AGAIN}", NO_DRY_RUN):
         require([t.state for t in measured[side]["trials"]] == ["COMPLETE"], f"{side}: the trial is not complete")
         whole = [r for r in measured[side]["runs"] if r.status == "FINISHED" and r.steps.get("val/accuracy") == 1]
-        require(len(whole) == 1, f"{side}: the trial is not whole in MLflow")
+        require(len(whole) == 1, f"{side}: the trial is not complete in MLflow")
 
 
 def _help(folder: Path) -> Measured:

@@ -99,7 +99,7 @@ def _measure(net: str, device: str, pairs: int, folder: Path) -> Measured:
 
 
 def train(net: str, device: str, pairs: int) -> dict[str, Any]:
-    """`pairs` epochs of ours, each with a bare one before it; the first pair is thrown away."""
+    """Train `pairs` epochs, each after a bare one. The first pair is not counted."""
     from benchmarks import stepping
     from overnight.protocol import TrialSpec
     from overnight.search.build_plan import build_plan

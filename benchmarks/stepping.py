@@ -1,4 +1,4 @@
-"""The networks and the data of the step benchmark: a trial that, before each of its epochs, runs a bare one."""
+"""The networks and the data of the step benchmark: a trial that runs a bare epoch before each of its epochs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class NullLink:
 
 
 class Rows(SplitData):
-    """Noise in `steps` batches, labelled by a linear map: something to learn, and nothing to validate on."""
+    """Noise in `steps` batches, labelled by a linear map. There is no validation data."""
 
     input_shape = SHAPE
     classes = CLASSES
@@ -56,7 +56,7 @@ class Rows(SplitData):
 
 
 class Timed(pl.LightningModule):
-    """Takes the time of each epoch's steps, and of a bare epoch on a copy of the network before it."""
+    """Measures the steps of each epoch, and a bare epoch on a copy of the network before it."""
 
     net: nn.Module
 
@@ -87,7 +87,7 @@ class Timed(pl.LightningModule):
         for rows in torch.randperm(len(data.inputs)).split(data.batch_size):
             inputs = data.inputs.index_select(0, rows).to(self.device)
             targets = data.targets.index_select(0, rows).to(self.device)
-            if channels_last:  # as ours are, and faster so
+            if channels_last:  # the memory format that overnight uses, which is faster
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             optimizer.zero_grad()
             cross_entropy(net(inputs), targets).backward()
@@ -117,7 +117,7 @@ if importlib.util.find_spec("overnight.models.cnn"):
 
 
 class _Own(pl.LightningModule):
-    """As Lightning's own pages write one."""
+    """A module as in Lightning's documentation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class TimedOwn(Timed, _Own):
 
 
 def found(steps: int) -> dict[str, Any]:
-    """What the model that trained in this process has seen. Times in seconds a step."""
+    """Return the measurements of the model that trained in this process, in seconds a step."""
     (model,) = _now
     taken = [
         int(next(iter(optimizer.state.values()))["step"])

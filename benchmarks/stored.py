@@ -1,4 +1,4 @@
-"""What a run left behind, read with plain SQL from Optuna's and MLflow's databases: the same way for every side."""
+"""Read trials and runs with SQL from the databases of Optuna and MLflow, in the same way for every side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial of an Optuna database. started_at, ended_at: seconds since 1970. reports: intermediate values kept."""
+    """A trial of an Optuna database. Times: seconds since 1970. reports: the number of intermediate values."""
 
     number: int
     state: str
@@ -24,7 +24,7 @@ class Trial:
 
 @dataclass
 class Run:
-    """A run of an MLflow database. steps: metric name -> how many values it has."""
+    """A run of an MLflow database. `steps` is the number of values of each metric."""
 
     run_id: str
     status: str
@@ -34,7 +34,7 @@ class Run:
 
 
 def trials(database: Path, study: str) -> list[Trial]:
-    """The trials of a study that have ended, by number."""
+    """Return the trials of a study that have ended, in the order of their numbers."""
     with contextlib.closing(sqlite3.connect(database)) as db:
         rows = db.execute(
             "select t.trial_id, t.number, t.state, v.value, t.datetime_start, t.datetime_complete from trials t "
@@ -53,7 +53,7 @@ def trials(database: Path, study: str) -> list[Trial]:
 
 
 def runs(database: Path) -> list[Run]:
-    """All runs of the default experiment's siblings too, the deleted left out."""
+    """Return the runs of all experiments, without deleted ones."""
     with contextlib.closing(sqlite3.connect(database)) as db:
         found = {
             run_id: Run(run_id, status)
@@ -71,10 +71,10 @@ def runs(database: Path) -> list[Run]:
 
 
 def trial_runs(database: Path) -> list[Run]:
-    """The runs of ours that are a trial's, not the study's."""
+    """Return the runs of trials, without the run of the study."""
     return [r for r in runs(database) if "overnight.trial" in r.tags]
 
 
 def _seconds(text: str) -> float:
-    """Of a time as Optuna keeps it, in UTC."""
+    """Convert a time in UTC, as Optuna stores it, to seconds since 1970."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()

@@ -48,17 +48,17 @@ from benchmarks.commands import ROOT, python
 from benchmarks.gaps import STAMPS, counts
 from benchmarks.interleave import AGAIN, Benchmark, Figure, Measured, Round, mean, require
 
-# The first is the configuration as conf/model/mlp.yaml has it: a study's trial 0.
+# The first one is that of conf/model/mlp.yaml, which is trial 0 of a study.
 CONFIGURATIONS = (
     *([64], [32], [128], [256], [32, 32], [64, 64], [128, 128], [256, 256], [64, 32], [128, 64], [256, 128], [256, 64]),
 )
 METRICS = ("train/loss", "val/loss", "val/accuracy")
-SEED = 0  # of the split, as data.split_seed has it
+SEED = 0  # of the split, the default of data.split_seed
 VALIDATION, BATCH = 5_000, 128
-COUNTED = "model._target_=benchmarks.probes.FirstStep"  # our MLP, which counts the batches that it is fed
+COUNTED = "model._target_=benchmarks.probes.FirstStep"  # the bundled MLP, which counts its training batches
 STOCK_ROUNDS = 3
 CPU = {"CUDA_VISIBLE_DEVICES": ""}
-ONE_THREAD = {**CPU, "OMP_NUM_THREADS": "1"}  # a process; as overnight does by itself
+ONE_THREAD = {**CPU, "OMP_NUM_THREADS": "1"}  # for each process, as overnight does by default
 
 
 def benchmark(quick: bool) -> Benchmark:
@@ -76,10 +76,10 @@ def benchmark(quick: bool) -> Benchmark:
     def peer(side: str, folder: Path) -> Measured:
         chosen = list(range(configurations))
         if side == "stock":
-            chosen = [chosen[5 * next(turns) % configurations]]  # small ones and large ones in turn
-        asked = {"root": str(root[0]), "chosen": chosen, "epochs": epochs, "share": share, "folder": str(folder)}
+            chosen = [chosen[5 * next(turns) % configurations]]  # small and large ones alternate
+        options = {"root": str(root[0]), "chosen": chosen, "epochs": epochs, "share": share, "folder": str(folder)}
         how = CPU if side == "stock" else ONE_THREAD
-        ran = python("-m", "benchmarks.throughput_peers", side, json.dumps(asked), folder=folder, environment=how)
+        ran = python("-m", "benchmarks.throughput_peers", side, json.dumps(options), folder=folder, environment=how)
         found = json.loads((folder / "answer.json").read_text())
         runs = stored.runs(folder / "mlflow.db") if (folder / "mlflow.db").exists() else []
         return {**found, "runs": runs, "command_s": ran.wall_s, "a_trial_s": found["seconds"] / len(chosen)}
@@ -109,8 +109,8 @@ def benchmark(quick: bool) -> Benchmark:
                 )
                 for side in ("ours", "ideal", "strong", "stock")
             ),
-            Figure("ours over strong, from typing to prompt", "times", faster("strong", "command_s")),
-            Figure("ours, from typing to prompt", "s", lambda r: mean(r, "ours", "command_s")),
+            Figure("ours over strong, whole command", "times", faster("strong", "command_s")),
+            Figure("ours, whole command", "s", lambda r: mean(r, "ours", "command_s")),
             Figure(
                 "accuracy: ours less ideal, mean over configurations",
                 "",
@@ -125,7 +125,7 @@ def benchmark(quick: bool) -> Benchmark:
 
 def gate(measured: Round, configurations: int, epochs: int, steps: int, quick: bool) -> None:
     ideal = measured["ideal"]["accuracies"]
-    one, all_together = (0.08, 0.04) if quick else (0.03, 0.01)  # a short training is the noisier one
+    one, all_together = (0.08, 0.04) if quick else (0.03, 0.01)  # a short training has more noise
     for side, found in measured.items():
         wanted = configurations if side != "stock" else len(found["accuracies"])
         require(len(found["accuracies"]) == wanted > 0, f"{side}: {len(found['accuracies'])} of {wanted} trials")
@@ -135,7 +135,7 @@ def gate(measured: Round, configurations: int, epochs: int, steps: int, quick: b
             require(apart < one, f"{side} {name}: accuracy {accuracy:.3f}, ideal {ideal[name]:.3f}")
         apart = abs(_mean_difference(found["accuracies"], ideal))
         allowed = all_together * math.sqrt(configurations / wanted)
-        require(apart < allowed, f"{side}: accuracies are {apart:.3f} from ideal's in the mean, allowed {allowed:.3f}")
+        require(apart < allowed, f"{side}: accuracies are {apart:.3f} from ideal's on average, allowed {allowed:.3f}")
     for side in ("ours", f"ours{AGAIN}", "strong"):
         whole = [
             r
@@ -143,15 +143,15 @@ def gate(measured: Round, configurations: int, epochs: int, steps: int, quick: b
             if r.status == "FINISHED" and all(r.steps.get(metric) == epochs for metric in METRICS) and r.params
         ]
         runs = len(measured[side]["runs"])
-        require(len(whole) == runs == configurations, f"{side}: {len(whole)} of {runs} runs are whole in MLflow")
+        require(len(whole) == runs == configurations, f"{side}: {len(whole)} of {runs} runs are complete in MLflow")
     if "stock" not in measured:
         return
     runs = [r for r in measured["stock"]["runs"] if r.status == "FINISHED" and r.steps.get("val/accuracy")]
     require(len(runs) == len(measured["stock"]["accuracies"]), f"stock: {len(runs)} runs in MLflow")
 
 
-def _mean_difference(mine: dict[str, float], theirs: dict[str, float]) -> float:
-    return sum(mine[name] - theirs[name] for name in mine) / len(mine)
+def _mean_difference(mine: dict[str, float], other: dict[str, float]) -> float:
+    return sum(mine[name] - other[name] for name in mine) / len(mine)
 
 
 def _ours(home: Path, root: Path, configurations: int, epochs: int, share: float) -> Measured:
@@ -190,10 +190,10 @@ def name_of(sizes: list[int]) -> str:
 
 
 def pictures(kept: Path) -> Path:
-    """The folder that holds FashionMNIST/raw: the real one, or one made of enlarged digits."""
+    """Return the folder that contains FashionMNIST/raw: the real data, or enlarged digits."""
     for folder in (os.environ.get("OVERNIGHT_DATA"), ROOT.parent / "shared" / "data"):
         if folder and (Path(folder) / "FashionMNIST" / "raw" / "train-images-idx3-ubyte").exists():
             return Path(folder).absolute()
-    print("  no Fashion-MNIST here: enlarged digits in its place", flush=True)
+    print("  Fashion-MNIST is not available; enlarged digits replace it", flush=True)
     python("-m", "benchmarks.throughput_peers", "digits", json.dumps(str(kept)), folder=kept)
     return kept

@@ -1,4 +1,4 @@
-"""What throughput is measured against: `python -m benchmarks.throughput_peers SIDE JSON`, in a process of its own.
+"""The peers of the throughput benchmark: `python -m benchmarks.throughput_peers SIDE JSON`.
 
 See throughput.py. Each peer writes answer.json: seconds from its first trial's start to its last one's end, the
 validation accuracy of each configuration, and how many optimizer steps each took.
@@ -69,12 +69,12 @@ def network(sizes: list[int]) -> nn.Sequential:
     for before, size in zip([784, *sizes], sizes, strict=False):
         layers += [nn.Linear(before, size), nn.ReLU()]
     net = nn.Sequential(*layers, nn.Linear(sizes[-1], CLASSES))
-    initialise(net, "relu")  # as ours draws them, so that accuracies compare
+    initialise(net, "relu")  # the initial weights of overnight, so that accuracies are comparable
     return net
 
 
 def tensors(options: Options) -> dict[str, tuple[Tensor, Tensor]]:
-    """train and validation as standardised tensors: (N, 1, 28, 28) and (N,)."""
+    """Return training and validation data as standardised tensors: (N, 1, 28, 28) and (N,)."""
     known = datasets.FashionMNIST(options.root, train=True)
     train, validation = options.rows(len(known))
     pictures, targets = known.data.unsqueeze(1).float() / 255, known.targets
@@ -140,7 +140,7 @@ class Classifier(pl.LightningModule):
 
 
 class Report(pl.Callback):
-    """Tells Optuna of each epoch."""
+    """Reports each epoch to Optuna."""
 
     def __init__(self, trial: optuna.Trial) -> None:
         self.trial = trial
@@ -229,7 +229,7 @@ def stock(options: Options) -> None:
 
 
 def side_by_side(work: Callable[..., None], options: Options) -> None:
-    """Run `work` in two processes that take the next configuration when they are through with one."""
+    """Run `work` in two processes, which take the next configuration after each one."""
     context = multiprocessing.get_context("spawn")
     queue, answers, barrier = context.Queue(), context.Queue(), context.Barrier(2)
     for index in [*options.chosen, None, None]:
@@ -260,7 +260,7 @@ def answer(options: Options, done: list[Outcome], times: list[tuple[float, float
     Path(options.folder, "answer.json").write_text(json.dumps(found))
 
 
-# What is done before the clock runs -----------------------------------------------------------------------------------
+# Preparation, not measured --------------------------------------------------------------------------------------------
 
 
 def enlarged_digits(folder: str) -> None:
@@ -277,7 +277,7 @@ def enlarged_digits(folder: str) -> None:
         large = images[rows].reshape(-1, 8, 8).repeat(3, 1).repeat(3, 2) * 15.9  # (N, 24, 24) of 0 to 254
         canvas = np.zeros((count, 28, 28), np.uint8)
         for down, right in np.ndindex(5, 5):
-            mine = np.arange(count) % 25 == 5 * down + right  # shifted by up to four pixels each way
+            mine = np.arange(count) % 25 == 5 * down + right  # shifted by up to four pixels in each direction
             canvas[mine, down : down + 24, right : right + 24] = large[mine]
         for kind, array in (("images-idx3", canvas), ("labels-idx1", labels[rows].astype(np.uint8))):
             head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)

@@ -83,7 +83,7 @@ def test_the_overhead_gate_needs_every_trial_and_every_run_complete() -> None:
     )
     overhead.gate({"ours": {"trials": [trial], "runs": [run]}}, many=1)
     torn = stored.Run("1", "FINISHED", {}, run.params, {**run.steps, "val/loss": overhead.EPOCHS - 1})
-    with pytest.raises(GateFailed, match="0 of 1 runs are whole"):
+    with pytest.raises(GateFailed, match="0 of 1 runs are complete"):
         overhead.gate({"ours": {"trials": [trial], "runs": [torn]}}, many=1)
 
 
@@ -122,9 +122,9 @@ def a_throughput_round(**changed: Any) -> dict[str, Any]:
     [
         ({"steps": [1290, 860]}, r"ours again: trained for \[1290, 860\] steps instead of 1290"),
         ({"accuracies": {"64": 0.81, "32": 0.85}}, "ours again 64: accuracy 0.810, ideal 0.860"),
-        ({"accuracies": {"64": 0.84, "32": 0.83}}, "ours again: accuracies are 0.020 from ideal's in the mean"),
+        ({"accuracies": {"64": 0.84, "32": 0.83}}, "ours again: accuracies are 0.020 from ideal's on average"),
         ({"accuracies": {"64": 0.86}}, "ours again: 1 of 2 trials"),
-        ({"runs": []}, "ours again: 0 of 0 runs are whole in MLflow"),
+        ({"runs": []}, "ours again: 0 of 0 runs are complete in MLflow"),
     ],
 )
 def test_the_throughput_gate_needs_the_same_training_and_complete_records(

@@ -278,10 +278,9 @@ def _run_supervisor(
         if news is not None:
             news.report_progress(s.disk.is_full, s.outcomes.stalled)
 
-    supervisor.on_change = show
     with signals.working(supervisor.stop), awake(supervisor.plan.settings.stay_awake):
         try:
-            ending = supervisor.run()
+            ending = supervisor.run(show)
             shown.update(lambda: progress(supervisor), force=True)
         finally:
             shown.close()

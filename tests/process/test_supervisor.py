@@ -93,9 +93,9 @@ def test_an_error_in_the_loop_leaves_no_trial_running(home: Path) -> None:
             started.extend(t.process.pid for t in worker.slots.running.values())
             raise OSError("the screen is gone")
 
-    worker = Supervisor(session, MlflowSync(study, session.attributes.uid), fail)
+    worker = Supervisor(session, MlflowSync(study, session.attributes.uid))
     with pytest.raises(OSError, match="the screen is gone"):
-        worker.run()
+        worker.run(fail)
     session.close()
     assert len(started) == 2
     assert not any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in started)
@@ -180,9 +180,7 @@ def test_while_the_disk_is_nearly_full_trials_save_and_wait(home: Path, monkeypa
     study = build_plan([f"home={home}", *user_network("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")])
     session, _ = open_study(study)
     warnings: list[str | None] = []
-    worker = Supervisor(
-        session, MlflowSync(study, session.attributes.uid), lambda s: warnings.append(api.progress(s).warning)
-    )
+    worker = Supervisor(session, MlflowSync(study, session.attributes.uid))
     paused = []
 
     def free(_: Path) -> float:
@@ -196,7 +194,7 @@ def test_while_the_disk_is_nearly_full_trials_save_and_wait(home: Path, monkeypa
 
     monkeypatch.setattr("overnight.runner.disk_space.free_mib", free)
     forkserver.warm_up()
-    assert worker.run().stop_reason == "complete"
+    assert worker.run(lambda s: warnings.append(api.progress(s).warning)).stop_reason == "complete"
     records = session.records()
     session.close()
     assert paused == [True]

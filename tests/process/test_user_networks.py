@@ -218,9 +218,8 @@ def test_a_network_with_manual_optimisation_is_stopped_in_a_study_and_resumed(
 
     forkserver.warm_up()
     session, _ = open_study(study)
-    assert (
-        Supervisor(session, MlflowSync(study, session.attributes.uid), stop_in_trial_one).run().stop_reason == "stopped"
-    )
+    worker = Supervisor(session, MlflowSync(study, session.attributes.uid))
+    assert worker.run(stop_in_trial_one).stop_reason == "stopped"
     stopped = [(r.state, len(r.history)) for r in session.records()]
     session.close()
     assert stopped[0] == ("complete", 60)

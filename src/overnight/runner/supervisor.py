@@ -52,7 +52,6 @@ class Supervisor:
     """Runs a plan's trials in the machine's slots until the budget is spent, a limit is reached or a stop requested.
 
     Args:
-        on_change: called whenever there is something new to show.
         only: the number of the single trial to run.
         limits: may end the launch before the budget is spent.
         clock: monotonic, in seconds.
@@ -68,13 +67,12 @@ class Supervisor:
         self,
         session: StudySession,
         mlflow_sync: MlflowSync,
-        on_change: Callable[[Supervisor], None] = lambda _: None,
         only: int | None = None,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
         processes: ProcessFactory | None = None,
     ) -> None:
-        self.session, self.plan, self.on_change = session, session.plan, on_change
+        self.session, self.plan = session, session.plan
         self.only, self.limits = only, limits or NoLimits()
         settings = self.plan.settings
         self.slots = SlotPool(slot_devices(settings.slots))
@@ -87,6 +85,7 @@ class Supervisor:
         self.started = 0
         self.outlook: str | None = None
         self._clock = clock
+        self._on_change: Callable[[Supervisor], None] = lambda _: None
         self._processes = processes or ForkedProcesses(self.slots.on_cpu)
         self._assignments = Assignments(session, self.limits, only, clock)
         self._watchdog = Watchdog(settings.trial, self.slots.count, machine_memory(), clock)
@@ -106,10 +105,15 @@ class Supervisor:
     def best(self) -> TrialRecord | None:
         return best_of(self.records.values(), self.plan.settings)
 
-    def run(self) -> Ending:
-        """Work until nothing is left to do. A KeyboardInterrupt counts as `stop`."""
+    def run(self, on_change: Callable[[Supervisor], None] = lambda _: None) -> Ending:
+        """Work until nothing is left to do. A KeyboardInterrupt counts as `stop`.
+
+        Args:
+            on_change: called whenever there is something new to show.
+        """
+        self._on_change = on_change
         self.records = {r.number: r for r in self.session.records()}
-        self.on_change(self)
+        self._on_change(self)
         try:
             self._loop()
         finally:
@@ -209,7 +213,7 @@ class Supervisor:
             self.disk.check()
             self.mlflow.keep_links()
             self.outlook = self.limits.status_line(self.records)
-            self.on_change(self)
+            self._on_change(self)
         if not self.stopping.is_stopping and self.limits.time_is_up(self.records):
             self.stopping.request(StopReason.LIMIT)
         for number, trial in list(self.slots.running.items()):
@@ -295,12 +299,12 @@ class Supervisor:
         """Take over a record that this process has changed."""
         self.records[record.number] = record
         self.mlflow.add(record)
-        self.on_change(self)
+        self._on_change(self)
 
     def _wait_for_space(self) -> None:
         """Wait before a write of the storage is tried again that found the disk full."""
         self.disk.is_full = True
-        self.on_change(self)
+        self._on_change(self)
         if self.stopping.is_stopping:
             raise DiskFull("the disk is full; nothing is lost, and the same command resumes once there is room")
         time.sleep(STATUS_EVERY_S)

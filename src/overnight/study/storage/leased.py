@@ -183,10 +183,8 @@ class LeasedStorage(ExclusiveStorage):
 
     def _take(self, database: Connection, study_id: int, number: int) -> int | None:
         """Take the lease of a trial, then read what its last owner, which can't write it any more, has written."""
-        token, trial_id = (
-            leases.take(database, study_id, number, self.owner, self.lease_s),
-            make_trial_id(study_id, number),
-        )
+        trial_id = make_trial_id(study_id, number)
+        token = leases.take(database, study_id, number, self.owner, self.lease_s)
         # What this transaction writes was owned until now, and can't be read before the commit.
         if token is not None and trial_id not in self._unwritten:
             self._ownership.mark_stale(trial_id)

@@ -1,1 +1,1 @@
-"""How fast overnight is, measured against what people use: `make bench` and `make bench-quick`; see NOTES.md."""
+"""Benchmarks of overnight against other ways to run a study: `make bench` and `make bench-quick`; see NOTES.md."""

@@ -29,28 +29,28 @@ def main() -> int:
     benchmarks = [ALL[name].benchmark(arguments.quick) for name in arguments.names or ALL]
     clock = Clock(benchmarks, arguments.repeats or (1 if arguments.quick else 5))
     machine = results.machine()
-    say(machine)
+    report(machine)
     found: dict[str, list[Summary]] = {}
     failed: list[str] = []
     for benchmark in benchmarks:
         try:
-            found[benchmark.name] = summarise(benchmark.figures, run(benchmark, clock, say))
+            found[benchmark.name] = summarise(benchmark.figures, run(benchmark, clock, report))
         except (GateFailed, RuntimeError) as error:  # the command of a side failed
             why = "its gate failed" if isinstance(error, GateFailed) else "a side did not run"
             failed.append(f"{benchmark.name}: no figure, {why}: {error}")
             clock.failed.add(benchmark.name)
             clock.round_began = None
-            say(failed[-1])
+            report(failed[-1])
         else:
-            say(results.table(found[benchmark.name]))
+            report(results.table(found[benchmark.name]))
     if not arguments.quick and not arguments.names and not failed:
-        say(f"written: {results.write(machine, benchmarks, found, clock.repeats)}")
+        report(f"written: {results.write(machine, benchmarks, found, clock.repeats)}")
     for line in (*results.missed_limits(found), *failed):
-        say(line)
+        report(line)
     return 1 if failed else 0
 
 
-def say(line: str) -> None:
+def report(line: str) -> None:
     print(line, flush=True)
 
 

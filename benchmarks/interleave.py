@@ -111,17 +111,17 @@ class Clock:
         return f"about {max(seconds, 0) / 60:.0f} min left" if seconds > 90 else f"about {max(seconds, 0):.0f} s left"
 
 
-def run(benchmark: Benchmark, clock: Clock, say: Callable[[str], None]) -> list[Round]:
+def run(benchmark: Benchmark, clock: Clock, report: Callable[[str], None]) -> list[Round]:
     """Run all rounds of a benchmark and apply its gate to each."""
     with tempfile.TemporaryDirectory(prefix=f"overnight-bench-{benchmark.name}-") as name:
         kept = Path(name)
-        say(f"{benchmark.name}: {clock.left()}")
+        report(f"{benchmark.name}: {clock.left()}")
         benchmark.prepare(kept)
         clock.prepared.add(benchmark.name)
-        return [_round(benchmark, kept, i, clock, say) for i in range(clock.repeats)]
+        return [_round(benchmark, kept, i, clock, report) for i in range(clock.repeats)]
 
 
-def _round(benchmark: Benchmark, kept: Path, number: int, clock: Clock, say: Callable[[str], None]) -> Round:
+def _round(benchmark: Benchmark, kept: Path, number: int, clock: Clock, report: Callable[[str], None]) -> Round:
     clock.round_began = started = time.monotonic()
     measured: Round = {}
     for side, measure in benchmark.sides.items():
@@ -132,7 +132,7 @@ def _round(benchmark: Benchmark, kept: Path, number: int, clock: Clock, say: Cal
         began = time.monotonic()
         measured[side] = measure(folder)
         shutil.rmtree(folder)
-        say(f"  round {number + 1} of {clock.repeats}, {side}: {time.monotonic() - began:.0f} s; {clock.left()}")
+        report(f"  round {number + 1} of {clock.repeats}, {side}: {time.monotonic() - began:.0f} s; {clock.left()}")
     benchmark.gate(measured)
     clock.took.setdefault(benchmark.name, []).append(time.monotonic() - started)
     clock.round_began = None

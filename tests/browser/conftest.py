@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def tab(browser: Any) -> Tab:
-    """`with tab(of=ADDRESS, width=...) as page`: fails if the page sends a request to another address than `of`."""
+    """Return `tab`. `with tab(of=ADDRESS, width=...) as page` fails if the page sends a request to another address."""
 
     @contextmanager
     def opened(of: str, width: int = 1400, height: int = 900, **options: Any) -> Iterator[Any]:

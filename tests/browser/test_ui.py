@@ -23,7 +23,7 @@ from support.chrome import PATIENCE_MS, Tab, shoot
 
 @pytest.fixture(scope="module")
 def address(finished_home: Path) -> Iterator[str]:
-    """The page that `overnight ui` names, served during the tests."""
+    """Return the page that `overnight ui` prints; it is served during the tests."""
     command = [sys.executable, "-m", "overnight", "ui", f"home={finished_home}", "--no-browser", "--port", "5077"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -39,7 +39,7 @@ def address(finished_home: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def sentence(finished_home: Path) -> str:
-    """The sentence of the study's report, which its run holds."""
+    """Return the sentence of the study's report, which is in its run."""
     found, _ = view(study_location([f"home={finished_home}"]))
     assert found is not None
     report, _, trouble = publish.publish_report(found, found.plan.settings.location)
@@ -54,14 +54,14 @@ def page(address: str, tab: Tab) -> Iterator[Any]:
 
 
 def row(page: Any, name: str) -> Any:
-    """A run's row: the grid draws one in several containers, and the pinned one has the checkbox and the name."""
+    """Return a run's row in the pinned container of the grid, which has the checkbox and the name."""
     return page.locator(".ag-pinned-left-cols-container [role=row]").filter(
         has=page.get_by_role("link", name=name, exact=True)
     )
 
 
 def names_down(page: Any) -> list[str]:
-    """The runs in the table, from the top down."""
+    """Return the names of the runs in the table, from top to bottom."""
     cells = page.locator(".ag-pinned-left-cols-container [role=row] a")
     tops = {link.inner_text(): link.bounding_box()["y"] for link in cells.all()}
     return sorted((n for n in tops if re.fullmatch(r"trial-\d{4}|digits-mlp", n)), key=tops.__getitem__)

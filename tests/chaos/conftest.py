@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,22 +22,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
+def report(capsys: pytest.CaptureFixture[str]) -> Report:
     """Print immediately, without pytest's capture, because these tests take minutes."""
     began = time.monotonic()
 
-    def say(message: str) -> None:
+    def report(message: str) -> None:
         with capsys.disabled():
             print(f"  {time.monotonic() - began:5.0f} s  {message}", flush=True)
 
-    say("")
-    return say
+    report("")
+    return report
 
 
 @pytest.fixture
-def rng(request: pytest.FixtureRequest, say: Say) -> random.Random:
+def rng(request: pytest.FixtureRequest, report: Report) -> random.Random:
     """Return the generator of the random times. Its seed is printed."""
     seed = request.config.getoption("--kill-seed")
     seed = seed if seed is not None else random.SystemRandom().randrange(2**32)
-    say(f"random times from --kill-seed={seed}")
+    report(f"random times from --kill-seed={seed}")
     return random.Random(seed)

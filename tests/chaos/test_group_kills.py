@@ -214,7 +214,7 @@ def confirmed_by(found: Finding) -> dict[tuple[int, int], tuple[Any, ...]]:
     }
 
 
-def tests_by_seed(seen: StudyView) -> dict[tuple[int, int], Any]:
+def results_on_the_test_set(seen: StudyView) -> dict[tuple[int, int], Any]:
     assert seen.confirmation is not None
     numbered = {r.number: r.confirms for r in seen.confirmation.records}
     found = {numbered[number]: (tested.metrics, tested.error) for number, tested in seen.confirmation.tests.items()}
@@ -256,7 +256,7 @@ def test_a_repeatedly_disturbed_shared_study_ends_as_the_undisturbed_one(
     group: Callable[..., Group],
     postgres: Postgres,
     rng: random.Random,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
     strikes = draw_strikes(rng, request.config.getoption("--kills"))
     disturbed = group(lease_s=LEASE_S)
@@ -270,18 +270,18 @@ def test_a_repeatedly_disturbed_shared_study_ends_as_the_undisturbed_one(
                 supervisors.launch_more()
             supervisors.fill()
             state = supervisors.describe().partition(";")[0]
-            say(f"{i}: {strike.kind} {strike.which}{' fresh' * strike.fresh}; {state}")
+            report(f"{i}: {strike.kind} {strike.which}{' fresh' * strike.fresh}; {state}")
             supervisors.strike(strike)
         supervisors.fill()
         confirmed_before = disturbed.study("disturbed").confirmed
-        say(f"no more strikes: {supervisors.describe()}")
+        report(f"no more strikes: {supervisors.describe()}")
         supervisors.assert_all_end(LEFT_WITHIN_S * LATE)
         assert_no_owners(disturbed, supervisors.location, "disturbed")
         seen = disturbed.study("disturbed")
         assert {r.state for r in seen.records} == {"complete"}
         assert_mlflow_has_each_run_once(seen)
     reasons = Counter(why for why, _ in supervisors.ended)
-    say(f"all have ended, earlier ones: {dict(reasons)}; next: an undisturbed study of {supervisors.trials} trials")
+    report(f"all have ended, earlier ones: {dict(reasons)}; next: an undisturbed study of {supervisors.trials} trials")
 
     alone = group(lease_s=30)
     line = ("tune", "study.name=undisturbed", f"study.trials={supervisors.trials}", *LINE)
@@ -296,9 +296,9 @@ def test_a_repeatedly_disturbed_shared_study_ends_as_the_undisturbed_one(
     assert found.winner is not None
     assert wanted.winner is not None
     assert (found.winner.trial.number, found.winner.estimate) == (wanted.winner.trial.number, wanted.winner.estimate)
-    tests, wanted_tests = tests_by_seed(seen), tests_by_seed(undisturbed)
+    tests, wanted_tests = results_on_the_test_set(seen), results_on_the_test_set(undisturbed)
     both = tests.keys() & wanted_tests.keys()
     assert {pair: tests[pair] for pair in both} == {pair: wanted_tests[pair] for pair in both}
     if not confirmed_before:  # otherwise its network may be in a home that no supervisor uses any more
         assert both == wanted_tests.keys()
-    say(f"{len(strikes)} strikes; {len(both)} of {len(wanted_tests)} tests")
+    report(f"{len(strikes)} strikes; {len(both)} of {len(wanted_tests)} tests")

@@ -150,7 +150,7 @@ def test_a_repeatedly_killed_study_ends_as_the_undisturbed_one(
     empty_store: Path,
     tmp_path: Path,
     rng: random.Random,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> None:
     kills = request.config.getoption("--kills")
     trials = 40 if kills >= 40 else 10
@@ -162,7 +162,7 @@ def test_a_repeatedly_killed_study_ends_as_the_undisturbed_one(
         "preflight=never", "pictures.when=never",  # their processes would look like trials
         "study.confirm.seeds=0",  # the log could not tell its trials from those of the search
     ]  # fmt: skip
-    say(f"the undisturbed study of {trials} trials")
+    report(f"the undisturbed study of {trials} trials")
     log = tmp_path / "undisturbed.log"
     undisturbed = facts_of(tune(*line, f"+model.marker={log}").records)
     epochs = len(lines_of(log))
@@ -179,7 +179,7 @@ def test_a_repeatedly_killed_study_ends_as_the_undisturbed_one(
                     done -= 1
                     break
                 if done % 10 == 0 or kills < 20:
-                    say(f"{done} of {kills} kills, {victim.epochs()} of {epochs} epochs: {kill}")
+                    report(f"{done} of {kills} kills, {victim.epochs()} of {epochs} epochs: {kill}")
             assert victim.process.wait(600) == 0
         finally:
             victim.process.kill()
@@ -199,7 +199,7 @@ def test_a_repeatedly_killed_study_ends_as_the_undisturbed_one(
     for epochs_lost in lost:
         assert sum(epochs_lost[:-1]) <= EVERY_S, "at most checkpoint.every_s and one epoch is trained again"
     again = sum(map(sum, lost))
-    say(f"{kills} kills; {sum(map(len, lost))} of {len(lines_of(log))} epochs were trained again, {again:.1f} s")
+    report(f"{kills} kills; {sum(map(len, lost))} of {len(lines_of(log))} epochs were trained again, {again:.1f} s")
 
 
 def test_one_of_two_processes_that_start_the_same_study_runs_it(home: Path) -> None:

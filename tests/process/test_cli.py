@@ -195,10 +195,10 @@ def test_stop_saves_the_trials_and_pauses_the_study(overnight: Overnight, home: 
         second = overnight("tune", *line)
         assert second.returncode == 2
         assert f"process {process.pid} " in second.stderr
-        asked = time.monotonic()
+        stopped_at = time.monotonic()
         done = overnight("stop", "digits-mlp", f"home={home}")
         assert (done.returncode, process.wait()) == (0, 0)
-    assert time.monotonic() - asked < 10 * LATE
+    assert time.monotonic() - stopped_at < 10 * LATE
     stopped = records(home)
     assert stopped.state == "paused"
     assert stopped.count("running") == 0

@@ -99,7 +99,7 @@ def test_a_completion_takes_less_than_a_third_of_a_second_and_imports_nothing_he
     assert statistics.median(took) < 0.3 * LATE
 
 
-def in_bash(line: str, words: list[str], folder: Path) -> list[str]:
+def complete_in_bash(line: str, words: list[str], folder: Path) -> list[str]:
     """Return the completions of Bash for the last word of a line that it has split into `words`."""
     quoted = " ".join(f"'{word}'" for word in words)
     script = f"""
@@ -116,13 +116,14 @@ def in_bash(line: str, words: list[str], folder: Path) -> list[str]:
 
 
 def test_bash_which_splits_words_at_the_equals_sign_gets_the_rest_of_the_word(tmp_path: Path) -> None:
-    assert in_bash("overnight tune model=", ["overnight", "tune", "model", "="], tmp_path) == ["cnn", "mlp"]
-    assert in_bash("overnight tune model=ml", ["overnight", "tune", "model", "=", "ml"], tmp_path) == ["mlp"]
-    assert in_bash("overnight tune model=ml", ["overnight", "tune", "model=ml"], tmp_path) == ["model=mlp"]
+    assert complete_in_bash("overnight tune model=", ["overnight", "tune", "model", "="], tmp_path) == ["cnn", "mlp"]
+    assert complete_in_bash("overnight tune model=ml", ["overnight", "tune", "model", "=", "ml"], tmp_path) == ["mlp"]
+    assert complete_in_bash("overnight tune model=ml", ["overnight", "tune", "model=ml"], tmp_path) == ["model=mlp"]
     words = ["overnight", "tune", "model", "=", "cnn", "optimizer.l"]
-    assert in_bash("overnight tune model=cnn optimizer.l", words, tmp_path) == ["-o nospace", "optimizer.lr="]
+    assert complete_in_bash("overnight tune model=cnn optimizer.l", words, tmp_path) == ["-o nospace", "optimizer.lr="]
     assert (
-        in_bash("overnight tune --config-dir ", ["overnight", "tune", "--config-dir", ""], tmp_path)[0] == "-o dirnames"
+        complete_in_bash("overnight tune --config-dir ", ["overnight", "tune", "--config-dir", ""], tmp_path)[0]
+        == "-o dirnames"
     )
 
 

@@ -88,19 +88,19 @@ def damage(home: Path) -> list[str]:
 
 
 def test_every_defect_is_reported_and_then_repaired(copy: Path) -> None:
-    words = damage(copy)
+    messages = damage(copy)
     seen(copy)  # the first reader has SQLite write its log into the database
     before = bytes_below(copy)
     checked = doctor(copy, "--dry-run")
     assert checked.exit_code == 1
-    for word in words:
-        assert word in checked.output
-    assert len(checked.output.splitlines()) == len(words)
+    for message in messages:
+        assert message in checked.output
+    assert len(checked.output.splitlines()) == len(messages)
     assert bytes_below(copy) == before, "a dry run changes nothing"
 
     repaired = doctor(copy, "digits-mlp")
     assert repaired.exit_code == 0, repaired.output
-    assert len(repaired.output.splitlines()) == len(words)
+    assert len(repaired.output.splitlines()) == len(messages)
     again = doctor(copy, "--dry-run", "--json")
     assert (again.exit_code, json.loads(again.output)) == (0, {"studies": {"digits-mlp": []}, "remaining": 0})
     found = seen(copy)

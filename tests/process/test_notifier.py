@@ -55,7 +55,7 @@ class Server(http.server.ThreadingHTTPServer):
         return f"json://user:{SECRET}@127.0.0.1:{self.server_address[1]}/{SECRET}"
 
     def wait_for(self, count: int) -> list[tuple[str, str]]:
-        """Titles and texts of the first `count` messages."""
+        """Wait for the first `count` messages and return their titles and texts."""
         deadline = time.monotonic() + 30 * LATE
         while len(self.received) < count and time.monotonic() < deadline:
             time.sleep(0.1)

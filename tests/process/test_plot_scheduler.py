@@ -34,7 +34,7 @@ from support.commands import SMALL
 
 @pytest.fixture
 def drawings(monkeypatch: pytest.MonkeyPatch) -> list[DrawSpec]:
-    """The plots that are started. Their processes end at once."""
+    """Return a list of the plots that are started. Their processes end at once."""
     started: list[DrawSpec] = []
     fork = forkserver.fork
 
@@ -67,7 +67,7 @@ def held(found: StudyView) -> dict[str, set[str]]:
 
 
 def new_bests(found: StudyView) -> set[str]:
-    """The trials that were the best so far when they ended, in the order in which they did."""
+    """Return the trials that were the best so far when they ended, in the order of their ends."""
     ended = sorted((r for r in found.records if r.state == "complete"), key=lambda r: r.ended_at or 0.0)
     return {
         f"trial-{r.number:04d}"

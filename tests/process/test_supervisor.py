@@ -288,10 +288,10 @@ def test_a_stop_saves_the_running_trials_and_the_study_is_resumed(home: Path, tu
         while not all(t.epoch >= 0 for t in worker.slots.running.values()) or not worker.slots.running:
             time.sleep(0.02)
         time.sleep(0.2)
-        asked.append(time.monotonic())
+        stopped_at.append(time.monotonic())
         worker.stop()
 
-    asked: list[float] = []
+    stopped_at: list[float] = []
     thread = threading.Thread(target=stop_in_the_second_epoch)
     thread.start()
     forkserver.warm_up()
@@ -299,7 +299,7 @@ def test_a_stop_saves_the_running_trials_and_the_study_is_resumed(home: Path, tu
     ended = time.monotonic()
     thread.join()
     session.close()
-    assert ended - asked[0] < 10 * LATE
+    assert ended - stopped_at[0] < 10 * LATE
     found, _ = view(study.settings.location)
     assert found is not None
     assert [r.state for r in found.records] == ["paused", "paused"]
@@ -356,7 +356,7 @@ def test_starting_a_trial_does_not_run_the_callers_script_again(home: Path, tmp_
     import subprocess
     import sys
 
-    script = tmp_path / "notebook_like.py"  # no `if __name__ == "__main__"`, as people write them
+    script = tmp_path / "notebook_like.py"  # no `if __name__ == "__main__"`, as in many users' scripts
     script.write_text(
         "from pathlib import Path\n"
         f"with open({str(tmp_path / 'runs')!r}, 'a') as f: f.write('x')\n"

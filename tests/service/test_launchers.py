@@ -1,4 +1,4 @@
-"""Each launcher: its workers finish the study, or stop when they are asked to."""
+"""Each launcher: its workers finish the study, or stop after a stop request."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_a_signal_to_stop_reaches_every_worker(two_workers: Settings, tmp_path: 
     with in_background(stop):
         assert launch.run_workers(two_workers, study.worker, tmp_path / "logs", lambda _: None) == 143
     assert study.alive() == []
-    assert len(study.pids) == 2, "a worker that was asked to stop is not restarted"
+    assert len(study.pids) == 2, "a worker that got a stop request is not restarted"
 
 
 def test_the_last_lines_of_a_failed_worker_are_printed_with_its_exit_code(
@@ -233,7 +233,7 @@ def test_workers_need_shared_stores() -> None:
 def test_a_launcher_whose_package_is_missing_names_the_extra(
     launcher: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, package, None)  # makes Python refuse the import
+    monkeypatch.setitem(sys.modules, package, None)  # makes the import fail
     (problem, *_) = launch.find_problems(compose_settings(f"launcher={launcher}"))
     assert problem.startswith(f"launcher: {launcher} needs the package {package}; pip install 'overnight[{launcher}]'")
 

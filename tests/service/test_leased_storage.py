@@ -161,7 +161,7 @@ def test_an_abandoned_trial_is_taken_once_and_again_if_it_was_released_before_it
 def test_a_claim_whose_answer_was_lost_is_not_repeated(join: Join) -> None:
     a, again = join("a", 30.0), join("a", 30.0)
     assert ask_number(a) == 0
-    assert ask_number(again) == 0  # as if the first one had got no answer
+    assert ask_number(again) == 0  # as if the first call had got no answer
     assert len(again.trials()) == 1
 
 
@@ -285,7 +285,7 @@ def test_leases_that_could_not_be_renewed_while_the_database_was_down_are_not_lo
     time.sleep(2.2)
     postgres.start()
     assert b.queue.ask_for(0) is None
-    assert b.coordinator.outage is None  # it did try
+    assert b.coordinator.outage is None  # it tried to renew them
     a.writer.record(epoch(0, 0))
     a.writer.flush()
     assert a.writer.is_written(0)

@@ -89,15 +89,15 @@ def test_trials_are_read_as_optuna_reads_them(
     """selection: states, ids, or an id that ids must exceed. max_ids: of one statement."""
     monkeypatch.setattr(optuna_tables, "_MAX_IDS", max_ids)
     study_id = filled(database_storage)
-    ours, theirs = (
+    actual, expected = (
         database_storage._get_trials(study_id, *selection),
         RDBStorage._get_trials(database_storage, study_id, *selection),
     )
-    assert repr(ours) == repr([sort_as(t, o) for t, o in zip(theirs, ours, strict=True)])
-    assert [t._trial_id for t in ours] == [t._trial_id for t in theirs]
+    assert repr(actual) == repr([sort_as(t, o) for t, o in zip(expected, actual, strict=True)])
+    assert [t._trial_id for t in actual] == [t._trial_id for t in expected]
     if selection == (None, set(), -1):
-        assert [t.number for t in ours] == list(range(7))
-        assert list(ours[0].params) == list(DRAWN)
+        assert [t.number for t in actual] == list(range(7))
+        assert list(actual[0].params) == list(DRAWN)
 
 
 def test_trials_without_reports_are_otherwise_complete(database_storage: OptunaDatabase) -> None:
@@ -109,11 +109,11 @@ def test_trials_without_reports_are_otherwise_complete(database_storage: OptunaD
     assert repr(database_storage.trials_without_reports(study_id)) == repr(whole)
 
 
-def sort_as(t: FrozenTrial, ours: FrozenTrial) -> FrozenTrial:
-    """Sort the dicts of Optuna's trial as ours. Trials are compared by `repr`, because nan is not equal to nan."""
+def sort_as(t: FrozenTrial, actual: FrozenTrial) -> FrozenTrial:
+    """Sort the dicts of Optuna's trial like those of `actual`. `repr` compares trials, because nan differs from nan."""
     for name in ("user_attrs", "system_attrs", "intermediate_values"):
-        mine, theirs = getattr(ours, name), getattr(t, name)
-        setattr(t, name, {key: theirs[key] for key in mine} if mine.keys() == theirs.keys() else theirs)
+        mine, expected = getattr(actual, name), getattr(t, name)
+        setattr(t, name, {key: expected[key] for key in mine} if mine.keys() == expected.keys() else expected)
     return t
 
 

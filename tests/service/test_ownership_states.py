@@ -270,7 +270,7 @@ class OwnershipMachine(RuleBasedStateMachine):
         written = self.reader.get_study_user_attrs(self.study_id)
         assert self.attributes.items() <= written.items()
 
-    # The database as it is
+    # The contents of the database
 
     def id_of(self, number: int) -> int:
         return make_trial_id(self.study_id, number)

@@ -1,4 +1,4 @@
-"""The service of docker-compose.yml, run as processes: what it does, and what visitors of its port can't do."""
+"""The service of docker-compose.yml, run as processes: what it does, and what clients of its port can't do."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ class Visitor:
             answer = connection.getresponse()
             return answer.status, answer.read().decode(errors="replace")
 
-    def statuses(self, asked: Iterable[tuple[str, str]], **headers: str) -> dict[tuple[str, str], int]:
+    def statuses(self, requests: Iterable[tuple[str, str]], **headers: str) -> dict[tuple[str, str], int]:
         """Return the status of each (method, path). Sends eight requests at a time."""
-        asked = list(asked)
+        requests = list(requests)
         with ThreadPoolExecutor(8) as pool:
-            return dict(zip(asked, pool.map(lambda way: self.ask(*way, **headers)[0], asked), strict=True))
+            return dict(zip(requests, pool.map(lambda way: self.ask(*way, **headers)[0], requests), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_members_can_log_in_but_not_create_accounts(member: Visitor, admin: Visi
     assert json.loads(answer)["user"]["is_admin"] is False
 
 
-# Where a request comes from -----------------------------------------------------------------------------------------
+# Origin of requests -------------------------------------------------------------------------------------------------
 
 
 def test_a_foreign_host_is_rejected_everywhere_but_at_health(member: Visitor, routes: list[str]) -> None:
@@ -235,8 +235,8 @@ def test_pages_of_other_sites_can_send_no_requests(member: Visitor, routes: list
 
 def test_its_own_pages_can_send_requests(member: Visitor) -> None:
     here = f"127.0.0.1:{member.port}"
-    asked = {"max_results": 1}
-    assert member.ask("POST", "/ajax-api/2.0/mlflow/experiments/search", asked, Origin=f"http://{here}")[0] == 200
+    requests = {"max_results": 1}
+    assert member.ask("POST", "/ajax-api/2.0/mlflow/experiments/search", requests, Origin=f"http://{here}")[0] == 200
     inside = {"Host": "mlflow:5000", "Origin": "http://mlflow:5000"}
     assert member.ask("GET", "/ajax-api/2.0/mlflow/experiments/search?max_results=1", **inside)[0] == 200
 
@@ -299,7 +299,7 @@ def test_an_experiment_can_not_have_a_location_that_the_server_would_read_outsid
         made = member.ask(
             "POST", "/api/2.0/mlflow/experiments/create", {"name": f"elsewhere-{number}", "artifact_location": location}
         )
-        if made[0] == 200:  # then a client reads the location, and the server does not
+        if made[0] == 200:  # clients read the location, and the server does not
             experiment = json.loads(made[1])["experiment_id"]
             status, answer = member.ask("GET", f"/get-artifact?run_uuid={run_in(member, experiment)}&path=passwd")
             assert "root:" not in answer, f"{location}: {status}"

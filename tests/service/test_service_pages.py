@@ -23,7 +23,7 @@ EPOCHS = 50
 def test_the_pages_of_a_large_study_answer_within_a_second(
     mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """What the experiment's page asks for, sorted by objective, and the filter for one study's trials; p95 of 40 each.
+    """Measure the p95 of 40 requests of the experiment's page, sorted by objective, and of the filter for one study.
 
     The runs are written as MlflowSync writes them: their names, tags and params, and every metric of every epoch.
     """

@@ -24,7 +24,7 @@ from support.servers import MlflowServer, Postgres
 
 pytestmark = pytest.mark.service
 
-WORD, WRITTEN = "pl4nted$word", "pl4nted%24word"
+PASSWORD, QUOTED_PASSWORD = "pl4nted$word", "pl4nted%24word"
 STORES = ("storage=postgres", "tracking=server")
 
 
@@ -48,8 +48,8 @@ class StudyRun:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, mlflow_server: MlflowServer) -> StudyRun:
     folder = tmp_path_factory.mktemp("study")
-    role = postgres.role(WORD)
-    (folder / "url").write_text(postgres.url_of(role, WRITTEN, role) + "\n")
+    role = postgres.role(PASSWORD)
+    (folder / "url").write_text(postgres.url_of(role, QUOTED_PASSWORD, role) + "\n")
     (folder / "password").write_text(mlflow_server.password + "\n")
     environment = {k: v for k, v in os.environ.items() if k not in SECRET_VARIABLES} | {
         "PYTHONPATH": python_path(),
@@ -90,7 +90,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, mlflow_s
 
 
 def secrets(study: StudyRun) -> set[str]:
-    return {WORD, WRITTEN, study.environment["MLFLOW_TRACKING_PASSWORD"]}
+    return {PASSWORD, QUOTED_PASSWORD, study.environment["MLFLOW_TRACKING_PASSWORD"]}
 
 
 def test_both_stores_hold_the_complete_study(study: StudyRun, mlflow_server: MlflowServer) -> None:
@@ -154,10 +154,10 @@ def mlflow_holds(server: MlflowServer) -> Iterator[tuple[str, bytes]]:
     for path in files:
         yield f"artifact {path.name}", path.read_bytes()
     yield "log", (server.folder / "server.log").read_bytes()
-    asked = b64encode(f"{server.user}:{server.password}".encode()).decode()
+    login = b64encode(f"{server.user}:{server.password}".encode()).decode()
 
     def post(what: str, body: dict[str, Any]) -> bytes:
-        headers = {"Authorization": f"Basic {asked}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
         request = urllib.request.Request(f"{server.address}/api/2.0/mlflow/{what}", json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=60) as answer:
             return bytes(answer.read())
@@ -170,10 +170,10 @@ def mlflow_holds(server: MlflowServer) -> Iterator[tuple[str, bytes]]:
 
 
 def test_a_wrong_login_is_reported_with_a_remedy_and_without_the_password(study: StudyRun) -> None:
-    done = study.overnight("doctor", "stores", "--dry-run", MLFLOW_TRACKING_PASSWORD="not-the-word")
+    done = study.overnight("doctor", "stores", "--dry-run", MLFLOW_TRACKING_PASSWORD="not-the-password")
     assert "401" in done.stdout
     assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN" in done.stdout
-    assert "not-the-word" not in done.stdout + done.stderr
+    assert "not-the-password" not in done.stdout + done.stderr
 
 
 def test_the_server_answers_no_request_without_a_login(mlflow_server: MlflowServer) -> None:

@@ -51,7 +51,7 @@ def test_missing_data_is_reported_before_a_shared_study_gets_a_trial_here(
 def test_a_short_outage_does_not_end_a_study(
     planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database is back at the next turn of the loop."""
+    """The database is back in the next iteration of the loop."""
     claims, claim = iter(range(100)), LeasedStorage.claim
 
     def unreachable_once(self: LeasedStorage, *args: Any) -> int | None:
@@ -120,7 +120,7 @@ def test_all_first_trials_of_a_new_study_exist(
 def test_a_confirmation_that_a_peer_leaves_unfinished_is_completed_before_the_answer(
     planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
-    """This is known after the limits found nothing to start, and before they are asked again."""
+    """This is known after the limits found nothing to start, and before they are evaluated again."""
     study = planned(database(), *AT_ONCE, "study.trials=1", "study.confirm.seeds=2", "storage.lease_s=5")
     enqueue, choose, others = confirm.enqueue, ConfirmationLimits.next_trial, []
 
@@ -147,11 +147,11 @@ def test_a_confirmation_that_a_peer_leaves_unfinished_is_completed_before_the_an
 
 
 def _at_the_second_claim(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
-    claim, asks = LeasedStorage.claim, []
+    claim, claims = LeasedStorage.claim, []
 
     def counted(self: LeasedStorage, *args: Any) -> int | None:
-        asks.append(self)
-        if len(asks) == 2:
+        claims.append(self)
+        if len(claims) == 2:
             monkeypatch.setattr(LeasedStorage, "claim", claim)
             do()
         return claim(self, *args)

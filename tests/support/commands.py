@@ -18,7 +18,7 @@ SMALL = ("study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2", "p
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[Any]:
-    """Start the command with the user networks on its path, silent unless `options` of Popen say otherwise."""
+    """Start the command with the user networks on its path, without output unless `options` of Popen redirect it."""
     path = python_path()
     given = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "PYTHONPATH": path}, **options}
     return subprocess.Popen([sys.executable, "-m", "overnight", *arguments], **given)

@@ -291,11 +291,13 @@ def free_port() -> int:
 # As a program: replaces `docker compose` for deploy/*.sh ------------------------------------------------------------
 
 
-def main(folder: str, word: str, *arguments: str) -> int:
+def main(folder: str, subcommand: str, *arguments: str) -> int:
     stack, words = Stack.of(Path(folder)), [a for a in arguments if a not in ("-T", "--rm", "--no-deps")]
-    if word in ("exec", "run"):
+    if subcommand in ("exec", "run"):
         return stack.run(words[0], words[1:], capture_output=False).returncode
-    assert (word, *arguments) == ("up", "--detach", "--wait", "postgres"), f"not used by deploy/: {word} {arguments}"
+    assert (subcommand, *arguments) == ("up", "--detach", "--wait", "postgres"), (
+        f"not used by deploy/: {subcommand} {arguments}"
+    )
     return 0 if stack.healthy("postgres") else 1
 
 

@@ -16,8 +16,8 @@ from overnight.config.problems import ConfigError
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 
-WORD = "pl4nted-word"
-URL = f"postgresql://night:{WORD}@db.example.com/studies"
+SECRET = "pl4nted-word"
+URL = f"postgresql://night:{SECRET}@db.example.com/studies"
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_addresses_come_from_the_environment_and_are_not_shown(monkeypatch: pyte
     monkeypatch.setenv(STORAGE_URL, URL)
     monkeypatch.setenv(TRACKING_URI, "http://mlflow.example.com:5000/")
     monkeypatch.setenv(USERNAME, "night")
-    monkeypatch.setenv(PASSWORD, WORD)
+    monkeypatch.setenv(PASSWORD, SECRET)
     made = build_plan(["storage=postgres", "tracking=server", "storage.lease_s=12"])
     location = made.settings.location
     assert location.storage_url == URL.replace("postgresql://", "postgresql+psycopg://")
@@ -48,7 +48,7 @@ def test_addresses_come_from_the_environment_and_are_not_shown(monkeypatch: pyte
         compose(["storage=postgres"]).config,
     ]
     for text in map(repr, shown):
-        assert WORD not in text
+        assert SECRET not in text
         assert "db.example.com" not in text
 
 
@@ -78,22 +78,22 @@ def test_all_missing_variables_are_reported_at_once() -> None:
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({STORAGE_URL: f"mysql://a:{WORD}@h/d"}, f"{STORAGE_URL}: must be the address of a PostgreSQL"),
-        ({STORAGE_URL: f"sqlite:///{WORD}.db"}, f"{STORAGE_URL}: must be the address of a PostgreSQL"),
-        ({STORAGE_URL: f"postgresql://a:{WORD}@x@h/d"}, "@ : / ? # and % in a password are written %40"),
-        ({STORAGE_URL: f"postgresql://a:{WORD}/x@h/d"}, "@ : / ? # and % in a password are written %40"),
-        ({STORAGE_URL: f"postgresql://a:{WORD}@h"}, "must be postgresql://NAME:PASSWORD@HOST:PORT/DATABASE"),
+        ({STORAGE_URL: f"mysql://a:{SECRET}@h/d"}, f"{STORAGE_URL}: must be the address of a PostgreSQL"),
+        ({STORAGE_URL: f"sqlite:///{SECRET}.db"}, f"{STORAGE_URL}: must be the address of a PostgreSQL"),
+        ({STORAGE_URL: f"postgresql://a:{SECRET}@x@h/d"}, "@ : / ? # and % in a password are written %40"),
+        ({STORAGE_URL: f"postgresql://a:{SECRET}/x@h/d"}, "@ : / ? # and % in a password are written %40"),
+        ({STORAGE_URL: f"postgresql://a:{SECRET}@h"}, "must be postgresql://NAME:PASSWORD@HOST:PORT/DATABASE"),
         ({f"{STORAGE_URL}_FILE": "absent"}, f"{STORAGE_URL}_FILE: must name a file that can be read, got 'absent'"),
         ({f"{STORAGE_URL}_FILE": "empty"}, "must name a file that holds the value, and 'empty' is empty"),
         ({f"{STORAGE_URL}_FILE": "other", STORAGE_URL: URL}, "names a file with another value; unset one of them"),
         (
-            {TRACKING_URI: f"http://a:{WORD}@h:5000"},
+            {TRACKING_URI: f"http://a:{SECRET}@h:5000"},
             f"must not contain a name or a password, because it is shown; set {USERNAME}",
         ),
-        ({TRACKING_URI: f"sqlite:///{WORD}.db"}, f"{TRACKING_URI}: must be a server's address"),
+        ({TRACKING_URI: f"sqlite:///{SECRET}.db"}, f"{TRACKING_URI}: must be a server's address"),
         ({USERNAME: "night"}, f"{PASSWORD}: must be set, or {PASSWORD}_FILE, where {USERNAME} is"),
-        ({PASSWORD: WORD}, f"{USERNAME}: must be set, or {USERNAME}_FILE, where {PASSWORD} is"),
-        ({PASSWORD: WORD, USERNAME: "night", TOKEN: WORD}, f"{TOKEN}: must not be set together with {USERNAME}"),
+        ({PASSWORD: SECRET}, f"{USERNAME}: must be set, or {USERNAME}_FILE, where {PASSWORD} is"),
+        ({PASSWORD: SECRET, USERNAME: "night", TOKEN: SECRET}, f"{TOKEN}: must not be set together with {USERNAME}"),
         ({f"{TOKEN}_FILE": "absent"}, f"{TOKEN}_FILE: must name a file that can be read"),
     ],
 )
@@ -108,16 +108,16 @@ def test_a_mistake_names_variable_rule_and_remedy_without_the_value(
             monkeypatch.setenv(name, value)
     (problem,) = compose(["storage=postgres", "tracking=server"]).problems
     assert words in problem
-    assert WORD not in problem
+    assert SECRET not in problem
 
 
 @pytest.mark.parametrize(
     "override",
     [
-        f"storage.url=postgresql://a:{WORD}@h/d",
-        f"++storage.url='postgresql://h/d?password={WORD}'",
-        f"storage={{url: 'postgresql://a:{WORD}@h/d'}}",
-        f"tracking.uri=http://a:{WORD}@h:5000",
+        f"storage.url=postgresql://a:{SECRET}@h/d",
+        f"++storage.url='postgresql://h/d?password={SECRET}'",
+        f"storage={{url: 'postgresql://a:{SECRET}@h/d'}}",
+        f"tracking.uri=http://a:{SECRET}@h:5000",
     ],
 )
 def test_a_password_on_a_command_line_is_refused_with_the_remedy(override: str) -> None:
@@ -126,15 +126,15 @@ def test_a_password_on_a_command_line_is_refused_with_the_remedy(override: str) 
     (problem,) = error.value.problems
     assert "a password must not be on a command line, which others can read; take " in problem
     assert STORAGE_URL in problem or PASSWORD in problem
-    assert WORD not in problem
+    assert SECRET not in problem
 
 
 def test_a_password_in_a_config_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "storage").mkdir()
-    (tmp_path / "storage" / "mine.yaml").write_text(f"url: postgresql://a:{WORD}@h/d\n")
+    (tmp_path / "storage" / "mine.yaml").write_text(f"url: postgresql://a:{SECRET}@h/d\n")
     (problem,) = compose(["storage=mine"], tmp_path).problems
     assert problem.startswith("storage.url: must be a database address such as sqlite:///FILE, without a password")
-    assert WORD not in problem
+    assert SECRET not in problem
 
 
 def test_a_missing_driver_is_reported_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,10 +176,10 @@ def test_the_login_in_a_file_is_read_again_for_every_export(tmp_path: Path, monk
 
 def test_a_process_started_with_hidden_secrets_inherits_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SECRET_VARIABLES:
-        monkeypatch.setenv(name, WORD)
+        monkeypatch.setenv(name, SECRET)
     shown = "import os; print(dict(os.environ))"
     with credentials.hidden_secrets():
         inherited = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True).stdout
     assert "PATH" in inherited
-    assert WORD not in inherited
-    assert all(os.environ[name] == WORD for name in SECRET_VARIABLES)
+    assert SECRET not in inherited
+    assert all(os.environ[name] == SECRET for name in SECRET_VARIABLES)

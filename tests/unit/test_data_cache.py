@@ -64,7 +64,9 @@ def test_a_damaged_file_is_reported_by_name_and_made_again(tmp_path: Path, harm:
     else:
         path = path if harm == "gone" else tmp_path / "set" / "files.json"
         path.unlink()
-    with pytest.warns(UserWarning, match=rf"{path.name if harm != 'its list gone' else 'set'}: .*; it is made again"):
+    with pytest.warns(
+        UserWarning, match=rf"{path.name if harm != 'its index deleted' else 'set'}: .*; it is made again"
+    ):
         again = load(tmp_path, make)
     assert make.times == 2
     assert torch.equal(again, whole)

@@ -74,8 +74,10 @@ def test_byte_images_are_normalised_like_the_same_numbers_as_floats(how: str) ->
     pictures[:, 1] = 7  # a channel that is the same everywhere
     rows = torch.arange(20, 300)
     before = pictures.clone()
-    ours, theirs = (fit_normalisation(Part(p, torch.zeros(300), rows), how) for p in (pictures, pictures.double()))
-    assert torch.allclose(ours(pictures), theirs(pictures.float()), atol=1e-6)
+    for_bytes, for_doubles = (
+        fit_normalisation(Part(p, torch.zeros(300), rows), how) for p in (pictures, pictures.double())
+    )
+    assert torch.allclose(for_bytes(pictures), for_doubles(pictures.float()), atol=1e-6)
     assert torch.equal(pictures, before)
 
 

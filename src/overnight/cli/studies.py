@@ -80,7 +80,7 @@ def _listing_row(study: StudyListing) -> tuple[str, ...]:
     if study.budget is None:
         return study.name, study.state, "", "", "", size
     done = sum(study.trials.get(s, 0) for s in ("complete", "pruned", "failed"))
-    best = f"{study.metric} {study.best.objective:.4g} (trial {study.best.number})" if study.best else ""
+    best = f"{study.metric} {study.best.objective:.6g} (trial {study.best.number})" if study.best else ""
     return study.name, study.state, f"{done} of {study.budget}", best, format_duration(study.seconds), size
 
 

@@ -40,6 +40,14 @@ def keys_of(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of every leaf of a tree."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def type_problem(present: Any, value: Any) -> str | None:
     """Why `value` can't take the place of the value that is present in a config, or None.
 

@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from overnight.config.compose import Draft, compose
 from overnight.config.settings import SEARCHABLE, to_json
-from overnight.config.trees import has_key
+from overnight.config.trees import flatten, has_key
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of, ranked
 from overnight.search.space import Parameter, contains, display_name, to_hydra
@@ -84,7 +84,7 @@ def find_edges(plan: Plan, best: TrialRecord) -> list[AtEdge]:
             continue
         assert isinstance(dist, FloatDistribution | IntDistribution)
         assert isinstance(value, int | float)
-        at = _position(dist, value)
+        at = position(dist, value)
         for end, limit, is_there in (("lower", dist.low, at <= EDGE), ("upper", dist.high, at >= 1 - EDGE)):
             low, high = _widened(dist, end)
             if is_there and (low, high) != (dist.low, dist.high):
@@ -140,23 +140,24 @@ def _options(p: Parameter, records: Sequence[TrialRecord], good: Sequence[TrialR
     return [o for o in p.each.choices if o in among or tried.count(o) < RARE]
 
 
-def _position(dist: FloatDistribution | IntDistribution, value: float) -> float:
+def position(dist: FloatDistribution | IntDistribution, value: float) -> float:
     """Map a value to its position in its range, 0 to 1, on the scale of sampling (linear or logarithmic)."""
     low, high, at = (math.log(v) if dist.log else v for v in (dist.low, dist.high, value))
     return (at - low) / (high - low) if high > low else 0.5
 
 
-def _value(dist: FloatDistribution | IntDistribution, position: float) -> float:
+def value_at(dist: FloatDistribution | IntDistribution, at: float) -> float:
+    """Map a position to its value; the inverse of `position`."""
     low, high = (math.log(v) if dist.log else v for v in (dist.low, dist.high))
-    at = low + position * (high - low)
-    return math.exp(at) if dist.log else at
+    value = low + at * (high - low)
+    return math.exp(value) if dist.log else value
 
 
 def _narrowed(dist: FloatDistribution | IntDistribution, values: Sequence[float]) -> tuple[float, float]:
     """Return the part of a range that holds the good values, with a margin of 10% of the range on both sides."""
-    positions = [_position(dist, v) for v in values] or [0.0, 1.0]
+    positions = [position(dist, v) for v in values] or [0.0, 1.0]
     low, high = max(min(positions) - 0.1, 0.0), min(max(positions) + 0.1, 1.0)
-    return max(_value(dist, low), dist.low), min(_value(dist, high), dist.high)
+    return max(value_at(dist, low), dist.low), min(value_at(dist, high), dist.high)
 
 
 def _widened(dist: FloatDistribution | IntDistribution, end: str) -> tuple[float, float]:
@@ -165,7 +166,7 @@ def _widened(dist: FloatDistribution | IntDistribution, end: str) -> tuple[float
     A range that starts at or above 0 stays above 0. A range of floats that ends in (0.5, 1] is taken for a fraction and
     stays below 1.
     """
-    middle = _value(dist, 0.5)
+    middle = value_at(dist, 0.5)
     if end == "lower":
         low = dist.low**2 / dist.high if dist.log else dist.low - (dist.high - dist.low)
         low = max(low, dist.low / 100) if dist.log else low if dist.low < 0 else max(low, 0.0)
@@ -200,7 +201,7 @@ def _overrides(plan: Plan, config: Mapping[str, Any], groups: Mapping[str, str],
     assert base.settings is not None
     wanted = {**to_json(plan.settings), **{n: config[n] for n in SEARCHABLE if n in config}}
     given = {**to_json(base.settings), **{n: base.config[n] for n in SEARCHABLE if n in base.config}}
-    had, has = _flat(given), _flat(wanted)
+    had, has = flatten(given), flatten(wanted)
     default = compose([]).choices
     overrides = [f"{g}={o}" for g, o in groups.items() if o != default.get(g) and g not in without]
     for key, value in has.items():
@@ -220,16 +221,6 @@ def _base(plan: Plan, groups: Mapping[str, str]) -> Draft:
 
 def _folder(plan: Plan) -> list[str]:
     return [] if plan.config_dir is None else ["--config-dir", plan.config_dir]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _home(plan: Plan) -> list[str]:

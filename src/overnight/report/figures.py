@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from overnight.config.paths import trial_name
+from overnight.report import advice
 from overnight.report.importance import comparable_trials
 from overnight.report.report import Report
 from overnight.report.statistics import Array
@@ -303,16 +304,14 @@ def _unit(dist: BaseDistribution, value: Any) -> float:
     if isinstance(dist, CategoricalDistribution):
         return dist.choices.index(value) / max(len(dist.choices) - 1, 1)
     assert isinstance(dist, FloatDistribution | IntDistribution)
-    low, high, at = (math.log(v) if dist.log else v for v in (dist.low, dist.high, value))
-    return (at - low) / (high - low) if high > low else 0.5
+    return advice.position(dist, value)
 
 
 def _from_unit(dist: BaseDistribution, at: float) -> Any:
     if isinstance(dist, CategoricalDistribution):
         return dist.choices[round(at * (len(dist.choices) - 1))]
     assert isinstance(dist, FloatDistribution | IntDistribution)
-    low, high = (math.log(v) if dist.log else v for v in (dist.low, dist.high))
-    value = math.exp(low + at * (high - low)) if dist.log else low + at * (high - low)
+    value = advice.value_at(dist, at)
     return round(value) if isinstance(dist, IntDistribution) else value
 
 

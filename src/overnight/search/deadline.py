@@ -230,8 +230,8 @@ def describe(time_plan: TimePlan, now: float) -> str:
         if size.seeds
         else "no confirmation"
     )
-    search_ends = clock.format_time(time_plan.search_ends_at, now)
-    return f"{end}: {time_plan.trials_left} more trials until {search_ends}, then {confirmation}"
+    trials = f"{time_plan.trials_left} more trial{'s' * (time_plan.trials_left != 1)}"
+    return f"{end}: {trials} until {clock.format_time(time_plan.search_ends_at, now)}, then {confirmation}"
 
 
 # The running confirmation -------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from overnight.config.paths import StudyLocation, StudyPaths
 from overnight.config.problems import ConfigError
 from overnight.config.settings import SEARCHABLE, Settings, from_json, to_json
-from overnight.config.trees import look_up, with_values
+from overnight.config.trees import flatten, look_up, with_values
 from overnight.search.seeds import derive_seed
 from overnight.search.space import SearchSpace, display_name
 
@@ -240,7 +240,7 @@ def _score_inputs(plan: Plan, searched: set[str]) -> dict[str, Any]:
         config = plan.config(dict(zip(plan.groups, combination, strict=True)))
         prefix = "" if combination == baseline else f"[{','.join(combination)}] "
         for node in SEARCHABLE:
-            flat.update({f"{prefix}{k}": v for k, v in _flatten(config.get(node), node).items()})
+            flat |= {f"{prefix}{k}": v for k, v in flatten({node: config.get(node)}).items()}
     flat = {k: v for k, v in flat.items() if k.rpartition(" ")[2] not in {*searched, *LOCATION_KEYS}}
     return {**flat, **{f"search.{key}": draw for key, draw in plan.space.describe().items()}}
 
@@ -257,9 +257,3 @@ def random_value(dist: BaseDistribution, rng: random.Random) -> Any:
         return rng.uniform(dist.low, dist.high)
     value = dist.low + dist.step * rng.randint(0, round((dist.high - dist.low) / dist.step))
     return value if isinstance(dist, FloatDistribution) else int(value)
-
-
-def _flatten(node: Any, prefix: str) -> dict[str, Any]:
-    if not isinstance(node, Mapping):
-        return {prefix: node}
-    return {k: v for key, child in node.items() for k, v in _flatten(child, f"{prefix}.{key}").items()}

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from overnight.config.paths import trial_name
 from overnight.config.settings import Settings
+from overnight.config.trees import flatten
 from overnight.protocol import EpochEnd
 from overnight.search.attributes import (
     CONFIG,
@@ -150,15 +151,9 @@ def trials_with_weights(records: Iterable[TrialRecord], settings: Settings) -> s
     return {r.number for r in ranked(records, settings)[: settings.study.keep_checkpoints]}
 
 
-def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of a config, without class names and null."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(flat_config(value, f"{prefix}{key}."))
-        elif not key.startswith("_") and value is not None:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return {k: v for k, v in flatten(config).items() if v is not None and not k.rpartition(".")[2].startswith("_")}
 
 
 def _params_of_values(plan: Plan, values: Mapping[str, Any]) -> dict[str, Any]:

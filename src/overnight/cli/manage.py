@@ -206,7 +206,7 @@ def _remove(path: Path, name: str) -> None:
         pass
     except OSError as error:
         raise ConfigError(
-            [f"{path}: must be removable to delete {name}: {error}; the study is still in optuna.db: delete it again"]
+            [f"{path}: must be removable to delete {name}: {error}; the study still exists: delete it again"]
         ) from error
 
 
@@ -218,8 +218,8 @@ def _reporting_mlflow_errors(name: str) -> Iterator[None]:
     except Exception as error:  # of MLflow, SQLAlchemy or the network
         raise ConfigError(
             [
-                f"MLflow: must be reachable to delete {name}, got {store.describe_error(error)}; the study is still "
-                f"in optuna.db: delete it again when MLflow is reachable, or give the right tracking.uri"
+                f"MLflow: must be reachable to delete {name}, got {store.describe_error(error)}; the study still "
+                f"exists: delete it again when MLflow is reachable, or give the right tracking.uri"
             ]
         ) from error
 

@@ -121,7 +121,7 @@ def print_result(result: Result) -> None:
         print_wrapped(line)
     if result.mlflow_error:
         click.echo(
-            f"MLflow is incomplete ({result.mlflow_error}); optuna.db has everything, and the same command "
+            f"MLflow is incomplete ({result.mlflow_error}); the study storage has everything, and the same command "
             "updates MLflow",
             err=True,
         )

@@ -203,7 +203,7 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
     if holder := holder_of(location, study):
         raise StudyInUse(study, holder)
     found = manage.footprint(location, study)
-    click.echo(f"{study}: {found.trials} trials, in optuna.db as {', '.join(found.optuna_studies)}")
+    click.echo(f"{study}: {found.trials} trials, in the study storage as {', '.join(found.optuna_studies)}")
     click.echo(f"  in MLflow: {found.runs} runs, {found.versions} model versions")
     for path in found.files:
         click.echo(f"  {path}")

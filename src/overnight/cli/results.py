@@ -144,8 +144,8 @@ def logs(trial: str, overrides: tuple[str, ...]) -> None:
     view, number = find_study_or_trial(location, trial)
     assert number is not None
     if number >= len(view.records):
-        known = f"0 to {len(view.records) - 1}" if view.records else "which has none yet"
-        exit_with_mistakes([f"trial: must be one of {view.name}'s, {known}, got {number}"])
+        known = f"0 to {len(view.records) - 1}" if view.records else "of which there are none yet"
+        exit_with_mistakes([f"trial: must be one of {view.name}'s trials, {known}, got {number}"])
     path, record = location.paths.study(view.name).log(number), view.records[number]
     text = path.read_text(errors="replace") if path.exists() else ""
     click.echo(text, nl=not text.endswith("\n")) if text else click.echo(f"{trial} printed nothing", err=True)

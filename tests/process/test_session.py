@@ -245,6 +245,17 @@ def test_extending_copies_the_trials_into_the_wider_space(tmp_path: Path) -> Non
         assert len(session.records()) == 40, "the extended study is resumed"
 
 
+def test_extending_returns_an_interrupted_trial_to_the_queue(tmp_path: Path) -> None:
+    with opened(planned(tmp_path)) as session:
+        session.queue.ask()
+    wider = planned(tmp_path, "optimizer.lr=tag(log,interval(1e-6,1))")
+    with opened(wider, extend=True) as session:
+        assert session.read(0).state == "paused"
+        assignment = session.queue.ask()
+        assert assignment is not None
+        assert assignment.number == 0
+
+
 def test_extending_gives_an_old_trial_the_value_that_it_trained_with(tmp_path: Path) -> None:
     line = ("search=none", "optimizer=adam,sgd", "sampler=random", "study.trials=8")
     with opened(planned(tmp_path, *line)) as session:

@@ -303,7 +303,7 @@ class Supervisor:
 
     def _wait_for_space(self) -> None:
         """Wait before a write of the storage is tried again that found the disk full."""
-        self.disk.is_full = True
+        self.disk.note_failed_write()
         self._on_change(self)
         if self.stopping.is_stopping:
             raise DiskFull("the disk is full; nothing is lost, and the same command resumes once there is room")

@@ -13,19 +13,19 @@ from overnight.report import page as pages
 from overnight.report import report
 from overnight.study.snapshot import StudyView
 from support.chrome import Tab, shoot
-from support.planted_study import DEGENERATE, planned, record, searched, seen
+from support.planted_study import DEGENERATE, planned, record, search_records, view_of
 
 PHONE = {"width": 390, "height": 844, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 
 
 def good() -> StudyView:
-    found = [dataclasses.replace(r, peak_bytes=400 << 20) for r in searched(planned())]
+    found = [dataclasses.replace(r, peak_bytes=400 << 20) for r in search_records(planned())]
     params = found[0].params
-    return seen([*found, record(40, params, 0.4, "pruned"), record(41, params, None, "failed")], confirmed=True)
+    return view_of([*found, record(40, params, 0.4, "pruned"), record(41, params, None, "failed")], confirmed=True)
 
 
 MOST_DEGENERATE = ("an empty study", "all failed", "a constant objective")
-STUDIES: dict[str, StudyView] = {"a good one": good(), **{name: seen(DEGENERATE[name]) for name in MOST_DEGENERATE}}
+STUDIES: dict[str, StudyView] = {"a good one": good(), **{name: view_of(DEGENERATE[name]) for name in MOST_DEGENERATE}}
 
 
 @functools.cache

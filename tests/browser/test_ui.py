@@ -60,7 +60,7 @@ def row(page: Any, name: str) -> Any:
     )
 
 
-def names_down(page: Any) -> list[str]:
+def names_in_order(page: Any) -> list[str]:
     """Return the names of the runs in the table, from top to bottom."""
     cells = page.locator(".ag-pinned-left-cols-container [role=row] a")
     tops = {link.inner_text(): link.bounding_box()["y"] for link in cells.all()}
@@ -105,15 +105,15 @@ def test_the_page_of_the_ui_command_shows_the_trials_best_first_and_the_searched
     page.goto(address, wait_until="domcontentloaded")
     expect(row(page, "trial-0000")).to_be_visible(timeout=PATIENCE_MS)
     assert "workflowType=machine_learning" in page.url, "not MLflow's view for language models"
-    assert finished.name in names_down(page), "the study's own run is the way to its report"
-    assert in_order(values_of(finished), names_down(page))
+    assert finished.name in names_in_order(page), "the study's own run is the way to its report"
+    assert in_order(values_of(finished), names_in_order(page))
     for column in ("metrics.`objective`", "params.`model.activation`", "params.`model.hidden_sizes.0`"):
         expect(head(page, column)).to_be_visible()
     shoot(page, "mlflow")
     head(page, "metrics.`objective`").click()
     page.wait_for_function("location.hash.includes('orderByAsc=true')")
     page.wait_for_timeout(1000)
-    assert in_order(values_of(finished), names_down(page), best_first=False)
+    assert in_order(values_of(finished), names_in_order(page), best_first=False)
     shoot(page, "mlflow-sort")
 
 
@@ -122,7 +122,7 @@ def test_three_trials_are_compared(page: Any, address: str, finished: StudyView)
 
     page.goto(address, wait_until="domcontentloaded")
     expect(row(page, "trial-0000")).to_be_visible(timeout=PATIENCE_MS)
-    chosen = [n for n in names_down(page) if n != finished.name][:3]
+    chosen = [n for n in names_in_order(page) if n != finished.name][:3]
     for name in chosen:
         box = row(page, name).locator("input.ag-checkbox-input")
         box.check()
@@ -176,8 +176,8 @@ def test_the_note_of_the_study_links_to_its_trials_best_first(page: Any, address
     page.goto("about:blank")  # a change of the part after # alone does not load the page again
     page.goto(f"{host}/{target}", wait_until="domcontentloaded")
     expect(row(page, "trial-0000")).to_be_visible(timeout=PATIENCE_MS)
-    assert sorted(names_down(page)) == sorted(values_of(finished))
-    assert in_order(values_of(finished), names_down(page))
+    assert sorted(names_in_order(page)) == sorted(values_of(finished))
+    assert in_order(values_of(finished), names_in_order(page))
 
 
 def test_the_page_of_the_study_shows_the_plots_of_its_winner(page: Any, address: str, finished: StudyView) -> None:

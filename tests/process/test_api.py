@@ -66,13 +66,13 @@ def test_a_directory_of_own_configs_adds_a_network(home: Path, tmp_path: Path) -
 def test_an_interrupt_is_raised_after_everything_is_saved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pressed = []
 
-    class PressesCtrlC(NullScreen):
-        def update(self, glance: Callable[[], ProgressSnapshot], force: bool = False) -> None:  # noqa: ARG002
-            if not pressed and any(slot.epoch >= 1 for slot in glance().running):
+    class InterruptsItself(NullScreen):
+        def update(self, take_snapshot: Callable[[], ProgressSnapshot], force: bool = False) -> None:  # noqa: ARG002
+            if not pressed and any(slot.epoch >= 1 for slot in take_snapshot().running):
                 pressed.append(True)
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(api, "choose_screen", PressesCtrlC)
+    monkeypatch.setattr(api, "choose_screen", InterruptsItself)
     line = [f"home={home}", *user_network("Slow", "study.trials=2", "slots=1", "trainer.max_epochs=4")]
     with pytest.raises(KeyboardInterrupt, match="the same call resumes"):
         overnight.tune(line)

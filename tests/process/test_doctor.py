@@ -29,7 +29,7 @@ def bytes_below(home: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in kept}
 
 
-def seen(home: Path) -> StudyView:
+def view_of(home: Path) -> StudyView:
     found, _ = view(build_plan([f"home={home}"]).settings.location)
     assert found is not None
     return found
@@ -44,7 +44,7 @@ def damage(home: Path) -> list[str]:
     """Cause every kind of defect once and return their messages."""
     study = build_plan([f"home={home}", *SEVEN])
     where, client, before = study.settings.location.paths, client_of(home), children(home)
-    best = seen(home).best
+    best = view_of(home).best
     assert best is not None
     session, _ = open_study(study)
     session.queue.ask()  # then its process is killed
@@ -89,7 +89,7 @@ def damage(home: Path) -> list[str]:
 
 def test_every_defect_is_reported_and_then_repaired(copy: Path) -> None:
     messages = damage(copy)
-    seen(copy)  # the first reader has SQLite write its log into the database
+    view_of(copy)  # the first reader has SQLite write its log into the database
     before = bytes_below(copy)
     checked = doctor(copy, "--dry-run")
     assert checked.exit_code == 1
@@ -103,7 +103,7 @@ def test_every_defect_is_reported_and_then_repaired(copy: Path) -> None:
     assert len(repaired.output.splitlines()) == len(messages)
     again = doctor(copy, "--dry-run", "--json")
     assert (again.exit_code, json.loads(again.output)) == (0, {"studies": {"digits-mlp": []}, "remaining": 0})
-    found = seen(copy)
+    found = view_of(copy)
     assert (found.state, found.count("paused")) == ("paused", 1)
     assert_equal(copy, found)
     assert not list(copy.glob("*.creating-*"))
@@ -114,12 +114,12 @@ def test_a_lost_parent_run_and_a_lost_experiment_are_restored(copy: Path, finish
     client_of(copy).delete_run(finished.parent_run_id)
     assert doctor(copy, "--dry-run").output.count("its link to the study's run") == len(finished.records)
     assert doctor(copy).exit_code == 0
-    assert_equal(copy, seen(copy))
+    assert_equal(copy, view_of(copy))
 
     client_of(copy).delete_experiment("1")
     assert "MLflow: no experiment digits-mlp" in doctor(copy, "--dry-run").output
     assert doctor(copy).exit_code == 0
-    assert_equal(copy, seen(copy))
+    assert_equal(copy, view_of(copy))
     assert len(runs_of(copy)) == len(finished.records) + 1, "the deleted parent was restored with the experiment"
 
 

@@ -45,12 +45,12 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pat
     return home
 
 
-def place_of(home: Path) -> StudyLocation:
+def location_of(home: Path) -> StudyLocation:
     return study_location([f"home={home}"])
 
 
-def seen_in(home: Path, name: str | None = None) -> StudyView:
-    found, _ = view(place_of(home), name)
+def view_of(home: Path, name: str | None = None) -> StudyView:
+    found, _ = view(location_of(home), name)
     assert found is not None
     return found
 
@@ -111,13 +111,13 @@ def test_export_needs_a_known_suffix_and_a_writable_path(finished: StudyView, tm
 
 
 def test_a_trial_that_is_marked_bad_is_ignored_until_it_is_marked_good(own_home: Path) -> None:
-    before = seen_in(own_home)
+    before = view_of(own_home)
     best = before.best
     assert best is not None
     ref = f"digits-mlp/{best.number}"
     output = command("mark", ref, "bad", "--why", "it saw the labels", f"home={own_home}")
     assert f"trial-{best.number:04d} failed (marked bad)" in output
-    after = seen_in(own_home)
+    after = view_of(own_home)
     assert after.best is not None
     assert after.best.number != best.number
     assert after.state == "complete", "a mark does not change the budget"
@@ -132,7 +132,7 @@ def test_a_trial_that_is_marked_bad_is_ignored_until_it_is_marked_good(own_home:
     assert parent.data.tags["overnight.best"] == f"trial-{after.best.number:04d}"
 
     command("mark", ref, "good", f"home={own_home}")
-    again = seen_in(own_home)
+    again = view_of(own_home)
     assert again.records == before.records
     assert_equal(own_home, again)
     assert "overnight.notes" not in client_of(own_home).get_run(run.info.run_id).data.tags
@@ -144,7 +144,7 @@ def _run_of(home: Path, number: int) -> str:
 
 
 def test_the_sampler_treats_a_trial_that_is_marked_bad_as_failed(own_home: Path, tmp_path: Path) -> None:
-    number = seen_in(own_home).best.number  # type: ignore[union-attr]
+    number = view_of(own_home).best.number  # type: ignore[union-attr]
     suggested, states = {}, {}
     for how in ("as it is", "marked", "failed"):
         home = tmp_path / how
@@ -156,7 +156,7 @@ def test_the_sampler_treats_a_trial_that_is_marked_bad_as_failed(own_home: Path,
                 store.execute(f"UPDATE trials SET state = 'FAIL' WHERE {gone}", [number])
                 store.execute(f"DELETE FROM trial_values WHERE {gone}", [number])
         elif how == "marked":
-            storage = open_storage(place_of(home))
+            storage = open_storage(location_of(home))
             storage.set_study_user_attr(storage.get_all_studies()[0]._study_id, EXCLUDED, {str(number): ""})
             dispose(storage)
         session, _ = open_study(build_plan([f"home={home}", *LINE, "study.trials=6"]))
@@ -171,15 +171,15 @@ def test_the_sampler_treats_a_trial_that_is_marked_bad_as_failed(own_home: Path,
 
 def test_every_trial_that_cannot_be_marked_is_reported_at_once(own_home: Path) -> None:
     with pytest.raises(ConfigError) as refused:
-        manage.mark(place_of(own_home), "digits-mlp", [0, 99], bad=False)
+        manage.mark(location_of(own_home), "digits-mlp", [0, 99], bad=False)
     assert refused.value.problems == [
         "digits-mlp/0: must be marked bad before it is marked good, got complete; leave it",
         "digits-mlp/99: must be one of its trials, 0 to 4",
     ]
-    release = lock_study(place_of(own_home), "digits-mlp")
+    release = lock_study(location_of(own_home), "digits-mlp")
     try:
         with pytest.raises(StudyInUse, match="overnight stop digits-mlp"):
-            manage.mark(place_of(own_home), "digits-mlp", [0], bad=True)
+            manage.mark(location_of(own_home), "digits-mlp", [0], bad=True)
     finally:
         release()
 
@@ -195,7 +195,7 @@ def test_delete_removes_everything_of_one_study_and_nothing_of_another(
     tune(*LINE, "study.name=gone", *searched, "study.trials=2")
     tune(*LINE, "study.name=gone-too", "study.trials=1")
     tune(*LINE, "study.name=gone", *searched, "study.trials=3", "model.dropout=0,0.5", extend=True)
-    location, kept = place_of(home), seen_in(home, "gone-too")
+    location, kept = location_of(home), view_of(home, "gone-too")
     found = manage.footprint(location, "gone")
     assert set(found.optuna_studies) == {"gone", "gone~2", "gone.confirm"} | {
         n for n in found.optuna_studies if "confirm~" in n
@@ -225,7 +225,7 @@ def test_delete_removes_everything_of_one_study_and_nothing_of_another(
         left = [store.execute(f"SELECT count(*) FROM {t}").fetchone() for t in ("registered_models", "logged_models")]
     assert left == [(0,), (0,)]
     assert runs == 1 + len(kept.records), "the neighbour's and its parent"
-    assert seen_in(home, "gone-too").records == kept.records
+    assert view_of(home, "gone-too").records == kept.records
     with pytest.raises(ConfigError, match=r"study: must be a study in .*, got 'gone'; there are: gone-too"):
         manage.footprint(location, "gone")
 
@@ -241,13 +241,13 @@ def test_a_study_is_resumed_with_another_pruner(tune: Callable[..., api.Result],
     second = tune(*line, "trainer.max_epochs=4", "pruner=none", "study.trials=9")
     assert [r.state for r in second.records[:6]] == [r.state for r in first.records]
     assert {r.state for r in second.records[6:]} == {"complete"}
-    assert seen_in(home).plan.settings.pruner.name == "none"
+    assert view_of(home).plan.settings.pruner.name == "none"
 
 
 # Other versions -------------------------------------------------------------------------------------------------------
 
 
-def _kept_plan(home: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+def _change_stored_plan(home: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change the stored plan with `change`, as if another version had written it."""
     with closing(sqlite3.connect(home / "optuna.db")) as store, store:
         (text,) = store.execute("SELECT value_json FROM study_user_attributes WHERE key = 'overnight.plan'").fetchone()
@@ -274,7 +274,7 @@ def test_a_plan_that_cannot_be_read_is_reported_with_a_remedy_and_can_be_deleted
         data["settings"]["study"]["dreams"] = 3
         data["settings"]["sampler"]["name"] = "oracle"
 
-    _kept_plan(old_home, newer)
+    _change_stored_plan(old_home, newer)
     done = overnight("status", f"home={old_home}")
     assert (done.returncode, done.stdout) == (2, "")
     first, *rest = done.stderr.splitlines()
@@ -287,7 +287,7 @@ def test_a_plan_that_cannot_be_read_is_reported_with_a_remedy_and_can_be_deleted
     assert shown.exit_code == 0
     assert "digits-mlp  unreadable" in shown.output
     command("delete", "digits-mlp", "--yes", f"home={old_home}")
-    assert manage.list_studies(place_of(old_home)) == []
+    assert manage.list_studies(location_of(old_home)) == []
 
 
 @pytest.mark.parametrize("broken", [{}, {"settings": {}}, {"settings": None, "space": 3}])

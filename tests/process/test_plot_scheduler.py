@@ -33,7 +33,7 @@ from support.commands import SMALL
 
 
 @pytest.fixture
-def drawings(monkeypatch: pytest.MonkeyPatch) -> list[DrawSpec]:
+def started_plots(monkeypatch: pytest.MonkeyPatch) -> list[DrawSpec]:
     """Return a list of the plots that are started. Their processes end at once."""
     started: list[DrawSpec] = []
     fork = forkserver.fork
@@ -48,7 +48,7 @@ def drawings(monkeypatch: pytest.MonkeyPatch) -> list[DrawSpec]:
     return started
 
 
-def elsewhere(study: Plan, home: Path) -> Plan:
+def with_home(study: Plan, home: Path) -> Plan:
     """Return the plan with another home: other tests look at the files of its own."""
     location = replace(study.settings.location, home=str(home))
     return replace(study, settings=replace(study.settings, found_location=location))
@@ -57,7 +57,7 @@ def elsewhere(study: Plan, home: Path) -> Plan:
 DRAWN = {"weights.png", "curves.png", "confusion.png", "mistakes.png", "in-words.md"}
 
 
-def held(found: StudyView) -> dict[str, set[str]]:
+def plots_by_run(found: StudyView) -> dict[str, set[str]]:
     """Return run name -> its plots in MLflow, without runs that have none."""
     client = store.open_client(found.plan.settings.location)
     assert found.experiment_id is not None
@@ -77,7 +77,7 @@ def new_bests(found: StudyView) -> set[str]:
 
 
 def test_every_new_best_trial_and_the_study_have_their_plots_in_mlflow(finished: StudyView) -> None:
-    shown = held(finished)
+    shown = plots_by_run(finished)
     assert finished.best is not None
     assert f"trial-{finished.best.number:04d}" in shown
     assert set(shown) == {*new_bests(finished), finished.name}
@@ -96,7 +96,7 @@ def test_the_next_start_draws_the_winners_plots_that_a_kill_left_undrawn(
     assert found is not None
     assert finished.best is not None
     winner = f"trial-{finished.best.number:04d}"
-    assert held(found) == {winner: DRAWN, found.name: DRAWN}
+    assert plots_by_run(found) == {winner: DRAWN, found.name: DRAWN}
     folder = home / "pictures" / "digits-mlp" / winner
     assert {p.name for p in folder.iterdir()} == {*DRAWN, "drawn.json"}, "the copy of its weights is deleted"
     before = (folder / "weights.png").stat().st_mtime_ns
@@ -122,14 +122,14 @@ def test_a_network_that_ends_the_drawing_process_fails_no_study(
 
 
 def test_while_trials_run_plots_start_at_intervals_newest_best_first(
-    finished: StudyView, tmp_path: Path, drawings: list[DrawSpec]
+    finished: StudyView, tmp_path: Path, started_plots: list[DrawSpec]
 ) -> None:
     now = 1000.0
     bests = finished.records[:3]
-    scheduler = PlotScheduler(elsewhere(finished.plan, tmp_path), "another study's", None, clock=lambda: now)  # type: ignore[arg-type]
+    scheduler = PlotScheduler(with_home(finished.plan, tmp_path), "another study's", None, clock=lambda: now)  # type: ignore[arg-type]
 
     def started() -> list[tuple[int, bool]]:
-        return [(spec.number, spec.low_priority) for spec in drawings]
+        return [(spec.number, spec.low_priority) for spec in started_plots]
 
     for record in bests:
         scheduler.want(record)
@@ -166,18 +166,18 @@ def test_the_best_trials_are_plotted_while_the_study_runs(
 
 
 def test_what_another_supervisor_has_drawn_is_not_drawn_again(
-    finished: StudyView, tmp_path: Path, drawings: list[DrawSpec]
+    finished: StudyView, tmp_path: Path, started_plots: list[DrawSpec]
 ) -> None:
     shown: list[int] = []
     assert finished.best is not None
-    study, number = elsewhere(finished.plan, tmp_path), finished.best.number
+    study, number = with_home(finished.plan, tmp_path), finished.best.number
     shutil.copytree(finished.plan.paths.trial_plots(number), folder := study.paths.trial_plots(number))
     uid = json.loads((folder / "drawn.json").read_text())["study"]
     mlflow_sync = SimpleNamespace(attach_plots=lambda number, _: shown.append(number))
     scheduler = PlotScheduler(study, uid, mlflow_sync)  # type: ignore[arg-type]
     scheduler.want(finished.best)
     scheduler.tick(low_priority=False)
-    assert drawings == []
+    assert started_plots == []
     assert shown == [finished.best.number]
 
 

@@ -24,10 +24,10 @@ from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord, ranked
 from overnight.study.snapshot import StudyView
 from overnight.tracking import store
-from support.planted_study import BEST_LR, DEGENERATE, SPACE, planned, record, searched, seen
+from support.planted_study import BEST_LR, DEGENERATE, SPACE, planned, record, search_records, view_of
 
 
-def printed(view: StudyView, width: int = 100) -> str:
+def text_of(view: StudyView, width: int = 100) -> str:
     out = io.StringIO()
     report.print_report(report.build_report(view), Console(file=out, width=width))
     return out.getvalue()
@@ -35,8 +35,8 @@ def printed(view: StudyView, width: int = 100) -> str:
 
 @pytest.mark.parametrize("records", DEGENERATE.values(), ids=DEGENERATE)
 def test_a_study_without_a_result_has_a_report(records: list[TrialRecord]) -> None:
-    view = seen(records)
-    text, html = printed(view), page.page(report.build_report(view))
+    view = view_of(records)
+    text, html = text_of(view), page.page(report.build_report(view))
     complete = [r for r in records if r.state == "complete"]
     assert ("there is no result" in text) == (not complete)
     assert "Caveats" in text
@@ -47,9 +47,9 @@ def test_a_study_without_a_result_has_a_report(records: list[TrialRecord]) -> No
 
 
 def test_an_optimum_outside_the_range_is_reported_and_found_by_the_next_command() -> None:
-    study, records = planned(), searched(planned())
+    study, records = planned(), search_records(planned())
     best = ranked(records, study.settings)[0]
-    (line,) = [d for d in report.build_report(seen(records)).caveats if d.startswith("optimizer.lr")]
+    (line,) = [d for d in report.build_report(view_of(records)).caveats if d.startswith("optimizer.lr")]
     assert "upper end of its range, 0.01" in line
     command = shlex.split(advice.next_command(study, records, best))
     assert command[:2] == ["overnight", "tune"]
@@ -61,12 +61,12 @@ def test_an_optimum_outside_the_range_is_reported_and_found_by_the_next_command(
     assert following.settings.study.warm_start_from == WarmStart(study="digits-mlp"), (
         "the next search starts from the winner"
     )
-    found = ranked(searched(following, 10, seed=1), study.settings)[0]
+    found = ranked(search_records(following, 10, seed=1), study.settings)[0]
     assert (found.objective or 0) > (best.objective or 0), "a quarter of the trials finds a better value there"
 
 
 def test_the_important_parameter_ranks_first_and_a_useless_one_last() -> None:
-    ranking = importances(planned(), searched(planned()))
+    ranking = importances(planned(), search_records(planned()))
     assert ranking[0].name == "optimizer.lr"
     assert ranking[-1].name == "model.dropout"
     assert ranking[0].low > ranking[-1].high, "for any choice of trials"
@@ -80,7 +80,7 @@ def test_a_range_below_single_precision_has_no_importance() -> None:
 
 def test_the_next_command_does_not_repeat_a_deadline() -> None:
     study = planned("study.until=2999-01-01T07:00", "study.hours=8", "terminator=regret_bound", "study.patience=9")
-    records = searched(study)
+    records = search_records(study)
     best = ranked(records, study.settings)[0]
     command = shlex.split(advice.next_command(study, records, best))
     assert not any("until" in word for word in command)
@@ -93,13 +93,13 @@ def test_the_next_command_does_not_repeat_a_deadline() -> None:
 
 def test_the_terminal_and_the_page_show_what_a_deadline_cut() -> None:
     notes = ["study.until=07:00 ended the search: 40 of 500 trials are done", "study.until=07:00 cut the test set"]
-    records = searched(planned())
-    view = dataclasses.replace(seen(records, confirmed=True), launch={"ended_by": "deadline", "notes": notes})
+    records = search_records(planned())
+    view = dataclasses.replace(view_of(records, confirmed=True), launch={"ended_by": "deadline", "notes": notes})
     some = tuple(
         r for r in view.confirmation.records if r.confirms.trial in (0, ranked(records, planned().settings)[0].number)
     )
     view = dataclasses.replace(view, confirmation=dataclasses.replace(view.confirmation, records=some))
-    text, html = printed(view), page.page(report.build_report(view))
+    text, html = text_of(view), page.page(report.build_report(view))
     for words in ("What was cut short", *notes, "not trained"):
         assert words in text
         assert words in html
@@ -136,7 +136,7 @@ def test_the_commands_for_a_network_of_a_user_name_its_config_folder(tmp_path: P
 
 
 def test_the_page_loads_nothing_and_every_chart_has_a_caption() -> None:
-    view = seen(searched(planned()), confirmed=True)
+    view = view_of(search_records(planned()), confirmed=True)
     html = page.page(report.build_report(view))
     links = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"|url\(([^)]*)\)|@import', html)
     assert all((a or b).strip("'\"").startswith(("#", "data:")) for a, b in links)
@@ -155,9 +155,9 @@ def test_the_page_loads_nothing_and_every_chart_has_a_caption() -> None:
 
 
 def test_the_cost_lists_time_memory_saved_time_and_reasons_of_failure() -> None:
-    records = [dataclasses.replace(r, peak_bytes=r.number << 28) for r in searched(planned(), 5)]
+    records = [dataclasses.replace(r, peak_bytes=r.number << 28) for r in search_records(planned(), 5)]
     records += [record(5, records[0].params, 0.5, "pruned"), record(6, records[0].params, None, "failed")]
-    lines = report.cost_lines(report.build_report(seen(records)))
+    lines = report.cost_lines(report.build_report(view_of(records)))
     assert lines == [
         "7 trials (5 complete, 1 pruned, 1 failed): 15 s of training",
         "9 s from the first start to the last end",
@@ -171,7 +171,7 @@ def test_a_tie_names_the_faster_one_and_a_rare_choice_is_named() -> None:
     records = [
         record(i, {"optimizer.lr": 0.001 * (i + 1), "model.activation": "relu"}, 0.9 - i / 100) for i in range(30)
     ]
-    view = seen(records, confirmed=True)
+    view = view_of(records, confirmed=True)
     caveats = report.build_report(view).caveats
     assert any("model.activation: rarely tried: tanh (0), gelu (0)" in d for d in caveats)
     equal = [dataclasses.replace(r, objective=0.9 + 0.01 * (r.number % 3)) for r in view.confirmation.records]

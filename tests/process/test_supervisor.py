@@ -238,10 +238,10 @@ def test_a_trial_that_is_behind_is_pruned(tune: Tune, pruner: str) -> None:
     assert result.best.params["optimizer.lr"] == 1e-2
 
 
-@pytest.mark.parametrize("unasked", [False, True], ids=["in answer", "before it is answered"])
+@pytest.mark.parametrize("before_answer", [False, True], ids=["in answer", "before it is answered"])
 @pytest.mark.long
 def test_a_trial_that_is_stopped_as_the_pruner_ends_it_ends_as_in_an_uninterrupted_study(
-    home: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch, unasked: bool
+    home: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch, before_answer: bool
 ) -> None:
     line = [
         "search=none", "optimizer.lr=choice(1e-2,1e-7)", "sampler=random", "pruner.startup_trials=2",
@@ -257,7 +257,7 @@ def test_a_trial_that_is_stopped_as_the_pruner_ends_it_ends_as_in_an_uninterrupt
     def stop_there(done: EpochEnd) -> bool:
         if (done.number, done.epoch) == (behind.number, behind.history[-1].epoch):
             worker.stop()
-            if unasked:
+            if before_answer:
                 worker.slots.running[done.number].send(Decision.SAVE_AND_STOP)
         return record(done)
 

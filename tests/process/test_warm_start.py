@@ -39,7 +39,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Stud
     home = tmp_path_factory.mktemp("planted")
     shutil.copy(empty_store, home / "mlflow.db")
     assert api.run(build_plan([f"home={home}", *PLANTED]), screen=NullScreen()).stop_reason == "complete"
-    return seen(home, "planted")
+    return view_of(home, "planted")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def planted_report(planted: StudyView) -> Report:
     return report.build_report(planted)
 
 
-def seen(home: Path, name: str) -> StudyView:
+def view_of(home: Path, name: str) -> StudyView:
     found, _ = view(study_location([f"home={home}"]), name)
     assert found is not None
     return found
@@ -83,7 +83,7 @@ def test_the_suggested_command_runs_from_the_finding_and_improves_on_it(
         printed, _ = process.communicate(timeout=200)
     assert process.returncode == 0, printed
     assert "best trials are in this space and run first: trial-" in printed
-    after = seen(Path(planted.plan.settings.home), "planted-2")
+    after = view_of(Path(planted.plan.settings.home), "planted-2")
     assert planted.best is not None
     assert after.best is not None
     assert after.records[1].params["model.lr"] == planted.best.params["model.lr"], "the finding runs first"

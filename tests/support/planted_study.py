@@ -42,13 +42,13 @@ def planted(params: dict[str, Any]) -> float:
     return 0.8 - 0.05 * off**2 + 0.15 * (params["model.activation"] == "gelu")
 
 
-def searched(study: Plan, trials: int = 40, seed: int = 0) -> list[TrialRecord]:
+def search_records(study: Plan, trials: int = 40, seed: int = 0) -> list[TrialRecord]:
     rng = random.Random(seed)
     points = [study.sample(rng) for _ in range(trials)]
     return [record(i, p, planted(p)) for i, p in enumerate(points)]
 
 
-def seen(records: list[TrialRecord], *overrides: str, confirmed: bool = False) -> StudyView:
+def view_of(records: list[TrialRecord], *overrides: str, confirmed: bool = False) -> StudyView:
     study = planned(*overrides)
     whole = StudyView(study.name, study, tuple(records), None, None, None)
     if not confirmed:
@@ -67,7 +67,7 @@ DEGENERATE = {
     "all failed": [record(i, {"optimizer.lr": 0.001}, None, "failed") for i in range(3)],
     "one trial": [record(0, {"optimizer.lr": 0.001}, 0.9)],
     "two equal trials": [record(i, {"optimizer.lr": 0.001}, 0.9) for i in range(2)],
-    "a constant objective": [record(r.number, r.params, 0.1) for r in searched(planned(), 12)],
+    "a constant objective": [record(r.number, r.params, 0.1) for r in search_records(planned(), 12)],
     "only pruned trials": [record(i, {"optimizer.lr": 0.001 * (i + 1)}, 0.5, "pruned") for i in range(3)],
     "one trial still waiting": [record(0, {}, None, "waiting")],
 }

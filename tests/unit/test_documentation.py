@@ -73,7 +73,7 @@ def test_the_options_of_documented_commands_exist() -> None:
         assert set(re.findall(r"--[a-z][a-z-]*", row[0])) <= known, name
 
 
-def printed(page: str, command: str) -> str:
+def shown_output(page: str, command: str) -> str:
     """Return what a page shows below a command."""
     shown = re.search(rf"^\$ {re.escape(command)}\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.M | re.S)
     assert shown is not None, command
@@ -84,14 +84,14 @@ def test_the_tutorial_shows_the_mistakes_that_are_reported() -> None:
     overrides = ["model.hiden_sizes=3", "optimizer.lr=fast", "study.trials=-1"]
     with pytest.raises(ConfigError) as caught:
         build_plan(overrides)
-    shown = printed("tutorial.md", f"overnight tune {' '.join(overrides)}")
+    shown = shown_output("tutorial.md", f"overnight tune {' '.join(overrides)}")
     assert shown.splitlines() == list(caught.value.problems)
 
 
 @pytest.mark.parametrize("page", ["tutorial.md", "your-own-network.md"])
 def test_a_page_shows_what_init_prints(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert CliRunner().invoke(cli, ["init", "mine"]).output == printed(page, "overnight init mine")
+    assert CliRunner().invoke(cli, ["init", "mine"]).output == shown_output(page, "overnight init mine")
 
 
 def test_the_tags_and_names_that_a_document_mentions_exist() -> None:

@@ -36,7 +36,7 @@ def snapshot(
     return ProgressSnapshot(STUDY, {r.number: r for r in records}, running, ended, slots, **given)  # type: ignore[arg-type]
 
 
-def drawn(now: ProgressSnapshot) -> str:
+def rendered(now: ProgressSnapshot) -> str:
     console = Console(file=io.StringIO(), width=120, record=True)
     console.print(render(now))
     return console.export_text()
@@ -48,7 +48,7 @@ def test_the_table_shows_progress_best_trial_and_slots() -> None:
         record(4, "running", 0.5, **{"optimizer.lr": 0.012345}),
         running=(RunningTrial(4, 6, 0.5, time.time() - 75.2),),
     )  # fmt: skip
-    text = drawn(now)
+    text = rendered(now)
     for words in (
         "digits-mlp", "4 of 10 trials", "(2 complete, 1 pruned, 1 failed)", "about", "left",
         "val/accuracy 0.95", "trial-0003", "trial-0004", "7/20", "1:15", "lr=0.0123", "free",
@@ -57,7 +57,7 @@ def test_the_table_shows_progress_best_trial_and_slots() -> None:
 
 
 def test_it_shows_that_it_is_stopping_and_a_warning() -> None:
-    text = drawn(snapshot(stopping=True, warning="OSError: no room"))
+    text = rendered(snapshot(stopping=True, warning="OSError: no room"))
     assert "saving and stopping" in text
     assert "OSError: no room" in text
 

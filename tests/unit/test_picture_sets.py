@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def seen(data: MNIST, loader: str) -> set[int]:
+def numbers_in(data: MNIST, loader: str) -> set[int]:
     """Return the numbers of the pictures that a loader yields, and check their labels."""
     found = [(inputs[:, 0, 0, 0].long(), targets) for inputs, targets in getattr(data, loader)()]
     numbers, labels = (torch.cat(list(column)) for column in zip(*found, strict=True))
@@ -52,19 +52,19 @@ def ready(root: Path, **options: object) -> Small:
 
 def test_validation_is_split_from_train_and_the_official_test_set_is_the_test_set(root: Path) -> None:
     data = ready(root)
-    train, validation = seen(data, "train_dataloader"), seen(data, "val_dataloader")
+    train, validation = numbers_in(data, "train_dataloader"), numbers_in(data, "val_dataloader")
     assert (len(train), len(validation)) == (80, 20)
     assert train | validation == set(range(100))
-    assert seen(data, "test_dataloader") == set(range(10))
+    assert numbers_in(data, "test_dataloader") == set(range(10))
 
 
 def test_the_split_depends_on_its_seed_and_a_subset_does_not_change_it(root: Path) -> None:
     torch.manual_seed(1)
-    validation = seen(ready(root), "val_dataloader")
+    validation = numbers_in(ready(root), "val_dataloader")
     torch.manual_seed(2)
-    assert seen(ready(root, subset=0.5), "val_dataloader") == validation
-    assert seen(ready(root, split_seed=1), "val_dataloader") != validation
-    half, quarter = (seen(ready(root, subset=s), "train_dataloader") for s in (0.5, 0.25))
+    assert numbers_in(ready(root, subset=0.5), "val_dataloader") == validation
+    assert numbers_in(ready(root, split_seed=1), "val_dataloader") != validation
+    half, quarter = (numbers_in(ready(root, subset=s), "train_dataloader") for s in (0.5, 0.25))
     assert (len(half), len(quarter)) == (40, 20)
     assert quarter < half
 

@@ -22,7 +22,7 @@ from overnight.protocol import DrawSpec
 from overnight.trial.fit import fit
 from support.trial_links import ListLink, spec_for
 from support.user_trials import HABITS, MANUAL, USER_PACKAGE, needs_lightning
-from support.user_trials import spec_for as their_spec
+from support.user_trials import spec_for as user_spec
 
 ALL = ("weights", "curves", "confusion", "mistakes", "predictions")
 
@@ -46,7 +46,7 @@ def drawn(trained: tuple[Path, ListLink], tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-def words_of(folder: Path) -> dict[str, str]:
+def descriptions_of(folder: Path) -> dict[str, str]:
     lines = (folder / "in-words.md").read_text().splitlines()[2:]
     return {name: text for name, _, text in (line.removeprefix("- ").partition(": ") for line in lines)}
 
@@ -55,7 +55,7 @@ def test_a_digits_network_has_its_weights_curves_confusion_and_mistakes_drawn(dr
     names = {"weights.png", "curves.png", "confusion.png", "mistakes.png"}
     assert {p.name for p in drawn.iterdir()} == {*names, "in-words.md", "drawn.json"}
     assert (drawn / "drawn.json").read_text() == "complete"
-    assert set(words_of(drawn)) == names
+    assert set(descriptions_of(drawn)) == names
     for name in names:
         width, height = struct.unpack(">II", (drawn / name).read_bytes()[16:24])
         assert 300 <= width <= 1400
@@ -65,7 +65,7 @@ def test_a_digits_network_has_its_weights_curves_confusion_and_mistakes_drawn(dr
 def test_the_plotted_predictions_are_those_that_the_trial_was_scored_by(
     drawn: Path, trained: tuple[Path, ListLink]
 ) -> None:
-    words = words_of(drawn)
+    words = descriptions_of(drawn)
     right, _, rows = words["confusion.png"].split()[:3]
     assert int(right) / int(rows) == pytest.approx(trained[1].epochs[-1].metrics["val/accuracy"])
     model = MLP.load_from_checkpoint(trained[0], weights_only=True).eval()
@@ -80,7 +80,7 @@ def test_the_plotted_predictions_are_those_that_the_trial_was_scored_by(
 
 
 def test_each_plot_has_a_text_description(drawn: Path) -> None:
-    for name, words in words_of(drawn).items():
+    for name, words in descriptions_of(drawn).items():
         data, location, texts = (drawn / name).read_bytes(), 8, {}
         while location < len(data):
             (size,), kind = struct.unpack(">I", data[location : location + 4]), data[location + 4 : location + 8]
@@ -155,11 +155,11 @@ def test_training_and_validation_share_a_panel_and_the_studys_metric_comes_first
 def test_a_users_network_gets_the_possible_plots_and_a_note_for_each_other_one(
     tmp_path: Path, model: str, options: dict[str, object], absent: set[str]
 ) -> None:
-    fit(their_spec(tmp_path, model, epochs=1, **options), link := ListLink())  # type: ignore[arg-type]
+    fit(user_spec(tmp_path, model, epochs=1, **options), link := ListLink())  # type: ignore[arg-type]
     draw(draw_spec(tmp_path, tmp_path / "weights.ckpt", link))
     names = {"weights.png", "curves.png", "confusion.png", "mistakes.png"}
     assert {p.name for p in tmp_path.glob("*.png")} == names - absent
-    notes = [name for name in words_of(tmp_path) if name.startswith("no ")]
+    notes = [name for name in descriptions_of(tmp_path) if name.startswith("no ")]
     assert len(notes) == len(absent)
     assert (tmp_path / "drawn.json").exists()
 
@@ -225,10 +225,10 @@ def test_predictions_are_plotted_over_the_true_values_with_their_error() -> None
 
 
 def test_the_stamp_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def torn(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(drawing, "_save", torn)
+    monkeypatch.setattr(drawing, "_save", fail)
     with pytest.raises(KeyboardInterrupt):
         draw(DrawSpec("s", 0, tmp_path, None, ((0, {"a": 1.0}),), "a", ("curves",), "white_zero", json.dumps("x")))
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from overnight.models.mlp import MLP
 from overnight.models.tasks import make_task
 
 
-def drawn(outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_batch(outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(200, outputs, generator=generator)
     targets = (logits.argmax(1) + torch.randint(0, 2, (200,), generator=generator)) % outputs
@@ -18,7 +18,7 @@ def drawn(outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_binary_is_one_logit_with_binary_cross_entropy_accuracy_auroc_and_f1() -> None:
-    task, z, y = make_task("binary"), drawn(1)[0].squeeze(1), drawn(2)[1]
+    task, z, y = make_task("binary"), random_batch(1)[0].squeeze(1), random_batch(2)[1]
     p = task.predict(z)
     assert torch.allclose(p, 1 / (1 + (-z).exp()))
     by_formula = -(y * p.log() + (1 - y) * (1 - p).log())
@@ -35,7 +35,7 @@ def test_binary_is_one_logit_with_binary_cross_entropy_accuracy_auroc_and_f1() -
 
 
 def test_multiclass_is_one_logit_a_class_with_cross_entropy_accuracy_f1_and_a_confusion_matrix() -> None:
-    task, (z, y) = make_task("multiclass", 4), drawn(4)
+    task, (z, y) = make_task("multiclass", 4), random_batch(4)
     assert task.outputs == 4
     p = task.predict(z)
     assert torch.allclose(p, z.exp() / z.exp().sum(1, keepdim=True))
@@ -51,7 +51,7 @@ def test_multiclass_is_one_logit_a_class_with_cross_entropy_accuracy_f1_and_a_co
 
 
 def test_regression_is_one_output_with_mse_mae_rmse_and_r2_and_no_confusion() -> None:
-    task, z = make_task("regression"), drawn(1)[0].squeeze(1)
+    task, z = make_task("regression"), random_batch(1)[0].squeeze(1)
     y = z * 2 + 1
     assert task.outputs == 1
     assert torch.equal(task.predict(z), z)

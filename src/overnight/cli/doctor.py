@@ -112,27 +112,27 @@ def _in_checkpoints(found: StudyView) -> Iterator[Defect]:
     kept = complete if found.name == TRAIN_STUDY else trials_with_weights(found.records, found.plan.settings)
     for folder in sorted(found.plan.paths.checkpoints.glob("trial-*")):
         number = int(folder.name.removeprefix("trial-")) if folder.name[6:].isdigit() else -1
-        about = str(folder.relative_to(where.root))
+        subject = str(folder.relative_to(where.root))
         if not 0 <= number < len(found.records):
-            yield Defect(about, "checkpoints of a trial that does not exist", "removed", folder)
+            yield Defect(subject, "checkpoints of a trial that does not exist", "removed", folder)
         elif not found.records[number].done:
-            yield from _unusable(folder, about)
+            yield from _unusable(folder, subject)
         elif number not in kept:
-            yield Defect(about, f"checkpoints of a {found.records[number].state} trial", "removed", folder)
+            yield Defect(subject, f"checkpoints of a {found.records[number].state} trial", "removed", folder)
         else:
             for path in sorted(folder.iterdir()):
                 if path.name != checkpoint.WEIGHTS:
-                    yield Defect(f"{about}/{path.name}", "training state of a complete trial", "removed", path)
+                    yield Defect(f"{subject}/{path.name}", "training state of a complete trial", "removed", path)
 
 
-def _unusable(folder: Path, about: str) -> Iterator[Defect]:
+def _unusable(folder: Path, subject: str) -> Iterator[Defect]:
     for name in checkpoint.STATE_FILES:
         if (folder / name).exists():
             try:
                 checkpoint.read_verified(folder / name)
             except checkpoint.UnusableCheckpoint as error:
                 repair = "removed; the trial resumes from the previous state, or starts again"
-                yield Defect(f"{about}/{name}", str(error).partition(": ")[2], repair, folder / name)
+                yield Defect(f"{subject}/{name}", str(error).partition(": ")[2], repair, folder / name)
 
 
 def _in_mlflow(found: StudyView) -> Iterator[Defect]:

@@ -92,8 +92,8 @@ def _files(location: StudyLocation, name: str) -> list[Path]:
     """Return the existing folders and files of a study; MLflow manages its artifacts."""
     both = [location.paths.study(n) for n in (name, name + CONFIRM_SUFFIX)]
     folders = [folder for paths in both for folder in (paths.checkpoints, paths.logs, paths.plots)]
-    left = [both[0].report, *winner_config.written_files(location, name)]
-    return [path for path in (*folders, *left) if path.exists() or path.is_symlink()]
+    files = [both[0].report, *winner_config.written_files(location, name)]
+    return [path for path in (*folders, *files) if path.exists() or path.is_symlink()]
 
 
 def _size(path: Path) -> int:
@@ -188,14 +188,14 @@ def delete(location: StudyLocation, found: StudyFootprint) -> list[str]:
             held.callback(lock_study(location, name))
             held.callback(location.paths.study(name).lock.unlink, missing_ok=True)
         with _reporting_mlflow_errors(found.name):
-            left = registry.delete_study(location, found.name, found.uids)
+            remainder = registry.delete_study(location, found.name, found.uids)
         for path in found.files:
             _remove(path, found.name)
         with opened(location) as storage:
             there = {s.study_name for s in storage.get_all_studies()}
             for name in sorted(set(found.optuna_studies) & there, key=len, reverse=True):  # the search last
                 optuna.delete_study(study_name=name, storage=storage)
-    return [left] if left else []
+    return [remainder] if remainder else []
 
 
 def _remove(path: Path, name: str) -> None:

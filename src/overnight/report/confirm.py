@@ -68,9 +68,9 @@ def confirmation_plan(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
 
 
 def affordable_size(
-    plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord], room_s: float, slots: int
+    plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord], available_s: float, slots: int
 ) -> ConfirmationSize:
-    """Return the largest confirmation whose remaining trials fit into `room_s` seconds."""
+    """Return the largest confirmation whose remaining trials fit into `available_s` seconds."""
     epochs = plan.settings.trainer.max_epochs
     held = {_pair(r.confirms): r for r in confirmations if r.confirms is not None}
     everything = _wanted(plan, records)
@@ -85,7 +85,7 @@ def affordable_size(
         ]
         return deadline.confirmation_s(lengths, seeds, deadline.test_set_s(records), slots)
 
-    return deadline.largest_affordable(len(chosen), plan.confirm_seeds, seconds, room_s)
+    return deadline.largest_affordable(len(chosen), plan.confirm_seeds, seconds, available_s)
 
 
 def enqueue(

@@ -163,9 +163,9 @@ def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: S
     """Return the number of finalists that there is time for; None if there is no deadline."""
     if launch.deadline is None:
         return None
-    room_s = launch.answer_due_at(len(records)) - deadline.SWITCH_S - launch.now()
+    available_s = launch.answer_due_at(len(records)) - deadline.SWITCH_S - launch.now()
     slots = len(slot_devices(launch.plan.settings.slots))
-    return confirm.affordable_size(launch.plan, records, confirmations, room_s, slots).finalists
+    return confirm.affordable_size(launch.plan, records, confirmations, available_s, slots).finalists
 
 
 def _note_unconfirmed(launch: Launch, found: Finding) -> None:

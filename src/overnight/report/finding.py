@@ -111,7 +111,7 @@ def from_records(
     winner = ranked[0] if ranked else None
     base = None
     if baseline_trial is not None:
-        # Only the mean of the winner was chosen for being high, so only its interval is corrected for that.
+        # The baseline was not chosen by its mean: its interval is not corrected, unless it is the winner.
         is_winner = winner is not None and winner.trial.number == baseline_trial.number
         base = winner if is_winner else finalist(baseline_trial, 1)
     rivals = [f for f in ranked[1:] if f.estimate is not None]

@@ -41,13 +41,13 @@ BARE = (
 STALL_S, TIMEOUT_S = 5, 60
 
 
-def seen(home: Path) -> StudyView | None:
+def view_of(home: Path) -> StudyView | None:
     return view(study_location([f"home={home}"]))[0]
 
 
-def until(true: Callable[[], object], within_s: float = 120) -> None:
+def wait_until(condition: Callable[[], object], within_s: float = 120) -> None:
     deadline = time.monotonic() + within_s * LATE
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline, "the condition did not hold in time"
         time.sleep(0.1)
 
@@ -92,7 +92,7 @@ def test_a_study_of_misbehaving_trials_ends_on_time_with_a_reason_for_each(
     log = home / "logs" / "digits-mlp" / f"trial-{Zoo.KINDS.index('prints'):04d}.log"
     assert log.stat().st_size <= trial_process.LOG_CAP_BYTES
 
-    found = seen(home)
+    found = view_of(home)
     assert found is not None
     assert_equal(home, found)
     with served(home) as address:
@@ -143,7 +143,7 @@ def test_a_full_disk_corrupts_no_store_and_the_study_continues_once_there_is_spa
             "slots=2", "checkpoint.every_s=0", f"min_free_mib={least_mib}",
         ]  # fmt: skip
         with running("tune", *line, stderr=subprocess.PIPE) as process:
-            until(lambda: (now := seen(home)) is not None and any(len(r.history) > 1 for r in now.records))
+            wait_until(lambda: (now := view_of(home)) is not None and any(len(r.history) > 1 for r in now.records))
             with open(home / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
                 while True:
                     ballast.write(bytes(1 << 14))
@@ -154,7 +154,7 @@ def test_a_full_disk_corrupts_no_store_and_the_study_continues_once_there_is_spa
         for store in ("optuna.db", "mlflow.db"):
             with closing(sqlite3.connect(home / store)) as opened:
                 assert opened.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        found = seen(home)
+        found = view_of(home)
         assert found is not None
         assert [r.state for r in found.records] == ["complete"] * 4
         assert [[e.epoch for e in r.history] for r in found.records] == [[0, 1, 2, 3]] * 4
@@ -167,8 +167,8 @@ def test_a_trial_on_a_suspended_machine_is_not_stalled(home: Path) -> None:
         "slots=2", f"trial.stall_s={STALL_S}", f"trial.timeout_s={TIMEOUT_S}", "study.retries=0",
     ]  # fmt: skip
     with running("tune", *line) as process:
-        until(lambda: (now := seen(home)) is not None and now.count("running") == 2)
-        until(lambda: sum(bool(r.history) for r in seen(home).records) == 2)
+        wait_until(lambda: (now := view_of(home)) is not None and now.count("running") == 2)
+        wait_until(lambda: sum(bool(r.history) for r in view_of(home).records) == 2)
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for one in family:
             one.suspend()
@@ -176,7 +176,7 @@ def test_a_trial_on_a_suspended_machine_is_not_stalled(home: Path) -> None:
         for one in family:
             one.resume()
         assert process.wait(60 * LATE) == 0
-    found = seen(home)
+    found = view_of(home)
     assert found is not None
     assert [(r.state, r.reason, r.notes) for r in found.records] == [("complete", None, ())] * 3
     assert [[e.epoch for e in r.history] for r in found.records] == [[0, 1, 2, 3]] * 3

@@ -1,4 +1,4 @@
-"""`overnight doctor` finds and repairs what kills and accidents left wrong."""
+"""`overnight doctor` finds and repairs the defects that kills and accidents cause."""
 
 from __future__ import annotations
 

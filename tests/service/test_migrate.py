@@ -120,7 +120,7 @@ def test_old_tables_are_not_opened_until_they_are_updated(
         connection.execute(sqlalchemy.text("UPDATE alembic_version SET version_num = :v"), {"v": before})
     with pytest.raises(ConfigError, match="holds the tables of another version of Optuna; `overnight migrate`"):
         storage.open_storage(location)
-    with engine.begin() as connection:  # as that version left it
+    with engine.begin() as connection:  # restore the version, as a migration does
         connection.execute(
             sqlalchemy.text("UPDATE alembic_version SET version_num = :v"), {"v": opened.get_head_version()}
         )

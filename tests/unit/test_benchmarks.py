@@ -108,7 +108,7 @@ def test_a_failed_command_is_reported_with_its_output(tmp_path: Path) -> None:
 
 
 def a_throughput_round(**changed: Any) -> dict[str, Any]:
-    """Return a round of two configurations with three epochs of 430 steps. `changed` replaces values of ours."""
+    """Return a round of two configurations with three epochs of 430 steps. `changed` replaces some of our values."""
     accuracies = {"64": 0.86, "32": 0.85}
     params, steps = {"model.hidden_sizes.0": "64"}, dict.fromkeys(throughput.METRICS, 3)
     runs = [stored.Run(name, "FINISHED", {}, params, steps) for name in accuracies]

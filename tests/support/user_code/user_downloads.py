@@ -18,7 +18,7 @@ from torchvision import datasets
 
 from overnight.data.images import MNIST
 
-MIRROR = "OVERNIGHT_TEST_MIRROR"  # the environment's name of where the server listens
+MIRROR = "OVERNIGHT_TEST_MIRROR"  # the variable with the address of the server
 
 
 def archives() -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from overnight.study.session import StudySession
 from overnight.study.storage import leased, leases
 from overnight.study.storage.outage import Unreachable
 from support.servers import Cable, Postgres
-from support.shared_sessions import Join, ask_number, epoch, keep_alive, leased_storage, poll_records
+from support.shared_sessions import LEASE_S, Join, ask_number, epoch, keep_alive, leased_storage, poll_records
 
 
 def test_concurrent_processes_get_each_trial_once_and_no_more_than_the_budget(
@@ -61,7 +61,7 @@ def test_no_trial_is_adopted_from_an_owner_that_renews_its_lease(join: Join) -> 
     a, b = join("a"), join("b")
     assert ask_number(a) == 0
     for _ in range(3):
-        keep_alive(a, b, seconds=0.5)
+        keep_alive(a, b, seconds=LEASE_S)
         assert b.queue.ask_for(0) is None
 
 

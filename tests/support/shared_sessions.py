@@ -17,6 +17,8 @@ from overnight.study.open import open_study
 from overnight.study.session import StudySession
 from overnight.study.storage.leased import LeasedStorage
 
+# Of the sessions in these tests. Long enough for a busy machine to renew it, short enough to wait for its end.
+LEASE_S = 0.8
 Join = Callable[..., StudySession]
 
 
@@ -36,10 +38,10 @@ def study(planned: Callable[..., Plan], database: Callable[[], str]) -> Plan:
 
 @pytest.fixture
 def join(study: Plan) -> Iterator[Join]:
-    """Join the study with one more session. Its leases last half a second by default."""
+    """Join the study with one more session. Its leases last LEASE_S by default."""
     with ExitStack() as open_:
 
-        def join(owner: str, lease_s: float = 0.5, of: Plan = study) -> StudySession:
+        def join(owner: str, lease_s: float = LEASE_S, of: Plan = study) -> StudySession:
             session, _ = open_study(of)
             if not of.name.endswith(CONFIRM_SUFFIX):  # its search has the same owner
                 session.coordinator.leave()
@@ -56,7 +58,7 @@ def epoch(number: int, e: int, value: float = 0.5) -> EpochEnd:
     return EpochEnd(number, e, {"val/accuracy": value}, 1000.0 + e, 0.1)
 
 
-def keep_alive(*sessions: StudySession, seconds: float = 0.8) -> None:
+def keep_alive(*sessions: StudySession, seconds: float = 1.6 * LEASE_S) -> None:
     """Wait while these sessions, and no others, renew their leases.
 
     The wait starts again if a busy machine delayed a renewal so long that the sessions could not adopt trials.
@@ -64,7 +66,7 @@ def keep_alive(*sessions: StudySession, seconds: float = 0.8) -> None:
     began = renewed = time.monotonic()
     give_up = began + 30
     while (now := time.monotonic()) < min(began + seconds, give_up):
-        if now - renewed > 0.2:  # of leases of half a second
+        if now - renewed > 0.4 * LEASE_S:
             began = now
         renewed = now
         for session in sessions:

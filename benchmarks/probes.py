@@ -63,7 +63,7 @@ class NoData(pl.LightningDataModule):
         return [0]
 
 
-class NullScreen(pl.LightningModule):
+class NoTraining(pl.LightningModule):
     """Trains nothing and logs three metrics an epoch, the same in every trial, so that none is pruned."""
 
     def __init__(self, epoch_s: float, **searched: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -156,3 +158,10 @@ def test_a_process_that_draws_plots_uses_no_slot(tmp_path: Path) -> None:
     path = tmp_path / "stamps"
     path.write_text("first 1 10.0\nlast 1 11.0\nfirst 9 11.01\nfirst 2 11.05\nlast 2 12.0\n")
     assert gaps.gaps_ms(path, 1, "last", "first") == pytest.approx([50])
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "conf").rglob("*.yaml")), ids=lambda file: file.name)
+def test_the_classes_that_the_configs_of_the_benchmarks_name_exist(file: Path) -> None:
+    for target in re.findall(r"_target_: (benchmarks\.\S+)", file.read_text()):
+        module, _, name = target.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), target

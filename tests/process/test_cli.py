@@ -133,7 +133,7 @@ def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path
         (["logs", "nope/3"], "nope/3: must be a study in"),
         (["ui"], "study: there is no study in"),
         (["doctor"], "study: there is no study in"),
-        (["status", "home=a?b"], "home: must name a folder"),
+        (["status", "home="], "home: must name a folder"),
     ],
 )
 def test_a_missing_study_or_trial_is_reported_with_a_remedy(

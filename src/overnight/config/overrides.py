@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from overnight.config.fields import nearest
+from overnight.config.literal import as_override
 from overnight.config.problems import Problems
 from overnight.config.search_path import ConfigSearchPath
 from overnight.config.settings import COMPONENTS, SECTIONS
@@ -23,7 +24,7 @@ def parse_overrides(overrides: Iterable[str], problems: Problems) -> list[Any]:
     parsed = []
     for text in overrides:
         try:
-            parsed.append(OverridesParser.create().parse_override(text))
+            parsed.append(OverridesParser.create().parse_override(as_override(text)))
         except HydraException as error:
             problems.add(f"{text}: must be KEY=VALUE in Hydra's grammar: {str(error).splitlines()[0]}")
     return parsed

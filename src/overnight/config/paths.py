@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
-from overnight.config import credentials
+from overnight.config import credentials, literal
+
+# Letters of all scripts stay as they are, and so do the surrogates that stand for undecodable bytes of a file name.
+_SPECIAL_IN_URL = re.compile(r"[^\w/.~+\ud800-\udfff-]")
 
 
 def conf_dir() -> Path:
     """The folder of the configs that come with overnight: in the wheel, or beside src/ in a checkout."""
     inside = Path(__file__).parents[1] / "conf"
     return inside if inside.is_dir() else Path(__file__).parents[3] / "conf"
+
+
+def sqlite_url(path: Path) -> str:
+    """The address of a SQLite file, for SQLAlchemy, Optuna and MLflow. Every such address is built here.
+
+    Characters with a meaning in an address are percent-encoded. The address of such a path names the driver too:
+    MLflow takes the rest of `sqlite:///...` for a path, without decoding it, and would create that folder.
+    """
+    encoded = _SPECIAL_IN_URL.sub(lambda match: quote(match[0]), str(path))
+    return f"sqlite:///{path}" if encoded == str(path) else f"sqlite+pysqlite:///{encoded}"
 
 
 def trial_name(number: int) -> str:
@@ -144,7 +159,7 @@ class StudyLocation:
 
     @property
     def tracking_uri(self) -> str:
-        return self.given_tracking_uri or f"sqlite:///{self.paths.mlflow_db}"
+        return self.given_tracking_uri or sqlite_url(self.paths.mlflow_db)
 
     @property
     def server(self) -> str | None:
@@ -168,7 +183,7 @@ class StudyLocation:
     def overrides(self) -> list[str]:
         """The overrides that a command needs to use this location."""
         return [
-            *([] if self.home == "./mlruns" else [f"home={self.home}"]),
+            *([] if self.home == "./mlruns" else [f"home={literal.quote(self.home)}"]),
             *([] if self.storage == "sqlite" else [f"storage={self.storage}"]),
             *([] if self.tracking == "local" else [f"tracking={self.tracking}"]),
         ]

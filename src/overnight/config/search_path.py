@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from overnight.config import literal
 from overnight.config.paths import conf_dir
 from overnight.config.problems import Problems
 
@@ -47,14 +48,15 @@ class ConfigSearchPath:
         from hydra import initialize_config_dir
         from omegaconf import OmegaConf, open_dict
 
-        quoted = ("'file://" + str(folder).replace("'", "\\'") + "'" for folder in self.folders)
-        searchpath = [f"hydra.searchpath=[{','.join(quoted)}]"] if self.folders else []
+        sources = (literal.in_quotes(f"file://{folder}") for folder in self.folders)
+        searchpath = [f"hydra.searchpath=[{','.join(sources)}]"] if self.folders else []
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about defaults lists without _self_
             config = hydra_compose("config", overrides=[*overrides, *searchpath], return_hydra_config=True)
         choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
         with open_dict(config):
             del config["hydra"]
+            literal.escape_commands(config)
         return Composition(config, {str(k): v for k, v in choices.items() if v is not None and "/" not in str(k)})
 
     def compose_or_default(self, overrides: list[str], problems: Problems) -> Composition:

@@ -216,10 +216,7 @@ class Settings:
     preflight: Literal["auto", "never"]
     min_free_mib: int = at_least(0)
     stay_awake: Literal["auto", "always", "never"]
-    home: str = rule(
-        "must name a folder, without ? and %, which the address of a database can't contain",
-        lambda v: v and not set("?%") & set(v),
-    )
+    home: str = rule("must name a folder", lambda v: v and "\0" not in v)
     found_location: StudyLocation | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.config import credentials
-from overnight.config.paths import StudyLocation
+from overnight.config.paths import StudyLocation, sqlite_url
 from overnight.system.devices import cores
 from overnight.system.errors import one_line
 from overnight.system.files import create_atomically
@@ -97,7 +97,7 @@ def _empty_store(artifact_root: str) -> bytes:
 
     with tempfile.TemporaryDirectory(prefix="overnight-") as folder:
         path = Path(folder) / "mlflow.db"
-        store = SqlAlchemyStore(f"sqlite:///{path}", artifact_root)
+        store = SqlAlchemyStore(sqlite_url(path), artifact_root)
         store.engine.dispose()
         SqlAlchemyStore._engine_map.pop(store.db_uri, None)
         return path.read_bytes()

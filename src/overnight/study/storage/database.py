@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from overnight.config import credentials
-from overnight.config.paths import StudyLocation
+from overnight.config.paths import StudyLocation, sqlite_url
 from overnight.config.problems import ConfigError
 from overnight.study.storage import leases, optuna_tables, postgres
 from overnight.study.storage.outage import Unreachable, raising_unreachable, unreachable_message
@@ -47,7 +47,8 @@ class OptunaDatabase(RDBStorage):
 
     def __init__(self, url: str, *, wait_for_space: Callable[[], None] = _give_up, **options: Any) -> None:
         self.wait_for_space = wait_for_space
-        super().__init__(url, **options)
+        # Optuna formats the address as a template.
+        super().__init__(url.replace("{", "{{").replace("}", "}}"), **options)
 
     def retry_while_full(self, write: Callable[[], T]) -> T:
         """Run a write, which is one transaction, until the disk has space for it."""
@@ -112,7 +113,7 @@ def open_storage(location: StudyLocation) -> OptunaDatabase:
     path = location.paths.optuna_db
     if not path.exists():
         create_atomically(path, _empty_database())
-    storage = OptunaDatabase(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+    storage = OptunaDatabase(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": 60}})
 
     @sqlalchemy.event.listens_for(storage.engine, "connect")
     def _set_durability(connection: Any, _: Any) -> None:
@@ -204,7 +205,7 @@ def _empty_database() -> bytes:
     """Return a SQLite file with Optuna's tables."""
     with tempfile.TemporaryDirectory(prefix="overnight-") as folder:
         path = Path(folder) / "optuna.db"
-        dispose(RDBStorage(f"sqlite:///{path}"))
+        dispose(RDBStorage(sqlite_url(path)))
         return path.read_bytes()
 
 

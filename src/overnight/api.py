@@ -157,24 +157,28 @@ def run(
     screen: Screen | None = None,
     signals: Signals | None = None,
     say: Say = lambda _: None,
+    doing: Say = lambda _: None,
 ) -> Result:
     """Run a plan's study.
 
     Args:
         signals: those that save the running trials and stop the study.
         say: called with each message before the first trial starts; `Result.messages` holds them too.
+        doing: called with what the user waits for, while no screen shows progress; an empty text ends it.
     """
     began = time.time()
     check_free_space(plan)
     addresses = notifier.addresses(plan.settings.notify)
     plan, messages = warm_start.resolve(plan)
     warm_up(plan.settings.location)
-    check_configurations(plan, say, runs_here=True)
+    check_configurations(plan, say, doing, runs_here=True)
+    doing("opening the study ...")
     session, opened = open_study(plan, extend=extend, say=say)
     messages = [*messages, *opened]
     for message in messages:
         say(message)
-    result = _run_session(session, began, screen, signals or Signals(), notifier.notifications(plan, addresses, say))
+    notifications = notifier.notifications(plan, addresses, say)
+    result = _run_session(session, began, screen, signals or Signals(), notifications, doing)
     return replace(result, messages=tuple(messages))
 
 
@@ -203,17 +207,20 @@ def run_launched(
     return _run_session(session, began, screen, signals, notifications)
 
 
-def run_one(plan: Plan, *, screen: Screen | None = None, signals: Signals | None = None) -> Result:
+def run_one(
+    plan: Plan, *, screen: Screen | None = None, signals: Signals | None = None, doing: Say = lambda _: None
+) -> Result:
     """Train a plan's baseline configuration as one more trial of the study `train`. The result holds its record."""
     plan = plan_for_training(plan)
     check_free_space(plan)
     warm_up(plan.settings.location)
+    doing("opening the study ...")
     session, messages = open_study(plan, comparable=False)
     with contextlib.closing(session):
         number = session.queue.enqueue(plan.config({}))
         mlflow_sync = MlflowSync(plan, session.attributes.uid, coordinator=session.coordinator, with_parent=False)
         signals = signals or Signals()
-        ending = _run_supervisor(Supervisor(session, mlflow_sync, only=number), screen, signals)
+        ending = _run_supervisor(Supervisor(session, mlflow_sync, only=number), screen, signals, doing=doing)
     record = next(r for r in ending.records if r.number == number)
     return replace(_result(plan, replace(ending, records=(record,)), signals), messages=tuple(messages))
 
@@ -224,6 +231,7 @@ def _run_session(
     screen: Screen | None,
     signals: Signals,
     notifications: AbstractContextManager[Notifier],
+    doing: Say = lambda _: None,
 ) -> Result:
     """Search, confirm the finalists, and publish the answer."""
     plan = session.plan
@@ -233,14 +241,14 @@ def _run_session(
         launch = Launch(plan, began, session.attributes.set_launch, launched_at=session.coordinator.begin_launch())
         if launch.deadline is not None:
             news.wait_until(launch.deadline.ends_at)
-        work = partial(_run_supervisor, screen=screen, signals=signals, news=news)
+        work = partial(_run_supervisor, screen=screen, signals=signals, news=news, doing=doing)
         with contextlib.closing(Terminator(plan, forkserver.fork)) as terminator:
             limits = SearchLimits(launch, len(slot_devices(plan.settings.slots)), terminator)
             mlflow_sync = MlflowSync(plan, session.attributes.uid, coordinator=session.coordinator)
             search = work(Supervisor(session, mlflow_sync, limits=limits))
         result = _result(plan, search, signals)
         if search.stop_reason in (StopReason.COMPLETE, StopReason.LIMIT):
-            result = _with_answer(result, search, session, work, launch)
+            result = _with_answer(result, search, session, work, launch, doing)
         if result.stop_reason is StopReason.FAILURES:
             shared_exit.give_up(session)
         result = replace(result, signal=_first(signals), limit_notes=tuple(launch.notes))
@@ -249,11 +257,17 @@ def _run_session(
 
 
 def _with_answer(
-    result: Result, search: Ending, session: StudySession, work: Callable[[Supervisor], Ending], launch: Launch
+    result: Result,
+    search: Ending,
+    session: StudySession,
+    work: Callable[[Supervisor], Ending],
+    launch: Launch,
+    doing: Say,
 ) -> Result:
+    doing("comparing the trials ...")
     from overnight.report import finalize  # its imports must not delay the search
 
-    ended = finalize.finalize_study(session, session.plan, search.records, work, launch)
+    ended = finalize.finalize_study(session, session.plan, search.records, work, launch, doing)
     last = ended.confirmation or search
     is_cut = last.stop_reason is StopReason.COMPLETE and launch.ended_by is not None
     return replace(
@@ -269,8 +283,13 @@ def _with_answer(
 
 
 def _run_supervisor(
-    supervisor: Supervisor, screen: Screen | None, signals: Signals, news: Notifier | None = None
+    supervisor: Supervisor,
+    screen: Screen | None,
+    signals: Signals,
+    news: Notifier | None = None,
+    doing: Say = lambda _: None,
 ) -> Ending:
+    doing("")  # from here on the screen says it
     shown = BrokenPipeSafe(screen or choose_screen())
 
     def show(s: Supervisor) -> None:

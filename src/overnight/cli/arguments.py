@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from overnight.cli import activity
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -59,6 +61,7 @@ def find_study(arguments: Iterable[str]) -> tuple[StudyLocation, StudyView, list
     from overnight.config.compose import study_location
     from overnight.study import snapshot
 
+    activity.show("reading the studies ...")
     names, overrides = split(arguments)
     if len(names) > 1:
         exit_with_mistakes([f"study: must be one name, got {', '.join(names)}"])
@@ -74,6 +77,7 @@ def find_study_or_trial(location: StudyLocation, ref: str) -> tuple[StudyView, i
     from overnight.config.problems import ConfigError
     from overnight.study import snapshot
 
+    activity.show("reading the studies ...")
     name, slash, number = ref.partition("/")
     number = number.removeprefix("trial-")
     if slash and not number.isdigit():

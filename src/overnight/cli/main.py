@@ -6,10 +6,11 @@ import atexit
 import gc
 import os
 import sys
+from typing import Any, NoReturn
 
 import click
 
-from overnight.cli import results, run, studies
+from overnight.cli import activity, results, run, studies
 from overnight.cli.arguments import exit_with_mistakes
 
 _FAILED = 1
@@ -22,6 +23,10 @@ _SECTIONS = {
 
 
 class _GroupWithSections(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        activity.show("importing ...")  # before a command imports anything
+        return super().invoke(ctx)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         width = max(map(len, self.commands))
         for title, commands in _SECTIONS.items():
@@ -62,6 +67,11 @@ def main() -> None:
         from overnight.cli import completion
 
         completion.install()
+    with activity.on_terminal():
+        _run()
+
+
+def _run() -> NoReturn:
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.ClickException as error:
@@ -79,7 +89,7 @@ def main() -> None:
         _exit_with_storage_error(error)
 
 
-def _exit_with_storage_error(error: RuntimeError) -> None:
+def _exit_with_storage_error(error: RuntimeError) -> NoReturn:
     """Exit with the message of an error of the study storage; raise any other error again."""
     from overnight.study.storage.database import DiskFull
     from overnight.study.storage.lock import StudyInUse

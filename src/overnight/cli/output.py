@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from overnight.cli import activity
 from overnight.cli.arguments import command, exit_with_mistakes
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def print_forecast(plan: Plan) -> None:
     from overnight.search import space
     from overnight.search.record import format_duration
 
-    check_configurations(plan, click.echo)
+    check_configurations(plan, click.echo, activity.show)
     try:
         found = forecasts.forecast(plan)
     except forecasts.BaselineFailed as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from overnight.cli import output
+from overnight.cli import activity, output
 from overnight.cli.arguments import (
     JSON,
     LOCATION,
@@ -79,6 +79,7 @@ def report(arguments: tuple[str, ...]) -> None:
     from overnight.report import publish
     from overnight.report.report import print_report
 
+    activity.show("drawing the charts and writing the page ...")
     content, path, mlflow_error = publish.publish_report(view, location)
     print_report(content, Console(highlight=False))
     click.echo(f"\npage: {path}")
@@ -177,6 +178,7 @@ def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
         mlflow_ui.open_page(page, browser)
         return
     port = mlflow_ui.free_port(port)
+    click.echo(f"starting MLflow's server for {view.name} on port {port} ...")
     page = pages.study_url(view, f"http://127.0.0.1:{port}")
     mlflow_ui.serve(*pages.server_command(location, port), port, page, browser)
 
@@ -206,6 +208,7 @@ def predict(ref: str, path: str, overrides: tuple[str, ...], invert: bool, out: 
     from overnight.report import winner
 
     view, number = find_study_or_trial(study_location(overrides), ref)
+    activity.show("importing torch, and predicting ...")
     checkpoint, predicted = winner.predict(view, number, Path(path), invert)
     for note in predicted.notes:
         click.echo(note, err=True)
@@ -269,6 +272,7 @@ def register(arguments: tuple[str, ...]) -> None:
         click.echo(line)
     click.echo(f"config: {command('train', f'+experiment=best_{view.name}', location=location)}")
     click.echo(f"checkpoint: {checkpoint.path}")
+    activity.show("importing torch, and exporting the network ...")
     outcome = winner.register(view)
     click.echo(outcome)
     sys.exit(0 if outcome.startswith("model:") else 1)

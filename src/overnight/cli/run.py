@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from overnight.cli import output
+from overnight.cli import activity, output
 from overnight.cli.arguments import CONFIG_DIR, OPTIONAL_STUDY, OVERRIDES, argument, command, find_study, split
 from overnight.system.signals import Signals
 
@@ -50,9 +50,10 @@ def tune(
     elif detach or plan.settings.launcher.uses_workers:
         _tune_elsewhere(plan, overrides, extend, detach, signals)
     else:
+        activity.show("importing ...")
         from overnight import api
 
-        result = api.run(plan, extend=extend, signals=signals, say=click.echo)
+        result = api.run(plan, extend=extend, signals=signals, say=click.echo, doing=activity.show)
         output.print_result(result)
         _exit(result)
 
@@ -74,10 +75,11 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None
     if cfg:
         _print_config(overrides, config_dir)
         return
+    activity.show("importing ...")
     from overnight import api
     from overnight.config.paths import trial_name
 
-    result = api.run_one(plan, signals=signals)
+    result = api.run_one(plan, signals=signals, doing=activity.show)
     record, study = result.records[0], result.plan.settings.study
     if record.done:
         outcome = f"{study.metric} {record.objective:.6g}" if record.objective is not None else record.reason
@@ -111,6 +113,7 @@ def stop(arguments: tuple[str, ...], wait_s: float) -> None:
         click.echo(f"{view.name}: not running ({view.state})")
         return
     request_stop(location, view.name)
+    activity.show(f"waiting until the running trials are saved, at most {wait_s:g} s ...")
     deadline = time.monotonic() + wait_s
     while holder_of(location, view.name) is not None:
         if time.monotonic() > deadline:
@@ -169,6 +172,7 @@ def _build_plan(overrides: tuple[str, ...], config_dir: str | None, cfg: bool, s
         forkserver.warm_up()
     from overnight.search.build_plan import build_plan
 
+    activity.show("checking the configuration ...")
     return build_plan(_without_job(overrides, cfg), config_dir, searching=searching)
 
 
@@ -192,7 +196,7 @@ def _tune_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool, detach
 
     if not detach:
         launch.find_problems(plan.settings).raise_if_any()
-    for line in launch_detached(plan, extend=extend, signals=signals, say=click.echo):
+    for line in launch_detached(plan, extend=extend, signals=signals, say=click.echo, doing=activity.show):
         click.echo(line)
     if detach:
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from overnight.cli import output
+from overnight.cli import activity, output
 from overnight.cli.arguments import (
     JSON,
     LOCATION,
@@ -236,6 +236,7 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
 
     location, view, others = find_study(arguments)
     names = [view.name, *others]
+    activity.show(f"comparing the stores of {len(names)} studies ...")
     found = {name: checks.find_defects(location, name) for name in names}
     remaining = found if dry_run else {n: checks.repair(location, n) if found[n] else [] for n in names}
     if as_json:

@@ -53,12 +53,14 @@ def finalize_study(
     records: Sequence[TrialRecord],
     work: Callable[[Supervisor], Ending],
     launch: Launch,
+    doing: Callable[[str], None] = lambda _: None,
 ) -> FinalizedStudy:
     """Confirm the finalists of a search, as far as there is time, and publish the result.
 
     Args:
         records: The trials of the search.
         work: Runs a supervisor and returns how it ended.
+        doing: Called with what the user waits for.
     """
     ending: Ending | None = None
     if confirm.finalists(plan, records):
@@ -70,6 +72,7 @@ def finalize_study(
             if ending is not None and ending.stop_reason not in (StopReason.COMPLETE, StopReason.LIMIT):
                 return FinalizedStudy(found, ending)
             _note_unconfirmed(launch, found)
+            doing("evaluating the winner and the baseline on the test set ...")
             with search.coordinator.lock("test set"):
                 _evaluate_winner(session, found, launch, records)
             shared_exit.await_tests(session, _compared_runs(found), launch)
@@ -81,7 +84,7 @@ def finalize_study(
         if _is_published(search.coordinator.published, study):
             result = FinalizedStudy(finding.from_view(study), ending, published=False)
         else:
-            result = _publish(study, ending, launch)
+            result = _publish(study, ending, launch, doing)
             search.coordinator.set_published(_progress(study))
         if shared_exit.is_over(search, _running(study), launch):
             search.coordinator.close_study()
@@ -137,7 +140,8 @@ def _compared_runs(found: Finding) -> set[int]:
     return {r.number for f in compared for r in f.runs if r.state == "complete"}
 
 
-def _publish(study: StudyView, ending: Ending | None, launch: Launch) -> FinalizedStudy:
+def _publish(study: StudyView, ending: Ending | None, launch: Launch, doing: Callable[[str], None]) -> FinalizedStudy:
+    doing("writing the report ...")
     found, notes = finding.from_view(study), winner.write_config(study)
     if ending is None and len(study.records) < _MIN_TRIALS_FOR_PAGE:
         mlflow_error = publish.publish_to_mlflow(study, study.plan.settings.location, found)
@@ -145,6 +149,7 @@ def _publish(study: StudyView, ending: Ending | None, launch: Launch) -> Finaliz
     page, mlflow_error = publish.publish_before_deadline(study, found, launch)
     # The setting of this launch, not the stored one: a user asks for a model, not the study.
     if launch.plan.settings.tracking.register == "auto" and found.best:
+        doing("registering the winner's network in MLflow ...")
         notes.append(_register(study, launch))
     return FinalizedStudy(found, ending, page, mlflow_error, tuple(notes))
 

@@ -9,6 +9,7 @@ from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.runner import preflight
 from overnight.search.plan import Plan
+from overnight.search.record import format_duration
 from overnight.study import warm_start
 from overnight.study.open import open_study
 from overnight.study.snapshot import view
@@ -21,6 +22,7 @@ from overnight.tracking import store
 
 _PICKED_UP_WITHIN_S = 6.0  # by an idle worker
 _POLL_EVERY_S = 0.5
+_IMPORTS_WITHIN_S = 60.0  # after that the dry runs say why none of them starts
 
 Say = Callable[[str], None]
 
@@ -45,10 +47,13 @@ def check_free_space(plan: Plan) -> None:
         )
 
 
-def check_configurations(plan: Plan, say: Say = lambda _: None, *, runs_here: bool = False) -> None:
+def check_configurations(
+    plan: Plan, say: Say = lambda _: None, doing: Say = lambda _: None, *, runs_here: bool = False
+) -> None:
     """Train one batch at the ends of a new study's space.
 
     Args:
+        doing: called with what the user waits for.
         runs_here: this machine runs trials of a study that another one may have started, and so needs its data.
 
     Raises:
@@ -57,13 +62,28 @@ def check_configurations(plan: Plan, say: Say = lambda _: None, *, runs_here: bo
     if plan.settings.preflight == "never":
         return
     if view(plan.settings.location, plan.name)[0] is None:
+        _await_imports(doing)
+        doing(f"{preflight.ACTIVITY}, at most {format_duration(preflight.TIMEOUT_S)} ...")
         preflight.find_mistakes(plan, say).raise_if_any()
     elif runs_here and plan.settings.location.shared:
+        _await_imports(doing)
+        doing("preparing the data ...")
         preflight.find_missing_data(plan, say).raise_if_any()
 
 
+def _await_imports(doing: Say) -> None:
+    doing("importing torch and Lightning ...")
+    forkserver.warm_up()
+    forkserver.is_warm(_IMPORTS_WITHIN_S)
+
+
 def launch_detached(
-    plan: Plan, *, extend: bool = False, signals: Signals | None = None, say: Say = lambda _: None
+    plan: Plan,
+    *,
+    extend: bool = False,
+    signals: Signals | None = None,
+    say: Say = lambda _: None,
+    doing: Say = lambda _: None,
 ) -> list[str]:
     """Create a study for the workers of its storage to run, and return what to tell the user, line by line."""
     location = plan.settings.location
@@ -71,11 +91,12 @@ def launch_detached(
         raise ConfigError(["--detach: must have a study storage that workers share; take storage=postgres"])
     plan, messages = warm_start.resolve(plan)
     forkserver.warm_up()
-    check_configurations(plan, say)
+    check_configurations(plan, say, doing)
     if signals is not None:
         signals.check()
     session, opened = open_study(plan, extend=extend, say=say)
     session.close()
+    doing(f"waiting for a worker, at most {_PICKED_UP_WITHIN_S:.0f} s ...")
     return [*messages, *opened, *_wait_for_worker(location, plan.name)]
 
 

@@ -34,6 +34,7 @@ from overnight.system.kill import discard
 MAX_DRY_RUNS, MAX_BUILDS = 12, 48
 # A dry run is announced after the first time, and no longer waited for after the second.
 ANNOUNCED_AFTER_S, TIMEOUT_S = 15.0, 120.0
+ACTIVITY = "trying one batch of the smallest and of the largest configuration"
 
 Say = Callable[[str], None]
 
@@ -213,7 +214,7 @@ def _dry_run_process(
 def _results(
     running: Mapping[Connection, tuple[int, BaseProcess]],
     say: Say,
-    activity: str = "trying one batch of the smallest and of the largest configuration",
+    activity: str = ACTIVITY,
     what: str = "one batch",
 ) -> Iterator[tuple[Connection, DryRunResult]]:
     waiting, timeout_s = list(running), ANNOUNCED_AFTER_S

@@ -24,15 +24,8 @@ from overnight.config.paths import conf_dir
 PACKAGES = "OVERNIGHT_TRUSTED_PACKAGES"
 # Set in the environment of processes that run configs of other users. They build nothing untrusted.
 GUARDED = "OVERNIGHT_GUARDED"
-# The arguments of Lightning's Trainer that a config may set, and those that a dry run sets.
+# The arguments of Lightning's Trainer that a config may set.
 TRAINER_KEYS = ("max_epochs", "precision", "gradient_clip_val")
-DRY_RUN_KEYS = (
-    "limit_train_batches",
-    "limit_val_batches",
-    "check_val_every_n_epoch",
-    "val_check_interval",
-    "accumulate_grad_batches",
-)
 # Packages that can run any code, from a text, a file or a name. To trust one of them is to trust everything.
 _UNSAFE = ("hydra", "overnight", "torch", "cloudpickle", "joblib", "numpy", "pandas", "mlflow", "optuna")
 # Interpolations of another key of the config, or of the data folder of this machine.
@@ -57,7 +50,7 @@ def apply_guard(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     if not os.environ.get(GUARDED):
         return config
-    found = [*config_problems(config), *trainer_problems(config.get("trainer") or {}, (*TRAINER_KEYS, *DRY_RUN_KEYS))]
+    found = [*config_problems(config), *trainer_problems(config.get("trainer") or {})]
     # The config is resolved. Hydra would resolve an interpolation in it a second time, when it instantiates.
     texts = [(key, text) for key, text in _texts(config) if "${" in text and _text_problem(key, text) is None]
     found += [f"{key}: must be resolved already, got {text!r}; write the value itself" for key, text in texts]
@@ -103,12 +96,12 @@ def target_problem(key: str, target: Any) -> str | None:
     )
 
 
-def trainer_problems(trainer: Mapping[str, Any], known: Sequence[str] = TRAINER_KEYS) -> list[str]:
+def trainer_problems(trainer: Mapping[str, Any]) -> list[str]:
     """What a config sets of Lightning's Trainer that it may not, one line each."""
     return [
         f"trainer.{name}: must be one of {', '.join(TRAINER_KEYS)} for a worker, got {value!r}; take it out"
         for name, value in trainer.items()
-        if name not in known or not (value is None or isinstance(value, bool | int | float | str))
+        if name not in TRAINER_KEYS or not (value is None or isinstance(value, bool | int | float | str))
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import math
 import multiprocessing
@@ -15,22 +14,20 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from overnight.config.settings import COMPONENTS
 from overnight.protocol import Alive, DataSpec, Decision, DryRunResult, EpochEnd, TrialMessage, TrialSpec
 from overnight.system import child_process
 from overnight.trial import targets
 
+if TYPE_CHECKING:
+    from overnight.trial.one_batch import OneBatchEpochs
+
 _PROGRESS_BAR = re.compile(r"(\d+)%\|")
 _LINE_EVERY_S = 10.0  # of a progress bar, where the output is no terminal
-# Options with which the first epoch ends after one training batch and one validation batch.
-_ONE_BATCH = {
-    "limit_train_batches": 1,
-    "limit_val_batches": 1,
-    "check_val_every_n_epoch": 1,
-    "val_check_interval": None,
-    "accumulate_grad_batches": 1,
-}
+# A dry run ends once the study's metric is logged, or else after so many epochs and the first validation.
+_MOST_EPOCHS = 10
 
 
 def main(connection: Connection) -> None:
@@ -58,17 +55,20 @@ def main(connection: Connection) -> None:
 
 
 def dry_run_batch(spec: TrialSpec, builds: list[dict[str, Any]]) -> DryRunResult:
-    """Train `spec` for one batch, then build the data module and the model of each other configuration."""
+    """Train `spec` for one batch, then build the data module and the model of each other configuration.
+
+    Where the model validates in some epochs only, it trains one batch of each epoch until the metric is logged.
+    """
     from overnight.trial.components import build
     from overnight.trial.fit import fit
+    from overnight.trial.one_batch import OneBatchEpochs
 
     problems = list(_target_problems(spec.config))
-    link = _StopAfterOneEpoch()
+    one_batch = OneBatchEpochs()
+    link = _StopWithMetric(spec.metric, one_batch)
     if not problems:
-        trainer = {**spec.config["trainer"], **_ONE_BATCH, "max_epochs": max(2, spec.config["trainer"]["max_epochs"])}
-        shortened = dataclasses.replace(spec, config={**spec.config, "trainer": trainer})
         try:
-            fit(shortened, link)
+            fit(spec, link, one_batch)
         except BaseException as error:
             problems.append(_describe(error))
     for config in builds if not problems else ():
@@ -138,18 +138,22 @@ class ProgressBars(io.TextIOBase):
             self._terminal.flush()
 
 
-class _StopAfterOneEpoch:
-    """A Link that stops the trial after its first epoch and keeps what the result needs."""
+class _StopWithMetric:
+    """A Link that stops the trial when it has logged the metric, and keeps what the result needs."""
 
-    metrics: tuple[str, ...] | None = None
-    private_bytes = 0
+    def __init__(self, metric: str, one_batch: OneBatchEpochs) -> None:
+        self._metric, self._one_batch = metric, one_batch
+        self.metrics: tuple[str, ...] | None = None
+        self.private_bytes = 0
 
     def send(self, message: TrialMessage) -> None:
         pass
 
     def ask(self, message: EpochEnd) -> Decision:
-        self.metrics, self.private_bytes = tuple(sorted(message.metrics)), _peak_private_bytes()
-        return Decision.STOP
+        self.metrics = tuple(sorted({*(self.metrics or ()), *message.metrics}))
+        self.private_bytes = _peak_private_bytes()
+        tried_enough = message.epoch + 1 >= max(_MOST_EPOCHS, self._one_batch.first_validation)
+        return Decision.STOP if self._metric in self.metrics or tried_enough else Decision.CONTINUE
 
     def stop_wanted(self) -> bool:
         return False
@@ -165,7 +169,9 @@ def _peak_private_bytes() -> int:
 
 
 def _target_problems(config: dict[str, Any]) -> Iterator[str]:
-    for node in ("data", "model", "optimizer", "schedule"):
+    for node in COMPONENTS:
+        if node not in config:  # optimizer and schedule are optional
+            continue
         try:
             targets.find_all(config, node)
         except ImportError as error:

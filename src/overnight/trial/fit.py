@@ -18,16 +18,27 @@ from overnight.models.supervised import Supervised
 from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, TrialSpec
 from overnight.trial import checkpoint, lightning_packages
 from overnight.trial.components import build
+from overnight.trial.one_batch import OneBatchEpochs
 from overnight.trial.state import identity_of
-from overnight.trial.trial_callback import ALIVE_EVERY_S, InMemoryCheckpoints, Link, TrialCallback, TrialStopped
+from overnight.trial.trial_callback import (
+    ALIVE_EVERY_S,
+    InMemoryCheckpoints,
+    Link,
+    TrialCallback,
+    TrialStopped,
+    TrialTrainer,
+)
 
 # Training batches in one step of the Trainer, for SplitData with Supervised. The Trainer's bookkeeping is about two
 # thirds of the time of a small step.
 BATCHES_PER_STEP = 64
 
 
-def fit(spec: TrialSpec, link: Link) -> Finished:
+def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) -> Finished:
     """Train a trial, from the state in its checkpoint folder if there is one.
+
+    Args:
+        one_batch: ends each epoch after one batch, for a dry run. Everything else is as in the trial.
 
     Returns:
         How the trial ended. Messages before that go to `link`.
@@ -49,9 +60,11 @@ def fit(spec: TrialSpec, link: Link) -> Finished:
     options = dict(spec.config["trainer"])
     if _takes_several_batches_per_step(data, model) and options["precision"] == "32-true":
         model.step_over_batches(clip_norm=options.pop("gradient_clip_val", None))
-        # A dry run limits the number of steps and wants one batch in each.
-        data.group_batches(1 if "limit_train_batches" in options else BATCHES_PER_STEP, callback.poll)
-    trainer = make_trainer(lightning, spec, plugins=[memory], callbacks=[callback], num_sanity_val_steps=0, **options)
+        data.group_batches(BATCHES_PER_STEP if one_batch is None else 1, callback.poll)
+    callbacks = [callback]
+    if one_batch is not None:
+        callbacks.append(lightning.callbacks.LambdaCallback(on_train_epoch_start=one_batch.shorten))
+    trainer = make_trainer(lightning, spec, plugins=[memory], callbacks=callbacks, num_sanity_val_steps=0, **options)
     if state is not None:
         link.send(Resumed(spec.number, tuple(EpochEnd(**e) for e in state["overnight"]["history"])))
     data_module = lightning_packages.adapt_data(lightning, data)
@@ -82,15 +95,16 @@ def start_process(spec: TrialSpec) -> None:
 
 
 def make_trainer(lightning: Any, spec: TrialSpec, plugins: list[Any], **options: Any) -> Any:
-    """Build a Trainer of a Lightning package for the trial's device, without logger and progress bar."""
+    """Build a Trainer of a Lightning package for the trial's device, without logger, bar and checkpoints of its own."""
     environments = importlib.import_module(f"{lightning.__name__}.plugins.environments")
-    return lightning.Trainer(
+    return lightning_packages.subclass(TrialTrainer, lightning.Trainer)(
         accelerator="gpu" if spec.device.startswith("cuda") else "cpu",
         devices=[int(spec.device.removeprefix("cuda:"))] if spec.device.startswith("cuda") else 1,
         # Inside a Slurm job Lightning would requeue the job; here the supervisor resumes trials.
         plugins=[*plugins, environments.LightningEnvironment()],
         default_root_dir=spec.checkpoint_folder,
         logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         **options,

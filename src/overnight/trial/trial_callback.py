@@ -60,6 +60,15 @@ class InMemoryCheckpoints:
         pass
 
 
+class TrialTrainer:
+    """A Trainer whose checkpoint callbacks are the user's. Without it they would find ours first."""
+
+    @property
+    def checkpoint_callbacks(self) -> list[Any]:
+        found: list[Any] = super().checkpoint_callbacks  # type: ignore[misc]
+        return [callback for callback in found if not isinstance(callback, TrialCallback)]
+
+
 class TrialCallback:
     """Reports each epoch and keeps the state of the last epoch boundary in memory.
 
@@ -80,6 +89,10 @@ class TrialCallback:
         self._random_state: dict[str, Any] | None = None
         self._logged: dict[str, Any] = {}  # Lightning's metrics at the end of the last epoch
         self._epoch_started_at = self._saved_at = self._polled_at = self._alive_at = time.monotonic()
+
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:  # noqa: ARG002
+        # The model's checkpoint callbacks are appended. What they change at the end of an epoch is part of its state.
+        trainer.callbacks = [*(c for c in trainer.callbacks if c is not self), self]
 
     # Resuming
 

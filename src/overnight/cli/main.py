@@ -86,16 +86,17 @@ def _run() -> NoReturn:
             raise
         exit_with_mistakes(error.problems)
     except RuntimeError as error:
-        _exit_with_storage_error(error)
+        _exit_with_known_error(error)
 
 
-def _exit_with_storage_error(error: RuntimeError) -> NoReturn:
-    """Exit with the message of an error of the study storage; raise any other error again."""
+def _exit_with_known_error(error: RuntimeError) -> NoReturn:
+    """Exit with the message of an error of the study storage or of the environment; raise any other error again."""
     from overnight.study.storage.database import DiskFull
     from overnight.study.storage.lock import StudyInUse
     from overnight.study.storage.outage import Unreachable
+    from overnight.system.forkserver import ImportsFailed
 
-    if isinstance(error, DiskFull | Unreachable):
+    if isinstance(error, DiskFull | ImportsFailed | Unreachable):
         click.echo(str(error), err=True)
         sys.exit(_FAILED)
     if "table schema" in str(error):  # Optuna's error for the tables of another Optuna version

@@ -1,4 +1,4 @@
-"""Settings that hold a shell command, a path or an address, and how such a text passes Hydra and OmegaConf unchanged."""
+"""Settings that hold a shell command, a path or an address; such a text passes Hydra and OmegaConf unchanged."""
 
 from __future__ import annotations
 

@@ -18,12 +18,20 @@ from typing import Any
 
 from overnight.config import credentials
 from overnight.system import devices
+from overnight.system.kill import discard
 
-IMPORTED = "OVERNIGHT_IMPORTED"  # environment variable: path of the pipe that reports the end of the imports
+IMPORTED = "OVERNIGHT_IMPORTED"  # environment variable: path of the pipe that reports how the imports ended
+IMPORTED_ALL = b"imported"  # the report of success; any other report is the error in one line
+_REPORT_BYTES = 4096  # of that pipe, which the kernel writes and reads at once
 _NO_GPU = "OVERNIGHT_NO_GPU"  # environment variable: set if no trial will use a GPU
 _TUNABLES = "GLIBC_TUNABLES"
 _PRELOAD = ["overnight.trial.preload"]
 _imported: int | None = None  # descriptor of that pipe
+_is_warm = False  # whether that pipe has reported success
+
+
+class ImportsFailed(RuntimeError):
+    """The forkserver could not import torch, Lightning or overnight itself, so no trial can start."""
 
 
 def warm_up() -> None:
@@ -48,19 +56,49 @@ def warm_up() -> None:
 
 
 def is_warm(within_s: float = 0.0) -> bool:
-    """Return whether the forkserver has imported the stack. Until then a fork blocks, and signals with it."""
+    """Return whether the forkserver has imported the stack. Until then a fork blocks, and signals with it.
+
+    Args:
+        within_s: how long to wait for it, in seconds.
+
+    Raises:
+        ImportsFailed: an import failed, or the forkserver ended during its imports.
+    """
+    global _is_warm
     assert _imported is not None, "call warm_up first"
-    return bool(wait([_imported], timeout=within_s))
+    if not _is_warm and wait([_imported], timeout=within_s):
+        report = os.read(_imported, _REPORT_BYTES)  # empty if the forkserver has ended
+        if report != IMPORTED_ALL:
+            reason = report.decode(errors="replace") or "the process that imports them ended"
+            raise ImportsFailed(
+                f"environment: torch, pytorch-lightning and overnight must be importable, got {reason}; "
+                "install overnight again, and look for files in the start folder with the name of a library"
+            )
+        _is_warm = True
+    return _is_warm
 
 
 def fork(target: Callable[..., None], *args: Any) -> BaseProcess:
-    """Fork a process from the warm forkserver that calls `target`. `args` must be picklable."""
+    """Fork a process from the warm forkserver that calls `target`. `args` must be picklable.
+
+    Raises:
+        ImportsFailed: the forkserver could not import the stack.
+    """
     if _imported is None:
         warm_up()
     context = multiprocessing.get_context("forkserver")
     with _no_main():
         process = context.Process(target=target, args=args, daemon=False)
-        process.start()
+        try:
+            process.start()  # blocks until the imports have ended
+        except (EOFError, OSError):
+            is_warm()
+            raise
+    try:
+        is_warm()
+    except ImportsFailed:
+        discard(process)
+        raise
     return process
 
 

@@ -108,6 +108,13 @@ def test_too_little_memory_is_reported_with_what_would_fit(monkeypatch: pytest.M
     assert "trial.memory_gib: must hold" in preflight.memory_problems(planned("trial.memory_gib=1"), 3 * 2**30)[0]
 
 
+def test_the_names_that_mlflow_shows_otherwise_are_told_before_the_study(tmp_path: Path) -> None:
+    study = planned(f"home={tmp_path}")
+    result = DryRunResult(0, ("val/AP@50", "val/loss"), (), 0)
+    (note,) = preflight.notes_on_names(study, [result, None, result])
+    assert note.startswith("MLflow shows the metric 'val/AP@50' as 'val/AP:at:50'")
+
+
 def test_the_death_of_a_process_is_reported_with_its_signal() -> None:
     study = planned(*CONV, "model._target_=user_mistakes.Dies", "search=none", "+model.blocks=1")
     assert [*preflight.find_mistakes(study)] == [

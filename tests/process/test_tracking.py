@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from overnight.protocol import EpochEnd
 from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
-from overnight.tracking import store
+from overnight.tracking import names, store
 from overnight.tracking.sync import MlflowSync
 from support.mlflow_store import assert_equal, children, client_of, forget, runs_of
 
@@ -33,7 +34,7 @@ def test_a_finished_study_has_a_parent_run_and_one_run_a_trial_that_equal_the_op
     (parent,) = [r for r in runs if r.info.run_id == finished.parent_run_id]
     assert parent.data.tags["overnight.role"] == "study"
     assert finished.best is not None
-    assert parent.data.metrics["objective"] == finished.best.objective
+    assert parent.data.metrics["best/objective"] == pytest.approx(finished.best.objective, rel=1e-6)
     for record in finished.records:
         assert {"train/loss", "val/loss", "val/accuracy"} <= set(record.history[0].metrics)
 
@@ -83,7 +84,7 @@ def test_what_mlflow_lost_is_written_again_from_the_optuna_storage(
         forget(home, before[5].info.run_id, table, "key = 'val/loss'")
     assert finished.parent_run_id is not None
     client.update_run(finished.parent_run_id, status="RUNNING")  # a kill before the study's summary
-    forget(home, finished.parent_run_id, "latest_metrics", "key = 'objective'")
+    forget(home, finished.parent_run_id, "latest_metrics", "key = 'best/objective'")
     client.delete_tag(finished.parent_run_id, "overnight.best")
     mine = {"overnight.study": "digits-mlp", "overnight.uid": before[0].data.tags["overnight.uid"]}
     unknown = client.create_run("1", tags={**mine, "overnight.trial": "77"})
@@ -103,7 +104,7 @@ def test_what_mlflow_lost_is_written_again_from_the_optuna_storage(
     assert (parent.info.status, parent.data.tags["overnight.state"]) == ("FINISHED", "complete")
     assert found.best is not None
     assert parent.data.tags["overnight.best"] == f"trial-{found.best.number:04d}"
-    assert parent.data.metrics["objective"] == found.best.objective
+    assert parent.data.metrics["best/objective"] == pytest.approx(found.best.objective, rel=1e-6)
 
 
 def test_the_parent_run_shows_the_best_objective_in_whatever_order_trials_become_the_best(home: Path) -> None:
@@ -112,7 +113,23 @@ def test_the_parent_run_shows_the_best_objective_in_whatever_order_trials_become
         mlflow_sync.start([record(n, 2, "complete") if n != best.number else best for n in range(4)])
         mlflow_sync.close("FINISHED", best, None)
         parent = client_of(home).get_run(mlflow_sync.parent_run_id)
-        assert parent.data.metrics["objective"] == best.objective
+        assert parent.data.metrics == {"best/objective": best.objective}, "the study's run is not among its trials"
+
+
+def test_a_name_that_mlflow_refuses_costs_itself_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "metric_name", lambda name: name)  # as if MLflow refused more than is known
+    history = (EpochEnd(0, 0, {"val/AP@50": 0.5, "val/accuracy": 0.25}, 1e9, 0.1),)
+    trial = replace(record(0, 1, "complete", ended_at=1e9 + 1), history=history, objective=0.25)
+    mlflow_sync = MlflowSync(build_plan([f"home={home}"]), "uid")
+    mlflow_sync.start([trial])
+    mlflow_sync.close("FINISHED", trial, None)
+    run = children(home)[0]
+    assert run.data.metrics == {"val/accuracy": 0.25, "objective": 0.25}
+    assert run.data.params["optimizer.lr"] == "0.1"
+    assert (run.info.status, run.data.tags["overnight.state"]) == ("FINISHED", "complete")
+    (refused,) = mlflow_sync.refused
+    assert refused == "trial-0000: metric val/AP@50"
+    assert "alphanumerics" in mlflow_sync.refused[refused]
 
 
 def record(number: int, epochs: int, state: str = "running", **more: Any) -> TrialRecord:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from optuna.distributions import FloatDistribution
 
 from overnight.search.space import display_name
 from overnight.study.snapshot import StudyView
@@ -34,7 +35,9 @@ def assert_equal(home: Path, found: StudyView) -> None:
     """Assert that MLflow has every trial of a study with the same params, steps, values, times and state."""
     client, runs = client_of(home), children(home)
     log_scale_names = {
-        display_name(name) for name, dist in found.plan.space.names().items() if getattr(dist, "log", False)
+        display_name(name)
+        for name, dist in found.plan.space.names().items()
+        if isinstance(dist, FloatDistribution) and dist.log
     }
     assert set(runs) == {r.number for r in found.records if r.state != "waiting"}
     for record in found.records:
@@ -60,7 +63,7 @@ def assert_equal(home: Path, found: StudyView) -> None:
             assert sorted(logged) == [s for s in stored if math.isfinite(s[1])]
         if record.state in ("complete", "pruned"):
             (objective,) = client.get_metric_history(run.info.run_id, "objective")
-            assert objective.value == record.objective
+            assert objective.value == pytest.approx(record.objective, rel=1e-6)
         else:
             assert "objective" not in run.data.metrics
 

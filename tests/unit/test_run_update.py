@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.tracking import tags
-from overnight.tracking.run_update import TrialRun, missing
+from overnight.tracking.run_update import TrialRun, metrics_of, missing, params_of
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,32 @@ def test_only_steps_that_the_run_lacks_are_logged(study: Plan) -> None:
     run = TrialRun("run", "RUNNING", {"val/accuracy": {0, 2}})
     update = missing(run, record(4), study, None)
     assert [m.step for m in update.metrics] == [1, 3]
+
+
+def test_names_that_mlflow_refuses_or_overnight_gives_are_mapped(study: Plan) -> None:
+    history = (EpochEnd(0, 0, {"val/AP@50": 0.5, "objective": 0.25, "x" * 260: 1.0}, 1e9, 0.1),)
+    update = missing(new_run(), dataclasses.replace(record(1, "complete"), history=history, objective=0.5), study, None)
+    values = {m.name: m.value for m in update.metrics}
+    (cut,) = (name for name in values if name.startswith("xxx"))
+    assert values == {"val/AP:at:50": 0.5, "objective:user:": 0.25, cut: 1.0, "objective": 0.5}
+    (tag,) = (name for name in update.tags if name.startswith(tags.NAME))
+    assert update.tags[tag] == "x" * 260, "the whole name is kept"
+
+
+def test_only_a_continuous_parameter_on_a_log_scale_has_its_logarithm_beside_it(tmp_path: Path) -> None:
+    searched = ["optimizer.lr=tag(log,interval(1e-4,1))", "data.batch_size=tag(log,int(interval(8,64)))"]
+    study = build_plan([f"home={tmp_path}", "search=none", *searched])
+    params = {"optimizer.lr": 0.01, "data.batch_size": 16}
+    assert params_of(dataclasses.replace(record(1), params=params), study) == {
+        "optimizer.lr": "0.01",
+        "data.batch_size": "16",
+        "log10_optimizer.lr": "-2",
+    }
+
+
+def test_the_objective_has_no_more_digits_than_a_32_bit_number() -> None:
+    value = 0.9777777791023254
+    assert [m.value for m in metrics_of(record(1, "complete", objective=value)) if m.name == "objective"] == [0.9777778]
 
 
 def test_the_objective_is_logged_once_and_only_when_it_is_final(study: Plan) -> None:

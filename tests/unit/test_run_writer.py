@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
 from overnight.protocol import EpochEnd
 from overnight.search.build_plan import build_plan
@@ -105,3 +110,35 @@ def test_a_recheck_reads_the_run_that_another_process_may_have_created(tmp_path:
     runs.write(FAILED, recheck=True)
     assert "create_run" not in client.calls
     assert runs.runs[0].run_id == "other"
+
+
+def refusing(bad: set[int], log: list[list[int]]) -> Any:
+    def write(some: Sequence[int]) -> None:
+        log.append([*some])
+        if bad & set(some):
+            raise MlflowException("no such name", INVALID_PARAMETER_VALUE)
+
+    return write
+
+
+@given(st.integers(1, 60), st.sets(st.integers(0, 59), max_size=6))
+def test_what_mlflow_refuses_does_not_cost_the_rest(count: int, bad: set[int]) -> None:
+    entries, log = [*range(count)], [[]]
+    bad &= set(entries)
+    assume(len(bad) < count)
+    refused = run_writer.refused_by(refusing(bad, log), entries)
+    assert {entry for entry, _ in refused} == bad
+    written = [entry for some in log for entry in some if not bad & set(some)]
+    assert sorted(written) == sorted(set(entries) - bad), "each is written once"
+    assert len(log) <= 2 + 2 * len(bad) * math.ceil(math.log2(count) + 1)
+
+
+def test_a_refusal_of_everything_and_another_error_are_raised() -> None:
+    with pytest.raises(MlflowException):
+        run_writer.refused_by(refusing({0, 1, 2}, []), [0, 1, 2])
+
+    def fail(_: Any) -> None:
+        raise MlflowException("the server is away")
+
+    with pytest.raises(MlflowException, match="away"):
+        run_writer.refused_by(fail, [0, 1, 2])

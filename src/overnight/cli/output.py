@@ -120,12 +120,6 @@ def print_result(result: Result) -> None:
     _print_failures(result)
     for line in result.limit_notes:
         print_wrapped(line)
-    if result.mlflow_error:
-        click.echo(
-            f"MLflow is incomplete ({result.mlflow_error}); the study storage has everything, and the same command "
-            "updates MLflow",
-            err=True,
-        )
     _print_finding(result)
     if result.stop_reason != "stopped":
         click.echo(f"show in MLflow: {command('ui', name, location=result.plan.settings.location)}")

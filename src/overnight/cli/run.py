@@ -209,7 +209,16 @@ def _tune_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool, detach
 
 
 def _exit(result: Result) -> NoReturn:
-    if result.stop_reason == "stopped":
+    is_stopped = result.stop_reason == "stopped"
+    if is_stopped:
         click.echo(f"to resume: {shlex.join(['overnight', *sys.argv[1:]])}")
-        sys.exit(128 + result.signal if result.signal else 0)
-    sys.exit(1 if result.stop_reason == "failures" or result.all_failed else 0)
+    if result.mlflow_error:  # the last line, as it may be all that a user reads in the morning
+        click.echo(
+            f"MLflow is incomplete ({result.mlflow_error}); the study storage has everything, and the same command "
+            "updates MLflow",
+            err=True,
+        )
+    if is_stopped and result.signal:
+        sys.exit(128 + result.signal)
+    has_failed = not is_stopped and (result.stop_reason == "failures" or result.all_failed)
+    sys.exit(int(has_failed or result.mlflow_error is not None))

@@ -89,10 +89,20 @@ def publish_to_mlflow(study: StudyView, location: StudyLocation, found: Finding,
         won.estimate.mean if won and won.estimate else None,
         won.estimate.half_width if won and won.estimate else None,
         second.uid if second is not None else None,
-        {number: t.metrics for number, t in second.tests.items()} if second is not None else {},
+        _tests(second) if second is not None else {},
         files,
     )
     return summary.publish(location, study.plan.experiment, study.uid, answer)
+
+
+def _tests(confirmation: StudyView) -> dict[int, dict[str, float]]:
+    """Return number of a run -> its metrics on the test set. A metric of the same name in training keeps its curve."""
+    tests = {}
+    for number, tested in confirmation.tests.items():
+        in_training = {name for e in confirmation.records[number].history for name in e.metrics}
+        shown = ((f"test/{name}" if name in in_training else name, value) for name, value in tested.metrics.items())
+        tests[number] = dict(shown)
+    return tests
 
 
 def _write(study: StudyView, location: StudyLocation) -> Report:

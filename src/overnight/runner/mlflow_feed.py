@@ -26,6 +26,13 @@ class MlflowFeed:
         """Why MLflow cannot be written, in one line."""
         return self._sync.error
 
+    @property
+    def incomplete(self) -> str | None:
+        """What MLflow lacks for good or until it can be written again, in one line; None if it lacks nothing."""
+        refused = [f"{what}: {why}" for what, why in list(self._sync.refused.items())]
+        more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
+        return self._sync.error or (f"{refused[0]}{more}" if refused else None)
+
     def start(self, records: Iterable[TrialRecord]) -> None:
         """Open MLflow in the background, and synchronise it with all records of the study."""
         self._sync.start(list(records))

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -26,10 +26,11 @@ from overnight.runner.trial_spec import trial_spec
 from overnight.runner.watchdog import GIB
 from overnight.search.plan import Plan
 from overnight.search.record import describe_params
-from overnight.search.space import to_hydra
+from overnight.search.space import display_name, to_hydra
 from overnight.system import forkserver
 from overnight.system.devices import machine_memory, slot_devices
 from overnight.system.kill import discard
+from overnight.tracking import names
 
 MAX_DRY_RUNS, MAX_BUILDS = 12, 48
 # A dry run is announced after the first time, and no longer waited for after the second.
@@ -61,11 +62,21 @@ def find_mistakes(plan: Plan, say: Say = lambda _: None) -> Problems:
         for problem in problems_in(plan, result):
             names_by_problem.setdefault(problem, []).append(dry_run.name)
     problems = Problems(
-        problem if len(names) == len(dry_runs) else f"{problem} (the {names[0]})"
-        for problem, names in names_by_problem.items()
+        problem if len(dry_run_names) == len(dry_runs) else f"{problem} (the {dry_run_names[0]})"
+        for problem, dry_run_names in names_by_problem.items()
     )
     problems.extend(memory_problems(plan, max((r.private_bytes for r in results if r is not None), default=0)))
+    if not problems:
+        for note in notes_on_names(plan, results):
+            say(note)
     return problems
+
+
+def notes_on_names(plan: Plan, results: Iterable[DryRunResult | None]) -> list[str]:
+    """Return under which names MLflow shows metrics and parameters whose own names it does not take."""
+    metrics = dict.fromkeys(name for result in results if result is not None for name in result.metrics or ())
+    params = dict.fromkeys(map(display_name, plan.space.names()))
+    return [*names.notes_on_metrics(metrics), *names.notes_on_params(params)]
 
 
 def find_missing_data(plan: Plan, say: Say = lambda _: None) -> Problems:

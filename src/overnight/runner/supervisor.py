@@ -343,7 +343,7 @@ class Supervisor:
         self.mlflow.close(_run_status(reason, self.records.values()), best, kept, timeout_s, has_time)
         records = tuple(self.records[n] for n in sorted(self.records))
         did_work = bool(self.started) or reason not in (StopReason.COMPLETE, StopReason.LIMIT)
-        return Ending(reason, records, did_work, self.mlflow.error)
+        return Ending(reason, records, did_work, self.mlflow.incomplete)
 
 
 def _run_status(reason: StopReason, records: Iterable[TrialRecord]) -> str:

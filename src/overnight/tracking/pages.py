@@ -16,7 +16,7 @@ from overnight.config.paths import StudyLocation
 from overnight.search.plan import Plan
 from overnight.search.space import display_name
 from overnight.study.snapshot import StudyView
-from overnight.tracking import tags
+from overnight.tracking import names, tags
 from overnight.tracking.store import QUIET_ENVIRONMENT, open_client
 
 # MLflow keeps the state of a shared table in a tag of the experiment with this prefix. The key after the prefix is part
@@ -25,16 +25,12 @@ _VIEW = "mlflow.sharedViewState."
 _VIEW_CHARS = 4900  # MLflow's limit for such a tag is 5000
 
 
-def views(plan: Plan, uid: str, parent_run_id: str) -> dict[str, str]:
-    """Return tag -> state of the tables of a study, which show the best objective first and the searched parameters.
+def views(plan: Plan, uid: str) -> dict[str, str]:
+    """Return tag -> state of the table of a study's trials, the best objective first, with the searched parameters.
 
-    One table has the study's run and its trials, the other has the trials alone. Neither has the confirmation runs.
+    The study's own run and the confirmation runs are not among them, so that sorting and comparing concerns trials.
     """
-    trials = f"{tags.matching({tags.ROLE: 'trial'})} AND {_below(parent_run_id)}"
-    return {
-        _VIEW + _study_key(uid): _view(plan, plan.name, tags.matching({tags.UID: uid})),
-        _VIEW + _trials_key(uid): _view(plan, f"{plan.name}: trials, best first", trials),
-    }
+    return {_VIEW + _study_key(uid): _view(plan, tags.matching({tags.UID: uid, tags.ROLE: "trial"}))}
 
 
 def note(plan: Plan, uid: str, experiment_id: str, parent_run_id: str) -> str:
@@ -44,7 +40,7 @@ def note(plan: Plan, uid: str, experiment_id: str, parent_run_id: str) -> str:
         query = {
             "workflowType": "machine_learning",
             "searchFilter": f"{condition} AND {_below(parent_run_id)}",
-            "orderByKey": "metrics.`objective`",
+            "orderByKey": _metric(names.OBJECTIVE),
             "orderByAsc": str(study.direction == "minimize").lower(),
         }
         encoded = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
@@ -53,8 +49,9 @@ def note(plan: Plan, uid: str, experiment_id: str, parent_run_id: str) -> str:
     study = plan.settings.study
     return " · ".join(
         [
-            f"This study {study.direction}s {study.metric}",
-            f"[trials, best first]({_table(experiment_id, _trials_key(uid))})",
+            f"This study {study.direction}s {names.metric_name(study.metric)}",
+            f"[result and report](#/experiments/{experiment_id}/runs/{parent_run_id})",
+            f"[trials, best first]({_table(experiment_id, _study_key(uid))})",
             link("failed trials", tags.matching({tags.STATE: "failed"})),
             link("confirmation runs", tags.matching({tags.ROLE: "confirmation"})),
         ]
@@ -111,10 +108,6 @@ def _study_key(uid: str) -> str:
     return f"overnight-study-{uid}"
 
 
-def _trials_key(uid: str) -> str:
-    return f"overnight-trials-{uid}"
-
-
 def _table(experiment_id: str, key: str) -> str:
     """Return the address, from # on, of an experiment's table in the state saved under `key`."""
     return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={key}"
@@ -124,14 +117,19 @@ def _below(parent_run_id: str) -> str:
     return f"tags.{tags.PARENT} = '{parent_run_id}'"
 
 
-def _view(plan: Plan, name: str, runs: str) -> str:
+def _metric(name: str) -> str:
+    return f"metrics.`{name}`"
+
+
+def _view(plan: Plan, runs: str) -> str:
     """Return a table's state in MLflow's format, with the name that the menu of saved views shows."""
-    study = plan.settings.study
-    columns = ["metrics.`objective`", *(f"params.`{p}`" for p in dict.fromkeys(map(display_name, plan.space.names())))]
+    study, name = plan.settings.study, plan.name
+    params = dict.fromkeys(names.param_name(display_name(p)) for p in plan.space.names())
+    columns = [_metric(names.OBJECTIVE), *(f"params.`{p}`" for p in params)]
     columns += ["attributes.`Duration`", f"tags.`{tags.STATE}`"]
     state: dict[str, Any] = {
         "searchFilter": runs,
-        "orderByKey": "metrics.`objective`",
+        "orderByKey": _metric(names.OBJECTIVE),
         "orderByAsc": study.direction == "minimize",
         "selectedColumns": columns,
     }

@@ -11,7 +11,7 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.tracking import pages, tags
 from overnight.tracking.provenance import study_files
-from overnight.tracking.run_update import OBJECTIVE
+from overnight.tracking.run_update import rounded
 from overnight.tracking.run_writer import log_plots
 from overnight.tracking.store import find_parent, milliseconds
 
@@ -32,7 +32,7 @@ def open_experiment(client: Any, plan: Plan) -> str:
             plan.experiment,
             artifact_location=f"{root}/{urllib.parse.quote(plan.experiment)}" if root is not None else None,
             tags={
-                "mlflow.experiment.primaryMetric.name": study.metric,
+                "mlflow.experiment.primaryMetric.name": names.metric_name(study.metric),
                 "mlflow.experiment.primaryMetric.greaterIsBetter": str(study.direction == "maximize"),
                 "mlflow.experimentKind": "custom_model_development",  # the other kind is for language models
             },
@@ -69,7 +69,7 @@ class ParentRun:
         note = pages.note(self._plan, self._uid, self._experiment_id, run_id)
         client.set_tag(run_id, tags.NOTE, note)
         client.set_experiment_tag(self._experiment_id, tags.NOTE, note)
-        for tag, view in pages.views(self._plan, self._uid, run_id).items():
+        for tag, view in pages.views(self._plan, self._uid).items():
             client.set_experiment_tag(self._experiment_id, tag, view)
         for file, text in study_files(self._plan).items():
             if file not in files or file != "environment.json":  # the environment of the first start stays
@@ -97,8 +97,9 @@ class ParentRun:
         if plots is not None:
             log_plots(self._client, self.run_id, plots)
         if best.objective is not None:
-            if self._client.get_run(self.run_id).data.metrics.get(OBJECTIVE) != best.objective:
-                self._client.log_metric(self.run_id, OBJECTIVE, best.objective, step=step)
+            objective = rounded(best.objective)
+            if self._client.get_run(self.run_id).data.metrics.get(names.BEST_OBJECTIVE) != objective:
+                self._client.log_metric(self.run_id, names.BEST_OBJECTIVE, objective, step=step)
             self._client.set_tag(self.run_id, tags.BEST, trial_name(best.number))
 
     def end(self, status: str) -> None:

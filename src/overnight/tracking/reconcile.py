@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from overnight.config.paths import trial_name
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
-from overnight.tracking import tags
-from overnight.tracking.run_update import OBJECTIVE, STATUS, TrialRun, final_objective, params_of
+from overnight.tracking import names, tags
+from overnight.tracking.run_update import STATUS, TrialRun, metrics_of, params_of, rounded
 from overnight.tracking.store import study_runs
 
 _NO_RUN = "the whole run"
@@ -93,9 +92,11 @@ def trial_run(run: Any) -> TrialRun:
 
 
 def logged_steps(client: Any, run_id: str, record: TrialRecord) -> dict[str, set[int]]:
-    """Return metric name -> steps that a run holds. Sends one request a metric."""
-    names = {name for e in record.history for name in e.metrics} | {OBJECTIVE}
-    logged = {name: {m.step for m in client.get_metric_history(run_id, name)} for name in names}
+    """Return metric name in MLflow -> steps that a run holds. Sends one request a metric."""
+    logged = {
+        name: {m.step for m in client.get_metric_history(run_id, name)}
+        for name in {names.OBJECTIVE, *(m.name for m in metrics_of(record))}
+    }
     return {name: steps for name, steps in logged.items() if steps}
 
 
@@ -111,7 +112,7 @@ def summary_missing(client: Any, parent: Any | None, best: TrialRecord | None, c
     if parent.info.status == "RUNNING" or (complete and parent.info.status == "KILLED"):
         missing.append(f"an end: its status is {parent.info.status}")
     if best is not None:
-        if parent.data.metrics.get(OBJECTIVE) != best.objective:
+        if best.objective is not None and not _is_shown(parent, names.BEST_OBJECTIVE, best.objective):
             missing.append("the best objective")
         if parent.data.tags.get(tags.BEST) != trial_name(best.number):
             missing.append(f"the tag {tags.BEST}={trial_name(best.number)}")
@@ -128,19 +129,21 @@ def _missing_parts(run: Any, record: TrialRecord, plan: Plan, parent_run_id: str
     if run.data.tags.get(tags.STATE) != record.state:
         missing.append(f"the tag {tags.STATE}={record.state}")
     missing.extend(f"the param {name}" for name in params_of(record, plan) if name not in run.data.params)
-    last = {n: v for e in record.history for n, v in e.metrics.items() if math.isfinite(v)}
-    objective = final_objective(record)
-    if objective is not None:
-        last[OBJECTIVE] = objective
+    last = {m.name: m.value for m in metrics_of(record)}
+    objective = last.pop(names.OBJECTIVE, None)
     missing.extend(f"values of {name}" for name, value in last.items() if run.data.metrics.get(name) != value)
+    if objective is not None and not _is_shown(run, names.OBJECTIVE, objective):
+        missing.append(f"values of {names.OBJECTIVE}")
     return missing
+
+
+def _is_shown(run: Any, name: str, objective: float) -> bool:
+    """Return whether a run has an objective. An earlier version did not round it."""
+    shown = run.data.metrics.get(name)
+    return shown is not None and rounded(shown) == rounded(objective)
 
 
 def _missing_steps(client: Any, run: Any, record: TrialRecord) -> list[str]:
     logged = logged_steps(client, run.info.run_id, record)
-    wanted: dict[str, set[int]] = {}
-    for e in record.history:
-        for name, value in e.metrics.items():
-            if math.isfinite(value):
-                wanted.setdefault(name, set()).add(e.epoch)
-    return [f"values of {name}" for name, steps in wanted.items() if not steps <= logged.get(name, set())]
+    missing = dict.fromkeys(m.name for m in metrics_of(record) if m.step not in logged.get(m.name, ()))
+    return [f"values of {name}" for name in missing]

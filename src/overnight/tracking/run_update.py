@@ -6,21 +6,22 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from optuna.distributions import FloatDistribution
+
 from overnight.config.trees import to_yaml
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of
 from overnight.search.space import display_name
-from overnight.tracking import tags
+from overnight.tracking import names, tags
 
 STATUS = {"running": "RUNNING", "paused": "KILLED", "complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
-OBJECTIVE = "objective"
 _PARAM_CHARS = 6000  # MLflow's limit for one param
 # MLflow's limit for one tag is 8000. It cuts off the end, where a traceback names the error.
 _TAG_CHARS = 7900
 
 
 class LoggedMetric(NamedTuple):
-    """One value of a metric. time_ms counts from 1970; step is the epoch."""
+    """One value of a metric. name is MLflow's; time_ms counts from 1970; step is the epoch."""
 
     name: str
     value: float
@@ -33,7 +34,7 @@ class TrialRun:
     """What MLflow holds of one trial.
 
     Attributes:
-        steps: Metric name -> logged steps; None if they are not known yet.
+        steps: Metric name in MLflow -> logged steps; None if they are not known yet.
         has_reason: Whether it has a reason, which a trial loses when its exclusion is withdrawn.
         has_config: Whether it is known to hold its config.yaml.
     """
@@ -80,6 +81,7 @@ def missing(run: TrialRun, record: TrialRecord, plan: Plan, parent_run_id: str |
         tags.REASON: record.reason,
         tags.NOTES: _shortened("; ".join(record.notes)),
         tags.PARENT: parent_run_id,
+        **_long_names(record),
     }
     error = record.detail if record.state == "failed" and record.detail else None
     status = "RUNNING" if record.state == "running" else run.status
@@ -87,7 +89,7 @@ def missing(run: TrialRun, record: TrialRecord, plan: Plan, parent_run_id: str |
         config=None if run.has_config else to_yaml(config_of(record, plan)),
         delete_reason=run.has_reason and record.reason is None,
         resume=status != run.status,
-        metrics=tuple(_missing_metrics(run.steps, record)),
+        metrics=tuple(m for m in metrics_of(record) if m.step not in run.steps.get(m.name, ())),
         params={name: text for name, text in params.items() if name not in run.params},
         tags={name: text for name, text in texts.items() if text},
         error=error,
@@ -97,36 +99,44 @@ def missing(run: TrialRun, record: TrialRecord, plan: Plan, parent_run_id: str |
     )
 
 
-def _missing_metrics(logged: dict[str, set[int]], record: TrialRecord) -> list[LoggedMetric]:
+def metrics_of(record: TrialRecord) -> list[LoggedMetric]:
+    """Return every value that the trial's run has, the latest one of a metric last."""
     metrics = [
-        LoggedMetric(name, value, round(e.at * 1000), e.epoch)
+        LoggedMetric(names.metric_name(name), value, round(e.at * 1000), e.epoch)
         for e in record.history
         for name, value in e.metrics.items()
-        if math.isfinite(value) and e.epoch not in logged.get(name, ())
+        if math.isfinite(value)  # MLflow's charts can't show others
     ]
-    objective = final_objective(record)
-    if objective is not None and OBJECTIVE not in logged:
-        last = record.history[-1]
-        metrics.append(LoggedMetric(OBJECTIVE, objective, round((record.ended_at or last.at) * 1000), last.epoch))
+    if record.state in ("complete", "pruned") and record.objective is not None:  # it does not change any more
+        last, value = record.history[-1], rounded(record.objective)
+        metrics.append(LoggedMetric(names.OBJECTIVE, value, round((record.ended_at or last.at) * 1000), last.epoch))
     return metrics
 
 
-def final_objective(record: TrialRecord) -> float | None:
-    """Return the objective that the trial's run shows; None while it may still change."""
-    return record.objective if record.state in ("complete", "pruned") else None
+def _long_names(record: TrialRecord) -> dict[str, str]:
+    """Return tag -> whole name of each metric and parameter of which MLflow has only the beginning."""
+    shown = {names.metric_name(name): name for e in record.history for name in e.metrics}
+    shown |= {names.param_name(name): name for name in record.params}
+    return {f"{tags.NAME}.{names.cut_id(mapped)}": name for mapped, name in shown.items() if names.is_cut(mapped)}
+
+
+def rounded(value: float) -> float:
+    """Round to the seven digits that a 32-bit number has. MLflow's tables show every digit."""
+    return float(f"{value:.7g}")
 
 
 def params_of(record: TrialRecord, plan: Plan) -> dict[str, str]:
     """Return name -> text of the params of the trial's run.
 
-    A parameter that is drawn on a log scale has its decimal logarithm beside it, because MLflow's parallel coordinates
-    have no logarithmic axis.
+    A number that is drawn from a range of several magnitudes, such as a learning rate, has its decimal logarithm
+    beside it, because MLflow's parallel coordinates have no logarithmic axis.
     """
-    texts = {name: str(value)[:_PARAM_CHARS] for name, value in record.params.items()}
-    for name in {display_name(n) for n, dist in plan.space.names().items() if getattr(dist, "log", False)}:
+    texts = {names.param_name(name): str(value)[:_PARAM_CHARS] for name, value in record.params.items()}
+    distributions = {display_name(name): dist for name, dist in plan.space.names().items()}
+    for name, dist in distributions.items():
         value = record.params.get(name)
-        if isinstance(value, int | float) and value > 0:
-            texts[f"log10_{name}"] = f"{math.log10(value):.6g}"
+        if isinstance(dist, FloatDistribution) and dist.log and isinstance(value, int | float) and value > 0:
+            texts[names.log10_name(name)] = f"{math.log10(value):.6g}"
     return texts
 
 

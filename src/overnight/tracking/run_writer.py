@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from overnight.search.record import TrialRecord, trial_title
 from overnight.tracking import tags
 from overnight.tracking.reconcile import logged_steps, trial_run
 from overnight.tracking.run_update import RunUpdate, TrialRun, missing
-from overnight.tracking.store import milliseconds
+from overnight.tracking.store import describe_error, milliseconds
 
 # MLflow's client repeats a request that is not answered. After so long a repeated request may have created two runs.
 _MAY_BE_REPEATED_S = 2.0
+# MLflow's codes for a request that will never be taken.
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
 class RunWriter:
@@ -40,6 +43,7 @@ class RunWriter:
         self._experiment_id, self._parent_run_id, self._number_tag = experiment_id, parent_run_id, number_tag
         self.runs = runs
         self._unknown: set[int] = set()  # trials whose runs must be searched for in MLflow
+        self.refused: dict[str, str] = {}  # what MLflow does not take, as "trial-0007: metric NAME" -> why
 
     def write(self, record: TrialRecord, *, recheck: bool = False) -> None:
         """Write what the trial's run lacks.
@@ -55,12 +59,10 @@ class RunWriter:
         self._unknown.discard(record.number)
         if run.steps is None:
             run.steps = logged_steps(self._client, run.run_id, record)
-        self._apply(run, missing(run, record, self._plan, self._parent_run_id))
+        self._apply(run, record.number, missing(run, record, self._plan, self._parent_run_id))
 
-    def _apply(self, run: TrialRun, update: RunUpdate) -> None:
+    def _apply(self, run: TrialRun, number: int, update: RunUpdate) -> None:
         """Make the writes of `update`, and note in `run` what it holds after each."""
-        from mlflow.entities import Metric, Param, RunTag
-
         client, run_id = self._client, run.run_id
         if update.config is not None:
             client.log_text(run_id, update.config, "config.yaml")
@@ -73,12 +75,7 @@ class RunWriter:
             client.update_run(run_id, status="RUNNING")
             run.status = "RUNNING"
         steps, run.steps = run.steps or {}, None  # unknown if the call fails, as part of it may have been written
-        client.log_batch(
-            run_id,
-            [Metric(*metric) for metric in update.metrics],
-            [Param(name, text) for name, text in update.params.items()],
-            [RunTag(name, text) for name, text in update.tags.items()],
-        )
+        self._log(run, number, update)
         for metric in update.metrics:
             steps.setdefault(metric.name, set()).add(metric.step)
         run.steps = steps
@@ -90,6 +87,23 @@ class RunWriter:
         if update.end_status is not None:
             client.set_terminated(run_id, update.end_status, milliseconds(update.ended_at))
             run.status = update.end_status
+
+    def _log(self, run: TrialRun, number: int, update: RunUpdate) -> None:
+        """Log metrics, params and tags. What MLflow refuses is noted in `refused` and does not cost the rest."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        entries: list[Any] = [
+            *(Metric(*metric) for metric in update.metrics),
+            *(Param(name, text) for name, text in update.params.items()),
+            *(RunTag(name, text) for name, text in update.tags.items()),
+        ]
+
+        def write(some: Sequence[Any]) -> None:
+            kinds = ([e for e in some if isinstance(e, kind)] for kind in (Metric, Param, RunTag))
+            self._client.log_batch(run.run_id, *kinds)
+
+        for entry, why in refused_by(write, entries):
+            self.refused[f"{trial_name(number)}: {type(entry).__name__.lower()} {entry.key}"] = why
 
     def _find(self, number: int) -> TrialRun | None:
         """Find the run of a trial that another process or a repeated request may have created. Keep the first one."""
@@ -119,6 +133,32 @@ class RunWriter:
         if time.monotonic() - started > _MAY_BE_REPEATED_S:
             return self._find(record.number) or run
         return run
+
+
+def refused_by(write: Callable[[Sequence[Any]], None], entries: Sequence[Any]) -> list[tuple[Any, str]]:
+    """Write entries in as few calls as possible, and return those that MLflow refuses, each with its reason.
+
+    Raises:
+        Exception: Another error than a refusal, or a refusal of everything, which is the fault of no single entry.
+    """
+    from mlflow.exceptions import MlflowException
+
+    refused: list[tuple[Any, str]] = []
+    remaining = [entries]
+    while remaining:
+        some = remaining.pop(0)
+        try:
+            write(some)
+        except MlflowException as error:
+            if error.error_code not in _REFUSALS:
+                raise
+            if len(some) > 1:
+                remaining += [some[: len(some) // 2], some[len(some) // 2 :]]
+                continue
+            refused.append((some[0], describe_error(error)))
+            if len(refused) == len(entries):
+                raise
+    return refused
 
 
 def log_plots(client: Any, run_id: str, folder: Path) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from overnight.config.paths import StudyLocation, trial_name
-from overnight.tracking import tags
+from overnight.tracking import names, tags
 from overnight.tracking.pages import note_with_result
+from overnight.tracking.run_update import rounded
 from overnight.tracking.store import describe_error, find_parent, open_client, study_runs
 
 if TYPE_CHECKING:
@@ -58,15 +59,16 @@ def _log_tests(client: MlflowClient, experiment_id: str, summary: Summary) -> No
     for run in study_runs(client, experiment_id, summary.confirmation_uid):
         metrics = summary.tests.get(int(run.data.tags.get(tags.CONFIRMATION, -1)), {})
         for name, value in metrics.items():
-            if math.isfinite(value) and name not in run.data.metrics:
-                client.log_metric(run.info.run_id, name, value)
+            shown = names.metric_name(name)
+            if math.isfinite(value) and shown not in run.data.metrics:
+                client.log_metric(run.info.run_id, shown, value)
 
 
 def _log_result(client: MlflowClient, parent_run_id: str, summary: Summary) -> None:
     run = client.get_run(parent_run_id)
-    for name, value in (("confirmed/mean", summary.mean), ("confirmed/half_width", summary.half_width)):
-        if value is not None and run.data.metrics.get(name) != value:
-            client.log_metric(parent_run_id, name, value)
+    for name, value in ((names.MEAN, summary.mean), (names.HALF_WIDTH, summary.half_width)):
+        if value is not None and run.data.metrics.get(name) != rounded(value):
+            client.log_metric(parent_run_id, name, rounded(value))
     client.set_tag(parent_run_id, tags.REPORT, summary.sentence)
     if summary.winner is not None:
         client.set_tag(parent_run_id, tags.WINNER, trial_name(summary.winner))

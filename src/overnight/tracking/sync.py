@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class MlflowSync:
     Attributes:
         ready: Whether `experiment_id` and `parent_run_id` are known.
         error: Why MLflow could not be written last; None if it was written.
+        refused: What MLflow does not take -> why. Everything else of these trials is written.
 
     Args:
         with_parent: Whether the study has a run of its own, above the runs of its trials.
@@ -84,6 +85,7 @@ class MlflowSync:
 
     def start(self, records: Iterable[TrialRecord]) -> None:
         """Open the store and bring it up to `records`, all trials of the Optuna storage."""
+        self.refused: Mapping[str, str] = {}
         self._stored = list(records)
         self._thread.start()
 
@@ -209,6 +211,7 @@ class MlflowSync:
     def _write_pending(self, *, everything: bool) -> None:
         """Write the trials that start or end, and the progress of those that were not written for some seconds."""
         while (record := self._next_due(everything)) is not None:
+        self.refused = self._writer.refused
             number, owned = record.number, self._ownership(record.number) == "owned"
             if owned:
                 with self._lock:

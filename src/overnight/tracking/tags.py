@@ -19,6 +19,7 @@ SEED = "overnight.seed"
 BEST = "overnight.best"
 REPORT = "overnight.report"  # the result of the study in one sentence
 WINNER = "overnight.winner"
+NAME = "overnight.name"  # with the id of a name that MLflow has the beginning of: the whole name
 WEIGHTS = "overnight.weights"  # of a model version: the SHA-256 of the checkpoint that it was made from
 # MLflow's own
 NOTE = "mlflow.note.content"

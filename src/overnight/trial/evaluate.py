@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from overnight.protocol import Alive, Finished, Tested, TrialSpec
@@ -32,7 +33,7 @@ def evaluate(spec: TrialSpec, link: Link) -> Finished:
     data.trainer = trainer
     weights = str(spec.checkpoint_folder / checkpoint.WEIGHTS)
     trainer.test(model, datamodule=data_module, ckpt_path=weights, weights_only=True, verbose=False)
-    metrics = {_test_name(name): float(value) for name, value in trainer.callback_metrics.items()}
+    metrics = name_test_metrics({name: float(value) for name, value in trainer.callback_metrics.items()})
     link.send(Tested(spec.number, metrics, "" if metrics else f"{type(model).__name__}'s test_step logs nothing"))
     return Finished(spec.number, "complete")
 
@@ -59,6 +60,13 @@ def _missing_hook(data: Any, model: Any) -> str:
     return ""
 
 
-def _test_name(name: str) -> str:
-    """Put a metric under test/, so that it is not taken for the metric that the search used."""
-    return name if name.startswith("test/") else f"test/{name.removeprefix('test_')}"
+def name_test_metrics(logged: Mapping[str, float]) -> dict[str, float]:
+    """Put every metric under test/, so that it is not taken for the metric that the search used."""
+    metrics = {name: value for name, value in logged.items() if name.startswith("test/")}
+    for name, value in logged.items():
+        if name not in metrics:
+            shown = f"test/{name.removeprefix('test_')}"
+            while shown in metrics:  # a model may log test_acc, test/acc and acc
+                shown = f"test/{shown}"
+            metrics[shown] = value
+    return metrics

@@ -116,6 +116,21 @@ def test_the_parent_run_shows_the_best_objective_in_whatever_order_trials_become
         assert parent.data.metrics == {"best/objective": best.objective}, "the study's run is not among its trials"
 
 
+def test_the_duration_of_a_study_is_that_of_its_work_and_does_not_grow_with_later_commands(home: Path) -> None:
+    study = build_plan([f"home={home}"])
+    search = [record(0, 3, "complete", ended_at=1e9 + 5), record(1, 3, "complete", ended_at=1e9 + 6)]
+    confirmation = [record(0, 3, "complete", ended_at=1e9 + 16, started_at=1e9 + 7)]
+    for _ in range(2):
+        first = MlflowSync(study, "uid")
+        first.start(search)
+        first.close("FINISHED", search[0], None)
+        second = MlflowSync(study, "uid.confirm", search_uid="uid", search_records=search)
+        second.start(confirmation)
+        second.close("FINISHED", None, None)
+        info = client_of(home).get_run(first.parent_run_id).info
+        assert (info.start_time, info.end_time) == (1e9 * 1000, (1e9 + 16) * 1000)
+
+
 def test_a_name_that_mlflow_refuses_costs_itself_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "metric_name", lambda name: name)  # as if MLflow refused more than is known
     history = (EpochEnd(0, 0, {"val/AP@50": 0.5, "val/accuracy": 0.25}, 1e9, 0.1),)

@@ -95,11 +95,12 @@ def test_the_objective_is_logged_once_and_only_when_it_is_final(study: Plan) -> 
 
 
 @pytest.mark.parametrize(
-    ("state", "status"), [("paused", "KILLED"), ("complete", "FINISHED"), ("pruned", "FINISHED"), ("failed", "FAILED")]
+    ("state", "status", "ended_at"),
+    [("paused", "KILLED", 1e9), ("complete", "FINISHED", 2e9), ("pruned", "FINISHED", 2e9), ("failed", "FAILED", 2e9)],
 )
-def test_a_trial_that_is_not_running_ends_its_run(study: Plan, state: str, status: str) -> None:
+def test_a_trial_that_is_not_running_ends_its_run(study: Plan, state: str, status: str, ended_at: float) -> None:
     update = missing(new_run(), record(1, state), study, None)
-    assert (update.end_status, update.ended_at) == (status, 2e9)
+    assert (update.end_status, update.ended_at) == (status, ended_at)
 
 
 def test_a_resumed_trial_resumes_its_run(study: Plan) -> None:

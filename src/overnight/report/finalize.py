@@ -104,7 +104,11 @@ def _confirm(
     if top == 0:
         return None
     mlflow_sync = MlflowSync(
-        session.plan, session.attributes.uid, search_uid=search.attributes.uid, coordinator=session.coordinator
+        session.plan,
+        session.attributes.uid,
+        search_uid=search.attributes.uid,
+        search_records=records,
+        coordinator=session.coordinator,
     )
     limits = ConfirmationLimits(launch, records, wanted, deadline.test_set_s(records))
     supervisor = Supervisor(session, mlflow_sync, limits=limits)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import urllib.parse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from overnight.config.paths import trial_name
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
-from overnight.tracking import pages, tags
+from overnight.tracking import names, pages, tags
+from overnight.tracking.duration import end_of_study
 from overnight.tracking.provenance import study_files
 from overnight.tracking.run_update import rounded
 from overnight.tracking.run_writer import log_plots
@@ -102,8 +104,16 @@ class ParentRun:
                 self._client.log_metric(self.run_id, names.BEST_OBJECTIVE, objective, step=step)
             self._client.set_tag(self.run_id, tags.BEST, trial_name(best.number))
 
-    def end(self, status: str) -> None:
-        """End the run. status: MLflow's FINISHED, FAILED or KILLED."""
+    def end(self, status: str, records: Iterable[TrialRecord]) -> None:
+        """End the run.
+
+        Args:
+            status: MLflow's FINISHED, FAILED or KILLED.
+            records: The known trials of the study and of its confirmation. Their work is the duration of the run. It
+                never shrinks, because a process may not know every trial.
+        """
         if self.run_id is not None:
             self._client.set_tag(self.run_id, tags.STATE, _STATES[status])
-            self._client.set_terminated(self.run_id, status)
+            info = self._client.get_run(self.run_id).info
+            end_ms = milliseconds(end_of_study(info.start_time / 1000, records))
+            self._client.set_terminated(self.run_id, status, max(end_ms, info.end_time or 0))

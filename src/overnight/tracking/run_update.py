@@ -13,6 +13,7 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of
 from overnight.search.space import display_name
 from overnight.tracking import names, tags
+from overnight.tracking.duration import end_of_trial
 
 STATUS = {"running": "RUNNING", "paused": "KILLED", "complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 _PARAM_CHARS = 6000  # MLflow's limit for one param
@@ -95,7 +96,7 @@ def missing(run: TrialRun, record: TrialRecord, plan: Plan, parent_run_id: str |
         error=error,
         note=f"{record.reason}\n```\n{_shortened(error)}\n```" if error else None,
         end_status=STATUS[record.state] if STATUS[record.state] != status else None,
-        ended_at=record.ended_at,
+        ended_at=end_of_trial(record),
     )
 
 

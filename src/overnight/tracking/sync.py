@@ -53,6 +53,7 @@ class MlflowSync:
         with_parent: Whether the study has a run of its own, above the runs of its trials.
         check_steps: Compare every step of every metric at the start, not only the last one.
         search_uid: The search that this study confirms. The runs of its trials have the search's parent run.
+        search_records: The trials of that search.
         coordinator: Of a study that several processes share. Each writes the runs of its own trials.
     """
 
@@ -64,11 +65,14 @@ class MlflowSync:
         with_parent: bool = True,
         check_steps: bool = False,
         search_uid: str | None = None,
+        search_records: Iterable[TrialRecord] = (),
         coordinator: Coordinator | None = None,
     ) -> None:
         self._plan, self._uid, self._with_parent, self._check_steps = plan, uid, with_parent, check_steps
         self._search_uid, self._coordinator = search_uid, coordinator or SoloCoordinator()
+        self._search_records = tuple(search_records)
         self._stored: list[TrialRecord] = []  # what the Optuna storage holds at the start
+        self._latest: dict[int, TrialRecord] = {}  # of every known trial
         self._pending: dict[int, TrialRecord] = {}
         self._rechecks: set[int] = set()
         self._synced: set[int] = set()
@@ -81,18 +85,19 @@ class MlflowSync:
         self.experiment_id = ""
         self.parent_run_id: str | None = None
         self.error: str | None = None
+        self.refused: Mapping[str, str] = {}
         self.ready = False
 
     def start(self, records: Iterable[TrialRecord]) -> None:
         """Open the store and bring it up to `records`, all trials of the Optuna storage."""
-        self.refused: Mapping[str, str] = {}
         self._stored = list(records)
+        self._latest.update({record.number: record for record in self._stored})
         self._thread.start()
 
     def submit(self, record: TrialRecord) -> None:
         """Synchronise a trial."""
         with self._lock:
-            self._pending[record.number] = record
+            self._pending[record.number] = self._latest[record.number] = record
             self._synced.discard(record.number)
         self._wake.set()
 
@@ -206,12 +211,12 @@ class MlflowSync:
         self._writer = RunWriter(
             self._client, self._plan, self._uid, self.experiment_id, self.parent_run_id, number_tag, found.runs
         )
+        self.refused = self._writer.refused
         return set(found.missing)
 
     def _write_pending(self, *, everything: bool) -> None:
         """Write the trials that start or end, and the progress of those that were not written for some seconds."""
         while (record := self._next_due(everything)) is not None:
-        self.refused = self._writer.refused
             number, owned = record.number, self._ownership(record.number) == "owned"
             if owned:
                 with self._lock:
@@ -257,4 +262,4 @@ class MlflowSync:
             self._parent.write_best(best, self._plots.get(best.number), step=len(runs))
         # Where peers continue, this process is killed, not the study.
         if ending.status != "KILLED" or not self._coordinator.count_peers():
-            self._parent.end(ending.status)
+            self._parent.end(ending.status, (*self._search_records, *self._latest.values()))

@@ -27,7 +27,9 @@ from overnight.search.plan import Plan
 from overnight.study.open import open_study
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.database import dispose, open_storage
+from overnight.study.storage.home import local_path
 from overnight.study.storage.lock import StudyInUse, lock_study
+from overnight.tracking.store import open_client
 from support.commands import SMALL
 from support.mlflow_store import assert_equal, client_of
 
@@ -294,3 +296,62 @@ def test_a_plan_that_cannot_be_read_is_reported_with_a_remedy_and_can_be_deleted
 def test_a_broken_plan_is_never_a_traceback(broken: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Plan.from_json(broken)
+
+
+# Move and copy --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def a_home(finished_home: Path, tmp_path: Path) -> Path:
+    """A copy of the home of a finished study, which was opened once."""
+    home = Path(shutil.copytree(finished_home, tmp_path / "a home"))
+    view_of(home)
+    return home
+
+
+def test_deleting_a_study_in_a_copied_home_leaves_the_original_as_it_was(a_home: Path, tmp_path: Path) -> None:
+    def files() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in a_home.rglob("*") if p.is_file() and p.suffix not in (".db-wal", ".db-shm")}
+
+    before, copied = files(), tmp_path / "copied"
+    shutil.copytree(a_home, copied)
+    assert "digits-mlp is deleted" in command("delete", "digits-mlp", "--yes", f"home={copied}")
+    assert files() == before
+    assert not [p for p in (copied / "artifacts").rglob("*") if p.is_file()]
+
+
+def test_artifacts_outside_of_the_home_stay_when_a_study_is_deleted(a_home: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    shutil.copytree(a_home / "artifacts", outside)
+    with closing(sqlite3.connect(a_home / "mlflow.db")) as store, store:
+        inside = (a_home / "artifacts").as_uri()
+        store.execute("UPDATE runs SET artifact_uri = replace(artifact_uri, ?, ?)", (inside, outside.as_uri()))
+    before = sorted(outside.rglob("*"))
+    printed = command("delete", "digits-mlp", "--yes", f"home={a_home}")
+    assert "folders of artifacts are outside of home and stay, such as " in printed
+    assert sorted(outside.rglob("*")) == before
+
+
+def test_a_moved_home_has_all_artifacts_and_the_old_place_stays_empty(a_home: Path, tmp_path: Path) -> None:
+    moved = a_home.rename(tmp_path / "moved")
+    assert "digits-mlp: no problems" in command("doctor", f"home={moved}")
+    assert not a_home.exists()
+    client = open_client(location_of(moved))
+    (experiment,) = (e for e in client.search_experiments() if e.name == "digits-mlp")
+    for run in client.search_runs([experiment.experiment_id]):
+        assert (local_path(run.info.artifact_uri) or tmp_path / "none").is_relative_to(moved)
+        assert "config.yaml" in {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_an_experiment_that_was_renamed_in_mlflow_is_found_by_its_runs(a_home: Path) -> None:
+    client = open_client(location_of(a_home))
+    experiment = client.get_experiment_by_name("digits-mlp")
+    client.rename_experiment(experiment.experiment_id, "my best study")
+    assert command("doctor", f"home={a_home}").endswith("digits-mlp: no problems\n")
+    before = view_of(a_home)
+    manage.mark(location_of(a_home), "digits-mlp", [0], True)
+    assert [e.name for e in client.search_experiments()] == ["my best study", "Default"], "there is no second one"
+    assert client.search_runs([experiment.experiment_id], "tags.`overnight.reason` = 'marked bad'")
+    assert "digits-mlp is deleted" in command("delete", "digits-mlp", "--yes", f"home={a_home}")
+    assert [e.name for e in client.search_experiments()] == ["Default"]
+    assert len(before.records) > 0

@@ -17,7 +17,7 @@ from typing import Any
 import click
 from click.shell_completion import BashComplete, CompletionItem, ZshComplete, add_completion_class, split_arg_string
 
-from overnight.config.paths import HomePaths, conf_dir
+from overnight.config.paths import HomePaths, StudyLocation, conf_dir
 from overnight.config.search_path import ConfigSearchPath
 from overnight.config.trees import read_yaml
 from overnight.search import attributes
@@ -108,7 +108,7 @@ def _configs(ctx: click.Context) -> ConfigSearchPath:
 
 
 def _home(given: Mapping[str, str]) -> HomePaths:
-    return HomePaths(Path(given.get("home") or _read(conf_dir() / "config.yaml")["home"]).expanduser().absolute())
+    return StudyLocation(given.get("home") or _read(conf_dir() / "config.yaml")["home"]).paths
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def _in_mlflow(found: StudyView) -> Iterator[Defect]:
     records = [dataclasses.replace(r, state="paused") if r.state == "running" else r for r in found.records]
     try:
         client = store.open_client(location) if store.exists(location) else None
-        experiment = client.get_experiment_by_name(found.name) if client is not None else None
+        experiment = store.find_experiment(client, found.name, found.uid) if client is not None else None
         if client is None or experiment is None or experiment.lifecycle_stage == "deleted":
             if any(r.state != "waiting" for r in records):
                 yield Defect("MLflow", f"no experiment {found.name}", written)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from overnight.study.open import reopen
 from overnight.study.snapshot import StudyView, study_names, view
 from overnight.study.storage.database import opened
 from overnight.study.storage.lock import lock_study
-from overnight.system.files import write_atomically
+from overnight.system.files import remove_inside, write_atomically
 from overnight.tracking import registry, store
 from overnight.tracking.sync import MlflowSync
 
@@ -188,22 +187,25 @@ def delete(location: StudyLocation, found: StudyFootprint) -> list[str]:
             held.callback(lock_study(location, name))
             held.callback(location.paths.study(name).lock.unlink, missing_ok=True)
         with _reporting_mlflow_errors(found.name):
-            remainder = registry.delete_study(location, found.name, found.uids)
+            remains = registry.delete_study(location, found.name, found.uids)
         for path in found.files:
-            _remove(path, found.name)
+            if not _remove(location, path, found.name):
+                remains.append(f"{path} is outside of home and stays")
         with opened(location) as storage:
             there = {s.study_name for s in storage.get_all_studies()}
             for name in sorted(set(found.optuna_studies) & there, key=len, reverse=True):  # the search last
                 optuna.delete_study(study_name=name, storage=storage)
-    return [remainder] if remainder else []
+    return remains
 
 
-def _remove(path: Path, name: str) -> None:
-    """Remove a folder or file. Raises ConfigError if that fails, because a new study of this name would use it."""
+def _remove(location: StudyLocation, path: Path, name: str) -> bool:
+    """Remove a folder or file; returns False where it is outside of the home.
+
+    Raises:
+        ConfigError: It can't be removed. A new study of this name would use it.
+    """
     try:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    except FileNotFoundError:
-        pass
+        return remove_inside(location.paths.root, path)
     except OSError as error:
         raise ConfigError(
             [f"{path}: must be removable to delete {name}: {error}; the study still exists: delete it again"]

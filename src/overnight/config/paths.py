@@ -58,6 +58,16 @@ class HomePaths:
         return self.root / "cache"
 
     @property
+    def locks(self) -> Path:
+        """The lock of each study, and a file that names the process that holds it."""
+        return self.root / "locks"
+
+    @property
+    def set_aside(self) -> Path:
+        """Files that no study knows. They are moved here, not deleted."""
+        return self.root / "set-aside"
+
+    @property
     def winners(self) -> Path:
         """A config folder that every command searches: each study writes the config of its winner there."""
         return self.root / "winners"
@@ -84,7 +94,7 @@ class StudyPaths:
 
     @property
     def lock(self) -> Path:
-        return self.root / "locks" / f"{self.name}.lock"
+        return HomePaths(self.root).locks / f"{self.name}.lock"
 
     @property
     def logs(self) -> Path:
@@ -150,7 +160,8 @@ class StudyLocation:
 
     @property
     def paths(self) -> HomePaths:
-        return HomePaths(Path(self.home).expanduser().absolute())
+        # Without links, so that a file can be compared with the home that it should be in.
+        return HomePaths(Path(self.home).expanduser().resolve())
 
     @property
     def shared(self) -> bool:

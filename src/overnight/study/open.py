@@ -21,6 +21,7 @@ from overnight.study.snapshot import latest_studies, reject_old_home, stored_pla
 from overnight.study.storage import leases
 from overnight.study.storage.database import dispose
 from overnight.study.storage.exclusive import ExclusiveStorage
+from overnight.study.storage.home import settle
 from overnight.study.storage.leased import LeasedStorage, open_for_work
 from overnight.study.storage.lock import lock_study
 from overnight.study.storage.outage import raising_unreachable
@@ -49,6 +50,7 @@ def open_study(
     """
     location = plan.settings.location
     reject_old_home(location)
+    settle(location)
     home = location.paths.root
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from overnight.study.attributes import StoredAttributes
 from overnight.study.exclusions import with_exclusions
 from overnight.study.storage import optuna_tables
 from overnight.study.storage.database import OptunaDatabase, opened, without_collecting
+from overnight.study.storage.home import settle
 from overnight.study.storage.lock import holder_of
 
 
@@ -164,6 +165,7 @@ def reject_old_home(location: StudyLocation) -> None:
 
 def _has_no_studies(location: StudyLocation) -> bool:
     reject_old_home(location)
+    settle(location)
     return location.storage_url is None and not location.paths.optuna_db.exists()
 
 

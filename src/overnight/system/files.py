@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -41,6 +42,25 @@ def create_atomically(path: Path, content: bytes) -> None:
             os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_inside(root: Path, path: Path) -> bool:
+    """Whether a path is below a folder, given without links. A link is where it is, not where it leads."""
+    place = Path(os.path.realpath(path.parent), path.name)
+    return place.is_relative_to(root) and place != root and path.name != ".."
+
+
+def remove_inside(root: Path, path: Path) -> bool:
+    """Remove a file, a link or a folder with its content.
+
+    Returns:
+        False where the path is outside of `root`, also through a link. It is left alone then.
+    """
+    if not is_inside(root, path):
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return True
 
 
 def _write(path: Path, parts: tuple[bytes | str, ...], durable: bool) -> None:

@@ -35,7 +35,8 @@ def write_model(folder: Path, exported: Exported, logged: Any, run_id: str) -> N
     input_dtype, output_dtype = exported.dtypes
     inputs, outputs = np.array(exported.example_inputs, input_dtype), np.array(exported.example_outputs, output_dtype)
     input_schema, output_schema = (Schema([TensorSpec(a.dtype, (-1, *a.shape[1:]))]) for a in (inputs, outputs))
-    model = Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
+    # Without the location of the files, which changes when a home is moved. MLflow finds them by the model's id.
+    model = Model(logged.name, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
     model.signature = ModelSignature(input_schema, output_schema)
     model.metadata = {"rows": exported.input_description, "answers": exported.output_description}
     _save_example(model, inputs, str(folder))

@@ -15,14 +15,14 @@ from overnight.tracking.duration import end_of_study
 from overnight.tracking.provenance import study_files
 from overnight.tracking.run_update import rounded
 from overnight.tracking.run_writer import log_plots
-from overnight.tracking.store import find_parent, milliseconds
+from overnight.tracking.store import find_experiment, find_parent, milliseconds
 
 _STATES = {"FINISHED": "complete", "FAILED": "failed", "KILLED": "paused"}
 
 
-def open_experiment(client: Any, plan: Plan) -> str:
-    """Find, restore or create the experiment of a study; returns its id."""
-    found = client.get_experiment_by_name(plan.experiment)
+def open_experiment(client: Any, plan: Plan, uid: str) -> str:
+    """Find, restore or create the experiment of the search with this uid; returns the experiment's id."""
+    found = find_experiment(client, plan.experiment, uid)
     if found is not None:
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
-import urllib.parse
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,11 @@ from typing import Any
 from overnight.config.paths import StudyLocation
 from overnight.protocol import Exported
 from overnight.study.snapshot import StudyView
+from overnight.study.storage.home import local_path
+from overnight.system.files import remove_inside
 from overnight.tracking import tags
 from overnight.tracking.model import write_model
-from overnight.tracking.store import exists, find_parent, open_client, study_runs
+from overnight.tracking.store import exists, find_experiment, find_parent, open_client, study_runs
 
 CHAMPION = "champion"  # the alias of the version to use
 _ALL = 3  # MLflow's ViewType.ALL
@@ -38,7 +38,7 @@ def register(view: StudyView, exported: Exported, version_tags: Mapping[str, str
         Exception: Any error of MLflow and its store.
     """
     client = open_client(view.plan.settings.location)
-    experiment = client.get_experiment_by_name(view.plan.experiment)
+    experiment = find_experiment(client, view.plan.experiment, view.uid)
     run_id = find_parent(client, experiment.experiment_id, view.uid) if experiment is not None else None
     if experiment is None or run_id is None:
         raise LookupError(f"MLflow has no run of the study {view.name}; `overnight doctor {view.name}` writes it")
@@ -73,21 +73,21 @@ def count(location: StudyLocation, experiment_name: str, uids: Collection[str]) 
     if not exists(location):
         return 0, 0
     client = open_client(location)
-    experiment = client.get_experiment_by_name(experiment_name)
+    experiment = find_experiment(client, experiment_name, *uids)
     runs = _runs(client, experiment.experiment_id, uids) if experiment is not None else []
     return len(runs), len(_versions(client, experiment_name, uids))
 
 
-def delete_study(location: StudyLocation, experiment_name: str, uids: Collection[str]) -> str | None:
+def delete_study(location: StudyLocation, experiment_name: str, uids: Collection[str]) -> list[str]:
     """Delete the runs, models and artifacts of a study from MLflow. May be repeated after an interruption.
 
-    A study of the same name from another Optuna storage stays.
+    A study of the same name from another Optuna storage stays, and so do artifacts outside of the home.
 
     Returns:
-        A sentence for the user if the store keeps deleted runs, as a server does; otherwise None.
+        Messages about what remains: a server keeps deleted runs.
     """
     if not exists(location):
-        return None
+        return []
     client = open_client(location)
     store: Any = client._tracking_client.store
     can_purge = hasattr(store, "_hard_delete_run")  # as `mlflow gc` does; a server offers it to no client
@@ -96,20 +96,24 @@ def delete_study(location: StudyLocation, experiment_name: str, uids: Collection
     models = client.search_registered_models(f"name = '{experiment_name}'")
     if models and models[0].tags.get(tags.UID) in uids:
         client.delete_registered_model(experiment_name)
-    experiment = client.get_experiment_by_name(experiment_name)
+    remains = (
+        [] if can_purge else [f"{location.tracking_uri} keeps deleted runs until you run `mlflow gc` on that server"]
+    )
+    experiment = find_experiment(client, experiment_name, *uids)
     if experiment is None:
-        return None
+        return []
     experiment_id = experiment.experiment_id
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment_id)
+    artifacts: list[str] = []
     for model in list(client.search_logged_models([experiment_id])):
         if model.tags.get(tags.UID) in uids:
-            _remove_artifacts(model.artifact_location)
+            artifacts += _kept_artifacts(location, model.artifact_location)
             client.delete_logged_model(model.model_id)
             if can_purge:
                 store._hard_delete_logged_model(model.model_id)
     for run in _runs(client, experiment_id, uids):
-        _remove_artifacts(run.info.artifact_uri)
+        artifacts += _kept_artifacts(location, run.info.artifact_uri)
         client.delete_run(run.info.run_id)
         if can_purge:
             store._hard_delete_run(run.info.run_id)
@@ -117,7 +121,9 @@ def delete_study(location: StudyLocation, experiment_name: str, uids: Collection
         client.delete_experiment(experiment_id)
         if can_purge:
             store._hard_delete_experiment(experiment_id)
-    return None if can_purge else f"{location.tracking_uri} keeps deleted runs until you run `mlflow gc` on that server"
+    if artifacts:
+        remains.append(f"{len(artifacts)} folders of artifacts are outside of home and stay, such as {artifacts[0]}")
+    return remains
 
 
 def _runs(client: Any, experiment_id: str, uids: Collection[str]) -> list[Any]:
@@ -129,12 +135,19 @@ def _versions(client: Any, name: str, uids: Collection[str]) -> list[Any]:
     return [v for v in versions if v.tags.get(tags.UID) in uids]
 
 
-def _remove_artifacts(location: str) -> None:
-    """Remove a folder of artifacts from this machine's disk. `mlflow gc` removes artifacts elsewhere."""
-    parsed = urllib.parse.urlparse(location)
-    if parsed.scheme not in ("", "file"):
-        return
-    folder = urllib.parse.unquote(parsed.path) if parsed.scheme else location  # a plain path may contain # or ?
-    shutil.rmtree(folder, ignore_errors=True)
+def _kept_artifacts(location: StudyLocation, artifacts: str) -> list[str]:
+    """Remove a folder of artifacts below the home, and its parents that are empty then.
+
+    Returns:
+        The folder, if it is on this machine and outside of the home. `mlflow gc` removes artifacts elsewhere.
+    """
+    found, home = local_path(artifacts), location.paths.root
+    if found is None or not found.exists():
+        return []
+    folder = Path(os.path.realpath(found.parent), found.name)
     with contextlib.suppress(OSError):
-        os.removedirs(os.path.dirname(folder))  # the parents that are empty now
+        if not remove_inside(home, folder):
+            return [str(found)]
+        for parent in folder.parents[: len(folder.relative_to(home).parts) - 1]:
+            parent.rmdir()
+    return []

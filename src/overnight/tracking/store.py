@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from overnight.config import credentials
 from overnight.config.paths import StudyLocation, sqlite_url
+from overnight.study.storage.home import settle
 from overnight.system.devices import cores
 from overnight.system.errors import one_line
 from overnight.system.files import create_atomically
@@ -69,6 +70,7 @@ def open_client(location: StudyLocation) -> MlflowClient:
 
     Raises:
         LookupError: The login at the server can't be read any more.
+        ConfigError: The home was moved while a process works in it.
     """
     if _preparation is not None:
         _preparation.join()
@@ -78,11 +80,17 @@ def open_client(location: StudyLocation) -> MlflowClient:
     if not exists(location):
         location.paths.root.mkdir(parents=True, exist_ok=True)
         create_atomically(location.paths.mlflow_db, _empty_store(str(location.artifact_root)))
+    settle(location)
     from mlflow import MlflowClient
 
     # It logs a traceback at every attempt. A full disk or a server that restarts causes many.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    return MlflowClient(tracking_uri=location.tracking_uri)
+    client = MlflowClient(tracking_uri=location.tracking_uri)
+    if location.server is None:
+        from overnight.tracking.home_artifacts import HomeTrackingClient
+
+        client._tracking_client = HomeTrackingClient(location.tracking_uri, location)
+    return client
 
 
 def set_quiet_environment() -> None:
@@ -127,6 +135,22 @@ def study_runs(client: MlflowClient, experiment_id: str, uid: str, *, deleted: b
             return
 
 
+def find_experiment(client: MlflowClient, name: str, *uids: str) -> Any | None:
+    """Return the experiment that holds the runs of a study, also where a user renamed it; else the one of that name."""
+    from mlflow.entities import ViewType
+
+    named = client.get_experiment_by_name(name)
+    for uid in uids:
+        mine, everywhere = tags.matching({tags.UID: uid}), ViewType.ALL
+        if named is not None and client.search_runs([named.experiment_id], mine, everywhere, max_results=1):
+            return named
+    for uid in uids:
+        experiments = [e.experiment_id for e in client.search_experiments(ViewType.ALL)]
+        for run in client.search_runs(experiments, tags.matching({tags.UID: uid}), ViewType.ALL, max_results=1):
+            return client.get_experiment(run.info.experiment_id)
+    return named
+
+
 def find_parent(client: MlflowClient, experiment_id: str, uid: str) -> str | None:
     """Return the id of a study's own run."""
     for run in study_runs(client, experiment_id, uid):
@@ -146,6 +170,18 @@ def find_trial_runs(location: StudyLocation, trials: Iterable[tuple[str, int | N
         condition = tags.matching({tags.UID: uid, tags.TRIAL: str(number)})
         found += [str(run.info.run_id) for run in client.search_runs(experiments, condition, max_results=1)]
     return found
+
+
+def describe_refusal(client: Any) -> str | None:
+    """Return to which folder outside of the home a client wrote nothing, and what to do; None if there is none."""
+    tracking = getattr(client, "_tracking_client", client)
+    refused = sorted(getattr(tracking, "refused", ()))
+    if not refused:
+        return None
+    return (
+        f"no artifacts are written to {refused[0]}, which is outside of home; if you want them there, give the folder "
+        f"as tracking.artifacts"
+    )
 
 
 def describe_error(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from overnight.config.paths import StudyLocation, trial_name
 from overnight.tracking import names, tags
 from overnight.tracking.pages import note_with_result
 from overnight.tracking.run_update import rounded
-from overnight.tracking.store import describe_error, find_parent, open_client, study_runs
+from overnight.tracking.store import describe_error, find_experiment, find_parent, open_client, study_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,7 +43,7 @@ def publish(location: StudyLocation, experiment_name: str, uid: str, summary: Su
     """Write a summary to MLflow. May be repeated. Returns the error, or None."""
     try:
         client = open_client(location)
-        experiment = client.get_experiment_by_name(experiment_name)
+        experiment = find_experiment(client, experiment_name, uid)
         parent = find_parent(client, experiment.experiment_id, uid) if experiment is not None else None
         if experiment is not None and parent is not None:
             _log_tests(client, experiment.experiment_id, summary)

@@ -25,7 +25,7 @@ from overnight.tracking import tags
 from overnight.tracking.parent_run import ParentRun, open_experiment
 from overnight.tracking.reconcile import reconcile
 from overnight.tracking.run_writer import RunWriter, log_plots
-from overnight.tracking.store import describe_error, open_client
+from overnight.tracking.store import describe_error, describe_refusal, open_client
 
 WRITE_EVERY_S = 1.0
 # The progress of a running trial is written less often. A write takes as much CPU as 20 steps of a small network, and a
@@ -159,7 +159,7 @@ class MlflowSync:
                 self._write_plots()
                 if ending is not None:
                     self._end(ending)
-                self.error = None
+                self.error = describe_refusal(self._client)
                 if ending is not None:
                     return
             except Exception as error:  # of MLflow, SQLAlchemy or the network: the remedy for each is to try again
@@ -188,7 +188,7 @@ class MlflowSync:
 
     def _open_runs(self) -> set[int]:
         """Find or create the experiment and the parent run. Returns the trials whose runs lack something."""
-        self.experiment_id = open_experiment(self._client, self._plan)
+        self.experiment_id = open_experiment(self._client, self._plan, self._search_uid or self._uid)
         self._parent = ParentRun(self._client, self._plan, self._uid, self.experiment_id)
         if self._search_uid is not None:
             self._parent.open_for_confirmation(self._search_uid)

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from overnight.config.paths import StudyLocation
+from overnight.config.paths import HomePaths, StudyLocation
 from overnight.study.storage import leases
 from overnight.study.storage.database import opened
 from overnight.system.files import write_atomically
@@ -24,6 +24,7 @@ from overnight.system.files import write_atomically
 # Largest difference between two readings of one process's start time. A process id is not reused within it.
 _START_TOLERANCE_S = 2.0
 _HOLDER_FILE_WAIT_S = 2.0
+_HOLDER_SUFFIX = ".holder.json"
 
 
 class StudyInUse(RuntimeError):
@@ -71,8 +72,20 @@ def holder_of(location: StudyLocation, study: str) -> dict[str, Any] | None:
     """
     if location.shared:
         return _first_member(location, study)
+    return _alive_holder(holder_file(location, study))
+
+
+def holders_in(paths: HomePaths) -> list[tuple[str, int]]:
+    """Return the studies of a home that processes of this machine work on, each with the process's id."""
+    files = {file.name.removesuffix(_HOLDER_SUFFIX): file for file in sorted(paths.locks.glob(f"*{_HOLDER_SUFFIX}"))}
+    holders = {study: _alive_holder(file) for study, file in files.items()}
+    return [(study, int(holder["pid"])) for study, holder in holders.items() if holder is not None]
+
+
+def _alive_holder(file: Path) -> dict[str, Any] | None:
+    """Return what a holder file says, if its process is alive."""
     try:
-        holder: dict[str, Any] = json.loads(holder_file(location, study).read_text())
+        holder: dict[str, Any] = json.loads(file.read_text())
         start = _start_of(holder["pid"])
         same_boot = start["boot"] is not None and start["boot"] == holder.get("boot")
         comparable = ["created", *(["after_boot_s"] if same_boot else [])]
@@ -83,7 +96,7 @@ def holder_of(location: StudyLocation, study: str) -> dict[str, Any] | None:
 
 
 def holder_file(location: StudyLocation, study: str) -> Path:
-    return location.paths.study(study).lock.with_suffix(".holder.json")
+    return location.paths.study(study).lock.with_suffix(_HOLDER_SUFFIX)
 
 
 def _await_holder(location: StudyLocation, study: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from overnight.runner.supervisor import Ending, Supervisor
 from overnight.search.build_plan import build_plan, plan_for_training
 from overnight.search.limits import Launch, SearchLimits
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, best_of
+from overnight.search.record import TrialRecord, best_of, format_duration
 from overnight.search.terminator import Terminator
 from overnight.study import warm_start
 from overnight.study.open import join, open_study
@@ -319,10 +319,21 @@ def progress(supervisor: Supervisor) -> ProgressSnapshot:
         running,
         tuple(supervisor.ended),
         supervisor.slots.count,
-        supervisor.stopping.reason in (StopReason.STOPPED, StopReason.LIMIT),
+        _activity(supervisor),
         _warning(supervisor),
         supervisor.outlook,
     )
+
+
+def _activity(supervisor: Supervisor) -> str | None:
+    """Return what a supervisor does that is not training, and how long that may take where it has a limit."""
+    stopping = supervisor.stopping
+    if supervisor.closing is not None:
+        left_s = stopping.seconds_to_exit() if stopping.is_by_user else None
+        return supervisor.closing + ("" if left_s is None else f", at most {format_duration(left_s)}")
+    if stopping.is_stopping:
+        return f"saving the running trials, at most {format_duration(stopping.seconds_to_kill())}"
+    return None
 
 
 def _warning(supervisor: Supervisor) -> str | None:

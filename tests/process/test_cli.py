@@ -276,7 +276,7 @@ def test_a_terminal_shows_a_live_table(home: Path) -> None:
     os.close(main)
     assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="replace"))
-    for words in ("of 3 trials", "slot", "trial-0000", "val/accuracy", "best"):
+    for words in ("of 3 trials", "epoch", "trial-0000", "val/accuracy", "best"):
         assert words in text
     assert "digits-mlp: 3 of 3 trials done (3 complete)" in text
 

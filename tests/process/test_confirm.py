@@ -130,7 +130,7 @@ def test_an_interrupted_confirmation_is_resumed_and_has_the_same_result(
     class StopsAfterTwoConfirmations(NullScreen):
         def update(self, take_snapshot: Callable[[], ProgressSnapshot], force: bool = False) -> None:  # noqa: ARG002
             now = take_snapshot()
-            if now.plan.name.endswith(CONFIRM_SUFFIX) and len(now.ended) == 2 and not now.stopping:
+            if now.plan.name.endswith(CONFIRM_SUFFIX) and len(now.ended) == 2 and now.activity is None:
                 signal.raise_signal(signal.SIGINT)
 
     with Signals() as signals:

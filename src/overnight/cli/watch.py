@@ -53,7 +53,7 @@ def progress(found: StudyView) -> ProgressSnapshot:
         running,
         _ended(found),
         max(len(slot_devices(settings.slots)), len(running)),
-        False,
+        None,
         f"less than {settings.min_free_mib} MiB are free: trials are saved and wait for disk space" if full else None,
     )
 

@@ -12,13 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
-from overnight.config.paths import trial_name
+from overnight.report.live_table import LiveTable
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, best_of, describe, format_duration, trial_title
 
@@ -48,7 +45,7 @@ class ProgressSnapshot:
     Attributes:
         records: All trials, by number.
         ended: The trials that ended in this session, in order.
-        stopping: Whether running trials are being saved for a stop.
+        activity: What is done before the end, without "...", e.g. "saving the running trials"; None while trials train.
         warning: A problem that the user should know of, e.g. a full disk.
         forecast: What is still to come before a deadline; None without a deadline.
     """
@@ -58,7 +55,7 @@ class ProgressSnapshot:
     running: tuple[RunningTrial, ...]
     ended: tuple[TrialRecord, ...]
     slots: int
-    stopping: bool
+    activity: str | None
     warning: str | None
     forecast: str | None = None
 
@@ -74,11 +71,14 @@ class ProgressSnapshot:
         return best_of(self.records.values(), self.plan.settings)
 
     def seconds_left(self) -> float | None:
-        """Estimate the seconds until the budget is used, from the median duration; None before the first trial."""
-        durations = [r.ended_at - r.started_at for r in self.ended if r.ended_at and r.started_at]
+        """Estimate the seconds until the budget is used, from the median duration; None before the first epoch."""
+        now, epochs = time.time(), self.plan.settings.trainer.max_epochs
+        durations = [r.ended_at - r.started_at for r in self.ended if r.ended_at and r.started_at] or [
+            (now - trial.started_at) / (trial.epoch + 1) * epochs for trial in self.running if trial.epoch >= 0
+        ]
         if not durations:
             return None
-        typical, now = statistics.median(durations), time.time()  # the first trial waited for imports
+        typical = statistics.median(durations)  # the first trial waited for imports
         running = sum(max(typical - (now - trial.started_at), 0.0) for trial in self.running)
         waiting = max(self.plan.budget - self.done - len(self.running), 0)
         # Trials of a confirmation are never pruned, so they take as long as the longest trial.
@@ -206,61 +206,9 @@ class NotebookScreen:
         pass
 
 
-def render(now: ProgressSnapshot) -> Group:
+def render(now: ProgressSnapshot) -> LiveTable:
     """Return the live table."""
-    lines: list[Any] = [_heading(now)]
-    if now.forecast and not now.stopping:
-        lines.append(Text(now.forecast, style="dim"))
-    best = now.best
-    if best is not None:
-        value = f"{now.plan.settings.study.metric} {best.objective:.4g}"
-        lines.append(
-            Text.assemble("best  ", (value, "bold green"), f"  {trial_title(best)}  ", (describe(best), "dim"))
-        )
-    lines.append(_slot_table(now))
-    if now.warning:
-        lines.append(Text(now.warning, style="yellow"))
-    return Group(*lines)
-
-
-def _heading(now: ProgressSnapshot) -> Table:
-    budget, left = now.plan.budget, now.seconds_left()
-    counts = ", ".join(f"{now.count(s)} {s}" for s in ("complete", "pruned", "failed", "paused") if now.count(s))
-    if now.stopping:
-        phase = "saving and stopping ..."
-    elif left is not None and not now.forecast:
-        phase = f"about {format_duration(left)} left"
-    else:
-        phase = "" if now.ended else "starting ..."
-    heading = Table.grid(padding=(0, 1))
-    heading.add_row(
-        Text(now.plan.name, style="bold"),
-        ProgressBar(total=budget, completed=now.done, width=30),
-        Text(f"{now.done} of {budget} trials"),
-        Text(f"({counts})" if counts else ""),
-        Text(phase, style="dim"),
-    )
-    return heading
-
-
-def _slot_table(now: ProgressSnapshot) -> Table:
-    metric = now.plan.settings.study.metric
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("slot", "trial", "epoch", metric, "for", ""):
-        table.add_column(column, justify="right" if column in ("epoch", metric, "for") else "left")
-    for i, trial in enumerate(now.running):
-        record = now.records.get(trial.number)
-        table.add_row(
-            str(i),
-            trial_title(record) if record else trial_name(trial.number),
-            f"{trial.epoch + 1}/{now.plan.settings.trainer.max_epochs}",
-            "" if trial.value is None else f"{trial.value:.4g}",
-            format_duration(time.time() - trial.started_at),
-            Text(describe(record) if record else "", style="dim", overflow="ellipsis", no_wrap=True),
-        )
-    for i in range(len(now.running), now.slots):
-        table.add_row(str(i), Text("free", style="dim"))
-    return table
+    return LiveTable(now)
 
 
 def _objective(record: TrialRecord) -> str:

@@ -59,6 +59,10 @@ class StopState:
     def grace_is_over(self) -> bool:
         return self._clock() >= self._kill_at
 
+    def seconds_to_kill(self) -> float:
+        """Return how long running trials may still save; infinity if no stop is requested."""
+        return max(self._kill_at - self._clock(), 0.0)
+
     def seconds_to_exit(self) -> float:
         """Return how long a process that a user stopped may still take; negative once it is late."""
         return self._exit_at - self._clock()

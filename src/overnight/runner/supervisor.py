@@ -61,6 +61,7 @@ class Supervisor:
         records: of all trials of the study, by number.
         ended: records of the trials that this supervisor ran to their end, in order.
         outlook: what the limits expect, in one line.
+        closing: what is done once no trial runs any more, e.g. "drawing the winner"; None before.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Supervisor:
         self.ended: list[TrialRecord] = []
         self.started = 0
         self.outlook: str | None = None
+        self.closing: str | None = None
         self._clock = clock
         self._on_change: Callable[[Supervisor], None] = lambda _: None
         self._processes = processes or ForkedProcesses(self.slots.on_cpu)
@@ -322,6 +324,7 @@ class Supervisor:
 
         def has_time() -> bool:
             self.session.coordinator.keep_alive()  # this process's trials stay its own while MLflow is written
+            self._on_change(self)
             return not self.stopping.is_by_user or self.stopping.seconds_to_exit() > 0
 
         reason = self.stopping.reason
@@ -330,8 +333,14 @@ class Supervisor:
         best = self.best if self.only is None else self.records.get(self.only)
         weights = self.plan.paths.checkpoint(best.number) / "weights.ckpt" if best else None
         winner = best if reason in (StopReason.COMPLETE, StopReason.LIMIT) else None
+
+        def is_given_up() -> bool:
+            self._on_change(self)
+            return self.stopping.is_by_user or self.limits.is_late()
+
+        self.closing = "drawing the pictures"
         try:
-            self._plots.close(winner, self.slots.count, lambda: self.stopping.is_by_user or self.limits.is_late())
+            self._plots.close(winner, self.slots.count, is_given_up)
         except KeyboardInterrupt:
             self.stop()
         timeout_s = self.limits.mlflow_timeout_s()
@@ -339,6 +348,7 @@ class Supervisor:
             reason = StopReason.STOPPED
             timeout_s = self.stopping.seconds_to_exit()
             self.session.coordinator.leave()  # the last process to leave marks the study as stopped
+        self.closing = "writing MLflow"
         kept = str(weights) if weights and weights.exists() else None
         self.mlflow.close(_run_status(reason, self.records.values()), best, kept, timeout_s, has_time)
         records = tuple(self.records[n] for n in sorted(self.records))

@@ -176,10 +176,26 @@ def trial_title(record: TrialRecord) -> str:
 
 def describe(record: TrialRecord) -> str:
     """The parameters of a trial in one short line; a list as one value."""
-    return describe_params(record.params)
+    return _in_one_line(short_params(record))
 
 
 def describe_params(params: Mapping[str, Any]) -> str:
+    return _in_one_line(_short_texts(params))
+
+
+def short_params(record: TrialRecord) -> dict[str, str]:
+    """Short name -> value of the parameters of a trial. A trial of `train` has no parameters; its classes name it."""
+    if record.config is None or record.confirms is not None:
+        return _short_texts(record.params)
+    targets = {node: given.get("_target_") for node, given in record.config.items() if isinstance(given, Mapping)}
+    return {node: str(target).rpartition(".")[2] for node, target in targets.items() if target}
+
+
+def _in_one_line(texts: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={text}" for name, text in texts.items())
+
+
+def _short_texts(params: Mapping[str, Any]) -> dict[str, str]:
     parts: dict[str, str] = {}
     for name, value in params.items():
         key, _, last = name.rpartition(".")
@@ -188,7 +204,16 @@ def describe_params(params: Mapping[str, Any]) -> str:
             parts[key] = f"{parts[key]}-{text}" if key in parts else text
         elif last != "length":
             parts[name] = text
-    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in parts.items())
+    return {_short_name(key, parts): text for key, text in parts.items()}
+
+
+def _short_name(key: str, keys: Iterable[str]) -> str:
+    """The shortest end of a dotted key that no other key has: model.encoder.width is width, or else encoder.width."""
+    path, others = key.split("."), [other.split(".") for other in keys if other != key]
+    for n in range(1, len(path)):
+        if all(other[-n:] != path[-n:] for other in others):
+            return ".".join(path[-n:])
+    return key
 
 
 def format_duration(seconds: float | None) -> str:

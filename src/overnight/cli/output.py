@@ -16,6 +16,7 @@ from overnight.cli.arguments import command, exit_with_mistakes
 
 if TYPE_CHECKING:
     from overnight.api import Result
+    from overnight.runner.forecast import Forecast
     from overnight.search.plan import Plan
     from overnight.search.record import TrialRecord
     from overnight.study.snapshot import StudyView
@@ -182,18 +183,20 @@ def _print_finding(result: Result) -> None:
 
 
 def print_forecast(plan: Plan) -> None:
-    """Print the search space, three samples, and the time and disk space of a study; trains one epoch to measure it."""
+    """Print the search space, three samples, and the time and disk space of a study; trains some epochs to measure."""
     from overnight.runner import forecast as forecasts
     from overnight.runner.launch import check_configurations
     from overnight.search import space
-    from overnight.search.record import format_duration
 
     check_configurations(plan, click.echo, activity.show)
+    activity.show(
+        "training a few epochs of the smallest and of the largest configuration, at most half a minute each ..."
+    )
     try:
         found = forecasts.forecast(plan)
-    except forecasts.BaselineFailed as error:
+    except forecasts.MeasurementFailed as error:
         click.echo(str(error), err=True)
-        exit_with_mistakes(["conf: the baseline configuration must train, and fails as shown above"])
+        exit_with_mistakes([f"conf: the {error.name}, must train, and fails as shown above"])
     size = "infinite" if found.points == float("inf") else f"{found.points:,.0f} points"
     click.echo(f"{plan.name}: search space, {size}")
     for key, draw in plan.space.describe().items():
@@ -201,13 +204,30 @@ def print_forecast(plan: Plan) -> None:
     click.echo("three random samples:")
     for sample in found.samples:
         click.echo("  " + " ".join(f"{k}={space.to_hydra(v)}" for k, v in sample.items()))
-    trials = f"{max(plan.budget - found.done, 0)} trials"
-    trials += f" and {found.confirmations} confirmations" if found.confirmations else ""
-    click.echo(
-        f"time: at most {format_duration(found.seconds)} for {trials} of {plan.settings.trainer.max_epochs} epochs in "
-        f"{found.slots} slots without pruning; the baseline takes {found.seconds_per_epoch:.3g} s per epoch"
-    )
+    for line in _time_lines(found):
+        click.echo(line)
     click.echo(f"disk: about {found.disk_bytes / 1e6:.1f} MB in {plan.settings.location.paths.root}")
+
+
+def _time_lines(found: Forecast) -> list[str]:
+    """Return the range of the time, and what it is based on."""
+    from overnight.search.record import format_duration
+
+    least, most = (format_duration(s) for s in found.seconds)
+    work = f"{found.trials} trials" + (f" and {found.confirmations} confirmations" if found.confirmations else "")
+    slots = f"in {found.slots} slot{'s' if found.slots > 1 else ''}"
+    if found.at_once < found.slots:
+        slots += f", of which {found.at_once} train at once, because there are {found.at_once} cores"
+    lines = [
+        f"time: {least} to {'more than ' if found.slowest.is_cut else ''}{most} for {work} {slots}, "
+        "from the start to the report, without pruning"
+    ]
+    for which in dict.fromkeys((found.fastest, found.slowest)):
+        at_least = "more than " if which.is_cut else ""
+        lines.append(
+            f"  measured: {at_least}{which.epoch_s:.3g} s per epoch, {which.epochs} epochs per trial ({which.name})"
+        )
+    return lines
 
 
 def print_wrapped(text: str) -> None:

@@ -1,26 +1,66 @@
-"""Forecast the time and the disk space of a study from a few measured epochs of the baseline."""
+"""Forecast the time and the disk space of a study from a few measured epochs at both ends of its search space."""
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from overnight.protocol import EpochEnd
-from overnight.runner import trial_process
+from overnight.runner import preflight, trial_process
+from overnight.runner.preflight import DryRun
 from overnight.runner.trial_spec import trial_spec
+from overnight.search import deadline
 from overnight.search.plan import Plan
 from overnight.study import warm_start
 from overnight.study.snapshot import view
 from overnight.system import forkserver
-from overnight.system.devices import slot_devices
+from overnight.system.devices import cores, slot_devices
 
 # What a trial takes in the Optuna storage and in MLflow, measured on digits with three metrics.
 _BYTES_PER_TRIAL, _BYTES_PER_EPOCH = 9_000, 1_400
 _MEASURED_EPOCHS = 3
+# Seconds after which a configuration is measured no further. An epoch may take an hour.
+_MEASURE_S = 30.0
+# Configurations that are measured: the ends of the space for up to four options of data and model.
+_MAX_MEASURED = 8
+# Seconds that the report of a study takes at least; at most it takes `deadline.closing_s`.
+_MIN_CLOSING_S = 2.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A short training of one configuration.
+
+    Attributes:
+        name: for messages, e.g. "largest configuration, width=16".
+        epochs: of a whole trial of this configuration.
+        start_s: from the start of the process to the start of its first epoch.
+        epoch_s: of the fastest epoch after the first. At least so long, if `is_cut`.
+        is_cut: no epoch ended within the time for measuring.
+        weights_bytes: the size of the weights' file; 0 if none was written.
+    """
+
+    name: str
+    epochs: int
+    start_s: float
+    epoch_s: float
+    is_cut: bool
+    weights_bytes: int
+
+    @property
+    def trial_s(self) -> float:
+        """Seconds of a whole trial."""
+        return self.start_s + self.epochs * self.epoch_s
 
 
 @dataclass(frozen=True)
@@ -30,85 +70,133 @@ class Forecast:
     Attributes:
         points: of the search space; infinity for a continuous one.
         samples: configurations of the space, as key -> value.
-        done: trials that have ended already.
+        trials: those that have not ended yet.
         confirmations: the largest number of trials of the confirmation.
-        seconds: wall clock time for the remaining trials and the confirmation, if nothing is pruned.
+        at_once: trials that really run side by side: as many as there are slots, and cores for them.
+        seconds: the least and the most wall clock time, from the command to its answer, if nothing is pruned.
+        fastest, slowest: the measured configurations whose trials take the least and the most time.
     """
 
     points: float
     samples: tuple[dict[str, Any], ...]
-    done: int
+    trials: int
     confirmations: int
     slots: int
-    seconds: float
+    at_once: int
+    seconds: tuple[float, float]
     disk_bytes: int
-    seconds_per_epoch: float
+    fastest: Measurement
+    slowest: Measurement
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """A short training of the baseline.
+class MeasurementFailed(RuntimeError):
+    """A configuration does not train. The message is that of the trial.
 
     Attributes:
-        start_s: from the start of the process to the start of its first epoch.
-        epoch_s: of the fastest epoch after the first.
-        weights_bytes: the size of the weights' file.
+        name: of the configuration.
     """
 
-    start_s: float
-    epoch_s: float
-    weights_bytes: int
-
-
-class BaselineFailed(RuntimeError):
-    """The baseline configuration does not train. The message is that of the trial."""
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(detail)
+        self.name = name
 
 
 def forecast(plan: Plan, samples: int = 3) -> Forecast:
-    """Measure a few epochs of the baseline, outside any study, and extrapolate.
+    """Measure a few epochs at both ends of the search space, outside any study, and extrapolate.
 
     Raises:
-        BaselineFailed: the baseline does not train.
+        MeasurementFailed: a configuration does not train.
         ConfigError: the study of a warm start does not exist.
     """
     plan, _ = warm_start.resolve(plan)
-    settings = plan.settings
-    epochs = settings.trainer.max_epochs
-    folder = Path(tempfile.mkdtemp(prefix="overnight-"))
-    try:
-        measured = measure(plan, min(_MEASURED_EPOCHS, epochs), folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    forkserver.warm_up()
+    forkserver.is_warm(_MEASURE_S)
+    start_s = time.time() - psutil.Process().create_time()  # a launch takes as long until its first trial
+    slots = len(slot_devices(plan.settings.slots))
+    at_once = min(slots, cores())
+    measured = measure(plan, ends_of_space(plan), at_once)
+    fastest, slowest = (choose(measured, key=lambda m: m.trial_s) for choose in (min, max))
     done, confirmations = _progress(plan)
-    remaining = max(plan.budget - done, 0) + confirmations
-    slots = len(slot_devices(settings.slots))
-    rng = random.Random(settings.seed)
+    trials = max(plan.budget - done, 0)
+    least, most = (seconds_of(trials, confirmations, at_once, m.trial_s) for m in (fastest, slowest))
+    rng = random.Random(plan.settings.seed)
+    weights_bytes = max(m.weights_bytes for m in measured)
     return Forecast(
         points=plan.n_points,
         samples=tuple(plan.sample(rng) for _ in range(samples)),
-        done=done,
+        trials=trials,
         confirmations=confirmations,
         slots=slots,
-        seconds=-(-remaining // slots) * (measured.start_s + epochs * measured.epoch_s),
-        disk_bytes=_disk_bytes(plan, remaining, slots, measured.weights_bytes),
-        seconds_per_epoch=measured.epoch_s,
+        at_once=at_once,
+        seconds=(start_s + least + _MIN_CLOSING_S, start_s + most + deadline.closing_s(trials + confirmations)),
+        disk_bytes=_disk_bytes(plan, trials + confirmations, slots, weights_bytes),
+        fastest=fastest,
+        slowest=slowest,
     )
 
 
-def measure(plan: Plan, epochs: int, folder: Path) -> Measurement:
-    """Train the baseline for a few epochs, outside any study. Raises BaselineFailed."""
-    config = plan.config({})
-    config["trainer"]["max_epochs"] = epochs
-    spec = trial_spec(plan, 0, config, plan.trial_seed(0), slot_devices(1)[0], folder=folder)
-    forkserver.warm_up()
-    trial, messages = trial_process.run_alone(spec, folder / "log")
+def seconds_of(trials: int, confirmations: int, at_once: int, trial_s: float) -> float:
+    """Return the wall clock time of search and confirmation, if every trial takes `trial_s` seconds."""
+    return (math.ceil(trials / at_once) + math.ceil(confirmations / at_once)) * trial_s
+
+
+def ends_of_space(plan: Plan) -> list[DryRun]:
+    """Return configurations that take the least and the most time, for each searched option of data and model.
+
+    The most time takes the largest network with the smallest batches.
+    """
+    return preflight.dry_runs_for(plan, smallest_batch=True)[:_MAX_MEASURED]
+
+
+def measure(plan: Plan, configurations: Sequence[DryRun], at_once: int) -> list[Measurement]:
+    """Train configurations for a few epochs, outside any study, as many at once as a study would.
+
+    Raises:
+        MeasurementFailed: one of them does not train.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="overnight-"))
+    # A single configuration is measured beside copies of itself: trials side by side take longer than one alone.
+    jobs = [*enumerate(configurations), *((i, configurations[0]) for i in range(len(configurations), at_once))]
+    devices = slot_devices(at_once)
+    try:
+        with ThreadPoolExecutor(at_once) as pool:
+            measured = pool.map(
+                lambda job: _measure(plan, job[1], devices[job[0] % at_once], folder / str(job[0])), jobs
+            )
+            return [*measured][: len(configurations)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _measure(plan: Plan, configuration: DryRun, device: str, folder: Path) -> Measurement:
+    config = plan.config(configuration.values)
+    epochs = config["trainer"]["max_epochs"]
+    config["trainer"]["max_epochs"] = min(_MEASURED_EPOCHS, epochs)
+    spec = trial_spec(plan, 0, config, plan.trial_seed(0), device, folder=folder)
+    folder.mkdir()
+    trial, messages = trial_process.run_alone(spec, folder / "log", until=time.time() + _MEASURE_S)
     assert trial.finished is not None
-    if trial.finished.outcome != "complete":
-        raise BaselineFailed(trial.finished.detail)
-    ends = [m for m in messages if isinstance(m, EpochEnd)]
+    if trial.finished.outcome == "failed" and trial.finished.reason != "timed_out":
+        raise MeasurementFailed(configuration.name, trial.finished.detail)
+    weights = folder / "weights.ckpt"
+    return measurement_of(
+        configuration.name,
+        epochs,
+        trial.started_at,
+        [m for m in messages if isinstance(m, EpochEnd)],
+        weights.stat().st_size if weights.exists() else 0,
+    )
+
+
+def measurement_of(
+    name: str, epochs: int, started_at: float, ends: Sequence[EpochEnd], weights_bytes: int
+) -> Measurement:
+    """Return what the ends of a trial's first epochs tell of the whole trial."""
+    if not ends:
+        return Measurement(name, epochs, 0.0, _MEASURE_S, True, weights_bytes)
     seconds = [e.seconds for e in ends]
-    start_s = ends[0].at - seconds[0] - trial.started_at
-    return Measurement(start_s, min(seconds[1:] or seconds), (folder / "weights.ckpt").stat().st_size)
+    start_s = ends[0].at - seconds[0] - started_at
+    return Measurement(name, epochs, start_s, min(seconds[1:] or seconds), False, weights_bytes)
 
 
 def _progress(plan: Plan) -> tuple[int, int]:

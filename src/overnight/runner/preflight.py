@@ -96,10 +96,14 @@ def find_missing_data(plan: Plan, say: Say = lambda _: None) -> Problems:
 # Which configurations -------------------------------------------------------------------------------------------------
 
 
-def dry_runs_for(plan: Plan) -> list[DryRun]:
+def dry_runs_for(plan: Plan, *, smallest_batch: bool = False) -> list[DryRun]:
     """Return the configurations to train: the largest and the smallest for every searched option of `data` and `model`.
 
     The options of other groups and of categorical parameters take turns among them.
+
+    Args:
+        smallest_batch: the largest configuration has the smallest batch size, which takes the most time, and the
+            smallest one the largest. Otherwise both are at the same end, which takes the most memory.
     """
     options = plan.space.searched_options(plan.groups)
     main_groups = [g for g in plan.groups if g in ("data", "model")]
@@ -113,7 +117,7 @@ def dry_runs_for(plan: Plan) -> list[DryRun]:
     dry_runs = []
     for turn, row in zip(range(count), itertools.cycle(rows), strict=False):
         large = (turn // len(rows)) % 2 == 0
-        values = _extreme_values(plan, row, large, turn)
+        values = _extreme_values(plan, row, large, turn, smallest_batch)
         dry_runs.append(
             DryRun(f"{'largest' if large else 'smallest'} configuration, {describe_params(values)}", values)
         )
@@ -135,19 +139,22 @@ def configs_to_build(plan: Plan, dry_runs: list[DryRun]) -> list[dict[str, Any]]
     return configs[:MAX_BUILDS]
 
 
-def _extreme_values(plan: Plan, fixed: Mapping[str, Any], large: bool, turn: int) -> dict[str, Any]:
+def _extreme_values(
+    plan: Plan, fixed: Mapping[str, Any], large: bool, turn: int, smallest_batch: bool = False
+) -> dict[str, Any]:
     """Return a point of the space with integers and sizes at one end, and the rest at the baseline or in the middle."""
 
     def draw(name: str, dist: BaseDistribution) -> Any:
         key = name.partition("@")[0]
+        at_high_end = large != (smallest_batch and key.rpartition(".")[2] == "batch_size")
         if key in fixed:
             return fixed[key]
         if key in ("data", "model") and plan.choices[key] in getattr(dist, "choices", ()):
             return plan.choices[key]
         if isinstance(dist, CategoricalDistribution):
-            return _extreme_choice(dist.choices, large, turn)
+            return _extreme_choice(dist.choices, at_high_end, turn)
         if isinstance(dist, IntDistribution):
-            return dist.high if large else dist.low
+            return dist.high if at_high_end else dist.low
         assert isinstance(dist, FloatDistribution)
         with contextlib.suppress(KeyError):
             baseline = plan.baseline(key)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import forkserver as multiprocessing_forkserver
@@ -28,6 +29,7 @@ _TUNABLES = "GLIBC_TUNABLES"
 _PRELOAD = ["overnight.trial.preload"]
 _imported: int | None = None  # descriptor of that pipe
 _is_warm = False  # whether that pipe has reported success
+_forking = threading.Lock()  # one process starts at a time, because __main__ is hidden meanwhile
 
 
 class ImportsFailed(RuntimeError):
@@ -87,7 +89,7 @@ def fork(target: Callable[..., None], *args: Any) -> BaseProcess:
     if _imported is None:
         warm_up()
     context = multiprocessing.get_context("forkserver")
-    with _no_main():
+    with _forking, _no_main():
         process = context.Process(target=target, args=args, daemon=False)
         try:
             process.start()  # blocks until the imports have ended

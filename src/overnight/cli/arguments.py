@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -29,6 +30,22 @@ def _completer(name: str) -> Callable[[click.Context, click.Parameter, str], lis
         return getattr(completion, name)(ctx, param, incomplete)
 
     return complete
+
+
+class _Seconds(click.FloatRange):
+    """A duration. click's range lets nan pass, which is neither below nor above anything."""
+
+    name = "seconds"
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        return self.fail(f"{value} is not a number of seconds.", param, ctx) if math.isnan(seconds) else seconds
+
+
+SECONDS = _Seconds()
 
 
 def argument(name: str, metavar: str, completes: str, **options: Any) -> Callable[[Any], Any]:

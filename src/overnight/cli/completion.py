@@ -103,7 +103,7 @@ def _given(ctx: click.Context) -> dict[str, str]:
 def _configs(ctx: click.Context) -> ConfigSearchPath:
     """Return the configs of overnight, of --config-dir, and of the winners in the home."""
     own = ctx.params.get("config_dir")
-    folders = (*([Path(own).expanduser()] if own else []), _home(_given(ctx)).winners)
+    folders = (*([Path(os.path.expanduser(own))] if own else []), _home(_given(ctx)).winners)
     return ConfigSearchPath(tuple(folder for folder in folders if folder.is_dir()))
 
 

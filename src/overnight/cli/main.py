@@ -63,44 +63,46 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())  # the user's modules, as with `python -m`
     # Without a last garbage collection, which takes 0.3 s after a study of a thousand trials was read.
     atexit.register(gc.freeze)
-    if "_OVERNIGHT_COMPLETE" in os.environ:
-        from overnight.cli import completion
-
-        completion.install()
     with activity.on_terminal():
         _run()
 
 
 def _run() -> NoReturn:
     try:
+        if "_OVERNIGHT_COMPLETE" in os.environ:
+            from overnight.cli import completion
+
+            completion.install()
         sys.exit(cli.main(standalone_mode=False))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(_INTERRUPTED)
-    except ValueError as error:
-        from overnight.config.problems import ConfigError
+    except Exception as error:
+        _exit_with_error(error)
 
-        if not isinstance(error, ConfigError):
-            raise
+
+def _exit_with_error(error: Exception) -> NoReturn:
+    """Print what went wrong in one line for each mistake, and exit. No user sees a traceback."""
+    from overnight.config.problems import ConfigError
+
+    if isinstance(error, ConfigError):
         exit_with_mistakes(error.problems)
-    except RuntimeError as error:
-        _exit_with_known_error(error)
+    if isinstance(error, RuntimeError):  # the imports take half a second
+        from overnight.study.storage.database import DiskFull
+        from overnight.study.storage.lock import StudyInUse
+        from overnight.study.storage.outage import Unreachable
+        from overnight.system.forkserver import ImportsFailed
 
+        if isinstance(error, DiskFull | ImportsFailed | Unreachable):
+            click.echo(str(error), err=True)
+            sys.exit(_FAILED)
+        if isinstance(error, StudyInUse):
+            exit_with_mistakes([str(error)])
+        if "table schema" in str(error):  # Optuna's error for the tables of another Optuna version
+            exit_with_mistakes([f"storage: {' '.join(str(error).split())}"])
+    from overnight.cli import unexpected
 
-def _exit_with_known_error(error: RuntimeError) -> NoReturn:
-    """Exit with the message of an error of the study storage or of the environment; raise any other error again."""
-    from overnight.study.storage.database import DiskFull
-    from overnight.study.storage.lock import StudyInUse
-    from overnight.study.storage.outage import Unreachable
-    from overnight.system.forkserver import ImportsFailed
-
-    if isinstance(error, DiskFull | ImportsFailed | Unreachable):
-        click.echo(str(error), err=True)
-        sys.exit(_FAILED)
-    if "table schema" in str(error):  # Optuna's error for the tables of another Optuna version
-        exit_with_mistakes([f"storage: {' '.join(str(error).split())}"])
-    if not isinstance(error, StudyInUse):
-        raise error
-    exit_with_mistakes([str(error)])
+    click.echo(unexpected.report(error), err=True)
+    sys.exit(_FAILED)

@@ -21,7 +21,7 @@ import click
 
 def free_port(wanted: int) -> int:
     """Return the first free port from `wanted` on; any free port if twenty are in use."""
-    for port in (*range(wanted, wanted + 20), 0):
+    for port in (*range(wanted, min(wanted + 20, 65536)), 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

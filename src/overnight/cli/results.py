@@ -156,7 +156,13 @@ def logs(trial: str, overrides: tuple[str, ...]) -> None:
 
 @click.command()
 @OPTIONAL_STUDY
-@click.option("--port", default=5000, show_default=True, help="The port on 127.0.0.1, or the next one that is free.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=5000,
+    show_default=True,
+    help="The port on 127.0.0.1, or the next one that is free.",
+)
 @click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
 def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
     """Open MLflow's UI at the runs of a study.

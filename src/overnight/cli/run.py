@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from overnight.cli import activity, output
-from overnight.cli.arguments import CONFIG_DIR, OPTIONAL_STUDY, OVERRIDES, argument, command, find_study, split
+from overnight.cli.arguments import (
+    CONFIG_DIR,
+    OPTIONAL_STUDY,
+    OVERRIDES,
+    SECONDS,
+    argument,
+    command,
+    find_study,
+    split,
+)
 from overnight.system.signals import Signals
 
 if TYPE_CHECKING:
@@ -92,7 +101,9 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None
 
 @click.command()
 @OPTIONAL_STUDY
-@click.option("--wait-s", default=60.0, show_default=True, help="Seconds to wait until the study has stopped.")
+@click.option(
+    "--wait-s", type=SECONDS, default=60.0, show_default=True, help="Seconds to wait until the study has stopped."
+)
 def stop(arguments: tuple[str, ...], wait_s: float) -> None:
     """Save the running trials and stop a study.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,12 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from overnight.config import credentials
-from overnight.config.overrides import is_missing_key, key_of, option_problem, parse_overrides, value_problem
+from overnight.config.overrides import (
+    check_list,
+    is_missing_key,
+    key_of,
+    option_override,
+    option_problem,
+    parse_overrides,
+    value_problem,
+)
 from overnight.config.paths import StudyLocation, conf_dir
 from overnight.config.problems import Problems
 from overnight.config.search_path import Composition, ConfigSearchPath
-from overnight.config.settings import SEARCHABLE, Settings, build_settings
+from overnight.config.settings import COMPONENTS, SEARCHABLE, Settings, build_settings
 from overnight.config.trees import has_key, look_up, read_yaml, to_plain
+from overnight.config.yaml_files import file_problem
 
 
 @dataclass
@@ -53,7 +63,7 @@ class Draft:
         Overrides of keys in these groups apply to the options that have the key.
         """
         kept, moved = self._split(options)
-        composed = self._search_path.compose([*kept, *(f"{g}={option}" for g, option in options.items())])
+        composed = self._search_path.compose([*kept, *map(option_override, options, options.values())])
         tree = to_plain(composed.config, resolve=False, only=SEARCHABLE)
         for override in parse_overrides(moved, Problems()):
             parent, _, last = override.key_or_group.rpartition(".")
@@ -65,7 +75,8 @@ class Draft:
     def search_of(self, model: str) -> dict[str, Any]:
         """The search space that belongs to an option of `model`."""
         kept, _ = self._split({"model": "", "search": ""})
-        return to_plain(self._search_path.compose([*kept, f"model={model}", f"search={model}"]).config.search or {})
+        composed = self._search_path.compose([*kept, *(option_override(g, model) for g in ("model", "search"))])
+        return to_plain(composed.config.search or {})
 
     def options(self, group: str) -> list[str]:
         return self._search_path.options(group)
@@ -86,13 +97,13 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
     """
     problems = Problems()
     folder = _check_config_dir(config_dir, problems)
-    parsed = parse_overrides(credentials.reject_secrets(overrides, problems), problems)
+    parsed = parse_overrides(credentials.reject_secrets(check_list(overrides), problems), problems)
     path = ConfigSearchPath((*([folder] if folder is not None else []), *_winners_dir(parsed)))
     options, values, sweeps = _sort_overrides(parsed, path, problems)
     _check_search_of_model(options, path, problems)
     base = path.compose_or_default(options, problems)
-    if base.failed:
-        options = []
+    if base.failed:  # the keys of the user's components are not known
+        options, values, sweeps = [], [o for o in values if _section(o) not in COMPONENTS], {}
     accepted, absent = _check_values(values, base.config, problems)
     _check_sweeps(sweeps, parsed, problems)
     composed = path.compose_or_default([*options, *accepted], problems) if accepted else base
@@ -123,7 +134,7 @@ def study_location(overrides: Iterable[str]) -> StudyLocation:
     Raises:
         ConfigError: Lists every mistake.
     """
-    texts = list(overrides)
+    texts = check_list(overrides)
     homes = [text.removeprefix("home=") for text in texts]
     if not all(re.fullmatch(r"home=[\w./~+-]+", text) for text in texts):
         draft = compose(texts)
@@ -140,9 +151,12 @@ def study_location(overrides: Iterable[str]) -> StudyLocation:
 
 
 def _check_config_dir(config_dir: str | Path | None, problems: Problems) -> Path | None:
-    folder = Path(config_dir).expanduser().absolute() if config_dir is not None else None
-    if folder is None:
+    if config_dir is None:
         return None
+    if not isinstance(config_dir, str | Path):
+        problems.add("--config-dir", "must be a folder", config_dir)
+        return None
+    folder = Path(os.path.expanduser(config_dir)).absolute()
     if not folder.is_dir():
         problems.add(f"--config-dir: must be a folder, and {folder} is none")
         return None
@@ -170,10 +184,14 @@ def _default_home() -> str:
 def _sort_overrides(
     parsed: Iterable[Any], path: ConfigSearchPath, problems: Problems
 ) -> tuple[list[str], list[Any], dict[str, str]]:
-    """The overrides of config groups that are valid, those of values, and the sweeps, key -> text."""
+    """The overrides of config groups that are valid, those of values, and the sweeps, key -> text.
+
+    What is given for a key of a refused option is left out: the default option may lack the key.
+    """
     options: list[str] = []
     values: list[Any] = []
     sweeps: dict[str, str] = {}
+    refused: set[str] = set()
     groups = path.groups()
     for override in parsed:
         text = override.input_line or ""
@@ -183,18 +201,34 @@ def _sort_overrides(
             values.append(override)
         elif problem := option_problem(override, path):
             problems.add(problem)
+            refused.add(override.key_or_group)
         else:
             options.append(text)
-    return options, values, sweeps
+    return (
+        options,
+        [o for o in values if _section(o) not in refused],
+        {key: text for key, text in sweeps.items() if key.split(".")[0] not in refused},
+    )
+
+
+def _section(override: Any) -> str:
+    return str(override.key_or_group).split(".")[0]
 
 
 def _check_search_of_model(options: list[str], path: ConfigSearchPath, problems: Problems) -> None:
     """Check that the model has a search space; where it has none, go on with search=none."""
-    chosen = {key_of(text): text.split("=", 1)[1] for text in options}
-    model = chosen.get("model", "")
-    if "search" not in chosen and model not in ("", *path.options("search")):
+    chosen = {key_of(text): text for text in options}
+    if "search" in chosen or "model" not in chosen:
+        return
+    model = parse_overrides([chosen["model"]], problems)[0].value()
+    file = path.file("search", model)
+    if file is None:
         problems.add(f"search: there is no search/{model}.yaml for model={model}; write one, or take search=none")
-        options.append("search=none")
+    elif problem := file_problem(file):
+        problems.add(problem)
+    else:
+        return
+    options.append("search=none")
 
 
 def _check_values(

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from overnight.config.fields import nearest
-from overnight.config.literal import as_override
-from overnight.config.problems import Problems
+from overnight.config.literal import as_override, quote
+from overnight.config.problems import ConfigError, Problems
 from overnight.config.search_path import ConfigSearchPath
 from overnight.config.settings import COMPONENTS, SECTIONS
 from overnight.config.trees import has_key, keys_of, to_plain, type_problem
+from overnight.config.yaml_files import file_problem
 
 # Keys that hydra.utils.instantiate reads. They may be added to every component.
 _INSTANTIATE_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+
+
+def check_list(overrides: Any) -> list[str]:
+    """The overrides as a list. Raises ConfigError for a single text and for anything else that is no list of texts."""
+    rule = "overrides: must be a list of texts"
+    if isinstance(overrides, str):
+        raise ConfigError([f"{rule}, got the text {overrides!r}; write [{overrides!r}]"])
+    if isinstance(overrides, Mapping | bytes) or not isinstance(overrides, Iterable):
+        raise ConfigError([f"{rule}, got {overrides!r}; write them as in ['study.trials=20', 'model=mlp']"])
+    listed = list(overrides)
+    wrong = [o for o in listed if not isinstance(o, str)]
+    if wrong:
+        raise ConfigError(f"overrides: each must be a text KEY=VALUE, got {o!r}" for o in wrong)
+    return listed
+
+
+def option_override(group: str, option: str) -> str:
+    """GROUP=OPTION in Hydra's grammar. The option is the name of a user's file, in any characters."""
+    return f"{group}={quote(option)}"
 
 
 def parse_overrides(overrides: Iterable[str], problems: Problems) -> list[Any]:
@@ -45,7 +65,8 @@ def option_problem(override: Any, path: ConfigSearchPath) -> str | None:
         return f"{group}: must be one of {', '.join(known)}, got {option!r}{hint}"
     if override.is_add() and group in (*COMPONENTS, *SECTIONS, "search"):
         return f"{group}: is chosen already; write {group}={option} without the +"
-    return None
+    file = path.file(group, option)
+    return file_problem(file) if file is not None else None
 
 
 def value_problem(override: Any, config: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,7 @@ class StudyLocation:
     @property
     def paths(self) -> HomePaths:
         # Without links, so that a file can be compared with the home that it should be in.
-        return HomePaths(Path(self.home).expanduser().resolve())
+        return HomePaths(Path(os.path.expanduser(self.home)).resolve())
 
     @property
     def shared(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from overnight.config import literal
 from overnight.config.paths import conf_dir
 from overnight.config.problems import Problems
+from overnight.config.yaml_files import reading_problem
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,13 @@ class ConfigSearchPath:
         """The options of a config group: the names of its files."""
         return sorted({p.stem for folder in (conf_dir(), *self.folders) for p in (folder / group).glob("*.yaml")})
 
+    def file(self, group: str, option: str) -> Path | None:
+        """The file of an option, which Hydra reads; None for an option of no file."""
+        files = (folder / group / f"{option}.yaml" for folder in (conf_dir(), *self.folders))
+        return next((file for file in files if file.exists()), None)
+
     def compose(self, overrides: Iterable[str]) -> Composition:
-        """Compose config.yaml with overrides. Raises HydraException or OmegaConfBaseException."""
+        """Compose config.yaml with overrides. Raises what Hydra, OmegaConf and the YAML reader raise."""
         from hydra import compose as hydra_compose
         from hydra import initialize_config_dir
         from omegaconf import OmegaConf, open_dict
@@ -61,12 +67,18 @@ class ConfigSearchPath:
 
     def compose_or_default(self, overrides: list[str], problems: Problems) -> Composition:
         """Compose with overrides; where that fails, add the reason to `problems` and compose without them."""
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
-
         try:
             return self.compose(overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            problems.add(f"conf: must compose: {' '.join(str(error).split())}")
+        except Exception as error:
+            problems.add(describe_failure(error))
             default = self.compose_or_default([], Problems()) if overrides else Composition({}, {})
             return Composition(default.config, default.choices, failed=True)
+
+
+def describe_failure(error: Exception) -> str:
+    """Describe in one line why configs do not compose. Hydra, OmegaConf and the YAML reader share no base class."""
+    if problem := reading_problem(error):
+        return problem
+    text = " ".join(str(error).split())
+    is_for_users = text and type(error).__module__.startswith(("hydra", "omegaconf"))
+    return f"conf: must compose: {text if is_for_users else f'{type(error).__name__}: {text}'}"

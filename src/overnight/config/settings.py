@@ -32,6 +32,9 @@ def _is_address(text: str) -> bool:
     return "://" in text and not credentials.has_password(text)
 
 
+NAME_RULE = "1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit"
+
+
 def _is_name(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text) is not None
 
@@ -46,15 +49,13 @@ class ConfirmSettings:
 class WarmStart:
     """Another study of the same home, whose `top` best trials are tried first."""
 
-    study: str = rule("must be a study's name", _is_name)
+    study: str = rule(f"must be a study's name: {NAME_RULE}", _is_name)
     top: int = at_least(1, default=5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudySettings:
-    name: str | None = rule(
-        "must be 1 to 100 letters, digits, '.', '_' or '-', and start with a letter or digit", _is_name
-    )
+    name: str | None = rule(f"must be {NAME_RULE}", _is_name)
     metric: str = rule("must name a metric that the model logs, e.g. val/accuracy", bool)
     direction: Literal["maximize", "minimize"]
     objective: Literal["last", "best"]
@@ -288,9 +289,21 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
         problems.add("pruner.min_epochs", rule_text, pruner.min_epochs, "lower it, or train longer")
         return None
     if values["study"].name is None:
-        default = f"{choices.get('data', 'data')}-{choices.get('model', 'model')}"
-        values["study"] = dataclasses.replace(values["study"], name=default)
+        default_name = _default_name(choices, problems)
+        if default_name is None:
+            return None
+        values["study"] = dataclasses.replace(values["study"], name=default_name)
     return Settings(**values)
+
+
+def _default_name(choices: Mapping[str, str], problems: Problems) -> str | None:
+    """The name of a study without one: DATA-MODEL, with `-` for each character that no name may have."""
+    joined = f"{choices.get('data', 'data')}-{choices.get('model', 'model')}"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", joined).strip("-")
+    if _is_name(name):
+        return name
+    problems.add(f"study.name: must be given where {joined!r} can't be one ({NAME_RULE}); add study.name=NAME")
+    return None
 
 
 def _with_study_defaults(tree: Mapping[str, Any], problems: Problems) -> Any:

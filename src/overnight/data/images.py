@@ -49,7 +49,7 @@ class ImageData(SplitData):
 
     def __init__(self, root: str | Path = "./data", cache_dir: str | Path | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self._root = Path(root).expanduser().absolute()
+        self._root = Path(os.path.expanduser(root)).absolute()
         self._cache_dir = Path(cache_dir) if cache_dir is not None else None
 
     @abstractmethod

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from overnight.config.compose import Draft, compose
+from overnight.config.overrides import check_list
 from overnight.config.problems import ConfigError, Problems
+from overnight.config.search_path import describe_failure
 from overnight.config.settings import COMPONENTS
 from overnight.config.trees import has_key
 from overnight.search import space_reader, validation
@@ -36,7 +38,7 @@ def build_plan(overrides: Iterable[str] = (), config_dir: str | Path | None = No
     Raises:
         ConfigError: Lists every mistake.
     """
-    overrides = list(overrides)
+    overrides = check_list(overrides)
     draft = compose(overrides, config_dir)
     if not draft.config:
         raise ConfigError(draft.problems)
@@ -130,9 +132,9 @@ def _compose_variants(
         options = dict(zip(groups, combination, strict=True))
         try:
             variants[combination] = draft.variant(options)
-        except Exception as error:  # the errors of Hydra and of OmegaConf share no base class
+        except Exception as error:
             named = ", ".join(f"{g}={o}" for g, o in options.items())
-            problems.add(f"search: {named} must compose: {' '.join(str(error).split())}")
+            problems.add(f"{describe_failure(error)} ({named})")
     return groups, variants
 
 

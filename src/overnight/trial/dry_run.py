@@ -174,7 +174,7 @@ def _target_problems(config: dict[str, Any]) -> Iterator[str]:
             continue
         try:
             targets.find_all(config, node)
-        except ImportError as error:
+        except targets.TargetError as error:
             yield str(error)
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from overnight.protocol import Decision, EpochEnd, Finished, TrialMessage, TrialSpec
 from overnight.system import child_process
+from overnight.trial.targets import TargetError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _MMAP_BYTES, _TRIM_BYTES = 32 << 20, 256 << 20  # 32 MiB is the maximum for the first
@@ -52,7 +53,7 @@ def main(connection: Connection, output: Connection, on_cpu: bool = False) -> No
 
         finished = evaluate(spec, link) if spec.test_only else fit(spec, link)
     except BaseException as error:
-        finished = Finished(spec.number, "failed", _reason(error), traceback.format_exc())
+        finished = Finished(spec.number, "failed", _reason(error), _detail(error))
         code = 1
     with contextlib.suppress(OSError):  # the supervisor is gone
         link.send(finished)
@@ -93,6 +94,12 @@ class PipeLink:
     def stop_wanted(self) -> bool:
         """Return whether the supervisor has sent SAVE_AND_STOP on its own."""
         return self._connection.poll() and self._connection.recv() is Decision.SAVE_AND_STOP
+
+
+def _detail(error: BaseException) -> str:
+    """Return the traceback, which leads to the user's code; a mistake in the configuration has none."""
+    is_mistake = isinstance(error, TargetError) and error.__cause__ is None
+    return str(error) if is_mistake else traceback.format_exc()
 
 
 def _reason(error: BaseException) -> Literal["error", "out_of_memory"]:

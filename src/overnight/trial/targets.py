@@ -9,8 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
+class TargetError(ImportError):
+    """A `_target_` can't be imported. The message says all of it, unless the module itself failed: see the cause."""
+
+
 def find_all(config: Mapping[str, Any], key: str) -> None:
-    """Import every `_target_` below config[key]. Raise ImportError for the first that can't be imported."""
+    """Import every `_target_` below config[key]. Raise TargetError for the first that can't be imported."""
     for path, target in _targets(config[key], key):
         find(path, target)
 
@@ -23,9 +27,14 @@ def find(key: str, target: str) -> Any:
         target: the dotted name.
 
     Raises:
-        ImportError: with the key, the name, the places that were searched, and the remedy.
+        TargetError: with the key, the name, the places that were searched, and the remedy.
     """
     parts = target.split(".")
+    if parts[0] == "__main__":
+        raise TargetError(
+            f"{key}._target_: must be in a module, which each trial imports, got {target!r} of the script that was "
+            f"started; move the class to a file such as my_network.py, and write my_network.{parts[-1]}"
+        )
     found, module = None, ""
     for count in range(1, len(parts) + 1):
         name = ".".join(parts[:count])
@@ -33,16 +42,16 @@ def find(key: str, target: str) -> Any:
             found = getattr(found, parts[count - 1])
             continue
         if found is not None and not hasattr(found, "__path__"):  # a class, or a module that is no package
-            raise ImportError(_no_attribute(key, target, found, parts[count - 1]))
+            raise TargetError(_no_attribute(key, target, found, parts[count - 1]))
         try:
             found, module = importlib.import_module(name), name
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not (isinstance(error, ModuleNotFoundError) and error.name == name):
                 # The module itself failed, or a package that it imports is missing. The traceback shows where.
                 reason = f"importing {name} raised {type(error).__name__}: {error}"
-                raise ImportError(f"{key}._target_: must be importable, got {target!r}: {reason}") from error
+                raise TargetError(f"{key}._target_: must be importable, got {target!r}: {reason}") from error
             message = _no_attribute(key, target, found, parts[count - 1]) if module else _no_module(key, target, name)
-            raise ImportError(message) from None
+            raise TargetError(message) from None
     return found
 
 
@@ -63,7 +72,7 @@ def _no_attribute(key: str, target: str, found: Any, name: str) -> str:
     known = f"did you mean {close[0]}?" if close else "correct the name, or define it there"
     return (
         f"{key}._target_: must name something that exists, got {target!r}: "
-        f"{found.__name__} ({location}) has no {name}; {known}"
+        f"{getattr(found, '__name__', repr(found))} ({location}) has no {name}; {known}"
     )
 
 

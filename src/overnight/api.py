@@ -25,6 +25,7 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, best_of, format_duration
 from overnight.search.terminator import Terminator
 from overnight.study import warm_start
+from overnight.study.lost import reject_lost
 from overnight.study.open import join, open_study
 from overnight.study.session import StudySession
 from overnight.system import forkserver
@@ -168,6 +169,7 @@ def run(
     """
     began = time.time()
     check_free_space(plan)
+    reject_lost(plan)
     addresses = notifier.addresses(plan.settings.notify)
     plan, messages = warm_start.resolve(plan)
     warm_up(plan.settings.location)

@@ -341,7 +341,7 @@ def _sync_mlflow(location: StudyLocation, study: StudyView) -> str | None:
         )
         best: Any = best_of(study.records, study.plan.settings) if study.name != TRAIN_STUDY else None
         mlflow_sync.close(ending, best, None)
-        return mlflow_sync.error
+        return mlflow_sync.incomplete
     finally:
         session.close()
 

@@ -30,7 +30,7 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
         until_done: Return when none of the studies is open. Otherwise wait for the next launch.
 
     Returns:
-        An exit code: 0, or 1 if a study failed, or 128 + the signal that stopped the worker.
+        An exit code: 0, or 1 if a study failed or MLflow is incomplete, or 128 + the signal that stopped the worker.
     """
     settings = _machine_settings(overrides)
     import_allowlist.enable_guard()  # before anything starts that may import code that a study names
@@ -45,7 +45,7 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
                 if name is not None:
                     idle = False
                     result, reasons = _work_on(name, settings, signals)
-                    failed = failed or bool(reasons) or (result is not None and result.all_failed)
+                    failed = failed or bool(reasons) or (result is not None and _has_failed(result))
                     if reasons:
                         refused.add(name)
                         requests.refuse(settings.location, name, reasons)
@@ -76,12 +76,18 @@ def _work_on(name: str, settings: Settings, signals: Signals) -> tuple[api.Resul
         return None, error.problems
     done = sum(r.done for r in result.records)
     click.echo(f"{name}: {result.stop_reason}, {done} of {result.plan.budget} trials are done")
+    if result.mlflow_error:
+        click.echo(f"{name}: MLflow is incomplete ({result.mlflow_error}); the next launch updates it", err=True)
     if result.stop_reason != "failures":
         return result, []
     limit = result.plan.settings.study.max_consecutive_failures
     return result, [
         f"study.max_consecutive_failures={limit} trials in a row failed here; `overnight logs` shows their output"
     ]
+
+
+def _has_failed(result: api.Result) -> bool:
+    return result.all_failed or result.mlflow_error is not None
 
 
 def _machine_settings(overrides: Sequence[str]) -> Settings:

@@ -28,10 +28,8 @@ class MlflowFeed:
 
     @property
     def incomplete(self) -> str | None:
-        """What MLflow lacks for good or until it can be written again, in one line; None if it lacks nothing."""
-        refused = [f"{what}: {why}" for what, why in list(self._sync.refused.items())]
-        more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
-        return self._sync.error or (f"{refused[0]}{more}" if refused else None)
+        """What MLflow lacks, in one line; see MlflowSync.incomplete."""
+        return self._sync.incomplete
 
     def start(self, records: Iterable[TrialRecord]) -> None:
         """Open MLflow in the background, and synchronise it with all records of the study."""

@@ -94,6 +94,13 @@ class MlflowSync:
         self._latest.update({record.number: record for record in self._stored})
         self._thread.start()
 
+    @property
+    def incomplete(self) -> str | None:
+        """What MLflow lacks for good or until it can be written again, in one line; None if it lacks nothing."""
+        refused = [f"{what}: {why}" for what, why in list(self.refused.items())]
+        more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
+        return self.error or (f"{refused[0]}{more}" if refused else None)
+
     def submit(self, record: TrialRecord) -> None:
         """Synchronise a trial."""
         with self._lock:

@@ -25,7 +25,6 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, best_of, format_duration
 from overnight.search.terminator import Terminator
 from overnight.study import warm_start
-from overnight.study.lost import reject_lost
 from overnight.study.open import join, open_study
 from overnight.study.session import StudySession
 from overnight.system import forkserver
@@ -45,13 +44,13 @@ class Trial:
     """One trial of a study.
 
     Attributes:
-        value: the objective; None while there is none.
+        objective: the value that the study optimizes; None while there is none.
         params: name of a searched parameter -> value.
     """
 
     number: int
     state: str
-    value: float | None
+    objective: float | None
     params: dict[str, Any]
 
 
@@ -94,7 +93,7 @@ class Result:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row per trial, indexed by number: state, value, reason, epochs, seconds, and one `params.KEY` column
+        """One row per trial, indexed by number: state, objective, reason, epochs, seconds, and one `params.KEY` column
         per parameter."""
         import pandas as pd
 
@@ -102,7 +101,7 @@ class Result:
             {
                 "number": r.number,
                 "state": r.state,
-                "value": r.objective,
+                "objective": r.objective,
                 "reason": r.reason,
                 "epochs": len(r.history),
                 "seconds": sum(e.seconds for e in r.history),
@@ -169,7 +168,6 @@ def run(
     """
     began = time.time()
     check_free_space(plan)
-    reject_lost(plan)
     addresses = notifier.addresses(plan.settings.notify)
     plan, messages = warm_start.resolve(plan)
     warm_up(plan.settings.location)

@@ -31,8 +31,8 @@ def test_a_result_has_the_best_trial_and_a_table_of_all(finished_home: Path) -> 
     assert list(table.index) == list(range(6))
     complete = table[table.state == "complete"]
     assert result.best is not None
-    assert result.best.number == complete.value.idxmax()
-    assert result.best.value == complete.value.max()
+    assert result.best.number == complete.objective.idxmax()
+    assert result.best.objective == complete.objective.max()
     assert table.loc[0, "params.optimizer.lr"] == 0.001
     assert (table.epochs >= 1).all()
 
@@ -47,8 +47,8 @@ def test_mistakes_are_raised_together_and_nothing_is_created(tmp_path: Path) -> 
 def test_training_returns_the_trial(home: Path) -> None:
     trial = overnight.train([f"home={home}", "trainer.max_epochs=2"])
     assert (trial.number, trial.state) == (0, "complete")
-    assert trial.value is not None
-    assert trial.value > 0.5
+    assert trial.objective is not None
+    assert trial.objective > 0.5
 
 
 def test_a_directory_of_own_configs_adds_a_network(home: Path, tmp_path: Path) -> None:

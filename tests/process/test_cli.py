@@ -20,8 +20,10 @@ from click.testing import CliRunner
 
 from overnight import api
 from overnight.api import Result
+from overnight.cli import output
 from overnight.cli.main import cli
 from overnight.config.compose import study_location
+from overnight.runner.stop_state import StopReason
 from overnight.search.build_plan import build_plan
 from overnight.study.snapshot import StudyView, view
 from support.commands import LATE, running, start
@@ -110,7 +112,7 @@ def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path
         },
         "best": {
             "trial": finished.best.number,
-            "value": finished.best.objective,
+            "objective": finished.best.objective,
             "params": finished.best.params,
         },
         "confirmation": {"done": 0, "budget": 0},
@@ -121,6 +123,14 @@ def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path
         "parent_run_id": finished.parent_run_id,
     }
     assert "digits-mlp: complete, 6 of 6" in overnight("status", "digits-mlp", f"home={finished_home}").stdout
+
+
+def test_status_and_tune_print_the_best_trial_alike(finished: StudyView, capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_status(finished)
+    status = capsys.readouterr().out
+    output.print_result(Result(finished.name, StopReason.COMPLETE, (), None, finished.records, finished.plan))
+    (best,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("best: "))
+    assert best in status.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,14 @@ def test_results_costs_and_differing_parameters_are_compared(finished_home: Path
     assert done.exit_code == 0, done.output
     one, other, whole = json.loads(done.output)
     assert (one["name"], other["name"], whole["name"]) == ("digits-mlp/0", "digits-mlp/1", "digits-mlp")
-    assert one["value"] == finished.records[0].objective
+    assert one["objective"] == finished.records[0].objective
     assert (one["seeds"], one["half_width"]) == (1, None)
     assert one["curve"] == [e.metrics["val/accuracy"] for e in finished.records[0].history]
     assert other["params"]["optimizer.lr"] == finished.records[1].params["optimizer.lr"]
     assert "data.batch_size" not in one["params"], "equal in all"
     assert whole["trials"] == 6
     assert whole["seconds"] > one["seconds"] > 0
-    assert whole["value"] == finished.best.objective
+    assert whole["objective"] == finished.best.objective
     text = compared(finished_home, "digits-mlp/0", "digits-mlp/1").output
     assert "val/accuracy" in text
     assert "batch_size" not in text

@@ -68,7 +68,7 @@ def test_finalists_and_baseline_train_fully_on_the_same_new_seeds_outside_the_se
     assert {r.data.tags["mlflow.parentRunId"] for r in runs} == {parent.info.run_id}
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["overnight.state"] == "complete"
-    assert parent.data.metrics["best/objective"] == pytest.approx(result.best.value, rel=1e-6), (
+    assert parent.data.metrics["best/objective"] == pytest.approx(result.best.objective, rel=1e-6), (
         "the search's own best, which no confirmation is"
     )
     by_trial: dict[str, set[str]] = {}
@@ -308,6 +308,18 @@ def test_a_baseline_in_second_place_is_mentioned_once() -> None:
     seen = confirmations({0: [0.90, 0.91, 0.90, 0.92, 0.90], 1: [0.95, 0.96, 0.95, 0.97, 0.95]})
     sentence = finding.summary_sentence(finding.from_records(small(), records, seen, {}))
     assert sentence.endswith("; the config you started from, in second place, had 90.60% ± 1.11.")
+
+
+def test_sentence_and_table_give_one_interval_of_the_baseline() -> None:
+    plan, records = small("study.confirm.top=3"), [record(0, 0.9), record(1, 0.95), record(2, 0.94)]
+    low, middle, high = [0.80, 0.81, 0.79, 0.80, 0.82], [0.90, 0.91, 0.90, 0.92, 0.90], [0.95, 0.96, 0.95, 0.97, 0.95]
+    for first, *others in (low, middle, high), (middle, low, high), (high, low, middle):
+        seen = confirmations({0: first, 1: others[0], 2: others[1]})
+        found = finding.from_records(plan, records, seen, {})
+        assert len(found.finalists) == 3, "with more than two, the interval of a finalist is corrected for the choice"
+        ranking = report.ranking(SimpleNamespace(finding=found, plan=plan))
+        (shown,) = (row[1] for row in ranking if "(baseline)" in row[0])
+        assert shown in finding.summary_sentence(found)
 
 
 def test_an_additional_lucky_seed_does_not_decide_an_interrupted_confirmation() -> None:

@@ -72,7 +72,7 @@ def test_a_study_is_listed_with_its_best_trial_and_its_size(finished_home: Path,
     assert best is not None
     (listed,) = json.loads(command("list", f"home={finished_home}", "--json"))["studies"]
     assert (listed["study"], listed["state"], listed["budget"]) == ("digits-mlp", "complete", 6)
-    assert listed["best"] == {"trial": best.number, "value": best.objective, "params": best.params}
+    assert listed["best"] == {"trial": best.number, "objective": best.objective, "params": best.params}
     assert listed["seconds"] == pytest.approx(sum(e.seconds for r in finished.records for e in r.history))
     weights = next((finished_home / "checkpoints" / "digits-mlp").rglob("weights.ckpt")).stat().st_size
     assert weights < listed["bytes"] < 100 * weights

@@ -200,8 +200,8 @@ def test_a_network_with_loaders_is_tuned_from_its_own_configs_and_pruned(
     ends = {(r.state, r.params["model.lr"]) for r in result.records}
     assert ends == {("complete", 1e-2), ("pruned", 1e-9)}
     assert result.best is not None
-    assert result.best.value is not None
-    assert result.best.value > 0.5
+    assert result.best.objective is not None
+    assert result.best.objective > 0.5
 
 
 @pytest.mark.long

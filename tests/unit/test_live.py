@@ -55,7 +55,7 @@ def test_the_table_shows_progress_best_trial_and_slots() -> None:
     text = rendered(now)
     for words in (
         "digits-mlp", "4 of 10 trials", "(2 complete, 1 pruned, 1 failed)", "about", "left",
-        "val/accuracy 0.95", "trial-0003", "0004", "7/20", "1:15", "0.0123", "1 free",
+        "val/accuracy 95.00%", "trial-0003", "0004", "7/20", "1:15", "0.0123", "1 free",
     ):  # fmt: skip
         assert words in text, text
 
@@ -100,14 +100,14 @@ def test_a_narrow_terminal_keeps_what_matters_and_no_line_wraps(width: int) -> N
     assert re.search(r"^digits-mlp .*181 of 1000 trials .*left *$", lines[0]), text
     assert "97 complete, 83 pruned, 1 failed" in text
     best, heads, first, second, free = lines[-5:]
-    assert best.startswith("best val/accuracy 0.9 trial-0000 "), text
+    assert best.startswith("best val/accuracy 90.00% trial-0000 "), text
     assert ("hidden_sizes=512-256-128" if width > 60 else "encoder.width=8") in best
     assert re.search(r" \+\d+ *$", best), "it says how many parameters are left out"
     assert heads.split()[:5] == ["trial", "epoch", "val/accuracy", "for", "lr"], (
         "what tells the trials apart comes first"
     )
-    assert first.split()[:5] == ["0181", "137/200", "0.8765", "1:06:40", "0.000123"]
-    assert second.split()[:4] == ["0182", "137/200", "0.87", "0"]
+    assert first.split()[:5] == ["0181", "137/200", "87.65%", "1:06:40", "0.000123"]
+    assert second.split()[:4] == ["0182", "137/200", "87.00%", "0"]
     assert "0.0789" in second
     assert free.strip() == "2 free"
 
@@ -186,7 +186,7 @@ def test_a_plain_screen_prints_one_line_for_each_trial(capsys: pytest.CaptureFix
     lines.update(lambda: snapshot(first, record(1, "failed")))
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2
-    assert out[0].startswith("trial-0000 complete       0.9  hidden_sizes=8-4  [1 of 10, best 0.9")
+    assert out[0].startswith("trial-0000 complete    90.00%  hidden_sizes=8-4  [1 of 10, best 90.00%")
     assert out[1].startswith("trial-0001 failed    diverged")
 
 
@@ -210,7 +210,7 @@ def test_a_notebook_redraws_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
     screen.update(lambda: snapshot(record(0, "complete", 0.91)), force=True)
     screen.close()
     assert len(shown) == 2
-    assert "0.91" in shown[1]
+    assert "91.00%" in shown[1]
 
 
 def test_a_trial_is_described_in_one_short_line() -> None:

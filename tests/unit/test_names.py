@@ -94,8 +94,8 @@ def test_a_user_is_told_of_each_name_that_mlflow_does_not_take_and_why() -> None
     assert note.endswith("it takes at most 250 characters")
 
 
-def test_a_store_keeps_hostile_names_apart(tmp_path: Path) -> None:
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+def test_a_store_keeps_hostile_names_apart(home: Path) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow.db")
     run_id = client.create_run("0").info.run_id
     values = {name: float(i) for i, name in enumerate(HOSTILE)}
     client.log_batch(

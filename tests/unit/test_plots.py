@@ -138,6 +138,15 @@ def test_training_and_validation_share_a_panel_and_the_studys_metric_comes_first
     assert len({(str(line.get_color()), str(line.get_linestyle())) for line in axes[1].lines}) == 2
 
 
+def test_the_names_of_metrics_are_drawn_as_they_are() -> None:
+    names = ("$\\frac$", "_hidden", "a$b$c")
+    axes = figures.curves({name: [(0, 1.0)] for name in names}, names[0], "a trial").figure.axes
+    for panel in axes:
+        panel.figure.canvas.draw()
+    assert {panel.get_ylabel().replace("\\$", "$").strip() for panel in axes} == set(names)
+    assert all(panel.get_legend().texts for panel in axes)
+
+
 # Networks of users
 
 

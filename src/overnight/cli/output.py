@@ -38,7 +38,7 @@ def status_object(view: StudyView) -> dict[str, Any]:
             "running": view.count("running"),
             "waiting": view.count("waiting", "paused"),
         },
-        "best": {"trial": best.number, "value": best.objective, "params": best.params} if best else None,
+        "best": {"trial": best.number, "objective": best.objective, "params": best.params} if best else None,
         "confirmation": {"done": view.confirmed, "budget": view.confirmations},
         "deadline": (view.launch.get("deadline") or {}).get("ends_at"),  # Unix time in seconds
         "forecast": _forecast_to_deadline(view),
@@ -71,16 +71,18 @@ def print_status(view: StudyView) -> None:
 
 def _print_trials(view: StudyView) -> None:
     from overnight.config.paths import trial_name
-    from overnight.search.record import describe
+    from overnight.search.record import describe, format_value
 
     best = view.best
-    if best is not None:
+    if best is not None and best.objective is not None:
         metric = view.plan.settings.study.metric
-        print_wrapped(f"best: {metric} {best.objective:.6g}, {trial_name(best.number)} ({describe(best)})")
+        print_wrapped(
+            f"best: {metric} {format_value(best.objective, metric)}, {trial_name(best.number)} ({describe(best)})"
+        )
     for record in view.records:
         if record.state == "running":
             last, epochs = record.history[-1:], view.plan.settings.trainer.max_epochs
-            progress = f"epoch {last[0].epoch + 1} of {epochs}" if last else "starting"
+            progress = f"{last[0].epoch + 1} of {epochs} epochs" if last else "starting"
             print_wrapped(f"  {trial_name(record.number)}: {progress} ({describe(record)})")
 
 
@@ -140,13 +142,15 @@ def _print_exhausted(result: Result) -> None:
 
 def _print_best(result: Result) -> None:
     from overnight.config.paths import trial_name
-    from overnight.search.record import describe
+    from overnight.search.record import describe, format_value
 
     best = result.best
-    if best is not None:
+    if best is not None and best.objective is not None:
         record = next(r for r in result.records if r.number == best.number)
         metric = result.plan.settings.study.metric
-        print_wrapped(f"best: {metric} {best.value:.4f}, {trial_name(best.number)} ({describe(record)})")
+        print_wrapped(
+            f"best: {metric} {format_value(best.objective, metric)}, {trial_name(best.number)} ({describe(record)})"
+        )
 
 
 def _print_failures(result: Result) -> None:

@@ -87,11 +87,13 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None
     activity.show("importing ...")
     from overnight import api
     from overnight.config.paths import trial_name
+    from overnight.search.record import format_value
 
     result = api.run_one(plan, signals=signals, doing=activity.show)
     record, study = result.records[0], result.plan.settings.study
     if record.done:
-        outcome = f"{study.metric} {record.objective:.6g}" if record.objective is not None else record.reason
+        objective, metric = record.objective, study.metric
+        outcome = f"{metric} {format_value(objective, metric)}" if objective is not None else record.reason
         click.echo(f"train/{trial_name(record.number)}: {record.state}, {outcome}")
         if record.detail:
             click.echo(record.detail, err=True)

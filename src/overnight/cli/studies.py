@@ -40,15 +40,12 @@ def list_(overrides: tuple[str, ...], as_json: bool) -> None:
     """
     from overnight.cli import manage
     from overnight.config.compose import study_location
-    from overnight.study.lost import describe_lost
 
     location = study_location(overrides)
     found = manage.list_studies(location)
     if as_json:
         click.echo(json.dumps({"studies": [_listing_object(s) for s in found]}))
         return
-    for line in describe_lost(location):
-        click.echo(line, err=True)
     if not found:
         click.echo(f"no studies in {location.storage_description}; start one with `overnight tune`")
         return
@@ -69,7 +66,7 @@ def _listing_object(study: StudyListing) -> dict[str, Any]:
         "trials": study.trials,
         "budget": study.budget,
         "metric": study.metric,
-        "best": {"trial": best.number, "value": best.objective, "params": best.params} if best else None,
+        "best": {"trial": best.number, "objective": best.objective, "params": best.params} if best else None,
         "seconds": study.seconds,
         "bytes": study.bytes,
         "problems": list(study.problems),
@@ -77,13 +74,15 @@ def _listing_object(study: StudyListing) -> dict[str, Any]:
 
 
 def _listing_row(study: StudyListing) -> tuple[str, ...]:
-    from overnight.search.record import format_duration
+    from overnight.search.record import format_duration, format_value
 
     size = output.format_bytes(study.bytes)
     if study.budget is None:
         return study.name, study.state, "", "", "", size
     done = sum(study.trials.get(s, 0) for s in ("complete", "pruned", "failed"))
-    best = f"{study.metric} {study.best.objective:.6g} (trial {study.best.number})" if study.best else ""
+    best, metric = "", study.metric
+    if study.best is not None and study.best.objective is not None and metric is not None:
+        best = f"{metric} {format_value(study.best.objective, metric)} (trial {study.best.number})"
     return study.name, study.state, f"{done} of {study.budget}", best, format_duration(study.seconds), size
 
 
@@ -228,8 +227,7 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
 def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Find and repair what crashes left behind.
 
-    Without STUDY, all studies are checked. A study that only MLflow has, because the study storage was deleted, is
-    rebuilt. Exits with 1 if a problem remains.
+    Without STUDY, all studies are checked. Exits with 1 if a problem remains.
 
     \b
     Examples:
@@ -237,24 +235,12 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
       overnight doctor digits-mlp
     """
     from overnight.cli import doctor as checks
-    from overnight.config.compose import study_location
-    from overnight.study.snapshot import study_names
 
-    given, overrides = split(arguments)
-    location = study_location(overrides)
-    lost = checks.rebuild_lost(location, given, dry_run=dry_run)
-    still_lost = {name for name, (_, remains) in lost.items() if remains}
-    if still_lost:
-        names = [name for name in study_names(location) if not given or name in given]
-    else:
-        location, view, others = find_study(arguments)
-        names = [view.name, *others]
+    location, view, others = find_study(arguments)
+    names = [view.name, *others]
     activity.show(f"comparing the stores of {len(names)} studies ...")
     found = {name: checks.find_defects(location, name) for name in names}
-    remaining = dict(found) if dry_run else {n: checks.repair(location, n) if found[n] else [] for n in names}
-    for name, (defect, remains) in lost.items():
-        found[name] = [defect, *found.get(name, [])]
-        remaining[name] = [*([defect] if remains else []), *remaining.get(name, [])]
+    remaining = found if dry_run else {n: checks.repair(location, n) if found[n] else [] for n in names}
     if as_json:
         studies = {
             n: [{"subject": d.subject, "problem": d.problem, "repaired": d not in remaining[n]} for d in defects]

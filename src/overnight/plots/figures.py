@@ -48,6 +48,11 @@ class Plot:
     description: str
 
 
+def literal(text: str) -> str:
+    """Return a label that matplotlib draws as it is: not as a formula between dollars, and not left out of a legend."""
+    return text.replace("$", r"\$") if not text.startswith("_") else literal(f" {text}")
+
+
 def weights(tiles: Array, layer: str, of: str, look: str = "white_zero", noun: str = "neurons") -> Plot:
     """Draw one tile for each neuron, blue below zero and red or orange above, on one symmetric scale.
 
@@ -127,8 +132,10 @@ def curves(history: Mapping[str, Sequence[tuple[int, float]]], metric: str, of: 
             epochs, values = zip(*points, strict=True)
             colour, line, marker = (BLUE, "--", "s") if training else (ORANGE, "-", "o")
             size = 4 if len(points) < 40 else 0
-            axes.plot(epochs, values, color=colour, linestyle=line, marker=marker, markersize=size, label=label)
-        axes.set(xlabel="epoch, the first is 0", ylabel=kind)
+            axes.plot(
+                epochs, values, color=colour, linestyle=line, marker=marker, markersize=size, label=literal(label)
+            )
+        axes.set(xlabel="epoch, the first is 0", ylabel=literal(kind))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)

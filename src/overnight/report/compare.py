@@ -17,7 +17,7 @@ from overnight.config.problems import ConfigError
 from overnight.report import finding
 from overnight.report.statistics import Estimate
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, config_of, flat_config, format_duration
+from overnight.search.record import TrialRecord, config_of, flat_config, format_duration, format_value
 from overnight.search.space import to_hydra
 from overnight.study.snapshot import StudyView
 from overnight.tracking import store
@@ -29,7 +29,7 @@ class ComparedItem:
 
     Attributes:
         name: STUDY or STUDY/NUMBER.
-        value: The value of `metric`, from the confirmation or on one seed.
+        objective: The value of `metric`, from the confirmation or on one seed.
         tests: Metric -> mean on the test set.
         params: Every key of the configuration, flat.
         seconds: Training time of the trial, or of the whole study.
@@ -40,7 +40,7 @@ class ComparedItem:
     name: str
     metric: str
     state: str
-    value: Estimate | None
+    objective: Estimate | None
     tests: dict[str, float]
     params: dict[str, Any]
     trials: int
@@ -98,9 +98,9 @@ def as_json(items: Sequence[ComparedItem]) -> list[dict[str, Any]]:
             "name": s.name,
             "state": s.state,
             "metric": s.metric,
-            "value": s.value.mean if s.value else None,
-            "half_width": s.value.half_width if s.value else None,
-            "seeds": s.value.n if s.value else 0,
+            "objective": s.objective.mean if s.objective else None,
+            "half_width": s.objective.half_width if s.objective else None,
+            "seeds": s.objective.n if s.objective else 0,
             "test": s.tests,
             "params": {k: s.params[k] for k in keys if k in s.params},
             "trials": s.trials,
@@ -123,11 +123,11 @@ def rows(items: Sequence[ComparedItem]) -> list[tuple[str, ...]]:
     return [
         ("", *(s.name for s in items)),
         *(
-            (m, *(finding.format_value(s.value, m) if s.value and s.metric == m else "" for s in items))
+            (m, *(finding.format_estimate(s.objective, m) if s.objective and s.metric == m else "" for s in items))
             for m in metrics
         ),
-        *((t, *(finding.format_value(s.tests[t], t) if t in s.tests else "" for s in items)) for t in tests),
-        ("seeds", *(str(s.value.n) if s.value else "" for s in items)),
+        *((t, *(format_value(s.tests[t], t) if t in s.tests else "" for s in items)) for t in tests),
+        ("seeds", *(str(s.objective.n) if s.objective else "" for s in items)),
         ("state", *(s.state for s in items)),
         ("trials", *(str(s.trials) for s in items)),
         ("training", *(format_duration(s.seconds) for s in items)),
@@ -141,7 +141,7 @@ def table(items: Sequence[ComparedItem]) -> RenderableType:
     head, *body = rows(items)
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in head:
-        shown.add_column(name, overflow="fold")
+        shown.add_column(Text(name), overflow="fold")
     for row in body:
         shown.add_row(Text(row[0], style="dim"), *map(Text, row[1:]))
     return shown

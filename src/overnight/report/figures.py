@@ -21,11 +21,12 @@ from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from overnight.config.paths import trial_name
+from overnight.plots.figures import literal
 from overnight.report import advice
 from overnight.report.importance import comparable_trials
 from overnight.report.report import Report
 from overnight.report.statistics import Array
-from overnight.search.record import TrialRecord
+from overnight.search.record import TrialRecord, format_value
 from overnight.search.space import contains
 
 # Placeholder colour -> CSS variable.
@@ -102,14 +103,14 @@ def _history(report: Report) -> Chart | None:
         ax.scatter([r.number for r in pruned], _objectives(pruned), marker="x", s=22, color=_FAINT, label="pruned")
         ax.scatter([r.number for r in complete], _objectives(complete), s=22, color=_MAIN, label="complete")
         ax.step([r.number for r in complete], best, where="post", color=_SECOND, label="best so far")
-        ax.set(xlabel="trial", ylabel=metric)
+        ax.set(xlabel="trial", ylabel=literal(metric))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(loc="best")
 
     words = f"{metric} of {len(complete)} complete and {len(pruned)} pruned trials, in the order of their numbers"
     if best:
         last = next(r.number for r, b in zip(complete, best, strict=True) if b == best[-1])
-        words += f"; the best value, {best[-1]:.4g}, is from trial {last}"
+        words += f"; the best value, {format_value(best[-1], metric)}, is from trial {last}"
     return Chart("The search", words + ".", _draw("history", draw))
 
 
@@ -133,11 +134,11 @@ def _curves(report: Report) -> Chart | None:
     def draw(ax: Axes) -> None:
         for (name, runs), colour in zip(curves.items(), _SERIES, strict=False):
             for run in runs:
-                ax.plot(range(1, len(run) + 1), run, color=colour, linewidth=0.6, alpha=0.4)
+                ax.plot(range(len(run)), run, color=colour, linewidth=0.6, alpha=0.4)
             length = min(map(len, runs))
             mean = [statistics.fmean(run[i] for run in runs) for i in range(length)]
-            ax.plot(range(1, length + 1), mean, color=colour, linewidth=2, label=name)
-        ax.set(xlabel="epoch", ylabel=metric)
+            ax.plot(range(length), mean, color=colour, linewidth=2, label=name)
+        ax.set(xlabel="epoch, the first is 0", ylabel=literal(metric))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         values = sorted(v for runs in curves.values() for run in runs for v in run if math.isfinite(v))
         # The values of the first epochs would hide the differences between the last ones.
@@ -148,7 +149,8 @@ def _curves(report: Report) -> Chart | None:
             ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
         ax.legend(loc="best")
 
-    ends = ", ".join(f"{n} {statistics.fmean(c[-1] for c in cs):.4g}" for n, cs in curves.items())
+    means = {name: statistics.fmean(curve[-1] for curve in of_one) for name, of_one in curves.items()}
+    ends = ", ".join(f"{name} {format_value(mean, metric)}" for name, mean in means.items())
     words = f"{metric} by epoch. A thin line is one seed, a thick line is the mean. Values at the end: {ends}."
     return Chart("Learning curves on new seeds" if found.confirmed else "Learning curve", words, _draw("curves", draw))
 
@@ -196,7 +198,7 @@ def _slices(report: Report) -> Chart | None:
                 )  # fmt: skip
             _scale(ax, "x", dists[name])
             ax.set_xlabel(name)
-        figure.axes[0].set_ylabel(metric)
+        figure.axes[0].set_ylabel(literal(metric))
         figure.axes[0].legend(loc="best")
         svg = _svg(figure)
     best = report.finding.best
@@ -232,7 +234,7 @@ def _contour(report: Report) -> Chart | None:
         for axis, name in (("x", names[0]), ("y", names[1])):
             _unit_scale(ax, axis, dists[name], x if axis == "x" else y)
         ax.set(xlabel=names[0], ylabel=names[1])
-        ax.figure.colorbar(filled, label=metric)
+        ax.figure.colorbar(filled, label=literal(metric))
 
     high = np.unravel_index(surface.argmax() if _maximizes(report) else surface.argmin(), surface.shape)
     best = [_text(_from_unit(dists[n], float(at))) for n, at in zip(names, (x[high[1]], y[high[0]]), strict=True)]

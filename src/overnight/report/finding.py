@@ -11,11 +11,8 @@ from overnight.report import confirm
 from overnight.report.statistics import Comparison, Estimate, compare, estimate
 from overnight.search import deadline
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, best_of
+from overnight.search.record import TrialRecord, best_of, format_interval, format_value
 from overnight.study.snapshot import StudyView
-
-# Metrics that are shown in percent if they are between 0 and 1.
-_SHARES = ("accuracy", "acc", "precision", "recall", "f1", "auroc", "auc")
 
 
 @dataclass(frozen=True)
@@ -111,9 +108,9 @@ def from_records(
     winner = ranked[0] if ranked else None
     base = None
     if baseline_trial is not None:
-        # The baseline was not chosen by its mean: its interval is not corrected, unless it is the winner.
-        is_winner = winner is not None and winner.trial.number == baseline_trial.number
-        base = winner if is_winner else finalist(baseline_trial, 1)
+        # Each configuration has one interval. That of a baseline is not corrected for a choice, unless it was chosen.
+        chosen_base = next((f for f in ranked if f.trial.number == baseline_trial.number), None)
+        base = chosen_base or finalist(baseline_trial, 1)
     rivals = [f for f in ranked[1:] if f.estimate is not None]
     others = sum(base is not None and f.trial.number != base.trial.number for f in ranked)
     return Finding(
@@ -175,7 +172,7 @@ def summary_sentence(finding: Finding) -> str:
     if winner is None or winner.estimate is None:
         return _unconfirmed(finding)
     name = trial_name(winner.trial.number)
-    sentence = f"{name} won: {format_value(winner.estimate, metric)} {metric} over {_seeds(winner.estimate.n)}"
+    sentence = f"{name} won: {format_estimate(winner.estimate, metric)} {metric} over {_seeds(winner.estimate.n)}"
     sentence += _on_test(winner, finding)
     second = _second(finding)
     if base is not None and second is not None and base.trial.number == second.trial.number:
@@ -192,12 +189,9 @@ def verdict(finding: Finding, comparison: Comparison | None) -> str:
     return "better" if _sign(finding.plan) * comparison.difference > 0 else "worse"
 
 
-def format_value(value: Estimate | float, metric: str) -> str:
+def format_estimate(value: Estimate, metric: str) -> str:
     """Format a value of a metric with its interval: 98.51% ± 0.06, or 0.1234 ± 0.0011."""
-    mean, half = (value.mean, value.half_width) if isinstance(value, Estimate) else (value, None)
-    if metric.replace("_", "/").split("/")[-1].lower() in _SHARES and -1 <= mean <= 1:
-        return f"{mean:.2%}" + ("" if half is None else f" ± {100 * half:.2f}")
-    return f"{mean:.4g}" + ("" if half is None else f" ± {half:.2g}")
+    return format_interval(value.mean, value.half_width, metric)
 
 
 def test_metric(finding: Finding) -> str:
@@ -236,7 +230,7 @@ def _versus_baseline(finding: Finding, base: Finalist | None, in_place: str = ""
     if base.estimate is None:
         return "the config you started from failed on these seeds"
     test = _on_test(base, finding) if base.tests else ""
-    mean = format_value(base.estimate, metric)
+    mean = format_estimate(base.estimate, metric)
     sentence = f"the config you started from{f', {in_place}' if in_place else ' '}had {mean}{test}"
     certainty = {
         "better": "",

@@ -17,7 +17,7 @@ from rich.live import Live
 
 from overnight.report.live_table import LiveTable
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, best_of, describe, format_duration, trial_title
+from overnight.search.record import TrialRecord, best_of, describe, format_duration, format_value, trial_title
 
 REDRAW_EVERY_S = 0.5
 
@@ -153,15 +153,15 @@ class PlainScreen:
 
 
 def _line(record: TrialRecord, now: ProgressSnapshot) -> str:
-    best, left = now.best, now.seconds_left()
+    best, left, metric = now.best, now.seconds_left(), now.plan.settings.study.metric
     progress = f"{now.done} of {now.plan.budget}"
     if best is not None and best.objective is not None:
-        progress += f", best {best.objective:.4g}"
+        progress += f", best {format_value(best.objective, metric)}"
     if now.forecast:
         progress += f"; {now.forecast}"
     elif left:
         progress += f", {format_duration(left)} left"
-    return f"{trial_title(record)} {record.state:8} {_objective(record):>9}  {describe(record)}  [{progress}]"
+    return f"{trial_title(record)} {record.state:8} {_objective(record, metric):>9}  {describe(record)}  [{progress}]"
 
 
 class TerminalScreen:
@@ -211,10 +211,10 @@ def render(now: ProgressSnapshot) -> LiveTable:
     return LiveTable(now)
 
 
-def _objective(record: TrialRecord) -> str:
+def _objective(record: TrialRecord, metric: str) -> str:
     if record.state == "failed":
         return record.reason or ""
-    return "" if record.objective is None else f"{record.objective:.4g}"
+    return "" if record.objective is None else format_value(record.objective, metric)
 
 
 def _in_notebook() -> bool:

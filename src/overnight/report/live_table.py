@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overnight.config.paths import trial_name
-from overnight.search.record import TrialRecord, format_duration, short_params, trial_title
+from overnight.search.record import TrialRecord, format_duration, format_value, short_params, trial_title
 
 if TYPE_CHECKING:
     from overnight.report.live import ProgressSnapshot, RunningTrial
@@ -76,8 +76,8 @@ def _phase(now: ProgressSnapshot) -> str:
 
 
 def _best_line(now: ProgressSnapshot, best: TrialRecord, width: int) -> Text:
-    value = f"{_shorten(now.plan.settings.study.metric, width // 3)} {best.objective:.4g}"
-    title = trial_title(best)
+    metric, title = now.plan.settings.study.metric, trial_title(best)
+    value = f"{_shorten(metric, width // 3)} {format_value(best.objective or 0.0, metric)}"
     room = width - _width_of(["best", value, title]) - 1
     return Text.assemble("best ", (value, "bold green"), f" {title} ", (_fit(short_params(best), room), "dim"))
 
@@ -92,21 +92,21 @@ def _trial_table(now: ProgressSnapshot, width: int, max_rows: int | None) -> Tab
     columns = {
         "trial": [_number(trial, record) for trial, record in zip(shown, records, strict=True)],
         "epoch": [f"{trial.epoch + 1}/{now.plan.settings.trainer.max_epochs}" for trial in shown],
-        _shorten(metric, _MAX_COLUMN): ["" if t.value is None else f"{t.value:.4g}" for t in shown],
+        _shorten(metric, _MAX_COLUMN): ["" if t.value is None else format_value(t.value, metric) for t in shown],
         "for": [format_duration(time.time() - trial.started_at) for trial in shown],
     }
     table = Table(box=None, padding=(0, _GAP, 0, 0), header_style="dim", pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="left" if name == "trial" else "right", no_wrap=True)
+        table.add_column(Text(name), justify="left" if name == "trial" else "right", no_wrap=True)
     used = sum(_column_width(name, cells) for name, cells in columns.items()) + _GAP * len(columns)
     params = [short_params(record) if record is not None else {} for record in records]
     fitting, left_out = _fitting_columns(params, width - used)
     for name in fitting:
-        table.add_column(name, style="dim", no_wrap=True)
+        table.add_column(Text(name), style="dim", no_wrap=True)
     if left_out:
         table.add_column(f"+{left_out}", style="dim", no_wrap=True)
     for i in range(len(shown)):
-        table.add_row(*(cells[i] for cells in columns.values()), *(cells[i] for cells in fitting.values()))
+        table.add_row(*(Text(cells[i]) for cells in (*columns.values(), *fitting.values())))  # acc[1] is no markup
     if len(shown) < len(now.running):
         table.add_row(Text(f"+{len(now.running) - len(shown)}", style="dim"))
     elif (free := now.slots - len(now.running)) > 0:

@@ -16,7 +16,7 @@ from overnight.report.caveats import find_caveats
 from overnight.report.finding import Finalist, Finding
 from overnight.report.importance import Importance, importances
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, describe, format_duration, trial_title
+from overnight.search.record import TrialRecord, describe, format_duration, format_value, trial_title
 from overnight.study.snapshot import StudyView
 
 _WIDE = 110  # columns of a terminal in which the whole ranking fits
@@ -151,7 +151,7 @@ def ranking(report: Report) -> list[tuple[str, ...]]:
         name = trial_name(f.trial.number)
         if base is not None and f.trial.number == base.trial.number:
             name += " (baseline)"
-        mean = finding.format_value(f.estimate, metric) if f.estimate else "failed" if f.failed else "not trained"
+        mean = finding.format_estimate(f.estimate, metric) if f.estimate else "failed" if f.failed else "not trained"
         row = (name, mean, _test_value(f, found), _versus_first(found, rank, f), describe(f.trial))
         rows.append(row if _has_test(report) else row[:2] + row[3:])
     return rows
@@ -170,7 +170,7 @@ def _has_test(report: Report) -> bool:
 def _test_value(finalist: Finalist, found: Finding) -> str:
     name = finding.test_metric(found)
     tested = finalist.tests.get(name)
-    return finding.format_value(tested.mean, name) if tested is not None else ""
+    return format_value(tested.mean, name) if tested is not None else ""
 
 
 def _versus_first(found: Finding, rank: int, f: Finalist) -> str:
@@ -233,7 +233,7 @@ def _item(line: str) -> RenderableType:
 def _rows(columns: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=columns is not None, header_style="dim")
     for i in range(len(columns or (rows[0] if rows else ()))):
-        table.add_column(columns[i] if columns else "", overflow="fold")
+        table.add_column(Text(columns[i] if columns else ""), overflow="fold")  # acc[1] is no markup
     for row in rows:
         table.add_row(*map(Text, row))
     return table

@@ -28,6 +28,9 @@ from overnight.search.attributes import (
 from overnight.search.plan import Plan
 from overnight.search.space import display_name
 
+# Metrics that are shown in percent if they are between 0 and 1.
+_SHARES = ("accuracy", "acc", "precision", "recall", "f1", "auroc", "auc")
+
 State = Literal["waiting", "running", "paused", "complete", "pruned", "failed"]
 
 
@@ -214,6 +217,25 @@ def _short_name(key: str, keys: Iterable[str]) -> str:
         if all(other[-n:] != path[-n:] for other in others):
             return ".".join(path[-n:])
     return key
+
+
+def format_value(value: float, metric: str) -> str:
+    """Format a value of a metric: 97.78%, 0.1234."""
+    if _is_share(metric, value):
+        return f"{value:.2%}"
+    return f"{value:.4g}"
+
+
+def format_interval(mean: float, half_width: float | None, metric: str) -> str:
+    """Format a mean and half the width of its interval: 98.51% ± 0.06, 0.1234 ± 0.0011."""
+    if half_width is None:
+        return format_value(mean, metric)
+    width = f"{100 * half_width:.2f}" if _is_share(metric, mean) else f"{half_width:.2g}"
+    return f"{format_value(mean, metric)} ± {width}"
+
+
+def _is_share(metric: str, value: float) -> bool:
+    return metric.replace("_", "/").split("/")[-1].lower() in _SHARES and -1 <= value <= 1
 
 
 def format_duration(seconds: float | None) -> str:

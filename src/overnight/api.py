@@ -31,6 +31,7 @@ from overnight.system import forkserver
 from overnight.system.awake import awake
 from overnight.system.devices import slot_devices
 from overnight.system.signals import Signals
+from overnight.tracking import environment
 from overnight.tracking.sync import MlflowSync
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def tune(overrides: Iterable[str] = (), config_dir: str | Path | None = None, *,
         StudyInUse: another process runs this study.
         KeyboardInterrupt: after running trials were saved; the same call resumes the study.
     """
-    with _interrupts() as signals:
+    with _interrupts() as signals, environment.restored():
         result = run(build_plan(overrides, config_dir), extend=extend, signals=signals)
     if result.stop_reason is StopReason.STOPPED:
         raise KeyboardInterrupt(f"{result.study_name} is paused; the same call resumes it")
@@ -138,7 +139,7 @@ def tune(overrides: Iterable[str] = (), config_dir: str | Path | None = None, *,
 
 def train(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -> Trial:
     """Train one configuration, tracked in the study and MLflow experiment `train`. Raises what `tune` raises."""
-    with _interrupts() as signals:
+    with _interrupts() as signals, environment.restored():
         result = run_one(build_plan(overrides, config_dir, searching=False), signals=signals)
     if result.stop_reason is StopReason.STOPPED:
         raise KeyboardInterrupt("the trial is paused; the same call resumes it")
@@ -174,7 +175,7 @@ def run(
     check_configurations(plan, say, doing, runs_here=True)
     doing("opening the study ...")
     session, opened = open_study(plan, extend=extend, say=say)
-    messages = [*messages, *opened]
+    messages = [*messages, *opened, *environment.notes(plan.settings.location)]
     for message in messages:
         say(message)
     notifications = notifier.notifications(plan, addresses, say)

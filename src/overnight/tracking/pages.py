@@ -11,13 +11,12 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from overnight.config.credentials import SECRET_VARIABLES
 from overnight.config.paths import StudyLocation
 from overnight.search.plan import Plan
 from overnight.search.space import display_name
 from overnight.study.snapshot import StudyView
-from overnight.tracking import names, tags
-from overnight.tracking.store import QUIET_ENVIRONMENT, open_client
+from overnight.tracking import environment, names, tags
+from overnight.tracking.store import open_client
 
 # MLflow keeps the state of a shared table in a tag of the experiment with this prefix. The key after the prefix is part
 # of the page's address.
@@ -80,15 +79,7 @@ def server_command(location: StudyLocation, port: int) -> tuple[list[str], Mappi
         "--workers": "1",
     }
     command = [sys.executable, "-m", "mlflow", "server", *(text for option in options.items() for text in option)]
-    inherited = {
-        k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_")) and k not in SECRET_VARIABLES
-    }
-    return command, {
-        **inherited,
-        **QUIET_ENVIRONMENT,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "PYTHONWARNINGS": "ignore",
-    }
+    return command, environment.for_server(os.environ)
 
 
 def study_url(view: StudyView | None, address: str) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +18,11 @@ from overnight.study.storage.home import settle
 from overnight.system.devices import cores
 from overnight.system.errors import one_line
 from overnight.system.files import create_atomically
-from overnight.tracking import tags
+from overnight.tracking import environment, tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# No telemetry, no warnings about MLflow's own plans, and no link printed for each run.
-QUIET_ENVIRONMENT: Mapping[str, str] = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 _LOGIN_REMEDIES = {
     401: f"; set {credentials.USERNAME} and {credentials.PASSWORD}, or {credentials.TOKEN}, to a login of the server",
     403: "; the login may not do this: an administrator of the server can allow it",
@@ -52,7 +44,7 @@ def prepare_in_background(location: StudyLocation) -> None:
     """
     global _preparation
     if _preparation is None and cores() > 1:
-        set_quiet_environment()
+        environment.take_over(location)
         _preparation = threading.Thread(target=_prepare, args=(location,), name="mlflow-preparation")
         _preparation.start()
 
@@ -74,7 +66,7 @@ def open_client(location: StudyLocation) -> MlflowClient:
     """
     if _preparation is not None:
         _preparation.join()
-    set_quiet_environment()
+    environment.take_over(location)
     if location.server is not None:
         credentials.export_login()
     if not exists(location):
@@ -85,17 +77,13 @@ def open_client(location: StudyLocation) -> MlflowClient:
 
     # It logs a traceback at every attempt. A full disk or a server that restarts causes many.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    client = MlflowClient(tracking_uri=location.tracking_uri)
+    # Otherwise models go to the registry that MLFLOW_REGISTRY_URI names.
+    client = MlflowClient(tracking_uri=location.tracking_uri, registry_uri=location.tracking_uri)
     if location.server is None:
         from overnight.tracking.home_artifacts import HomeTrackingClient
 
         client._tracking_client = HomeTrackingClient(location.tracking_uri, location)
     return client
-
-
-def set_quiet_environment() -> None:
-    for name, value in QUIET_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import logging
 
 import sqlalchemy
 
-from overnight.tracking.store import set_quiet_environment
+from overnight.tracking.environment import set_quiet
 
 
 def make_backend(url: str) -> None:
@@ -37,6 +37,6 @@ def make_logins(url: str) -> None:
 
 
 def _quiet_logging() -> None:
-    set_quiet_environment()
+    set_quiet()
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)

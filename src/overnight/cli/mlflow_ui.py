@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import signal
@@ -17,6 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+
+from overnight.system import tether
 
 
 def free_port(wanted: int) -> int:
@@ -33,20 +34,12 @@ def free_port(wanted: int) -> int:
 
 
 def serve(command: list[str], environment: Any, port: int, page: str, browser: bool) -> None:
-    """Run MLflow's server until SIGINT or SIGTERM, then end all of its processes."""
+    """Run MLflow's server until SIGINT, SIGTERM or SIGHUP. It ends with this process, whatever ends that."""
     with tempfile.TemporaryDirectory(prefix="overnight-ui-") as folder:  # its working directory, to which it writes
-        server = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=folder,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
         ended = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: ended.set())
+        server = tether.start(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         messages: deque[bytes] = deque(maxlen=20)
         assert server.stderr is not None
         threading.Thread(target=messages.extend, args=(server.stderr,), daemon=True).start()
@@ -60,11 +53,7 @@ def serve(command: list[str], environment: Any, port: int, page: str, browser: b
                 click.echo(b"".join(messages).decode(errors="replace"), err=True)
                 raise click.ClickException(f"MLflow's server exited with code {server.returncode}")
         finally:
-            server.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(5)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
+            tether.end(server)
 
 
 def open_page(page: str, browser: bool) -> None:

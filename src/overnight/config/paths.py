@@ -73,6 +73,11 @@ class HomePaths:
         """A config folder that every command searches: each study writes the config of its winner there."""
         return self.root / "winners"
 
+    @property
+    def ui_server(self) -> Path:
+        """Names the process and the port of MLflow's server while `overnight ui` runs it."""
+        return self.root / "locks" / "ui-server.json"
+
     def study(self, name: str) -> StudyPaths:
         return StudyPaths(self.root, name)
 

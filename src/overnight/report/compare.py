@@ -20,7 +20,7 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of, flat_config, format_duration, format_value
 from overnight.search.space import to_hydra
 from overnight.study.snapshot import StudyView
-from overnight.tracking import store
+from overnight.tracking import local_server, store
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,19 @@ def table(items: Sequence[ComparedItem]) -> RenderableType:
     return shown
 
 
-def mlflow_page(location: StudyLocation, items: Sequence[ComparedItem], port: int = 5000) -> str | None:
-    """Return the URL of MLflow's page that compares the runs; None if there is one item, or MLflow lacks a run."""
+def mlflow_page(location: StudyLocation, items: Sequence[ComparedItem]) -> str | None:
+    """Return the URL of MLflow's page that compares the runs.
+
+    None if there is one item, if no server shows the store of this location, or if MLflow lacks a run.
+    """
+    address = local_server.address(location)
+    if address is None:
+        return None
     runs = store.find_trial_runs(location, [(s.uid, s.number) for s in items])
     if len(items) < 2 or len(runs) < len(items):
         return None
     chosen = quote(json.dumps(runs, separators=(",", ":")))
     experiments = quote(json.dumps(list(dict.fromkeys(s.experiment_id for s in items)), separators=(",", ":")))
-    address = location.server or f"http://127.0.0.1:{port}"
     return f"{address}/#/compare-runs?runs={chosen}&experiments={experiments}"
 
 

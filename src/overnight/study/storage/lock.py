@@ -6,23 +6,19 @@ A shared study has members in place of a lock; see `leases`.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 
 from overnight.config.paths import HomePaths, StudyLocation
 from overnight.study.storage import leases
 from overnight.study.storage.database import opened
 from overnight.system.files import write_atomically
+from overnight.system.identity import is_running, own_identity
 
-# Largest difference between two readings of one process's start time. A process id is not reused within it.
-_START_TOLERANCE_S = 2.0
 _HOLDER_FILE_WAIT_S = 2.0
 _HOLDER_SUFFIX = ".holder.json"
 
@@ -53,8 +49,7 @@ def lock_study(location: StudyLocation, study: str) -> Callable[[], None]:
     except Timeout:
         raise StudyInUse(study, _await_holder(location, study)) from None
     holder = holder_file(location, study)
-    me = {"pid": os.getpid(), **_start_of(os.getpid()), "host": socket.gethostname(), "since": time.time()}
-    write_atomically(holder, json.dumps(me))
+    write_atomically(holder, json.dumps({**own_identity(), "since": time.time()}))
 
     def release() -> None:
         holder.unlink(missing_ok=True)
@@ -85,14 +80,10 @@ def holders_in(paths: HomePaths) -> list[tuple[str, int]]:
 def _alive_holder(file: Path) -> dict[str, Any] | None:
     """Return what a holder file says, if its process is alive."""
     try:
-        holder: dict[str, Any] = json.loads(file.read_text())
-        start = _start_of(holder["pid"])
-        same_boot = start["boot"] is not None and start["boot"] == holder.get("boot")
-        comparable = ["created", *(["after_boot_s"] if same_boot else [])]
-        is_alive = any(abs(start[key] - holder[key]) < _START_TOLERANCE_S for key in comparable)
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        holder: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
         return None
-    return holder if is_alive else None
+    return holder if is_running(holder) else None
 
 
 def holder_file(location: StudyLocation, study: str) -> Path:
@@ -105,16 +96,6 @@ def _await_holder(location: StudyLocation, study: str) -> dict[str, Any]:
     while (holder := holder_of(location, study)) is None and time.monotonic() < deadline:
         time.sleep(0.05)
     return holder or {}
-
-
-def _start_of(pid: int) -> dict[str, Any]:
-    """Return when a process started. Linux also counts from the boot, which a change of the clock does not move."""
-    created, boot = psutil.Process(pid).create_time(), Path("/proc/sys/kernel/random/boot_id")
-    return {
-        "created": created,
-        "after_boot_s": created - psutil.boot_time(),
-        "boot": boot.read_text().strip() if boot.exists() else None,
-    }
 
 
 def _first_member(location: StudyLocation, study: str) -> dict[str, Any] | None:

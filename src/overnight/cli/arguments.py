@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from overnight.config.paths import StudyLocation
+    from overnight.search.plan import Plan
     from overnight.study.snapshot import StudyView
 
 _MISTAKE = 2  # the exit code
@@ -121,6 +122,23 @@ def no_study(location: StudyLocation) -> str:
 def _no_such_study(location: StudyLocation, name: str, known: list[str], key: str = "study") -> str:
     remedy = f"it has {', '.join(known)}" if known else "it has no study yet"
     return f"{key}: must be a study in {location.storage_description}, got {name!r}; {remedy}"
+
+
+def train_winner_command(plan: Plan) -> str:
+    """Return the command that trains the winner of a study again, with its config of the home."""
+    option = f"+experiment=best_{plan.name}"
+    return command("train", *plan.config_dir_option, option, location=plan.settings.location)
+
+
+def import_from(config_dir: str | None) -> None:
+    """Let this process, and those that it starts, import the classes beside the user's config folder."""
+    from overnight.config.compose import check_config_dir
+    from overnight.config.problems import Problems
+    from overnight.config.search_path import add_to_import_path
+
+    problems = Problems()
+    add_to_import_path(check_config_dir(config_dir, problems))
+    problems.raise_if_any()
 
 
 def command(*words: str, location: StudyLocation) -> str:

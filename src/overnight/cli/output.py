@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from overnight.cli import activity
-from overnight.cli.arguments import command, exit_with_mistakes
+from overnight.cli.arguments import command, exit_with_mistakes, train_winner_command
 
 if TYPE_CHECKING:
     from overnight.api import Result
@@ -180,8 +180,7 @@ def _print_finding(result: Result) -> None:
         print_wrapped(finding.summary_sentence(found))
     click.echo(f"report: {result.report or command('report', result.study_name, location=location)}")
     if found.best is not None and result.stop_reason in ("complete", "limit"):
-        option = f"+experiment=best_{result.study_name}"
-        click.echo(f"train the winner again: {command('train', option, location=location)}")
+        click.echo(f"train the winner again: {train_winner_command(result.plan)}")
         for line in result.winner_notes:
             click.echo(line)
 

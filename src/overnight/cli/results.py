@@ -11,6 +11,7 @@ import click
 
 from overnight.cli import activity, output
 from overnight.cli.arguments import (
+    CONFIG_DIR,
     JSON,
     LOCATION,
     OPTIONAL_STUDY,
@@ -19,8 +20,10 @@ from overnight.cli.arguments import (
     exit_with_mistakes,
     find_study,
     find_study_or_trial,
+    import_from,
     no_study,
     split,
+    train_winner_command,
 )
 
 if TYPE_CHECKING:
@@ -122,9 +125,10 @@ def compare(refs: tuple[str, ...], as_json: bool) -> None:
 
     Console(highlight=False).print(comparison.table(items))
     page = comparison.mlflow_page(location, items)
-    if page:
-        where = "in MLflow" if location.server else f"in MLflow, while `{command('ui', location=location)}` runs"
-        click.echo(f"{where}: {page}")
+    if page is not None:
+        click.echo(f"in MLflow: {page}")
+    elif len(items) > 1 and location.server is None:
+        click.echo(f"this command prints their page in MLflow while `{command('ui', location=location)}` runs")
 
 
 @click.command()
@@ -175,7 +179,7 @@ def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
       overnight ui digits-mlp --no-browser --port 5001
     """
     from overnight.cli import mlflow_ui
-    from overnight.tracking import pages
+    from overnight.tracking import local_server, pages
 
     location, view, _ = find_study(arguments)
     if location.server is not None:
@@ -186,17 +190,27 @@ def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
     port = mlflow_ui.free_port(port)
     click.echo(f"starting MLflow's server for {view.name} on port {port} ...")
     page = pages.study_url(view, f"http://127.0.0.1:{port}")
-    mlflow_ui.serve(*pages.server_command(location, port), port, page, browser)
+    with local_server.announced(location, port):
+        mlflow_ui.serve(*pages.server_command(location, port), port, page, browser)
 
 
 @click.command()
 @argument("ref", "STUDY[/NUMBER]", "study_or_trial")
 @argument("path", "FILE|FOLDER", "file")
 @LOCATION
+@CONFIG_DIR
 @click.option("--invert", is_flag=True, help="Invert images: for dark on light, after training on light on dark.")
 @click.option("--out", metavar="FILE.csv", help="Write the predictions to a CSV file.")
 @JSON
-def predict(ref: str, path: str, overrides: tuple[str, ...], invert: bool, out: str | None, as_json: bool) -> None:
+def predict(
+    ref: str,
+    path: str,
+    overrides: tuple[str, ...],
+    config_dir: str | None,
+    invert: bool,
+    out: str | None,
+    as_json: bool,
+) -> None:
     """Predict images or rows of a CSV file with the winner of a study.
 
     STUDY/NUMBER uses a trial whose weights are kept. FILE is a png, jpg or csv file; FOLDER holds images.
@@ -205,8 +219,10 @@ def predict(ref: str, path: str, overrides: tuple[str, ...], invert: bool, out: 
     Examples:
       overnight predict digits-mlp images/
       overnight predict purchase-mlp customers.csv --out answers.csv
+      overnight predict --config-dir conf mine-mine rows.csv
     """
     _check_out(out, path)
+    import_from(config_dir)
     from overnight.config.compose import study_location
     from overnight.system import forkserver
 
@@ -258,25 +274,28 @@ def _write_predictions(predicted: Predictions, path: Path) -> None:
 
 @click.command()
 @OPTIONAL_STUDY
-def register(arguments: tuple[str, ...]) -> None:
+@CONFIG_DIR
+def register(arguments: tuple[str, ...], config_dir: str | None) -> None:
     """Register the winner of a study in MLflow's model registry.
 
     The config and the checkpoint of the winner are kept as well; the command prints where they are.
 
     \b
-    Example:
+    Examples:
       overnight register digits-mlp
+      overnight register --config-dir conf mine-mine
     """
+    import_from(config_dir)
     from overnight.system import forkserver
 
     forkserver.warm_up()  # it imports torch while the study is read
     from overnight.report import winner
 
-    location, view, _ = find_study(arguments)
+    _, view, _ = find_study(arguments)
     checkpoint = winner.find_checkpoint(view)
     for line in winner.write_config(view):
         click.echo(line)
-    click.echo(f"config: {command('train', f'+experiment=best_{view.name}', location=location)}")
+    click.echo(f"config: {train_winner_command(view.plan)}")
     click.echo(f"checkpoint: {checkpoint.path}")
     activity.show("importing torch, and exporting the network ...")
     outcome = winner.register(view)

@@ -96,7 +96,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
         config_dir: The user's config folder. Its options are added to those that come with overnight.
     """
     problems = Problems()
-    folder = _check_config_dir(config_dir, problems)
+    folder = check_config_dir(config_dir, problems)
     parsed = parse_overrides(credentials.reject_secrets(check_list(overrides), problems), problems)
     path = ConfigSearchPath((*([folder] if folder is not None else []), *_winners_dir(parsed)))
     options, values, sweeps = _sort_overrides(parsed, path, problems)
@@ -150,7 +150,8 @@ def study_location(overrides: Iterable[str]) -> StudyLocation:
 # Steps of compose ---------------------------------------------------------------------------------------------------
 
 
-def _check_config_dir(config_dir: str | Path | None, problems: Problems) -> Path | None:
+def check_config_dir(config_dir: str | Path | None, problems: Problems) -> Path | None:
+    """The user's config folder; None where there is none, or where a problem is added."""
     if config_dir is None:
         return None
     if not isinstance(config_dir, str | Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,3 +83,9 @@ def describe_failure(error: Exception) -> str:
     text = " ".join(str(error).split())
     is_for_users = text and type(error).__module__.startswith(("hydra", "omegaconf"))
     return f"conf: must compose: {text if is_for_users else f'{type(error).__name__}: {text}'}"
+
+
+def add_to_import_path(config_dir: Path | None) -> None:
+    """Make the modules beside the user's config folder importable. Trial processes inherit the path."""
+    if config_dir is not None and str(config_dir.parent) not in sys.path:
+        sys.path.append(str(config_dir.parent))

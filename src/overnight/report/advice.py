@@ -46,7 +46,7 @@ def train_command(plan: Plan, best: TrialRecord) -> str:
     """Return the command that trains the configuration of a trial again."""
     config = config_of(best, plan)
     groups = {g: str(best.params.get(g, plan.choices[g])) for g in plan.choices}
-    return _line("train", *_folder(plan), *_overrides(plan, config, groups, _SEARCH_KEYS), *_home(plan))
+    return _line("train", *plan.config_dir_option, *_overrides(plan, config, groups, _SEARCH_KEYS), *_home(plan))
 
 
 def next_command(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -> str:
@@ -65,7 +65,7 @@ def next_command(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) 
     search = [] if needs_search_file else ["search=none"]
     first = [f"study.warm_start_from={plan.name}"] if searched else []  # keeps what was found
     name = f"study.name={next_name(plan.name)}"
-    return _line("tune", *_folder(plan), name, *search, *overrides, *values, *sweeps, *first, *_home(plan))
+    return _line("tune", *plan.config_dir_option, name, *search, *overrides, *values, *sweeps, *first, *_home(plan))
 
 
 def next_name(name: str) -> str:
@@ -217,10 +217,6 @@ def _base(plan: Plan, groups: Mapping[str, str]) -> Draft:
     base = compose([f"{g}={option}" for g, option in groups.items()], plan.config_dir)
     # If the folder of an option does not exist any more, compare with the defaults.
     return base if base.settings is not None else compose([])
-
-
-def _folder(plan: Plan) -> list[str]:
-    return [] if plan.config_dir is None else ["--config-dir", plan.config_dir]
 
 
 def _home(plan: Plan) -> list[str]:

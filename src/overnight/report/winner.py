@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,8 @@ def find_checkpoint(view: StudyView, number: int | None = None) -> Checkpoint:
         path = where.study(study).checkpoint(n) / _WEIGHTS
         if path.exists():
             return Checkpoint(path, study, n, trial)
-    remedy = f"`overnight train +experiment={winner_config.option_name(view.name)}` trains the winner again"
+    words = ["overnight", "train", *view.plan.config_dir_option, f"+experiment={winner_config.option_name(view.name)}"]
+    remedy = f"`{shlex.join([*words, *view.plan.settings.location.overrides])}` trains the winner again"
     if number is not None:
         remedy = f"use {view.name} for its winner"
     raise ConfigError(

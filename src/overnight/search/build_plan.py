@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from overnight.config.compose import Draft, compose
 from overnight.config.overrides import check_list
 from overnight.config.problems import ConfigError, Problems
-from overnight.config.search_path import describe_failure
+from overnight.config.search_path import add_to_import_path, describe_failure
 from overnight.config.settings import COMPONENTS
 from overnight.config.trees import has_key
 from overnight.search import space_reader, validation
@@ -42,8 +41,7 @@ def build_plan(overrides: Iterable[str] = (), config_dir: str | Path | None = No
     draft = compose(overrides, config_dir)
     if not draft.config:
         raise ConfigError(draft.problems)
-    if draft.config_dir is not None and str(draft.config_dir.parent) not in sys.path:
-        sys.path.append(str(draft.config_dir.parent))  # trial processes inherit it
+    add_to_import_path(draft.config_dir)
     space_problems = Problems()
     entries, sweeps = _search_entries(draft, searching, space_problems)
     space, fixed = space_reader.parse_space(entries, space_problems, draft.fixed, sweeps)

@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -59,7 +60,7 @@ class Plan:
         choices: Config group -> option of the baseline.
         variants: For each combination of options of `groups`, in their order, the composed tree before interpolation.
         warm_start: Searched key -> value of each configuration from study.warm_start_from, the best one first.
-        config_dir: The user's config folder. It is only used to print commands.
+        config_dir: The user's config folder, an absolute path. It is only used to print commands.
     """
 
     settings: Settings
@@ -77,6 +78,14 @@ class Plan:
     @property
     def paths(self) -> StudyPaths:
         return self.settings.location.paths.study(self.name)
+
+    @property
+    def config_dir_option(self) -> list[str]:
+        """The words that a printed command needs to find the user's configs, and the classes beside their folder."""
+        if self.config_dir is None or not Path(self.config_dir).is_dir():
+            return []
+        folder = Path(self.config_dir)
+        return ["--config-dir", str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)]
 
     @property
     def experiment(self) -> str:

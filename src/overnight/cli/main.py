@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import sys
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ import click
 
 from overnight.cli import activity, results, run, studies
 from overnight.cli.arguments import exit_with_mistakes
+from overnight.system import shadowing
 
 _FAILED = 1
 _INTERRUPTED = 130
@@ -60,6 +62,11 @@ def main() -> None:
 
     Exit codes: 0 success, 1 failure, 2 a mistake in the request, 130 Ctrl-C, 143 SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack characters that a report has
+    if "_OVERNIGHT_COMPLETE" not in os.environ:
+        shadowing.exit_if_any()
     sys.path.insert(0, os.getcwd())  # the user's modules, as with `python -m`
     # Without a last garbage collection, which takes 0.3 s after a study of a thousand trials was read.
     atexit.register(gc.freeze)

@@ -45,7 +45,7 @@ def read_variable(name: str, problems: Problems) -> str | None:
     if not path:
         return text or None
     try:
-        value = Path(os.path.expanduser(path)).read_text().strip()
+        value = Path(os.path.expanduser(path)).read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         problems.add(f"{name}_FILE: must name a file that can be read, got {path!r}: {type(error).__name__}")
         return None

@@ -158,7 +158,7 @@ def _entry_problem(entry: str) -> str | None:
 @functools.cache
 def shipped_names() -> frozenset[str]:
     """Every class and function that the configs of overnight name."""
-    texts = (path.read_text() for path in conf_dir().glob("*/*.yaml"))
+    texts = (path.read_text("utf-8") for path in conf_dir().glob("*/*.yaml"))
     return frozenset(name for text in texts for name in re.findall(r"^ *_target_: *([\w.]+)", text, re.M))
 
 

@@ -111,7 +111,7 @@ def read_yaml(path: Path) -> Any:
     """Load a YAML file without composing it. libyaml, where it is installed, takes a tenth of the time."""
     import yaml
 
-    return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return yaml.load(path.read_text("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:

@@ -22,5 +22,5 @@ def read_table(name: str, delimiter: str) -> np.ndarray:
             "data: this data set comes with scikit-learn, which is not installed: pip install scikit-learn"
         )
     path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / f"{name}.csv.gz"
-    with gzip.open(path, "rt") as file:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
         return np.loadtxt(file, delimiter=delimiter)

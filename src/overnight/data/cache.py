@@ -51,7 +51,7 @@ def load(folder: Path | None, name: str, make: Callable[[], Mapping[str, np.ndar
 def _problem(entry: Path) -> str | None:
     """Return why an entry can't be used, or None."""
     try:
-        listed = json.loads((entry / _LIST).read_text())
+        listed = json.loads((entry / _LIST).read_text("utf-8"))
     except (OSError, ValueError):
         return f"{entry}: has no readable {_LIST}"
     for name, (size, modified_ns, digest) in listed.items():
@@ -79,7 +79,7 @@ def _write(entry: Path, arrays: Mapping[str, np.ndarray]) -> None:
             os.fsync(file.fileno())
         written = path.stat()
         listed[path.name] = [written.st_size, written.st_mtime_ns, _digest(path)]
-    (temporary / _LIST).write_text(json.dumps(listed))
+    (temporary / _LIST).write_text(json.dumps(listed), "utf-8")
     shutil.rmtree(entry, ignore_errors=True)
     os.replace(temporary, entry)
 

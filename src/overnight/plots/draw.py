@@ -57,7 +57,7 @@ def draw(spec: DrawSpec) -> None:
         attempt("curves", lambda: add(figures.curves(_series(spec.history), spec.metric, title)))
     if wanted - {"curves"}:
         attempt("plot of weights and predictions", lambda: _draw_network(spec, title, wanted, add, attempt))
-    (spec.folder / IN_WORDS).write_text("\n".join(lines) + "\n")
+    (spec.folder / IN_WORDS).write_text("\n".join(lines) + "\n", "utf-8")
     write_atomically(spec.folder / DRAWN, spec.stamp)
 
 

@@ -71,7 +71,7 @@ def deliver(recipients: Mapping[str, Any], message: Mapping[str, str]) -> int:
     deadline = time.monotonic() + TIMEOUT_S + 1
     for thread in threads:
         thread.join(max(deadline - time.monotonic(), 0))
-    with contextlib.suppress(OSError), open(recipients["log"], "a") as log:
+    with contextlib.suppress(OSError), open(recipients["log"], "a", encoding="utf-8") as log:
         for name, error in errors.items():
             log.write(f"{time.strftime('%F %T')} {content['event']}: {name}: {error or 'delivered'}\n")
     return sum(bool(error) for error in errors.values())

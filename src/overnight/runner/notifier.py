@@ -59,7 +59,7 @@ def addresses(settings: NotifySettings) -> list[str]:
 
 def _addresses_in_file(path: str) -> dict[str, str]:
     try:
-        lines = [line.strip() for line in Path(os.path.expanduser(path)).read_text().splitlines()]
+        lines = [line.strip() for line in Path(os.path.expanduser(path)).read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         rule = f"must name a file with an address a line, got {path!r}: {type(error).__name__}"
         raise ConfigError([f"{URLS_FILE}: {rule}"]) from error

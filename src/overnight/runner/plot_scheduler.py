@@ -120,7 +120,7 @@ class PlotScheduler:
 
     def _is_drawn(self, number: int) -> bool:
         with contextlib.suppress(OSError):
-            return (self._paths.trial_plots(number) / _DRAWN).read_text() == self._stamp
+            return (self._paths.trial_plots(number) / _DRAWN).read_text("utf-8") == self._stamp
         return False
 
     def _kept_weights(self, number: int) -> Path:

@@ -146,7 +146,7 @@ class Launch:
         path = self.plan.paths.launch_log
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a") as file:
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(now))} {line}\n")
 
     def _save_state(self) -> None:

@@ -25,7 +25,7 @@ def machine_memory() -> int:
     """Return the bytes of memory that this process may use, within the limit of its container."""
     total = int(psutil.virtual_memory().total)
     with contextlib.suppress(OSError, ValueError):
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" if there is no limit
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text("utf-8")))  # "max" if there is no limit
     return total
 
 
@@ -33,7 +33,7 @@ def cores() -> int:
     """Return the number of cores that this process may use, within the limit of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("utf-8").split()
         if quota != "max":
             cores = min(cores, max(1, round(int(quota) / int(period))))
     return cores

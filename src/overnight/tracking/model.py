@@ -52,6 +52,6 @@ def write_model(folder: Path, exported: Exported, logged: Any, run_id: str) -> N
         f"torch=={exported.torch.partition('+')[0]}",
         f"numpy=={np.__version__}",
     ]
-    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n")
+    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", "utf-8")
     environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
     (folder / "python_env.yaml").write_text(json.dumps(environment))  # JSON is YAML

@@ -44,7 +44,7 @@ def main(connection: Connection) -> None:
         os._exit(0)
     if isinstance(job, DataSpec) or job[0].device == "cpu":
         child_process.disable_gpus()
-    terminal, devnull = os.fdopen(os.dup(2), "w"), os.open(os.devnull, os.O_WRONLY)
+    terminal, devnull = os.fdopen(os.dup(2), "w", errors="replace"), os.open(os.devnull, os.O_WRONLY)
     child_process.redirect_output(devnull)
     bars = ProgressBars(terminal, lambda: connection.send(Alive(0)))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bars):

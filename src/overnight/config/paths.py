@@ -76,7 +76,7 @@ class HomePaths:
     @property
     def ui_server(self) -> Path:
         """Names the process and the port of MLflow's server while `overnight ui` runs it."""
-        return self.root / "locks" / "ui-server.json"
+        return self.locks / "ui-server.json"
 
     def study(self, name: str) -> StudyPaths:
         return StudyPaths(self.root, name)

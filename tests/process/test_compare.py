@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
 from click.testing import CliRunner, Result
 
 from overnight.cli.main import cli
+from overnight.config.paths import StudyLocation
 from overnight.report.compare import sparkline
 from overnight.study.snapshot import StudyView
-from overnight.tracking import store
+from overnight.tracking import local_server, store
 
 
 def compared(home: Path, *refs: str) -> Result:
@@ -36,8 +38,17 @@ def test_results_costs_and_differing_parameters_are_compared(finished_home: Path
     assert "batch_size" not in text
 
 
-def test_the_url_of_mlflows_comparison_is_printed(finished_home: Path, finished: StudyView) -> None:
-    text = unquote(compared(finished_home, "digits-mlp/0", "digits-mlp/1").output)
+def test_the_url_of_mlflows_comparison_is_printed_while_a_server_shows_this_home(
+    finished_home: Path, finished: StudyView, tmp_path: Path
+) -> None:
+    location, copied_from = finished.plan.settings.location, StudyLocation(str(tmp_path))
+    with local_server.announced(copied_from, 5170):
+        shutil.copy(copied_from.paths.ui_server, location.paths.ui_server)
+        assert "http" not in compared(finished_home, "digits-mlp/0", "digits-mlp/1").output
+    with local_server.announced(location, 5171):
+        text = unquote(compared(finished_home, "digits-mlp/0", "digits-mlp/1").output)
+    assert "in MLflow: http://127.0.0.1:5171/#/compare-runs" in text
+    assert "http" not in compared(finished_home, "digits-mlp/0", "digits-mlp/1").output
     client = store.open_client(finished.plan.settings.location)
     runs = {
         r.data.tags["overnight.trial"]: r.info.run_id

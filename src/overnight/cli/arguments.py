@@ -126,8 +126,10 @@ def _no_such_study(location: StudyLocation, name: str, known: list[str], key: st
 
 def train_winner_command(plan: Plan) -> str:
     """Return the command that trains the winner of a study again, with its config of the home."""
+    from overnight.search.plan import config_dir_option
+
     option = f"+experiment=best_{plan.name}"
-    return command("train", *plan.config_dir_option, option, location=plan.settings.location)
+    return command("train", *config_dir_option(plan), option, location=plan.settings.location)
 
 
 def import_from(config_dir: str | None) -> None:

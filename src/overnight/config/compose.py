@@ -179,7 +179,7 @@ def _winners_dir(parsed: Iterable[Any]) -> list[Path]:
 
 
 def _default_home() -> str:
-    return str(re.search(r"^home: *(\S+)", (conf_dir() / "config.yaml").read_text(), re.M)[1])  # type: ignore[index]
+    return str(re.search(r"^home: *(\S+)", (conf_dir() / "config.yaml").read_text("utf-8"), re.M)[1])  # type: ignore[index]
 
 
 def _sort_overrides(

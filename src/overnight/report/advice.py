@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from overnight.config.compose import Draft, compose
 from overnight.config.settings import SEARCHABLE, to_json
 from overnight.config.trees import flatten, has_key
-from overnight.search.plan import Plan
+from overnight.search.plan import Plan, config_dir_option
 from overnight.search.record import TrialRecord, config_of, ranked
 from overnight.search.space import Parameter, contains, display_name, to_hydra
 
@@ -46,7 +46,7 @@ def train_command(plan: Plan, best: TrialRecord) -> str:
     """Return the command that trains the configuration of a trial again."""
     config = config_of(best, plan)
     groups = {g: str(best.params.get(g, plan.choices[g])) for g in plan.choices}
-    return _line("train", *plan.config_dir_option, *_overrides(plan, config, groups, _SEARCH_KEYS), *_home(plan))
+    return _line("train", *config_dir_option(plan), *_overrides(plan, config, groups, _SEARCH_KEYS), *_home(plan))
 
 
 def next_command(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -> str:
@@ -65,7 +65,7 @@ def next_command(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) 
     search = [] if needs_search_file else ["search=none"]
     first = [f"study.warm_start_from={plan.name}"] if searched else []  # keeps what was found
     name = f"study.name={next_name(plan.name)}"
-    return _line("tune", *plan.config_dir_option, name, *search, *overrides, *values, *sweeps, *first, *_home(plan))
+    return _line("tune", *config_dir_option(plan), name, *search, *overrides, *values, *sweeps, *first, *_home(plan))
 
 
 def next_name(name: str) -> str:

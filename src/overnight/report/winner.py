@@ -13,7 +13,7 @@ from overnight.config.problems import ConfigError
 from overnight.protocol import Exported, ExportSpec, Failure, Predictions, PredictSpec
 from overnight.report import finding, winner_config
 from overnight.runner import trial_process
-from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY
+from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, config_dir_option
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView
 from overnight.system import forkserver
@@ -66,7 +66,7 @@ def find_checkpoint(view: StudyView, number: int | None = None) -> Checkpoint:
         path = where.study(study).checkpoint(n) / _WEIGHTS
         if path.exists():
             return Checkpoint(path, study, n, trial)
-    words = ["overnight", "train", *view.plan.config_dir_option, f"+experiment={winner_config.option_name(view.name)}"]
+    words = ["overnight", "train", *config_dir_option(view.plan), f"+experiment={winner_config.option_name(view.name)}"]
     remedy = f"`{shlex.join([*words, *view.plan.settings.location.overrides])}` trains the winner again"
     if number is not None:
         remedy = f"use {view.name} for its winner"

@@ -80,14 +80,6 @@ class Plan:
         return self.settings.location.paths.study(self.name)
 
     @property
-    def config_dir_option(self) -> list[str]:
-        """The words that a printed command needs to find the user's configs, and the classes beside their folder."""
-        if self.config_dir is None or not Path(self.config_dir).is_dir():
-            return []
-        folder = Path(self.config_dir)
-        return ["--config-dir", str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)]
-
-    @property
     def experiment(self) -> str:
         """The MLflow experiment, which a search and its confirmation share."""
         return self.name.removesuffix(CONFIRM_SUFFIX)
@@ -233,6 +225,14 @@ class Plan:
 
     def _combination(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(str(values.get(g, self.choices[g])) for g in self.groups)
+
+
+def config_dir_option(plan: Plan) -> list[str]:
+    """The words that a printed command needs to find the user's configs, and the classes beside their folder."""
+    if plan.config_dir is None or not Path(plan.config_dir).is_dir():
+        return []
+    folder = Path(plan.config_dir)
+    return ["--config-dir", str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)]
 
 
 def _score_inputs(plan: Plan, searched: set[str]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class TrialSpec:
         keep_weights: whether to save the trained weights.
         cache: folder for decoded data, shared by all trials of the home; None for none.
         test_only: test the weights in the checkpoint folder and train nothing.
+        locks: folder for the locks of prepare_data, which one process of a home calls at a time; None for no lock.
     """
 
     study: str
@@ -51,6 +52,7 @@ class TrialSpec:
     threads: int = 1
     keep_weights: bool = True
     cache: Path | None = None
+    locks: Path | None = None
     test_only: bool = False
 
 
@@ -154,10 +156,12 @@ class DataSpec:
     Attributes:
         configs: one plain tree for each set of data.
         cache: as in TrialSpec.
+        locks: as in TrialSpec.
     """
 
     configs: tuple[dict[str, Any], ...]
     cache: Path | None
+    locks: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -184,11 +188,13 @@ class ExportSpec:
         weights: file of the trial's weights.
         folder: where the exported file goes.
         cache: as in TrialSpec.
+        locks: as in TrialSpec.
     """
 
     weights: Path
     folder: Path
     cache: Path | None = None
+    locks: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -225,12 +231,14 @@ class PredictSpec:
         path: an image, a folder of images, or a CSV file.
         invert: the images are dark on light, while the data is light on dark.
         cache: as in TrialSpec.
+        locks: as in TrialSpec.
     """
 
     weights: Path
     path: Path
     invert: bool = False
     cache: Path | None = None
+    locks: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -280,6 +288,7 @@ class DrawSpec:
         look: colours of plots of weights, as in the configuration key plots.look.
         stamp: content of drawn.json, which is written last.
         low_priority: give way to all other processes.
+        locks: as in TrialSpec.
     """
 
     study: str
@@ -292,3 +301,4 @@ class DrawSpec:
     look: str
     stamp: str = ""
     low_priority: bool = True
+    locks: Path | None = None

@@ -64,6 +64,11 @@ class HomePaths:
         return self.root / "locks"
 
     @property
+    def data_locks(self) -> Path:
+        """The locks of prepare_data, one for each class."""
+        return self.locks / "data"
+
+    @property
     def set_aside(self) -> Path:
         """Files that no study knows. They are moved here, not deleted."""
         return self.root / "set-aside"

@@ -76,7 +76,7 @@ def _draw_network(
         raise NotDrawable("its weights were not kept")
     kept = torch.load(spec.weights, map_location="cpu", weights_only=True)
     torch.manual_seed(kept["overnight"]["seed"])
-    data, model = build(kept["overnight"]["config"])
+    data, model = build(kept["overnight"]["config"], locks=spec.locks)
     model.load_state_dict(kept["state_dict"])
     predictions = _Predictions(getattr(data, "task", None))
     failed: Exception | None = None

@@ -113,7 +113,7 @@ def register(view: StudyView, timeout_s: float = EXPORT_TIMEOUT_S) -> str:
         try:
             if registry.champion_tags(location, view.name).get(tags.WEIGHTS) == digest:
                 return f"model: {named}"
-            spec = ExportSpec(checkpoint.path, Path(folder), location.paths.cache)
+            spec = ExportSpec(checkpoint.path, Path(folder), location.paths.cache, location.paths.data_locks)
             exported = trial_process.run_one_shot(spec, location.paths.study(view.name).logs / "model.log", timeout_s)
             if not isinstance(exported, Exported) or exported.file is None:
                 reason = exported.problems[0] if isinstance(exported, Failure) else getattr(exported, "error", "")
@@ -138,7 +138,7 @@ def predict(view: StudyView, number: int | None, path: Path, invert: bool = Fals
                            f"not exist; correct the path"])  # fmt: skip
     forkserver.warm_up()
     log = location.paths.study(view.name.removesuffix(CONFIRM_SUFFIX)).logs / "predict.log"
-    spec = PredictSpec(checkpoint.path, path.absolute(), invert, location.paths.cache)
+    spec = PredictSpec(checkpoint.path, path.absolute(), invert, location.paths.cache, location.paths.data_locks)
     reply = trial_process.run_one_shot(spec, log, PREDICT_TIMEOUT_S)
     if not isinstance(reply, Predictions):
         raise ConfigError(

@@ -151,6 +151,7 @@ class PlotScheduler:
             look=self._settings.look,
             stamp=self._stamp,
             low_priority=low_priority,
+            locks=self._plan.settings.location.paths.data_locks,
         )
         with contextlib.suppress(OSError, EOFError):
             log = self._paths.plot_log

@@ -88,7 +88,8 @@ def find_missing_data(plan: Plan, say: Say = lambda _: None) -> Problems:
     options = plan.space.searched_options(plan.groups).get("data", ())
     others = [option for option in options if option != plan.choices["data"]]
     configs = [plan.config({}), *(plan.config(_extreme_values(plan, {"data": o}, True, 0)) for o in others)]
-    with _dry_run_process(DataSpec(tuple(configs), plan.settings.location.paths.cache)) as (process, pipe):
+    paths = plan.settings.location.paths
+    with _dry_run_process(DataSpec(tuple(configs), paths.cache, paths.data_locks)) as (process, pipe):
         answers = [*_results({pipe: (0, process)}, say, "preparing the data", "preparing the data")]
     return Problems(problem for _, result in answers for problem in result.problems)
 

@@ -43,5 +43,6 @@ def trial_spec(
         device=device,
         keep_weights=keep_weights,
         cache=plan.settings.location.paths.cache,
+        locks=plan.settings.location.paths.data_locks,
         test_only=test,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,18 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from overnight.config.import_allowlist import apply_guard
-from overnight.trial import lightning_packages, targets
+from overnight.trial import lightning_packages, prepare_lock, targets
 
 # Attributes of a data module that a model gets if its constructor names them.
 DATA_FACTS = ("task", "input_shape", "classes")
 
 
-def build(config: Mapping[str, Any], cache: Path | None = None) -> tuple[Any, Any]:
+def build(
+    config: Mapping[str, Any],
+    cache: Path | None = None,
+    locks: Path | None = None,
+    while_waiting: Callable[[], None] = lambda: None,
+) -> tuple[Any, Any]:
     """Build the data module and the model, of either of the two Lightning packages.
 
     Constructors get, if they name them and the configuration does not:
@@ -31,12 +36,14 @@ def build(config: Mapping[str, Any], cache: Path | None = None) -> tuple[Any, An
     Args:
         config: the plain tree with the nodes data, model, optimizer and schedule.
         cache: folder for decoded data; None keeps it in memory.
+        locks: folder for the locks with which one process at a time calls prepare_data; None for no lock.
+        while_waiting: called once a second while another process calls it.
 
     Raises:
         UntrustedError: in a guarded process, if a `_target_` is not on the allowlist.
         ImportError: if a `_target_` can't be imported.
     """
-    data = build_data(config, cache)
+    data = build_data(config, cache, locks, while_waiting)
     config = apply_guard(config)
     targets.find_all(config, "model")
     facts = {fact: getattr(data, fact) for fact in DATA_FACTS if hasattr(data, fact)}
@@ -51,14 +58,22 @@ def build(config: Mapping[str, Any], cache: Path | None = None) -> tuple[Any, An
             parts[name] = instantiate({"_convert_": "all", **config[name]}, _partial_=True)
     model = _instantiate("model", config, {**facts, **parts})
     lightning_packages.lightning_of(data, model)
+    prepare_lock.guard(model, locks, while_waiting)
     return data, model
 
 
-def build_data(config: Mapping[str, Any], cache: Path | None = None) -> Any:
+def build_data(
+    config: Mapping[str, Any],
+    cache: Path | None = None,
+    locks: Path | None = None,
+    while_waiting: Callable[[], None] = lambda: None,
+) -> Any:
     """Build the data module alone. See `build`."""
     config = apply_guard(config)
     targets.find_all(config, "data")
-    return _instantiate("data", config, {"cache_dir": cache}, optional=("task",))
+    data = _instantiate("data", config, {"cache_dir": cache}, optional=("task",))
+    prepare_lock.guard(data, locks, while_waiting)
+    return data
 
 
 def _instantiate(

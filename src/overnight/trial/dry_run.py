@@ -86,7 +86,7 @@ def prepare_data(spec: DataSpec) -> DryRunResult:
     problems = []
     for config in spec.configs:
         try:
-            data = build_data(config, spec.cache)
+            data = build_data(config, spec.cache, spec.locks)
             data.prepare_data()
             data.setup("fit")
         except OSError as error:

@@ -23,7 +23,7 @@ _OUTPUT_DESCRIPTIONS = {
 
 def export(spec: ExportSpec) -> Exported:
     """Write the network of spec.weights to FILE in spec.folder, or return why that is impossible."""
-    trained = load_trained_model(spec.weights, spec.cache)
+    trained = load_trained_model(spec.weights, spec.cache, spec.locks)
     try:
         rows = _example_rows(trained)
     except Exception as error:

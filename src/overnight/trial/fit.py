@@ -53,7 +53,7 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
         return Finished(spec.number, "complete")
     state, unusable = checkpoint.load(spec.checkpoint_folder, identity_of(spec))
     notes = tuple(unusable)
-    data, model = build(spec.config, spec.cache)
+    data, model = build(spec.config, spec.cache, spec.locks, lambda: link.send(Alive(spec.number)))
     lightning = lightning_packages.lightning_of(data, model)
     memory = lightning_packages.subclass(InMemoryCheckpoints, lightning.plugins.CheckpointIO)(state)
     callback = lightning_packages.subclass(TrialCallback, lightning.callbacks.Checkpoint)(spec, link, memory)

@@ -31,7 +31,7 @@ def predict(spec: PredictSpec) -> Predictions:
     Raises:
         ConfigError: with all mistakes of the input, before any prediction is made.
     """
-    trained = load_trained_model(spec.weights, spec.cache)
+    trained = load_trained_model(spec.weights, spec.cache, spec.locks)
     shape = tuple(getattr(trained.data, "input_shape", ()))
     name = f"{type(trained.data).__module__}.{type(trained.data).__name__}"
     if trained.prepare is None or len(shape) not in (1, 3):

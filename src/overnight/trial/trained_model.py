@@ -33,7 +33,7 @@ class TrainedModel:
     task: str | None
 
 
-def load_trained_model(weights: Path, cache: Path | None) -> TrainedModel:
+def load_trained_model(weights: Path, cache: Path | None, locks: Path | None) -> TrainedModel:
     """Rebuild the network of a trial from its weights file.
 
     Our data modules keep the preparation of rows in the weights. Other data modules, and weights without it, need the
@@ -42,6 +42,7 @@ def load_trained_model(weights: Path, cache: Path | None) -> TrainedModel:
     Args:
         weights: file of the trial's weights.
         cache: folder for decoded data; None keeps it in memory.
+        locks: see `build`.
 
     Raises:
         Exception: any error that the user's classes raise.
@@ -51,7 +52,7 @@ def load_trained_model(weights: Path, cache: Path | None) -> TrainedModel:
     saved = torch.load(weights, map_location="cpu", weights_only=True)
     ours = saved["overnight"]
     torch.manual_seed(ours["seed"])
-    data, model = build(ours["config"], cache)
+    data, model = build(ours["config"], cache, locks)
     model.load_state_dict(saved["state_dict"])
     model.eval()
     prepare = getattr(data, "prepare_inputs", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.config.settings import Settings
-from overnight.report.live import BrokenPipeSafe, ProgressSnapshot, RunningTrial, Screen, choose_screen
+from overnight.report import finished
+from overnight.report.live import BrokenPipeSafe, Screen, choose_screen
+from overnight.report.progress import progress
 from overnight.runner import notifier, preflight, shared_exit
 from overnight.runner.launch import Say, check_configurations, check_free_space, warm_up
 from overnight.runner.notifier import Notifier
@@ -22,11 +24,12 @@ from overnight.runner.supervisor import Ending, Supervisor
 from overnight.search.build_plan import build_plan, plan_for_training
 from overnight.search.limits import Launch, SearchLimits
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, best_of, format_duration
+from overnight.search.record import TrialRecord, best_of
 from overnight.search.terminator import Terminator
 from overnight.study import warm_start
 from overnight.study.open import join, open_study
 from overnight.study.session import StudySession
+from overnight.study.snapshot import StudyView
 from overnight.system import forkserver
 from overnight.system.awake import awake
 from overnight.system.devices import slot_devices
@@ -159,10 +162,12 @@ def run(
     signals: Signals | None = None,
     say: Say = lambda _: None,
     doing: Say = lambda _: None,
+    command: Sequence[str] = (),
 ) -> Result:
     """Run a plan's study.
 
     Args:
+        command: the overrides that asked for it.
         signals: those that save the running trials and stop the study.
         say: called with each message before the first trial starts; `Result.messages` holds them too.
         doing: called with what the user waits for, while no screen shows progress; an empty text ends it.
@@ -171,6 +176,9 @@ def run(
     check_free_space(plan)
     addresses = notifier.addresses(plan.settings.notify)
     plan, messages = warm_start.resolve(plan)
+    doing("reading the study ...")
+    if (study := finished.read(plan)) is not None:
+        return _finished(study, messages)
     warm_up(plan.settings.location)
     check_configurations(plan, say, doing, runs_here=True)
     doing("opening the study ...")
@@ -179,7 +187,7 @@ def run(
     for message in messages:
         say(message)
     notifications = notifier.notifications(plan, addresses, say)
-    result = _run_session(session, began, screen, signals or Signals(), notifications, doing)
+    result = _run_session(session, began, screen, signals or Signals(), notifications, doing, command)
     return replace(result, messages=tuple(messages))
 
 
@@ -233,6 +241,7 @@ def _run_session(
     signals: Signals,
     notifications: AbstractContextManager[Notifier],
     doing: Say = lambda _: None,
+    command: Sequence[str] = (),
 ) -> Result:
     """Search, confirm the finalists, and publish the answer."""
     plan = session.plan
@@ -253,8 +262,41 @@ def _run_session(
         if result.stop_reason is StopReason.FAILURES:
             shared_exit.give_up(session)
         result = replace(result, signal=_first(signals), limit_notes=tuple(launch.notes))
+        if result.finding is not None and result.published and result.mlflow_error is None:
+            finished.keep(session, _kept(result, command))
         _notify_of_end(news, result)
         return result
+
+
+def _kept(result: Result, command: Sequence[str]) -> dict[str, Any]:
+    """Return what of a result the stores do not hold, as JSON."""
+    return {
+        "stop_reason": result.stop_reason.value,
+        "limit_notes": list(result.limit_notes),
+        "winner_notes": list(result.winner_notes),
+        "report": str(result.report) if result.report is not None else None,
+        "command": list(command),
+    }
+
+
+def _finished(study: StudyView, messages: Sequence[str]) -> Result:
+    """Return the result of a study that has nothing left to do. See `_kept`."""
+    from overnight.report import finding
+
+    kept = study.finished
+    return Result(
+        study.name,
+        StopReason(kept["stop_reason"]),
+        tuple(messages),
+        None,
+        study.records,
+        study.plan,
+        did_work=False,
+        finding=finding.from_view(study),
+        report=Path(kept["report"]) if kept["report"] is not None else None,
+        winner_notes=tuple(kept["winner_notes"]),
+        limit_notes=tuple(kept["limit_notes"]),
+    )
 
 
 def _with_answer(
@@ -305,48 +347,6 @@ def _run_supervisor(
         finally:
             shown.close()
     return ending
-
-
-def progress(supervisor: Supervisor) -> ProgressSnapshot:
-    """Return what a screen shows of a supervisor."""
-    records, only = supervisor.records, supervisor.only
-    running = tuple(
-        RunningTrial(number, trial.epoch, r.objective if (r := records.get(number)) else None, trial.started_at)
-        for number, trial in supervisor.slots.running.items()
-    )
-    return ProgressSnapshot(
-        supervisor.plan,
-        records if only is None else {n: r for n, r in records.items() if n == only},
-        running,
-        tuple(supervisor.ended),
-        supervisor.slots.count,
-        _activity(supervisor),
-        _warning(supervisor),
-        supervisor.outlook,
-    )
-
-
-def _activity(supervisor: Supervisor) -> str | None:
-    """Return what a supervisor does that is not training, and how long that may take where it has a limit."""
-    stopping = supervisor.stopping
-    if supervisor.closing is not None:
-        left_s = stopping.seconds_to_exit() if stopping.is_by_user else None
-        return supervisor.closing + ("" if left_s is None else f", at most {format_duration(left_s)}")
-    if stopping.is_stopping:
-        return f"saving the running trials, at most {format_duration(stopping.seconds_to_kill())}"
-    return None
-
-
-def _warning(supervisor: Supervisor) -> str | None:
-    """Return what keeps trials from starting, or MLflow from being complete."""
-    if supervisor.disk.is_full:
-        settings = supervisor.plan.settings
-        return (
-            f"less than {settings.min_free_mib} MiB are free in {settings.location.paths.root}: trials are saved and "
-            f"resumed when there is room"
-        )
-    error = supervisor.mlflow.error
-    return f"MLflow cannot be written, retrying: {error}" if error else None
 
 
 def _notify_of_end(news: Notifier, result: Result) -> None:

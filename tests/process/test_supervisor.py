@@ -14,6 +14,7 @@ from overnight import api
 from overnight.config.problems import ConfigError
 from overnight.protocol import Decision, EpochEnd
 from overnight.report.live import NullScreen
+from overnight.report.progress import progress
 from overnight.runner import trial_process
 from overnight.runner.supervisor import Supervisor
 from overnight.search.build_plan import build_plan
@@ -194,7 +195,7 @@ def test_while_the_disk_is_nearly_full_trials_save_and_wait(home: Path, monkeypa
 
     monkeypatch.setattr("overnight.runner.disk_space.free_mib", free)
     forkserver.warm_up()
-    assert worker.run(lambda s: warnings.append(api.progress(s).warning)).stop_reason == "complete"
+    assert worker.run(lambda s: warnings.append(progress(s).warning)).stop_reason == "complete"
     records = session.records()
     session.close()
     assert paused == [True]

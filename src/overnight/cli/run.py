@@ -50,6 +50,9 @@ def tune(
       overnight tune --config-dir conf model=mine data=mine --dry-run
     """
     signals = click.get_current_context().with_resource(Signals())
+    command = (*overrides, f"--config-dir={config_dir}")
+    if not (cfg or _is_finished(overrides, command)):
+        _warm_up()
     plan = _build_plan(overrides, config_dir, cfg)
     signals.check()
     if cfg:
@@ -62,7 +65,7 @@ def tune(
         activity.show("importing ...")
         from overnight import api
 
-        result = api.run(plan, extend=extend, signals=signals, say=click.echo, doing=activity.show)
+        result = api.run(plan, extend=extend, signals=signals, say=click.echo, doing=activity.show, command=command)
         output.print_result(result)
         _exit(result)
 
@@ -80,6 +83,8 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None
       overnight train +experiment=best_digits-mlp
     """
     signals = click.get_current_context().with_resource(Signals())
+    if not cfg:
+        _warm_up()
     plan = _build_plan(overrides, config_dir, cfg, searching=False)
     if cfg:
         _print_config(overrides, config_dir)
@@ -178,11 +183,25 @@ def init(folder: str) -> None:
 COMMANDS = (tune, train, stop, worker, init)
 
 
-def _build_plan(overrides: tuple[str, ...], config_dir: str | None, cfg: bool, searching: bool = True) -> Plan:
-    if not cfg:  # the forkserver imports torch while this process composes and checks the configuration
-        from overnight.system import forkserver
+def _is_finished(overrides: tuple[str, ...], command: tuple[str, ...]) -> bool:
+    """Return whether the same command has finished a study, so that it will probably need no torch."""
+    from overnight.config.compose import study_location
+    from overnight.study.finished import finished_by
 
-        forkserver.warm_up()
+    try:
+        return finished_by(study_location(overrides), command)
+    except ValueError:  # mistakes are reported together, when the plan is built
+        return False
+
+
+def _warm_up() -> None:
+    """Let the forkserver import torch while this process composes and checks the configuration."""
+    from overnight.system import forkserver
+
+    forkserver.warm_up()
+
+
+def _build_plan(overrides: tuple[str, ...], config_dir: str | None, cfg: bool, searching: bool = True) -> Plan:
     from overnight.search.build_plan import build_plan
 
     activity.show("checking the configuration ...")

@@ -31,6 +31,7 @@ STOP = "overnight.stop"  # True once a stop was requested
 MLFLOW = "overnight.mlflow"  # the identifiers of its experiment and of its parent run
 EXCLUDED = "overnight.excluded"  # number of an excluded trial, as text -> why
 LAUNCH = "overnight.launch"  # the last launch: its deadline, and what ended it; see `limits.Launch`
+FINISHED = "overnight.finished"  # what its last launch left in both stores, once finished; see `report.finished`
 
 # Of a confirmation.
 WANTED = "overnight.wanted"  # (trial, nth seed) of every run that is asked for

@@ -11,6 +11,7 @@ from overnight.protocol import Tested
 from overnight.search.attributes import (
     CLOSED,
     EXCLUDED,
+    FINISHED,
     LAUNCH,
     LAUNCHED_AT,
     MLFLOW,
@@ -78,6 +79,11 @@ class StoredAttributes:
         return dict(self._read().get(PUBLISHED) or {})
 
     @property
+    def finished(self) -> dict[str, Any]:
+        """What the last launch left in both stores, as `report.finished` keeps it; empty if not finished."""
+        return dict(self._read().get(FINISHED) or {})
+
+    @property
     def refusals(self) -> dict[str, list[str]]:
         """Host name -> why its worker refuses the study, line by line."""
         return {key.removeprefix(REFUSED): why for key, why in self._read().items() if key.startswith(REFUSED) and why}
@@ -131,6 +137,9 @@ class StudyAttributes(StoredAttributes):
 
     def set_published(self, counts: Mapping[str, int]) -> None:
         self._study.set_user_attr(PUBLISHED, dict(counts))
+
+    def set_finished(self, kept: Mapping[str, Any]) -> None:
+        self._study.set_user_attr(FINISHED, dict(kept))
 
     def set_closed(self, closed: bool) -> None:
         self._study.set_user_attr(CLOSED, closed)

@@ -34,6 +34,7 @@ class StudyView:
         launch: The last one, as `limits.Launch` writes it.
         refusals: Host name -> why its worker refuses the study, line by line.
         wanted: (trial, nth seed) of every run that a confirmation asks for.
+        finished: What the last launch left in both stores; empty if the study is not finished.
     """
 
     name: str
@@ -48,6 +49,7 @@ class StudyView:
     launch: Mapping[str, Any] = field(default_factory=dict)
     refusals: Mapping[str, Sequence[str]] = field(default_factory=dict)
     wanted: frozenset[tuple[int, int]] = frozenset()
+    finished: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def budget(self) -> int:
@@ -196,6 +198,7 @@ def _read(storage: OptunaDatabase, location: StudyLocation, stored: FrozenStudy)
         launch=attributes.launch,
         refusals=attributes.refusals,
         wanted=attributes.wanted,
+        finished=attributes.finished,
     )
 
 

@@ -1,0 +1,55 @@
+"""A study that has nothing left to do: its answer is read again, without opening a store for work.
+
+The end of a launch keeps what it has seen of both stores. If the next launch asks for the same study and sees the same,
+there is nothing to train, to synchronise or to publish, and so nothing to import for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from overnight.search.plan import Plan
+from overnight.study.session import StudySession
+from overnight.study.snapshot import StudyView, view
+from overnight.tracking import contents
+
+
+def keep(session: StudySession, outcome: Mapping[str, Any]) -> None:
+    """Keep what a launch leaves in both stores, once it has published its answer.
+
+    Args:
+        outcome: What the next launch needs besides, as JSON. `report` is the path of the page, or None.
+    """
+    study, _ = view(session.plan.settings.location, session.plan.name)
+    digest = _digest(study) if study is not None else None
+    if digest is not None and session.attributes.finished != (kept := {**outcome, "digest": digest}):
+        session.attributes.set_finished(kept)
+
+
+def read(plan: Plan) -> StudyView | None:
+    """Return the plan's study if its stores are as the end of its last launch has left them; None otherwise."""
+    study, _ = view(plan.settings.location, plan.name)
+    if study is None or not study.finished or study.state != "complete" or study.plan.to_json() != plan.to_json():
+        return None
+    report = study.finished["report"]
+    if report is not None and not Path(report).exists():
+        return None
+    return study if study.finished["digest"] == _digest(study) else None
+
+
+def _digest(study: StudyView) -> str | None:
+    """Return a digest of a study in both stores and of its winner's config; None if it cannot be told finished."""
+    plan, second = study.plan, study.confirmation
+    if plan.settings.location.shared or any(plan.paths.plots.glob("trial-*/*.weights")):  # pictures to draw
+        return None
+    uids = [study.uid, *([second.uid] if second is not None else [])]
+    in_mlflow = contents.digest(plan.settings.location, study.name, uids)
+    if in_mlflow is None:
+        return None
+    records = [[(r.number, r.state, r.objective) for r in one.records] for one in (study, second) if one is not None]
+    config, tests = plan.paths.winner_config, sorted(second.tests) if second is not None else []
+    text = repr((in_mlflow, records, tests, config.read_bytes() if config.exists() else None))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -125,7 +125,7 @@ def test_names_that_are_too_long_are_cut_in_their_middle() -> None:
 
 def test_parameters_whose_names_end_alike_keep_what_tells_them_apart() -> None:
     text = rendered(wide_study(), 300)
-    assert "encoder.width=8 decoder.width=16 batch_norm=True" in text
+    assert "encoder.width=8 decoder.width=16 batch_norm=true" in text
     assert "+" not in text
 
 

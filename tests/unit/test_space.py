@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from overnight.config.problems import Problems
 from overnight.config.trees import look_up
+from overnight.config.values import to_text
 from overnight.search.build_plan import build_plan
-from overnight.search.plan import Plan, random_value
+from overnight.search.distributions import random_value
+from overnight.search.plan import Plan
 from overnight.search.space import SearchSpace, display_name
 from overnight.search.space_reader import parse_space
 
@@ -41,8 +44,8 @@ def space_of(**entries: Any) -> SearchSpace:
         ("range(0.0, 0.5, 0.1)", FloatDistribution(0.0, 0.4, step=0.1)),
         ("choice(relu, tanh)", CategoricalDistribution(("relu", "tanh"))),
         ("relu,tanh", CategoricalDistribution(("relu", "tanh"))),
-        ("1, 2.5, true, null", CategoricalDistribution((1, 2.5, True, None))),
-        ("'a b','c'", CategoricalDistribution(("a b", "c"))),
+        ("1, 2.5, true, null", CategoricalDistribution(("1", "2.5", "true", "null"))),
+        ("'a b','c'", CategoricalDistribution(('"a b"', "c"))),
     ],
 )
 def test_texts_in_the_grammar_of_hydra_become_distributions(text: str, distribution: object) -> None:
@@ -85,7 +88,7 @@ def test_a_mistake_names_key_value_and_rule(entry: object, words: str) -> None:
         ({"type": "float", "low": 0, "high": 1}, FloatDistribution(0.0, 1.0)),
         ({"type": "int", "low": 16, "high": 256, "log": True}, IntDistribution(16, 256, log=True)),
         ({"name": "FloatDistribution", "low": 0.0, "high": 0.5, "step": 0.1}, FloatDistribution(0.0, 0.5, step=0.1)),
-        ({"type": "categorical", "choices": ["a", 1, None]}, CategoricalDistribution(("a", 1, None))),
+        ({"type": "categorical", "choices": ["a", 1, None]}, CategoricalDistribution(("a", "1", "null"))),
         ({"draw": {"type": "int", "low": 1, "high": 3}, "when": "x=1"}, IntDistribution(1, 3)),
         ({"type": "int", "low": 1, "high": 3, "when": "x=1"}, IntDistribution(1, 3)),
     ],
@@ -136,7 +139,7 @@ def test_an_option_of_a_choice_can_have_its_own_space() -> None:
         "nesterov": "choice(true) when optimizer=sgd",
         "momentum": "0.0 to 1.0 when optimizer=sgd",
     }
-    sampled = {"optimizer": "sgd", "batch": 1, "lr@sgd": 1.5, "nesterov": True, "momentum": 0.5}
+    sampled = {"optimizer": "sgd", "batch": "1", "lr@sgd": 1.5, "nesterov": "true", "momentum": 0.5}
     values = space.draw(lambda name, _: sampled[name], without_baseline)
     assert values == {"optimizer": "sgd", "batch": 1, "lr": 1.5, "nesterov": True, "momentum": 0.5}
 
@@ -149,8 +152,8 @@ def test_two_draws_of_a_key_must_exclude_each_other() -> None:
 
 def test_all_conditions_of_a_list_must_hold() -> None:
     space = space_of(a="choice(x, y)", b="choice(1, 2)", c={"when": ["a=x", "b=1,3"], "draw": "choice(7, 8)"})
-    assert "c" in space.draw(lambda n, _: {"a": "x", "b": 1, "c": 7}[n], without_baseline)
-    assert "c" not in space.draw(lambda n, _: {"a": "x", "b": 2}[n], without_baseline)
+    assert "c" in space.draw(lambda n, _: {"a": "x", "b": "1", "c": "7"}[n], without_baseline)
+    assert "c" not in space.draw(lambda n, _: {"a": "x", "b": "2"}[n], without_baseline)
 
 
 def test_the_size_of_a_space_takes_conditions_into_account() -> None:
@@ -202,7 +205,7 @@ def test_find_returns_the_point_and_the_keys_outside_the_space() -> None:
     baseline = {"a": 5.0, "b": "y", "c": [2], "d": 0.5}
     values, point, outside = space.find(lambda key, _: baseline[key])
     assert values == {"a": 5.0, "b": "y", "c": [2]}
-    assert point == {"b": "y", "c.length": 1, "c.0": 2}
+    assert point == {"b": "y", "c.length": 1, "c.0": "2"}
     assert outside == ("a",)
 
 
@@ -228,6 +231,50 @@ def test_a_plain_value_in_the_space_is_fixed() -> None:
 )
 def test_a_space_covers_another_only_if_it_contains_every_value(old: str, new: str, covers: bool) -> None:
     assert (space_of(x=new).not_covered(space_of(x=old)) == []) is covers
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("range(0, 1, 0.3)", [0.0, 0.3, 0.6, 0.9]),
+        ("range(0.1, 0.8, 0.1)", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]),
+        ("range(1, 2.2, 0.4)", [1.0, 1.4, 1.8]),
+        ("range(-0.3, 0.31, 0.3)", [-0.3, 0.0, 0.3]),
+        ("range(1e-3, 4e-3, 1e-3)", [0.001, 0.002, 0.003]),
+        ("range(2, 11, 3)", [2, 5, 8]),
+    ],
+)
+def test_a_range_holds_the_decimals_that_it_names(text: str, held: list[float]) -> None:
+    assert values_of_range(text) == held
+
+
+@given(
+    st.integers(-50, 50), st.integers(1, 40), st.integers(2, 12), st.integers(0, 39), st.integers(0, 4), st.booleans()
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_a_range_of_decimals_ends_before_its_stop(
+    start: int, step: int, count: int, more: int, places: int, as_integers: bool
+) -> None:
+    unit = Decimal(1).scaleb(-places)
+    stop = start + (count - 1) * step + 1 + more % step  # in units: the last value lies at most one step below it
+    held = [(start + i * step) * unit for i in range(count)]
+    texts = [
+        str(n * unit) if not (as_integers and n * unit % 1 == 0) else str(int(n * unit)) for n in (start, stop, step)
+    ]
+    assert values_of_range(f"range({','.join(texts)})") == [float(v) for v in held]
+
+
+def values_of_range(text: str) -> list[float]:
+    """What a search over a range can train with: the steps as Optuna computes them, decoded."""
+    space = space_of(x=text)
+    (parameter,) = space.parameters
+    dist: Any = parameter.each
+    decoded = [space.decode({"x": dist.low + n * dist.step})["x"] for n in range(int(parameter.size()))]
+    assert all(map(parameter.holds, decoded))
+    assert not parameter.holds(dist.low + parameter.size() * dist.step)
+    rng = random.Random(0)
+    assert {space.draw(lambda _, dist: random_value(dist, rng), without_baseline)["x"] for _ in range(9)} <= {*decoded}
+    return decoded
 
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: round(x, 3))
@@ -276,9 +323,10 @@ def test_every_point_composes_is_inside_its_distributions_and_is_read_back_from_
     rng, params = random.Random(seed), {}
 
     def draw(name: str, dist: Any) -> Any:
-        params[name] = random_value(dist, rng)
-        assert dist._contains(dist.to_internal_repr(params[name]))
-        return params[name]
+        stored = random_value(dist, rng)
+        assert dist._contains(dist.to_internal_repr(stored))
+        params.update(space.decode({name: stored}))
+        return stored
 
     values = space.draw(draw, study.baseline)
     config = study.config(values)
@@ -288,7 +336,7 @@ def test_every_point_composes_is_inside_its_distributions_and_is_read_back_from_
         assert look_up(config, key) == value
     assert study.config_of_params(params) == config
 
-    texts = {display_name(name): str(value) for name, value in params.items()}  # as tracking writes them
+    texts = {display_name(name): to_text(value) for name, value in params.items()}  # as tracking writes them
     assert study.config_of_params(space.read(texts)) == config
     restored = SearchSpace.from_json(json.loads(json.dumps(space.to_json())))
     assert restored == space

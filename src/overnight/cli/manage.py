@@ -13,6 +13,7 @@ import optuna
 
 from overnight.config.paths import StudyLocation, trial_name
 from overnight.config.problems import ConfigError
+from overnight.config.values import to_text
 from overnight.report import winner_config
 from overnight.search import attributes
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY
@@ -269,9 +270,11 @@ def _frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
     names = sorted(map(str, frame.columns), key=lambda n: (n.startswith("metrics."), n.startswith("params.")))
     frame = frame[names]
     for column in [c for c in names if c.startswith("params.")]:
-        given = [row[column] for row in rows if row.get(column) is not None]
-        if all(type(v) is int for v in given):  # rows without a value would turn 64 into 64.0
+        kinds = {type(row[column]) for row in rows if column in row}
+        if kinds == {int}:  # rows without a value would turn 64 into 64.0
             frame[column] = frame[column].astype("Int64")
+        elif kinds != {float}:  # a table has one type for a column; the texts keep the type of each value
+            frame[column] = [to_text(row[column]) if column in row else None for row in rows]
     for column in ("started_at", "ended_at"):
         frame[column] = pd.to_datetime(frame[column], unit="s", utc=True)
     for column in [c for c in frame.columns if str(frame[c].dtype) == "object"]:

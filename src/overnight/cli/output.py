@@ -26,7 +26,10 @@ _STATES = ("complete", "pruned", "failed", "running", "paused", "waiting")
 
 def status_object(view: StudyView) -> dict[str, Any]:
     """Return what `status --json` prints."""
+    from overnight.config.values import json_or_text
+
     best = view.best
+    params = {name: json_or_text(value) for name, value in best.params.items()} if best else {}
     return {
         "study": view.name,
         "state": view.state,
@@ -38,7 +41,7 @@ def status_object(view: StudyView) -> dict[str, Any]:
             "running": view.count("running"),
             "waiting": view.count("waiting", "paused"),
         },
-        "best": {"trial": best.number, "objective": best.objective, "params": best.params} if best else None,
+        "best": {"trial": best.number, "objective": best.objective, "params": params} if best else None,
         "confirmation": {"done": view.confirmed, "budget": view.confirmations},
         "deadline": (view.launch.get("deadline") or {}).get("ends_at"),  # Unix time in seconds
         "forecast": _forecast_to_deadline(view),
@@ -187,9 +190,9 @@ def _print_finding(result: Result) -> None:
 
 def print_forecast(plan: Plan) -> None:
     """Print the search space, three samples, and the time and disk space of a study; trains some epochs to measure."""
+    from overnight.config.values import to_text
     from overnight.runner import forecast as forecasts
     from overnight.runner.launch import check_configurations
-    from overnight.search import space
 
     check_configurations(plan, click.echo, activity.show)
     activity.show(
@@ -206,7 +209,7 @@ def print_forecast(plan: Plan) -> None:
         click.echo(f"  {key}: {draw}")
     click.echo("three random samples:")
     for sample in found.samples:
-        click.echo("  " + " ".join(f"{k}={space.to_hydra(v)}" for k, v in sample.items()))
+        click.echo("  " + " ".join(f"{k}={to_text(v)}" for k, v in sample.items()))
     for line in _time_lines(found):
         click.echo(line)
     click.echo(f"disk: about {found.disk_bytes / 1e6:.1f} MB in {plan.settings.location.paths.root}")

@@ -25,6 +25,7 @@ from overnight.config.problems import Problems
 from overnight.config.search_path import Composition, ConfigSearchPath
 from overnight.config.settings import COMPONENTS, SEARCHABLE, Settings, build_settings
 from overnight.config.trees import has_key, look_up, read_yaml, to_plain
+from overnight.config.values import escaped
 from overnight.config.yaml_files import file_problem
 
 
@@ -76,7 +77,7 @@ class Draft:
         """The search space that belongs to an option of `model`."""
         kept, _ = self._split({"model": "", "search": ""})
         composed = self._search_path.compose([*kept, *(option_override(g, model) for g in ("model", "search"))])
-        return to_plain(composed.config.search or {})
+        return escaped(to_plain(composed.config.search or {}))  # a draw is resolved once more, with its trial
 
     def options(self, group: str) -> list[str]:
         return self._search_path.options(group)
@@ -270,7 +271,8 @@ def _resolve(composed: Composition, problems: Problems) -> dict[str, Any]:
     try:
         for key in sorted(OmegaConf.missing_keys(composed.config)):
             problems.add(f"{key}: must be given a value: {key}=...")
-        return to_plain(composed.config)
+        tree = to_plain(composed.config)
+        return {**tree, "search": escaped(tree.get("search"))}  # a draw is resolved once more, with its trial
     except OmegaConfBaseException as error:
         problems.add(f"conf: must resolve: {' '.join(str(error).split())}")
         return to_plain(composed.config, resolve=False)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+# A part of a key in an override of Hydra.
+_NAME = re.compile(r"[A-Za-z_$][\w$-]*|0|[1-9][0-9]*", re.ASCII)
 
 
 def look_up(tree: Mapping[str, Any], key: str) -> Any:
@@ -41,11 +45,24 @@ def keys_of(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value of every leaf of a tree."""
+    """Dotted key -> value of every leaf of a tree.
+
+    A mapping with a key that is no name, such as {0: 1.0}, is a leaf: no dotted key leads into it. So is an empty one.
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        is_tree = isinstance(value, Mapping) and value and all(map(_is_name, value))
+        flat |= flatten(value, f"{prefix}{key}.") if is_tree else {f"{prefix}{key}": value}
     return flat
+
+
+def is_dotted(key: str) -> bool:
+    """Whether an override in Hydra's grammar can name a key: names and whole numbers, joined by dots."""
+    return all(map(_is_name, key.split(".")))
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) and _NAME.fullmatch(key) is not None
 
 
 def type_problem(present: Any, value: Any) -> str | None:

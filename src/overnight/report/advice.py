@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from overnight.config.compose import Draft, compose
 from overnight.config.settings import SEARCHABLE, to_json
-from overnight.config.trees import flatten, has_key
+from overnight.config.trees import flatten, has_key, is_dotted
+from overnight.config.values import escaped, is_typable, same, to_text
+from overnight.report.winner_config import option_name
+from overnight.search.distributions import contains, exact
 from overnight.search.plan import Plan, config_dir_option
 from overnight.search.record import TrialRecord, config_of, ranked
-from overnight.search.space import Parameter, contains, display_name, to_hydra
+from overnight.search.space import Parameter, display_name
 
 # A value in the outermost 5% of its range, on the scale of sampling, is at the edge: beyond it may be better values.
 EDGE = 0.05
@@ -42,15 +45,31 @@ class AtEdge:
     wider: str
 
 
+class _NotTypableError(ValueError):
+    """A command can't hold a value, such as a mapping with a key in quotes."""
+
+
 def train_command(plan: Plan, best: TrialRecord) -> str:
     """Return the command that trains the configuration of a trial again."""
     config = config_of(best, plan)
     groups = {g: str(best.params.get(g, plan.choices[g])) for g in plan.choices}
-    return _line("train", *config_dir_option(plan), *_overrides(plan, config, groups, _SEARCH_KEYS), *_home(plan))
+    try:
+        overrides = _overrides(plan, config, groups, _SEARCH_KEYS)
+    except _NotTypableError:
+        overrides = [_experiment(plan)]
+    return _line("train", *config_dir_option(plan), *overrides, *_home(plan))
 
 
 def next_command(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -> str:
     """Return the command of the next search: ranges are wider where the winner is at an edge, narrower elsewhere."""
+    try:
+        overrides = _next_overrides(plan, records, best)
+    except _NotTypableError:
+        overrides = [_experiment(plan), _warm_start(plan)]  # the same space
+    return _line("tune", *config_dir_option(plan), f"study.name={next_name(plan.name)}", *overrides, *_home(plan))
+
+
+def _next_overrides(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -> list[str]:
     searched, fixed = _next_space(plan, records, best)
     config = plan.config({k: v for k, v in fixed.items() if k in plan.choices})
     kept = {p.key for p in plan.space.parameters}
@@ -59,13 +78,15 @@ def next_command(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) 
     overrides = [o for o in overrides if o.split("=")[0] not in fixed]
     known = _base(plan, groups).config
     added = {key for key in (*fixed, *searched) if key.split(".")[0] in known and not has_key(known, key)}
-    values = [f"{'+' if key in added else ''}{key}={to_hydra(value)}" for key, value in fixed.items()]
+    values = [f"{'+' if key in added else ''}{_assignment(key, value)}" for key, value in fixed.items()]
     sweeps = [f"{'+' if key in added else ''}{key}={sweep}" for key, sweep in searched.items()]
     needs_search_file = any(c.key in searched for p in plan.space.parameters for c in p.when)
     search = [] if needs_search_file else ["search=none"]
-    first = [f"study.warm_start_from={plan.name}"] if searched else []  # keeps what was found
-    name = f"study.name={next_name(plan.name)}"
-    return _line("tune", *config_dir_option(plan), name, *search, *overrides, *values, *sweeps, *first, *_home(plan))
+    return [*search, *overrides, *values, *sweeps, *([_warm_start(plan)] if searched else [])]
+
+
+def _warm_start(plan: Plan) -> str:
+    return f"study.warm_start_from={plan.name}"  # keeps what was found
 
 
 def next_name(name: str) -> str:
@@ -104,10 +125,10 @@ def _next_space(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -
         if p.length is not None:  # a list's range has no form for the command line
             count = best.params.get(f"{p.key}.length", 0)
             fixed[p.key] = [best.params[f"{p.key}.{i}"] for i in range(count)]
-        elif isinstance(p.each, CategoricalDistribution):
+        elif p.options:
             options = _options(p, records, good)
             if len(options) > 1:
-                searched[p.key] = ",".join(map(to_hydra, options))
+                searched[p.key] = ",".join(_assignment(p.key, o).partition("=")[2] for o in options)
             else:
                 fixed[p.key] = best.params[p.key]
         elif p.key in at_edge:
@@ -134,10 +155,9 @@ def _good(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -> list
 
 def _options(p: Parameter, records: Sequence[TrialRecord], good: Sequence[TrialRecord]) -> list[Any]:
     """Return the choices that good trials have, and those that are rarely tried."""
-    assert isinstance(p.each, CategoricalDistribution)
-    tried = [r.params.get(p.key) for r in records if r.done]
-    among = [r.params.get(p.key) for r in good]
-    return [o for o in p.each.choices if o in among or tried.count(o) < RARE]
+    tried = [to_text(r.params[p.key]) for r in records if r.done and p.key in r.params]
+    among = {to_text(r.params[p.key]) for r in good if p.key in r.params}
+    return [o for o in p.options if to_text(o) in among or tried.count(to_text(o)) < RARE]
 
 
 def position(dist: FloatDistribution | IntDistribution, value: float) -> float:
@@ -181,13 +201,25 @@ def _widened(dist: FloatDistribution | IntDistribution, end: str) -> tuple[float
 
 
 def _interval(dist: FloatDistribution | IntDistribution, low: float, high: float) -> str:
-    """Write a range in Hydra's syntax; integer ends are rounded outwards, others to three digits."""
+    """Write a range in Hydra's syntax; integer ends are rounded outwards, others to three digits. Steps stay."""
+    if dist.step is not None and (isinstance(dist, FloatDistribution) or dist.step != 1):
+        return _steps(dist, low, high)
     if isinstance(dist, IntDistribution):
-        first, last = math.floor(low), max(math.ceil(high), math.floor(low) + 1)
-        text = f"int(interval({first},{last}))" if dist.step == 1 else f"range({first},{last + dist.step},{dist.step})"
+        text = f"int(interval({math.floor(low)},{max(math.ceil(high), math.floor(low) + 1)}))"
         return f"tag(log,{text})" if dist.log else text
     text = f"interval({_rounded(low)},{_rounded(high)})"
     return f"tag(log,{text})" if dist.log else text
+
+
+def _steps(dist: FloatDistribution | IntDistribution, low: float, high: float) -> str:
+    """Write the steps of a range that lie between two ends; a step that an end cuts counts if the range has it."""
+    start, step = exact(dist.low), exact(dist.step or 1)
+    from_low, from_high = (float((exact(end) - start) / step) for end in (low, high))
+    first = math.floor(from_low + 1e-9) if low >= dist.low else math.ceil(from_low - 1e-9)
+    last = math.ceil(from_high - 1e-9) if high <= dist.high else math.floor(from_high + 1e-9)
+    ends = (start + first * step, start + (max(last, first + 1) + 1) * step, step)
+    kind = int if isinstance(dist, IntDistribution) else float
+    return f"range({','.join(repr(kind(end)) for end in ends)})"
 
 
 def _rounded(value: float) -> str:
@@ -203,13 +235,29 @@ def _overrides(plan: Plan, config: Mapping[str, Any], groups: Mapping[str, str],
     given = {**to_json(base.settings), **{n: base.config[n] for n in SEARCHABLE if n in base.config}}
     had, has = flatten(given), flatten(wanted)
     default = compose([]).choices
-    overrides = [f"{g}={o}" for g, o in groups.items() if o != default.get(g) and g not in without]
+    overrides = [_assignment(g, o) for g, o in groups.items() if o != default.get(g) and g not in without]
+    gone = [key for key in had if key not in has and key.split(".")[0] in SEARCHABLE]
+    overrides += [f"~{key}" for key in gone if had[key] is not None]  # Hydra deletes no null, and a mapping replaces it
     for key, value in has.items():
         left_out = any(key == w or key.startswith(f"{w}.") for w in (*_NEVER_REPEATED, *without, *lacking))
-        if not left_out and had.get(key, ...) != value:
-            overrides.append(f"{'' if key in had else '+'}{key}={to_hydra(value)}")
-    overrides += [f"~{key}" for key in had if key not in has and key.split(".")[0] in SEARCHABLE]
+        if left_out or (key in had and same(had[key], value)):
+            continue
+        would_merge = isinstance(value, Mapping) and isinstance(had.get(key), Mapping)
+        if would_merge:
+            overrides.append(f"~{key}")
+        overrides.append(("+" if would_merge or key not in had else "") + _assignment(key, escaped(value)))
     return overrides
+
+
+def _assignment(key: str, value: Any) -> str:
+    """Write KEY=VALUE. Raises _NotTypableError where Hydra's grammar has no such key or value."""
+    if not is_typable(value) or not is_dotted(key) or (key in SEARCHABLE and isinstance(value, Mapping)):
+        raise _NotTypableError(key)
+    return f"{key}={to_text(value)}"
+
+
+def _experiment(plan: Plan) -> str:
+    return f"+experiment={option_name(plan.name)}"
 
 
 def _base(plan: Plan, groups: Mapping[str, str]) -> Draft:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from optuna.distributions import CategoricalDistribution
-
 from overnight.config.paths import trial_name
+from overnight.config.values import to_text
 from overnight.report import advice
 from overnight.report.finding import Finding
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
-from overnight.search.space import to_hydra
 
 # With fewer trials for each searched parameter a search is too short.
 _TRIALS_PER_PARAMETER = 5
@@ -84,9 +82,10 @@ def _tie(finding: Finding) -> list[str]:
 def _rarely_tried(plan: Plan, records: Sequence[TrialRecord]) -> list[str]:
     lines: list[str] = []
     for p in plan.space.parameters:
-        if isinstance(p.each, CategoricalDistribution) and p.length is None:
-            tried = [r.params.get(p.key) for r in records if r.state in ("complete", "pruned")]
-            rare = [f"{to_hydra(o)} ({tried.count(o)})" for o in p.each.choices if tried.count(o) < advice.RARE]
+        if p.options and p.length is None:
+            ended = [r for r in records if r.state in ("complete", "pruned")]
+            tried = [to_text(r.params[p.key]) for r in ended if p.key in r.params]
+            rare = [f"{o} ({tried.count(o)})" for o in map(to_text, p.options) if tried.count(o) < advice.RARE]
             if rare and not p.when:
                 lines.append(f"{p.key}: rarely tried: {', '.join(rare)}.")
     return lines

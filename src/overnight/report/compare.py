@@ -14,11 +14,11 @@ from rich.text import Text
 
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
+from overnight.config.values import fingerprint, json_or_text, short_text
 from overnight.report import finding
 from overnight.report.statistics import Estimate
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of, flat_config, format_duration, format_value
-from overnight.search.space import to_hydra
 from overnight.study.snapshot import StudyView
 from overnight.tracking import local_server, store
 
@@ -87,7 +87,7 @@ def compared_item(view: StudyView, number: int | None) -> ComparedItem:
 def differing(items: Sequence[ComparedItem]) -> list[str]:
     """Return the keys whose values differ, in the order of the configurations."""
     keys = dict.fromkeys(k for s in items for k in s.params)
-    return [k for k in keys if len({repr(s.params.get(k, ...)) for s in items}) > 1]
+    return [k for k in keys if len({fingerprint(s.params[k]) if k in s.params else None for s in items}) > 1]
 
 
 def as_json(items: Sequence[ComparedItem]) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def as_json(items: Sequence[ComparedItem]) -> list[dict[str, Any]]:
             "half_width": s.objective.half_width if s.objective else None,
             "seeds": s.objective.n if s.objective else 0,
             "test": s.tests,
-            "params": {k: s.params[k] for k in keys if k in s.params},
+            "params": {k: json_or_text(s.params[k]) for k in keys if k in s.params},
             "trials": s.trials,
             "seconds": s.seconds,
             "curve": list(s.curve),
@@ -115,8 +115,7 @@ def rows(items: Sequence[ComparedItem]) -> list[tuple[str, ...]]:
     """Return the rows of the table, one column for each item; the first row holds the names."""
 
     def shown(item: ComparedItem, key: str) -> str:
-        value = item.params.get(key)
-        return "" if key not in item.params else f"{value:.4g}" if isinstance(value, float) else to_hydra(value)
+        return short_text(item.params[key], 4) if key in item.params else ""
 
     metrics = dict.fromkeys(s.metric for s in items)
     tests = dict.fromkeys(name for s in items for name in s.tests)

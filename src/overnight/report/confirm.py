@@ -7,12 +7,12 @@ of that choice. Its trials belong to a second Optuna study, NAME.confirm.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 import time
 from collections.abc import Iterable, Sequence
 
+from overnight.config.values import fingerprint
 from overnight.protocol import Tested
 from overnight.runner import trial_process
 from overnight.runner.trial_spec import trial_spec
@@ -182,4 +182,4 @@ def _pair(confirms: Confirms) -> tuple[int, int]:
 
 
 def _key(plan: Plan, record: TrialRecord) -> str:
-    return json.dumps(config_of(record, plan), sort_keys=True, default=str)
+    return fingerprint(config_of(record, plan))

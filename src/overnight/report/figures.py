@@ -21,13 +21,13 @@ from matplotlib.ticker import MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from overnight.config.paths import trial_name
+from overnight.config.values import short_text
 from overnight.plots.figures import literal
 from overnight.report import advice
 from overnight.report.importance import comparable_trials
 from overnight.report.report import Report
 from overnight.report.statistics import Array
 from overnight.search.record import TrialRecord, format_value
-from overnight.search.space import contains
 
 # Placeholder colour -> CSS variable.
 _INK, _FAINT, _MAIN, _SECOND = "#010101", "#020202", "#030303", "#040404"
@@ -189,11 +189,12 @@ def _slices(report: Report) -> Chart | None:
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": "slices"}):
         figure = Figure(figsize=(5.6, 3.0), layout="constrained")
         for ax, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
-            shown = [r for r in _valued(report) if contains(dists[name], r.params.get(name))]
+            stored = {r.number: report.plan.space.encode(r.params).get(name) for r in _valued(report)}
+            shown = [r for r in _valued(report) if stored[r.number] is not None]
             for state, marker, colour in (("pruned", "x", _FAINT), ("complete", "o", _MAIN)):
                 rows = [r for r in shown if r.state == state]
                 ax.scatter(
-                    [_at(dists[name], r.params[name]) for r in rows], _objectives(rows),
+                    [_at(dists[name], stored[r.number]) for r in rows], _objectives(rows),
                     marker=marker, s=22, color=colour, label=state,
                 )  # fmt: skip
             _scale(ax, "x", dists[name])
@@ -248,7 +249,8 @@ def _contour(report: Report) -> Chart | None:
 def _parallel(report: Report) -> Chart | None:
     dists = report.plan.space.names()
     shown = [r for r in _valued(report) if r.params]
-    names = [n for n in dists if sum(contains(dists[n], r.params.get(n)) for r in shown) > len(shown) / 2]
+    stored = {r.number: report.plan.space.encode(r.params) for r in shown}
+    names = [n for n in dists if sum(n in point for point in stored.values()) > len(shown) / 2]
     values = [r.objective or 0.0 for r in shown]
     if len(names) < 2 or len(shown) < 3 or min(values) == max(values):
         return None
@@ -259,7 +261,7 @@ def _parallel(report: Report) -> Chart | None:
     def draw(ax: Axes) -> None:
         lines, shades = [], []
         for r in order:
-            at = [_unit(dists[n], r.params[n]) if contains(dists[n], r.params.get(n)) else math.nan for n in names]
+            at = [_unit(dists[n], stored[r.number][n]) if n in stored[r.number] else math.nan for n in names]
             share = float(np.clip(((r.objective or 0.0) - low) / max(high - low, 1e-12), 0, 1))
             lines.append(list(enumerate(at)))
             shades.append(matplotlib.colors.to_hex(colours(share)))
@@ -351,7 +353,7 @@ def _unit_scale(ax: Axes, axis: str, dist: BaseDistribution, grid: Array) -> Non
 
 
 def _text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return short_text(value)
 
 
 def _in_lines(name: str) -> str:

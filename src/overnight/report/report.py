@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overnight.config.paths import trial_name
+from overnight.config.values import short_text
 from overnight.report import advice, finding
 from overnight.report.caveats import find_caveats
 from overnight.report.finding import Finalist, Finding
@@ -138,7 +139,7 @@ def winner_parameters(report: Report) -> dict[str, str]:
     best = report.finding.best
     if best is None:
         return {}
-    return {name: f"{v:.4g}" if isinstance(v, float) else str(v) for name, v in best.params.items()}
+    return {name: short_text(value, 4) for name, value in best.params.items()}
 
 
 def ranking(report: Report) -> list[tuple[str, ...]]:

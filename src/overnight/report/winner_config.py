@@ -6,12 +6,12 @@ It is written to a folder of the home that is on Hydra's search path. A file tha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from overnight.config.compose import compose
 from overnight.config.paths import StudyLocation, trial_name
@@ -19,6 +19,7 @@ from overnight.config.problems import Problems
 from overnight.config.search_path import ConfigSearchPath
 from overnight.config.settings import COMPONENTS
 from overnight.config.trees import to_yaml
+from overnight.config.values import escaped, same
 from overnight.search import space_reader
 from overnight.search.plan import LOCATION_KEYS, Plan
 from overnight.search.record import TrialRecord, config_of
@@ -40,7 +41,7 @@ def write(plan: Plan, best: TrialRecord) -> tuple[Path, ...]:
     winner = _winner(plan, best)
     texts = {plan.paths.winner_config: _experiment(plan, winner)}
     for group, node in winner.own.items():
-        texts[where.winners / group / f"{option_name(plan.name)}.yaml"] = to_yaml(node)
+        texts[where.winners / group / f"{option_name(plan.name)}.yaml"] = to_yaml(escaped(node))
     changed = tuple(path for path in texts if path.exists() and not is_unmodified(path))
     for path, text in texts.items():
         if path not in changed:
@@ -73,7 +74,7 @@ def _experiment(plan: Plan, winner: _Winner) -> str:
     for node in (*COMPONENTS, "trainer"):
         if node in winner.config and node not in winner.own:
             experiment[node] = _changes(winner.config[node], winner.base[node], node)
-    experiment = {key: value for key, value in experiment.items() if value}
+    experiment = {key: escaped(value) for key, value in experiment.items() if value}
     s = plan.settings
     experiment["study"] = {"name": option_name(plan.name), **{k: getattr(s.study, k) for k in _OBJECTIVE_KEYS}}
     experiment["seed"] = s.seed
@@ -120,7 +121,7 @@ def _changes(node: Mapping[str, Any], base: Mapping[str, Any], path: str) -> dic
     """Return the keys of a node that differ from another one, without paths that depend on the machine."""
     changes: dict[str, Any] = {}
     for key, value in node.items():
-        if f"{path}.{key}" in LOCATION_KEYS or (key in base and value == base[key]):
+        if f"{path}.{key}" in LOCATION_KEYS or (key in base and same(value, base[key])):
             continue
         if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
             changes[key] = _changes(value, base[key], f"{path}.{key}")
@@ -144,17 +145,15 @@ def _key(p: Parameter) -> str:
 
 def _entry(p: Parameter) -> Any:
     if p.length is not None:
-        draw: Any = {"length": _draw(p.length), "each": _draw(p.each)}
-    elif p.options:
-        draw = {"type": "categorical", "choices": list(p.options)}
+        draw: Any = {"length": _draw(p.length, ()), "each": _draw(p.each, p.options)}
     else:
-        draw = _draw(p.each)
+        draw = _draw(p.each, p.options)
     return {"draw": draw, "when": [str(c) for c in p.when]} if p.when else draw
 
 
-def _draw(dist: BaseDistribution) -> dict[str, Any]:
-    if isinstance(dist, CategoricalDistribution):
-        return {"type": "categorical", "choices": list(dist.choices)}
+def _draw(dist: BaseDistribution, options: Sequence[Any]) -> dict[str, Any]:
+    if options:
+        return {"type": "categorical", "choices": list(options)}
     assert isinstance(dist, FloatDistribution | IntDistribution)
     kind = "float" if isinstance(dist, FloatDistribution) else "int"
     ends = {"type": kind, "low": dist.low, "high": dist.high}

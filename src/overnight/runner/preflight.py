@@ -21,12 +21,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from overnight.config.fields import nearest
 from overnight.config.problems import Problems
+from overnight.config.values import to_text
 from overnight.protocol import Alive, DataSpec, DryRunResult, TrialSpec
 from overnight.runner.trial_spec import trial_spec
 from overnight.runner.watchdog import GIB
+from overnight.search.distributions import encode
 from overnight.search.plan import Plan
 from overnight.search.record import describe_params
-from overnight.search.space import display_name, to_hydra
+from overnight.search.space import display_name
 from overnight.system import forkserver
 from overnight.system.devices import machine_memory, slot_devices
 from overnight.system.kill import discard
@@ -128,14 +130,12 @@ def dry_runs_for(plan: Plan, *, smallest_batch: bool = False) -> list[DryRun]:
 
 def configs_to_build(plan: Plan, dry_runs: list[DryRun]) -> list[dict[str, Any]]:
     """Return configs that are built but not trained: the baseline, and one for each option that no dry run has."""
-    covered = {(k, to_hydra(v)) for d in dry_runs for k, v in d.values.items()}
+    covered = {(k, to_text(v)) for d in dry_runs for k, v in d.values.items()}
     configs = [plan.config({})]
     for p in plan.space.parameters:
-        if p.length is not None or not isinstance(p.each, CategoricalDistribution):
-            continue
-        for option in p.options or p.each.choices:
+        for option in p.options if p.length is None else ():
             base = next((d.values for d in dry_runs if p.key in d.values and p.active(d.values, plan.baseline)), None)
-            if base is not None and p.key not in plan.groups and (p.key, to_hydra(option)) not in covered:
+            if base is not None and p.key not in plan.groups and (p.key, to_text(option)) not in covered:
                 configs.append(plan.config({**base, p.key: option}))
     return configs[:MAX_BUILDS]
 
@@ -146,14 +146,14 @@ def _extreme_values(
     """Return a point of the space with integers and sizes at one end, and the rest at the baseline or in the middle."""
 
     def draw(name: str, dist: BaseDistribution) -> Any:
-        key = name.partition("@")[0]
+        key, options = display_name(name), plan.space.options(name)
         at_high_end = large != (smallest_batch and key.rpartition(".")[2] == "batch_size")
         if key in fixed:
-            return fixed[key]
-        if key in ("data", "model") and plan.choices[key] in getattr(dist, "choices", ()):
-            return plan.choices[key]
+            return encode(dist, options, fixed[key])
         if isinstance(dist, CategoricalDistribution):
-            return _extreme_choice(dist.choices, at_high_end, turn)
+            is_default = key in ("data", "model") and plan.choices[key] in options
+            choice = plan.choices[key] if is_default else _extreme_choice(options, at_high_end, turn)
+            return encode(dist, options, choice)
         if isinstance(dist, IntDistribution):
             return dist.high if at_high_end else dist.low
         assert isinstance(dist, FloatDistribution)
@@ -166,20 +166,18 @@ def _extreme_values(
     return plan.space.draw(draw, plan.baseline)
 
 
-def _extreme_choice(choices: tuple[Any, ...], large: bool, turn: int) -> Any:
+def _extreme_choice(options: tuple[Any, ...], large: bool, turn: int) -> Any:
     """Return the largest or smallest of numbers or lists of numbers; other choices take turns."""
-    sizes = [_size(c) for c in choices]
+    sizes = [_size(option) for option in options]
     if all(s is not None for s in sizes):
-        return choices[sizes.index((max if large else min)(s for s in sizes if s is not None))]
-    return choices[turn % len(choices)]
+        return options[sizes.index((max if large else min)(s for s in sizes if s is not None))]
+    return options[turn % len(options)]
 
 
-def _size(choice: Any) -> float | None:
-    texts = choice.strip("[]").split(",") if isinstance(choice, str) and choice.startswith("[") else [choice]
-    try:
-        return sum(float(t) for t in texts if not isinstance(t, bool))
-    except (TypeError, ValueError):
-        return None
+def _size(option: Any) -> float | None:
+    numbers = option if isinstance(option, list) else [option]
+    are_numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
+    return sum(map(float, numbers)) if are_numbers else None
 
 
 # Execution in processes -----------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from overnight.config.problems import ConfigError, Problems
 from overnight.config.search_path import add_to_import_path, describe_failure
 from overnight.config.settings import COMPONENTS
 from overnight.config.trees import has_key
+from overnight.config.values import to_text
 from overnight.search import space_reader, validation
 from overnight.search.plan import TRAIN_STUDY, Plan
-from overnight.search.space import Condition, SearchSpace, to_hydra
+from overnight.search.space import Condition, SearchSpace
 
 # The largest number of combinations of config groups in a study. Each is composed once, before the study starts.
 MAX_VARIANTS = 64
@@ -116,7 +117,7 @@ def _compose_fixed(
             problems.add(f"search.{group}", f"must be one of {', '.join(known)}", composed.pop(group))
     if composed:
         search = [] if "search" in draft.fixed else [f"search={draft.choices['search']}"]
-        draft = compose([*overrides, *search, *(f"{k}={to_hydra(v)}" for k, v in composed.items())], config_dir)
+        draft = compose([*overrides, *search, *(f"{k}={to_text(v)}" for k, v in composed.items())], config_dir)
     return draft, rest
 
 

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from overnight.config.problems import Problems
-from overnight.search.space import Parameter, to_hydra
+from overnight.config.values import fingerprint
+from overnight.search.distributions import choices, exact
+from overnight.search.space import Parameter
 
 # Optuna's distributions with their arguments, and the short names that a dictionary may use.
 _DISTRIBUTIONS = {
@@ -44,12 +46,10 @@ def read_draw(key: str, draw: Any, label: str, problems: Problems) -> Parameter 
 
 def choice(key: str, values: Iterable[Any]) -> Parameter:
     """A choice among values. Raises ValueError with the rule that they break."""
-    choices = tuple(values)
-    if len({to_hydra(v) for v in choices}) < len(choices) or len({str(v) for v in choices}) < len(choices):
-        raise ValueError("choices must differ from one another, as texts too; leave one out")
-    if all(v is None or isinstance(v, str | int | float | bool) for v in choices):
-        return Parameter(key, CategoricalDistribution(choices))
-    return Parameter(key, CategoricalDistribution(tuple(to_hydra(v) for v in choices)), options=choices)
+    options = tuple(values)
+    if len(set(map(fingerprint, options))) < len(options):
+        raise ValueError("choices must differ from one another; leave one out")
+    return Parameter(key, choices(options), options=options)
 
 
 def parse_override(text: str) -> Any:
@@ -72,7 +72,7 @@ def unquoted(value: Any) -> Any:
     if isinstance(value, list):
         return [unquoted(v) for v in value]
     if isinstance(value, dict):
-        return {str(unquoted(k)): unquoted(v) for k, v in value.items()}
+        return {unquoted(k): unquoted(v) for k, v in value.items()}
     return value
 
 
@@ -96,10 +96,10 @@ def _read_list(key: str, draw: Mapping[str, Any], label: str, problems: Problems
     if not isinstance(length, IntDistribution) or length.low < 1 or length.step != 1:
         problems.add(f"{label}: length must be whole numbers from 1 up, e.g. int(interval(1, 3)), got {draw}")
         return None
-    if not isinstance(each, Parameter) or each.options:
-        problems.add(f"{label}: each must be a draw of numbers or texts, e.g. int(interval(16, 256)), got {draw}")
+    if not isinstance(each, Parameter) or each.length is not None:
+        problems.add(f"{label}: each must be a draw of one value, e.g. int(interval(16, 256)), got {draw}")
         return None
-    return Parameter(key, each.each, length)
+    return Parameter(key, each.each, length, options=each.options)
 
 
 def _read_distribution(key: str, draw: Mapping[str, Any], label: str, problems: Problems) -> Parameter | None:
@@ -222,12 +222,16 @@ def _range(sweep: Any, log: bool) -> BaseDistribution:
     _check_not_shuffled(sweep)
     if sweep.step <= 0:
         raise ValueError("range needs a step above 0")
-    values = list(sweep.range())
-    if len(values) < 2:
+    if not all(map(math.isfinite, (sweep.start, sweep.stop, sweep.step))):
+        raise ValueError("range needs a finite start, stop and step")
+    start, step = exact(sweep.start), exact(sweep.step)
+    count = math.ceil((exact(sweep.stop) - start) / step)  # of the numbers as they are written, without rounding
+    if count < 2:
         raise ValueError("range(START, STOP, STEP) needs two values or more, its stop is excluded")
-    if all(isinstance(v, int) for v in values):
-        return IntDistribution(values[0], values[-1], step=sweep.step)
-    return FloatDistribution(float(values[0]), float(values[-1]), step=float(sweep.step))
+    last = start + (count - 1) * step
+    if all(isinstance(v, int) for v in (sweep.start, sweep.stop, sweep.step)):
+        return IntDistribution(sweep.start, int(last), step=sweep.step)
+    return FloatDistribution(float(start), float(last), step=float(step))
 
 
 def _check_not_shuffled(sweep: Any) -> None:

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-
 from overnight.config.paths import StudyLocation, StudyPaths
 from overnight.config.problems import ConfigError
 from overnight.config.settings import SEARCHABLE, Settings, from_json, to_json
 from overnight.config.trees import flatten, look_up, with_values
+from overnight.config.values import fingerprint, to_text
+from overnight.config.values import from_json as values_from_json
+from overnight.config.values import to_json as values_to_json
+from overnight.search.distributions import random_value
 from overnight.search.seeds import derive_seed
 from overnight.search.space import SearchSpace, display_name
 
+# How a plan and the choices of its trials are stored. A study of another format is refused, as its values would be
+# read as others.
+FORMAT = 2
 # Keys that say where files are located. They do not affect a score.
 LOCATION_KEYS = ("data.root",)
 # Seeds of a confirmation by default: with fewer, the 95% interval of a mean is several times as wide.
@@ -120,7 +124,7 @@ class Plan:
         return with_values(variant, {k: v for k, v in values.items() if k not in self.groups})
 
     def config_of_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The config of a trial with these parameters, by parameter name or by display name.
+        """The config of a trial whose parameters have these values, by parameter name or by display name.
 
         Keys without a parameter keep the value of the baseline.
         """
@@ -128,7 +132,7 @@ class Plan:
         for parameter in self.space.parameters:
             if parameter.active(values, self.baseline):
                 with contextlib.suppress(KeyError):
-                    values[parameter.key] = parameter.draw(lambda n, _: params[n if n in params else display_name(n)])
+                    values[parameter.key] = parameter.assemble(lambda n: params[n if n in params else display_name(n)])
         return self.config(values)
 
     def baseline(self, key: str, values: Mapping[str, Any] | None = None) -> Any:
@@ -155,7 +159,7 @@ class Plan:
         """The distinct configurations of the baseline, study.enqueue and study.warm_start_from, in this order."""
         found: dict[str, FirstTrial] = {}
         for first in map(self.first_trial, [{}, *self.settings.study.enqueue, *self.warm_start]):
-            found.setdefault(repr(first.values), first)
+            found.setdefault(fingerprint(first.values), first)
         return list(found.values())
 
     def first_trial(self, entry: Mapping[str, Any]) -> FirstTrial:
@@ -182,7 +186,7 @@ class Plan:
         # A trial uses the baseline's value where a condition does not hold, so that value counts as well.
         searched = {p.key for plan in (self, old) for p in plan.space.parameters if not p.when}
         is_now, was = _score_inputs(self, searched), _score_inputs(old, searched)
-        changed = {k for k in {*is_now, *was} if is_now.get(k, "absent") != was.get(k, "absent")}
+        changed = {k for k in {*is_now, *was} if is_now.get(k) != was.get(k)}
         return [
             f"{key}: was {was.get(key, 'absent')}, is {is_now.get(key, 'absent')}"
             for key in dict.fromkeys([*was, *is_now])
@@ -191,7 +195,8 @@ class Plan:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        """The plan as the study storage keeps it."""
+        content = {
             "settings": to_json(self.settings),
             "space": self.space.to_json(),
             "groups": list(self.groups),
@@ -200,6 +205,7 @@ class Plan:
             "warm_start": list(self.warm_start),
             "config_dir": self.config_dir,
         }
+        return {"format": FORMAT, **values_to_json(content)}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Plan:
@@ -208,7 +214,10 @@ class Plan:
         Raises:
             ConfigError: The plan can't be read.
         """
+        if data.get("format") != FORMAT:
+            raise ConfigError([f"plan: must have format {FORMAT}, got {data.get('format', 'none')}"])
         try:
+            data = values_from_json(data)
             return Plan(
                 from_json(data["settings"]),
                 SearchSpace.from_json(data["space"]),
@@ -235,8 +244,8 @@ def config_dir_option(plan: Plan) -> list[str]:
     return ["--config-dir", str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)]
 
 
-def _score_inputs(plan: Plan, searched: set[str]) -> dict[str, Any]:
-    """Everything that a score depends on, by flat key. The `searched` keys have their distribution as value."""
+def _score_inputs(plan: Plan, searched: set[str]) -> dict[str, str]:
+    """Everything that a score depends on as text, by flat key. The `searched` keys have their distribution."""
     study = plan.settings.study
     flat = {
         "study.metric": study.metric,
@@ -251,18 +260,5 @@ def _score_inputs(plan: Plan, searched: set[str]) -> dict[str, Any]:
         for node in SEARCHABLE:
             flat |= {f"{prefix}{k}": v for k, v in flatten({node: config.get(node)}).items()}
     flat = {k: v for k, v in flat.items() if k.rpartition(" ")[2] not in {*searched, *LOCATION_KEYS}}
-    return {**flat, **{f"search.{key}": draw for key, draw in plan.space.describe().items()}}
-
-
-def random_value(dist: BaseDistribution, rng: random.Random) -> Any:
-    """A random value, uniform on the scale of the distribution."""
-    if isinstance(dist, CategoricalDistribution):
-        return rng.choice(dist.choices)
-    assert isinstance(dist, FloatDistribution | IntDistribution)
-    if dist.log:
-        value = math.exp(rng.uniform(math.log(dist.low), math.log(dist.high)))
-        return value if isinstance(dist, FloatDistribution) else min(dist.high, max(dist.low, round(value)))
-    if dist.step is None:
-        return rng.uniform(dist.low, dist.high)
-    value = dist.low + dist.step * rng.randint(0, round((dist.high - dist.low) / dist.step))
-    return value if isinstance(dist, FloatDistribution) else int(value)
+    texts = {key: to_text(value) for key, value in flat.items()}
+    return {**texts, **{f"search.{key}": draw for key, draw in plan.space.describe().items()}}

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from overnight.config.paths import trial_name
 from overnight.config.settings import Settings
 from overnight.config.trees import flatten
+from overnight.config.values import short_text
 from overnight.protocol import EpochEnd
 from overnight.search.attributes import (
     CONFIG,
@@ -48,7 +49,7 @@ class TrialRecord:
     """One trial as the study storage has it. Times in seconds since 1970.
 
     Attributes:
-        params: Parameter by display name; for a trial with its own config, the config flattened.
+        params: Display name of a parameter -> value; for a trial with its own config, the config flattened.
         history: The epochs in order.
         reason, detail: Why it failed, in one word and in full.
         config: The config of a trial that has its own. That of other trials comes from the plan.
@@ -88,7 +89,7 @@ def record_of(t: FrozenTrial, plan: Plan, history: tuple[EpochEnd, ...] | None =
         TrialState.RUNNING: "running",
     }
     waiting: State = "paused" if t.params or attrs.get(HISTORY) or t.datetime_start else "waiting"
-    params = {display_name(name): value for name, value in t.params.items()}
+    params = {display_name(name): value for name, value in plan.space.decode(t.params).items()}
     values = values_of(t)
     if values is not None:  # values outside the space are shown as well
         params = {**_params_of_values(plan, values), **params}
@@ -183,6 +184,7 @@ def describe(record: TrialRecord) -> str:
 
 
 def describe_params(params: Mapping[str, Any]) -> str:
+    """Values by display name in one line."""
     return _in_one_line(_short_texts(params))
 
 
@@ -199,14 +201,17 @@ def _in_one_line(texts: Mapping[str, str]) -> str:
 
 
 def _short_texts(params: Mapping[str, Any]) -> dict[str, str]:
+    """Short name -> text of each key. A list has its length and its entries as parameters, and one text."""
+    lists = {
+        n.removesuffix(".length") for n in params if n.endswith(".length") and f"{n.removesuffix('length')}0" in params
+    }
     parts: dict[str, str] = {}
     for name, value in params.items():
         key, _, last = name.rpartition(".")
-        text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        if last.isdigit():
-            parts[key] = f"{parts[key]}-{text}" if key in parts else text
+        if key not in lists or not (last.isdigit() or last == "length"):
+            parts[name] = short_text(value)
         elif last != "length":
-            parts[name] = text
+            parts[key] = f"{parts[key]}-{short_text(value)}" if key in parts else short_text(value)
     return {_short_name(key, parts): text for key, text in parts.items()}
 
 

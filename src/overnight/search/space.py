@@ -6,28 +6,22 @@ trial and random sampling all use it. `space_reader` reads a space from a config
 
 from __future__ import annotations
 
-import math
+import contextlib
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-    distribution_to_json,
-    json_to_distribution,
-)
+from optuna.distributions import BaseDistribution, IntDistribution, distribution_to_json, json_to_distribution
 
-# Draws one parameter: (parameter name, distribution) -> value.
+from overnight.config.values import to_text
+from overnight.search import distributions
+from overnight.search.distributions import NotInSpaceError, describe_distribution, values_equal
+
+# Draws one parameter: (parameter name, distribution) -> what Optuna stores of the value.
 Draw = Callable[[str, BaseDistribution], Any]
 # The value of a key that is not drawn: (key, values drawn so far) -> value. Raises KeyError for an unknown key.
 ValueOf = Callable[[str, Mapping[str, Any]], Any]
-
-
-class NotInSpaceError(LookupError):
-    """A value is outside the space, so that no parameter can represent it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class Condition:
             return False
 
     def __str__(self) -> str:
-        return f"{self.key}={','.join(to_hydra(v) for v in self.values)}"
+        return f"{self.key}={','.join(map(to_text, self.values))}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class Parameter:
         each: The distribution of the value; of a list, of each entry.
         length: The distribution of a list's length. The parameters of a list are named KEY.length, KEY.0, KEY.1, ...
         when: The parameter is drawn only where all conditions hold.
-        options: Choices that Optuna can't represent, such as lists. They are drawn as texts and mapped back.
+        options: The values of a choice, in the order of the texts that Optuna draws; empty for a range.
         suffix: Ends the parameter names where a key has several distributions of which a trial draws one
             (`optimizer.lr@sgd`). Users see the key without it (`display_name`).
     """
@@ -72,11 +66,24 @@ class Parameter:
     suffix: str = ""
 
     def draw(self, draw: Draw) -> Any:
+        return self.assemble(lambda name: self.decode(name, draw(name, self._distribution(name))))
+
+    def assemble(self, part: Callable[[str], Any]) -> Any:
+        """The value of the key from the values of its parameters, which `part` gives by name."""
         if self.length is None:
-            drawn = draw(self.name(), self.each)
-            return self._option(drawn) if self.options else drawn
-        count = draw(self.name("length"), self.length)
-        return [draw(self.name(i), self.each) for i in range(count)]
+            return part(self.name())
+        return [part(self.name(i)) for i in range(part(self.name("length")))]
+
+    def decode(self, name: str, stored: Any) -> Any:
+        """The value of one parameter from what Optuna stores. Raises KeyError where it represents none."""
+        return distributions.decode(self._distribution(name), self.options, stored)
+
+    def encode(self, name: str, value: Any) -> Any:
+        """What Optuna stores of the value of one parameter. Raises NotInSpaceError for a value outside the space."""
+        return distributions.encode(self._distribution(name), self.options, value)
+
+    def _distribution(self, name: str) -> BaseDistribution:
+        return self.length if self.length is not None and name == self.name("length") else self.each
 
     def name(self, part: str | int | None = None) -> str:
         return (self.key if part is None else f"{self.key}.{part}") + self.suffix
@@ -94,21 +101,18 @@ class Parameter:
         return [self.name("length"), *(self.name(i) for i in range(self.length.low))]
 
     def find(self, value: Any) -> dict[str, Any]:
-        """The parameters that represent a value of the key, name -> value.
+        """The parameters that represent a value of the key, name -> what Optuna stores.
 
         Raises:
             NotInSpaceError: The value can't be drawn.
         """
         if self.length is None:
-            parts = {self.name(): to_hydra(value) if self.options else value}
-        elif isinstance(value, list | tuple):
+            parts = {self.name(): value}
+        elif isinstance(value, list | tuple) and self.length.low <= len(value) <= self.length.high:
             parts = {self.name("length"): len(value), **{self.name(i): v for i, v in enumerate(value)}}
         else:
             raise NotInSpaceError(self.key)
-        dists = self.names()
-        if not all(name in dists and contains(dists[name], v) for name, v in parts.items()):
-            raise NotInSpaceError(self.key)
-        return {n: float(v) if isinstance(dists[n], FloatDistribution) else v for n, v in parts.items()}
+        return {name: self.encode(name, v) for name, v in parts.items()}
 
     def active(self, values: Mapping[str, Any], baseline: ValueOf) -> bool:
         """Whether it is drawn, given the values drawn so far."""
@@ -116,7 +120,7 @@ class Parameter:
 
     def size(self) -> float:
         """The number of values; inf for a float."""
-        each = _size(self.each)
+        each = distributions.size(self.each)
         if self.length is None:
             return each
         return sum(each**n for n in range(self.length.low, self.length.high + 1))
@@ -129,16 +133,16 @@ class Parameter:
             return False
         return True
 
+    def read(self, name: str, text: str) -> Any:
+        """The value of one parameter from its text. Raises NotInSpaceError or KeyError for a text of no value."""
+        return distributions.read_text(self._distribution(name), self.options, text)
+
     def describe(self) -> str:
         """The distribution and the conditions in words."""
         text = describe_distribution(self.each)
         if self.length is not None:
             text = f"{self.length.low} to {self.length.high} of {text}"
         return " ".join([text, "when", " and ".join(map(str, self.when))] if self.when else [text])
-
-    def _option(self, drawn: str) -> Any:
-        """The option with this text. Raises KeyError where there is none."""
-        return {to_hydra(o): o for o in self.options}[drawn]
 
 
 @dataclass(frozen=True)
@@ -184,14 +188,34 @@ class SearchSpace:
         converts it.
         """
         found: dict[str, Any] = {}
-        for name, dist in self.names().items():
+        for name, parameter in self._owners.items():
             key = display_name(name)
-            text = texts.get(key)
-            if text is not None and key not in found:
-                value = _from_text(dist, text)
-                if value:
-                    found[key] = value[0]
+            if key in texts and key not in found:
+                with contextlib.suppress(LookupError):
+                    found[key] = parameter.read(name, texts[key])
         return found
+
+    def decode(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a trial's parameters, by name, from what Optuna stores."""
+        return {name: self._owners[name].decode(name, v) for name, v in stored.items() if name in self._owners}
+
+    def encode(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What Optuna stores of values, by name. Those outside the space are left out."""
+        stored: dict[str, Any] = {}
+        for name, parameter in self._owners.items():
+            if name in values:
+                with contextlib.suppress(NotInSpaceError):
+                    stored[name] = parameter.encode(name, values[name])
+        return stored
+
+    def options(self, name: str) -> tuple[Any, ...]:
+        """The values of a choice, in the order of its distribution; empty for a range."""
+        return self._owners[name].options
+
+    @functools.cached_property
+    def _owners(self) -> dict[str, Parameter]:
+        """Parameter name -> the parameter that has it."""
+        return {name: p for p in self.parameters for name in p.names()}
 
     def names(self) -> dict[str, BaseDistribution]:
         return {name: dist for p in self.parameters for name, dist in p.names().items()}
@@ -213,8 +237,8 @@ class SearchSpace:
         """The config groups that are searched, with the options that are searched."""
         found: dict[str, tuple[Any, ...]] = {}
         for p in self.parameters:
-            if p.key in groups and isinstance(p.each, CategoricalDistribution):
-                found[p.key] = tuple(dict.fromkeys((*found.get(p.key, ()), *p.each.choices)))
+            if p.key in groups and p.options:
+                found[p.key] = tuple({to_text(o): o for o in (*found.get(p.key, ()), *p.options)}.values())
         return found
 
     def restricted(self, chosen: Mapping[str, str]) -> SearchSpace:
@@ -241,7 +265,7 @@ class SearchSpace:
             if not first.active(values, baseline):
                 return count(tuple(others), values)
             # A value that a condition names is a branch of its own. All other values are alike.
-            named = {to_hydra(v): v for c in conditions if c.key == first.key for v in c.values}
+            named = {to_text(v): v for c in conditions if c.key == first.key for v in c.values}
             drawn = [v for v in named.values() if first.holds(v)]
             branches = sum(count(tuple(others), {**values, first.key: v}) for v in drawn)
             unnamed = first.size() - len(drawn)
@@ -300,7 +324,9 @@ class SearchSpace:
                 reasons.append(f"{before.name()}: no longer searched")
             elif (now.length is None) != (before.length is None) or now.when != before.when:
                 reasons.append(f"{before.name()}: {before.describe()} became {now.describe()}")
-            elif not _covers(now.each, before.each) or (now.length and not _covers(now.length, before.length)):
+            elif not distributions.covers(now.each, before.each) or (
+                now.length and not distributions.covers(now.length, before.length)
+            ):
                 reasons.append(f"{before.name()}: {now.describe()} does not contain all of {before.describe()}")
         return reasons
 
@@ -309,79 +335,6 @@ class _UnnamedValue:
     """Represents any value that no condition names."""
 
 
-# Values and distributions -------------------------------------------------------------------------------------------
-
-
 def display_name(name: str) -> str:
     """The name of a parameter in MLflow and in tables: without the suffix that tells its distributions apart."""
     return name.partition("@")[0]
-
-
-def values_equal(one: Any, other: Any) -> bool:
-    """Whether two values are equal, up to rounding of floats. True and 1 are not."""
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=1e-9)
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
-
-
-def to_hydra(value: Any) -> str:
-    """Write a value in Hydra's grammar: [32,32], true, null, 0.1."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is None:
-        return "null"
-    if isinstance(value, list | tuple):
-        return f"[{','.join(to_hydra(v) for v in value)}]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{k}:{to_hydra(v)}" for k, v in value.items()) + "}"
-    return str(value)
-
-
-def contains(dist: BaseDistribution, value: Any) -> bool:
-    if isinstance(dist, CategoricalDistribution):
-        return any(values_equal(value, c) for c in dist.choices)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return False
-    return not (isinstance(dist, IntDistribution) and value != int(value)) and dist._contains(float(value))
-
-
-def describe_distribution(dist: BaseDistribution) -> str:
-    if isinstance(dist, CategoricalDistribution):
-        return f"choice({', '.join(to_hydra(c) for c in dist.choices)})"
-    assert isinstance(dist, FloatDistribution | IntDistribution)
-    text = f"{dist.low} to {dist.high}"
-    if dist.step is not None and (isinstance(dist, FloatDistribution) or dist.step != 1):
-        text += f" in steps of {dist.step}"
-    return text + (", log" if dist.log else "")
-
-
-def _from_text(dist: BaseDistribution, text: str) -> tuple[Any] | None:
-    """The value whose `str` is `text`, in a tuple of one; None where the distribution contains no such value."""
-    if isinstance(dist, CategoricalDistribution):
-        return next(((c,) for c in dist.choices if str(c) == text), None)
-    try:
-        value = int(text) if isinstance(dist, IntDistribution) else float(text)
-    except ValueError:
-        return None
-    return (value,) if contains(dist, value) else None
-
-
-def _size(dist: BaseDistribution) -> float:
-    if isinstance(dist, CategoricalDistribution):
-        return len(dist.choices)
-    assert isinstance(dist, FloatDistribution | IntDistribution)
-    if dist.single():
-        return 1
-    return math.inf if dist.step is None else round((dist.high - dist.low) / dist.step) + 1
-
-
-def _covers(now: BaseDistribution, before: BaseDistribution | None) -> bool:
-    """Whether every value of `before` is a value of `now`."""
-    if isinstance(now, CategoricalDistribution) and isinstance(before, CategoricalDistribution):
-        return all(contains(now, c) for c in before.choices)
-    if type(now) is not type(before):
-        return False
-    assert isinstance(now, FloatDistribution | IntDistribution)
-    assert isinstance(before, FloatDistribution | IntDistribution)
-    steps_fit = now.step == before.step or now.step is None or (isinstance(now, IntDistribution) and now.step == 1)
-    return steps_fit and contains(now, before.low) and contains(now, before.high)

@@ -16,11 +16,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution
-
 from overnight.config.problems import Problems
+from overnight.config.trees import is_dotted
+from overnight.config.values import to_text
 from overnight.search.grammar import FixedValue, choice, is_distribution, parse_override, read_draw, unquoted
-from overnight.search.space import Condition, Parameter, SearchSpace, to_hydra
+from overnight.search.space import Condition, Parameter, SearchSpace
 
 _FORMS = (
     "takes a draw such as interval(0, 1), a value, or a mapping: draw with when, length with each, choice with a "
@@ -69,9 +69,7 @@ def parse_space(
 def options_of(text: str) -> list[Any]:
     """The options of a choice in Hydra's grammar; empty where it is not a choice, or has a mistake."""
     found = read_draw("x", text, "x", Problems())
-    if not isinstance(found, Parameter) or not isinstance(found.each, CategoricalDistribution):
-        return []
-    return list(found.options or found.each.choices)
+    return list(found.options) if isinstance(found, Parameter) else []
 
 
 # From mappings to flat entries --------------------------------------------------------------------------------------
@@ -114,8 +112,8 @@ def _flatten_choice(entry: _Entry, raw: Mapping[str, Any], problems: Problems) -
     draws: dict[tuple[str, str], Any] = {}
     for option, space in spaces.items():
         for key, draw in (space or {}).items():
-            options_with.setdefault((key, to_hydra(draw)), []).append(option)
-            draws[key, to_hydra(draw)] = draw
+            options_with.setdefault((key, to_text(draw)), []).append(option)
+            draws[key, to_text(draw)] = draw
     flat = [replace(entry, draw={"type": "categorical", "choices": [*spaces]})]
     for (key, text), options in options_with.items():
         when = (Condition(entry.key, tuple(options)),) if len(options) < len(spaces) else ()
@@ -139,7 +137,7 @@ def _conditions(given: Any, label: str, problems: Problems) -> Iterable[Conditio
                 values = tuple(override.sweep_iterator(transformer=unquoted))
             else:
                 values = (override.value(),)
-            if not override.input_line or override.is_add() or override.is_delete() or values == ("",):
+            if not override.input_line or override.is_add() or override.is_delete() or str(text).rstrip().endswith("="):
                 raise ValueError
         except ValueError:
             problems.add(f"{label}.when", "must be KEY=VALUE or KEY=VALUE,VALUE, or a list of such", text)
@@ -152,6 +150,9 @@ def _conditions(given: Any, label: str, problems: Problems) -> Iterable[Conditio
 
 def _read_entry(entry: _Entry, problems: Problems) -> Parameter | FixedValue | None:
     """Read an entry. A fixed value with conditions is a choice with one option."""
+    if not is_dotted(entry.key):
+        problems.add(f"{entry.label}: must be a key that a command can name: letters, digits, _ and -, joined by dots")
+        return None
     found = read_draw(entry.key, entry.draw, entry.label, problems)
     if found is None or not entry.when:
         return found
@@ -176,7 +177,7 @@ def _with_suffixes(parameters: list[Parameter], problems: Problems) -> list[Para
                     f"{' and '.join(sorted((parameter.describe(), other.describe())))}; leave one out"
                 )
         if any((p.each, p.length, p.options) != (parameter.each, parameter.length, parameter.options) for p in others):
-            values = [to_hydra(v) for c in parameter.when for v in c.values]
+            values = [to_text(v) for c in parameter.when for v in c.values]
             parameter = replace(parameter, suffix=f"@{','.join(values)}")
         result.append(parameter)
     return result

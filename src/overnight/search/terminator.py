@@ -20,7 +20,6 @@ from optuna.trial import create_trial
 from overnight.config.settings import TerminatorSettings
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
-from overnight.search.space import display_name
 from overnight.system.helper_process import Fork, HelperError, HelperProcess
 
 # How long a launch waits for the answer on the trials of earlier launches. Later answers arrive while trials run.
@@ -109,9 +108,9 @@ class Terminator:
 
     def _complete(self, records: Iterable[TrialRecord]) -> tuple[tuple[dict[str, Any], float], ...]:
         done = sorted((r for r in records if r.state == "complete" and r.objective is not None), key=lambda r: r.number)
-        points = [({n: r.params.get(display_name(n)) for n in self._space}, float(r.objective or 0.0)) for r in done]
+        points = [(self._plan.space.encode(r.params), float(r.objective or 0.0)) for r in done]
         # The baseline may be outside the space.
-        return tuple((p, v) for p, v in points if all(_contains(d, p[n]) for n, d in self._space.items()))
+        return tuple(({n: p[n] for n in self._space}, v) for p, v in points if self._space.keys() <= p.keys())
 
     def _ask(self, complete: tuple[tuple[dict[str, Any], float], ...]) -> None:
         settings = self._plan.settings
@@ -142,10 +141,3 @@ class Terminator:
     def _give_up(self, reason: str) -> None:
         self.error = f"terminator: failed, and is no longer used: {reason}"
         self.close()
-
-
-def _contains(dist: BaseDistribution, value: Any) -> bool:
-    try:
-        return value is not None and bool(dist._contains(dist.to_internal_repr(value)))
-    except (ValueError, TypeError):
-        return False

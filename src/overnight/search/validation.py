@@ -15,8 +15,10 @@ from overnight.config.fields import nearest
 from overnight.config.problems import Problems
 from overnight.config.settings import COMPONENTS, SEARCHABLE, Settings
 from overnight.config.trees import has_key, look_up, type_problem
+from overnight.config.values import to_text
+from overnight.search.distributions import values_equal
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
-from overnight.search.space import Parameter, SearchSpace, to_hydra, values_equal
+from overnight.search.space import Parameter, SearchSpace
 
 # The search space against the configs -------------------------------------------------------------------------------
 
@@ -97,14 +99,14 @@ def _check_conditions(
                 f"{label}: must name a key that is searched or fixed, got {str(condition)!r}; search {key}, fix it "
                 f"({key}: VALUE), or drop the `when`"
             )
-        known: list[Any] = [o for p in drawn for o in (p.options or getattr(p.each, "choices", ()))]
+        known: list[Any] = [o for p in drawn for o in p.options]
         if key in COMPONENTS:
             known = list(draft.options(key))
-        elif key in draft.sweeps or not all(isinstance(p.each, CategoricalDistribution) for p in drawn):
+        elif key in draft.sweeps or not all(p.options for p in drawn):
             known = []  # not a choice, or a choice that the command line narrows for this run
         if known:
             problems.extend(
-                f"{label}: {key} is one of {', '.join(map(to_hydra, known))}, and never {to_hydra(value)!r}"
+                f"{label}: {key} is one of {', '.join(map(to_text, known))}, and never {to_text(value)!r}"
                 for value in condition.values
                 if not any(values_equal(value, o) for o in known)
             )
@@ -120,8 +122,9 @@ def _mismatch(parameter: Parameter, variant: Mapping[str, Any]) -> str | None:
     if parameter.length is not None:
         return None if isinstance(value, list | None) else f"draws a list, and the config holds {value!r}"
     if isinstance(parameter.each, CategoricalDistribution):
-        options = parameter.options or parameter.each.choices
-        return next(filter(None, (type_problem(value, o) for o in options)), None)
+        if parameter.holds(value):  # a key whose own value is a choice takes whatever the others are
+            return None
+        return next(filter(None, (type_problem(value, o) for o in parameter.options)), None)
     if isinstance(value, int) and not isinstance(value, bool) and isinstance(parameter.each, FloatDistribution):
         return f"draws floats, and the config holds {value!r}; take int(interval(LOW, HIGH)), or write {value}.0"
     if type_problem(value, 1):

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from overnight.config.problems import ConfigError
 from overnight.config.trees import look_up
+from overnight.config.values import fingerprint, same
 from overnight.search import sampler
 from overnight.search.attributes import ENTRY, EXCLUDED, MLFLOW, OUTSIDE, PLAN, READY, UID, VALUES
 from overnight.search.plan import FirstTrial, Plan
@@ -40,7 +41,7 @@ def load_or_create(
     differences = plan.differences(old) if comparable else []
     if not differences:
         study = load(storage, plan, stored.study_name)
-        if stored.user_attrs[PLAN] != plan.to_json():
+        if not same(stored.user_attrs[PLAN], plan.to_json()):
             study.set_user_attr(PLAN, plan.to_json())  # the budget, the slots, the pruner and the like may change
         return study, _enqueue_first_trials(study, plan) if comparable else []
     obstacles = [d for d in differences if not d.startswith("search.")] + plan.space.not_covered(old.space)
@@ -93,12 +94,13 @@ def _create(storage: ExclusiveStorage, plan: Plan, *, with_baseline: bool) -> op
 def _enqueue_first_trials(study: optuna.Study, plan: Plan) -> list[str]:
     """Enqueue the configurations that run before any sampled one, each once; return messages for the user."""
     trials = study.get_trials(deepcopy=False)
-    given = [values for t in trials if (values := values_of(t)) is not None]
-    entries = [t.user_attrs[ENTRY] for t in trials if ENTRY in t.user_attrs]
+    given = {fingerprint(values) for t in trials if (values := values_of(t)) is not None}
+    entries = {fingerprint(t.user_attrs[ENTRY]) for t in trials if ENTRY in t.user_attrs}
     sampled = [t.params for t in trials]
 
     def exists(first: FirstTrial) -> bool:
-        return first.entry in entries or first.values in given or (not first.outside and first.point in sampled)
+        is_given = fingerprint(first.entry) in entries or fingerprint(first.values) in given
+        return is_given or (not first.outside and first.point in sampled)
 
     new = [first for first in plan.first_trials() if (first.entry or not trials) and not exists(first)]
     n_free = max(plan.settings.study.trials - len(trials), 0)
@@ -136,8 +138,9 @@ def _extend(storage: ExclusiveStorage, plan: Plan, old: Plan, source: str, name:
 def _converted(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
     """Return a trial of the old plan as a trial of the plan."""
     given = values_of(t)
-    config = old.config(given) if given is not None else old.config_of_params(t.params)
-    old_values = given if given is not None else t.params
+    params = old.space.decode(t.params)
+    config = old.config(given) if given is not None else old.config_of_params(params)
+    old_values = given if given is not None else params
 
     def value_of(key: str, _: Mapping[str, Any]) -> Any:
         return old_values.get(key, old.baseline(key)) if "." not in key else look_up(config, key)
@@ -147,11 +150,11 @@ def _converted(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
     if given is None:  # the values that it would have sampled for the old keys are unknown
         point = {name: value for name, value in point.items() if name not in old.space.names()}
     distributions = plan.space.names()
-    params = {**point, **t.params} if has_params else {}
+    stored = {**point, **t.params} if has_params else {}
     attrs = dict(t.user_attrs)
     if given is not None:
-        attrs[VALUES] = values
-    if outside and (has_params or given is not None):
+        attrs |= {VALUES: values, OUTSIDE: list(outside)}  # the wider space may hold what the old one did not
+    elif outside and has_params:
         attrs[OUTSIDE] = list(outside)
     return FrozenTrial(
         number=-1,
@@ -160,8 +163,8 @@ def _converted(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
         value=t.value if t.state == TrialState.COMPLETE else None,
         datetime_start=t.datetime_start,
         datetime_complete=t.datetime_complete,
-        params={name: params[name] for name in distributions if name in params},
-        distributions={name: distributions[name] for name in distributions if name in params},
+        params={name: stored[name] for name in distributions if name in stored},
+        distributions={name: distributions[name] for name in distributions if name in stored},
         user_attrs=attrs,
         # The attributes of a sampler are dropped: its model has the old bounds.
         system_attrs={"fixed_params": point} if given is not None else {},

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution
-
 from overnight.config.import_allowlist import (
     PACKAGES,
     config_problems,
@@ -65,7 +63,7 @@ def for_machine(plan: Plan, own: Settings) -> Plan:
 def _values(plan: Plan) -> Iterator[tuple[str, str, Any]]:
     """Yield every value that may replace one of the baseline: where it comes from, its key, and the value."""
     for p in plan.space.parameters:
-        values = p.options or (p.each.choices if isinstance(p.each, CategoricalDistribution) else (0.0,))
+        values = p.options or (0.0,)
         for value in values:
             yield f"search.{p.key}", p.key, value if p.length is None else [value]
     for source, entries in (("study.enqueue", plan.settings.study.enqueue), ("study.warm_start_from", plan.warm_start)):

@@ -10,6 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from overnight.config.values import same
 from overnight.search import sampler
 from overnight.search.attributes import ATTEMPTS, CONFIG, CONFIRMS, HISTORY, OUTSIDE, PARAMS, TRAINING, VALUES
 from overnight.search.plan import Plan
@@ -94,7 +95,7 @@ class TrialQueue:
         }
         for t in self._reader.trials():
             attrs = t.user_attrs
-            if t.state == TrialState.WAITING and attrs.get(CONFIG) == config and attrs.get(TRAINING) == training:
+            if t.state == TrialState.WAITING and same(attrs.get(CONFIG), config) and attrs.get(TRAINING) == training:
                 return t.number
         self._study.enqueue_trial({}, user_attrs={CONFIG: dict(config), TRAINING: training})
         return self._reader.trials()[-1].number

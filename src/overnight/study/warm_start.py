@@ -10,9 +10,10 @@ from overnight.config.fields import nearest
 from overnight.config.paths import trial_name
 from overnight.config.problems import ConfigError
 from overnight.config.trees import look_up
+from overnight.config.values import fingerprint
+from overnight.search.distributions import values_equal
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of, ranked
-from overnight.search.space import values_equal
 from overnight.study.snapshot import StudyView, view
 
 
@@ -46,7 +47,7 @@ def _best_entries(plan: Plan, source: StudyView, top: int) -> dict[int, dict[str
     entries: dict[int, dict[str, Any]] = {}
     for record in ranked(source.records, source.plan.settings):
         values = _values_in(plan, source.plan, record)
-        if values and values not in entries.values():
+        if values and fingerprint(values) not in map(fingerprint, entries.values()):
             entries[record.number] = values
         if len(entries) == top:
             break

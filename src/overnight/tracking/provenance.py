@@ -14,6 +14,7 @@ from typing import Any
 from overnight.config import credentials
 from overnight.config.settings import to_json
 from overnight.config.trees import to_yaml
+from overnight.config.values import escaped
 from overnight.search.plan import Plan
 from overnight.tracking.reconcile import STUDY_FILES
 
@@ -33,7 +34,7 @@ _PACKAGES = (
 def study_files(plan: Plan) -> dict[str, str]:
     """Return name -> text: the baseline configuration, the search space, and the environment of this process."""
     baseline = {**plan.config({}), **to_json(plan.settings)}
-    texts = (to_yaml(baseline), to_yaml(plan.space.describe()), json.dumps(_environment(), indent=2))
+    texts = (to_yaml(escaped(baseline)), to_yaml(plan.space.describe()), json.dumps(_environment(), indent=2))
     return dict(zip(STUDY_FILES, texts, strict=True))
 
 

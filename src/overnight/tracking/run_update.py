@@ -9,6 +9,7 @@ from typing import NamedTuple
 from optuna.distributions import FloatDistribution
 
 from overnight.config.trees import to_yaml
+from overnight.config.values import escaped, to_text
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of
 from overnight.search.space import display_name
@@ -87,7 +88,7 @@ def missing(run: TrialRun, record: TrialRecord, plan: Plan, parent_run_id: str |
     error = record.detail if record.state == "failed" and record.detail else None
     status = "RUNNING" if record.state == "running" else run.status
     return RunUpdate(
-        config=None if run.has_config else to_yaml(config_of(record, plan)),
+        config=None if run.has_config else to_yaml(escaped(config_of(record, plan))),
         delete_reason=run.has_reason and record.reason is None,
         resume=status != run.status,
         metrics=tuple(m for m in metrics_of(record) if m.step not in run.steps.get(m.name, ())),
@@ -132,7 +133,7 @@ def params_of(record: TrialRecord, plan: Plan) -> dict[str, str]:
     A number that is drawn from a range of several magnitudes, such as a learning rate, has its decimal logarithm
     beside it, because MLflow's parallel coordinates have no logarithmic axis.
     """
-    texts = {names.param_name(name): str(value)[:_PARAM_CHARS] for name, value in record.params.items()}
+    texts = {names.param_name(name): to_text(value)[:_PARAM_CHARS] for name, value in record.params.items()}
     distributions = {display_name(name): dist for name, dist in plan.space.names().items()}
     for name, dist in distributions.items():
         value = record.params.get(name)

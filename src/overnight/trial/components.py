@@ -11,6 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from overnight.config.import_allowlist import apply_guard
+from overnight.config.values import escaped
 from overnight.trial import lightning_packages, prepare_lock, targets
 
 # Attributes of a data module that a model gets if its constructor names them.
@@ -55,7 +56,7 @@ def build(
     for name in ("optimizer", "schedule"):
         if name in parameters and name in config:
             targets.find_all(config, name)
-            parts[name] = instantiate({"_convert_": "all", **config[name]}, _partial_=True)
+            parts[name] = instantiate({"_convert_": "all", **escaped(config[name])}, _partial_=True)
     model = _instantiate("model", config, {**facts, **parts})
     lightning_packages.lightning_of(data, model)
     prepare_lock.guard(model, locks, while_waiting)
@@ -89,6 +90,6 @@ def _instantiate(
     given = {name: value for name, value in config[key].items() if name not in optional or name in parameters}
     added = {name: value for name, value in offered.items() if name in parameters and name not in given}
     try:
-        return instantiate({"_convert_": "all", **given}, **added)
+        return instantiate({"_convert_": "all", **escaped(given)}, **added)
     except InstantiationException as error:  # Hydra wraps the constructor's own error
         raise error.__cause__ or error from None

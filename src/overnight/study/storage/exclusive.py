@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import signal
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from overnight.config.values import dumps, loads
 from overnight.study.exclusions import with_exclusions
 from overnight.study.storage.database import OptunaDatabase
 from overnight.study.storage.optuna_tables import Row, blank, make_trial_id, split_trial_id, write_trial
@@ -149,11 +149,11 @@ class ExclusiveStorage(BaseStorage):
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         row = self._row_to_change(trial_id)
-        self._replace(row, user_attrs={**row.now.user_attrs, key: _as_stored_json(value)})
+        self._replace(row, user_attrs={**row.now.user_attrs, key: _as_stored(value)})
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         row = self._row_to_change(trial_id)
-        self._replace(row, system_attrs={**row.now.system_attrs, key: _as_stored_json(value)})
+        self._replace(row, system_attrs={**row.now.system_attrs, key: _as_stored(value)})
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         trial = copy.copy(self._row(trial_id).now)
@@ -175,7 +175,7 @@ class ExclusiveStorage(BaseStorage):
         if template is None:
             return blank(datetime.now())
         trial = copy.deepcopy(template)
-        trial.user_attrs, trial.system_attrs = _as_stored_json(trial.user_attrs), _as_stored_json(trial.system_attrs)
+        trial.user_attrs, trial.system_attrs = _as_stored(trial.user_attrs), _as_stored(trial.system_attrs)
         for name, distribution in trial.distributions.items():
             self._check_distribution(study_id, name, distribution)
         return trial
@@ -263,9 +263,9 @@ class ExclusiveStorage(BaseStorage):
 _DICTS = ("params", "distributions", "user_attrs", "system_attrs", "intermediate_values")
 
 
-def _as_stored_json(value: Any) -> Any:
+def _as_stored(value: Any) -> Any:
     """Return a value as the database would return it."""
-    return value if isinstance(value, str) else json.loads(json.dumps(value))
+    return value if isinstance(value, str) else loads(dumps(value))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ time for a thousand trials. Times are stored in UTC, as Optuna stores them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +15,8 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, func, or_, select
+
+from overnight.config.values import dumps, loads
 
 _MAX_IDS = 500  # in one statement
 _NUMBER_BITS = 32
@@ -106,9 +107,9 @@ class _Details:
         self._read_params()
         self._read_values()
         for t, key, text in self._rows(models.TrialUserAttributeModel, "key", "value_json"):
-            t.user_attrs[key] = json.loads(text)
+            t.user_attrs[key] = loads(text)
         for t, key, text in self._rows(models.TrialSystemAttributeModel, "key", "value_json"):
-            t.system_attrs[key] = json.loads(text)
+            t.system_attrs[key] = loads(text)
         if reports:
             self._read_reports()
 
@@ -229,7 +230,7 @@ def _report_columns(value: float) -> dict[str, Any]:
 
 
 def _attr_columns(value: Any) -> dict[str, Any]:
-    return {"value_json": json.dumps(value)}
+    return {"value_json": dumps(value)}
 
 
 # Values ---------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,10 +167,17 @@ def test_batches_contain_every_row_once_in_an_order_that_depends_only_on_the_gen
     assert all(torch.equal(b.long(), t) for b, t in batches)
 
 
-@pytest.mark.parametrize("size", [0, -1])
-def test_a_batch_has_at_least_one_row(size: int) -> None:
-    with pytest.raises(ValueError, match=r"data\.batch_size: must be at least 1"):
-        Batches(torch.zeros(3), torch.zeros(3), size)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 0}, r"data\.batch_size: must be at least 1, got 0"),
+        ({"batch_size": -3}, r"data\.batch_size: must be at least 1, got -3"),
+        ({"normalise": "zscore"}, r"data\.normalise: must be one of none, minmax, standard, got 'zscore'"),
+    ],
+)
+def test_a_data_module_checks_its_rules_when_it_is_built(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Digits(**wrong)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

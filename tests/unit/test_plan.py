@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from overnight.config.problems import ConfigError
+from overnight.config.compose import compose
+from overnight.config.problems import ConfigError, Problems
+from overnight.config.settings import build_settings
+from overnight.search import validation
 from overnight.search.build_plan import build_plan
+from overnight.search.grammar import choice
 from overnight.search.plan import Plan
+from overnight.search.space import SearchSpace
 
 
 def problems_of(*overrides: str, config_dir: Path | None = None) -> list[str]:
@@ -328,3 +336,56 @@ def test_a_searched_schedule_composes_each_option_with_its_keys() -> None:
     targets = {variant["schedule"]["_target_"].rpartition(".")[2] for variant in study.variants.values()}
     assert targets == {"constant", "cosine", "one_cycle"}
     assert study.config({"schedule": "one_cycle"})["schedule"]["warmup"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("override", "problems"),
+    [
+        ("trainer.gradient_clip_val=null,0,-1", ["must be positive, got 0.0", "must be positive, got -1.0"]),
+        ("trainer.gradient_clip_val=interval(-1.0,2.0)", ["must be positive, got -1.0"]),
+        ("trainer.max_epochs=0,5,-1", ["must be at least 1, got 0", "must be at least 1, got -1"]),
+        ("trainer.max_epochs=range(-4,10,2)", ["must be at least 1, got -4"]),
+        ("trainer.max_epochs=2.5,3,null", ["must be a whole number, got 2.5", "must be a whole number, got None"]),
+    ],
+)
+def test_the_rule_of_a_setting_holds_for_every_value_that_is_searched(override: str, problems: list[str]) -> None:
+    key = override.partition("=")[0]
+    found = problems_of(override, "search=none", "study.trials=0")
+    assert found == ["study.trials: must be at least 1, got 0", *(f"{key}: {p}" for p in problems)]
+
+
+def test_a_rule_between_two_settings_holds_for_every_value_that_is_searched() -> None:
+    assert problems_of("trainer.max_epochs=2,50", "search=none", "pruner=hyperband", "pruner.min_epochs=5") == [
+        "pruner.min_epochs: must be at most trainer.max_epochs, which is 2, got 5; lower it, or train longer"
+    ]
+
+
+DRAFT = compose(["search=none"])
+VARIANTS = {(): DRAFT.variant({})}
+epochs = st.one_of(st.integers(-3, 5), st.floats(-2, 3), st.none(), st.booleans())
+
+
+@given(st.sampled_from(["max_epochs", "gradient_clip_val"]), st.lists(epochs, min_size=2, max_size=5, unique_by=str))
+@settings(max_examples=80, deadline=None)
+def test_a_choice_is_refused_exactly_if_one_of_its_values_is_refused_when_it_is_fixed(
+    name: str, options: list[Any]
+) -> None:
+    space = SearchSpace((choice(f"trainer.{name}", options),))
+    problems = Problems()
+    validation.check_keys(space, (), DRAFT.choices, VARIANTS, DRAFT, (), problems)
+    refused = []
+    for option in options:
+        fixed = Problems()
+        build_settings({**DRAFT.config, "trainer": {**DRAFT.config["trainer"], name: option}}, DRAFT.choices, fixed)
+        refused += fixed
+    assert bool(problems) == bool(refused)
+    if not problems[:1] or not problems[0].startswith("search."):  # else a value is of another type than the key's
+        assert list(problems) == refused
+
+
+def test_a_searched_key_that_no_command_can_name_is_a_mistake(tmp_path: Path) -> None:
+    space_file(tmp_path, "_target_: a.B\n'a b': 1\nc@d: 1\n", "model", "mine")
+    folder = space_file(tmp_path, "'model.a b': choice(1, 2)\nmodel.c@d: choice(1, 2)\n", "search", "mine")
+    found = problems_of("model=mine", config_dir=folder)
+    assert [p.partition(":")[0] for p in found] == ["search.model.a b", "search.model.c@d"]
+    assert all("must be a key that a command can name" in p for p in found)

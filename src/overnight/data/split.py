@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from overnight.data.tensors import Batches, BatchGroups, Part
-from overnight.data.transforms import Augmentation, Normalisation, fit_normalisation
+from overnight.data.transforms import NORMALISATIONS, Augmentation, Normalisation, fit_normalisation
 
 PIXEL_MAX = 255.0  # the brightest pixel, unless the data module says otherwise
 _EVALUATION_BATCH_SIZE = 1024  # evaluation keeps no gradients, so that its batches can be large
@@ -51,6 +51,11 @@ class SplitData(pl.LightningDataModule):
         augment: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        # Every rule is checked here: the preflight check builds each searched choice, and trains only some.
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size: must be at least 1, got {batch_size}")
+        if normalise not in NORMALISATIONS:
+            raise ValueError(f"data.normalise: must be one of {', '.join(NORMALISATIONS)}, got {normalise!r}")
         if not 0 < subset <= 1:
             raise ValueError(f"data.subset: must be above 0 and at most 1, got {subset!r}")
         self._augmentation = Augmentation.from_options(augment or {})

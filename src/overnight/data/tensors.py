@@ -57,8 +57,6 @@ class Batches:
         rows: Tensor | None = None,
         prepare: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size: must be at least 1, got {batch_size}")
         if len(inputs) != len(targets):
             raise ValueError(f"inputs and targets must have as many rows, got {len(inputs)} and {len(targets)}")
         self._inputs, self._targets = inputs, targets

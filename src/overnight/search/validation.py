@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -13,7 +13,7 @@ from overnight.config import clock
 from overnight.config.compose import Draft
 from overnight.config.fields import nearest
 from overnight.config.problems import Problems
-from overnight.config.settings import COMPONENTS, SEARCHABLE, Settings
+from overnight.config.settings import COMPONENTS, SEARCHABLE, SECTIONS, Settings, build_settings
 from overnight.config.trees import has_key, look_up, type_problem
 from overnight.config.values import to_text
 from overnight.search.distributions import values_equal
@@ -86,6 +86,8 @@ def check_keys(
             if problem:
                 problems.add(label, problem + (f" (with {section}={chosen[section]})" if section in groups else ""))
                 break
+        else:
+            problems.extend(_broken_rules(parameter, draft))
 
 
 def _check_conditions(
@@ -131,6 +133,23 @@ def _mismatch(parameter: Parameter, variant: Mapping[str, Any]) -> str | None:
         kind = "a list: take length with each, or choice([32], [64, 64])" if isinstance(value, list) else "no number"
         return f"draws numbers, and the config holds {value!r}, {kind}; got {draw}"
     return None
+
+
+def _broken_rules(parameter: Parameter, draft: Draft) -> Iterator[str]:
+    """Yield the rules of settings that values of the parameter break. Of a range both ends are checked."""
+    section, _, name = parameter.key.partition(".")
+    if section not in SECTIONS:
+        return
+
+    def problems_with(value: Any) -> Problems:
+        found = Problems()
+        build_settings({**draft.config, section: {**draft.config[section], name: value}}, draft.choices, found)
+        return found
+
+    others = problems_with(draft.config[section][name])
+    ends = parameter.options or (parameter.each.low, parameter.each.high)  # type: ignore[attr-defined]
+    for value in ends:
+        yield from (p for p in problems_with(value) if p not in others)
 
 
 # Settings and plans -------------------------------------------------------------------------------------------------

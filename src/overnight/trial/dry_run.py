@@ -71,7 +71,7 @@ def dry_run_batch(spec: TrialSpec, builds: list[dict[str, Any]]) -> DryRunResult
             fit(spec, link, one_batch)
         except BaseException as error:
             problems.append(_describe(error))
-    for config in builds if not problems else ():
+    for config in builds:
         try:
             build(config)
         except BaseException as error:

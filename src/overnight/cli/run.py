@@ -184,12 +184,17 @@ COMMANDS = (tune, train, stop, worker, init)
 
 
 def _is_finished(overrides: tuple[str, ...], command: tuple[str, ...]) -> bool:
-    """Return whether the same command has finished a study, so that it will probably need no torch."""
+    """Return whether the same command has finished a study, so that it will probably need no torch.
+
+    Only the home is read from the overrides. To compose them takes as long as torch would get ahead.
+    """
     from overnight.config.compose import study_location
     from overnight.study.finished import finished_by
 
+    if any(text.startswith(("storage", "tracking")) for text in overrides):
+        return False
     try:
-        return finished_by(study_location(overrides), command)
+        return finished_by(study_location([text for text in overrides if text.startswith("home=")]), command)
     except ValueError:  # mistakes are reported together, when the plan is built
         return False
 

@@ -27,6 +27,7 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, best_of
 from overnight.search.terminator import Terminator
 from overnight.study import warm_start
+from overnight.study.lost import reject_lost
 from overnight.study.open import join, open_study
 from overnight.study.session import StudySession
 from overnight.study.snapshot import StudyView
@@ -174,6 +175,7 @@ def run(
     """
     began = time.time()
     check_free_space(plan)
+    reject_lost(plan)
     addresses = notifier.addresses(plan.settings.notify)
     plan, messages = warm_start.resolve(plan)
     doing("reading the study ...")

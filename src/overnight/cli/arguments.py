@@ -116,12 +116,20 @@ def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def no_study(location: StudyLocation) -> str:
-    return f"study: there is no study in {location.storage_description}; start one with `overnight tune`"
+    remedy = _lost_studies(location) or "start one with `overnight tune`"
+    return f"study: there is no study in {location.storage_description}; {remedy}"
+
+
+def _lost_studies(location: StudyLocation) -> str:
+    from overnight.study.lost import describe_lost
+
+    return "; ".join(describe_lost(location))
 
 
 def _no_such_study(location: StudyLocation, name: str, known: list[str], key: str = "study") -> str:
     remedy = f"it has {', '.join(known)}" if known else "it has no study yet"
-    return f"{key}: must be a study in {location.storage_description}, got {name!r}; {remedy}"
+    lost = _lost_studies(location)
+    return f"{key}: must be a study in {location.storage_description}, got {name!r}; {lost or remedy}"
 
 
 def train_winner_command(plan: Plan) -> str:

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from overnight.config.paths import StudyLocation, trial_name
+from overnight.config.problems import ConfigError
+from overnight.report.confirm import confirmation_plan
 from overnight.search.plan import TRAIN_STUDY
 from overnight.search.record import trials_with_weights
+from overnight.study.lost import LostStudy, lost_studies
 from overnight.study.open import reopen
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.lock import StudyInUse, holder_file, holder_of
+from overnight.system.files import remove_inside, set_aside
 from overnight.tracking import store
+from overnight.tracking.rebuild import rebuild, rebuild_confirmation
 from overnight.tracking.reconcile import reconcile, summary_missing
 from overnight.tracking.sync import MlflowSync
 from overnight.trial import checkpoint
@@ -29,12 +33,46 @@ from overnight.trial import checkpoint
 
 @dataclass(frozen=True)
 class Defect:
-    """A defect. subject: a trial, a run or a file. repair: what `repair` does. path: a file that it removes."""
+    """A defect.
+
+    Attributes:
+        subject: A trial, a run or a file.
+        repair: What `repair` does.
+        path: A file or a folder that it removes, or sets aside if `is_unknown`.
+    """
 
     subject: str
     problem: str
     repair: str
     path: Path | None = None
+    is_unknown: bool = False
+
+
+def rebuild_lost(
+    location: StudyLocation, names: Sequence[str], *, dry_run: bool = False
+) -> dict[str, tuple[Defect, bool]]:
+    """Rebuild the studies that only MLflow has: all, or those of `names`.
+
+    Returns:
+        Name -> the defect, and whether it remains.
+    """
+    return {
+        study.name: _rebuild(location, study, dry_run)
+        for study in lost_studies(location)
+        if not names or study.name in names
+    }
+
+
+def _rebuild(location: StudyLocation, study: LostStudy, dry_run: bool) -> tuple[Defect, bool]:
+    problem = f"lacks this study, of which MLflow has {study.trials} trial(s)"
+    if not dry_run:
+        try:
+            count, found = rebuild(location, study), _read(location, study.name)
+            count += rebuild_confirmation(found, confirmation_plan(found.plan, found.records))
+            return Defect("study storage", problem, f"{count} trials rebuilt from MLflow"), False
+        except ConfigError as error:
+            problem = f"{problem}; {'; '.join(error.problems)}"
+    return Defect("study storage", problem, "rebuilt from MLflow"), True
 
 
 def find_defects(location: StudyLocation, name: str) -> list[Defect]:
@@ -52,12 +90,14 @@ def repair(location: StudyLocation, name: str) -> list[Defect]:
     Raises:
         StudyInUse: the study is running.
     """
-    session = reopen(location, name)
+    session, home = reopen(location, name), location.paths
     try:
         session.writer.requeue_orphans()
         for defect in (*_in_home(location, name), *_in_checkpoints(_read(location, name))):
-            if defect.path is not None:
-                shutil.rmtree(defect.path) if defect.path.is_dir() else defect.path.unlink(missing_ok=True)
+            if defect.path is not None and defect.is_unknown:
+                set_aside(home.root, defect.path, home.set_aside)
+            elif defect.path is not None:
+                remove_inside(home.root, defect.path)
         mlflow_sync = MlflowSync(
             session.plan, session.attributes.uid, with_parent=name != TRAIN_STUDY, check_steps=True
         )
@@ -114,7 +154,7 @@ def _in_checkpoints(found: StudyView) -> Iterator[Defect]:
         number = int(folder.name.removeprefix("trial-")) if folder.name[6:].isdigit() else -1
         subject = str(folder.relative_to(where.root))
         if not 0 <= number < len(found.records):
-            yield Defect(subject, "checkpoints of a trial that does not exist", "removed", folder)
+            yield Defect(subject, "checkpoints of a trial that does not exist", "moved to set-aside", folder, True)
         elif not found.records[number].done:
             yield from _unusable(folder, subject)
         elif number not in kept:

@@ -44,6 +44,8 @@ def status(arguments: tuple[str, ...], as_json: bool, watch: bool) -> None:
       overnight status
       overnight status digits-mlp --watch
     """
+    from overnight.study.lost import describe_lost
+
     location, view, others = find_study(arguments)
     if watch and as_json:
         exit_with_mistakes(["--watch: cannot be combined with --json, got both; use one of them"])
@@ -57,6 +59,8 @@ def status(arguments: tuple[str, ...], as_json: bool, watch: bool) -> None:
     output.print_status(view)
     if others:
         click.echo(f"other studies: {', '.join(others)}")
+    for line in describe_lost(location):
+        click.echo(line, err=True)
 
 
 @click.command()

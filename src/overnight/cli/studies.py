@@ -40,12 +40,15 @@ def list_(overrides: tuple[str, ...], as_json: bool) -> None:
     """
     from overnight.cli import manage
     from overnight.config.compose import study_location
+    from overnight.study.lost import describe_lost
 
     location = study_location(overrides)
     found = manage.list_studies(location)
     if as_json:
         click.echo(json.dumps({"studies": [_listing_object(s) for s in found]}))
         return
+    for line in describe_lost(location):
+        click.echo(line, err=True)
     if not found:
         click.echo(f"no studies in {location.storage_description}; start one with `overnight tune`")
         return
@@ -227,7 +230,8 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
 def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Find and repair what crashes left behind.
 
-    Without STUDY, all studies are checked. Exits with 1 if a problem remains.
+    Without STUDY, all studies are checked. A study that only MLflow has, because the study storage was deleted, is
+    rebuilt. Exits with 1 if a problem remains.
 
     \b
     Examples:
@@ -235,12 +239,24 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
       overnight doctor digits-mlp
     """
     from overnight.cli import doctor as checks
+    from overnight.config.compose import study_location
+    from overnight.study.snapshot import study_names
 
-    location, view, others = find_study(arguments)
-    names = [view.name, *others]
+    given, overrides = split(arguments)
+    location = study_location(overrides)
+    lost = checks.rebuild_lost(location, given, dry_run=dry_run)
+    still_lost = {name for name, (_, remains) in lost.items() if remains}
+    if still_lost:
+        names = [name for name in study_names(location) if not given or name in given]
+    else:
+        location, view, others = find_study(arguments)
+        names = [view.name, *others]
     activity.show(f"comparing the stores of {len(names)} studies ...")
     found = {name: checks.find_defects(location, name) for name in names}
-    remaining = found if dry_run else {n: checks.repair(location, n) if found[n] else [] for n in names}
+    remaining = dict(found) if dry_run else {n: checks.repair(location, n) if found[n] else [] for n in names}
+    for name, (defect, remains) in lost.items():
+        found[name] = [defect, *found.get(name, [])]
+        remaining[name] = [*([defect] if remains else []), *remaining.get(name, [])]
     if as_json:
         studies = {
             n: [{"subject": d.subject, "problem": d.problem, "repaired": d not in remaining[n]} for d in defects]

@@ -170,6 +170,15 @@ def _sorted(value: Any) -> Any:
     return [_sorted(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+def unescaped(value: Any) -> Any:
+    """Return the value that `escaped` wrote."""
+    if isinstance(value, str):
+        return re.sub(r"(\\+)\$\{", lambda m: f"{m[1][: len(m[1]) // 2]}${{", value)
+    if isinstance(value, Mapping):
+        return {k: unescaped(v) for k, v in value.items()}
+    return [unescaped(v) for v in value] if isinstance(value, list | tuple) else value
+
+
 def escaped(value: Any) -> Any:
     r"""Write a resolved value for OmegaConf, which resolves it again: `${` as `\${`."""
     if isinstance(value, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
@@ -20,6 +20,7 @@ from overnight.search.record import values_of
 from overnight.study.attributes import StudyAttributes
 from overnight.study.snapshot import generation, latest_studies, stored_plan
 from overnight.study.storage.exclusive import ExclusiveStorage
+from overnight.system.files import set_aside
 
 
 def load_or_create(
@@ -81,6 +82,9 @@ def _not_comparable(plan: Plan, differences: list[str], obstacles: list[str], ex
 
 def _create(storage: ExclusiveStorage, plan: Plan, *, with_baseline: bool) -> optuna.Study:
     """Create a study. After a kill the same steps complete it: each of them can be repeated."""
+    home, checkpoints = plan.settings.location.paths, plan.paths.checkpoints
+    if checkpoints.exists():  # of a study that the storage has lost; a trial of this study must not resume from them
+        set_aside(home.root, checkpoints, home.set_aside)
     study = load(storage, plan, plan.name)
     study.set_user_attr(PLAN, plan.to_json())
     if UID not in study.user_attrs:
@@ -133,6 +137,21 @@ def _extend(storage: ExclusiveStorage, plan: Plan, old: Plan, source: str, name:
     study.set_user_attr(READY, True)
     storage.exclude(study._study_id, StudyAttributes(study).exclusions)
     return study
+
+
+def restore(storage: ExclusiveStorage, plan: Plan, uid: str, trials: Iterable[FrozenTrial]) -> StudyAttributes:
+    """Write a study that was read from elsewhere, and return its attributes. After a kill it can be repeated."""
+    if any(s.study_name == plan.name for s in storage.get_all_studies()):
+        assert plan.name not in latest_studies(storage), "only a lost study is restored"
+        optuna.delete_study(study_name=plan.name, storage=storage)  # an interrupted restoration
+    study = load(storage, plan, plan.name)
+    with storage.together():
+        for trial in trials:
+            study.add_trial(trial)
+    study.set_user_attr(PLAN, plan.to_json())
+    study.set_user_attr(UID, uid)
+    study.set_user_attr(READY, True)
+    return StudyAttributes(study)
 
 
 def _converted(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import threading
@@ -60,6 +61,20 @@ def remove_inside(root: Path, path: Path) -> bool:
         return False
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return True
+
+
+def set_aside(root: Path, path: Path, folder: Path) -> bool:
+    """Move a file or a folder into `folder`, under a name that is free there.
+
+    Returns:
+        False where the path is outside of `root`, also through a link. It is left alone then.
+    """
+    if not is_inside(root, path):
+        return False
+    names = (f"{path.parent.name}-{path.name}-{n}" for n in itertools.count(1))
+    folder.mkdir(parents=True, exist_ok=True)
+    os.rename(path, next(folder / name for name in names if not os.path.lexists(folder / name)))
     return True
 
 

@@ -18,6 +18,7 @@ from overnight.config.values import escaped
 from overnight.search.plan import Plan
 from overnight.tracking.reconcile import STUDY_FILES
 
+PLAN_FILE = "plan.json"  # everything that the trials depend on; a lost study is rebuilt with it
 _PACKAGES = (
     "overnight",
     "torch",
@@ -32,10 +33,10 @@ _PACKAGES = (
 
 
 def study_files(plan: Plan) -> dict[str, str]:
-    """Return name -> text: the baseline configuration, the search space, and the environment of this process."""
+    """Return name -> text: the baseline configuration, the search space, the environment of this process, the plan."""
     baseline = {**plan.config({}), **to_json(plan.settings)}
     texts = (to_yaml(escaped(baseline)), to_yaml(plan.space.describe()), json.dumps(_environment(), indent=2))
-    return dict(zip(STUDY_FILES, texts, strict=True))
+    return {**dict(zip(STUDY_FILES, texts, strict=True)), PLAN_FILE: json.dumps(plan.to_json())}
 
 
 def _environment() -> dict[str, Any]:

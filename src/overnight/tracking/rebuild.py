@@ -1,0 +1,249 @@
+"""Rebuilds a lost study from its runs in MLflow: configurations, curves, states and notes of its trials."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from overnight.config.paths import StudyLocation
+from overnight.config.problems import ConfigError
+from overnight.config.trees import look_up, read_yaml
+from overnight.config.values import same, unescaped
+from overnight.protocol import EpochEnd, Tested
+from overnight.search.attributes import CONFIG, CONFIRMS, DETAIL, ENTRY, HISTORY, NOTES, OUTSIDE, PARAMS, REASON, VALUES
+from overnight.search.plan import Plan
+from overnight.search.record import Confirms, objective_of, pack_history
+from overnight.search.seeds import derive_seed
+from overnight.study.create import restore
+from overnight.study.exclusions import MARKED
+from overnight.study.lost import LostStudy
+from overnight.study.snapshot import StudyView
+from overnight.study.storage.database import dispose
+from overnight.study.storage.exclusive import ExclusiveStorage
+from overnight.study.storage.home import local_path
+from overnight.study.storage.leased import open_for_work
+from overnight.study.storage.lock import lock_study
+from overnight.tracking import names, tags
+from overnight.tracking.provenance import PLAN_FILE
+from overnight.tracking.store import open_client, study_runs
+
+_STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+def rebuild(location: StudyLocation, lost: LostStudy) -> int:
+    """Write a lost study into the Optuna storage; return the number of its trials.
+
+    A trial that has no run waits to be trained again with its number. `rebuild_confirmation` is the second half.
+
+    Raises:
+        ConfigError: MLflow has no plan of the study, as a version before this one wrote none.
+        StudyInUse: Another process works on a study of this name.
+    """
+    client = open_client(location)
+    parent = client.get_run(lost.run_id)
+    plan = _stored_plan(lost, parent).relocated(location)
+    runs = {
+        int(run.data.tags[tags.TRIAL]): run
+        for run in study_runs(client, parent.info.experiment_id, lost.uid)
+        if tags.TRIAL in run.data.tags
+    }
+    trials = [
+        _trial(client, plan, number, runs[number], *_point(plan, runs[number]))
+        if number in runs
+        else _frozen(TrialState.WAITING)
+        for number in range(max(runs, default=-1) + 1)
+    ]
+    marked = {n: run.data.tags for n, run in runs.items() if run.data.tags.get(tags.REASON) == MARKED}
+    exclusions = {n: said.get(tags.NOTES, "").partition(f"{MARKED}: ")[2] for n, said in marked.items()}
+    with _storage(location, lost.name) as storage:
+        study = restore(storage, plan, lost.uid, trials)
+        study.set_exclusions(exclusions)
+        study.set_mlflow(parent.info.experiment_id, lost.run_id)
+    return len(trials)
+
+
+def rebuild_confirmation(search: StudyView, plan: Plan) -> int:
+    """Write the confirmation of a rebuilt search into the Optuna storage; return the number of its trials.
+
+    Args:
+        plan: Of the confirmation.
+    """
+    location = plan.settings.location
+    client = open_client(location)
+    below = tags.matching({tags.PARENT: str(search.parent_run_id), tags.ROLE: "confirmation"})
+    found = client.search_runs([search.experiment_id or ""], below, max_results=1000)
+    runs = {int(run.data.tags[tags.CONFIRMATION]): run for run in found}
+    seeds = {derive_seed(plan.settings.seed, "confirm", n): n for n in range(1, search.plan.confirm_seeds + 1)}
+    trials, tests = [], []
+    for number in range(len(runs)):
+        said = runs[number].data.tags if number in runs else {}
+        trial, seed = int(said.get(tags.CONFIRMS, "trial--1").removeprefix("trial-")), int(said.get(tags.SEED, -1))
+        config = _config(runs[number]) if number in runs else None
+        if not 0 <= trial < len(search.records) or seed not in seeds or config is None:
+            return 0  # of other seeds, or of a search with other trials: `overnight tune` confirms again
+        confirms = Confirms(trial, seeds[seed], seed)
+        attrs = {
+            CONFIG: config,
+            PARAMS: search.records[trial].params,
+            CONFIRMS: vars(confirms),
+        }
+        trials.append(_trial(client, plan, number, runs[number], {}, attrs))
+        if scores := {
+            n: logged[0].value for n, logged in _logged(client, runs[number]) if _is_test(runs[number], logged)
+        }:
+            tests.append(Tested(number, scores))
+    if trials:
+        with _storage(location, plan.name) as storage:
+            study = restore(storage, plan, runs[0].data.tags[tags.UID], trials)
+            for tested in tests:
+                study.add_test(tested)
+            study.set_wanted((t.user_attrs[CONFIRMS]["trial"], t.user_attrs[CONFIRMS]["nth_seed"]) for t in trials)
+    return len(trials)
+
+
+@contextlib.contextmanager
+def _storage(location: StudyLocation, name: str) -> Iterator[ExclusiveStorage]:
+    """Open the study storage for the one process that may write a study. Raises StudyInUse."""
+    unlock = lock_study(location, name)
+    try:
+        storage = open_for_work(location)
+        try:
+            yield storage
+        finally:
+            dispose(storage)
+    finally:
+        unlock()
+
+
+def _stored_plan(lost: LostStudy, parent: Any) -> Plan:
+    path = _artifacts(parent) / PLAN_FILE
+    try:
+        return Plan.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:  # ConfigError, JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ConfigError(
+            [f"{PLAN_FILE}: must be readable on the study's run in MLflow to rebuild {lost.name}: {error}"]
+        ) from error
+
+
+def _config(run: Any) -> dict[str, Any] | None:
+    path = _artifacts(run) / "config.yaml"
+    return dict(unescaped(read_yaml(path))) if path.exists() else None
+
+
+def _artifacts(run: Any) -> Path:
+    path = local_path(run.info.artifact_uri)
+    assert path is not None, "the home's own store keeps artifacts on this machine, and only such a store is read"
+    return path
+
+
+def _trial(
+    client: Any, plan: Plan, number: int, run: Any, params: dict[str, Any], attrs: dict[str, Any]
+) -> FrozenTrial:
+    """Return the trial of a run, with its curve. params, attrs: those that the run's configuration gives."""
+    said, started_at = run.data.tags, run.info.start_time / 1000
+    history = _history(client, number, run, started_at)
+    state = _STATES.get(said.get(tags.STATE, ""), TrialState.WAITING)
+    reason = said.get(tags.REASON)
+    if reason == MARKED:  # the state before it was marked
+        reason, whole = None, len(history) >= plan.settings.trainer.max_epochs
+        state = TrialState.COMPLETE if whole else TrialState.PRUNED
+    value = objective_of(history, plan.settings)
+    if state == TrialState.COMPLETE and value is None:  # its curve is lost, so it is trained again
+        return _frozen(TrialState.WAITING)
+    attrs = dict(attrs)
+    if history:
+        attrs[HISTORY] = pack_history(history)
+    if reason is not None:
+        attrs[REASON] = reason
+    if state == TrialState.FAIL and (detail := _text(_artifacts(run) / "error.txt")):
+        attrs[DETAIL] = detail
+    if notes := re.sub(rf"(; )?{MARKED}(: .*)?$", "", said.get(tags.NOTES, "")):
+        attrs[NOTES] = notes.split("; ")
+    metric = plan.settings.study.metric
+    reported = {e.epoch + 1: v for e in history if math.isfinite(v := e.metrics.get(metric, math.nan))}
+    ended_at = run.info.end_time / 1000 if state.is_finished() and run.info.end_time else None
+    return _frozen(
+        state,
+        value=value if state == TrialState.COMPLETE else None,
+        datetime_start=datetime.fromtimestamp(started_at),
+        datetime_complete=datetime.fromtimestamp(ended_at or started_at) if state.is_finished() else None,
+        params=params,
+        distributions={name: dist for name, dist in plan.space.names().items() if name in params},
+        user_attrs=attrs,
+        system_attrs={"fixed_params": params} if VALUES in attrs else {},
+        intermediate_values=reported,
+    )
+
+
+def _frozen(state: TrialState, **given: Any) -> FrozenTrial:
+    empty: dict[str, Any] = {
+        "value": None,
+        "datetime_start": None,
+        "datetime_complete": None,
+        "params": {},
+        "distributions": {},
+        "user_attrs": {},
+        "system_attrs": {},
+        "intermediate_values": {},
+    }
+    return FrozenTrial(number=-1, trial_id=-1, state=state, **{**empty, **given})
+
+
+def _point(plan: Plan, run: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parameters of a run's trial, and the attributes of a trial that was given rather than sampled."""
+    texts = {names.from_mlflow(name, _long_names(run)): text for name, text in run.data.params.items()}
+    read = plan.space.read(texts)
+    config = _config(run) or plan.config_of_params(read)
+
+    def value_of(key: str, values: Mapping[str, Any]) -> Any:
+        return look_up(config, key) if "." in key else read.get(key, plan.baseline(key, values))
+
+    values, point, outside = plan.space.find(value_of)
+    first = next((f for f in plan.first_trials() if same(f.values, values)), None)
+    if first is None and not outside:
+        return point, {}
+    entry = {ENTRY: first.entry} if first is not None and first.entry else {}
+    return point, {**entry, VALUES: values, OUTSIDE: list(outside)}
+
+
+def _history(client: Any, number: int, run: Any, started_at: float) -> tuple[EpochEnd, ...]:
+    """Return the epochs of a run. MLflow has no durations of epochs: each lasts since the end of the one before."""
+    metrics: dict[int, dict[str, float]] = {}
+    ends: dict[int, float] = {}
+    for name, logged in _logged(client, run):
+        for value in () if _is_test(run, logged) else logged:
+            metrics.setdefault(value.step, {})[name] = value.value
+            ends[value.step] = value.timestamp / 1000
+    epochs = sorted(metrics)
+    before = dict(zip(epochs, [started_at, *(ends[epoch] for epoch in epochs)], strict=False))
+    return tuple(
+        EpochEnd(number, epoch, metrics[epoch], ends[epoch], max(ends[epoch] - before[epoch], 0.0)) for epoch in epochs
+    )
+
+
+def _logged(client: Any, run: Any) -> Iterator[tuple[str, list[Any]]]:
+    """Yield each metric of a run that its user's code logged, and its values."""
+    for shown in run.data.metrics:
+        if shown != names.OBJECTIVE:
+            yield names.from_mlflow(shown, _long_names(run)), client.get_metric_history(run.info.run_id, shown)
+
+
+def _is_test(run: Any, logged: Sequence[Any]) -> bool:
+    """Whether a metric is a score on the test set, which is logged once, after the run has ended."""
+    return len(logged) == 1 and run.info.end_time is not None and logged[0].timestamp > run.info.end_time
+
+
+def _long_names(run: Any) -> Iterable[str]:
+    return [name for tag, name in run.data.tags.items() if tag.startswith(f"{tags.NAME}.")]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""

@@ -17,7 +17,7 @@ from overnight.report import finished
 from overnight.report.live import BrokenPipeSafe, Screen, choose_screen
 from overnight.report.progress import progress
 from overnight.runner import notifier, preflight, shared_exit
-from overnight.runner.launch import Say, check_configurations, check_free_space, warm_up
+from overnight.runner.launch import Say, check_configurations, check_home, warm_up
 from overnight.runner.notifier import Notifier
 from overnight.runner.stop_state import StopReason
 from overnight.runner.supervisor import Ending, Supervisor
@@ -174,7 +174,7 @@ def run(
         doing: called with what the user waits for, while no screen shows progress; an empty text ends it.
     """
     began = time.time()
-    check_free_space(plan)
+    check_home(plan)
     reject_lost(plan)
     addresses = notifier.addresses(plan.settings.notify)
     plan, messages = warm_start.resolve(plan)
@@ -210,7 +210,7 @@ def run_launched(
     session = join(name, own, missing_data)
     try:
         warm_up(own.location)
-        check_free_space(session.plan)
+        check_home(session.plan)
         notifications = notifier.notifications(session.plan, notifier.addresses(session.plan.settings.notify), say)
     except BaseException:
         session.close()
@@ -223,7 +223,7 @@ def run_one(
 ) -> Result:
     """Train a plan's baseline configuration as one more trial of the study `train`. The result holds its record."""
     plan = plan_for_training(plan)
-    check_free_space(plan)
+    check_home(plan)
     warm_up(plan.settings.location)
     doing("opening the study ...")
     session, messages = open_study(plan, comparable=False)

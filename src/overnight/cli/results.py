@@ -84,9 +84,14 @@ def report(arguments: tuple[str, ...]) -> None:
     from rich.console import Console
 
     from overnight.report import publish
-    from overnight.report.report import print_report
+    from overnight.report.report import build_report, print_report
+    from overnight.study.storage.access import is_read_only
 
     activity.show("drawing the charts and writing the page ...")
+    if is_read_only(location):
+        print_report(build_report(view), Console(highlight=False))
+        click.echo(f"home: {location.paths.root} can only be read, so the page is not written", err=True)
+        return
     content, path, mlflow_error = publish.publish_report(view, location)
     print_report(content, Console(highlight=False))
     click.echo(f"\npage: {path}")
@@ -294,8 +299,10 @@ def register(arguments: tuple[str, ...], config_dir: str | None) -> None:
 
     forkserver.warm_up()  # it imports torch while the study is read
     from overnight.report import winner
+    from overnight.study.storage.access import require_writable
 
-    _, view, _ = find_study(arguments)
+    location, view, _ = find_study(arguments)
+    require_writable(location)
     checkpoint = winner.find_checkpoint(view)
     for line in winner.write_config(view):
         click.echo(line)

@@ -202,11 +202,14 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
     """
     from overnight.cli import manage
     from overnight.config.compose import study_location
+    from overnight.study.storage.access import require_writable
     from overnight.study.storage.lock import StudyInUse, holder_of
 
     location = study_location(overrides)
     if holder := holder_of(location, study):
         raise StudyInUse(study, holder)
+    if not dry_run:
+        require_writable(location)
     found = manage.footprint(location, study)
     click.echo(f"{study}: {found.trials} trials, in the study storage as {', '.join(found.optuna_studies)}")
     click.echo(f"  in MLflow: {found.runs} runs, {found.versions} model versions")

@@ -176,7 +176,7 @@ def _winners_dir(parsed: Iterable[Any]) -> list[Path]:
     """The folder of winners' configs below the home that `overrides` name, if it exists."""
     homes = [str(o.value()) for o in parsed if o.key_or_group == "home" and not o.is_sweep_override()]
     folder = StudyLocation(homes[-1] if homes else _default_home()).paths.winners
-    return [folder] if folder.is_dir() else []
+    return [folder] if os.path.isdir(folder) else []  # False for one that can't be read, which is reported later
 
 
 def _default_home() -> str:

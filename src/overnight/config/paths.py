@@ -172,7 +172,7 @@ class StudyLocation:
     @property
     def paths(self) -> HomePaths:
         # Without links, so that a file can be compared with the home that it should be in.
-        return HomePaths(Path(os.path.expanduser(self.home)).resolve())
+        return HomePaths(Path(os.path.realpath(os.path.expanduser(self.home))))
 
     @property
     def shared(self) -> bool:

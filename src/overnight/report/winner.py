@@ -16,6 +16,7 @@ from overnight.runner import trial_process
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, config_dir_option
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView
+from overnight.study.storage.access import is_read_only
 from overnight.system import forkserver
 from overnight.tracking import registry, tags
 from overnight.tracking.store import describe_error
@@ -137,9 +138,13 @@ def predict(view: StudyView, number: int | None, path: Path, invert: bool = Fals
         raise ConfigError([f"FILE: must be an image, a folder of images or a .csv file, got {str(path)!r}, which does "
                            f"not exist; correct the path"])  # fmt: skip
     forkserver.warm_up()
-    log = location.paths.study(view.name.removesuffix(CONFIRM_SUFFIX)).logs / "predict.log"
-    spec = PredictSpec(checkpoint.path, path.absolute(), invert, location.paths.cache, location.paths.data_locks)
-    reply = trial_process.run_one_shot(spec, log, PREDICT_TIMEOUT_S)
+    logs = location.paths.study(view.name.removesuffix(CONFIRM_SUFFIX)).logs
+    cache, locks = location.paths.cache, location.paths.data_locks
+    with tempfile.TemporaryDirectory() as scratch:
+        if is_read_only(location):
+            logs, cache, locks = Path(scratch), Path(scratch, "cache"), Path(scratch, "locks")
+        spec = PredictSpec(checkpoint.path, path.absolute(), invert, cache, locks)
+        reply = trial_process.run_one_shot(spec, logs / "predict.log", PREDICT_TIMEOUT_S)
     if not isinstance(reply, Predictions):
         raise ConfigError(
             reply.problems if isinstance(reply, Failure) else ["predict: must return predictions, got another message"]

@@ -14,6 +14,7 @@ from overnight.study import warm_start
 from overnight.study.open import open_study
 from overnight.study.snapshot import view
 from overnight.study.storage import database
+from overnight.study.storage.access import require_writable
 from overnight.study.storage.database import free_mib
 from overnight.study.storage.lock import holder_of
 from overnight.system import forkserver
@@ -34,9 +35,10 @@ def warm_up(location: StudyLocation) -> None:
     store.prepare_in_background(location)
 
 
-def check_free_space(plan: Plan) -> None:
-    """Raise ConfigError if less than `min_free_mib` is free."""
+def check_home(plan: Plan) -> None:
+    """Raise ConfigError if the home can't be written, or less than `min_free_mib` is free in it."""
     settings = plan.settings
+    require_writable(settings.location)
     free = free_mib(settings.location.paths.root)
     if free < settings.min_free_mib:
         raise ConfigError(

@@ -19,6 +19,7 @@ from overnight.study.create import load, load_or_create
 from overnight.study.session import StudySession
 from overnight.study.snapshot import latest_studies, reject_old_home, stored_plan
 from overnight.study.storage import leases
+from overnight.study.storage.access import require_writable
 from overnight.study.storage.database import dispose
 from overnight.study.storage.exclusive import ExclusiveStorage
 from overnight.study.storage.home import settle
@@ -49,13 +50,9 @@ def open_study(
         Unreachable: The database is out of reach.
     """
     location = plan.settings.location
-    reject_old_home(location)
     settle(location)
-    home = location.paths.root
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError([f"home: must be a folder that can be written, got {str(home)!r}: {error}"]) from error
+    reject_old_home(location)
+    require_writable(location)
     if location.shared:
         return _open_shared(plan, extend, comparable, say)
     with _locked(location, plan.name) as unlock:

@@ -10,11 +10,13 @@ from overnight.search.attributes import REFUSED, STOP
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY
 from overnight.study.attributes import StoredAttributes
 from overnight.study.snapshot import latest_studies
+from overnight.study.storage.access import require_writable
 from overnight.study.storage.database import opened
 
 
 def request_stop(location: StudyLocation, name: str) -> None:
-    """Ask the processes that work on a study to save their trials and to stop."""
+    """Ask the processes that work on a study to save their trials and to stop. Raises ConfigError."""
+    require_writable(location)
     with opened(location) as storage:
         latest = latest_studies(storage)
         for part in (name, name + CONFIRM_SUFFIX):

@@ -18,6 +18,7 @@ from overnight.search.record import State, TrialRecord, best_of, record_of
 from overnight.study.attributes import StoredAttributes
 from overnight.study.exclusions import with_exclusions
 from overnight.study.storage import optuna_tables
+from overnight.study.storage.access import require_readable
 from overnight.study.storage.database import OptunaDatabase, opened, without_collecting
 from overnight.study.storage.home import settle
 from overnight.study.storage.lock import holder_of
@@ -166,6 +167,7 @@ def reject_old_home(location: StudyLocation) -> None:
 
 
 def _has_no_studies(location: StudyLocation) -> bool:
+    require_readable(location)
     reject_old_home(location)
     settle(location)
     return location.storage_url is None and not location.paths.optuna_db.exists()

@@ -16,7 +16,7 @@ from overnight.search.plan import Plan
 from overnight.search.space import display_name
 from overnight.study.snapshot import StudyView
 from overnight.tracking import environment, names, tags
-from overnight.tracking.store import open_client
+from overnight.tracking.store import open_client, tracking_uri
 
 # MLflow keeps the state of a shared table in a tag of the experiment with this prefix. The key after the prefix is part
 # of the page's address.
@@ -71,7 +71,7 @@ def server_command(location: StudyLocation, port: int) -> tuple[list[str], Mappi
     root = location.artifact_root
     assert root is not None, "a tracking server serves its own pages"
     options = {
-        "--backend-store-uri": location.tracking_uri,
+        "--backend-store-uri": tracking_uri(location),
         "--default-artifact-root": root,
         "--artifacts-destination": root,
         "--host": "127.0.0.1",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from overnight.config import credentials
 from overnight.config.paths import StudyLocation, sqlite_url
+from overnight.study.storage.access import database_to_read, require_readable
 from overnight.study.storage.home import settle
 from overnight.system.devices import cores
 from overnight.system.errors import one_line
@@ -72,18 +73,29 @@ def open_client(location: StudyLocation) -> MlflowClient:
     if not exists(location):
         location.paths.root.mkdir(parents=True, exist_ok=True)
         create_atomically(location.paths.mlflow_db, _empty_store(str(location.artifact_root)))
-    settle(location)
+    if location.given_tracking_uri is None:
+        require_readable(location)
+    database = database_to_read(location, location.paths.mlflow_db)
+    settle(location, database)
+    uri = tracking_uri(location)
     from mlflow import MlflowClient
 
     # It logs a traceback at every attempt. A full disk or a server that restarts causes many.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # Otherwise models go to the registry that MLFLOW_REGISTRY_URI names.
-    client = MlflowClient(tracking_uri=location.tracking_uri, registry_uri=location.tracking_uri)
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     if location.server is None:
         from overnight.tracking.home_artifacts import HomeTrackingClient
 
-        client._tracking_client = HomeTrackingClient(location.tracking_uri, location)
+        client._tracking_client = HomeTrackingClient(uri, location)
     return client
+
+
+def tracking_uri(location: StudyLocation) -> str:
+    """Return the address of the store to open, which is a copy where the home is read-only."""
+    if location.given_tracking_uri is not None:
+        return location.tracking_uri
+    return sqlite_url(database_to_read(location, location.paths.mlflow_db))
 
 
 @functools.cache

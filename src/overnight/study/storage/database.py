@@ -22,6 +22,7 @@ from overnight.config import credentials
 from overnight.config.paths import StudyLocation, sqlite_url
 from overnight.config.problems import ConfigError
 from overnight.study.storage import leases, optuna_tables, postgres
+from overnight.study.storage.access import database_to_read
 from overnight.study.storage.outage import Unreachable, raising_unreachable, unreachable_message
 from overnight.system.files import create_atomically
 
@@ -106,11 +107,16 @@ def opened(location: StudyLocation) -> Iterator[OptunaDatabase]:
 
 
 def open_storage(location: StudyLocation) -> OptunaDatabase:
-    """Open the database, and create it first where it is a SQLite file. Raises ConfigError, Unreachable."""
+    """Open the database, and create it first where it is a SQLite file. In a read-only home, open a copy of it.
+
+    Raises:
+        ConfigError: the address or the database is wrong.
+        Unreachable: a shared database is unreachable.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if location.storage_url is not None:
         return _open_url(location, location.storage_url)
-    path = location.paths.optuna_db
+    path = database_to_read(location, location.paths.optuna_db)
     if not path.exists():
         create_atomically(path, _empty_database())
     storage = OptunaDatabase(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": 60}})

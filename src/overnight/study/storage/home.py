@@ -41,22 +41,27 @@ class _Identity:
     place: Path
 
 
-def settle(location: StudyLocation) -> None:
+def settle(location: StudyLocation, database: Path | None = None) -> None:
     """Make the home's own MLflow store point at where the home is now. Reports a move or a copy on stderr.
 
     Does nothing for a home without a store of its own, and for one that cannot be written.
+
+    Args:
+        database: A copy of the store to use instead, where the home is read-only.
 
     Raises:
         ConfigError: The home was moved while a process works in it.
     """
     paths = location.paths
-    if location.given_tracking_uri is not None or not paths.mlflow_db.exists():
+    database = database or paths.mlflow_db
+    if location.given_tracking_uri is not None or not database.exists():
         return
-    with contextlib.suppress(sqlite3.Error), _connect(paths.mlflow_db) as store:
+    with contextlib.suppress(sqlite3.Error), _connect(database) as store:
         found = _identity(store, paths)
         if found is not None and found.id is not None and found.place == paths.root:
             return
-        if message := _settle(store, paths):
+        message = _settle(store, paths)
+        if message and database == paths.mlflow_db:
             print(message, file=sys.stderr)
 
 

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from overnight.config.paths import HomePaths, StudyLocation
 from overnight.study.storage import leases
+from overnight.study.storage.access import require_writable
 from overnight.study.storage.database import opened
 from overnight.system.files import write_atomically
 from overnight.system.identity import is_running, own_identity
@@ -40,7 +41,13 @@ class StudyInUse(RuntimeError):
 
 
 def lock_study(location: StudyLocation, study: str) -> Callable[[], None]:
-    """Lock a study for this process, until it ends or calls the function that is returned. Raises StudyInUse."""
+    """Lock a study for this process, until it ends or calls the function that is returned.
+
+    Raises:
+        StudyInUse: another process works on the study.
+        ConfigError: the home can't be written.
+    """
+    require_writable(location)
     path = location.paths.study(study).lock
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)  # the system releases it when this process dies, in whatever way

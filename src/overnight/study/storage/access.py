@@ -1,0 +1,78 @@
+"""Whether a home can be read and written. One that can only be read is read through copies of its databases."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from overnight.config.paths import StudyLocation
+from overnight.config.problems import ConfigError
+
+
+def require_readable(location: StudyLocation) -> None:
+    """Raise ConfigError if the home exists and is no folder that can be read."""
+    root = location.paths.root
+    try:
+        is_folder = stat.S_ISDIR(os.stat(root).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise _unusable("read", root, error.strerror) from error
+    if not is_folder:
+        raise _unusable("read", root, "it is a file")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise _unusable("read", root, os.strerror(13))
+
+
+def require_writable(location: StudyLocation) -> None:
+    """Raise ConfigError if the home can't be written. Creates it if it does not exist."""
+    require_readable(location)
+    root = location.paths.root
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):  # access rights alone do not tell: root ignores them, a full disk too
+            pass
+    except OSError as error:
+        raise _unusable("written", root, error.strerror) from error
+    for database in (location.paths.optuna_db, location.paths.mlflow_db):
+        if database.exists() and not os.access(database, os.W_OK):
+            raise _unusable("written", root, f"{database.name} can only be read")
+
+
+def is_read_only(location: StudyLocation) -> bool:
+    """Whether the home exists and this process may read it only."""
+    paths = location.paths
+    return any(
+        os.access(path, os.F_OK) and not os.access(path, os.W_OK)
+        for path in (paths.root, paths.optuna_db, paths.mlflow_db)
+    )
+
+
+def database_to_read(location: StudyLocation, path: Path) -> Path:
+    """Return a database of the home, or a copy of it where the home is read-only.
+
+    SQLite has to write beside a database whose last writer was killed, even to read it. The copy ends with this
+    process.
+    """
+    if not is_read_only(location) or not path.exists():
+        return path
+    files = [file for suffix in ("", "-wal", "-journal") if (file := Path(f"{path}{suffix}")).exists()]
+    return _copy(path.name, tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@functools.cache
+def _copy(name: str, files: tuple[tuple[str, int, int], ...]) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="overnight-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for file, _, _ in files:
+        shutil.copyfile(file, folder / Path(file).name)
+    return folder / name
+
+
+def _unusable(how: str, root: Path, why: str | None) -> ConfigError:
+    return ConfigError([f"home: must be a folder that can be {how}, got {str(root)!r}: {why}; take another home=..."])

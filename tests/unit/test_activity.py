@@ -127,3 +127,22 @@ def test_an_answer_on_a_terminal_has_no_line_left_in_it(tmp_path: Path) -> None:
     terminal = Terminal(columns=400)
     terminal.write(written)
     assert terminal.lines == [f"study: there is no study in {tmp_path}; start one with `overnight tune`"]
+
+
+_INTERRUPTED = """
+import sys, threading, time
+from overnight.cli import main
+def interrupt(standalone_mode):
+    if "importing" in sys.argv:
+        threading.Thread(target=time.sleep, args=(0.2,)).start()
+    raise KeyboardInterrupt
+main.cli.main = interrupt
+main.main()
+"""
+
+
+def test_ctrl_c_says_that_an_import_has_to_end_first() -> None:
+    environment = {**os.environ, "PYTHONPATH": python_path(), "TERM": "xterm"}
+    for arguments, words in ((["importing"], "interrupted; an import ends first ...\n"), ([], "")):
+        written, code = run_in_terminal([sys.executable, "-c", _INTERRUPTED, *arguments], env=environment)
+        assert (written, code) == (words, 130)

@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import sys
+import threading
 from typing import Any, NoReturn
 
 import click
@@ -85,6 +86,8 @@ def _run() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        if any(not t.daemon for t in threading.enumerate() if t is not threading.main_thread()):
+            click.echo("interrupted; an import ends first ...", err=True)
         sys.exit(_INTERRUPTED)
     except Exception as error:
         _exit_with_error(error)

@@ -140,7 +140,9 @@ def test_the_report_opens_on_the_studys_page(page: Any, address: str, finished: 
     from playwright.sync_api import expect
 
     page.goto(address, wait_until="domcontentloaded")
-    page.get_by_role("link", name="result and report").first.click(timeout=PATIENCE_MS)
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="result and report").first.click(timeout=PATIENCE_MS)
+    page = opened.value
     expect(page.get_by_text(sentence).first).to_be_visible(timeout=PATIENCE_MS)  # in the note, and in a tag
     shoot(page, "mlflow-study")
     page.get_by_role("tab", name="Artifacts").click()

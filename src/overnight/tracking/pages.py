@@ -21,6 +21,7 @@ from overnight.tracking.store import open_client, tracking_uri
 # MLflow keeps the state of a shared table in a tag of the experiment with this prefix. The key after the prefix is part
 # of the page's address.
 _VIEW = "mlflow.sharedViewState."
+_CLASSIC = "workflowType=machine_learning"  # without it MLflow opens its view for language models
 _VIEW_CHARS = 4900  # MLflow's limit for such a tag is 5000
 
 
@@ -49,7 +50,7 @@ def note(plan: Plan, uid: str, experiment_id: str, parent_run_id: str) -> str:
     return " · ".join(
         [
             f"This study {study.direction}s {names.metric_name(study.metric)}",
-            f"[result and report](#/experiments/{experiment_id}/runs/{parent_run_id})",
+            f"[result and report](#/experiments/{experiment_id}/runs/{parent_run_id}?{_CLASSIC})",
             f"[trials, best first]({_table(experiment_id, _study_key(uid))})",
             link("failed trials", tags.matching({tags.STATE: "failed"})),
             link("confirmation runs", tags.matching({tags.ROLE: "confirmation"})),
@@ -91,8 +92,7 @@ def study_url(view: StudyView | None, address: str) -> str:
         saved = open_client(view.plan.settings.location).get_experiment(view.experiment_id).tags
     if _VIEW + _study_key(view.uid) in saved:
         return f"{address}/{_table(view.experiment_id, _study_key(view.uid))}"
-    # Without workflowType MLflow opens its view for language models.
-    return f"{address}/#/experiments/{view.experiment_id}/runs?workflowType=machine_learning"
+    return f"{address}/#/experiments/{view.experiment_id}/runs?{_CLASSIC}"
 
 
 def _study_key(uid: str) -> str:
@@ -101,7 +101,7 @@ def _study_key(uid: str) -> str:
 
 def _table(experiment_id: str, key: str) -> str:
     """Return the address, from # on, of an experiment's table in the state saved under `key`."""
-    return f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={key}"
+    return f"#/experiments/{experiment_id}/runs?{_CLASSIC}&viewStateShareKey={key}"
 
 
 def _below(parent_run_id: str) -> str:

@@ -27,7 +27,7 @@ def address(finished_home: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "overnight", "ui", f"home={finished_home}", "--no-browser", "--port", "5077"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        page = process.stdout.readline().strip()
+        page = next(line.strip() for line in process.stdout if line.startswith("http"))  # after what it is doing
         assert page.startswith("http://127.0.0.1:"), page
         family = psutil.Process(process.pid).children(recursive=True)
         yield page

@@ -182,6 +182,7 @@ def test_what_another_supervisor_has_drawn_is_not_drawn_again(
 
 
 def _priority(path: Path) -> None:
+    os.setsid()  # otherwise the niceness of the session's autogroup is that of all tests
     lower_priority()
     path.write_text(f"{os.getpriority(os.PRIO_PROCESS, 0)} {getattr(os, 'sched_getscheduler', lambda _: '')(0)}")
 

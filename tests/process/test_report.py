@@ -19,7 +19,6 @@ from overnight.cli.main import cli
 from overnight.config.settings import WarmStart
 from overnight.report import advice, page, report
 from overnight.report.caveats import find_caveats
-from overnight.report.importance import importances
 from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord, ranked
 from overnight.study.snapshot import StudyView
@@ -63,19 +62,6 @@ def test_an_optimum_outside_the_range_is_reported_and_found_by_the_next_command(
     )
     found = ranked(search_records(following, 10, seed=1), study.settings)[0]
     assert (found.objective or 0) > (best.objective or 0), "a quarter of the trials finds a better value there"
-
-
-def test_the_important_parameter_ranks_first_and_a_useless_one_last() -> None:
-    ranking = importances(planned(), search_records(planned()))
-    assert ranking[0].name == "optimizer.lr"
-    assert ranking[-1].name == "model.dropout"
-    assert ranking[0].low > ranking[-1].high, "for any choice of trials"
-
-
-def test_a_range_below_single_precision_has_no_importance() -> None:
-    study = build_plan(["search=none", "optimizer.lr=interval(1e-9,1e-8)", "study.trials=6"])
-    records = [record(i, {"optimizer.lr": 1e-9 * (i + 1)}, 0.05 + i / 100) for i in range(6)]
-    assert [i.name for i in importances(study, records)] == ["optimizer.lr"]
 
 
 def test_the_next_command_does_not_repeat_a_deadline() -> None:
@@ -144,8 +130,7 @@ def test_the_page_loads_nothing_and_every_chart_has_a_caption() -> None:
     titles = re.findall(r"<figure><h3>([^<]*)</h3>", html)
     assert titles == [
         "Learning curves on new seeds", "The search", "Parameter importance", "Slices",
-        "The two most important parameters",
-        "All parameters at once",
+        "The two most important parameters", "All parameters at once",
     ]  # fmt: skip
     words = re.findall(r'<div role="img" aria-label="([^"]*)"><svg', html)
     assert len(words) == len(titles)

@@ -67,8 +67,8 @@ def test_the_report_names_the_bound_to_widen_and_ranks_a_useless_parameter_last(
 ) -> None:
     (line,) = [d for d in planted_report.caveats if d.startswith("model.lr")]
     assert "upper end of its range, 0.01" in line
-    assert planted_report.importances[0].name == "model.lr"
-    assert planted_report.importances[-1].name == "model.noise"
+    assert [i.key for i in planted_report.importances.certain] == ["model.lr"]
+    assert [i.key for i in planted_report.importances.uncertain] == ["model.noise"]
 
 
 @pytest.mark.long

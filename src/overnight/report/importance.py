@@ -1,97 +1,175 @@
-"""Parameter importance by functional analysis of variance (fANOVA), with its uncertainty over trials."""
+"""Importance of the searched keys by PED-ANOVA, and whether so many trials can tell it from chance."""
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import optuna
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+from overnight.report.statistics import Array
+from overnight.search.distributions import NotInSpaceError
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord
+from overnight.search.record import TrialRecord, searched_values
+from overnight.search.space import display_name
 
-RESAMPLES = 20
-# The time grows with the square of the number of leaves. A forest for a thousand trials takes 15 s at depth 16 and 0.5
-# s at depth 6; no share differs by more than 0.025 (benchmarks/NOTES.md).
-_TREES, _DEPTH = 16, 6
-# With fewer trials a forest explains the values by chance.
-MIN_TRIALS = 6
+# With fewer trials the best ones are too few to compare them with the others.
+MIN_TRIALS = 10
+# The best quarter is compared with all trials. PED-ANOVA's default, the best tenth, is a handful of the trials of a
+# night, in which chance outweighs what matters.
+_MIN_BEST, _BEST_SHARE = 5, 0.25
+# Random choices of best trials. The second largest of 39 values is their 95% quantile.
+_SHUFFLES, _LARGER = 39, 2
 
 
 @dataclass(frozen=True)
 class Importance:
-    """The importance of a parameter.
+    """The importance of a searched key.
 
     Attributes:
-        share: Share of the objective's variance over the space that the parameter explains alone, 0 to 1.
-        low: The 10% quantile of the share over bootstrap resamples of the trials.
-        high: The 90% quantile.
+        share: Share of the sum over all keys, 0 to 1.
+        chance: The share that chance does not exceed in 95% of cases, for any key of the study. It may be above 1.
     """
 
-    name: str
+    key: str
     share: float
-    low: float
-    high: float
+    chance: float
+
+    @property
+    def exceeds_chance(self) -> bool:
+        return self.share > self.chance
 
 
-def importances(plan: Plan, records: Sequence[TrialRecord], resamples: int = RESAMPLES) -> list[Importance]:
-    """Return the importance of each parameter that every trial has, the most important first.
+@dataclass(frozen=True)
+class Importances:
+    """The importance of all searched keys, the most important first.
 
-    Uses Optuna's fANOVA (Hutter, Hoos and Leyton-Brown 2014, "An efficient approach for assessing hyperparameter
-    importance"). Pruned trials count with their last value, because without them bad values would be missing. The
-    uncertainty is a bootstrap over trials (Efron and Tibshirani 1993, chapter 6).
-
-    Returns:
-        An empty list if there are too few trials.
+    Attributes:
+        trials: Number of trials with a value inside the space.
+        best: Number of the best of them, which are compared with all.
+        keys: Empty if there are too few trials, or if all have the same value.
     """
-    trials = comparable_trials(plan, records)
-    if len(trials) < MIN_TRIALS or len({t.value for t in trials}) < 2:
-        return []
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # without a message for each temporary study
-    rng = random.Random(plan.settings.seed)
-    shares = [_shares(trials, seed=0)]
-    shares += [_shares(rng.choices(trials, k=len(trials)), seed) for seed in range(1, resamples + 1)]
-    found = []
-    for name in shares[0]:
-        spread = sorted(s.get(name, 0.0) for s in shares[1:]) or [shares[0][name]]
-        cut = len(spread) // 10
-        share = sum(s.get(name, 0.0) for s in shares) / len(shares)
-        found.append(Importance(name, float(share), float(spread[cut]), float(spread[-1 - cut])))
-    return sorted(found, key=lambda i: -i.share)
+
+    trials: int
+    best: int
+    keys: tuple[Importance, ...] = ()
+
+    @property
+    def certain(self) -> list[Importance]:
+        return [i for i in self.keys if i.exceeds_chance]
+
+    @property
+    def uncertain(self) -> list[Importance]:
+        return [i for i in self.keys if not i.exceeds_chance]
+
+    def sentence(self) -> str:
+        """Say which keys matter, as far as so many trials can tell."""
+        trials = "1 trial" if self.trials == 1 else f"{self.trials} trials"
+        if self.trials < MIN_TRIALS:
+            return f"{trials} cannot tell which parameters matter; {MIN_TRIALS} are the least that may."
+        if not self.keys:
+            return f"{trials} cannot tell which parameters matter, because too many have the same value."
+        if not self.certain:
+            return (
+                f"{trials} cannot tell which parameters matter: the best {self.best} differ from the others no more "
+                "than chance explains."
+            )
+        names = _listed([i.key for i in self.certain])
+        sentence = f"{trials} show that {names} {'matters' if len(self.certain) == 1 else 'matter'}"
+        if self.uncertain:
+            sentence += f"; they cannot tell whether {_listed([i.key for i in self.uncertain], 'or')} does"
+        return sentence + "."
 
 
-def comparable_trials(plan: Plan, records: Sequence[TrialRecord]) -> list[optuna.trial.FrozenTrial]:
-    """Return the trials with a value inside the space, with the parameters that all of them have and that vary."""
-    names = plan.space.unconditional()
-    kept = [r for r in records if r.state in ("complete", "pruned") and r.objective is not None]
-    stored = [(r, point) for r in kept if names.keys() <= (point := plan.space.encode(r.params)).keys()]
-    shared = [n for n in names if len({point[n] for _, point in stored}) > 1]
-    if not shared:
-        return []
-    return [
-        optuna.trial.create_trial(
-            value=r.objective,
-            params={n: point[n] for n in shared},
-            distributions={n: names[n] for n in shared},
-            user_attrs={"number": r.number, "state": r.state},
-        )
-        for r, point in stored
-    ]
+def importances(plan: Plan, records: Sequence[TrialRecord]) -> Importances:
+    """Return the importance of the searched keys for being among the best trials.
 
+    Uses Optuna's PED-ANOVA (Watanabe, Bansal and Hutter 2023, "PED-ANOVA: Efficiently quantifying hyperparameter
+    importance in arbitrary subspaces"): how much the distribution of a parameter among the best trials differs from
+    that among all. A parameter with a condition counts where it is drawn, in proportion to the trials that draw it. The
+    importance of a list is the sum of those of its length and its entries. Pruned trials count with their last value.
 
-def _shares(trials: Sequence[optuna.trial.FrozenTrial], seed: int) -> dict[str, float]:
-    study = optuna.create_study()
+    The threshold of chance is that of a permutation test: the values are shuffled among the trials, each importance is
+    standardised by its mean and deviation over the shuffles, and the largest of each shuffle is noted (Westfall and
+    Young 1993, "Resampling-based multiple testing"). Where no parameter matters, one exceeds it in 5% of the studies.
+    """
+    trials = _trials_in_space(plan, records)
+    found = Importances(len(trials), max(_MIN_BEST, math.ceil(_BEST_SHARE * len(trials))))
+    sign = -1 if plan.settings.study.direction == "maximize" else 1
+    losses = [sign * (t.value or 0.0) for t in trials]
+    if len(trials) < MIN_TRIALS or len(set(losses)) == 1:
+        return found
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # without a message for the temporary study
+    study, rng = optuna.create_study(), random.Random(plan.settings.seed)
     study.add_trials(trials)
-    names = [n for n in trials[0].params if len({t.params[n] for t in trials}) > 1]
-    if not names or len({t.value for t in trials}) < 2:
-        return {}
-    evaluator = FanovaImportanceEvaluator(n_trees=_TREES, max_depth=_DEPTH, seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about resamples without variance
+    observed = _importance_by_key(plan, study, losses, found.best)
+    total = sum(observed.values())
+    if not total:
+        return found
+    shuffled = (rng.sample(losses, len(losses)) for _ in range(_SHUFFLES))
+    by_chance = [_importance_by_key(plan, study, s, found.best) for s in shuffled]
+    chance = _thresholds(np.array([list(b.values()) for b in by_chance]))
+    keys = (Importance(k, o / total, float(c) / total) for (k, o), c in zip(observed.items(), chance, strict=True))
+    return replace(found, keys=tuple(sorted(keys, key=lambda i: (not i.exceeds_chance, -i.share))))
+
+
+def _thresholds(by_chance: Array) -> Array:
+    """Return for each key the importance that chance exceeds for any key in 5% of cases. by_chance: (shuffles, keys)"""
+    mean, deviation = by_chance.mean(axis=0), by_chance.std(axis=0) + 1e-12
+    largest = np.sort(((by_chance - mean) / deviation).max(axis=1))[-_LARGER]
+    return mean + largest * deviation
+
+
+def _trials_in_space(plan: Plan, records: Sequence[TrialRecord]) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials with a value whose parameters are all inside the space.
+
+    A parameter has one name under all conditions. PED-ANOVA tells its distributions apart.
+    """
+    trials = []
+    for record in records:
+        if record.state not in ("complete", "pruned") or record.objective is None:
+            continue
+        values = searched_values(record, plan)
+        active = [p for p in plan.space.parameters if p.active(values, plan.baseline)]
         try:
-            return dict(get_param_importances(study, evaluator=evaluator, params=names, normalize=False))
-        except RuntimeError:  # no tree finds variance, e.g. in a range below single precision
-            return dict.fromkeys(names, 0.0)
+            found = {name: value for p in active for name, value in p.find(values[p.key]).items()}
+        except (KeyError, NotInSpaceError):
+            continue
+        dists = {name: dist for p in active for name, dist in p.names().items() if name in found}
+        trials.append(
+            optuna.trial.create_trial(
+                value=record.objective,
+                params={display_name(n): v for n, v in found.items()},
+                distributions={display_name(n): d for n, d in dists.items()},
+            )
+        )
+    return trials
+
+
+def _importance_by_key(plan: Plan, study: optuna.Study, losses: Sequence[float], best: int) -> dict[str, float]:
+    """Return key -> importance, if the trial with number i had losses[i]."""
+    drawn = {name for t in study.get_trials(deepcopy=False) for name in t.params}
+    names = {display_name(n): p.key for p in plan.space.parameters for n, d in p.names().items() if not d.single()}
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=best / len(losses))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the sign of `target`, and conditions that a single trial meets
+        of_names = get_param_importances(
+            study,
+            evaluator=evaluator,
+            params=[n for n in names if n in drawn],
+            target=lambda t: losses[t.number],
+            normalize=False,
+        )
+    by_key = dict.fromkeys((names[n] for n in names if n in drawn), 0.0)
+    for name, importance in of_names.items():
+        by_key[names[name]] += float(importance)
+    return by_key
+
+
+def _listed(names: Sequence[str], word: str = "and") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"

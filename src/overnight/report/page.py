@@ -6,7 +6,8 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from overnight.report.figures import Chart, charts
+from overnight.report.charts import charts
+from overnight.report.figures import Chart
 from overnight.report.report import Report, cost_lines, ranking, ranking_columns, winner_parameters
 from overnight.system.files import write_atomically
 
@@ -81,7 +82,10 @@ def _sections(report: Report) -> Iterable[str]:
         yield f"<pre>{html.escape(report.next_command)}</pre>"
     others = [p for p in drawn.values() if p not in curves]
     if others:
-        yield "<h2>The search in charts</h2>" + "".join(map(_figure, others))
+        yield "<h2>The search in charts</h2>"
+        if report.plan.space.parameters and not report.importances.certain:
+            yield f"<p>{html.escape(report.importances.sentence())}</p>"
+        yield "".join(map(_figure, others))
     yield f"<h2>Cost</h2>{_list(cost_lines(report))}"
 
 

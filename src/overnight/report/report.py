@@ -15,9 +15,16 @@ from overnight.config.values import short_text
 from overnight.report import advice, finding
 from overnight.report.caveats import find_caveats
 from overnight.report.finding import Finalist, Finding
-from overnight.report.importance import Importance, importances
+from overnight.report.importance import Importance, Importances, importances
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, describe, format_duration, format_value, trial_title
+from overnight.search.record import (
+    TrialRecord,
+    describe,
+    format_duration,
+    format_value,
+    searched_values,
+    trial_title,
+)
 from overnight.study.snapshot import StudyView
 
 _WIDE = 110  # columns of a terminal in which the whole ranking fits
@@ -65,7 +72,7 @@ class Report:
     sentence: str
     train_command: str | None
     next_command: str | None
-    importances: list[Importance]
+    importances: Importances
     caveats: list[str]
     cost: Cost
     stop_notes: tuple[str, ...] = ()
@@ -135,11 +142,11 @@ def cost_lines(report: Report) -> list[str]:
 
 
 def winner_parameters(report: Report) -> dict[str, str]:
-    """Return the winner's parameters as text, name -> value."""
+    """Return the winner's parameters as text, key -> value."""
     best = report.finding.best
     if best is None:
         return {}
-    return {name: short_text(value, 4) for name, value in best.params.items()}
+    return {key: short_text(v, 4) for key, v in searched_values(best, report.plan).items()}
 
 
 def ranking(report: Report) -> list[tuple[str, ...]]:
@@ -204,9 +211,11 @@ def print_report(report: Report, console: Console) -> None:
         _heading(console, "The winner")
         console.print(_rows(None, list(winner_parameters(report).items())))
         _command(console, "Command to train it again", report.train_command)
-    if report.importances:
+    if report.plan.space.parameters and report.records:
         _heading(console, "Parameter importance")
-        console.print(_bars(report.importances))
+        console.print(Text(report.importances.sentence()))
+        if report.importances.certain:
+            console.print(_bars(report.importances.certain))
     _heading(console, "Cost")
     console.print(*map(_item, cost_lines(report)), sep="\n")
     if report.stop_notes:
@@ -245,7 +254,9 @@ def _bars(found: Sequence[Importance]) -> Table:
     for i in found:
         filled = round(24 * min(i.share, 1))
         bar = Text("█" * filled + "·" * (24 - filled), style="cyan")
-        table.add_row(Text(i.name), bar, Text(f"{i.share:.0%}"), Text(f"({i.low:.0%} to {i.high:.0%})", style="dim"))
+        table.add_row(
+            Text(i.key), bar, Text(f"{i.share:.0%}"), Text(f"(chance: up to {min(i.chance, 1):.0%})", style="dim")
+        )
     return table
 
 

@@ -6,7 +6,6 @@ it was started with, without conf/ and without a command line. `build_plan` make
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import random
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from overnight.config.values import from_json as values_from_json
 from overnight.config.values import to_json as values_to_json
 from overnight.search.distributions import random_value
 from overnight.search.seeds import derive_seed
-from overnight.search.space import SearchSpace, display_name
+from overnight.search.space import SearchSpace
 
 # How a plan and the choices of its trials are stored. A study of another format is refused, as its values would be
 # read as others.
@@ -128,12 +127,7 @@ class Plan:
 
         Keys without a parameter keep the value of the baseline.
         """
-        values: dict[str, Any] = {}
-        for parameter in self.space.parameters:
-            if parameter.active(values, self.baseline):
-                with contextlib.suppress(KeyError):
-                    values[parameter.key] = parameter.assemble(lambda n: params[n if n in params else display_name(n)])
-        return self.config(values)
+        return self.config(self.space.values_of(params, self.baseline))
 
     def baseline(self, key: str, values: Mapping[str, Any] | None = None) -> Any:
         """The value of a key in the baseline; of a config group, its option.

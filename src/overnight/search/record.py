@@ -122,9 +122,12 @@ def values_of(t: FrozenTrial) -> dict[str, Any] | None:
 
 def config_of(record: TrialRecord, plan: Plan) -> dict[str, Any]:
     """The configuration of a trial."""
-    if record.config is not None:
-        return record.config
-    return plan.config(record.values) if record.values is not None else plan.config_of_params(record.params)
+    return record.config if record.config is not None else plan.config(searched_values(record, plan))
+
+
+def searched_values(record: TrialRecord, plan: Plan) -> dict[str, Any]:
+    """Searched key -> value of a trial of a search. A list is one value."""
+    return dict(record.values) if record.values is not None else plan.space.values_of(record.params, plan.baseline)
 
 
 def objective_of(history: Iterable[EpochEnd], settings: Settings) -> float | None:

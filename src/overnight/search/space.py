@@ -195,6 +195,15 @@ class SearchSpace:
                     found[key] = parameter.read(name, texts[key])
         return found
 
+    def values_of(self, params: Mapping[str, Any], baseline: ValueOf) -> dict[str, Any]:
+        """Key -> value of a trial with these parameters, by name or display name; keys that lack one are left out."""
+        values: dict[str, Any] = {}
+        for p in self.parameters:
+            if p.active(values, baseline):
+                with contextlib.suppress(KeyError):
+                    values[p.key] = p.assemble(lambda name: params[name if name in params else display_name(name)])
+        return values
+
     def decode(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """The values of a trial's parameters, by name, from what Optuna stores."""
         return {name: self._owners[name].decode(name, v) for name, v in stored.items() if name in self._owners}

@@ -280,6 +280,7 @@ class DrawSpec:
     """Plots of a trial that has ended, to be drawn. Down.
 
     Attributes:
+        title: name of the trial, for the titles of the plots.
         folder: where the plots go.
         weights: file of the trial's weights; None if they were not kept.
         history: (epoch, metrics) in order.
@@ -291,8 +292,7 @@ class DrawSpec:
         locks: as in TrialSpec.
     """
 
-    study: str
-    number: int
+    title: str
     folder: Path
     weights: Path | None
     history: tuple[tuple[int, dict[str, float]], ...]

@@ -19,7 +19,7 @@ from scipy import stats
 from overnight import api, protocol
 from overnight.config.problems import ConfigError
 from overnight.protocol import EpochEnd, TrialSpec
-from overnight.report import confirm, finding, report
+from overnight.report import confirm, finding, publish, report, winner_pictures
 from overnight.report.live import NullScreen, ProgressSnapshot
 from overnight.runner import trial_process
 from overnight.runner.trial_spec import trial_spec
@@ -121,6 +121,29 @@ def test_the_test_set_evaluates_only_winner_and_baseline_and_only_once(confirmed
     assert len(list((home / "checkpoints" / f"small{CONFIRM_SUFFIX}").rglob("*.ckpt"))) == 1, (
         "the winner's, of one seed"
     )
+
+
+def test_a_winner_that_the_search_did_not_draw_is_drawn_with_its_network_of_the_confirmation(
+    confirmed: tuple[Path, api.Result],
+) -> None:
+    home, result = confirmed
+    shutil.rmtree(home / "pictures")
+    found, _ = view(result.plan.settings.location)
+    assert found is not None
+    assert winner_pictures.find(found) == []
+    winner_pictures.draw_missing(found, result.plan.settings.pictures, 60)
+    folder = winner_pictures.find_folder(found)
+    number = result.finding.winner.trial.number
+    assert folder == home / "pictures" / "small" / f"trial-{number:04d}"
+    assert (folder / "in-words.md").read_text().startswith(f"# Pictures of small trial-{number:04d}-seed-1\n")
+    assert "First weights" in [p.title for p in winner_pictures.find(found)]
+    assert publish.publish_to_mlflow(found, found.plan.settings.location, result.finding) is None
+    client = store.open_client(found.plan.settings.location)
+    (parent,) = runs_of(home, "study")
+    (trial,) = [r for r in runs_of(home, "trial") if r.data.tags["overnight.trial"] == str(number)]
+    for run in (parent, trial):
+        shown = {a.path: a.file_size for a in client.list_artifacts(run.info.run_id, "pictures")}
+        assert shown["pictures/weights.png"] == (folder / "weights.png").stat().st_size
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from overnight import api
 from overnight.config.compose import study_location
 from overnight.plots.process import lower_priority
 from overnight.protocol import DrawSpec
+from overnight.report import page, report
 from overnight.report.live import NullScreen
 from overnight.runner import plot_scheduler
 from overnight.runner.plot_scheduler import PlotScheduler
@@ -84,6 +86,15 @@ def test_every_new_best_trial_and_the_study_have_their_plots_in_mlflow(finished:
     assert all(pictures == DRAWN for pictures in shown.values())
 
 
+def test_the_report_page_shows_the_pictures_of_the_winner(finished: StudyView) -> None:
+    html = page.page(report.build_report(finished))
+    heads = re.findall(r'<h3>([^<]*)</h3><img alt="([^"]*)" src="data:image/png;base64,', html)
+    assert [title for title, _ in heads] == ["Confusion matrix", "The most confident mistakes", "First weights"]
+    assert all(len(words) > 40 for _, words in heads)
+    other = replace(finished, uid="a later study of this name")
+    assert "<img" not in page.page(report.build_report(other))
+
+
 def test_the_next_start_draws_the_winners_plots_that_a_kill_left_undrawn(
     finished_home: Path, home: Path, finished: StudyView
 ) -> None:
@@ -129,7 +140,7 @@ def test_while_trials_run_plots_start_at_intervals_newest_best_first(
     scheduler = PlotScheduler(with_home(finished.plan, tmp_path), "another study's", None, clock=lambda: now)  # type: ignore[arg-type]
 
     def started() -> list[tuple[int, bool]]:
-        return [(spec.number, spec.low_priority) for spec in started_plots]
+        return [(int(spec.folder.name.removeprefix("trial-")), spec.low_priority) for spec in started_plots]
 
     for record in bests:
         scheduler.want(record)

@@ -29,7 +29,7 @@ ALL = ("weights", "curves", "confusion", "mistakes", "predictions")
 
 def draw_spec(folder: Path, weights: Path | None, link: ListLink, look: str = "white_zero") -> DrawSpec:
     history = tuple((e.epoch, e.metrics) for e in link.epochs)
-    return DrawSpec("digits-mlp", 3, folder, weights, history, "val/accuracy", ALL, look, stamp="complete")
+    return DrawSpec("digits-mlp trial-0003", folder, weights, history, "val/accuracy", ALL, look, stamp="complete")
 
 
 @pytest.fixture(scope="module")
@@ -239,5 +239,9 @@ def test_the_stamp_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(drawing, "_save", fail)
     with pytest.raises(KeyboardInterrupt):
-        draw(DrawSpec("s", 0, tmp_path, None, ((0, {"a": 1.0}),), "a", ("curves",), "white_zero", json.dumps("x")))
+        draw(
+            DrawSpec(
+                "s trial-0000", tmp_path, None, ((0, {"a": 1.0}),), "a", ("curves",), "white_zero", json.dumps("x")
+            )
+        )
     assert not list(tmp_path.iterdir())

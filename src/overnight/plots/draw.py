@@ -14,16 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from overnight.config.paths import trial_name
 from overnight.plots import figures
 from overnight.plots.figures import Plot
+from overnight.plots.process import DRAWN, IN_WORDS
 from overnight.protocol import DrawSpec
 from overnight.system.files import write_atomically
 from overnight.trial import lightning_packages
 from overnight.trial.components import build
 from overnight.trial.fit import silence_lightning
 
-DRAWN, IN_WORDS = "drawn.json", "in-words.md"
 MAX_ROWS = 20_000  # validation rows that the network predicts
 MAX_MISTAKES = 12
 _MIN_IMAGE_SIDE = 4  # in pixels
@@ -37,8 +36,7 @@ def draw(spec: DrawSpec) -> None:
     """
     torch.set_num_threads(1)
     silence_lightning()
-    title = f"{spec.study} {trial_name(spec.number)}"
-    lines = [f"# Pictures of {title}", ""]
+    lines = [f"# Pictures of {spec.title}", ""]
 
     def add(plot: Plot) -> None:
         _save(spec.folder, plot)
@@ -54,9 +52,9 @@ def draw(spec: DrawSpec) -> None:
 
     wanted = set(spec.which)
     if "curves" in wanted:
-        attempt("curves", lambda: add(figures.curves(_series(spec.history), spec.metric, title)))
+        attempt("curves", lambda: add(figures.curves(_series(spec.history), spec.metric, spec.title)))
     if wanted - {"curves"}:
-        attempt("plot of weights and predictions", lambda: _draw_network(spec, title, wanted, add, attempt))
+        attempt("plot of weights and predictions", lambda: _draw_network(spec, wanted, add, attempt))
     (spec.folder / IN_WORDS).write_text("\n".join(lines) + "\n", "utf-8")
     write_atomically(spec.folder / DRAWN, spec.stamp)
 
@@ -67,13 +65,13 @@ class NotDrawable(ValueError):
 
 def _draw_network(
     spec: DrawSpec,
-    title: str,
     wanted: set[str],
     add: Callable[[Plot], None],
     attempt: Callable[[str, Callable[[], None]], None],
 ) -> None:
     if spec.weights is None:
         raise NotDrawable("its weights were not kept")
+    title = spec.title
     kept = torch.load(spec.weights, map_location="cpu", weights_only=True)
     torch.manual_seed(kept["overnight"]["seed"])
     data, model = build(kept["overnight"]["config"], locks=spec.locks)

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from overnight.protocol import DrawSpec
 from overnight.system import child_process
+
+# Written last, with the stamp of what was drawn; the descriptions of the plots.
+DRAWN, IN_WORDS = "drawn.json", "in-words.md"
+
+
+def stamp_of(uid: str, which: Sequence[str], look: str) -> str:
+    """Return what identifies a trial's plots: the study, the kinds of plots and their colours."""
+    return json.dumps({"study": uid, "which": list(which), "look": look})
+
+
+def is_drawn(folder: Path, stamp: str) -> bool:
+    """Return whether the plots with this stamp are in a folder."""
+    with contextlib.suppress(OSError):
+        return (folder / DRAWN).read_text("utf-8") == stamp
+    return False
 
 
 def main(spec: DrawSpec, log: Path) -> None:

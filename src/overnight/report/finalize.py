@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from overnight.report import confirm, finding, publish, winner
+from overnight.report import confirm, finding, publish, winner, winner_pictures
 from overnight.report.finding import Finding
 from overnight.runner import shared_exit
 from overnight.runner.stop_state import StopReason
@@ -150,6 +150,8 @@ def _publish(study: StudyView, ending: Ending | None, launch: Launch, doing: Cal
     if ending is None and len(study.records) < _MIN_TRIALS_FOR_PAGE:
         mlflow_error = publish.publish_to_mlflow(study, study.plan.settings.location, found)
         return FinalizedStudy(found, None, None, mlflow_error, tuple(notes))
+    drawing_s = min(launch.publish_due_at() - launch.now(), winner_pictures.DRAW_TIMEOUT_S) / 2
+    winner_pictures.draw_missing(study, launch.plan.settings.pictures, drawing_s)
     page, mlflow_error = publish.publish_before_deadline(study, found, launch)
     # The setting of this launch, not the stored one: a user asks for a model, not the study.
     if launch.plan.settings.tracking.register == "auto" and found.best:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from overnight.report.charts import charts
 from overnight.report.figures import Chart
 from overnight.report.report import Report, cost_lines, ranking, ranking_columns, winner_parameters
+from overnight.report.winner_pictures import Picture
 from overnight.system.files import write_atomically
 
 _STYLE = """
@@ -32,6 +34,7 @@ pre { background: var(--box); padding: .8rem; border-radius: .4rem; white-space:
   font-size: .85rem; margin: .4rem 0; user-select: all; }
 ul { padding-left: 1.2rem; } li { margin: .3rem 0; overflow-wrap: anywhere; }
 figure { margin: 0 0 1.5rem; max-width: 37rem; } figure svg { width: 100%; height: auto; display: block; }
+figure img { max-width: 100%; height: auto; display: block; background: #fff; border-radius: .4rem; }
 figcaption, .small { color: var(--faint); font-size: .85rem; overflow-wrap: anywhere; }
 h3 { font-size: .95rem; margin: 1.2rem 0 .3rem; }
 @media (max-width: 40rem) {
@@ -72,6 +75,8 @@ def _sections(report: Report) -> Iterable[str]:
         yield "<h2>The winner</h2>" + _table((), list(winner_parameters(report).items()), "")
         yield f"<h3>Command to train it again</h3><pre>{html.escape(report.train_command)}</pre>"
     yield from map(_figure, curves)
+    if report.pictures:
+        yield "<h2>The winner's network</h2>" + "".join(map(_picture, report.pictures))
     if report.stop_notes:
         yield f"<h2>What was cut short</h2>{_list(report.stop_notes)}"
     if report.caveats:
@@ -122,4 +127,12 @@ def _figure(chart: Chart) -> str:
     return (
         f"<figure><h3>{html.escape(chart.title)}</h3>"
         f'<div role="img" aria-label="{caption}">{svg}</div><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def _picture(picture: Picture) -> str:
+    description, data = html.escape(picture.description), base64.b64encode(picture.png).decode()
+    return (
+        f"<figure><h3>{html.escape(picture.title)}</h3>"
+        f'<img alt="{description}" src="data:image/png;base64,{data}"><figcaption>{description}</figcaption></figure>'
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overnight.config.paths import StudyLocation
-from overnight.report import finding
+from overnight.report import finding, winner_pictures
 from overnight.report.finding import Finding
 from overnight.search import deadline
 from overnight.search.limits import Launch
@@ -91,6 +91,7 @@ def publish_to_mlflow(study: StudyView, location: StudyLocation, found: Finding,
         second.uid if second is not None else None,
         _tests(second) if second is not None else {},
         files,
+        winner_pictures.find_folder(study) if won else None,
     )
     return summary.publish(location, study.plan.experiment, study.uid, answer)
 

@@ -12,10 +12,11 @@ from rich.text import Text
 
 from overnight.config.paths import trial_name
 from overnight.config.values import short_text
-from overnight.report import advice, finding
+from overnight.report import advice, finding, winner_pictures
 from overnight.report.caveats import find_caveats
 from overnight.report.finding import Finalist, Finding
 from overnight.report.importance import Importance, Importances, importances
+from overnight.report.winner_pictures import Picture
 from overnight.search.plan import Plan
 from overnight.search.record import (
     TrialRecord,
@@ -64,6 +65,7 @@ class Report:
         train_command: A command that trains the winner again; None if there is no winner.
         next_command: A command that starts the next search; None if there is no winner or nothing was searched.
         stop_notes: What a limit stopped before the whole budget was used, one line each.
+        pictures: Of the winner's network, as far as they are drawn.
     """
 
     plan: Plan
@@ -76,6 +78,7 @@ class Report:
     caveats: list[str]
     cost: Cost
     stop_notes: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
 
 def build_report(view: StudyView) -> Report:
@@ -93,6 +96,7 @@ def build_report(view: StudyView) -> Report:
         find_caveats(found, records),
         training_cost(plan, records, view.confirmation.records if view.confirmation is not None else ()),
         tuple(view.launch.get("notes", ())),
+        tuple(winner_pictures.find(view)),
     )
 
 

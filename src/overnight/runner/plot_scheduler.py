@@ -7,7 +7,6 @@ the trials have ended, the winner comes first. The next start draws what a stop 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -17,11 +16,11 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from overnight.plots.process import is_drawn, restore_priority, stamp_of
 from overnight.plots.process import main as draw_and_exit
-from overnight.plots.process import restore_priority
 from overnight.protocol import DrawSpec
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord
+from overnight.search.record import TrialRecord, trial_title
 from overnight.system import forkserver
 from overnight.system.kill import discard
 from overnight.tracking.sync import MlflowSync
@@ -34,7 +33,24 @@ _POLL_EVERY_S = 0.05
 # Between two starts while trials run. A study finds its first best trials in quick succession, and each process takes a
 # tenth of a second from the running trials even at the lowest priority.
 INTERVAL_S = 30.0
-_DRAWN = "drawn.json"
+
+
+def draw_spec(
+    plan: Plan, stamp: str, folder: Path, record: TrialRecord, weights: Path | None, low_priority: bool
+) -> DrawSpec:
+    """Return what a process draws of a trial of a study."""
+    return DrawSpec(
+        title=f"{plan.name} {trial_title(record)}",
+        folder=folder,
+        weights=weights,
+        history=tuple((e.epoch, e.metrics) for e in record.history),
+        metric=plan.settings.study.metric,
+        which=tuple(plan.settings.pictures.which),
+        look=plan.settings.pictures.look,
+        stamp=stamp,
+        low_priority=low_priority,
+        locks=plan.settings.location.paths.data_locks,
+    )
 
 
 @dataclass
@@ -52,7 +68,7 @@ class PlotScheduler:
     ) -> None:
         self._plan, self._mlflow_sync, self._clock = plan, mlflow_sync, clock
         self._settings, self._paths = plan.settings.pictures, plan.paths
-        self._stamp = json.dumps({"study": uid, "which": self._settings.which, "look": self._settings.look})
+        self._stamp = stamp_of(uid, self._settings.which, self._settings.look)
         self._kept_name = f"{uid}.weights"  # a copy of a trial's weights, until its plots are drawn
         self._wanted: list[TrialRecord] = []
         self._drawing: list[_Drawing] = []
@@ -119,9 +135,7 @@ class PlotScheduler:
             self.pause()
 
     def _is_drawn(self, number: int) -> bool:
-        with contextlib.suppress(OSError):
-            return (self._paths.trial_plots(number) / _DRAWN).read_text("utf-8") == self._stamp
-        return False
+        return is_drawn(self._paths.trial_plots(number), self._stamp)
 
     def _kept_weights(self, number: int) -> Path:
         return self._paths.trial_plots(number) / self._kept_name
@@ -140,19 +154,8 @@ class PlotScheduler:
 
     def _start(self, record: TrialRecord, low_priority: bool) -> None:
         weights = self._kept_weights(record.number)
-        spec = DrawSpec(
-            study=self._plan.name,
-            number=record.number,
-            folder=self._paths.trial_plots(record.number),
-            weights=weights if weights.exists() else None,
-            history=tuple((e.epoch, e.metrics) for e in record.history),
-            metric=self._plan.settings.study.metric,
-            which=tuple(self._settings.which),
-            look=self._settings.look,
-            stamp=self._stamp,
-            low_priority=low_priority,
-            locks=self._plan.settings.location.paths.data_locks,
-        )
+        folder = self._paths.trial_plots(record.number)
+        spec = draw_spec(self._plan, self._stamp, folder, record, weights if weights.exists() else None, low_priority)
         with contextlib.suppress(OSError, EOFError):
             log = self._paths.plot_log
             log.parent.mkdir(parents=True, exist_ok=True)

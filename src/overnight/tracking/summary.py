@@ -5,13 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overnight.config.paths import StudyLocation, trial_name
 from overnight.tracking import names, tags
 from overnight.tracking.pages import note_with_result
 from overnight.tracking.run_update import rounded
-from overnight.tracking.store import describe_error, find_experiment, find_parent, open_client, study_runs
+from overnight.tracking.run_writer import log_plots
+from overnight.tracking.store import (
+    describe_error,
+    find_experiment,
+    find_parent,
+    find_trial_runs,
+    open_client,
+    study_runs,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,6 +37,7 @@ class Summary:
         confirmation_uid: The uid of the study with the confirmation runs.
         tests: The number of a confirmation run -> its metrics on the test set.
         files: Paths of files to log to the study's run.
+        plots: The folder with the plots of the winner; None if there are none.
     """
 
     sentence: str
@@ -37,6 +47,7 @@ class Summary:
     confirmation_uid: str | None = None
     tests: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    plots: Path | None = None
 
 
 def publish(location: StudyLocation, experiment_name: str, uid: str, summary: Summary) -> str | None:
@@ -48,6 +59,9 @@ def publish(location: StudyLocation, experiment_name: str, uid: str, summary: Su
         if experiment is not None and parent is not None:
             _log_tests(client, experiment.experiment_id, summary)
             _log_result(client, parent, summary)
+            if summary.plots is not None:
+                for run_id in (parent, *find_trial_runs(location, [(uid, summary.winner)])):
+                    log_plots(client, run_id, summary.plots)
     except Exception as error:  # of MLflow, SQLAlchemy or the network; the next start repeats it
         return describe_error(error)
     return None

@@ -7,6 +7,7 @@ STUDY ?=
 KILLS ?= 100
 BACKUP ?=
 RUNS ?= 20
+SEED ?= 0
 # Test processes that run at the same time. Most tests wait for child processes, so two workers would leave cores idle.
 WORKERS ?= 4
 
@@ -14,7 +15,7 @@ WORKERS ?= 4
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help study ui check test lint types imports docs docs-serve browser long service service-quick chaos chaos-quick deadline deadline-quick bench bench-quick audit secrets up down backup restore clean
+.PHONY: help study ui check test lint types imports docs docs-serve browser fuzz long service service-quick chaos chaos-quick deadline deadline-quick bench bench-quick audit secrets up down backup restore clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +69,9 @@ docs-serve: $(VENV)/.docs.installed  ## Serve the documentation site on 127.0.0.
 
 browser: $(VENV)/.dev.installed  ## Run the browser tests
 	$(BIN)/python -m pytest -m browser
+
+fuzz: $(VENV)/.dev.installed  ## Try hostile input at every command, option and key for two minutes; SEED=0
+	$(BIN)/python -m pytest -m fuzz tests/fuzz --fuzz-seconds=120 --fuzz-seed=$(SEED)
 
 long: $(VENV)/.dev.installed  ## Run the tests that tune whole studies in separate processes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m long

@@ -98,3 +98,16 @@ def overnight(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--away", default="12", help="lengths of the outages of a group's store in seconds")
     parser.addoption("--pages", default="100", help="number of trials of the study whose pages are requested")
+    parser.addoption("--fuzz-seconds", default="20", help="how long hostile input is tried")
+    parser.addoption("--fuzz-seed", default="0", help="decides which hostile input is tried")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many hostile inputs were tried."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.getreports(kind)]
+    counts = {r.nodeid.rpartition("::")[2]: dict(r.user_properties)["inputs"] for r in reports
+              if "inputs" in dict(r.user_properties)}  # fmt: skip
+    for name, count in counts.items():
+        terminalreporter.write_line(f"{name}: {count} inputs")
+    if counts:
+        terminalreporter.write_line(f"{sum(counts.values())} hostile inputs")

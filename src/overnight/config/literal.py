@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from overnight.config.override_parser import parse_override
+
 # A shell command has quotes, braces and dollar signs of its own, so it is always taken as it is.
 COMMANDS = ("notify.command",)
 # Taken as they are, unless Hydra's grammar reads them as one text, which may be quoted and may hold interpolations.
@@ -40,13 +42,10 @@ def escape_commands(config: Any) -> None:
 
 
 def _is_text(override: str) -> bool:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     try:
-        parsed = OverridesParser.create().parse_override(override)
+        parsed = parse_override(override)
         return not parsed.is_sweep_override() and isinstance(parsed.value(), str)
-    except HydraException:
+    except ValueError:
         return False
 
 

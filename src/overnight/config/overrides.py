@@ -7,6 +7,7 @@ from typing import Any
 
 from overnight.config.fields import nearest
 from overnight.config.literal import as_override, quote
+from overnight.config.override_parser import parse_override
 from overnight.config.problems import ConfigError, Problems
 from overnight.config.search_path import ConfigSearchPath
 from overnight.config.settings import COMPONENTS, SECTIONS
@@ -38,15 +39,12 @@ def option_override(group: str, option: str) -> str:
 
 def parse_overrides(overrides: Iterable[str], problems: Problems) -> list[Any]:
     """Parse overrides to Hydra's Override objects. Adds those that are not in the grammar to `problems`."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     parsed = []
     for text in overrides:
         try:
-            parsed.append(OverridesParser.create().parse_override(as_override(text)))
-        except HydraException as error:
-            problems.add(f"{text}: must be KEY=VALUE in Hydra's grammar: {str(error).splitlines()[0]}")
+            parsed.append(parse_override(as_override(text)))
+        except ValueError as error:
+            problems.add(f"{text}: must be KEY=VALUE in Hydra's grammar: {error}")
     return parsed
 
 

@@ -317,7 +317,7 @@ def _with_study_defaults(tree: Mapping[str, Any], problems: Problems) -> Any:
     filled, task = dict(study), data.get("task") if isinstance(data, Mapping) else None
     if isinstance(filled.get("warm_start_from"), str):
         filled["warm_start_from"] = {"study": filled["warm_start_from"]}
-    if task is not None and task not in OBJECTIVES:
+    if task is not None and (not isinstance(task, str) or task not in OBJECTIVES):
         problems.add("data.task", f"must be one of {', '.join(OBJECTIVES)}", task)
     if filled.get("metric") is None:
         filled["metric"] = OBJECTIVES.get(str(task), "val/accuracy")

@@ -17,6 +17,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from overnight.config.override_parser import parse_override
+
 # JSON has neither bytes, nor keys that are no texts, nor numbers that are not finite. Each is a mapping with one key.
 _ITEMS, _BYTES, _FLOAT = "$items", "$bytes", "$float"
 
@@ -103,13 +105,7 @@ def to_text(value: Any) -> str:
 
 def from_text(text: str) -> Any:
     """The value that `to_text` wrote. Raises ValueError where Hydra does not read the text as one value."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        override = OverridesParser.create().parse_override(f"value={text}")
-    except HydraException as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+    override = parse_override(f"value={text}")
     if override.is_sweep_override():
         raise ValueError(f"must be one value, got the sweep {text}")
     return override.value()

@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
+from overnight.config.override_parser import parse_override
 from overnight.config.problems import Problems
 from overnight.config.values import fingerprint
 from overnight.search.distributions import choices, exact
@@ -52,17 +53,6 @@ def choice(key: str, values: Iterable[Any]) -> Parameter:
     return Parameter(key, choices(options), options=options)
 
 
-def parse_override(text: str) -> Any:
-    """Parse KEY=VALUE in Hydra's grammar. Raises ValueError with Hydra's reason."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        return OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        raise ValueError(str(error).splitlines()[0]) from error
-
-
 def unquoted(value: Any) -> Any:
     """A value of Hydra's parser as plain text, list or dict."""
     from hydra.core.override_parser.types import QuotedString
@@ -87,6 +77,9 @@ def is_distribution(node: Mapping[str, Any]) -> bool:
 
 def _read_list(key: str, draw: Mapping[str, Any], label: str, problems: Problems) -> Parameter | None:
     """Read a list of variable length: a mapping with `length` and `each`."""
+    if set(draw) != {"length", "each"}:
+        problems.add(f"{label}: a draw in a mapping is a list with length and each, or a distribution; got {draw}")
+        return None
     each, counted = (read_draw(key, draw[part], f"{label}.{part}", problems) for part in ("each", "length"))
     if each is None or counted is None:
         return None

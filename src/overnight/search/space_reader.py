@@ -16,10 +16,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from overnight.config.override_parser import parse_override
 from overnight.config.problems import Problems
 from overnight.config.trees import is_dotted
 from overnight.config.values import to_text
-from overnight.search.grammar import FixedValue, choice, is_distribution, parse_override, read_draw, unquoted
+from overnight.search.grammar import FixedValue, choice, is_distribution, read_draw, unquoted
 from overnight.search.space import Condition, Parameter, SearchSpace
 
 _FORMS = (

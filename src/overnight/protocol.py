@@ -172,12 +172,14 @@ class DryRunResult:
         metrics: names of the metrics that were logged; None if the dry run did not get that far.
         problems: mistakes, one line each.
         private_bytes: peak memory of the process, without the pages that it shares with the forkserver.
+        unsaved: attributes that training changes and that a trial which resumes will lack.
     """
 
     number: int
     metrics: tuple[str, ...] | None
     problems: tuple[str, ...]
     private_bytes: int
+    unsaved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,12 @@ def find_mistakes(plan: Plan, say: Say = lambda _: None) -> Problems:
     if not problems:
         for note in notes_on_names(plan, results):
             say(note)
+        unsaved = dict.fromkeys(name for result in results if result is not None for name in result.unsaved)
+        if unsaved:
+            say(
+                f"a trial that is interrupted will go on without {', '.join(unsaved)}: training changes it, and it "
+                "can't be saved; keep numbers, tensors, lists and dicts instead, or make the object in __init__"
+            )
     return problems
 
 

@@ -18,7 +18,7 @@ from overnight.system.files import write_atomically
 
 # Torch is imported inside the functions that need it: the doctor verifies these files without it.
 
-_MAGIC = b"overnight state 1\n"
+_MAGIC = b"overnight state 2\n"  # 1 lacked what no state_dict holds, so that training went on differently
 _STATE, _PREVIOUS_STATE, WEIGHTS = "state.ckpt", "state.before.ckpt", "weights.ckpt"
 STATE_FILES = (_STATE, _PREVIOUS_STATE)  # newest first
 
@@ -92,6 +92,8 @@ def read(path: Path) -> dict[str, Any]:
 def read_verified(path: Path) -> bytes:
     """Return the payload of a state file. Raise UnusableCheckpoint if it is not what was written."""
     data = path.read_bytes()
+    if data.startswith(b"overnight state 1\n"):
+        raise UnusableCheckpoint(f"{path.name}: of an older version, which did not save all that training changes")
     if not data.startswith(_MAGIC):
         raise UnusableCheckpoint(f"{path.name}: not a state that overnight wrote")
     digest, _, payload = data[len(_MAGIC) :].partition(b"\n")

@@ -66,9 +66,10 @@ def dry_run_batch(spec: TrialSpec, builds: list[dict[str, Any]]) -> DryRunResult
     problems = list(_target_problems(spec.config))
     one_batch = OneBatchEpochs()
     link = _StopWithMetric(spec.metric, one_batch)
+    unsaved: tuple[str, ...] = ()
     if not problems:
         try:
-            fit(spec, link, one_batch)
+            unsaved = fit(spec, link, one_batch).notes
         except BaseException as error:
             problems.append(_describe(error))
     for config in builds:
@@ -76,7 +77,7 @@ def dry_run_batch(spec: TrialSpec, builds: list[dict[str, Any]]) -> DryRunResult
             build(config)
         except BaseException as error:
             problems.append(_describe(error))
-    return DryRunResult(spec.number, link.metrics, tuple(dict.fromkeys(problems)), link.private_bytes)
+    return DryRunResult(spec.number, link.metrics, tuple(dict.fromkeys(problems)), link.private_bytes, unsaved)
 
 
 def prepare_data(spec: DataSpec) -> DryRunResult:

@@ -22,6 +22,7 @@ from overnight.trial.one_batch import OneBatchEpochs
 from overnight.trial.state import identity_of
 from overnight.trial.trial_callback import (
     ALIVE_EVERY_S,
+    EpochStart,
     InMemoryCheckpoints,
     Link,
     TrialCallback,
@@ -55,13 +56,14 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
     notes = tuple(unusable)
     data, model = build(spec.config, spec.cache, spec.locks, lambda: link.send(Alive(spec.number)))
     lightning = lightning_packages.lightning_of(data, model)
-    memory = lightning_packages.subclass(InMemoryCheckpoints, lightning.plugins.CheckpointIO)(state)
-    callback = lightning_packages.subclass(TrialCallback, lightning.callbacks.Checkpoint)(spec, link, memory)
+    memory = lightning_packages.subclass(InMemoryCheckpoints, lightning.plugins.CheckpointIO)(state, model)
+    callback = lightning_packages.subclass(TrialCallback, lightning.callbacks.Checkpoint)(spec, link, memory, data)
+    epoch_start = lightning_packages.subclass(EpochStart, lightning.Callback)(callback)
     options = dict(spec.config["trainer"])
     if _takes_several_batches_per_step(data, model) and options["precision"] == "32-true":
         model.step_over_batches(clip_norm=options.pop("gradient_clip_val", None))
         data.group_batches(BATCHES_PER_STEP if one_batch is None else 1, callback.poll)
-    callbacks = [callback]
+    callbacks = [epoch_start, callback]
     if one_batch is not None:
         callbacks.append(lightning.callbacks.LambdaCallback(on_train_epoch_start=one_batch.shorten))
     trainer = make_trainer(lightning, spec, plugins=[memory], callbacks=callbacks, num_sanity_val_steps=0, **options)
@@ -75,16 +77,23 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
         # The states stay on disk until the supervisor has recorded the outcome. A trial that is killed before then
         # resumes from them.
         outcome: Literal["stopped", "saved"] = "stopped" if stopped.decision is Decision.STOP else "saved"
-        return Finished(spec.number, outcome, notes=notes)
+        unsaved = tuple(callback.unsaved()) if one_batch is not None else ()
+        return Finished(spec.number, outcome, notes=(*notes, *unsaved, *_notes_of(callback, state)))
     except Exception:
         if not callback.restoring:
             raise
         return Finished(spec.number, "failed", "checkpoint_unusable", traceback.format_exc(), notes)
+    notes = (*notes, *_notes_of(callback, state))
     if not callback.history:
         raise RuntimeError("the trial trained no epoch: does the data module have a train_dataloader with batches?")
     if spec.keep_weights and not _save_weights(spec, callback.weights(trainer), link):
         return Finished(spec.number, "saved", notes=notes)
     return Finished(spec.number, "complete", notes=notes)
+
+
+def _notes_of(callback: TrialCallback, state: dict[str, Any] | None) -> tuple[str, ...]:
+    """Return what a trial that resumed lacks, as a line for its page."""
+    return (f"resumed without {', '.join(callback.lost)}",) if state is not None and callback.lost else ()
 
 
 def start_process(spec: TrialSpec) -> None:

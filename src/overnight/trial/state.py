@@ -51,14 +51,25 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def copy_to_cpu(value: Any) -> Any:
-    """Copy a tree with all its tensors to the CPU, so that further training does not change the copy."""
+def copy_to_cpu(value: Any, copies: dict[Any, torch.Tensor] | None = None) -> Any:
+    """Copy a tree with all its tensors to the CPU, so that further training does not change the copy.
+
+    A tensor that is in the tree twice is copied once, and is in a file once.
+    """
+    if value is None or type(value) in (int, str, float, bool):
+        return value
+    copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {k: copy_to_cpu(v) for k, v in value.items()}
+        if value.layout is not torch.strided:
+            return value.detach().to("cpu", copy=True)
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+        if key not in copies:
+            copies[key] = value.detach().to("cpu", copy=True)
+        return copies[key]
+    if isinstance(value, dict) or isinstance(value, Mapping):  # noqa: SIM101 - the first is a fast way
+        return {k: copy_to_cpu(v, copies) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copy_to_cpu(v) for v in value) if type(value) in (list, tuple) else value
+        return type(value)(copy_to_cpu(v, copies) for v in value) if type(value) in (list, tuple) else value
     return value
 
 

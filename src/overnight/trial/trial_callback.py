@@ -7,14 +7,9 @@ from typing import Any, Protocol
 
 from overnight.protocol import Alive, Decision, EpochEnd, StateSaved, TrialMessage, TrialSpec
 from overnight.trial import checkpoint
-from overnight.trial.state import (
-    DROPPED,
-    copy_to_cpu,
-    get_random_state,
-    identity_of,
-    plain_hyperparameters,
-    set_random_state,
-)
+from overnight.trial.boundary import Boundary, match_param_groups, set_weights
+from overnight.trial.measured import MeasuredWeights
+from overnight.trial.state import DROPPED, copy_to_cpu, identity_of, plain_hyperparameters
 
 # Seconds between two checks, within an epoch, of whether the trial is to stop.
 POLL_EVERY_S = 0.1
@@ -43,18 +38,28 @@ class TrialStopped(Exception):
 
 
 class InMemoryCheckpoints:
-    """A CheckpointIO that keeps a copy of Lightning's checkpoint in memory and loads the state it was given."""
+    """A CheckpointIO that keeps Lightning's checkpoint in memory and loads the state it was given.
 
-    def __init__(self, state: dict[str, Any] | None) -> None:
-        self._state = state
-        self.restores = state is not None
+    Args:
+        state: what the trial resumes from.
+        module: the LightningModule that it is loaded into.
+
+    Attributes:
+        saved: the checkpoint that was saved last, not copied.
+        initial: the weights before the state was loaded.
+    """
+
+    def __init__(self, state: dict[str, Any] | None, module: Any) -> None:
+        self.state, self._module = state, module
         self.saved: dict[str, Any] = {}
+        self.initial: dict[str, Any] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
-        self.saved = copy_to_cpu(checkpoint)
+        self.saved = checkpoint
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:  # noqa: ARG002
-        return self._state
+        self.initial = copy_to_cpu(self._module.state_dict())
+        return self.state
 
     def remove_checkpoint(self, path: Any) -> None:
         pass
@@ -69,26 +74,55 @@ class TrialTrainer:
         return [callback for callback in found if not isinstance(callback, TrialCallback)]
 
 
+class EpochStart:
+    """Calls the TrialCallback before all other callbacks at the start of an epoch and at the end of a validation.
+
+    It is the first of the Trainer's callbacks: others may unfreeze layers or exchange weights in these hooks.
+    """
+
+    def __init__(self, trial: TrialCallback) -> None:
+        self._trial = trial
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        self._trial.at_boundary(trainer, module)
+
+    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
+        self._trial.measured.validated(module)
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
+        self._trial.measured.trained(module)
+
+
 class TrialCallback:
-    """Reports each epoch and keeps the state of the last epoch boundary in memory.
+    """Reports each epoch and keeps the state of the last boundary between two epochs in memory.
 
     Its base is Lightning's Checkpoint, because Lightning calls these after everything else at the end of an epoch.
 
-    Lightning's checkpoint at the end of an epoch precedes the step of the schedules. The callback therefore takes it
-    there and completes it when the next epoch starts. Only then can training resume from it bit by bit.
+    Args:
+        spec: the trial.
+        link: the connection to the supervisor.
+        memory: the Trainer's checkpoints, with the state that the trial resumes from.
+        data: the data module.
     """
 
-    def __init__(self, spec: TrialSpec, link: Link, memory: InMemoryCheckpoints) -> None:
-        self._spec, self._link, self._memory = spec, link, memory
+    def __init__(self, spec: TrialSpec, link: Link, memory: InMemoryCheckpoints, data: Any) -> None:
+        self._spec, self._link, self._memory, self._data = spec, link, memory, data
         self.history: list[EpochEnd] = []
-        self.restoring = memory.restores  # until the model has the saved state
-        self._boundary: dict[str, Any] | None = None
-        self._boundary_incomplete = False
+        self.restoring = memory.state is not None  # until all objects have the saved state
+        self.lost: list[str] = []  # names of what changes during training and can't be restored
+        self.measured = MeasuredWeights(spec)
+        self._boundary: Boundary | None = None
+        self._state: dict[str, Any] | None = None  # at the last boundary
+        self._epoch_ended = False
         self._stopping = False
-        self._best: tuple[float, dict[str, Any]] | None = None  # (metric, weights)
-        self._random_state: dict[str, Any] | None = None
         self._logged: dict[str, Any] = {}  # Lightning's metrics at the end of the last epoch
         self._epoch_started_at = self._saved_at = self._polled_at = self._alive_at = time.monotonic()
+        if memory.state is not None:
+            self._state = copy_to_cpu(memory.state)  # the optimizer trains on in the very tensors that it is given
+            ours = self._state["overnight"]
+            self.history = [EpochEnd(**e) for e in ours["history"]]
+            self._logged = dict(ours["logged"])
+            self.measured.restore(ours)
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:  # noqa: ARG002
         # The model's checkpoint callbacks are appended. What they change at the end of an epoch is part of its state.
@@ -97,38 +131,44 @@ class TrialCallback:
     # Resuming
 
     def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        ours = checkpoint["overnight"]
-        self.history = [EpochEnd(**e) for e in ours["history"]]
-        self._random_state = ours["random"]
-        self._best = (ours["best"]["value"], ours["best"]["weights"]) if ours["best"] else None
-        self._logged = dict(ours["logged"])
-        # A model whose schedule asks for the number of steps makes the DataLoader draw its order during setup.
-        set_random_state(self._random_state)
-        self._boundary = copy_to_cpu(checkpoint)  # the optimizer trains on in the very tensors that it is given
+        # Hooks before the first epoch, which may copy weights, find what the original found.
+        set_weights(module, self._memory.initial)
 
-    def on_fit_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
-        # Any other DataLoader draws its order right after this. What the setup of the model drew does not count.
-        if self._random_state is not None and trainer.train_dataloader is None:
-            set_random_state(self._random_state)
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        if self._state is not None:
+            match_param_groups(trainer, module, self._state["overnight"]["groups"])
 
     def on_train_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
-        self.restoring = False
         trainer.callback_metrics.update(self._logged)  # schedules and callbacks may read metrics of earlier epochs
 
-    # Within an epoch
-
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
+    def at_boundary(self, trainer: Any, module: Any) -> None:
+        """Take the state of the trial, or put it back in a trial that resumes."""
         self._epoch_started_at = time.monotonic()
-        if not self._boundary_incomplete:
+        if self._boundary is None:
+            self._boundary = Boundary(trainer, module, self._data)
+            if self._state is not None:
+                self.lost = self._boundary.put_back(self._state)
+                self.restoring = False
             return
-        self._boundary_incomplete = False
-        assert self._boundary is not None
-        self._boundary["optimizer_states"] = copy_to_cpu([o.state_dict() for o in trainer.optimizers])
-        self._boundary["lr_schedulers"] = copy_to_cpu([c.scheduler.state_dict() for c in trainer.lr_scheduler_configs])
+        if not self._epoch_ended:
+            return
+        self._epoch_ended = False
+        state = self._boundary.take(self._memory)
+        for name in _HYPERPARAMETERS:
+            state.pop(name, None)  # the configuration builds the same objects again
+        state["overnight"].update(
+            identity=identity_of(self._spec),
+            history=[vars(epoch) for epoch in self.history],
+            logged=copy_to_cpu(self._logged),
+            **self.measured.state(state["overnight"]["weights"]),
+        )
+        self._state, self.lost = state, state["overnight"]["lost"]
         if self._stopping:
             self._save_and_stop()
         if time.monotonic() - self._saved_at >= self._spec.checkpoint_every_s:
             self._save()
+
+    # Within an epoch
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:  # noqa: ARG002
         self.poll()
@@ -159,36 +199,29 @@ class TrialCallback:
         seconds = now - self._epoch_started_at
         epoch = EpochEnd(self._spec.number, trainer.current_epoch, metrics, time.time(), seconds)
         self.history.append(epoch)
-        self._update_best(epoch, module)
+        self.measured.epoch_ended(metrics, module)
         decision = self._link.ask(epoch)
         if decision is Decision.STOP:
             raise TrialStopped(decision)
         if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
             return  # to finish takes less time than to save
         self._stopping = decision is Decision.SAVE_AND_STOP
-        trainer.save_checkpoint("memory", weights_only=False)
-        self._boundary = self._memory.saved
-        for name in _HYPERPARAMETERS:
-            self._boundary.pop(name, None)  # the configuration builds the same objects again
-        self._boundary["overnight"] = {
-            "identity": identity_of(self._spec),
-            "history": [vars(e) for e in self.history],
-            "random": get_random_state(),
-            "logged": copy_to_cpu(logged),
-            "best": {"value": self._best[0], "weights": self._best[1]} if self._best else None,
-        }
-        self._boundary_incomplete = True
+        self._epoch_ended = True
+
+    def unsaved(self) -> list[str]:
+        """Return the names of attributes that have changed since the first epoch began and can't be saved."""
+        return self._boundary.unsaved() if self._boundary is not None else []
 
     def weights(self, trainer: Any) -> dict[str, Any]:
         """Return a checkpoint of the epoch that gives the objective, for Lightning's load_from_checkpoint."""
         trainer.save_checkpoint("memory", weights_only=True)
-        saved = self._memory.saved
+        saved = copy_to_cpu(self._memory.saved)
         for name in _HYPERPARAMETERS:
             if name in saved:
                 saved[name] = plain_hyperparameters(saved[name])
         saved = {name: value for name, value in saved.items() if value is not DROPPED}
-        if self._best is not None:
-            saved["state_dict"] = self._best[1]
+        if self.measured.weights is not None:
+            saved["state_dict"] = self.measured.weights
         spec = self._spec
         saved["overnight"] = {
             "study": spec.study,
@@ -200,26 +233,18 @@ class TrialCallback:
         }
         return saved
 
-    def _update_best(self, epoch: EpochEnd, module: Any) -> None:
-        value = epoch.metrics.get(self._spec.metric)
-        if self._spec.objective != "best" or value is None or value != value:
-            return
-        sign = 1 if self._spec.direction == "maximize" else -1
-        if self._best is None or sign * value > sign * self._best[0]:
-            self._best = (value, copy_to_cpu(module.state_dict()))
-
     def _save_and_stop(self) -> None:
         """Stop with the last boundary on disk. Before the first boundary there is nothing to save."""
-        if self._boundary is not None:
+        if self._state is not None:
             self._save()
         raise TrialStopped(Decision.SAVE_AND_STOP)
 
     def _save(self) -> None:
-        assert self._boundary is not None
+        assert self._state is not None
         self._saved_at = time.monotonic()
         try:
-            checkpoint.save(self._spec.checkpoint_folder, self._boundary)
+            checkpoint.save(self._spec.checkpoint_folder, self._state)
         except checkpoint.DiskFull:
             return  # the previous state is still there, and the supervisor makes trials wait for free space
-        last = self._boundary["overnight"]["history"][-1]
+        last = self._state["overnight"]["history"][-1]
         self._link.send(StateSaved(self._spec.number, last["epoch"]))

@@ -1,0 +1,300 @@
+"""What training changes in a trial's objects and no state_dict holds: it is found, saved and restored.
+
+Examples are `requires_grad`, the states of a torchmetrics object, the generator of a DataLoader, a list that a module
+appends to. The module, the callbacks, the data module, the loaders and the optimizers are walked once, before the first
+epoch. At the end of an epoch, every attribute that has changed since then is saved. A trial that resumes has built the
+same objects in the same way, so that the changed attributes are all that it lacks.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+
+from overnight.trial.changes import MAX_ITEMS, differs, mark_of
+from overnight.trial.plain_values import ATOMS, GENERATORS, NotPlain, decode, encode
+
+# Objects of these packages hold no state of a training, or restore it themselves.
+_FOREIGN = {
+    *("builtins", "types", "typing", "functools", "inspect", "abc", "weakref", "contextlib", "importlib", "logging"),
+    *(
+        "threading",
+        "_thread",
+        "multiprocessing",
+        "concurrent",
+        "asyncio",
+        "subprocess",
+        "socket",
+        "io",
+        "_io",
+        "ctypes",
+    ),
+    *("_ctypes", "re", "numpy", "hydra", "omegaconf", "lightning_fabric", "matplotlib", "PIL", "overnight"),
+}
+_WALKED_OF_TORCH = (nn.Module, torch.utils.data.Dataset, torch.utils.data.Sampler, DataLoader, torch.optim.Optimizer)
+_LIGHTNING = ("pytorch_lightning", "lightning")
+_OF_TRAINER = (*_LIGHTNING, "torch")  # of these packages only callbacks and what is walked of torch
+# Attributes that hold no state, or whose state is in a state_dict or is restored by name here.
+_OF_MODULE = frozenset(vars(nn.Module())) - {"training"}
+_OF_METRIC = frozenset({"_defaults", "_persistent", "_reductions", "_update_signature", "update", "compute"})
+_OF_LOADER = frozenset({"_iterator", "_DataLoader__multiprocessing_context"})
+_OF_OPTIMIZER = frozenset({"state", "param_groups", "defaults"})
+_MAX_OBJECTS = 2000  # the objects that are nearest to the roots
+_GONE = ("gone",)
+
+
+@dataclass
+class _Owner:
+    """An object whose attributes are watched. seen: attribute -> (value, mark)."""
+
+    path: str
+    object: Any
+    skipped: frozenset[str]
+    outside: bool  # a module that is no part of the trained one: its weights are in no state_dict of the trainer
+    seen: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+class LiveState:
+    """Attributes of the given objects, and of the objects in them, that change.
+
+    Args:
+        roots: name -> object. Names appear in messages.
+        ignored: objects that are not walked, such as the Trainer.
+        skipped: root -> attributes that the object restores itself.
+        gradients: whether gradients outlive an epoch, as they may with manual optimization.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, Any],
+        *,
+        ignored: tuple[Any, ...] = (),
+        skipped: Mapping[str, frozenset[str]] | None = None,
+        gradients: bool = False,
+    ) -> None:
+        self._names: dict[int, str] = {}
+        self._ignored = {id(thing): thing for thing in ignored}
+        self._gradients = gradients
+        self._owners: dict[str, _Owner] = {}
+        trained = [root for root in roots.values() if isinstance(root, nn.Module)]
+        self._trained = {id(module) for root in trained for module in root.modules()}
+        for name, root in roots.items():
+            self._walk(name, root, (skipped or {}).get(name, frozenset()))
+        for owner in self._owners.values():
+            owner.seen = {name: (value, mark_of(value)) for name, value in self._attributes(owner)}
+
+    def save(self, covered: Any = None) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Return the attributes that have changed, as plain data, and the names of those that can't be saved.
+
+        Args:
+            covered: a tree; tensors in it are saved elsewhere.
+        """
+        elsewhere: set[int] | None = None
+        changed: dict[str, dict[str, Any]] = {}
+        lost: list[str] = []
+        for path, owner in self._owners.items():
+            now = dict(self._attributes(owner))
+            of_owner: dict[str, Any] = {}
+            for name, value in now.items():
+                before = owner.seen.get(name)
+                if before is not None and not differs(value, *before):
+                    continue
+                # A tensor that is new here may be another name of one that is saved elsewhere.
+                if isinstance(value, torch.Tensor) and before is not None and isinstance(before[0], torch.Tensor):
+                    elsewhere = {t.data_ptr() for t in tensors_in(covered)} if elsewhere is None else elsewhere
+                    if value.data_ptr() in elsewhere:
+                        continue
+                try:
+                    of_owner[name] = encode(value, self._reference)
+                except (NotPlain, RecursionError):
+                    lost.append(f"{path}.{name}")
+            of_owner.update((name, _GONE) for name in owner.seen if name not in now)
+            if of_owner:
+                changed[path] = of_owner
+        return changed, [*dict.fromkeys([*lost, *self._iterators()])]
+
+    def restore(self, saved: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Set the attributes that `save` returned, and return the names of those that can't be set."""
+        lost = []
+        for path, attributes in saved.items():
+            owner = self._owners.get(path)
+            for name, value in attributes.items():
+                try:
+                    if owner is None:
+                        raise NotPlain
+                    self._set(owner, name, value)
+                except (NotPlain, AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+                    lost.append(f"{path}.{name}")
+        return lost
+
+    # Walking
+
+    def _walk(self, path: str, root: Any, skipped: frozenset[str]) -> None:
+        waiting = deque([(path, root, skipped, False)])
+        while waiting and len(self._owners) < _MAX_OBJECTS:
+            path, thing, skipped, outside = waiting.popleft()
+            if id(thing) in self._names or id(thing) in self._ignored:
+                continue
+            if isinstance(thing, list | tuple | dict | set | deque):
+                waiting.extend((p, item, frozenset(), outside) for p, item in _items(path, thing))
+                continue
+            if not _is_walked(thing):
+                continue
+            outside = isinstance(thing, nn.Module) and id(thing) not in self._trained
+            owner = _Owner(path, thing, skipped | _skipped_of(thing), outside)
+            self._names[id(thing)] = path
+            self._owners[path] = owner
+            if isinstance(thing, nn.Module):
+                waiting.extend(
+                    (f"{path}.{name}", child, frozenset(), outside) for name, child in thing._modules.items()
+                )
+                for name, tensor in (*thing._parameters.items(), *thing._buffers.items()):
+                    if tensor is not None:
+                        self._names.setdefault(id(tensor), f"{path}.{name}")
+            for name, value in self._attributes(owner):
+                if type(value) not in ATOMS and not isinstance(value, torch.Tensor):
+                    waiting.append((f"{path}.{name}", value, frozenset(), outside))
+
+    def _attributes(self, owner: _Owner) -> Iterator[tuple[str, Any]]:
+        thing, skipped = owner.object, owner.skipped
+        for name, value in getattr(thing, "__dict__", {}).items():
+            if name not in skipped and type(value) is not types.MethodType:
+                yield name, value
+        for kind in type(thing).__mro__:
+            slots = vars(kind).get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                if name not in ("__dict__", "__weakref__") and hasattr(thing, name):
+                    yield name, getattr(thing, name)
+        if isinstance(thing, nn.Module):
+            for name, parameter in thing._parameters.items():
+                if parameter is not None:
+                    yield f"{name}.requires_grad", parameter.requires_grad
+                    if self._gradients:
+                        yield f"{name}.grad", parameter.grad
+                    if owner.outside:
+                        yield f"{name}.data", parameter.detach()
+            for name, buffer in thing._buffers.items():
+                if owner.outside or name in thing._non_persistent_buffers_set:
+                    yield f"{name}.buffer", buffer
+
+    def _iterators(self) -> Iterator[str]:
+        """Yield the names of iterators, such as generators of functions, whose position can't be known."""
+        for path, owner in self._owners.items():
+            for name, value in owner.seen.items():
+                if _is_iterator(value[0]):
+                    yield f"{path}.{name}"
+
+    def _reference(self, thing: Any) -> tuple[str, str]:
+        if id(thing) not in self._names:
+            raise NotPlain(type(thing).__name__)
+        return "object", self._names[id(thing)]
+
+    # Restoring
+
+    def _set(self, owner: _Owner, name: str, value: Any) -> None:
+        thing = owner.object
+        parameter, _, part = name.rpartition(".")
+        if isinstance(thing, nn.Module) and part in ("requires_grad", "grad", "data", "buffer") and parameter:
+            with torch.no_grad():
+                _set_in_module(thing, parameter, part, self._decode(value))
+            return
+        attributes = getattr(thing, "__dict__", {})
+        if isinstance(value, tuple) and value[0] == _GONE[0]:
+            attributes.pop(name, None)
+            return
+        new = self._decode(value, getattr(thing, name, None))
+        if name in attributes or hasattr(thing, "__dict__"):
+            attributes[name] = new  # past properties and __setattr__, as the value was read
+        else:
+            object.__setattr__(thing, name, new)
+
+    def _decode(self, value: Any, current: Any = None) -> Any:
+        return decode(value, self._dereference, current)
+
+    def _dereference(self, name: tuple[str, str]) -> Any:
+        owner = self._owners.get(name[1])
+        if owner is not None:
+            return owner.object
+        path, _, attribute = name[1].rpartition(".")
+        module = self._owners[path].object
+        return module._parameters.get(attribute, module._buffers.get(attribute))
+
+
+def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in a tree of dicts, lists and tuples."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            yield from tensors_in(item)
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from tensors_in(item)
+
+
+def _set_in_module(module: nn.Module, name: str, part: str, value: Any) -> None:
+    if part == "buffer":
+        module._buffers[name] = value
+        return
+    parameter = module._parameters[name]
+    assert parameter is not None
+    if part == "requires_grad":
+        parameter.requires_grad_(value)
+    elif part == "grad":
+        parameter.grad = value
+    else:
+        parameter.copy_(value)
+
+
+def _items(path: str, container: Any) -> Iterator[tuple[str, Any]]:
+    if len(container) <= MAX_ITEMS:
+        pairs = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, item in pairs:
+            if type(item) not in ATOMS and not isinstance(item, torch.Tensor):
+                yield f"{path}[{key!r}]" if type(key) in ATOMS else f"{path}[...]", item
+
+
+def _is_walked(thing: Any) -> bool:
+    if isinstance(thing, _WALKED_OF_TORCH):
+        return True
+    if isinstance(thing, (type, BaseException, Enum, *GENERATORS)) or _is_iterator(thing):
+        return False
+    kind = type(thing)
+    package = kind.__module__.partition(".")[0]
+    if package in _FOREIGN or (package in _OF_TRAINER and not hasattr(thing, "on_train_epoch_start")):
+        return False
+    return hasattr(thing, "__dict__") or any("__slots__" in vars(k) for k in kind.__mro__)
+
+
+def _is_iterator(thing: Any) -> bool:
+    """Return whether an object is an iterator of Python itself, such as the generator of a function."""
+    return hasattr(type(thing), "__next__") and type(thing).__module__ in ("builtins", "itertools")
+
+
+def _skipped_of(thing: Any) -> frozenset[str]:
+    if isinstance(thing, DataLoader):
+        return _OF_LOADER
+    if isinstance(thing, torch.optim.Optimizer):
+        return _OF_OPTIMIZER
+    skipped = _OF_MODULE if isinstance(thing, nn.Module) else frozenset()
+    if isinstance(thing, Metric):
+        skipped |= _OF_METRIC
+    for kind in type(thing).__mro__:
+        if kind.__name__ in ("LightningModule", "LightningDataModule") and kind.__module__.startswith(_LIGHTNING):
+            skipped |= _of_lightning(kind) - {"training"}
+    return skipped
+
+
+@functools.cache
+def _of_lightning(kind: type) -> frozenset[str]:
+    return frozenset(vars(kind())) | {"trainer"}

@@ -6,6 +6,7 @@ import atexit
 import gc
 import io
 import os
+import subprocess
 import sys
 import threading
 from typing import Any, NoReturn
@@ -63,6 +64,8 @@ def main() -> None:
 
     Exit codes: 0 success, 1 failure, 2 a mistake in the request, 130 Ctrl-C, 143 SIGTERM.
     """
+    if not __debug__:
+        _restart_with_assertions()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack characters that a report has
@@ -73,6 +76,13 @@ def main() -> None:
     atexit.register(gc.freeze)
     with activity.on_terminal():
         _run()
+
+
+def _restart_with_assertions() -> NoReturn:
+    """Restart without `python -O`: Hydra's parser reads ahead within assertions, and misreads values without them."""
+    os.environ.pop("PYTHONOPTIMIZE", None)
+    flags = [flag for flag in subprocess._args_from_interpreter_flags() if flag.strip("O") != "-"]  # type: ignore[attr-defined]
+    os.execv(sys.executable, [sys.executable, *flags, "-m", "overnight", *sys.argv[1:]])
 
 
 def _run() -> NoReturn:

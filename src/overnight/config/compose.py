@@ -21,7 +21,7 @@ from overnight.config.overrides import (
     value_problem,
 )
 from overnight.config.paths import StudyLocation, conf_dir
-from overnight.config.problems import Problems
+from overnight.config.problems import ConfigError, Problems
 from overnight.config.search_path import Composition, ConfigSearchPath
 from overnight.config.settings import COMPONENTS, SEARCHABLE, Settings, build_settings
 from overnight.config.trees import has_key, look_up, read_yaml, to_plain
@@ -96,6 +96,8 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
         overrides: In Hydra's grammar. Sweeps (`model.activation=relu,gelu`) are kept apart for the search space.
         config_dir: The user's config folder. Its options are added to those that come with overnight.
     """
+    if not __debug__:  # the command restarts itself
+        raise ConfigError(["python -O: must not be used, because Hydra needs its assertions; start Python without it"])
     problems = Problems()
     folder = check_config_dir(config_dir, problems)
     parsed = parse_overrides(credentials.reject_secrets(check_list(overrides), problems), problems)

@@ -95,6 +95,7 @@ def test_the_report_page_shows_the_pictures_of_the_winner(finished: StudyView) -
     assert "<img" not in page.page(report.build_report(other))
 
 
+@pytest.mark.long
 def test_the_next_start_draws_the_winners_plots_that_a_kill_left_undrawn(
     finished_home: Path, home: Path, finished: StudyView
 ) -> None:
@@ -115,6 +116,7 @@ def test_the_next_start_draws_the_winners_plots_that_a_kill_left_undrawn(
     assert (folder / "weights.png").stat().st_mtime_ns == before, "plots that exist are not drawn again"
 
 
+@pytest.mark.long
 def test_a_network_that_ends_the_drawing_process_fails_no_study(
     tune: Callable[..., api.Result], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +162,7 @@ def test_while_trials_run_plots_start_at_intervals_newest_best_first(
     assert started()[2:] == [(0, False), (1, False)], "once the trials have ended, there is no interval"
 
 
+@pytest.mark.long
 def test_the_best_trials_are_plotted_while_the_study_runs(
     tune: Callable[..., api.Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +209,7 @@ def test_a_plot_uses_only_spare_processor_time(tmp_path: Path) -> None:
     assert (tmp_path / "priority").read_text().strip() == f"19 {idle}".strip()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("when", ["never", "winner"])
 def test_plots_are_drawn_when_the_settings_say_so(tune: Callable[..., api.Result], home: Path, when: str) -> None:
     result = tune("search=none", "study.trials=2", "slots=1", "trainer.max_epochs=1", f"pictures.when={when}")

@@ -173,6 +173,7 @@ class DryRunResult:
         problems: mistakes, one line each.
         private_bytes: peak memory of the process, without the pages that it shares with the forkserver.
         unsaved: attributes that training changes and that a trial which resumes will lack.
+        built_problems: mistakes of other configurations, which the process only built.
     """
 
     number: int
@@ -180,6 +181,7 @@ class DryRunResult:
     problems: tuple[str, ...]
     private_bytes: int
     unsaved: tuple[str, ...] = ()
+    built_problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,12 @@ def problems_of(study: Plan) -> list[str]:
     result = dry_run_batch(
         preflight.dry_run_spec(study, 0, attempt, "cpu"), preflight.configs_to_build(study, [attempt])
     )
-    return [*preflight.problems_in(study, result)]
+    return [*dict.fromkeys((*preflight.problems_in(study, result), *result.built_problems))]
+
+
+def test_a_choice_between_the_ends_is_reported_with_the_others() -> None:
+    problems = problems_of(planned("search=none", "data.batch_size=16,0,-3"))
+    assert problems == ["data.batch_size: must be at least 1, got 0", "data.batch_size: must be at least 1, got -3"]
 
 
 def test_a_configuration_that_trains_has_no_problem_and_reports_its_metrics_and_memory() -> None:

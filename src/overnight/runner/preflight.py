@@ -67,6 +67,8 @@ def find_mistakes(plan: Plan, say: Say = lambda _: None) -> Problems:
         problem if len(dry_run_names) == len(dry_runs) else f"{problem} (the {dry_run_names[0]})"
         for problem, dry_run_names in names_by_problem.items()
     )
+    built = dict.fromkeys(p for result in results if result is not None for p in result.built_problems)
+    problems.extend(p for p in built if p not in names_by_problem)
     problems.extend(memory_problems(plan, max((r.private_bytes for r in results if r is not None), default=0)))
     if not problems:
         for note in notes_on_names(plan, results):

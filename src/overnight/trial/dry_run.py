@@ -72,12 +72,14 @@ def dry_run_batch(spec: TrialSpec, builds: list[dict[str, Any]]) -> DryRunResult
             unsaved = fit(spec, link, one_batch).notes
         except BaseException as error:
             problems.append(_describe(error))
+    built: list[str] = []
     for config in builds:
         try:
             build(config)
         except BaseException as error:
-            problems.append(_describe(error))
-    return DryRunResult(spec.number, link.metrics, tuple(dict.fromkeys(problems)), link.private_bytes, unsaved)
+            built.append(_describe(error))
+    problem_lines, built_lines = tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(built))
+    return DryRunResult(spec.number, link.metrics, problem_lines, link.private_bytes, unsaved, built_lines)
 
 
 def prepare_data(spec: DataSpec) -> DryRunResult:

@@ -276,7 +276,7 @@ def _kept(result: Result, command: Sequence[str]) -> dict[str, Any]:
         "stop_reason": result.stop_reason.value,
         "limit_notes": list(result.limit_notes),
         "winner_notes": list(result.winner_notes),
-        "report": str(result.report) if result.report is not None else None,
+        "report": result.report is not None,
         "command": list(command),
     }
 
@@ -295,7 +295,7 @@ def _finished(study: StudyView, messages: Sequence[str]) -> Result:
         study.plan,
         did_work=False,
         finding=finding.from_view(study),
-        report=Path(kept["report"]) if kept["report"] is not None else None,
+        report=study.plan.paths.report if kept["report"] else None,
         winner_notes=tuple(kept["winner_notes"]),
         limit_notes=tuple(kept["limit_notes"]),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -141,3 +142,11 @@ def test_only_the_same_command_does_without_an_early_forkserver(home_of_finished
     assert finished_by(location, [*SMALL, "--config-dir=None"])
     assert not finished_by(location, [*SMALL, "study.trials=9", "--config-dir=None"])
     assert not finished_by(study_location([f"home={tmp_path / 'none'}"]), [*SMALL, "--config-dir=None"])
+
+
+def test_a_finished_study_in_a_copied_home_names_the_page_of_the_copy(synchronised_home: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(synchronised_home, tmp_path / "copied"))
+    study = finished.read(plan_of(copied))
+    assert study is not None
+    with_page = dataclasses.replace(study, finished={**study.finished, "report": True})
+    assert api._finished(with_page, ()).report == copied / "reports" / "digits-mlp.html"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from overnight.search.plan import Plan
@@ -21,7 +20,7 @@ def keep(session: StudySession, outcome: Mapping[str, Any]) -> None:
     """Keep what a launch leaves in both stores, once it has published its answer.
 
     Args:
-        outcome: What the next launch needs besides, as JSON. `report` is the path of the page, or None.
+        outcome: What the next launch needs besides, as JSON. `report` is whether the page was written.
     """
     study, _ = view(session.plan.settings.location, session.plan.name)
     digest = _digest(study) if study is not None else None
@@ -34,8 +33,7 @@ def read(plan: Plan) -> StudyView | None:
     study, _ = view(plan.settings.location, plan.name)
     if study is None or not study.finished or study.state != "complete" or study.plan.to_json() != plan.to_json():
         return None
-    report = study.finished["report"]
-    if report is not None and not Path(report).exists():
+    if study.finished["report"] and not plan.paths.report.exists():
         return None
     return study if study.finished["digest"] == _digest(study) else None
 

@@ -208,7 +208,7 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
     location = study_location(overrides)
     if holder := holder_of(location, study):
         raise StudyInUse(study, holder)
-    if not dry_run:
+    if not dry_run and location.paths.root.exists():  # where there is no home, there is no study, and none is created
         require_writable(location)
     found = manage.footprint(location, study)
     click.echo(f"{study}: {found.trials} trials, in the study storage as {', '.join(found.optuna_studies)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from overnight.config.problems import ConfigError
 from overnight.report.live import NullScreen
 from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
+from overnight.study.lost import lost_studies
 from overnight.study.open import open_study
 from overnight.study.snapshot import StudyView, view
 from overnight.system.files import set_aside
@@ -97,6 +99,21 @@ def test_a_study_without_a_plan_in_mlflow_is_still_lost(without_storage: Path) -
     assert checked.exit_code == 1
     assert "plan.json: must be readable on the study's run in MLflow to rebuild digits-mlp" in checked.output
     assert "(still wrong)" in checked.output
+
+
+@pytest.mark.parametrize(
+    ("group", "values"),
+    [("storage", {"name": "postgres"}), ("storage", {"url": "sqlite:////x.db"}), ("tracking", {"uri": "sqlite:////m"})],
+    ids=["PostgreSQL", "another file", "another home"],
+)
+def test_a_study_whose_trials_are_in_another_storage_is_not_a_lost_one(
+    without_storage: Path, group: str, values: dict[str, str]
+) -> None:
+    (plan,) = (without_storage / "artifacts").rglob("plan.json")
+    content = json.loads(plan.read_text())
+    content["settings"][group] |= values
+    plan.write_text(json.dumps(content))
+    assert lost_studies(build_plan([f"home={without_storage}"]).settings.location) == []
 
 
 def test_a_deleted_study_is_not_a_lost_one(finished_home: Path, tmp_path: Path) -> None:

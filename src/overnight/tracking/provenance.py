@@ -16,9 +16,9 @@ from overnight.config.settings import to_json
 from overnight.config.trees import to_yaml
 from overnight.config.values import escaped
 from overnight.search.plan import Plan
+from overnight.study.lost import PLAN_FILE
 from overnight.tracking.reconcile import STUDY_FILES
 
-PLAN_FILE = "plan.json"  # everything that the trials depend on; a lost study is rebuilt with it
 _PACKAGES = (
     "overnight",
     "torch",

@@ -24,7 +24,7 @@ from overnight.search.record import Confirms, objective_of, pack_history
 from overnight.search.seeds import derive_seed
 from overnight.study.create import restore
 from overnight.study.exclusions import MARKED
-from overnight.study.lost import LostStudy
+from overnight.study.lost import PLAN_FILE, LostStudy
 from overnight.study.snapshot import StudyView
 from overnight.study.storage.database import dispose
 from overnight.study.storage.exclusive import ExclusiveStorage
@@ -32,7 +32,6 @@ from overnight.study.storage.home import local_path
 from overnight.study.storage.leased import open_for_work
 from overnight.study.storage.lock import lock_study
 from overnight.tracking import names, tags
-from overnight.tracking.provenance import PLAN_FILE
 from overnight.tracking.store import open_client, study_runs
 
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.study.snapshot import view
+from overnight.study.storage import access
 from overnight.study.storage.access import require_readable, require_writable
 from support.commands import SMALL
 
@@ -87,6 +89,31 @@ def test_commands_that_write_say_in_one_sentence_that_they_cannot(read_only: Pat
         f"home: must be a folder that can be written, got '{read_only}': Permission denied; take another home=..."
     ]
     assert done.returncode == 2
+
+
+def test_a_database_that_can_only_be_read_has_one_copy_of_its_last_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = StudyLocation(str(tmp_path))
+    monkeypatch.setattr(access, "is_read_only", lambda _: True)
+    source, copies = location.paths.optuna_db, []
+    with contextlib.closing(sqlite3.connect(source, isolation_level=None)) as writer:
+        writer.execute("PRAGMA journal_mode=WAL")
+        writer.execute("CREATE TABLE t (n INTEGER)")
+        for n in range(3):
+            writer.execute("INSERT INTO t VALUES (?)", (n,))
+            copies.append(access.database_to_read(location, source))
+            assert access.database_to_read(location, source) == copies[-1]
+            with contextlib.closing(sqlite3.connect(copies[-1])) as reader:
+                assert reader.execute("SELECT max(n) FROM t").fetchall() == [(n,)]
+    assert [copy.parent.exists() for copy in copies] == [False, False, True]
+
+
+def test_a_file_that_is_no_database_is_copied_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    location = StudyLocation(str(tmp_path))
+    monkeypatch.setattr(access, "is_read_only", lambda _: True)
+    location.paths.optuna_db.write_text("no database")
+    assert access.database_to_read(location, location.paths.optuna_db).read_text() == "no database"
 
 
 def test_a_home_is_created_only_where_it_can_be(tmp_path: Path) -> None:

@@ -120,6 +120,18 @@ def test_a_copy_is_a_home_of_its_own(lived_in: Path, capsys: pytest.CaptureFixtu
     release()
 
 
+def test_a_copy_of_a_store_is_settled_without_a_change_of_its_home(lived_in: Path, tmp_path: Path) -> None:
+    release = lock_study(location_of(lived_in), "study")
+    copied = Path(shutil.copytree(lived_in, lived_in.with_name("copy")))
+    before = files_of(copied)
+    database = Path(shutil.copy(copied / "mlflow.db", tmp_path / "mlflow.db"))
+    settle(location_of(copied), database)
+    assert files_of(copied) == before
+    with closing(sqlite3.connect(database)) as store_copy:
+        assert store_copy.execute("SELECT place FROM overnight_home").fetchall() == [(str(copied),)]
+    release()
+
+
 def test_locations_that_are_not_in_the_home_stay(lived_in: Path) -> None:
     moved = lived_in.rename(lived_in.with_name("moved"))
     settle(location_of(moved))

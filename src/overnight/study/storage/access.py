@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
+import contextlib
 import os
 import shutil
+import sqlite3
 import stat
 import tempfile
 from pathlib import Path
 
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
+
+_LOCK_TIMEOUT_S = 5.0
+_Version = tuple[tuple[str, int, int], ...]  # name, time of change in ns and size of each file of a database
+# Of each database that was copied. A folder ends with this process.
+_copies: dict[Path, tuple[_Version, tempfile.TemporaryDirectory[str]]] = {}
 
 
 def require_readable(location: StudyLocation) -> None:
@@ -56,22 +61,36 @@ def is_read_only(location: StudyLocation) -> bool:
 def database_to_read(location: StudyLocation, path: Path) -> Path:
     """Return a database of the home, or a copy of it where the home is read-only.
 
-    SQLite has to write beside a database whose last writer was killed, even to read it. The copy ends with this
-    process.
+    SQLite has to write beside a database whose last writer was killed, even to read it. There is one copy of each
+    database. It ends with this process, or when the database has changed and is copied again.
     """
     if not is_read_only(location) or not path.exists():
         return path
     files = [file for suffix in ("", "-wal", "-journal") if (file := Path(f"{path}{suffix}")).exists()]
-    return _copy(path.name, tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    version = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    known, folder = _copies.get(path, (None, None))
+    if folder is not None and known == version:
+        return Path(folder.name, path.name)
+    if folder is not None:
+        folder.cleanup()
+    folder = tempfile.TemporaryDirectory(prefix="overnight-", ignore_cleanup_errors=True)
+    _copies[path] = version, folder
+    copy = Path(folder.name, path.name)
+    try:
+        _back_up(path, copy)
+    except sqlite3.Error:
+        for file in files:
+            shutil.copyfile(file, copy.with_name(file.name))
+    return copy
 
 
-@functools.cache
-def _copy(name: str, files: tuple[tuple[str, int, int], ...]) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="overnight-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for file, _, _ in files:
-        shutil.copyfile(file, folder / Path(file).name)
-    return folder / name
+def _back_up(path: Path, copy: Path) -> None:
+    """Copy a database that another process may be writing, as it was after one of its transactions."""
+    source = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_LOCK_TIMEOUT_S, isolation_level=None)
+    with contextlib.closing(source), contextlib.closing(sqlite3.connect(copy)) as target:
+        source.execute("BEGIN")
+        source.execute("SELECT count(*) FROM sqlite_master")  # `backup` itself would wait for this lock without limit
+        source.backup(target)
 
 
 def _unusable(how: str, root: Path, why: str | None) -> ConfigError:

@@ -60,12 +60,14 @@ def settle(location: StudyLocation, database: Path | None = None) -> None:
         found = _identity(store, paths)
         if found is not None and found.id is not None and found.place == paths.root:
             return
-        message = _settle(store, paths)
-        if message and database == paths.mlflow_db:
+        is_own = database == paths.mlflow_db
+        message = _settle(store, paths, is_own=is_own)
+        if message and is_own:
             print(message, file=sys.stderr)
 
 
-def _settle(store: sqlite3.Connection, paths: HomePaths) -> str | None:
+def _settle(store: sqlite3.Connection, paths: HomePaths, *, is_own: bool) -> str | None:
+    """Rewrite the locations in a store. is_own: it is the home's store, not a copy of that of a read-only home."""
     store.execute("BEGIN IMMEDIATE")  # one process at a time
     found = _identity(store, paths)
     if found is None or (found.id is not None and found.place == paths.root):
@@ -74,8 +76,8 @@ def _settle(store: sqlite3.Connection, paths: HomePaths) -> str | None:
     is_same = found.place == paths.root or _is_same_folder(found.place, paths.root)
     is_copy = not is_same and _is_home_of(found, store)
     if is_copy:
-        # The files name processes that work in the original.
-        for file in paths.locks.glob("*.holder.json"):
+        # The files name processes that work in the original. Those of a read-only home stay.
+        for file in paths.locks.glob("*.holder.json") if is_own else ():
             file.unlink(missing_ok=True)
     elif not is_same and (holders := holders_in(paths)):
         store.execute("ROLLBACK")

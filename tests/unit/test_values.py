@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import shlex
 import subprocess
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from overnight.cli.output import best_object
 from overnight.config.problems import Problems
 from overnight.config.trees import flatten, is_dotted, to_yaml
 from overnight.config.values import (
@@ -32,6 +34,7 @@ from overnight.config.values import (
     to_text,
 )
 from overnight.search.distributions import encode
+from overnight.search.record import TrialRecord
 from overnight.search.space_reader import parse_space
 from support.yaml_values import HOSTILE, texts, values
 
@@ -140,6 +143,12 @@ def test_a_mapping_whose_keys_are_no_names_is_one_value() -> None:
 def test_json_for_people_has_the_text_of_what_json_lacks() -> None:
     assert json_or_text([1, None, {"a": 0.5}]) == [1, None, {"a": 0.5}]
     assert (json_or_text({0: 1}), json_or_text(float("inf"))) == ("{0:1}", "inf")
+
+
+def test_parameters_of_the_best_trial_are_printed_as_json_whatever_they_are() -> None:
+    record = TrialRecord(3, "complete", {"a": b"\x00", "b": math.inf, "c": [1]}, (), 0.5, None, "", None, None)
+    printed = json.loads(json.dumps(best_object(record), allow_nan=False))
+    assert printed == {"trial": 3, "objective": 0.5, "params": {"a": 'bytes("AA==")', "b": "inf", "c": [1]}}
 
 
 def test_yaml_keeps_texts_that_look_like_other_types() -> None:

@@ -26,10 +26,6 @@ _STATES = ("complete", "pruned", "failed", "running", "paused", "waiting")
 
 def status_object(view: StudyView) -> dict[str, Any]:
     """Return what `status --json` prints."""
-    from overnight.config.values import json_or_text
-
-    best = view.best
-    params = {name: json_or_text(value) for name, value in best.params.items()} if best else {}
     return {
         "study": view.name,
         "state": view.state,
@@ -41,7 +37,7 @@ def status_object(view: StudyView) -> dict[str, Any]:
             "running": view.count("running"),
             "waiting": view.count("waiting", "paused"),
         },
-        "best": {"trial": best.number, "objective": best.objective, "params": params} if best else None,
+        "best": best_object(view.best),
         "confirmation": {"done": view.confirmed, "budget": view.confirmations},
         "deadline": (view.launch.get("deadline") or {}).get("ends_at"),  # Unix time in seconds
         "forecast": _forecast_to_deadline(view),
@@ -49,6 +45,15 @@ def status_object(view: StudyView) -> dict[str, Any]:
         "experiment_id": view.experiment_id,
         "parent_run_id": view.parent_run_id or None,
     }
+
+
+def best_object(best: TrialRecord | None) -> dict[str, Any] | None:
+    """Return what `status --json` and `list --json` print of the best trial."""
+    from overnight.config.values import json_params
+
+    if best is None:
+        return None
+    return {"trial": best.number, "objective": best.objective, "params": json_params(best.params)}
 
 
 def print_status(view: StudyView) -> None:

@@ -62,14 +62,13 @@ def list_(overrides: tuple[str, ...], as_json: bool) -> None:
 
 
 def _listing_object(study: StudyListing) -> dict[str, Any]:
-    best = study.best
     return {
         "study": study.name,
         "state": study.state,
         "trials": study.trials,
         "budget": study.budget,
         "metric": study.metric,
-        "best": {"trial": best.number, "objective": best.objective, "params": best.params} if best else None,
+        "best": output.best_object(study.best),
         "seconds": study.seconds,
         "bytes": study.bytes,
         "problems": list(study.problems),

@@ -80,6 +80,11 @@ def json_or_text(value: Any) -> Any:
     return value if to_json(value) == value else to_text(value)
 
 
+def json_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as every `--json` prints them."""
+    return {name: json_or_text(value) for name, value in params.items()}
+
+
 # Text ---------------------------------------------------------------------------------------------------------------
 
 

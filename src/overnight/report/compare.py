@@ -14,7 +14,7 @@ from rich.text import Text
 
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
-from overnight.config.values import fingerprint, json_or_text, short_text
+from overnight.config.values import fingerprint, json_params, short_text
 from overnight.report import finding
 from overnight.report.statistics import Estimate
 from overnight.search.plan import Plan
@@ -102,7 +102,7 @@ def as_json(items: Sequence[ComparedItem]) -> list[dict[str, Any]]:
             "half_width": s.objective.half_width if s.objective else None,
             "seeds": s.objective.n if s.objective else 0,
             "test": s.tests,
-            "params": {k: json_or_text(s.params[k]) for k in keys if k in s.params},
+            "params": json_params({k: s.params[k] for k in keys if k in s.params}),
             "trials": s.trials,
             "seconds": s.seconds,
             "curve": list(s.curve),

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from overnight.protocol import Decision, Resumed, TrialSpec
+from overnight.protocol import Decision, Finished, Resumed, TrialSpec
 from overnight.trial.dry_run import dry_run_batch
 from overnight.trial.fit import fit
 from support.trial_links import ListLink, weights
@@ -127,6 +127,43 @@ def test_what_cannot_be_saved_is_named_by_a_dry_run_and_by_a_trial_that_resumes(
     assert dry_run_batch(spec, []).unsaved == names
     fit(spec, ListLink({1: Decision.SAVE_AND_STOP}))
     assert fit(spec, ListLink()).notes == (f"resumed without {', '.join(names)}",)
+
+
+def fit_as_a_new_process(folder: Path, target: str, link: ListLink) -> Finished:
+    """Train or resume a trial with the variables of its module and class as they are after an import."""
+    from user_package import parts
+
+    parts.COUNTS["steps"] = parts.CountsElsewhere.epochs = 0
+    spec = parts_spec(folder, {}, {})
+    spec.config["model"]["_target_"] = f"{PARTS}{target}"
+    return fit(spec, link)
+
+
+@pytest.mark.parametrize("target", ["CountsElsewhere", "LooksAhead"])
+def test_a_trial_resumes_with_what_a_class_a_module_and_an_inner_optimizer_keep(tmp_path: Path, target: str) -> None:
+    fit_as_a_new_process(tmp_path / "whole", target, whole := ListLink())
+    curve = []
+    for cut in (1, 2, None):
+        link = ListLink({cut: Decision.SAVE_AND_STOP} if cut is not None else {})
+        assert fit_as_a_new_process(tmp_path / "cut", target, link).notes == ()
+        curve += link.curve
+    assert curve == whole.curve
+    assert same_weights(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+
+
+def test_a_trial_that_resumed_names_what_it_lacks_however_many_epochs_and_cuts_follow(tmp_path: Path) -> None:
+    fit_as_a_new_process(tmp_path, "ExchangesParts", ListLink({2: Decision.SAVE_AND_STOP}))
+    names = "model.loss, model.backbone.1, model.net.2._forward_hooks"
+    for decisions in ({3: Decision.SAVE_AND_STOP}, {}):
+        finished = fit_as_a_new_process(tmp_path, "ExchangesParts", ListLink(decisions))
+        assert finished.notes == (f"resumed without {names}",)
+
+
+def test_a_network_that_loses_parameters_does_not_resume_without_them(tmp_path: Path) -> None:
+    fit_as_a_new_process(tmp_path, "RemovesParameters", ListLink({1: Decision.SAVE_AND_STOP}))
+    finished = fit_as_a_new_process(tmp_path, "RemovesParameters", ListLink())
+    assert finished.reason == "checkpoint_unusable"
+    assert "the parameter weight was removed" in finished.detail
 
 
 @pytest.mark.parametrize("part", ["metrics", "attributes", "draws", "manual"])

@@ -26,11 +26,17 @@ class Boundary:
         trainer: Lightning's Trainer, in fit.
         module: the LightningModule.
         data: the data module.
+        param_groups: those of the optimizers before their states were loaded, as `param_groups_of` returns them.
     """
 
-    def __init__(self, trainer: Any, module: Any, data: Any) -> None:
+    def __init__(
+        self, trainer: Any, module: Any, data: Any, param_groups: list[tuple[list[Any], list[Any]]] | None = None
+    ) -> None:
         self._trainer, self._module = trainer, module
+        self._param_groups = param_groups if param_groups is not None else param_groups_of(trainer)
         _set_up_validation_data(trainer)
+        for owner in (module, data):
+            getattr(owner, "hparams", None)  # Lightning makes them when it first saves them
         roots: dict[str, Any] = {}
         self._loaders: list[str] = []  # with workers that outlive an epoch
         if not type(module).__module__.startswith(_OWN_MODULES):
@@ -106,6 +112,7 @@ class Boundary:
         for optimizer, saved in zip(trainer.optimizers, state["optimizer_states"], strict=True):
             if not same(copy_to_cpu(optimizer.state_dict()), saved):
                 optimizer.load_state_dict(copy_to_cpu(saved))
+        keep_param_groups(trainer, self._param_groups)
         for config, saved in zip(trainer.lr_scheduler_configs, state["lr_schedulers"], strict=False):
             config.scheduler.load_state_dict(saved)
         for name, value in ours["trainer"].items():
@@ -146,11 +153,30 @@ def match_param_groups(trainer: Any, module: Any, saved: list[list[list[str]]]) 
         known = all(name in parameters for names in groups for name in names)
         if known and groups and _group_names(module, optimizer) != groups:
             first = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-            present = optimizer.param_groups
-            optimizer.param_groups = [
+            present = [*optimizer.param_groups]
+            optimizer.param_groups[:] = [
                 {**(present[i] if i < len(present) else first), "params": [parameters[name] for name in names]}
                 for i, names in enumerate(groups)
             ]
+
+
+def param_groups_of(trainer: Any) -> list[tuple[list[Any], list[Any]]]:
+    """Return the list of groups of each optimizer, and the groups in it."""
+    return [(optimizer.param_groups, [*optimizer.param_groups]) for optimizer in trainer.optimizers]
+
+
+def keep_param_groups(trainer: Any, before: list[tuple[list[Any], list[Any]]]) -> None:
+    """Give the optimizers the groups that they had before their states were loaded, with what was loaded.
+
+    Loading replaces the groups. An optimizer in another one shares them with it.
+    """
+    for optimizer, (groups, kept) in zip(trainer.optimizers, before, strict=True):
+        for group, loaded in zip(kept, optimizer.param_groups, strict=False):
+            if group is not loaded:
+                group.clear()
+                group.update(loaded)
+        groups[:] = [*kept, *optimizer.param_groups[len(kept) :]][: len(optimizer.param_groups)]
+        optimizer.param_groups = groups
 
 
 def _group_names(module: Any, optimizer: Any) -> list[list[str]]:

@@ -70,6 +70,11 @@ def differs(value: Any, before: Any, mark: Any) -> bool:
     return any(differs(item, *marked) for item, marked in zip(items, mark, strict=True))
 
 
+def is_data(value: Any) -> bool:
+    """Return whether a value is one that training may change in place, and neither an object nor a function."""
+    return type(value) in ATOMS or isinstance(value, (torch.Tensor, np.ndarray, *GENERATORS)) or _is_container(value)
+
+
 def _is_container(value: Any) -> bool:
     return isinstance(value, list | tuple | dict | set | frozenset | deque)
 

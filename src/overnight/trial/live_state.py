@@ -9,6 +9,7 @@ same objects in the same way, so that the changed attributes are all that it lac
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from overnight.trial.changes import MAX_ITEMS, differs, mark_of
+from overnight.trial.changes import MAX_ITEMS, differs, is_data, mark_of
 from overnight.trial.plain_values import ATOMS, GENERATORS, NotPlain, decode, encode
 
 # Objects of these packages hold no state of a training, or restore it themselves.
@@ -45,10 +46,12 @@ _WALKED_OF_TORCH = (nn.Module, torch.utils.data.Dataset, torch.utils.data.Sample
 _LIGHTNING = ("pytorch_lightning", "lightning")
 _OF_TRAINER = (*_LIGHTNING, "torch")  # of these packages only callbacks and what is walked of torch
 # Attributes that hold no state, or whose state is in a state_dict or is restored by name here.
-_OF_MODULE = frozenset(vars(nn.Module())) - {"training"}
+_HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
+_OF_MODULE = frozenset(vars(nn.Module())) - {"training", *_HOOKS}
 _OF_METRIC = frozenset({"_defaults", "_persistent", "_reductions", "_update_signature", "update", "compute"})
 _OF_LOADER = frozenset({"_iterator", "_DataLoader__multiprocessing_context"})
-_OF_OPTIMIZER = frozenset({"state", "param_groups", "defaults"})
+_OF_OPTIMIZER = frozenset({"param_groups", "defaults", "step"})  # schedulers exchange `step`
+_PARTS_OF_MODULE = ("requires_grad", "grad", "data", "buffer", "module")
 _MAX_OBJECTS = 2000  # the objects that are nearest to the roots
 _GONE = ("gone",)
 
@@ -88,6 +91,8 @@ class LiveState:
         self._owners: dict[str, _Owner] = {}
         trained = [root for root in roots.values() if isinstance(root, nn.Module)]
         self._trained = {id(module) for root in trained for module in root.modules()}
+        # Lightning saves their states, and not those of optimizers within them.
+        self._optimizers = {id(root) for root in roots.values() if isinstance(root, torch.optim.Optimizer)}
         for name, root in roots.items():
             self._walk(name, root, (skipped or {}).get(name, frozenset()))
         for owner in self._owners.values():
@@ -117,7 +122,7 @@ class LiveState:
                 try:
                     of_owner[name] = encode(value, self._reference)
                 except (NotPlain, RecursionError):
-                    lost.append(f"{path}.{name}")
+                    lost.append(f"{path}.{name}".removesuffix(".module"))
             of_owner.update((name, _GONE) for name in owner.seen if name not in now)
             if of_owner:
                 changed[path] = of_owner
@@ -151,7 +156,8 @@ class LiveState:
             if not _is_walked(thing):
                 continue
             outside = isinstance(thing, nn.Module) and id(thing) not in self._trained
-            owner = _Owner(path, thing, skipped | _skipped_of(thing), outside)
+            state = {"state"} if id(thing) in self._optimizers else frozenset()
+            owner = _Owner(path, thing, skipped | _skipped_of(thing) | state, outside)
             self._names[id(thing)] = path
             self._owners[path] = owner
             if isinstance(thing, nn.Module):
@@ -161,12 +167,18 @@ class LiveState:
                 for name, tensor in (*thing._parameters.items(), *thing._buffers.items()):
                     if tensor is not None:
                         self._names.setdefault(id(tensor), f"{path}.{name}")
+            for kind in filter(_is_users, type(thing).__mro__):
+                for name, shared in ((kind.__module__, sys.modules[kind.__module__]), (_name_of(kind), kind)):
+                    self._owners.setdefault(name, _Owner(name, shared, frozenset(), outside=False))
             for name, value in self._attributes(owner):
                 if type(value) not in ATOMS and not isinstance(value, torch.Tensor):
                     waiting.append((f"{path}.{name}", value, frozenset(), outside))
 
     def _attributes(self, owner: _Owner) -> Iterator[tuple[str, Any]]:
         thing, skipped = owner.object, owner.skipped
+        if isinstance(thing, type | types.ModuleType):
+            yield from ((n, v) for n, v in [*vars(thing).items()] if not n.startswith("__") and is_data(v))
+            return
         for name, value in getattr(thing, "__dict__", {}).items():
             if name not in skipped and type(value) is not types.MethodType:
                 yield name, value
@@ -183,6 +195,8 @@ class LiveState:
                         yield f"{name}.grad", parameter.grad
                     if owner.outside:
                         yield f"{name}.data", parameter.detach()
+            for name, child in thing._modules.items():
+                yield f"{name}.module", child
             for name, buffer in thing._buffers.items():
                 if owner.outside or name in thing._non_persistent_buffers_set:
                     yield f"{name}.buffer", buffer
@@ -204,12 +218,16 @@ class LiveState:
     def _set(self, owner: _Owner, name: str, value: Any) -> None:
         thing = owner.object
         parameter, _, part = name.rpartition(".")
-        if isinstance(thing, nn.Module) and part in ("requires_grad", "grad", "data", "buffer") and parameter:
+        is_gone = isinstance(value, tuple) and value[0] == _GONE[0]
+        if isinstance(thing, nn.Module) and part in _PARTS_OF_MODULE and parameter:
             with torch.no_grad():
-                _set_in_module(thing, parameter, part, self._decode(value))
+                _set_in_module(thing, parameter, part, None if is_gone else self._decode(value), is_gone)
             return
         attributes = getattr(thing, "__dict__", {})
-        if isinstance(value, tuple) and value[0] == _GONE[0]:
+        if isinstance(thing, type):
+            setattr(thing, name, None if is_gone else self._decode(value, getattr(thing, name, None)))
+            return
+        if is_gone:
             attributes.pop(name, None)
             return
         new = self._decode(value, getattr(thing, name, None))
@@ -230,6 +248,10 @@ class LiveState:
         return module._parameters.get(attribute, module._buffers.get(attribute))
 
 
+class ParametersChanged(Exception):
+    """Training removes parameters, so that a new network has others than the trained one."""
+
+
 def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors in a tree of dicts, lists and tuples."""
     if isinstance(tree, torch.Tensor):
@@ -242,7 +264,18 @@ def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(item)
 
 
-def _set_in_module(module: nn.Module, name: str, part: str, value: Any) -> None:
+def _set_in_module(module: nn.Module, name: str, part: str, value: Any, is_gone: bool) -> None:
+    if is_gone and part not in ("buffer", "module"):
+        raise ParametersChanged(f"the parameter {name} was removed during training; such a network can't resume")
+    if part == "module":
+        if is_gone:
+            module._modules.pop(name, None)
+        else:
+            module._modules[name] = value
+        return
+    if part == "buffer" and is_gone:
+        module._buffers.pop(name, None)
+        return
     if part == "buffer":
         module._buffers[name] = value
         return
@@ -254,6 +287,16 @@ def _set_in_module(module: nn.Module, name: str, part: str, value: Any) -> None:
         parameter.grad = value
     else:
         parameter.copy_(value)
+
+
+def _is_users(kind: type) -> bool:
+    """Return whether a class is the user's, whose own attributes, and the variables of whose module, may change."""
+    package = kind.__module__.partition(".")[0]
+    return package not in _FOREIGN and package not in (*_OF_TRAINER, "torchmetrics", "torchvision")
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _items(path: str, container: Any) -> Iterator[tuple[str, Any]]:

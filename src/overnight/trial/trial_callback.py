@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from overnight.protocol import Alive, Decision, EpochEnd, StateSaved, TrialMessage, TrialSpec
 from overnight.trial import checkpoint
-from overnight.trial.boundary import Boundary, match_param_groups, set_weights
+from overnight.trial.boundary import Boundary, match_param_groups, param_groups_of, set_weights
 from overnight.trial.measured import MeasuredWeights
 from overnight.trial.state import DROPPED, copy_to_cpu, identity_of, plain_hyperparameters
 
@@ -109,9 +109,10 @@ class TrialCallback:
         self._spec, self._link, self._memory, self._data = spec, link, memory, data
         self.history: list[EpochEnd] = []
         self.restoring = memory.state is not None  # until all objects have the saved state
-        self.lost: list[str] = []  # names of what changes during training and can't be restored
+        self.lost: list[str] = []  # names of what this trial, since it resumed, trains without
         self.measured = MeasuredWeights(spec)
         self._boundary: Boundary | None = None
+        self._param_groups: list[tuple[list[Any], list[Any]]] | None = None
         self._state: dict[str, Any] | None = None  # at the last boundary
         self._epoch_ended = False
         self._stopping = False
@@ -123,6 +124,7 @@ class TrialCallback:
             self.history = [EpochEnd(**e) for e in ours["history"]]
             self._logged = dict(ours["logged"])
             self.measured.restore(ours)
+            self.lost = list(ours.get("resumed_without", []))
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:  # noqa: ARG002
         # The model's checkpoint callbacks are appended. What they change at the end of an epoch is part of its state.
@@ -137,6 +139,7 @@ class TrialCallback:
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         if self._state is not None:
             match_param_groups(trainer, module, self._state["overnight"]["groups"])
+            self._param_groups = param_groups_of(trainer)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
         trainer.callback_metrics.update(self._logged)  # schedules and callbacks may read metrics of earlier epochs
@@ -145,9 +148,9 @@ class TrialCallback:
         """Take the state of the trial, or put it back in a trial that resumes."""
         self._epoch_started_at = time.monotonic()
         if self._boundary is None:
-            self._boundary = Boundary(trainer, module, self._data)
+            self._boundary = Boundary(trainer, module, self._data, self._param_groups)
             if self._state is not None:
-                self.lost = self._boundary.put_back(self._state)
+                self.lost = [*dict.fromkeys([*self.lost, *self._boundary.put_back(self._state)])]
                 self.restoring = False
             return
         if not self._epoch_ended:
@@ -160,9 +163,10 @@ class TrialCallback:
             identity=identity_of(self._spec),
             history=[vars(epoch) for epoch in self.history],
             logged=copy_to_cpu(self._logged),
+            resumed_without=self.lost,
             **self.measured.state(state["overnight"]["weights"]),
         )
-        self._state, self.lost = state, state["overnight"]["lost"]
+        self._state = state
         if self._stopping:
             self._save_and_stop()
         if time.monotonic() - self._saved_at >= self._spec.checkpoint_every_s:

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.callbacks import (
     BackboneFinetuning,
     EMAWeightAveraging,
+    ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -276,3 +277,61 @@ class KeepsObjects(Net):
     def training_step(self, batch, i):
         self.seen = Habits()
         return super().training_step(batch, i)
+
+
+COUNTS = {"steps": 0}
+
+
+class CountsElsewhere(Net):
+    """Counts in a variable of its module and in an attribute of its class."""
+
+    epochs = 0
+
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        type(self).epochs += 1
+
+    def training_step(self, batch, i):
+        COUNTS["steps"] += 1
+        return super().training_step(batch, i) * (1 + 0.1 * COUNTS["steps"] + 0.1 * type(self).epochs)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """An optimizer around another one, with which it shares the groups of parameters."""
+
+    def __init__(self, inner):
+        self.inner, self.steps, self.slow = inner, 0, {}
+        super().__init__(inner.param_groups, {})
+        self.param_groups = inner.param_groups
+
+    def step(self, closure=None):
+        loss = self.inner.step(closure)
+        self.steps += 1
+        for p in (p for group in self.param_groups for p in group["params"]):
+            slow = self.slow.setdefault(p, p.detach().clone())
+            if self.steps % 4 == 0:
+                p.data.copy_(slow.add_(p.detach() - slow, alpha=0.5))
+        return loss
+
+
+class LooksAhead(Net):
+    def configure_optimizers(self):
+        optimizer = Lookahead(torch.optim.Adam(self.parameters(), lr=0.02))
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+
+class ExchangesParts(Net):
+    """Exchanges a layer, adds a hook and replaces its loss by a function in the third epoch."""
+
+    def on_train_epoch_start(self):
+        if self.current_epoch == 2:
+            self.backbone[1] = nn.Tanh()
+            self.net[2].register_forward_hook(lambda *args: args[2] * 0.5)
+            self.loss = lambda out: out
+
+
+class RemovesParameters(Net):
+    """Prunes its first layer, for which torch replaces a parameter by another one."""
+
+    def configure_callbacks(self):
+        return [ModelPruning("l1_unstructured", amount=0.2)]

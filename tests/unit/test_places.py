@@ -72,6 +72,11 @@ def check_stores(empty_store: Path, name: str) -> None:
         assert [p.read_text() for p in home.rglob("file.txt")] == ["text"]
 
 
+@pytest.mark.parametrize("home", ["A", "studies", "./mlruns/x", "/tmp/a-b_c"])
+def test_an_ordinary_home_is_printed_without_quotes(home: str) -> None:
+    assert located(f"home={home}").overrides == [f"home={home}"]
+
+
 def create_study_named(location: StudyLocation, name: str) -> int:
     storage = ExclusiveStorage(open_storage(location))
     try:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from overnight.config import values
 from overnight.config.override_parser import parse_override
 
 # A shell command has quotes, braces and dollar signs of its own, so it is always taken as it is.
 COMMANDS = ("notify.command",)
 # Taken as they are, unless Hydra's grammar reads them as one text, which may be quoted and may hold interpolations.
 PATHS = ("home", "storage.url", "tracking.uri", "tracking.artifacts")
-_PLAIN_PATH = re.compile(r"[\w.~+-]*/[\w./~+-]*")
 
 
 def quote(text: str) -> str:
     """Write a text as the value of an override that composes to this text."""
-    return text if _PLAIN_PATH.fullmatch(text) else in_quotes(_escape_interpolations(text))
+    return values.to_text(values.escaped(text))
 
 
 def as_override(text: str) -> str:
@@ -47,14 +47,3 @@ def _is_text(override: str) -> bool:
         return not parsed.is_sweep_override() and isinstance(parsed.value(), str)
     except ValueError:
         return False
-
-
-def in_quotes(text: str) -> str:
-    """Write a text as a quoted one of Hydra's grammar. OmegaConf still resolves the interpolations in it."""
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    return QuotedString(text, Quote.single).with_quotes()
-
-
-def _escape_interpolations(text: str) -> str:
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overnight.config import literal
+from overnight.config import literal, values
 from overnight.config.paths import conf_dir
 from overnight.config.problems import Problems
 from overnight.config.yaml_files import reading_problem
@@ -55,7 +55,7 @@ class ConfigSearchPath:
         from hydra import initialize_config_dir
         from omegaconf import OmegaConf, open_dict
 
-        sources = (literal.in_quotes(f"file://{folder}") for folder in self.folders)
+        sources = (values.to_text(f"file://{folder}") for folder in self.folders)
         searchpath = [f"hydra.searchpath=[{','.join(sources)}]"] if self.folders else []
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about defaults lists without _self_

@@ -340,3 +340,15 @@ def test_every_point_composes_is_inside_its_distributions_and_is_read_back_from_
     assert study.config_of_params(space.read(texts)) == config
     restored = SearchSpace.from_json(json.loads(json.dumps(space.to_json())))
     assert restored == space
+
+
+def test_a_condition_may_name_a_list() -> None:
+    space = space_of(hidden="choice([32], [64])", dropout={"when": "hidden=[32]", "draw": "interval(0, 1)"})
+    assert [str(c) for p in space.parameters for c in p.when] == ["hidden=[32]"]
+
+
+def test_conditions_that_differ_in_type_are_a_change_of_the_space() -> None:
+    number, boolean = (
+        space_of(a="choice(1, true)", b={"when": f"a={v}", "draw": "interval(0, 1)"}) for v in ("1", "true")
+    )
+    assert boolean.not_covered(number) == ["b: 0.0 to 1.0 when a=1 became 0.0 to 1.0 when a=true"]

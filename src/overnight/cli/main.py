@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import io
 import os
@@ -71,7 +72,8 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal may lack characters that a report has
     if "_OVERNIGHT_COMPLETE" not in os.environ:
         shadowing.exit_if_any()
-    sys.path.insert(0, os.getcwd())  # the user's modules, as with `python -m`
+    with contextlib.suppress(FileNotFoundError):  # a deleted folder has no completions
+        sys.path.insert(0, os.getcwd())  # the user's modules, as with `python -m`
     # Without a last garbage collection, which takes 0.3 s after a study of a thousand trials was read.
     atexit.register(gc.freeze)
     with activity.on_terminal():

@@ -139,7 +139,7 @@ def study_location(overrides: Iterable[str]) -> StudyLocation:
     """
     texts = check_list(overrides)
     homes = [text.removeprefix("home=") for text in texts]
-    if not all(re.fullmatch(r"home=[\w./~+-]+", text) for text in texts):
+    if not all(re.fullmatch(r"home=(?!null$)[\w./~+-]+", text) for text in texts):
         draft = compose(texts)
         draft.problems.raise_if_any()
         assert draft.settings is not None, "a draft without settings has problems"
@@ -178,7 +178,8 @@ def _winners_dir(parsed: Iterable[Any]) -> list[Path]:
     """The folder of winners' configs below the home that `overrides` name, if it exists."""
     homes = [str(o.value()) for o in parsed if o.key_or_group == "home" and not o.is_sweep_override()]
     folder = StudyLocation(homes[-1] if homes else _default_home()).paths.winners
-    return [folder] if os.path.isdir(folder) else []  # False for one that can't be read, which is reported later
+    can_be_read = os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)  # else it is reported later
+    return [folder] if can_be_read else []
 
 
 def _default_home() -> str:

@@ -209,7 +209,12 @@ class Plan:
             ConfigError: The plan can't be read.
         """
         if data.get("format") != FORMAT:
-            raise ConfigError([f"plan: must have format {FORMAT}, got {data.get('format', 'none')}"])
+            raise ConfigError(
+                [
+                    f"plan: must have format {FORMAT}, got {data.get('format', 'none')}; read this study with the "
+                    "version of overnight that wrote it, or start another with study.name=NAME"
+                ]
+            )
         try:
             data = values_from_json(data)
             return Plan(

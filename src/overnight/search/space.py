@@ -327,11 +327,13 @@ class SearchSpace:
         """Why this space does not contain every point of `old`, one line each; empty where it does."""
         reasons = []
         for before in old.parameters:
+            when = list(map(str, before.when))
             same_name = [p for p in self.parameters if p.name() == before.name()]
-            now = next((p for p in same_name if p.when == before.when), same_name[0] if same_name else None)
+            same = (p for p in same_name if list(map(str, p.when)) == when)
+            now = next(same, same_name[0] if same_name else None)
             if now is None:
                 reasons.append(f"{before.name()}: no longer searched")
-            elif (now.length is None) != (before.length is None) or now.when != before.when:
+            elif (now.length is None) != (before.length is None) or list(map(str, now.when)) != when:
                 reasons.append(f"{before.name()}: {before.describe()} became {now.describe()}")
             elif not distributions.covers(now.each, before.each) or (
                 now.length and not distributions.covers(now.length, before.length)

@@ -19,7 +19,7 @@ from typing import Any
 from overnight.config.override_parser import parse_override
 from overnight.config.problems import Problems
 from overnight.config.trees import is_dotted
-from overnight.config.values import to_text
+from overnight.config.values import fingerprint, to_text
 from overnight.search.grammar import FixedValue, choice, is_distribution, read_draw, unquoted
 from overnight.search.space import Condition, Parameter, SearchSpace
 
@@ -127,7 +127,7 @@ def _apply_sweeps(entries: list[_Entry], sweeps: Mapping[str, str]) -> list[_Ent
     swept = [replace(e, draw=sweeps[e.key], label=f"search.{e.key}") if e.key in sweeps else e for e in entries]
     known = {e.key for e in entries}
     swept += [_Entry(key, text, (), f"search.{key}") for key, text in sweeps.items() if key not in known]
-    return list({(e.key, str(e.draw), e.when): e for e in swept}.values())
+    return list({(e.key, fingerprint(e.draw), tuple(map(str, e.when))): e for e in swept}.values())
 
 
 def _conditions(given: Any, label: str, problems: Problems) -> Iterable[Condition]:

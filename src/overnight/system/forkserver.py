@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import forkserver as multiprocessing_forkserver
@@ -17,6 +18,8 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.util import get_temp_dir
 from typing import Any
 
+import psutil
+
 from overnight.config import credentials
 from overnight.system import devices
 from overnight.system.kill import discard
@@ -24,6 +27,7 @@ from overnight.system.kill import discard
 IMPORTED = "OVERNIGHT_IMPORTED"  # environment variable: path of the pipe that reports how the imports ended
 IMPORTED_ALL = b"imported"  # the report of success; any other report is the error in one line
 _REPORT_BYTES = 4096  # of that pipe, which the kernel writes and reads at once
+_POLL_S = 0.05
 _NO_GPU = "OVERNIGHT_NO_GPU"  # environment variable: set if no trial will use a GPU
 _TUNABLES = "GLIBC_TUNABLES"
 _PRELOAD = ["overnight.trial.preload"]
@@ -51,7 +55,7 @@ def warm_up() -> None:
         resource_tracker.ensure_running()  # the forkserver needs it, and starting it would reset the mask
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
-        with _no_main(), credentials.hidden_secrets(), _environment(_forkserver_variables()):
+        with _forking, _no_main(), credentials.hidden_secrets(), _environment(_forkserver_variables()):
             multiprocessing_forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -69,7 +73,10 @@ def is_warm(within_s: float = 0.0) -> bool:
     global _is_warm
     assert _imported is not None, "call warm_up first"
     if not _is_warm and wait([_imported], timeout=within_s):
-        report = os.read(_imported, _REPORT_BYTES)  # empty if the forkserver has ended
+        report = os.read(_imported, _REPORT_BYTES)  # empty if nothing has the other end open
+        if not report and _is_running():  # not every system waits until a pipe has been opened for writing
+            time.sleep(min(within_s, _POLL_S))
+            return False
         if report != IMPORTED_ALL:
             reason = report.decode(errors="replace") or "the process that imports them ended"
             raise ImportsFailed(
@@ -78,6 +85,14 @@ def is_warm(within_s: float = 0.0) -> bool:
             )
         _is_warm = True
     return _is_warm
+
+
+def _is_running() -> bool:
+    pid = multiprocessing_forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def fork(target: Callable[..., None], *args: Any) -> BaseProcess:

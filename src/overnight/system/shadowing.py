@@ -40,7 +40,11 @@ def find(folder: str) -> list[str]:
 
 
 def exit_if_any() -> None:
-    """Print the modules of the start folder that have the name of a library, and exit with code 2, if there are any."""
-    if lines := find(os.getcwd()):
+    """Exit with code 2 and a message if the start folder has modules with names of libraries, or was deleted."""
+    try:
+        lines = find(os.getcwd())
+    except FileNotFoundError:
+        lines = ["start folder: must exist, and it was deleted; cd to another folder"]
+    if lines:
         print(*lines, sep="\n", file=sys.stderr)
         sys.exit(2)

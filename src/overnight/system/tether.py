@@ -63,23 +63,25 @@ def main(command: list[str]) -> None:
     threading.Thread(target=wait_for_end_of_input, daemon=True).start()
     while process.poll() is None and not over.wait(_POLL_S):
         pass
+    below = psutil.Process().children(recursive=True)  # without a subreaper, orphans are no longer below this process
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_EXIT_TIMEOUT_S)
-    _kill_descendants()
-    code = process.wait()
+    code = process.poll()
+    _kill(below)
+    while found := psutil.Process().children(recursive=True):  # those that started meanwhile
+        _kill(found)
+    code = process.wait() if code is None else code
     os._exit(code if code >= 0 else 128 - code)
 
 
-def _kill_descendants() -> None:
-    """Kill every process below this one, also those that left its session and those that start meanwhile."""
-    me = psutil.Process()
-    while found := me.children(recursive=True):
-        for child in found:
-            with contextlib.suppress(psutil.Error):
-                child.kill()
-        psutil.wait_procs(found, timeout=_EXIT_TIMEOUT_S)
+def _kill(processes: list[psutil.Process]) -> None:
+    """Kill processes, also those that left the session, and wait until they are gone. Ended ones are no error."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(processes, timeout=_EXIT_TIMEOUT_S)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def test_the_cost_lists_time_memory_saved_time_and_reasons_of_failure() -> None:
     lines = report.cost_lines(report.build_report(view_of(records)))
     assert lines == [
         "7 trials (5 complete, 1 pruned, 1 failed): 15 s of training",
-        "9 s from the first start to the last end",
+        "10 s from start to end, without pauses",  # the first epoch begins half a second before its trial starts
         "largest memory of a trial: 1.00 GiB (trial-0004)",
         "1 trial was pruned, which saved about 8 s of training",
         "1 failed: diverged",

@@ -6,7 +6,7 @@ from typing import Any
 
 from overnight.protocol import EpochEnd
 from overnight.search.record import TrialRecord
-from overnight.tracking.duration import end_of_study, end_of_trial
+from overnight.tracking.duration import end_of_study, end_of_trial, time_of_work
 
 
 def trial(*ends: float, state: str = "complete", started_at: float | None = 0.0, **more: Any) -> TrialRecord:
@@ -44,6 +44,14 @@ def test_the_pauses_of_a_study_do_not_count() -> None:
     assert end_of_study(0, [first, trial(night + 12, night + 22, started_at=night)]) == 23 + 23
     resumed = trial(12, 22, night + 15, night + 25, started_at=night)
     assert end_of_study(0, [resumed]) == 22 + 26
+
+
+def test_the_time_of_work_counts_what_ran_before_a_pause() -> None:
+    night = 8 * 3600.0
+    resumed = trial(12, 22, night + 15, night + 25, started_at=night)
+    assert time_of_work([]) == 0
+    assert time_of_work([resumed]) == 20 + 26, "the start of the process before the pause is not known"
+    assert time_of_work([trial(12, 22), resumed]) == 23 + 26
 
 
 def test_a_trial_that_failed_at_once_has_a_duration() -> None:

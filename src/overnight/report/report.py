@@ -27,6 +27,7 @@ from overnight.search.record import (
     trial_title,
 )
 from overnight.study.snapshot import StudyView
+from overnight.tracking.duration import time_of_work
 
 _WIDE = 110  # columns of a terminal in which the whole ranking fits
 
@@ -38,7 +39,7 @@ class Cost:
     Attributes:
         search_s: Seconds of training in the search, summed over all slots.
         confirmation_s: Seconds of training in the confirmation, summed over all slots.
-        wall_s: Seconds from the first start to the last end.
+        wall_s: Seconds in which at least one trial ran: without the pauses of the study.
         pruned: Number of pruned trials that trained at least one epoch.
         saved_s: Seconds that the pruned trials did not train, estimated from the duration of their epochs.
         failure_reasons: Reason of failure -> number of trials.
@@ -105,14 +106,12 @@ def training_cost(plan: Plan, records: Sequence[TrialRecord], confirmations: Seq
     pruned = [r for r in records if r.state == "pruned" and r.history]
     epochs = plan.settings.trainer.max_epochs
     both = (*records, *confirmations)
-    ends = [r.ended_at for r in both if r.ended_at]
-    starts = [r.started_at for r in both if r.started_at]
     largest = max(both, key=lambda r: r.peak_bytes or 0, default=None)
     peak = largest.peak_bytes or 0 if largest is not None else 0
     return Cost(
         sum(e.seconds for r in records for e in r.history),
         sum(e.seconds for r in confirmations for e in r.history),
-        max(ends) - min(starts) if ends and starts else 0.0,
+        time_of_work(both),
         len(pruned),
         sum((epochs - len(r.history)) * sum(e.seconds for e in r.history) / len(r.history) for r in pruned),
         dict(Counter(r.reason or "error" for r in both if r.state == "failed")),
@@ -135,7 +134,7 @@ def cost_lines(report: Report) -> list[str]:
     if cost.confirmation_s:
         lines[0] += f", and {format_duration(cost.confirmation_s)} for {report.finding.confirmed} confirmations"
     if cost.wall_s:
-        lines.append(f"{format_duration(cost.wall_s)} from the first start to the last end")
+        lines.append(f"{format_duration(cost.wall_s)} from start to end, without pauses")
     if cost.peak_bytes:
         lines.append(f"largest memory of a trial: {cost.peak_bytes / 2**30:.2f} GiB ({cost.largest_trial})")
     if cost.pruned:

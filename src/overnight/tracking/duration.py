@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from overnight.search.record import TrialRecord
 
@@ -30,6 +30,12 @@ def end_of_study(started_at: float, records: Iterable[TrialRecord]) -> float:
             end += until - (begin if gap > _PAUSE_S else covered_until)
             covered_until = until
     return end
+
+
+def time_of_work(records: Collection[TrialRecord]) -> float:
+    """Return the seconds in which at least one of the trials was worked on, without the pauses between."""
+    started_at = min((begin for record in records for begin, _ in _spans(record)), default=0.0)
+    return end_of_study(started_at, records) - started_at
 
 
 def _spans(record: TrialRecord) -> Iterator[tuple[float, float]]:

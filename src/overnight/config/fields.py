@@ -28,8 +28,12 @@ def at_least(low: int, default: Any = dataclasses.MISSING) -> Any:
 
 
 def nearest(word: str, known: Iterable[str], and_add: bool = False) -> str:
-    """The end of a message: the known word that is nearest to `word`, or where all keys are listed."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    """The end of a message: the known word that is nearest to `word`, or where all keys are listed.
+
+    A key without its section, such as `trials`, is nearest to the key that ends with it.
+    """
+    words = list(known)
+    close = [w for w in words if w.endswith(f".{word}")] or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]}?" if close else "; `overnight tune --cfg` prints every key"
     return hint + (f" (to hand a new key to the class: +{word}=...)" if and_add else "")
 

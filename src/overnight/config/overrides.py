@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,6 +42,9 @@ def parse_overrides(overrides: Iterable[str], problems: Problems) -> list[Any]:
     """Parse overrides to Hydra's Override objects. Adds those that are not in the grammar to `problems`."""
     parsed = []
     for text in overrides:
+        if re.fullmatch(r"[\w.@/-]+", text):  # the parser's error is about its tokens
+            problems.add(f"{text}: must be KEY=VALUE, and has no '='")
+            continue
         try:
             parsed.append(parse_override(as_override(text)))
         except ValueError as error:

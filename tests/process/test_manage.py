@@ -105,7 +105,7 @@ def test_export_writes_one_row_for_each_trial(finished: StudyView, tmp_path: Pat
 def test_export_needs_a_known_suffix_and_a_writable_path(finished: StudyView, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"FILE: must end in .csv or .parquet, got '.*trials.xls'; rename it"):
         manage.export(finished, tmp_path / "trials.xls")
-    with pytest.raises(ConfigError, match="FILE: must be a file that can be written"):
+    with pytest.raises(ConfigError, match=r"FILE: must be a file that can be written, .* there is no folder .*nowhere"):
         manage.export(finished, tmp_path / "nowhere" / "trials.csv")
 
 

@@ -243,7 +243,8 @@ def export(study: StudyView, path: Path) -> int:
     try:
         write_atomically(path, content)
     except OSError as error:
-        raise ConfigError([f"FILE: must be a file that can be written, got {str(path)!r}: {error}"]) from error
+        reason = error.strerror if path.parent.is_dir() else f"there is no folder {path.parent}; create it"
+        raise ConfigError([f"FILE: must be a file that can be written, got {str(path)!r}: {reason}"]) from error
     return len(frame)
 
 

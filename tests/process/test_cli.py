@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pty
@@ -131,6 +132,15 @@ def test_status_and_tune_print_the_best_trial_alike(finished: StudyView, capsys:
     output.print_result(Result(finished.name, StopReason.COMPLETE, (), None, finished.records, finished.plan))
     (best,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("best: "))
     assert best in status.splitlines()
+
+
+def test_a_trial_that_was_marked_bad_has_no_traceback_to_name(
+    finished: StudyView, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marked = dataclasses.replace(finished.records[1], state="failed", reason="marked bad", detail="")
+    records = (finished.records[0], marked, *finished.records[2:])
+    output.print_result(Result(finished.name, StopReason.COMPLETE, (), None, records, finished.plan))
+    assert "trial-0001 failed (marked bad)\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,8 @@ def _print_failures(result: Result) -> None:
 
     failed = [r for r in result.records if r.state == "failed"]
     for record in failed[-3:]:
-        last = record.detail.strip().splitlines()[-1] if record.detail.strip() else ""
-        click.echo(f"{trial_name(record.number)} failed ({record.reason}): {last}", err=True)
+        last = f": {record.detail.strip().splitlines()[-1]}" if record.detail.strip() else ""
+        click.echo(f"{trial_name(record.number)} failed ({record.reason}){last}", err=True)
     if result.stop_reason == "failures":
         ref = f"{result.study_name}/{failed[-1].number}" if failed else f"{result.study_name}.confirm/0"
         limit = result.plan.settings.study.max_consecutive_failures

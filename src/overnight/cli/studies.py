@@ -211,7 +211,8 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
         require_writable(location)
     found = manage.footprint(location, study)
     click.echo(f"{study}: {found.trials} trials, in the study storage as {', '.join(found.optuna_studies)}")
-    click.echo(f"  in MLflow: {found.runs} runs, {found.versions} model versions")
+    versions = "1 model version" if found.versions == 1 else f"{found.versions} model versions"
+    click.echo(f"  in MLflow: {found.runs} runs, {versions}")
     for path in found.files:
         click.echo(f"  {path}")
     click.echo(f"  {output.format_bytes(found.bytes)} on disk")

@@ -13,7 +13,7 @@ import torch
 
 from overnight.trial import lightning_packages
 from overnight.trial.live_state import LiveState
-from overnight.trial.plain_values import ATOMS, same
+from overnight.trial.plain_values import ATOMS, equal_trees
 from overnight.trial.state import copy_to_cpu, get_random_state, set_random_state
 
 _OWN_MODULES = "overnight."
@@ -70,10 +70,9 @@ class Boundary:
         """
         trainer = self._trainer
         trainer.save_checkpoint("memory", weights_only=False)
-        lightnings = memory.saved
-        weights = self._module.state_dict()
-        changed, lost = self._live.save(covered=(lightnings, weights))
-        state, copied_weights = copy_to_cpu((lightnings, weights))
+        lightning_state = memory.saved
+        changed, lost = self._live.save()
+        state, copied_weights = copy_to_cpu((lightning_state, self._module.state_dict()))
         _rewind(state)
         before = self._trainer_attributes
         state["overnight"] = {
@@ -104,26 +103,26 @@ class Boundary:
 
     def put_back(self, state: dict[str, Any]) -> list[str]:
         """Restore a state that `take` returned, and return the names of attributes that can't be restored."""
-        ours, trainer = state["overnight"], self._trainer
+        overnight_state, trainer = state["overnight"], self._trainer
         _resume_weight_averaging(trainer, self._module)
-        lost = self._live.restore(ours["live"])
+        lost = self._live.restore(overnight_state["live"])
         # Once more what Lightning has restored before: hooks such as on_train_start may have changed it.
-        set_weights(self._module, ours["weights"])
+        set_weights(self._module, overnight_state["weights"])
         for optimizer, saved in zip(trainer.optimizers, state["optimizer_states"], strict=True):
-            if not same(copy_to_cpu(optimizer.state_dict()), saved):
+            if not equal_trees(copy_to_cpu(optimizer.state_dict()), saved):
                 optimizer.load_state_dict(copy_to_cpu(saved))
         keep_param_groups(trainer, self._param_groups)
         for config, saved in zip(trainer.lr_scheduler_configs, state["lr_schedulers"], strict=False):
             config.scheduler.load_state_dict(saved)
-        for name, value in ours["trainer"].items():
+        for name, value in overnight_state["trainer"].items():
             owner, _, attribute = name.rpartition(".")
             setattr(_parts_of(trainer)[owner], attribute, value)
         loaders = trainer.fit_loop._combined_loader.flattened
         if not any(hasattr(loader, "load_state_dict") for loader in loaders):
             # The Trainer then asks the loader for its iterator after on_train_epoch_start, as it does in other epochs.
             trainer.fit_loop._resuming_from_checkpoint = False
-        set_random_state(ours["random"])
-        return [*ours["lost"], *lost]
+        set_random_state(overnight_state["random"])
+        return [*overnight_state["lost"], *lost]
 
 
 def _rewind(state: dict[str, Any]) -> None:
@@ -235,7 +234,8 @@ def _base_of(kind: type) -> Any:
 
 
 def _averaging_class(callback: Any) -> type | None:
-    return next((k for k in type(callback).__mro__ if k.__name__ == "StochasticWeightAveraging"), None)
+    kinds = (k for k in type(callback).__mro__ if k.__module__.startswith(lightning_packages.NAMES))
+    return next((k for k in kinds if k.__name__ == "StochasticWeightAveraging"), None)
 
 
 def _of_averaging(callback: Any) -> frozenset[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from overnight.trial.plain_values import ATOMS, GENERATORS, encode_generator, same
+from overnight.trial.plain_values import ATOMS, encode_generator, equal_trees, is_generator
 
 MAX_ITEMS = 1000  # of a container, beyond which its items are compared by identity
 _WHOLE_BYTES = 1 << 16  # tensors and arrays up to this size are compared whole, of larger ones a sample
@@ -29,10 +29,10 @@ def mark_of(value: Any, depth: int = 0) -> Any:
     if type(value) in ATOMS:
         return None
     if isinstance(value, torch.Tensor):
-        return *_place_of(value), _part_of_tensor(value).clone()
+        return *_place_of(value), _part_of_tensor(value).clone() if has_elements(value) else None
     if isinstance(value, np.ndarray):
         return _part_of_array(value).copy()
-    if isinstance(value, GENERATORS):
+    if is_generator(value):
         return encode_generator(value)
     if _is_container(value) and depth < _MAX_DEPTH:
         items = _items_of(value)
@@ -50,16 +50,18 @@ def differs(value: Any, before: Any, mark: Any) -> bool:
         return True
     if isinstance(value, torch.Tensor):
         *place, part = mark
+        if part is None or not has_elements(value):
+            return _place_of(value) != tuple(place)
         if value.nbytes > _WHOLE_BYTES and _place_of(value) != tuple(place):
             return True
-        return not same(_part_of_tensor(value), part)
+        return not equal_trees(_part_of_tensor(value), part)
     if isinstance(value, np.ndarray):
         if value.nbytes > _WHOLE_BYTES and value is not before:
             return True
         now = _part_of_array(value)
         return now.shape != mark.shape or now.dtype != mark.dtype or now.tobytes() != mark.tobytes()
-    if isinstance(value, GENERATORS):
-        return not same(encode_generator(value), mark)
+    if is_generator(value):
+        return not equal_trees(encode_generator(value), mark)
     if not isinstance(mark, list):
         return value is not before
     items = _items_of(value)
@@ -72,7 +74,12 @@ def differs(value: Any, before: Any, mark: Any) -> bool:
 
 def is_data(value: Any) -> bool:
     """Return whether a value is one that training may change in place, and neither an object nor a function."""
-    return type(value) in ATOMS or isinstance(value, (torch.Tensor, np.ndarray, *GENERATORS)) or _is_container(value)
+    return (
+        type(value) in ATOMS
+        or isinstance(value, torch.Tensor | np.ndarray)
+        or is_generator(value)
+        or _is_container(value)
+    )
 
 
 def _is_container(value: Any) -> bool:
@@ -87,14 +94,20 @@ def _is_constant(value: Any) -> bool:
     return type(value) in ATOMS or (type(value) is tuple and all(type(item) in ATOMS for item in value))
 
 
-def _place_of(tensor: torch.Tensor) -> tuple[int, int]:
+def has_elements(tensor: torch.Tensor) -> bool:
+    """Return whether the elements of a tensor can be compared, unlike those of a sparse or nested one."""
+    return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_meta
+
+
+def _place_of(tensor: torch.Tensor) -> tuple[Any, int]:
     """Return torch's count of changes in place, which those through `.data` escape, and the address."""
-    return tensor._version, tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)
+    version = object() if tensor.is_inference() else tensor._version  # no count: it may always have changed
+    return version, tensor.data_ptr() if has_elements(tensor) else id(tensor)
 
 
 def _part_of_tensor(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
-    if tensor.nbytes <= _WHOLE_BYTES or tensor.layout is not torch.strided:
+    if tensor.nbytes <= _WHOLE_BYTES:
         return tensor
     # Without a copy: a view of every n-th element of the memory, whatever the shape.
     flat = tensor.view(-1) if tensor.is_contiguous() else tensor.select(0, 0).flatten()

@@ -18,7 +18,8 @@ from overnight.system.files import write_atomically
 
 # Torch is imported inside the functions that need it: the doctor verifies these files without it.
 
-_MAGIC = b"overnight state 2\n"  # 1 lacked what no state_dict holds, so that training went on differently
+_MAGIC = b"overnight state 3\n"
+_OLDER_MAGIC = (b"overnight state 1\n", b"overnight state 2\n")  # lack part of what training changes
 _STATE, _PREVIOUS_STATE, WEIGHTS = "state.ckpt", "state.before.ckpt", "weights.ckpt"
 STATE_FILES = (_STATE, _PREVIOUS_STATE)  # newest first
 
@@ -92,7 +93,7 @@ def read(path: Path) -> dict[str, Any]:
 def read_verified(path: Path) -> bytes:
     """Return the payload of a state file. Raise UnusableCheckpoint if it is not what was written."""
     data = path.read_bytes()
-    if data.startswith(b"overnight state 1\n"):
+    if data.startswith(_OLDER_MAGIC):
         raise UnusableCheckpoint(f"{path.name}: of an older version, which did not save all that training changes")
     if not data.startswith(_MAGIC):
         raise UnusableCheckpoint(f"{path.name}: not a state that overnight wrote")

@@ -22,26 +22,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from overnight.trial.changes import MAX_ITEMS, differs, is_data, mark_of
-from overnight.trial.plain_values import ATOMS, GENERATORS, NotPlain, decode, encode
+from overnight.trial.changes import MAX_ITEMS, differs, has_elements, is_data, mark_of
+from overnight.trial.plain_values import ATOMS, GENERATORS, Decoder, Encoder, NotPlain
 
 # Objects of these packages hold no state of a training, or restore it themselves.
-_FOREIGN = {
-    *("builtins", "types", "typing", "functools", "inspect", "abc", "weakref", "contextlib", "importlib", "logging"),
-    *(
-        "threading",
-        "_thread",
-        "multiprocessing",
-        "concurrent",
-        "asyncio",
-        "subprocess",
-        "socket",
-        "io",
-        "_io",
-        "ctypes",
-    ),
-    *("_ctypes", "re", "numpy", "hydra", "omegaconf", "lightning_fabric", "matplotlib", "PIL", "overnight"),
-}
+_OF_PYTHON = ("builtins", "types", "typing", "functools", "inspect", "abc", "weakref", "contextlib", "importlib", "re")
+_OF_PROCESSES = ("threading", "_thread", "multiprocessing", "concurrent", "asyncio", "subprocess", "logging")
+_OF_FILES = ("socket", "io", "_io", "ctypes", "_ctypes")
+_OF_OTHERS = ("numpy", "hydra", "omegaconf", "lightning_fabric", "matplotlib", "PIL", "overnight")
+_FOREIGN = (*_OF_PYTHON, *_OF_PROCESSES, *_OF_FILES, *_OF_OTHERS)
 _WALKED_OF_TORCH = (nn.Module, torch.utils.data.Dataset, torch.utils.data.Sampler, DataLoader, torch.optim.Optimizer)
 _LIGHTNING = ("pytorch_lightning", "lightning")
 _OF_TRAINER = (*_LIGHTNING, "torch")  # of these packages only callbacks and what is walked of torch
@@ -52,7 +41,8 @@ _OF_METRIC = frozenset({"_defaults", "_persistent", "_reductions", "_update_sign
 _OF_LOADER = frozenset({"_iterator", "_DataLoader__multiprocessing_context"})
 _OF_OPTIMIZER = frozenset({"param_groups", "defaults", "step"})  # schedulers exchange `step`
 _PARTS_OF_MODULE = ("requires_grad", "grad", "data", "buffer", "module")
-_MAX_OBJECTS = 2000  # the objects that are nearest to the roots
+_MAX_OBJECTS = 2000  # that are no modules: those that are nearest to the roots
+_MAX_DEPTH = 8  # of containers in containers
 _GONE = ("gone",)
 
 
@@ -93,18 +83,18 @@ class LiveState:
         self._trained = {id(module) for root in trained for module in root.modules()}
         # Lightning saves their states, and not those of optimizers within them.
         self._optimizers = {id(root) for root in roots.values() if isinstance(root, torch.optim.Optimizer)}
-        for name, root in roots.items():
-            self._walk(name, root, (skipped or {}).get(name, frozenset()))
+        self._is_complete = self._walk(roots, skipped or {})
+        self._originals: dict[int, tuple[str, Any]] = {}  # id -> (name, value) of what can be changed in place
         for owner in self._owners.values():
             owner.seen = {name: (value, mark_of(value)) for name, value in self._attributes(owner)}
+            for name, (value, _) in owner.seen.items():
+                for part_name, part in _parts(f"{owner.path}.{name}", value):
+                    self._originals.setdefault(id(part), (part_name, part))
 
-    def save(self, covered: Any = None) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """Return the attributes that have changed, as plain data, and the names of those that can't be saved.
-
-        Args:
-            covered: a tree; tensors in it are saved elsewhere.
-        """
-        elsewhere: set[int] | None = None
+    def save(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Return the attributes that have changed, as plain data, and the names of those that can't be saved."""
+        places: dict[Any, str] = {}
+        encoder = Encoder(lambda thing: self._reference(thing, places), self._originals)
         changed: dict[str, dict[str, Any]] = {}
         lost: list[str] = []
         for path, owner in self._owners.items():
@@ -114,56 +104,57 @@ class LiveState:
                 before = owner.seen.get(name)
                 if before is not None and not differs(value, *before):
                     continue
-                # A tensor that is new here may be another name of one that is saved elsewhere.
-                if isinstance(value, torch.Tensor) and before is not None and isinstance(before[0], torch.Tensor):
-                    elsewhere = {t.data_ptr() for t in tensors_in(covered)} if elsewhere is None else elsewhere
-                    if value.data_ptr() in elsewhere:
-                        continue
                 try:
-                    of_owner[name] = encode(value, self._reference)
+                    of_owner[name] = encoder.encode(value)
                 except (NotPlain, RecursionError):
                     lost.append(f"{path}.{name}".removesuffix(".module"))
             of_owner.update((name, _GONE) for name in owner.seen if name not in now)
             if of_owner:
                 changed[path] = of_owner
-        return changed, [*dict.fromkeys([*lost, *self._iterators()])]
+        too_many = () if self._is_complete else (f"what objects beyond the nearest {_MAX_OBJECTS:,} hold",)
+        return changed, [*dict.fromkeys([*lost, *self._iterators()]), *too_many]
 
     def restore(self, saved: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Set the attributes that `save` returned, and return the names of those that can't be set."""
         lost = []
+        decoder = Decoder(self._dereference, dict(self._originals.values()))
         for path, attributes in saved.items():
             owner = self._owners.get(path)
             for name, value in attributes.items():
                 try:
                     if owner is None:
                         raise NotPlain
-                    self._set(owner, name, value)
+                    _set(owner.object, name, value, decoder)
                 except (NotPlain, AttributeError, KeyError, TypeError, ValueError, RuntimeError):
                     lost.append(f"{path}.{name}")
         return lost
 
     # Walking
 
-    def _walk(self, path: str, root: Any, skipped: frozenset[str]) -> None:
-        waiting = deque([(path, root, skipped, False)])
-        while waiting and len(self._owners) < _MAX_OBJECTS:
-            path, thing, skipped, outside = waiting.popleft()
+    def _walk(self, roots: Mapping[str, Any], skipped: Mapping[str, frozenset[str]]) -> bool:
+        """Find the objects whose attributes are watched. Return False if there are too many."""
+        waiting = deque((name, root, skipped.get(name, frozenset())) for name, root in roots.items())
+        remaining = _MAX_OBJECTS
+        while waiting:
+            path, thing, of_root = waiting.popleft()
             if id(thing) in self._names or id(thing) in self._ignored:
                 continue
             if isinstance(thing, list | tuple | dict | set | deque):
-                waiting.extend((p, item, frozenset(), outside) for p, item in _items(path, thing))
+                waiting.extend((p, item, frozenset()) for p, item in _items(path, thing))
                 continue
             if not _is_walked(thing):
                 continue
-            outside = isinstance(thing, nn.Module) and id(thing) not in self._trained
+            is_module = isinstance(thing, nn.Module)
+            remaining -= not is_module
+            if remaining < 0:
+                return False
+            outside = is_module and id(thing) not in self._trained
             state = {"state"} if id(thing) in self._optimizers else frozenset()
-            owner = _Owner(path, thing, skipped | _skipped_of(thing) | state, outside)
+            owner = _Owner(path, thing, of_root | _skipped_of(thing) | state, outside)
             self._names[id(thing)] = path
             self._owners[path] = owner
             if isinstance(thing, nn.Module):
-                waiting.extend(
-                    (f"{path}.{name}", child, frozenset(), outside) for name, child in thing._modules.items()
-                )
+                waiting.extend((f"{path}.{name}", child, frozenset()) for name, child in thing._modules.items())
                 for name, tensor in (*thing._parameters.items(), *thing._buffers.items()):
                     if tensor is not None:
                         self._names.setdefault(id(tensor), f"{path}.{name}")
@@ -172,7 +163,8 @@ class LiveState:
                     self._owners.setdefault(name, _Owner(name, shared, frozenset(), outside=False))
             for name, value in self._attributes(owner):
                 if type(value) not in ATOMS and not isinstance(value, torch.Tensor):
-                    waiting.append((f"{path}.{name}", value, frozenset(), outside))
+                    waiting.append((f"{path}.{name}", value, frozenset()))
+        return True
 
     def _attributes(self, owner: _Owner) -> Iterator[tuple[str, Any]]:
         thing, skipped = owner.object, owner.skipped
@@ -208,36 +200,33 @@ class LiveState:
                 if _is_iterator(value[0]):
                     yield f"{path}.{name}"
 
-    def _reference(self, thing: Any) -> tuple[str, str]:
-        if id(thing) not in self._names:
-            raise NotPlain(type(thing).__name__)
-        return "object", self._names[id(thing)]
+    def _reference(self, thing: Any, places: dict[Any, str]) -> tuple[str, str]:
+        """Return the name of an object, or of the weight whose memory a tensor shares.
 
-    # Restoring
+        Args:
+            places: of the weights; filled by the first call for a tensor.
+        """
+        if type(thing) is not torch.Tensor:
+            if id(thing) not in self._names:
+                raise NotPlain(type(thing).__name__)
+            return "object", self._names[id(thing)]
+        if not places:
+            places.update((_place(tensor), name) for name, tensor in self._weights())
+            places[None] = ""
+        name = places.get(_place(thing), "")
+        if not name or thing.requires_grad:
+            raise NotPlain("a tensor")
+        return "shared", name
 
-    def _set(self, owner: _Owner, name: str, value: Any) -> None:
-        thing = owner.object
-        parameter, _, part = name.rpartition(".")
-        is_gone = isinstance(value, tuple) and value[0] == _GONE[0]
-        if isinstance(thing, nn.Module) and part in _PARTS_OF_MODULE and parameter:
-            with torch.no_grad():
-                _set_in_module(thing, parameter, part, None if is_gone else self._decode(value), is_gone)
-            return
-        attributes = getattr(thing, "__dict__", {})
-        if isinstance(thing, type):
-            setattr(thing, name, None if is_gone else self._decode(value, getattr(thing, name, None)))
-            return
-        if is_gone:
-            attributes.pop(name, None)
-            return
-        new = self._decode(value, getattr(thing, name, None))
-        if name in attributes or hasattr(thing, "__dict__"):
-            attributes[name] = new  # past properties and __setattr__, as the value was read
-        else:
-            object.__setattr__(thing, name, new)
-
-    def _decode(self, value: Any, current: Any = None) -> Any:
-        return decode(value, self._dereference, current)
+    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the tensors in the state_dict of the trained module."""
+        for path, owner in self._owners.items():
+            thing = owner.object
+            if isinstance(thing, nn.Module) and not owner.outside:
+                buffers = ((n, b) for n, b in thing._buffers.items() if n not in thing._non_persistent_buffers_set)
+                for name, tensor in (*thing._parameters.items(), *buffers):
+                    if tensor is not None:
+                        yield f"{path}.{name}", tensor
 
     def _dereference(self, name: tuple[str, str]) -> Any:
         owner = self._owners.get(name[1])
@@ -245,23 +234,51 @@ class LiveState:
             return owner.object
         path, _, attribute = name[1].rpartition(".")
         module = self._owners[path].object
-        return module._parameters.get(attribute, module._buffers.get(attribute))
+        tensor = module._parameters.get(attribute, module._buffers.get(attribute))
+        return tensor.detach() if name[0] == "shared" else tensor
 
 
 class ParametersChanged(Exception):
     """Training removes parameters, so that a new network has others than the trained one."""
 
 
-def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in a tree of dicts, lists and tuples."""
-    if isinstance(tree, torch.Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for item in tree.values():
-            yield from tensors_in(item)
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from tensors_in(item)
+def _place(tensor: torch.Tensor) -> Any:
+    """Return which memory a tensor is, and how it is seen; None without memory."""
+    if not has_elements(tensor) or tensor.numel() == 0:
+        return None
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _parts(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of all that can be changed in place in a value."""
+    if type(value) in ATOMS:
+        return
+    yield name, value
+    is_container = isinstance(value, list | tuple | dict | deque)
+    if is_container and depth < _MAX_DEPTH and len(value) <= MAX_ITEMS:
+        for number, item in enumerate(value.values() if isinstance(value, dict) else value):
+            yield from _parts(f"{name}[{number}]", item, depth + 1)
+
+
+def _set(thing: Any, name: str, value: Any, decoder: Decoder) -> None:
+    parameter, _, part = name.rpartition(".")
+    is_gone = isinstance(value, tuple) and value[0] == _GONE[0]
+    if isinstance(thing, nn.Module) and part in _PARTS_OF_MODULE and parameter:
+        with torch.no_grad():
+            _set_in_module(thing, parameter, part, None if is_gone else decoder.decode(value), is_gone)
+        return
+    if isinstance(thing, type):
+        setattr(thing, name, None if is_gone else decoder.decode(value))
+        return
+    attributes = getattr(thing, "__dict__", {})
+    if is_gone:
+        attributes.pop(name, None)
+        return
+    new = decoder.decode(value)
+    if name in attributes or hasattr(thing, "__dict__"):
+        attributes[name] = new  # past properties and __setattr__, as the value was read
+    else:
+        object.__setattr__(thing, name, new)
 
 
 def _set_in_module(module: nn.Module, name: str, part: str, value: Any, is_gone: bool) -> None:
@@ -292,7 +309,8 @@ def _set_in_module(module: nn.Module, name: str, part: str, value: Any, is_gone:
 def _is_users(kind: type) -> bool:
     """Return whether a class is the user's, whose own attributes, and the variables of whose module, may change."""
     package = kind.__module__.partition(".")[0]
-    return package not in _FOREIGN and package not in (*_OF_TRAINER, "torchmetrics", "torchvision")
+    foreign = (*_FOREIGN, *_OF_TRAINER, "torchmetrics", "torchvision")
+    return package not in foreign and kind.__module__ in sys.modules
 
 
 def _name_of(kind: type) -> str:

@@ -34,7 +34,14 @@ def guard(module: Any, folder: Path | None, while_waiting: Callable[[], None] = 
     owner = next(kind for kind in type(module).__mro__ if "prepare_data" in vars(kind))
     name = f"{owner.__module__}.{owner.__qualname__}"
     path = folder / (re.sub(r"[^A-Za-z0-9_.]", "_", name)[-200:] + ".lock")
-    module.prepare_data = partial(_call_alone, module.prepare_data, path, name, while_waiting)
+    module.prepare_data = _Guarded(_call_alone, module.prepare_data, path, name, while_waiting)
+
+
+class _Guarded(partial[None]):
+    """A method with a lock, which Lightning sees as overridden. Its copy in another process has no lock."""
+
+    def __reduce__(self) -> Any:
+        return self.args[0].__reduce__()
 
 
 def _call_alone(prepare: Callable[[], None], path: Path, name: str, while_waiting: Callable[[], None]) -> None:

@@ -66,7 +66,13 @@ class InMemoryCheckpoints:
 
 
 class TrialTrainer:
-    """A Trainer whose checkpoint callbacks are the user's. Without it they would find ours first."""
+    """A Trainer whose checkpoint callbacks are the user's. Without it they would find ours first.
+
+    A DataLoader's worker that is spawned gets None instead: the Trainer belongs to the process with the pipe.
+    """
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
 
     @property
     def checkpoint_callbacks(self) -> list[Any]:

@@ -7,9 +7,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
+from mlflow.entities import Metric
 
 from overnight import api
 from overnight.cli import manage
@@ -18,10 +20,17 @@ from overnight.config.problems import ConfigError
 from overnight.report.live import NullScreen
 from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
+from overnight.study.attributes import StoredAttributes, StudyAttributes
+from overnight.study.create import restore
 from overnight.study.lost import lost_studies
 from overnight.study.open import open_study
-from overnight.study.snapshot import StudyView, view
+from overnight.study.snapshot import StudyView, latest_studies, view
+from overnight.study.storage.database import dispose
+from overnight.study.storage.leased import open_for_work
 from overnight.system.files import set_aside
+from overnight.tracking import tags
+from overnight.tracking.rebuild import _without_tests, rebuild
+from overnight.tracking.store import open_client
 from support.commands import SMALL
 from support.mlflow_store import assert_equal
 
@@ -92,6 +101,52 @@ def test_a_lost_study_is_rebuilt_with_its_configurations_curves_and_states(
     assert weights == {r.number for r in finished.records if finished.plan.paths.checkpoint(r.number).exists()}
 
 
+def test_the_first_run_of_a_trial_is_rebuilt_with_every_metric(without_storage: Path, finished: StudyView) -> None:
+    location = build_plan([f"home={without_storage}"]).settings.location
+    client = open_client(location)
+    runs = [
+        run
+        for run in client.search_runs([finished.experiment_id], order_by=["attributes.start_time ASC"])
+        if tags.TRIAL in run.data.tags
+    ]
+    second = client.create_run(finished.experiment_id, start_time=runs[0].info.end_time, tags=runs[0].data.tags)
+    client.set_terminated(second.info.run_id, "FAILED")
+    # A trial that was resumed after a pause logs after the end that the pause has written.
+    client.log_metric(runs[0].info.run_id, "late", 0.5, timestamp=runs[0].info.end_time + 1000, step=1)
+    (lost,) = lost_studies(location)
+    rebuild(location, lost)
+    record = view_of(without_storage).records[int(runs[0].data.tags[tags.TRIAL])]
+    known = finished.records[record.number]
+    assert (record.state, record.objective, record.params) == (known.state, known.objective, known.params)
+    assert record.history[1].metrics == {**known.history[1].metrics, "late": 0.5}
+
+
+def test_a_kill_before_the_end_of_a_rebuild_leaves_no_study(tmp_path: Path) -> None:
+    plan = build_plan([f"home={tmp_path}"])
+    storage = open_for_work(plan.settings.location)
+
+    def killed(_: StudyAttributes) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore(storage, plan, "uid", [], killed)
+    assert latest_studies(storage) == {}
+    restore(storage, plan, "uid", [], lambda study: study.set_exclusions({3: "why"}))
+    assert StoredAttributes(latest_studies(storage)[plan.name].user_attrs).exclusions == {3: "why"}
+    dispose(storage)
+
+
+def test_scores_on_the_test_set_are_told_from_the_metrics_of_training() -> None:
+    run = SimpleNamespace(info=SimpleNamespace(end_time=1000))
+    early, late = Metric("m", 0.1, 900, 0), Metric("m", 0.9, 1100, 0)
+    resumed = Metric("m", 0.5, 1100, 7)
+    curves, scores = _without_tests(
+        run, {"test/acc": [early], "test/test/acc": [late], "test/f1": [late], "once": [resumed]}
+    )
+    assert set(curves) == {"test/acc", "once"}
+    assert scores == {"test/acc": 0.9, "test/f1": 0.9}
+
+
 def test_a_study_without_a_plan_in_mlflow_is_still_lost(without_storage: Path) -> None:
     (plan,) = (without_storage / "artifacts").rglob("plan.json")
     plan.unlink()
@@ -160,6 +215,13 @@ def test_checkpoints_that_no_study_knows_are_set_aside(home: Path) -> None:
         session.close()
         lose_storage(home)
     assert not plan.paths.checkpoints.exists()
+    elsewhere = home.with_name(f"{home.name}-elsewhere")
+    elsewhere.mkdir()
+    plan.paths.checkpoints.parent.rename(elsewhere / "checkpoints")
+    plan.paths.checkpoints.parent.symlink_to(elsewhere / "checkpoints")
+    plan.paths.checkpoints.mkdir()
+    with pytest.raises(ConfigError, match="leads out of the home; move it away"):
+        open_study(plan)
     kept = sorted(str(p.relative_to(home)) for p in home.rglob("state.ckpt"))
     assert kept == [f"set-aside/checkpoints-again-{n}/trial-0000/state.ckpt" for n in (1, 2)]
     assert not set_aside(home / "locks", home / "set-aside", home / "locks"), "it is outside of that folder"

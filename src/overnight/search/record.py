@@ -125,6 +125,11 @@ def config_of(record: TrialRecord, plan: Plan) -> dict[str, Any]:
     return record.config if record.config is not None else plan.config(searched_values(record, plan))
 
 
+def max_epochs_of(record: TrialRecord, plan: Plan) -> int:
+    """The number of epochs that a trial trains at most. trainer.max_epochs may be searched."""
+    return int(config_of(record, plan)["trainer"]["max_epochs"])
+
+
 def searched_values(record: TrialRecord, plan: Plan) -> dict[str, Any]:
     """Searched key -> value of a trial of a search. A list is one value."""
     return dict(record.values) if record.values is not None else plan.space.values_of(record.params, plan.baseline)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optuna
@@ -83,8 +83,12 @@ def _not_comparable(plan: Plan, differences: list[str], obstacles: list[str], ex
 def _create(storage: ExclusiveStorage, plan: Plan, *, with_baseline: bool) -> optuna.Study:
     """Create a study. After a kill the same steps complete it: each of them can be repeated."""
     home, checkpoints = plan.settings.location.paths, plan.paths.checkpoints
-    if checkpoints.exists():  # of a study that the storage has lost; a trial of this study must not resume from them
-        set_aside(home.root, checkpoints, home.set_aside)
+    # Checkpoints that exist are of a study that the storage has lost. A trial of this study must not resume from them.
+    if checkpoints.exists() and not set_aside(home.root, checkpoints, home.set_aside):
+        raise ConfigError(
+            [f"study.name: must have no checkpoints of an earlier study, got {plan.name!r}, whose {checkpoints} leads "
+             "out of the home; move it away, or take another study.name"]
+        )  # fmt: skip
     study = load(storage, plan, plan.name)
     study.set_user_attr(PLAN, plan.to_json())
     if UID not in study.user_attrs:
@@ -139,8 +143,18 @@ def _extend(storage: ExclusiveStorage, plan: Plan, old: Plan, source: str, name:
     return study
 
 
-def restore(storage: ExclusiveStorage, plan: Plan, uid: str, trials: Iterable[FrozenTrial]) -> StudyAttributes:
-    """Write a study that was read from elsewhere, and return its attributes. After a kill it can be repeated."""
+def restore(
+    storage: ExclusiveStorage,
+    plan: Plan,
+    uid: str,
+    trials: Iterable[FrozenTrial],
+    complete: Callable[[StudyAttributes], None],
+) -> None:
+    """Write a study that was read from elsewhere. After a kill it can be repeated: nobody reads an incomplete study.
+
+    Args:
+        complete: Writes the further attributes of the study.
+    """
     if any(s.study_name == plan.name for s in storage.get_all_studies()):
         assert plan.name not in latest_studies(storage), "only a lost study is restored"
         optuna.delete_study(study_name=plan.name, storage=storage)  # an interrupted restoration
@@ -150,8 +164,8 @@ def restore(storage: ExclusiveStorage, plan: Plan, uid: str, trials: Iterable[Fr
             study.add_trial(trial)
     study.set_user_attr(PLAN, plan.to_json())
     study.set_user_attr(UID, uid)
+    complete(StudyAttributes(study))
     study.set_user_attr(READY, True)
-    return StudyAttributes(study)
 
 
 def _converted(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:

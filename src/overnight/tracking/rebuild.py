@@ -22,6 +22,7 @@ from overnight.search.attributes import CONFIG, CONFIRMS, DETAIL, ENTRY, HISTORY
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, objective_of, pack_history
 from overnight.search.seeds import derive_seed
+from overnight.study.attributes import StudyAttributes
 from overnight.study.create import restore
 from overnight.study.exclusions import MARKED
 from overnight.study.lost import PLAN_FILE, LostStudy
@@ -34,6 +35,7 @@ from overnight.study.storage.lock import lock_study
 from overnight.tracking import names, tags
 from overnight.tracking.store import open_client, study_runs
 
+_Curves = Mapping[str, Sequence[Any]]  # name of a metric -> its values in MLflow
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -49,23 +51,22 @@ def rebuild(location: StudyLocation, lost: LostStudy) -> int:
     client = open_client(location)
     parent = client.get_run(lost.run_id)
     plan = _stored_plan(lost, parent).relocated(location)
-    runs = {
-        int(run.data.tags[tags.TRIAL]): run
-        for run in study_runs(client, parent.info.experiment_id, lost.uid)
-        if tags.TRIAL in run.data.tags
-    }
+    runs = _first_runs(study_runs(client, parent.info.experiment_id, lost.uid), tags.TRIAL)
     trials = [
-        _trial(client, plan, number, runs[number], *_point(plan, runs[number]))
+        _trial(plan, number, runs[number], _logged(client, runs[number]), *_point(plan, runs[number]))
         if number in runs
         else _frozen(TrialState.WAITING)
         for number in range(max(runs, default=-1) + 1)
     ]
     marked = {n: run.data.tags for n, run in runs.items() if run.data.tags.get(tags.REASON) == MARKED}
-    exclusions = {n: said.get(tags.NOTES, "").partition(f"{MARKED}: ")[2] for n, said in marked.items()}
-    with _storage(location, lost.name) as storage:
-        study = restore(storage, plan, lost.uid, trials)
+    exclusions = {n: run_tags.get(tags.NOTES, "").partition(f"{MARKED}: ")[2] for n, run_tags in marked.items()}
+
+    def complete(study: StudyAttributes) -> None:
         study.set_exclusions(exclusions)
         study.set_mlflow(parent.info.experiment_id, lost.run_id)
+
+    with _storage(location, lost.name) as storage:
+        restore(storage, plan, lost.uid, trials, complete)
     return len(trials)
 
 
@@ -78,13 +79,16 @@ def rebuild_confirmation(search: StudyView, plan: Plan) -> int:
     location = plan.settings.location
     client = open_client(location)
     below = tags.matching({tags.PARENT: str(search.parent_run_id), tags.ROLE: "confirmation"})
-    found = client.search_runs([search.experiment_id or ""], below, max_results=1000)
-    runs = {int(run.data.tags[tags.CONFIRMATION]): run for run in found}
+    found = client.search_runs(
+        [search.experiment_id or ""], below, max_results=1000, order_by=["attributes.start_time ASC"]
+    )
+    runs = _first_runs(found, tags.CONFIRMATION)
     seeds = {derive_seed(plan.settings.seed, "confirm", n): n for n in range(1, search.plan.confirm_seeds + 1)}
     trials, tests = [], []
     for number in range(len(runs)):
-        said = runs[number].data.tags if number in runs else {}
-        trial, seed = int(said.get(tags.CONFIRMS, "trial--1").removeprefix("trial-")), int(said.get(tags.SEED, -1))
+        run_tags = runs[number].data.tags if number in runs else {}
+        trial = int(run_tags.get(tags.CONFIRMS, "trial--1").removeprefix("trial-"))
+        seed = int(run_tags.get(tags.SEED, -1))
         config = _config(runs[number]) if number in runs else None
         if not 0 <= trial < len(search.records) or seed not in seeds or config is None:
             return 0  # of other seeds, or of a search with other trials: `overnight tune` confirms again
@@ -94,18 +98,29 @@ def rebuild_confirmation(search: StudyView, plan: Plan) -> int:
             PARAMS: search.records[trial].params,
             CONFIRMS: vars(confirms),
         }
-        trials.append(_trial(client, plan, number, runs[number], {}, attrs))
-        if scores := {
-            n: logged[0].value for n, logged in _logged(client, runs[number]) if _is_test(runs[number], logged)
-        }:
+        curves, scores = _without_tests(runs[number], _logged(client, runs[number]))
+        trials.append(_trial(plan, number, runs[number], curves, {}, attrs))
+        if scores:
             tests.append(Tested(number, scores))
+
+    def complete(study: StudyAttributes) -> None:
+        for tested in tests:
+            study.add_test(tested)
+        study.set_wanted((t.user_attrs[CONFIRMS]["trial"], t.user_attrs[CONFIRMS]["nth_seed"]) for t in trials)
+
     if trials:
         with _storage(location, plan.name) as storage:
-            study = restore(storage, plan, runs[0].data.tags[tags.UID], trials)
-            for tested in tests:
-                study.add_test(tested)
-            study.set_wanted((t.user_attrs[CONFIRMS]["trial"], t.user_attrs[CONFIRMS]["nth_seed"]) for t in trials)
+            restore(storage, plan, runs[0].data.tags[tags.UID], trials, complete)
     return len(trials)
+
+
+def _first_runs(runs: Iterable[Any], number_tag: str) -> dict[int, Any]:
+    """Return trial number -> its first run, which is the one that the synchronisation keeps. runs: the oldest first."""
+    found: dict[int, Any] = {}
+    for run in runs:
+        if number_tag in run.data.tags:
+            found.setdefault(int(run.data.tags[number_tag]), run)
+    return found
 
 
 @contextlib.contextmanager
@@ -144,15 +159,15 @@ def _artifacts(run: Any) -> Path:
 
 
 def _trial(
-    client: Any, plan: Plan, number: int, run: Any, params: dict[str, Any], attrs: dict[str, Any]
+    plan: Plan, number: int, run: Any, curves: _Curves, params: dict[str, Any], attrs: dict[str, Any]
 ) -> FrozenTrial:
-    """Return the trial of a run, with its curve. params, attrs: those that the run's configuration gives."""
-    said, started_at = run.data.tags, run.info.start_time / 1000
-    history = _history(client, number, run, started_at)
-    state = _STATES.get(said.get(tags.STATE, ""), TrialState.WAITING)
-    reason = said.get(tags.REASON)
+    """Return the trial of a run, with its curves. params, attrs: those that the run's configuration gives."""
+    run_tags, started_at = run.data.tags, run.info.start_time / 1000
+    history = _history(number, curves, started_at)
+    state = _STATES.get(run_tags.get(tags.STATE, ""), TrialState.WAITING)
+    reason = run_tags.get(tags.REASON)
     if reason == MARKED:  # the state before it was marked
-        reason, whole = None, len(history) >= plan.settings.trainer.max_epochs
+        reason, whole = None, len(history) >= _max_epochs(plan, run)
         state = TrialState.COMPLETE if whole else TrialState.PRUNED
     value = objective_of(history, plan.settings)
     if state == TrialState.COMPLETE and value is None:  # its curve is lost, so it is trained again
@@ -164,7 +179,7 @@ def _trial(
         attrs[REASON] = reason
     if state == TrialState.FAIL and (detail := _text(_artifacts(run) / "error.txt")):
         attrs[DETAIL] = detail
-    if notes := re.sub(rf"(; )?{MARKED}(: .*)?$", "", said.get(tags.NOTES, "")):
+    if notes := re.sub(rf"(; )?{MARKED}(: .*)?$", "", run_tags.get(tags.NOTES, "")):
         attrs[NOTES] = notes.split("; ")
     metric = plan.settings.study.metric
     reported = {e.epoch + 1: v for e in history if math.isfinite(v := e.metrics.get(metric, math.nan))}
@@ -180,6 +195,11 @@ def _trial(
         system_attrs={"fixed_params": params} if VALUES in attrs else {},
         intermediate_values=reported,
     )
+
+
+def _max_epochs(plan: Plan, run: Any) -> int:
+    trainer = (_config(run) or {}).get("trainer") or {}  # trainer.max_epochs may be searched
+    return int(trainer.get("max_epochs", plan.settings.trainer.max_epochs))
 
 
 def _frozen(state: TrialState, **given: Any) -> FrozenTrial:
@@ -213,12 +233,12 @@ def _point(plan: Plan, run: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return point, {**entry, VALUES: values, OUTSIDE: list(outside)}
 
 
-def _history(client: Any, number: int, run: Any, started_at: float) -> tuple[EpochEnd, ...]:
+def _history(number: int, curves: _Curves, started_at: float) -> tuple[EpochEnd, ...]:
     """Return the epochs of a run. MLflow has no durations of epochs: each lasts since the end of the one before."""
     metrics: dict[int, dict[str, float]] = {}
     ends: dict[int, float] = {}
-    for name, logged in _logged(client, run):
-        for value in () if _is_test(run, logged) else logged:
+    for name, logged in curves.items():
+        for value in logged:
             metrics.setdefault(value.step, {})[name] = value.value
             ends[value.step] = value.timestamp / 1000
     epochs = sorted(metrics)
@@ -228,16 +248,30 @@ def _history(client: Any, number: int, run: Any, started_at: float) -> tuple[Epo
     )
 
 
-def _logged(client: Any, run: Any) -> Iterator[tuple[str, list[Any]]]:
-    """Yield each metric of a run that its user's code logged, and its values."""
-    for shown in run.data.metrics:
-        if shown != names.OBJECTIVE:
-            yield names.from_mlflow(shown, _long_names(run)), client.get_metric_history(run.info.run_id, shown)
+def _logged(client: Any, run: Any) -> _Curves:
+    """Return each metric of a run that its user's code logged, and its values."""
+    return {
+        names.from_mlflow(shown, _long_names(run)): client.get_metric_history(run.info.run_id, shown)
+        for shown in run.data.metrics
+        if shown != names.OBJECTIVE
+    }
 
 
-def _is_test(run: Any, logged: Sequence[Any]) -> bool:
-    """Whether a metric is a score on the test set, which is logged once, after the run has ended."""
-    return len(logged) == 1 and run.info.end_time is not None and logged[0].timestamp > run.info.end_time
+def _without_tests(run: Any, logged: _Curves) -> tuple[_Curves, dict[str, float]]:
+    """Return the metrics of a confirmation's run from training, and its scores on the test set.
+
+    A score is logged once, after the run has ended, and below test/ where training has a metric of its name.
+    """
+
+    def is_test(values: Sequence[Any]) -> bool:
+        ended_at = run.info.end_time
+        return len(values) == 1 and values[0].step == 0 and ended_at is not None and values[0].timestamp > ended_at
+
+    curves = {name: values for name, values in logged.items() if not is_test(values)}
+    scores = {name: values[0].value for name, values in logged.items() if is_test(values)}
+    return curves, {
+        inner if (inner := name.removeprefix("test/")) in curves else name: value for name, value in scores.items()
+    }
 
 
 def _long_names(run: Any) -> Iterable[str]:

@@ -24,6 +24,7 @@ from overnight.search.record import TrialRecord, describe, format_duration
 from support.terminal import TerminalFile
 
 STUDY = build_plan(["study.trials=10", "trainer.max_epochs=20"])
+LONG = build_plan(["trainer.max_epochs=200"])
 
 
 def record(number: int, state: str, value: float | None = None, took: float = 10.0, **params: object) -> TrialRecord:
@@ -60,6 +61,13 @@ def test_the_table_shows_progress_best_trial_and_slots() -> None:
         assert words in text, text
 
 
+def test_the_epochs_of_a_trial_are_its_own() -> None:
+    study = build_plan(["trainer.max_epochs=5,8"])
+    running = record(4, "running", 0.5, **{"trainer.max_epochs": 8})
+    now = snapshot(running, running=(RunningTrial(4, 6, 0.5, time.time()),))
+    assert "7/8" in rendered(replace(now, plan=study))
+
+
 def test_a_study_that_stops_says_what_it_does_and_has_no_bar() -> None:
     done = record(0, "complete", 0.9)
     assert "━" in rendered(snapshot(done))
@@ -88,8 +96,7 @@ def wide_study(metric: str = "val/accuracy", name: str = "digits-mlp", epoch: in
         slots=4,
     )  # fmt: skip
     study = replace(STUDY.settings.study, trials=1000, metric=metric, name=name)
-    trainer = replace(STUDY.settings.trainer, max_epochs=200)
-    return replace(now, plan=replace(STUDY, settings=replace(STUDY.settings, study=study, trainer=trainer)))
+    return replace(now, plan=replace(LONG, settings=replace(LONG.settings, study=study)))
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])

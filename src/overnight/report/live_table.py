@@ -13,7 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from overnight.config.paths import trial_name
-from overnight.search.record import TrialRecord, format_duration, format_value, short_params, trial_title
+from overnight.search.record import (
+    TrialRecord,
+    format_duration,
+    format_value,
+    max_epochs_of,
+    short_params,
+    trial_title,
+)
 
 if TYPE_CHECKING:
     from overnight.report.live import ProgressSnapshot, RunningTrial
@@ -91,7 +98,7 @@ def _trial_table(now: ProgressSnapshot, width: int, max_rows: int | None) -> Tab
     metric = now.plan.settings.study.metric
     columns = {
         "trial": [_number(trial, record) for trial, record in zip(shown, records, strict=True)],
-        "epoch": [f"{trial.epoch + 1}/{now.plan.settings.trainer.max_epochs}" for trial in shown],
+        "epoch": [_epoch(now, trial, record) for trial, record in zip(shown, records, strict=True)],
         _shorten(metric, _MAX_COLUMN): ["" if t.value is None else format_value(t.value, metric) for t in shown],
         "for": [format_duration(time.time() - trial.started_at) for trial in shown],
     }
@@ -112,6 +119,11 @@ def _trial_table(now: ProgressSnapshot, width: int, max_rows: int | None) -> Tab
     elif (free := now.slots - len(now.running)) > 0:
         table.add_row(Text(f"{free} free", style="dim"))
     return table
+
+
+def _epoch(now: ProgressSnapshot, trial: RunningTrial, record: TrialRecord | None) -> str:
+    epochs = max_epochs_of(record, now.plan) if record is not None else now.plan.settings.trainer.max_epochs
+    return f"{trial.epoch + 1}/{epochs}"
 
 
 def _fitting_columns(params: Sequence[Mapping[str, str]], room: int) -> tuple[dict[str, list[str]], int]:

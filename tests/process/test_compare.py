@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
+import pytest
 from click.testing import CliRunner, Result
 
+from overnight.cli import output
 from overnight.cli.main import cli
 from overnight.config.paths import StudyLocation
-from overnight.report.compare import sparkline
+from overnight.report.compare import as_json, compared_item, rows, sparkline
 from overnight.study.snapshot import StudyView
 from overnight.tracking import local_server, store
 
@@ -72,3 +76,19 @@ def test_a_sparkline_spans_the_range_of_its_curve() -> None:
     assert sparkline([0.3] * 4) == "▁▁▁▁"
     assert len(sparkline(list(range(500)))) == 16
     assert sparkline([]) == ""
+    assert sparkline([math.nan, 0.0, math.inf, 0.4, 1.0, math.nan]) == "▁▄█"
+
+
+def test_a_trial_that_diverged_is_compared_without_the_values_that_are_not_finite(
+    finished: StudyView, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = finished.records[0]
+    last = replace(record.history[-1], metrics={"val/accuracy": math.nan})
+    diverged = replace(record, state="failed", history=(*record.history[:-1], last))
+    item = compared_item(replace(finished, records=(diverged, *finished.records[1:])), 0)
+    item = replace(item, tests={"test/accuracy": math.nan})
+    assert ("state", "failed") in rows([item])
+    output.print_json(as_json([item]))
+    (printed,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed["curve"] == [e.metrics["val/accuracy"] for e in record.history[:-1]]
+    assert printed["test"] == {"test/accuracy": None}

@@ -73,6 +73,10 @@ def test_every_command_reports_a_lost_study_and_none_replaces_it(without_storage
     before = sorted(without_storage.rglob("*"))
     for words in (["status"], ["status", "digits-mlp"], ["list"], ["report"]):
         assert line in command(*words, home).output, words
+    for words in (["list", "--json"], ["doctor", "typo", "digits-mlp"]):
+        done = command(*words, home)
+        assert (done.exit_code, done.stdout) == ((0, '{"studies": []}\n') if words[0] == "list" else (2, "")), words
+        assert (line if words[0] == "list" else "study: must be one name, got typo, digits-mlp") in done.stderr
     with pytest.raises(ConfigError, match=r"^study.name: digits-mlp: the study storage lacks .*another study.name"):
         api.run(build_plan([home, *SMALL]), screen=NullScreen())
     checked = command("doctor", "--dry-run", home)

@@ -60,7 +60,7 @@ OPTIONAL_STUDY = argument("arguments", "[STUDY] [OVERRIDE ...]", "study", nargs=
 CONFIG_DIR = click.option(
     "--config-dir", metavar="DIR", help="A folder with your own configs.", shell_complete=_completer("complete_folder")
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def exit_with_mistakes(lines: Iterable[str]) -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import statistics
 import sys
@@ -22,6 +24,19 @@ if TYPE_CHECKING:
     from overnight.study.snapshot import StudyView
 
 _STATES = ("complete", "pruned", "failed", "running", "paused", "waiting")
+
+
+def print_json(value: Any) -> None:
+    """Print what `--json` asks for. JSON has no number that is not finite: null takes its place."""
+    click.echo(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def status_object(view: StudyView) -> dict[str, Any]:
@@ -79,7 +94,7 @@ def print_status(view: StudyView) -> None:
 
 def _print_trials(view: StudyView) -> None:
     from overnight.config.paths import trial_name
-    from overnight.search.record import describe, format_value
+    from overnight.search.record import describe, format_value, max_epochs_of
 
     best = view.best
     if best is not None and best.objective is not None:
@@ -89,7 +104,7 @@ def _print_trials(view: StudyView) -> None:
         )
     for record in view.records:
         if record.state == "running":
-            last, epochs = record.history[-1:], view.plan.settings.trainer.max_epochs
+            last, epochs = record.history[-1:], max_epochs_of(record, view.plan)
             progress = f"{last[0].epoch + 1} of {epochs} epochs" if last else "starting"
             print_wrapped(f"  {trial_name(record.number)}: {progress} ({describe(record)})")
 

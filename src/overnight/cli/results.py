@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,13 +52,16 @@ def status(arguments: tuple[str, ...], as_json: bool, watch: bool) -> None:
         from overnight.cli import watch as watching
 
         view = watching.follow(location, view)
+    lost = describe_lost(location)
     if as_json:
-        click.echo(json.dumps(output.status_object(view)))
+        for line in lost:
+            click.echo(line, err=True)
+        output.print_json(output.status_object(view))
         return
     output.print_status(view)
     if others:
         click.echo(f"other studies: {', '.join(others)}")
-    for line in describe_lost(location):
+    for line in lost:
         click.echo(line, err=True)
 
 
@@ -128,7 +130,7 @@ def compare(refs: tuple[str, ...], as_json: bool) -> None:
     if problems:
         exit_with_mistakes(problems)
     if as_json:
-        click.echo(json.dumps(comparison.as_json(items)))
+        output.print_json(comparison.as_json(items))
         return
     from rich.console import Console
 
@@ -248,7 +250,7 @@ def predict(
         click.echo(f"{len(predicted.rows)} predictions: {out}")
     if as_json:
         rows = [vars(row) for row in predicted.rows]
-        click.echo(json.dumps({"study": view.name, "trial": checkpoint.trial.number, "predictions": rows}))
+        output.print_json({"study": view.name, "trial": checkpoint.trial.number, "predictions": rows})
     elif out is None:
         click.echo(f"predictions of {view.name}/{checkpoint.trial.number}, {checkpoint.path}")
         output.print_table(("", "answer", "probability"), [_as_row(row) for row in predicted.rows])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,11 +43,11 @@ def list_(overrides: tuple[str, ...], as_json: bool) -> None:
 
     location = study_location(overrides)
     found = manage.list_studies(location)
-    if as_json:
-        click.echo(json.dumps({"studies": [_listing_object(s) for s in found]}))
-        return
     for line in describe_lost(location):
         click.echo(line, err=True)
+    if as_json:
+        output.print_json({"studies": [_listing_object(s) for s in found]})
+        return
     if not found:
         click.echo(f"no studies in {location.storage_description}; start one with `overnight tune`")
         return
@@ -246,6 +245,8 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     from overnight.study.snapshot import study_names
 
     given, overrides = split(arguments)
+    if len(given) > 1:  # before any lost study is rebuilt
+        exit_with_mistakes([f"study: must be one name, got {', '.join(given)}"])
     location = study_location(overrides)
     lost = checks.rebuild_lost(location, given, dry_run=dry_run)
     still_lost = {name for name, (_, remains) in lost.items() if remains}
@@ -265,7 +266,7 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
             n: [{"subject": d.subject, "problem": d.problem, "repaired": d not in remaining[n]} for d in defects]
             for n, defects in found.items()
         }
-        click.echo(json.dumps({"studies": studies, "remaining": sum(map(len, remaining.values()))}))
+        output.print_json({"studies": studies, "remaining": sum(map(len, remaining.values()))})
     else:
         for name, defects in found.items():
             for d in defects:

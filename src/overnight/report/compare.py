@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ class ComparedItem:
         objective: The value of `metric`, from the confirmation or on one seed.
         tests: Metric -> mean on the test set.
         params: Every key of the configuration, flat.
+        curve: The finite values of the metric, in the order of the epochs.
         seconds: Training time of the trial, or of the whole study.
         uid: The id of the study in MLflow.
         number: The number of the trial; None for a study without a winner.
@@ -77,7 +79,7 @@ def compared_item(view: StudyView, number: int | None) -> ComparedItem:
         _config(view.plan, record),
         1 if number is not None else len(view.records),
         _seconds([record] if number is not None else all_of),
-        tuple(e.metrics[metric] for e in record.history if metric in e.metrics),
+        tuple(v for e in record.history if math.isfinite(v := e.metrics.get(metric, math.nan))),
         view.experiment_id,
         view.uid,
         record.number,
@@ -163,7 +165,8 @@ def mlflow_page(location: StudyLocation, items: Sequence[ComparedItem]) -> str |
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:
-    """Draw a curve as text of at most `width` characters, scaled to its own minimum and maximum."""
+    """Draw the finite values of a curve in at most `width` characters, scaled to their minimum and maximum."""
+    values = [v for v in values if math.isfinite(v)]
     if not values:
         return ""
     step = max(len(values) / width, 1)

@@ -29,6 +29,7 @@ from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.database import dispose, open_storage
 from overnight.study.storage.home import local_path
 from overnight.study.storage.lock import StudyInUse, lock_study
+from overnight.tracking import summary
 from overnight.tracking.store import open_client
 from support.commands import SMALL
 from support.mlflow_store import assert_equal, client_of
@@ -107,6 +108,11 @@ def test_export_needs_a_known_suffix_and_a_writable_path(finished: StudyView, tm
         manage.export(finished, tmp_path / "trials.xls")
     with pytest.raises(ConfigError, match=r"FILE: must be a file that can be written, .* there is no folder .*nowhere"):
         manage.export(finished, tmp_path / "nowhere" / "trials.csv")
+    folder = tmp_path / "out.csv"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"^FILE: must be a file that can be written, got .*Is a directory"):
+        manage.export(finished, folder)
+    assert list(tmp_path.iterdir()) == [folder], "no temporary file stays"
 
 
 # Mark -----------------------------------------------------------------------------------------------------------------
@@ -138,6 +144,21 @@ def test_a_trial_that_is_marked_bad_is_ignored_until_it_is_marked_good(own_home:
     assert again.records == before.records
     assert_equal(own_home, again)
     assert "overnight.notes" not in client_of(own_home).get_run(run.info.run_id).data.tags
+
+
+def test_a_mark_that_mlflow_does_not_show_exits_with_1(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = view_of(own_home).best.number  # type: ignore[union-attr]
+    line = ("mark", f"digits-mlp/{number}", "bad", f"home={own_home}")
+    with monkeypatch.context() as patched:
+        patched.setattr(summary, "open_client", _fail)
+        done = CliRunner().invoke(cli, line)
+    assert done.exit_code == 1
+    assert "MLflow does not show it yet (OSError: no network); the next start updates it" in done.output
+    command(*line[:2], "good", line[-1])
+
+
+def _fail(_: StudyLocation) -> None:
+    raise OSError("no network")
 
 
 def _run_of(home: Path, number: int) -> str:

@@ -22,7 +22,7 @@ from overnight.report.caveats import find_caveats
 from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord, ranked
 from overnight.study.snapshot import StudyView
-from overnight.tracking import store
+from overnight.tracking import store, summary
 from support.planted_study import BEST_LR, DEGENERATE, SPACE, planned, record, search_records, view_of
 
 
@@ -178,6 +178,16 @@ def test_the_report_command_prints_a_report_writes_its_page_and_publishes_it_in_
     (parent,) = client.search_runs([experiment.experiment_id], "tags.`overnight.role` = 'study'")
     assert "digits-mlp.html" in {f.path for f in client.list_artifacts(parent.info.run_id)}
     assert "is the best so far" in parent.data.tags["overnight.report"]
+
+
+def test_a_report_that_mlflow_does_not_show_exits_with_1(finished_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(summary, "open_client", fail)
+    done = CliRunner().invoke(cli, ["report", f"home={finished_home}"])
+    assert done.exit_code == 1
+    assert "MLflow does not show the report (OSError: no network); the same command tries again" in done.output
 
 
 def test_a_report_without_a_study_is_a_mistake(tmp_path: Path) -> None:

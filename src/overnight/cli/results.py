@@ -99,6 +99,7 @@ def report(arguments: tuple[str, ...]) -> None:
     click.echo(f"\npage: {path}")
     if mlflow_error:
         click.echo(f"MLflow does not show the report ({mlflow_error}); the same command tries again", err=True)
+        sys.exit(1)
 
 
 @click.command()

@@ -108,7 +108,7 @@ def mark(refs: tuple[str, ...], why: str) -> None:
     if verdict not in ("bad", "good") or not names:
         given = " ".join(refs)
         exit_with_mistakes([f"mark: must be STUDY/NUMBER bad or STUDY/NUMBER good, got {given}; e.g. digits-mlp/7 bad"])
-    location = study_location(overrides)
+    location, is_incomplete = study_location(overrides), False
     for study, numbers in _numbers_by_study(location, names).items():
         view, mlflow_error = manage.mark(location, study, numbers, verdict == "bad", why)
         for number in numbers:
@@ -116,6 +116,8 @@ def mark(refs: tuple[str, ...], why: str) -> None:
         mlflow_error = _update_result(location, view, numbers) or mlflow_error
         if mlflow_error:
             click.echo(f"MLflow does not show it yet ({mlflow_error}); the next start updates it", err=True)
+            is_incomplete = True
+    sys.exit(int(is_incomplete))
 
 
 def _numbers_by_study(location: StudyLocation, refs: list[str]) -> dict[str, list[int]]:

@@ -24,12 +24,12 @@ def write_atomically(path: Path, *parts: bytes | str, durable: bool = False, bac
     temporary = path.with_name(f"{path.name}.writing")
     try:
         _write(temporary, parts, durable)
+        if backup is not None and path.exists():
+            os.replace(path, backup)
+        os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if backup is not None and path.exists():
-        os.replace(path, backup)
-    os.replace(temporary, path)
     if durable:
         _sync_folder(path.parent)
 

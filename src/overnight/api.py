@@ -179,13 +179,16 @@ def run(
     addresses = notifier.addresses(plan.settings.notify)
     plan, messages = warm_start.resolve(plan)
     doing("reading the study ...")
+    ignored = environment.notes(plan.settings.location)
     if (study := finished.read(plan)) is not None:
-        return _finished(study, messages)
+        for note in ignored:
+            say(note)
+        return _finished(study, [*messages, *ignored])
     warm_up(plan.settings.location)
     check_configurations(plan, say, doing, runs_here=True)
     doing("opening the study ...")
     session, opened = open_study(plan, extend=extend, say=say)
-    messages = [*messages, *opened, *environment.notes(plan.settings.location)]
+    messages = [*messages, *opened, *ignored]
     for message in messages:
         say(message)
     notifications = notifier.notifications(plan, addresses, say)
@@ -219,21 +222,29 @@ def run_launched(
 
 
 def run_one(
-    plan: Plan, *, screen: Screen | None = None, signals: Signals | None = None, doing: Say = lambda _: None
+    plan: Plan,
+    *,
+    screen: Screen | None = None,
+    signals: Signals | None = None,
+    say: Say = lambda _: None,
+    doing: Say = lambda _: None,
 ) -> Result:
     """Train a plan's baseline configuration as one more trial of the study `train`. The result holds its record."""
     plan = plan_for_training(plan)
     check_home(plan)
     warm_up(plan.settings.location)
     doing("opening the study ...")
-    session, messages = open_study(plan, comparable=False)
+    session, opened = open_study(plan, comparable=False)
+    messages = (*opened, *environment.notes(plan.settings.location))
+    for message in messages:
+        say(message)
     with contextlib.closing(session):
         number = session.queue.enqueue(plan.config({}))
         mlflow_sync = MlflowSync(plan, session.attributes.uid, coordinator=session.coordinator, with_parent=False)
         signals = signals or Signals()
         ending = _run_supervisor(Supervisor(session, mlflow_sync, only=number), screen, signals, doing=doing)
     record = next(r for r in ending.records if r.number == number)
-    return replace(_result(plan, replace(ending, records=(record,)), signals), messages=tuple(messages))
+    return replace(_result(plan, replace(ending, records=(record,)), signals), messages=messages)
 
 
 def _run_session(

@@ -150,3 +150,12 @@ def test_a_finished_study_in_a_copied_home_names_the_page_of_the_copy(synchronis
     assert study is not None
     with_page = dataclasses.replace(study, finished={**study.finished, "report": True})
     assert api._finished(with_page, ()).report == copied / "reports" / "digits-mlp.html"
+
+
+def test_a_finished_study_names_the_ignored_variables(home_of_finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///elsewhere.db")
+    said: list[str] = []
+    result = api.run(plan_of(home_of_finished), say=said.append)
+    assert not result.did_work
+    assert said == list(result.messages)
+    assert said[-1].startswith("ignored environment variables: MLFLOW_REGISTRY_URI; ")

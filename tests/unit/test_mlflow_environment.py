@@ -83,3 +83,16 @@ def test_hidden_variables_return_to_the_calling_program(home: Path, monkeypatch:
         store.open_client(StudyLocation(str(home)))
         assert "MLFLOW_EXPERIMENT_NAME" not in environment.os.environ
     assert environment.os.environ["MLFLOW_EXPERIMENT_NAME"] == "mine"
+
+
+def test_variables_that_were_added_do_not_stay_in_the_calling_program(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in environment.QUIET:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+    before = dict(environment.os.environ)
+    with environment.restored():
+        store.open_client(StudyLocation(str(home)))
+        assert environment.os.environ["MLFLOW_LOGGING_LEVEL"] == "WARNING"
+    assert dict(environment.os.environ) == before

@@ -94,7 +94,7 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None
     from overnight.config.paths import trial_name
     from overnight.search.record import format_value
 
-    result = api.run_one(plan, signals=signals, doing=activity.show)
+    result = api.run_one(plan, signals=signals, say=click.echo, doing=activity.show)
     record, study = result.records[0], result.plan.settings.study
     if record.done:
         objective, metric = record.objective, study.metric
@@ -229,7 +229,7 @@ def _tune_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool, detach
     """Create the study for workers on other machines and, unless detached, start these with the launcher and wait."""
     from overnight.cluster.launchers import launch
     from overnight.runner.launch import launch_detached
-    from overnight.study.snapshot import view
+    from overnight.study import snapshot
 
     if not detach:
         launch.find_problems(plan.settings).raise_if_any()
@@ -239,9 +239,9 @@ def _tune_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool, detach
         return
     signals.check()
     code = launch.launch(plan.settings, overrides, click.echo)
-    seen, _ = view(plan.settings.location, plan.name)
-    if seen is not None:
-        output.print_status(seen)
+    view, _ = snapshot.view(plan.settings.location, plan.name)
+    if view is not None:
+        output.print_status(view)
     sys.exit(code)
 
 

@@ -31,6 +31,7 @@ _OF_A_SERVER = ("MLFLOW_WORKSPACE",)
 _OF_MLFLOW = re.compile(r"_?MLFLOW_\w+")
 _OF_ITS_SERVER = re.compile(r"(UVICORN|GUNICORN)_\w+")
 _hidden: dict[str, str] = {}
+_added: set[str] = set()  # those of QUIET that the calling program had not set
 
 
 def take_over(location: StudyLocation) -> None:
@@ -44,16 +45,19 @@ def take_over(location: StudyLocation) -> None:
 
 
 def set_quiet() -> None:
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    for name in QUIET.keys() - os.environ.keys():
+        os.environ[name] = QUIET[name]
+        _added.add(name)
 
 
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
-    """Give the variables back to the calling program at the end of the block."""
+    """Give the variables back to the calling program at the end of the block, and remove those that were added."""
     try:
         yield
     finally:
+        while _added:
+            os.environ.pop(_added.pop(), None)
         while _hidden:
             os.environ.setdefault(*_hidden.popitem())
 

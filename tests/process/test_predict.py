@@ -146,6 +146,8 @@ def test_a_winners_config_that_a_user_changed_is_not_overwritten(tmp_path: Path)
     assert winner_config.write(study, best) == (file,)
     assert file.read_text() == mine
     assert winner_config.written_files(study.settings.location, "s") == []
+    file.write_bytes(mine.encode("utf-16"))
+    assert winner_config.write(study, best) == (file,), "an editor has saved it in another encoding"
 
 
 # The model ------------------------------------------------------------------------------------------------------------

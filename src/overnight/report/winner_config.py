@@ -60,7 +60,10 @@ def written_files(location: StudyLocation, name: str) -> list[Path]:
 
 def is_unmodified(path: Path) -> bool:
     """Whether a file is as `write` wrote it."""
-    text, mark, rest = path.read_text("utf-8").rpartition(_MARK)
+    try:
+        text, mark, rest = path.read_text("utf-8").rpartition(_MARK)
+    except UnicodeDecodeError:  # another program has saved it in another encoding
+        return False
     return bool(mark) and rest.startswith(f"{_digest(text)}.") and rest.count("\n") == 1
 
 

@@ -92,8 +92,8 @@ class EpochStart:
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         self._trial.at_boundary(trainer, module)
 
-    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
-        self._trial.measured.validated(module)
+    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+        self._trial.measured.validated(trainer, module)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
         self._trial.measured.trained(module)
@@ -200,7 +200,7 @@ class TrialCallback:
 
     # The end of an epoch
 
-    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
         now = time.monotonic()
         # Lightning keeps a metric that was not logged in this epoch as the same object.
         logged = dict(trainer.callback_metrics)
@@ -209,7 +209,7 @@ class TrialCallback:
         seconds = now - self._epoch_started_at
         epoch = EpochEnd(self._spec.number, trainer.current_epoch, metrics, time.time(), seconds)
         self.history.append(epoch)
-        self.measured.epoch_ended(metrics, module)
+        self.measured.epoch_ended(metrics)
         decision = self._link.ask(epoch)
         if decision is Decision.STOP:
             raise TrialStopped(decision)

@@ -137,6 +137,7 @@ class Finished:
         reason: why it failed.
         detail: the traceback, or the ruling of the watchdog.
         notes: lines for the trial's page.
+        unsaved: attributes that training changes and that can't be saved; only of a dry run.
     """
 
     number: int
@@ -144,6 +145,7 @@ class Finished:
     reason: Reason | None = None
     detail: str = ""
     notes: tuple[str, ...] = ()
+    unsaved: tuple[str, ...] = ()
 
 
 TrialMessage = Alive | EpochEnd | Resumed | StateSaved | Tested | Finished

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from overnight import api
-from overnight.protocol import Alive
+from overnight.protocol import Alive, TrialSpec
 from overnight.trial import prepare_lock
+from overnight.trial.dry_run import dry_run_batch
 from overnight.trial.fit import fit
 from support.trial_links import ListLink
 from support.user_trials import USER_PACKAGE, spec_for
@@ -118,27 +122,70 @@ def test_data_is_prepared_without_a_lock_where_none_can_be_written(tmp_path: Pat
     assert module.calls == 2
 
 
-def test_a_trial_that_waits_reports_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_lock, "ALIVE_EVERY_S", 0.0)
+def spec_that_waits(folder: Path) -> tuple[TrialSpec, subprocess.Popen[bytes]]:
+    """Return a trial, and a process that holds the lock of its prepare_data until its input ends."""
     from user_package import prepared
 
     name = f"{prepared.__name__}.{prepared.PreparedDigits.__qualname__}"
-    lock = tmp_path / "locks" / f"{name}.lock"
+    lock = folder / "locks" / f"{name}.lock"
     lock.parent.mkdir()
-    held = subprocess.Popen(
-        [sys.executable, "-c", "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
-         "print(flush=True); time.sleep(1)", str(lock)],
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); "
+        "sys.stdin.read()"
+    )
+    held = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert held.stdout is not None
     held.stdout.readline()
-    from dataclasses import replace
+    spec = spec_for(folder / "trial", f"{USER_PACKAGE}Classifier", name, of_data={"folder": str(folder)}, epochs=1)
+    return replace(spec, locks=folder / "locks"), held
 
-    link = ListLink()
-    spec = spec_for(tmp_path / "trial", f"{USER_PACKAGE}Classifier", name, of_data={"folder": str(tmp_path)}, epochs=1)
-    assert fit(replace(spec, locks=tmp_path / "locks"), link).outcome == "complete"
+
+@pytest.fixture
+def alive_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_lock, "ALIVE_EVERY_S", 0.0)
+
+
+@pytest.mark.usefixtures("alive_at_once")
+def test_a_trial_that_waits_reports_that_it_is_alive(tmp_path: Path) -> None:
+    spec, held = spec_that_waits(tmp_path)
+
+    class Link(ListLink):
+        def send(self, message: Any) -> None:
+            super().send(message)
+            held.communicate()  # ends it
+
+    link = Link()
+    assert fit(spec, link).outcome == "complete"
     assert isinstance(link.messages[0], Alive)
+
+
+@pytest.mark.usefixtures("alive_at_once")
+def test_a_trial_that_waits_stops_when_it_is_told_to(tmp_path: Path) -> None:
+    spec, held = spec_that_waits(tmp_path)
+    assert fit(spec, ListLink(stop_in_epoch=0)).outcome == "saved"
     held.communicate()
+
+
+@pytest.mark.usefixtures("alive_at_once")
+def test_a_dry_run_that_waits_reports_that_it_is_alive(tmp_path: Path) -> None:
+    spec, held = spec_that_waits(tmp_path)
+    alive: list[int] = []
+
+    def show_life() -> None:
+        alive.append(1)
+        held.communicate()
+
+    assert dry_run_batch(replace(spec, keep_weights=False), [], show_life).problems == ()
+    assert alive
+
+
+def test_a_data_module_with_a_lock_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    from user_package.prepared import PreparedDigits
+
+    data = PreparedDigits(str(tmp_path))
+    prepare_lock.guard(data, tmp_path / "locks", lambda: None)
+    copy = pickle.loads(pickle.dumps(data.val_dataloader))
+    assert copy.__self__.prepare_data.__func__ is PreparedDigits.prepare_data
 
 
 @pytest.mark.long

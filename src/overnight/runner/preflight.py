@@ -256,7 +256,7 @@ def _results(
             number, process = running[pipe]
             try:
                 message = pipe.recv()
-                if isinstance(message, Alive):  # it downloads data and shows its progress
+                if isinstance(message, Alive):  # it downloads data, or another process does
                     continue
                 waiting.remove(pipe)
                 yield pipe, message

@@ -46,18 +46,27 @@ def main(connection: Connection) -> None:
         child_process.disable_gpus()
     terminal, devnull = os.fdopen(os.dup(2), "w", errors="replace"), os.open(os.devnull, os.O_WRONLY)
     child_process.redirect_output(devnull)
-    bars = ProgressBars(terminal, lambda: connection.send(Alive(0)))
+
+    def show_life() -> None:
+        connection.send(Alive(0))
+
+    bars = ProgressBars(terminal, show_life)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bars):
-        result = prepare_data(job) if isinstance(job, DataSpec) else dry_run_batch(*job)
+        result = prepare_data(job, show_life) if isinstance(job, DataSpec) else dry_run_batch(*job, show_life)
     with contextlib.suppress(OSError):
         connection.send(result)
     os._exit(0)
 
 
-def dry_run_batch(spec: TrialSpec, builds: list[dict[str, Any]]) -> DryRunResult:
+def dry_run_batch(
+    spec: TrialSpec, builds: list[dict[str, Any]], show_life: Callable[[], None] = lambda: None
+) -> DryRunResult:
     """Train `spec` for one batch, then build the data module and the model of each other configuration.
 
     Where the model validates in some epochs only, it trains one batch of each epoch until the metric is logged.
+
+    Args:
+        show_life: called once a second while another process prepares the data.
     """
     from overnight.trial.components import build
     from overnight.trial.fit import fit
@@ -65,11 +74,11 @@ def dry_run_batch(spec: TrialSpec, builds: list[dict[str, Any]]) -> DryRunResult
 
     problems = list(_target_problems(spec.config))
     one_batch = OneBatchEpochs()
-    link = _StopWithMetric(spec.metric, one_batch)
+    link = _StopWithMetric(spec.metric, one_batch, show_life)
     unsaved: tuple[str, ...] = ()
     if not problems:
         try:
-            unsaved = fit(spec, link, one_batch).notes
+            unsaved = fit(spec, link, one_batch).unsaved
         except BaseException as error:
             problems.append(_describe(error))
     built: list[str] = []
@@ -82,14 +91,14 @@ def dry_run_batch(spec: TrialSpec, builds: list[dict[str, Any]]) -> DryRunResult
     return DryRunResult(spec.number, link.metrics, problem_lines, link.private_bytes, unsaved, built_lines)
 
 
-def prepare_data(spec: DataSpec) -> DryRunResult:
+def prepare_data(spec: DataSpec, show_life: Callable[[], None] = lambda: None) -> DryRunResult:
     """Download and read the data of each configuration. Only missing files count as problems."""
     from overnight.trial.components import build_data
 
     problems = []
     for config in spec.configs:
         try:
-            data = build_data(config, spec.cache, spec.locks)
+            data = build_data(config, spec.cache, spec.locks, show_life)
             data.prepare_data()
             data.setup("fit")
         except OSError as error:
@@ -144,13 +153,14 @@ class ProgressBars(io.TextIOBase):
 class _StopWithMetric:
     """A Link that stops the trial when it has logged the metric, and keeps what the result needs."""
 
-    def __init__(self, metric: str, one_batch: OneBatchEpochs) -> None:
-        self._metric, self._one_batch = metric, one_batch
+    def __init__(self, metric: str, one_batch: OneBatchEpochs, show_life: Callable[[], None]) -> None:
+        self._metric, self._one_batch, self._show_life = metric, one_batch, show_life
         self.metrics: tuple[str, ...] | None = None
         self.private_bytes = 0
 
     def send(self, message: TrialMessage) -> None:
-        pass
+        if isinstance(message, Alive) and self.metrics is None:  # it may wait for another process
+            self._show_life()
 
     def ask(self, message: EpochEnd) -> Decision:
         self.metrics = tuple(sorted({*(self.metrics or ()), *message.metrics}))

@@ -54,7 +54,7 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
         return Finished(spec.number, "complete")
     state, unusable = checkpoint.load(spec.checkpoint_folder, identity_of(spec))
     notes = tuple(unusable)
-    data, model = build(spec.config, spec.cache, spec.locks, lambda: link.send(Alive(spec.number)))
+    data, model = build(spec.config, spec.cache, spec.locks, lambda: _show_life(spec, link))
     lightning = lightning_packages.lightning_of(data, model)
     memory = lightning_packages.subclass(InMemoryCheckpoints, lightning.plugins.CheckpointIO)(state, model)
     callback = lightning_packages.subclass(TrialCallback, lightning.callbacks.Checkpoint)(spec, link, memory, data)
@@ -78,7 +78,7 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
         # resumes from them.
         outcome: Literal["stopped", "saved"] = "stopped" if stopped.decision is Decision.STOP else "saved"
         unsaved = tuple(callback.unsaved()) if one_batch is not None else ()
-        return Finished(spec.number, outcome, notes=(*notes, *unsaved, *_notes_of(callback, state)))
+        return Finished(spec.number, outcome, notes=(*notes, *_notes_of(callback, state)), unsaved=unsaved)
     except Exception:
         if not callback.restoring:
             raise
@@ -89,6 +89,13 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
     if spec.keep_weights and not _save_weights(spec, callback.weights(trainer), link):
         return Finished(spec.number, "saved", notes=notes)
     return Finished(spec.number, "complete", notes=notes)
+
+
+def _show_life(spec: TrialSpec, link: Link) -> None:
+    """Tell the supervisor that the trial waits for prepare_data. Stop if it says so; a state on disk stays there."""
+    link.send(Alive(spec.number))
+    if link.stop_wanted():
+        raise TrialStopped(Decision.SAVE_AND_STOP)
 
 
 def _notes_of(callback: TrialCallback, state: dict[str, Any] | None) -> tuple[str, ...]:

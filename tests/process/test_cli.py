@@ -187,11 +187,12 @@ def test_a_dry_run_shows_the_space_three_samples_and_a_forecast_and_starts_nothi
 def test_train_tracks_one_configuration_and_equals_trial_0_of_a_study(
     overnight: Overnight, finished: StudyView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///elsewhere.db")
-    done = overnight("train", "trainer.max_epochs=6")
+    with monkeypatch.context() as patched:
+        patched.setenv("MLFLOW_REGISTRY_URI", "sqlite:///elsewhere.db")
+        done = overnight("train", "trainer.max_epochs=6")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ignored environment variables: MLFLOW_REGISTRY_URI; ")
-    assert f"train/trial-0000: complete, val/accuracy {finished.records[0].objective:.6g}\n" in done.stdout
+    assert f"train/trial-0000: complete, val/accuracy {finished.records[0].objective:.2%}\n" in done.stdout
     home = overnight.folder / "mlruns"  # type: ignore[attr-defined]
     api.run_one(build_plan([f"home={home}", "optimizer.lr=0.01", "trainer.max_epochs=2"], searching=False))
     status = json.loads(overnight("status", "train", "--json", f"home={home}").stdout)

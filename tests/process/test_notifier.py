@@ -80,7 +80,7 @@ def test_the_end_of_a_study_is_notified_with_its_sentence_and_the_address_is_kep
     monkeypatch.setenv(notifier.URLS, server.url())
     output, messages = home / "notified", []
     command = f'cat > {output}.json; echo "$OVERNIGHT_EVENT, $OVERNIGHT_STUDY, $OVERNIGHT_SENTENCE" > {output}'
-    line = user_network("Plain", "study.trials=2", f"notify.command={json.dumps(command)}")
+    line = user_network("Plain", "study.trials=2", f"notify.command={command}")
     result = tune(*line, say=messages.append)
     assert result.stop_reason == "complete"
     ((title, text),) = server.wait_for(1)

@@ -20,7 +20,7 @@ from support.user_trials import spec_for
             "must be in a module, which each trial imports, got '__main__.Net' of the script",
         ),
         ("my_nett.Net", "there is no module my_nett in "),
-        ("user_networks.Plane", "has no Plane; did you mean Plain?"),
+        ("user_networks.Plainn", "has no Plainn; did you mean Plain?"),
         ("user_networks.torch.nope", "has no nope"),
         ("user_networks.__doc__.a", "has no a; "),
         ("", "importing  raised ValueError"),

@@ -68,7 +68,7 @@ def test_the_report_names_the_bound_to_widen_and_ranks_a_useless_parameter_last(
     (line,) = [d for d in planted_report.caveats if d.startswith("model.lr")]
     assert "upper end of its range, 0.01" in line
     assert [i.key for i in planted_report.importances.certain] == ["model.lr"]
-    assert [i.key for i in planted_report.importances.uncertain] == ["model.noise"]
+    assert "model.noise" in [i.key for i in planted_report.importances.uncertain]
 
 
 @pytest.mark.long

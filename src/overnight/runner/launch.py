@@ -14,7 +14,7 @@ from overnight.study import warm_start
 from overnight.study.open import open_study
 from overnight.study.snapshot import view
 from overnight.study.storage import database
-from overnight.study.storage.access import require_writable
+from overnight.study.storage.access import require_readable, require_writable
 from overnight.study.storage.database import free_mib
 from overnight.study.storage.lock import holder_of
 from overnight.system import forkserver
@@ -36,9 +36,9 @@ def warm_up(location: StudyLocation) -> None:
 
 
 def check_home(plan: Plan) -> None:
-    """Raise ConfigError if the home can't be written, or less than `min_free_mib` is free in it."""
+    """Raise ConfigError if less than `min_free_mib` is free in the home, or it can't be written. Creates it."""
     settings = plan.settings
-    require_writable(settings.location)
+    require_readable(settings.location)
     free = free_mib(settings.location.paths.root)
     if free < settings.min_free_mib:
         raise ConfigError(
@@ -47,6 +47,7 @@ def check_home(plan: Plan) -> None:
                 f"{settings.location.paths.root}; make room, take another home=, or ask for less"
             ]
         )
+    require_writable(settings.location)
 
 
 def check_configurations(

@@ -27,7 +27,7 @@ from overnight.system.kill import discard
 IMPORTED = "OVERNIGHT_IMPORTED"  # environment variable: path of the pipe that reports how the imports ended
 IMPORTED_ALL = b"imported"  # the report of success; any other report is the error in one line
 _REPORT_BYTES = 4096  # of that pipe, which the kernel writes and reads at once
-_POLL_S = 0.05
+_POLL_S, _ENDS_WITHIN_S = 0.05, 1.0
 _NO_GPU = "OVERNIGHT_NO_GPU"  # environment variable: set if no trial will use a GPU
 _TUNABLES = "GLIBC_TUNABLES"
 _PRELOAD = ["overnight.trial.preload"]
@@ -72,18 +72,21 @@ def is_warm(within_s: float = 0.0) -> bool:
     """
     global _is_warm
     assert _imported is not None, "call warm_up first"
-    if not _is_warm and wait([_imported], timeout=within_s):
+    until = time.monotonic() + within_s
+    while not _is_warm and wait([_imported], timeout=max(0.0, until - time.monotonic())):
         report = os.read(_imported, _REPORT_BYTES)  # empty if nothing has the other end open
-        if not report and _is_running():  # not every system waits until a pipe has been opened for writing
-            time.sleep(min(within_s, _POLL_S))
-            return False
-        if report != IMPORTED_ALL:
+        if not report and _is_running():  # it is about to end; or a system that does not wait for the first opening
+            if time.monotonic() >= until:
+                break
+            time.sleep(_POLL_S)
+        elif report == IMPORTED_ALL:
+            _is_warm = True
+        else:
             reason = report.decode(errors="replace") or "the process that imports them ended"
             raise ImportsFailed(
                 f"environment: torch, pytorch-lightning and overnight must be importable, got {reason}; "
                 "install overnight again, and look for files in the start folder with the name of a library"
             )
-        _is_warm = True
     return _is_warm
 
 
@@ -109,7 +112,7 @@ def fork(target: Callable[..., None], *args: Any) -> BaseProcess:
         try:
             process.start()  # blocks until the imports have ended
         except (EOFError, OSError):
-            is_warm()
+            is_warm(within_s=_ENDS_WITHIN_S)
             raise
     try:
         is_warm()

@@ -43,6 +43,8 @@ def find(key: str, target: str) -> Any:
             continue
         if found is not None and not hasattr(found, "__path__"):  # a class, or a module that is no package
             raise TargetError(_no_attribute(key, target, found, parts[count - 1]))
+        if found is not None:
+            name = f"{found.__name__}.{parts[count - 1]}"  # the package may have another name where it is defined
         try:
             found, module = importlib.import_module(name), name
         except (Exception, SystemExit) as error:

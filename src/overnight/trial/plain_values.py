@@ -97,7 +97,7 @@ class Encoder:
         if isinstance(value, dict):
             factory = getattr(value, "default_factory", None)
             name = getattr(factory, "__name__", None)
-            known = kind is defaultdict and (factory is None or _FACTORIES.get(name) is factory)
+            known = kind is defaultdict and (factory is None or _FACTORIES.get(name or "") is factory)
             filled_again = id(value) in self._originals and not getattr(value, "__dict__", None)
             if not known and kind not in _MAPPINGS.values() and not filled_again:
                 raise NotPlain(f"a {kind.__name__}")
@@ -285,7 +285,7 @@ def _fill_mapping(current: Any, name: str, items: list[tuple[Any, Any]], factory
             current[key] = item
         return current
     if name == "defaultdict" and (factory is None or factory in _FACTORIES):
-        return defaultdict(_FACTORIES.get(factory), items)
+        return defaultdict(_FACTORIES.get(factory or ""), items)
     if name not in _MAPPINGS:
         raise NotPlain(f"a {name}")
     return _MAPPINGS[name](dict(items))

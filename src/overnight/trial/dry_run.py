@@ -52,7 +52,7 @@ def main(connection: Connection) -> None:
 
     bars = ProgressBars(terminal, show_life)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bars):
-        result = prepare_data(job, show_life) if isinstance(job, DataSpec) else dry_run_batch(*job, show_life)
+        result = prepare_data(job, show_life) if isinstance(job, DataSpec) else dry_run_batch(job[0], job[1], show_life)
     with contextlib.suppress(OSError):
         connection.send(result)
     os._exit(0)

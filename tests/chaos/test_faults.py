@@ -56,7 +56,7 @@ def wait_until(condition: Callable[[], object], within_s: float = 120) -> None:
 def served(home: Path) -> Iterator[str]:
     """Run `overnight ui` on the study, and yield its address."""
     with running("ui", f"home={home}", "--no-browser", "--port", "5177", stdout=subprocess.PIPE, text=True) as server:
-        page = server.stdout.readline().strip()
+        page = next(line for line in server.stdout if line.startswith("http")).strip()
         assert page.startswith("http://127.0.0.1:"), page
         yield page.partition("/#")[0]
         server.send_signal(signal.SIGINT)

@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import math
-import shlex
 import subprocess
 from typing import Any
 
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from overnight.cli.output import best_object
+from overnight.config import shell
 from overnight.config.problems import Problems
 from overnight.config.trees import flatten, is_dotted, to_yaml
 from overnight.config.values import (
@@ -93,7 +93,8 @@ def test_values_that_python_takes_for_equal_are_not_the_same() -> None:
 @example([v for v in ALIKE if is_typable(v)])
 def test_choices_survive_bash_and_hydra(options: list[Any]) -> None:
     """The search of a pasted line has the same choices, and Optuna tells all of them apart."""
-    line = shlex.join(["overnight", f"model.note={','.join(map(to_text, options))}"])
+    line = shell.join(["overnight", f"model.note={','.join(map(to_text, options))}"])
+    assert line.isprintable() or not line.isascii(), "a table would show control characters as blanks"
     pasted = subprocess.run(
         ["bash", "-c", f'overnight() {{ printf "%s" "$1"; }}; {line}'], capture_output=True, check=True
     ).stdout.decode()

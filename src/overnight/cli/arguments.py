@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from overnight.cli import activity
+from overnight.config import shell
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -153,4 +153,4 @@ def import_from(config_dir: str | None) -> None:
 
 def command(*words: str, location: StudyLocation) -> str:
     """Return an `overnight` command line that uses the same location."""
-    return shlex.join(["overnight", *words, *location.overrides])
+    return shell.join(["overnight", *words, *location.overrides])

@@ -199,7 +199,9 @@ def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
         click.echo(page)
         mlflow_ui.open_page(page, browser)
         return
-    port = mlflow_ui.free_port(port)
+    wanted, port = port, mlflow_ui.free_port(port)
+    if port != wanted:
+        click.echo(f"port {wanted} is in use; {port} is taken instead")
     click.echo(f"starting MLflow's server for {view.name} on port {port} ...")
     page = pages.study_url(view, f"http://127.0.0.1:{port}")
     with local_server.announced(location, port):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,6 +19,7 @@ from overnight.cli.arguments import (
     find_study,
     split,
 )
+from overnight.config import shell
 from overnight.system.signals import Signals
 
 if TYPE_CHECKING:
@@ -176,8 +176,8 @@ def init(folder: str) -> None:
     files = starter.write(Path(folder))
     click.echo(f"Wrote to {folder}: {', '.join(map(str, files))}")
     click.echo("Next steps:")
-    click.echo(f"  {shlex.join(['python', '-m', 'pytest', folder])}")
-    click.echo("  " + shlex.join(["overnight", "tune", "--config-dir", os.path.join(folder, "conf"), *_STARTER]))
+    click.echo(f"  {shell.join(['python', '-m', 'pytest', folder])}")
+    click.echo("  " + shell.join(["overnight", "tune", "--config-dir", os.path.join(folder, "conf"), *_STARTER]))
 
 
 COMMANDS = (tune, train, stop, worker, init)
@@ -248,7 +248,7 @@ def _tune_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool, detach
 def _exit(result: Result) -> NoReturn:
     is_stopped = result.stop_reason == "stopped"
     if is_stopped:
-        click.echo(f"to resume: {shlex.join(['overnight', *sys.argv[1:]])}")
+        click.echo(f"to resume: {shell.join(['overnight', *sys.argv[1:]])}")
     if result.mlflow_error:  # the last line, as it may be all that a user reads in the morning
         click.echo(
             f"MLflow is incomplete ({result.mlflow_error}); the study storage has everything, and the same command "

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from optuna.distributions import FloatDistribution, IntDistribution
 
+from overnight.config import shell
 from overnight.config.compose import Draft, compose
 from overnight.config.settings import SEARCHABLE, to_json
 from overnight.config.trees import flatten, has_key, is_dotted
@@ -272,4 +272,4 @@ def _home(plan: Plan) -> list[str]:
 
 
 def _line(*words: str) -> str:
-    return shlex.join(["overnight", *words])
+    return shell.join(["overnight", *words])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from overnight.config import shell
 from overnight.config.paths import trial_name
 from overnight.config.problems import ConfigError
 from overnight.protocol import Exported, ExportSpec, Failure, Predictions, PredictSpec
@@ -68,7 +68,7 @@ def find_checkpoint(view: StudyView, number: int | None = None) -> Checkpoint:
         if path.exists():
             return Checkpoint(path, study, n, trial)
     words = ["overnight", "train", *config_dir_option(view.plan), f"+experiment={winner_config.option_name(view.name)}"]
-    remedy = f"`{shlex.join([*words, *view.plan.settings.location.overrides])}` trains the winner again"
+    remedy = f"`{shell.join([*words, *view.plan.settings.location.overrides])}` trains the winner again"
     if number is not None:
         remedy = f"use {view.name} for its winner"
     raise ConfigError(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from overnight.config import shell
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.search.attributes import READY, UID
@@ -87,7 +87,7 @@ def reject_lost(plan: Plan) -> None:
 
 
 def _description(study: LostStudy, location: StudyLocation) -> str:
-    remedy = shlex.join(["overnight", "doctor", study.name, *location.overrides])
+    remedy = shell.join(["overnight", "doctor", study.name, *location.overrides])
     return (
         f"{study.name}: the study storage lacks this study, of which MLflow has {study.trials} trial(s); "
         f"`{remedy}` rebuilds them from MLflow"

@@ -193,6 +193,24 @@ def test_two_names_of_one_value_stay_one_value(kind: str) -> None:
     assert second.again[0] is second.new
 
 
+@pytest.mark.parametrize("kind", of_kinds())
+def test_a_value_that_moves_leaves_its_old_place_alone(kind: str) -> None:
+    def make() -> Thing:
+        value = of_kinds()[kind]
+        return Thing(here=value, both=value, moved=None, inside=[of_kinds()[kind]])
+
+    def change(thing: Any) -> None:
+        changed(thing.here)
+        changed(thing.inside[0])
+        thing.moved = [thing.here, thing.inside[0]]
+        thing.here, thing.inside[0] = of_kinds()[kind], of_kinds()[kind]
+
+    first, second, lost = resumed(make, change)
+    assert not lost
+    for name in ("here", "both", "moved", "inside"):
+        assert equal_trees(content(getattr(second, name)), content(getattr(first, name))), name
+
+
 def test_members_of_enumerations_are_restored_wherever_they_are() -> None:
     def change(thing: Any) -> None:
         thing.phase, thing.none, thing.list = Phase.COLD, Phase.COLD, [Phase.WARM, {Phase.COLD: 1}]

@@ -84,17 +84,16 @@ class LiveState:
         # Lightning saves their states, and not those of optimizers within them.
         self._optimizers = {id(root) for root in roots.values() if isinstance(root, torch.optim.Optimizer)}
         self._is_complete = self._walk(roots, skipped or {})
-        self._originals: dict[int, tuple[str, Any]] = {}  # id -> (name, value) of what can be changed in place
         for owner in self._owners.values():
             owner.seen = {name: (value, mark_of(value)) for name, value in self._attributes(owner)}
-            for name, (value, _) in owner.seen.items():
-                for part_name, part in _parts(f"{owner.path}.{name}", value):
-                    self._originals.setdefault(id(part), (part_name, part))
+        self._originals = dict(self._parts())  # what can be changed in place
 
     def save(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
         """Return the attributes that have changed, as plain data, and the names of those that can't be saved."""
         places: dict[Any, str] = {}
-        encoder = Encoder(lambda thing: self._reference(thing, places), self._originals)
+        # A value that is elsewhere now is a new one there, because its place may hold another one.
+        kept = {id(part): (name, part) for name, part in self._parts() if self._originals.get(name) is part}
+        encoder = Encoder(lambda thing: self._reference(thing, places), kept)
         changed: dict[str, dict[str, Any]] = {}
         lost: list[str] = []
         for path, owner in self._owners.items():
@@ -102,7 +101,9 @@ class LiveState:
             of_owner: dict[str, Any] = {}
             for name, value in now.items():
                 before = owner.seen.get(name)
-                if before is not None and not differs(value, *before):
+                if before is not None and value is not before[0] and id(before[0]) in kept:
+                    pass  # the other place of the value that was here may change it in place
+                elif before is not None and not differs(value, *before):
                     continue
                 try:
                     of_owner[name] = encoder.encode(value)
@@ -117,7 +118,7 @@ class LiveState:
     def restore(self, saved: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Set the attributes that `save` returned, and return the names of those that can't be set."""
         lost = []
-        decoder = Decoder(self._dereference, dict(self._originals.values()))
+        decoder = Decoder(self._dereference, self._originals)
         for path, attributes in saved.items():
             owner = self._owners.get(path)
             for name, value in attributes.items():
@@ -165,6 +166,12 @@ class LiveState:
                 if type(value) not in ATOMS and not isinstance(value, torch.Tensor):
                     waiting.append((f"{path}.{name}", value, frozenset()))
         return True
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        """Yield the name and the value of all that can be changed in place, of all objects."""
+        for owner in self._owners.values():
+            for name, value in self._attributes(owner):
+                yield from _parts(f"{owner.path}.{name}", value)
 
     def _attributes(self, owner: _Owner) -> Iterator[tuple[str, Any]]:
         thing, skipped = owner.object, owner.skipped
@@ -257,7 +264,8 @@ def _parts(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
     is_container = isinstance(value, list | tuple | dict | deque)
     if is_container and depth < _MAX_DEPTH and len(value) <= MAX_ITEMS:
         for number, item in enumerate(value.values() if isinstance(value, dict) else value):
-            yield from _parts(f"{name}[{number}]", item, depth + 1)
+            if type(item) not in ATOMS:
+                yield from _parts(f"{name}[{number}]", item, depth + 1)
 
 
 def _set(thing: Any, name: str, value: Any, decoder: Decoder) -> None:

@@ -19,6 +19,7 @@ from support.user_trials import spec_for
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Found 1 module\\(s\\) in eval mode"),
     pytest.mark.filterwarnings("ignore:The ``compute`` method of metric"),
+    pytest.mark.filterwarnings("ignore:The lr scheduler dict contains the key"),
 ]
 PARTS = "user_package.parts."
 EPOCHS = 5

@@ -123,6 +123,7 @@ def test_the_test_set_evaluates_only_winner_and_baseline_and_only_once(confirmed
     )
 
 
+@pytest.mark.long
 def test_a_winner_that_the_search_did_not_draw_is_drawn_with_its_network_of_the_confirmation(
     confirmed: tuple[Path, api.Result],
 ) -> None:

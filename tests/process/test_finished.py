@@ -23,6 +23,8 @@ from overnight.study.finished import finished_by
 from support.commands import SMALL
 from support.paths import python_path
 
+pytestmark = pytest.mark.long  # each test reads or runs a finished study
+
 
 @pytest.fixture(scope="module")
 def synchronised_home(finished_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -59,6 +59,7 @@ def test_pruned_trials_count_towards_patience_and_failed_ones_do_not() -> None:
     assert patience.trials_since_improvement(trials, settings) == 2
 
 
+@pytest.mark.long
 def test_patience_ends_a_search_and_the_same_command_trains_nothing_more(tune: Tune) -> None:
     line = (*CHEAP, "+model.lr=choice(1e-9,2e-9,3e-9,4e-9)", "study.patience=3")
     first = tune(*line)

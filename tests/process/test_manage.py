@@ -166,6 +166,7 @@ def _run_of(home: Path, number: int) -> str:
     return str(run.info.run_id)
 
 
+@pytest.mark.long
 def test_the_sampler_treats_a_trial_that_is_marked_bad_as_failed(own_home: Path, tmp_path: Path) -> None:
     number = view_of(own_home).best.number  # type: ignore[union-attr]
     suggested, states = {}, {}
@@ -256,6 +257,7 @@ def test_delete_removes_everything_of_one_study_and_nothing_of_another(
 # Resume ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_study_is_resumed_with_another_pruner(tune: Callable[..., api.Result], home: Path) -> None:
     strict = ("pruner=median", "pruner.startup_trials=0", "pruner.warmup_epochs=0", "trainer.max_epochs=4")
     line = ("slots=1", "optimizer.lr=tag(log,interval(1e-5,1e-1))", "study.confirm.seeds=0")
@@ -364,6 +366,7 @@ def test_a_moved_home_has_all_artifacts_and_the_old_place_stays_empty(a_home: Pa
         assert "config.yaml" in {file.path for file in client.list_artifacts(run.info.run_id)}
 
 
+@pytest.mark.long
 def test_an_experiment_that_was_renamed_in_mlflow_is_found_by_its_runs(a_home: Path) -> None:
     client = open_client(location_of(a_home))
     experiment = client.get_experiment_by_name("digits-mlp")

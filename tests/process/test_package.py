@@ -43,6 +43,7 @@ def test_the_wheel_contains_conf_and_works_without_the_checkout(tmp_path: Path) 
     assert ran.stdout.strip() == "digits-mlp", ran.stderr
 
 
+@pytest.mark.long
 def test_every_config_file_composes() -> None:
     from overnight.search.build_plan import build_plan
 

@@ -109,6 +109,7 @@ def test_the_winner_is_trained_again_by_its_experiment_name(home_of_won: Path, w
         build_plan(["home=/elsewhere", "+experiment=best_won"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "line",
     [

@@ -91,6 +91,7 @@ def test_the_terminal_and_the_page_show_what_a_deadline_cut() -> None:
         assert words in html
 
 
+@pytest.mark.long
 def test_the_train_command_composes_to_the_configuration_of_the_winner() -> None:
     for lines in (SPACE, ("study.trials=9", "optimizer=sgd", "data.batch_size=64", "trainer.max_epochs=7")):
         study = build_plan(lines)

@@ -171,6 +171,7 @@ def test_a_stored_plan_and_its_confirmation_keep_keys_and_numbers_that_json_lack
             assert same(session.read(assignment.number).params, record.params)
 
 
+@pytest.mark.long
 def test_a_resumed_study_has_the_choices_that_were_trained_and_extends_by_others(conf: Path) -> None:
     line = ("sampler=grid", "study.trials=99", "study.confirm.seeds=0")
     first = played(planned(conf, {"model.extra": choices([0, 1.0])}, *line))

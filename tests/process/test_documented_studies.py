@@ -69,7 +69,9 @@ def tiny(words: list[str]) -> list[str]:
     if words[1] not in ("tune", "train"):
         return ["patients" if "patients.csv" in words and w == "digits-mlp" else w for w in words[1:]]
     kept = [w for w in words[1:] if w.split("=")[0] not in _TINY]
-    short = [*kept, *(f"{key}={value}" for key, value in _TINY.items())]
+    # Two enqueued configurations and the baseline need three trials.
+    tiny = {**_TINY, "study.trials": "3"} if any(w.startswith("study.enqueue=") for w in kept) else _TINY
+    short = [*kept, *(f"{key}={value}" for key, value in tiny.items())]
     has_name = any(w.startswith("study.name=") for w in kept) or {"--extend", "--config-dir", "train"} & {*kept}
     # Lines that search different spaces in a study of the same name would not be comparable.
     return short if has_name else [*short, f"study.name=documented-{zlib.crc32(repr(kept).encode())}"]

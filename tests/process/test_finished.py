@@ -156,8 +156,8 @@ def test_a_finished_study_in_a_copied_home_names_the_page_of_the_copy(synchronis
 
 def test_a_finished_study_names_the_ignored_variables(home_of_finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///elsewhere.db")
-    said: list[str] = []
-    result = api.run(plan_of(home_of_finished), say=said.append)
+    messages: list[str] = []
+    result = api.run(plan_of(home_of_finished), say=messages.append)
     assert not result.did_work
-    assert said == list(result.messages)
-    assert said[-1].startswith("ignored environment variables: MLFLOW_REGISTRY_URI; ")
+    assert messages == list(result.messages)
+    assert messages[-1].startswith("ignored environment variables: MLFLOW_REGISTRY_URI; ")

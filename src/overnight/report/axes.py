@@ -1,7 +1,7 @@
 """Axes of searched keys: the position of a value, 0 to 1 on the scale of sampling, and the values that label the axis.
 
 A list, such as the widths of the hidden layers, is one key and has one axis. The axis has a band for each length of the
-list. Within a band, a value lies at the mean position of its entries.
+list. Within a band, a value is drawn at the mean position of its entries.
 """
 
 from __future__ import annotations

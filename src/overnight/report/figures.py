@@ -128,7 +128,7 @@ class ShownRange:
         ax.set_ylim(self.low - margin, self.high + margin)
 
     def words(self) -> str:
-        """Say what lies beyond the edge; empty if nothing does."""
+        """Describe what is beyond the edge; empty if nothing is."""
         if not self.beyond:
             return ""
         edge = "lower" if self.limit < self.best else "upper"

@@ -39,7 +39,7 @@ def read(plan: Plan) -> StudyView | None:
 
 
 def _digest(study: StudyView) -> str | None:
-    """Return a digest of a study in both stores and of its winner's config; None if it cannot be told finished."""
+    """Return a digest of a study in both stores and of its winner's config; None if it is not finished."""
     plan, second = study.plan, study.confirmation
     if plan.settings.location.shared or any(plan.paths.plots.glob("trial-*/*.weights")):  # pictures to draw
         return None

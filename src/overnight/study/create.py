@@ -150,7 +150,7 @@ def restore(
     trials: Iterable[FrozenTrial],
     complete: Callable[[StudyAttributes], None],
 ) -> None:
-    """Write a study that was read from elsewhere. After a kill it can be repeated: nobody reads an incomplete study.
+    """Write a study that was read from elsewhere. After a kill it can be repeated: an incomplete study is never read.
 
     Args:
         complete: Writes the further attributes of the study.

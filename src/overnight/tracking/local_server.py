@@ -17,7 +17,7 @@ def announced(location: StudyLocation, port: int) -> Iterator[None]:
     """Let other commands know, within the block, that this process serves the location's store on a port."""
     path = location.paths.ui_server
     text = json.dumps({**own_identity(), "port": port, "store": location.tracking_uri})
-    with contextlib.suppress(OSError):  # the home can't be written: nobody finds the server
+    with contextlib.suppress(OSError):  # the home can't be written, so no command prints links to this server
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
     try:

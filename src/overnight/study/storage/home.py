@@ -140,7 +140,7 @@ def _identity(store: sqlite3.Connection, paths: HomePaths) -> _Identity | None:
 def _inferred_place(store: sqlite3.Connection, paths: HomePaths) -> Path | None:
     """Return where the home was, by the locations of its artifacts, in a store that does not say it.
 
-    Artifacts may also be where tracking.artifacts said. So a home counts as moved only if it has artifacts that its
+    Artifacts may also be in tracking.artifacts. So a home counts as moved only if it has artifacts that its
     store places elsewhere.
     """
     for (text,) in store.execute("SELECT artifact_location FROM experiments ORDER BY experiment_id DESC"):

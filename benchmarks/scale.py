@@ -162,7 +162,7 @@ def fill(home: Path, trials: int) -> None:
 
     from optuna.trial import TrialState, create_trial
 
-    from overnight.protocol import EpochEnd
+    from overnight.protocol import Progress
     from overnight.search.attributes import HISTORY
     from overnight.search.build_plan import build_plan
     from overnight.search.record import pack_history
@@ -177,7 +177,7 @@ def fill(home: Path, trials: int) -> None:
                 EPOCHS / 100 * chance.random()
             )  # below the values of the trials that follow, so that none is pruned
             history = [
-                EpochEnd(number, epoch, dict(zip(METRICS, (1 - v, 2 - v, v), strict=True)), time.time(), 0.02)
+                Progress(number, epoch, dict(zip(METRICS, (1 - v, 2 - v, v), strict=True)), time.time(), 0.02)
                 for epoch in range(EPOCHS)
                 for v in [reached * (epoch + 1) / EPOCHS]
             ]
@@ -188,7 +188,7 @@ def fill(home: Path, trials: int) -> None:
                     params={name: chance.random() for name in plan.space.names()},
                     distributions=plan.space.names(),
                     user_attrs={HISTORY: pack_history(history)},
-                    intermediate_values={e.epoch: e.metrics["val/accuracy"] for e in history},
+                    intermediate_values={e.index: e.metrics["val/accuracy"] for e in history},
                 )
             )
     session.close()

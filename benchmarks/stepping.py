@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
 from overnight.models.mlp import MLP
-from overnight.protocol import Decision, EpochEnd, TrialMessage
+from overnight.protocol import Decision, Progress, TrialMessage
 
 SHAPE, CLASSES = (1, 28, 28), 10
 _now: list[Timed] = []  # the model that trains in this process
@@ -27,7 +27,7 @@ class NullLink:
     def send(self, message: TrialMessage) -> None:
         pass
 
-    def ask(self, message: EpochEnd) -> Decision:  # noqa: ARG002
+    def ask(self, message: Progress) -> Decision:  # noqa: ARG002
         return Decision.CONTINUE
 
     def stop_wanted(self) -> bool:

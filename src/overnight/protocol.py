@@ -57,11 +57,11 @@ class TrialSpec:
 
 
 class Decision(Enum):
-    """What a trial does after an epoch. Down, in answer to EpochEnd."""
+    """What a trial does after an epoch or a validation. Down, in answer to Progress."""
 
     CONTINUE = "continue"
     STOP = "stop"  # the trial is pruned or its value is useless; nothing is saved
-    SAVE_AND_STOP = "save and stop"  # the trial is resumed later; also sent without EpochEnd, within an epoch
+    SAVE_AND_STOP = "save and stop"  # the trial is resumed later; also sent without Progress, at any time
 
 
 @dataclass(frozen=True)
@@ -69,29 +69,32 @@ class Resumed:
     """The trial resumes from a saved state. Up, first.
 
     Attributes:
-        history: all epochs before the state, including those that the storage did not get before a crash.
+        history: all progress before the state, including those that the storage did not get before a crash.
     """
 
     number: int
-    history: tuple[EpochEnd, ...]
+    history: tuple[Progress, ...]
 
 
 @dataclass(frozen=True)
-class EpochEnd:
-    """An epoch is complete. Up; answered by a Decision.
+class Progress:
+    """One unit of training is complete: an epoch, or a validation where these come at other times. Up; answered by a
+    Decision.
 
     Attributes:
-        epoch: counted from 0.
+        index: of the epoch or of the validation, counted from 0.
         metrics: name -> value, as the model logged them.
-        at: end of the epoch, in seconds since 1970.
-        seconds: duration of the epoch, including validation.
+        at: end of the unit, in seconds since 1970.
+        seconds: duration of the unit, including validation.
+        step: of a validation, the step at which Lightning logs it; None for an epoch.
     """
 
     number: int
-    epoch: int
+    index: int
     metrics: dict[str, float]
     at: float
     seconds: float
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,11 @@ class StateSaved:
     """A state that the trial can resume from is on disk. Up.
 
     Attributes:
-        epoch: the last epoch in the state.
+        index: of the last epoch or validation in the state.
     """
 
     number: int
-    epoch: int
+    index: int
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ class Finished:
     unsaved: tuple[str, ...] = ()
 
 
-TrialMessage = Alive | EpochEnd | Resumed | StateSaved | Tested | Finished
+TrialMessage = Alive | Progress | Resumed | StateSaved | Tested | Finished
 
 
 @dataclass(frozen=True)

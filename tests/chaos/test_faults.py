@@ -157,7 +157,7 @@ def test_a_full_disk_corrupts_no_store_and_the_study_continues_once_there_is_spa
         found = view_of(home)
         assert found is not None
         assert [r.state for r in found.records] == ["complete"] * 4
-        assert [[e.epoch for e in r.history] for r in found.records] == [[0, 1, 2, 3]] * 4
+        assert [[e.index for e in r.history] for r in found.records] == [[0, 1, 2, 3]] * 4
         assert_equal(home, found)
 
 
@@ -179,5 +179,5 @@ def test_a_trial_on_a_suspended_machine_is_not_stalled(home: Path) -> None:
     found = view_of(home)
     assert found is not None
     assert [(r.state, r.reason, r.notes) for r in found.records] == [("complete", None, ())] * 3
-    assert [[e.epoch for e in r.history] for r in found.records] == [[0, 1, 2, 3]] * 3
+    assert [[e.index for e in r.history] for r in found.records] == [[0, 1, 2, 3]] * 3
     assert_equal(home, found)

@@ -199,7 +199,7 @@ def print_outputs_on_failure(supervisors: Supervisors) -> Iterator[None]:
 
 
 def facts_of(records: tuple[TrialRecord, ...]) -> list[tuple[Any, ...]]:
-    return [(r.number, r.state, r.params, r.objective, [(e.epoch, e.metrics) for e in r.history]) for r in records]
+    return [(r.number, r.state, r.params, r.objective, [(e.index, e.metrics) for e in r.history]) for r in records]
 
 
 def confirmed_by(found: Finding) -> dict[tuple[int, int], tuple[Any, ...]]:
@@ -236,7 +236,7 @@ def assert_mlflow_has_each_run_once(seen: StudyView) -> None:
         for child in children:
             record = next(r for r in records if r.number == int(child.data.tags[tag]))
             logged = client.get_metric_history(child.info.run_id, "val/accuracy")
-            wanted = [(e.epoch, e.metrics["val/accuracy"]) for e in record.history]
+            wanted = [(e.index, e.metrics["val/accuracy"]) for e in record.history]
             assert sorted((m.step, m.value) for m in logged) == wanted, (tag, record.number)
     assert len(runs) == 1 + len(seen.records) + len(seen.confirmation.records), [r.data.tags for r in runs]
 

@@ -60,7 +60,7 @@ def lines_of(log: Path) -> list[tuple[str, int, float]]:
 
 
 def facts_of(records: Iterable[TrialRecord]) -> list[tuple[Any, ...]]:
-    return [(r.number, r.state, r.params, r.objective, [(e.epoch, e.metrics) for e in r.history]) for r in records]
+    return [(r.number, r.state, r.params, r.objective, [(e.index, e.metrics) for e in r.history]) for r in records]
 
 
 def losses(log: Path) -> list[list[float]]:

@@ -68,7 +68,7 @@ def test_an_interrupt_is_raised_after_everything_is_saved(home: Path, monkeypatc
 
     class InterruptsItself(NullScreen):
         def update(self, take_snapshot: Callable[[], ProgressSnapshot], force: bool = False) -> None:  # noqa: ARG002
-            if not pressed and any(slot.epoch >= 1 for slot in take_snapshot().running):
+            if not pressed and any(slot.index >= 1 for slot in take_snapshot().running):
                 pressed.append(True)
                 signal.raise_signal(signal.SIGINT)
 
@@ -77,7 +77,7 @@ def test_an_interrupt_is_raised_after_everything_is_saved(home: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt, match="the same call resumes"):
         overnight.tune(line)
     assert [p.name for p in (home / "checkpoints" / "digits-mlp").rglob("state.ckpt")] == ["state.ckpt"]
-    assert [e.epoch for e in overnight.tune(line).records[0].history] == list(range(4))
+    assert [e.index for e in overnight.tune(line).records[0].history] == list(range(4))
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -18,7 +18,7 @@ from scipy import stats
 
 from overnight import api, protocol
 from overnight.config.problems import ConfigError
-from overnight.protocol import EpochEnd, TrialSpec
+from overnight.protocol import Progress, TrialSpec
 from overnight.report import confirm, finding, publish, report, winner_pictures
 from overnight.report.live import NullScreen, ProgressSnapshot
 from overnight.runner import trial_process
@@ -229,7 +229,7 @@ def small(*overrides: str) -> Plan:
 
 
 def record(number: int, value: float | None, state: str = "complete", **more: Any) -> TrialRecord:
-    history = () if value is None else (EpochEnd(number, 0, {"val/accuracy": value}, 1e9, 1.0),)
+    history = () if value is None else (Progress(number, 0, {"val/accuracy": value}, 1e9, 1.0),)
     params = more.pop("params", {"model.lr": 0.1 / (number + 1)})
     return TrialRecord(number, state, params, history, value, None, "", 1e9, 1e9 + 9, **more)  # type: ignore[arg-type]
 

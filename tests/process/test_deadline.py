@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from overnight.config import clock
 from overnight.config.problems import ConfigError
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.report import confirm
 from overnight.search import deadline
 from overnight.search.build_plan import build_plan
@@ -40,7 +40,7 @@ def study(*overrides: str) -> Plan:
 def record(number: int, epoch_s: float, epochs: int = EPOCHS, state: str = "complete", **more: Any) -> TrialRecord:
     began = NOON + 10.0 * number
     history = tuple(
-        EpochEnd(number, e, {"val/accuracy": 0.5 + number / 1000}, began + 1 + (e + 1) * epoch_s, epoch_s)
+        Progress(number, e, {"val/accuracy": 0.5 + number / 1000}, began + 1 + (e + 1) * epoch_s, epoch_s)
         for e in range(epochs)
     )
     params = more.pop("params", {"optimizer.lr": 0.001 * (number + 1)})
@@ -209,7 +209,7 @@ class SimulatedLaunch:
     def _trained(self, r: TrialRecord, started_at: float, epochs: int) -> TrialRecord:
         pace = self._pace(r)
         history = tuple(
-            EpochEnd(r.number, e, {"val/accuracy": 0.5 + r.number / 1e4}, started_at + 1 + (e + 1) * pace, pace)
+            Progress(r.number, e, {"val/accuracy": 0.5 + r.number / 1e4}, started_at + 1 + (e + 1) * pace, pace)
             for e in range(epochs)
         )
         whole = epochs == EPOCHS

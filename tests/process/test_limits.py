@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from overnight import api
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.report import finding, publish, report
 from overnight.search import deadline, patience
 from overnight.search.build_plan import build_plan
@@ -30,7 +30,7 @@ CHEAP = (
 
 
 def record(number: int, values: list[float], state: str = "complete") -> TrialRecord:
-    history = tuple(EpochEnd(number, e, {"val/accuracy": v}, 1e9, 1.0) for e, v in enumerate(values))
+    history = tuple(Progress(number, e, {"val/accuracy": v}, 1e9, 1.0) for e, v in enumerate(values))
     end = 1e9 + number
     return TrialRecord(number, state, {}, history, values[-1], None, "", end, end)  # type: ignore[arg-type]
 
@@ -138,7 +138,7 @@ def test_a_trial_that_a_deadline_interrupts_is_resumed_by_the_next_launch(tune: 
     whole = tune(*line, "study.trials=2", "study.hours=1")
     assert (whole.stop_reason, whole.limit_notes) == ("complete", ())
     assert [r.state for r in whole.records] == ["complete", "complete"]
-    assert [e.epoch for e in whole.records[0].history] == [0, 1, 2]
+    assert [e.index for e in whole.records[0].history] == [0, 1, 2]
 
 
 @pytest.mark.long

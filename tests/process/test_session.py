@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 from overnight.config.problems import ConfigError
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.study import create
@@ -45,8 +45,8 @@ def opened(study: Plan, **options: bool) -> Iterator[StudySession]:
         session.close()
 
 
-def epoch(number: int, e: int, value: float, **more: float) -> EpochEnd:
-    return EpochEnd(number, e, {"val/accuracy": value, **more}, 1000.0 + e, 0.1)
+def epoch(number: int, e: int, value: float, **more: float) -> Progress:
+    return Progress(number, e, {"val/accuracy": value, **more}, 1000.0 + e, 0.1)
 
 
 def play(session: StudySession, trials: int) -> list[tuple[int, dict[str, Any]]]:
@@ -137,7 +137,7 @@ def test_every_metric_of_every_epoch_is_kept_with_its_time(tmp_path: Path) -> No
             session.writer.record(epoch(0, e, e / 10, loss=1 / (e + 1), odd=float("inf")))
         session.writer.complete(0)
         history = session.read(0).history
-    assert [(h.epoch, h.at, h.metrics["loss"], h.metrics["odd"]) for h in history] == [
+    assert [(h.index, h.at, h.metrics["loss"], h.metrics["odd"]) for h in history] == [
         (0, 1000.0, 1.0, float("inf")),
         (1, 1001.0, 0.5, float("inf")),
         (2, 1002.0, 1 / 3, float("inf")),
@@ -173,7 +173,7 @@ def test_an_epoch_that_a_kill_removed_from_the_history_is_recorded_again(tmp_pat
         assert session.writer.record(epoch(0, 0, 0.5)), "a warning would be an error here"
         assert session.writer.flush() == [0]
         assert session.writer.flush() == []
-        assert [h.epoch for h in session.writer.complete(0).history] == [0]
+        assert [h.index for h in session.writer.complete(0).history] == [0]
 
 
 def test_the_budget_is_a_total_and_a_paused_trial_does_not_spend_it(tmp_path: Path) -> None:

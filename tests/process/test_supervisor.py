@@ -12,7 +12,7 @@ import pytest
 
 from overnight import api
 from overnight.config.problems import ConfigError
-from overnight.protocol import Decision, EpochEnd
+from overnight.protocol import Decision, Progress
 from overnight.report.live import NullScreen
 from overnight.report.progress import progress
 from overnight.runner import trial_process
@@ -79,7 +79,7 @@ def test_a_killed_trial_is_resumed_from_its_last_checkpoint(tune: Tune, tmp_path
     result = tune(*user_network("KilledOnce", "study.trials=1", f"+model.marker={marker}", "checkpoint.every_s=0"))
     assert marker.exists()
     assert states(result) == [("complete", None)]
-    assert [e.epoch for e in result.records[0].history] == [0, 1, 2, 3]
+    assert [e.index for e in result.records[0].history] == [0, 1, 2, 3]
     assert Path(f"{marker}.epochs").read_text() == "0 1 2 3 ", "no epoch was trained twice"
 
 
@@ -161,7 +161,7 @@ def test_a_trial_whose_checkpoint_does_not_fit_its_network_starts_again_with_a_n
     line = user_network("Grows", "study.trials=1", f"+model.marker={tmp_path / 'grown'}", "checkpoint.every_s=0")
     result = tune(*line)
     assert states(result) == [("complete", None)]
-    assert [e.epoch for e in result.records[0].history] == [0, 1, 2, 3]
+    assert [e.index for e in result.records[0].history] == [0, 1, 2, 3]
     assert any("checkpoint_unusable" in note for note in result.records[0].notes)
 
 
@@ -186,7 +186,7 @@ def test_while_the_disk_is_nearly_full_trials_save_and_wait(home: Path, monkeypa
 
     def free(_: Path) -> float:
         """Full from the first epoch's end until both trials have saved."""
-        if any(t.epoch >= 0 for t in worker.slots.running.values()) and not paused:
+        if any(t.index >= 0 for t in worker.slots.running.values()) and not paused:
             paused.append(False)
         if paused and not paused[0] and not worker.slots.running:
             assert [r.state for r in session.records()] == ["paused"] * 2
@@ -200,7 +200,7 @@ def test_while_the_disk_is_nearly_full_trials_save_and_wait(home: Path, monkeypa
     session.close()
     assert paused == [True]
     assert any(w and "less than 500 MiB are free" in w for w in warnings)
-    assert [(r.state, [e.epoch for e in r.history]) for r in records] == [("complete", [0, 1, 2])] * 2
+    assert [(r.state, [e.index for e in r.history]) for r in records] == [("complete", [0, 1, 2])] * 2
 
 
 def test_a_study_does_not_start_on_a_full_disk(tmp_path: Path) -> None:
@@ -255,8 +255,8 @@ def test_a_trial_that_is_stopped_as_the_pruner_ends_it_ends_as_in_an_uninterrupt
     worker = Supervisor(session, MlflowSync(cut, session.attributes.uid))
     record = session.writer.record
 
-    def stop_there(done: EpochEnd) -> bool:
-        if (done.number, done.epoch) == (behind.number, behind.history[-1].epoch):
+    def stop_there(done: Progress) -> bool:
+        if (done.number, done.index) == (behind.number, behind.history[-1].index):
             worker.stop()
             if before_answer:
                 worker.slots.running[done.number].send(Decision.SAVE_AND_STOP)
@@ -286,7 +286,7 @@ def test_a_stop_saves_the_running_trials_and_the_study_is_resumed(home: Path, tu
     worker = Supervisor(session, MlflowSync(study, "uid"))
 
     def stop_in_the_second_epoch() -> None:
-        while not all(t.epoch >= 0 for t in worker.slots.running.values()) or not worker.slots.running:
+        while not all(t.index >= 0 for t in worker.slots.running.values()) or not worker.slots.running:
             time.sleep(0.02)
         time.sleep(0.2)
         stopped_at.append(time.monotonic())
@@ -307,7 +307,7 @@ def test_a_stop_saves_the_running_trials_and_the_study_is_resumed(home: Path, tu
     assert all((home / "checkpoints" / "digits-mlp" / f"trial-000{n}" / "state.ckpt").exists() for n in (0, 1))
     result = tune(*overrides)
     assert [r.state for r in result.records] == ["complete"] * 2
-    assert [[e.epoch for e in r.history] for r in result.records] == [[0, 1, 2]] * 2
+    assert [[e.index for e in r.history] for r in result.records] == [[0, 1, 2]] * 2
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from overnight import api
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
@@ -133,7 +133,7 @@ def test_the_duration_of_a_study_is_that_of_its_work_and_does_not_grow_with_late
 
 def test_a_name_that_mlflow_refuses_costs_itself_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(names, "metric_name", lambda name: name)  # as if MLflow refused more than is known
-    history = (EpochEnd(0, 0, {"val/AP@50": 0.5, "val/accuracy": 0.25}, 1e9, 0.1),)
+    history = (Progress(0, 0, {"val/AP@50": 0.5, "val/accuracy": 0.25}, 1e9, 0.1),)
     trial = replace(record(0, 1, "complete", ended_at=1e9 + 1), history=history, objective=0.25)
     mlflow_sync = MlflowSync(build_plan([f"home={home}"]), "uid")
     mlflow_sync.start([trial])
@@ -148,7 +148,7 @@ def test_a_name_that_mlflow_refuses_costs_itself_only(home: Path, monkeypatch: p
 
 
 def record(number: int, epochs: int, state: str = "running", **more: Any) -> TrialRecord:
-    history = tuple(EpochEnd(number, e, {"val/accuracy": e / 10, "odd": math.inf}, 1e9 + e, 0.1) for e in range(epochs))
+    history = tuple(Progress(number, e, {"val/accuracy": e / 10, "odd": math.inf}, 1e9 + e, 0.1) for e in range(epochs))
     fields = {"objective": (epochs - 1) / 10, "reason": None, "detail": "", "started_at": 1e9, "ended_at": None, **more}
     return TrialRecord(number, state, {"optimizer.lr": 0.1}, history, **fields)  # type: ignore[arg-type]
 

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from overnight.models.mlp import MLP
-from overnight.protocol import Decision, EpochEnd, Finished, Resumed, StateSaved, TrialSpec
+from overnight.protocol import Decision, Finished, Progress, Resumed, StateSaved, TrialSpec
 from overnight.search.build_plan import build_plan
 from overnight.trial import checkpoint
 from overnight.trial.fit import fit
@@ -57,15 +57,15 @@ def test_a_resumed_trial_ends_with_the_same_bits(
             pass
 
         class KillLink(ListLink):
-            def ask(self, message: EpochEnd) -> Decision:
-                if message.epoch == 3:
+            def ask(self, message: Progress) -> Decision:
+                if message.index == 3:
                     raise Kill
                 return super().ask(message)
 
         first: ListLink = KillLink()
         with pytest.raises(Kill):
             fit(spec_for(folder, *overrides, every_s=0), first)
-        assert [m.epoch for m in first.messages if isinstance(m, StateSaved)] == [0, 1, 2]
+        assert [m.index for m in first.messages if isinstance(m, StateSaved)] == [0, 1, 2]
     else:
         first = ListLink(stop_in_epoch=3) if "middle" in how else ListLink({2: Decision.SAVE_AND_STOP})
         assert fit(spec_for(folder, *overrides), first).outcome == "saved"
@@ -177,7 +177,7 @@ def test_a_stop_in_the_last_epoch_lets_it_complete(tmp_path: Path) -> None:
 
 def test_it_reports_every_epoch_with_the_usual_metrics(tmp_path: Path) -> None:
     fit(spec_for(tmp_path), link := ListLink())
-    assert [e.epoch for e in link.epochs] == list(range(6))
+    assert [e.index for e in link.epochs] == list(range(6))
     assert all(set(e.metrics) == {"train/loss", "val/loss", "val/accuracy", "val/f1"} for e in link.epochs)
     assert link.epochs[-1].metrics["train/loss"] < link.epochs[0].metrics["train/loss"]
 

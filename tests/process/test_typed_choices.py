@@ -15,7 +15,7 @@ from overnight.cli import manage
 from overnight.config.problems import ConfigError
 from overnight.config.trees import to_yaml
 from overnight.config.values import from_text, same, to_text
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.report import advice, confirm, winner_config
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
@@ -56,7 +56,7 @@ def played(plan: Plan, trials: int = 99, **options: bool) -> StudyView:
             if (assignment := session.queue.ask()) is None:
                 break
             n = assignment.number
-            session.writer.record(EpochEnd(n, 0, {"val/accuracy": n / 1000}, 1000.0, 0.1))
+            session.writer.record(Progress(n, 0, {"val/accuracy": n / 1000}, 1000.0, 0.1))
             session.writer.complete(n)
     seen, _ = view(plan.settings.location, plan.name)
     assert seen is not None

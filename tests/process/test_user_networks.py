@@ -76,7 +76,7 @@ def test_a_users_network_is_pruned_and_saved_periodically(tmp_path: Path) -> Non
     for model in (f"{USER_PACKAGE}Classifier", MANUAL):
         link, folder = ListLink({2: Decision.STOP}), tmp_path / model
         assert fit(spec_for(folder, model, every_s=0), link).outcome == "stopped"
-        assert [m.epoch for m in link.messages if isinstance(m, StateSaved)] == [0, 1]
+        assert [m.index for m in link.messages if isinstance(m, StateSaved)] == [0, 1]
         assert not (folder / "weights.ckpt").exists()
 
 
@@ -213,7 +213,7 @@ def test_a_network_with_manual_optimisation_is_stopped_in_a_study_and_resumed(
     study = build_plan([f"home={home}", *lines], conf)
 
     def stop_in_trial_one(worker: Supervisor) -> None:
-        if 1 in worker.slots.running and worker.slots.running[1].epoch >= 1:
+        if 1 in worker.slots.running and worker.slots.running[1].index >= 1:
             worker.stop()
 
     forkserver.warm_up()
@@ -227,4 +227,4 @@ def test_a_network_with_manual_optimisation_is_stopped_in_a_study_and_resumed(
     assert 2 <= stopped[1][1] < 60
     result = tune(*lines, config_dir=conf)
     assert [r.state for r in result.records] == ["complete"] * 2
-    assert [[e.epoch for e in r.history] for r in result.records] == [list(range(60))] * 2
+    assert [[e.index for e in r.history] for r in result.records] == [list(range(60))] * 2

@@ -320,7 +320,7 @@ def test_a_study_continues_on_other_nodes_when_a_node_dies(
     records = study.view().records
     assert [r.number for r in records if r.state == "complete"] == [*range(3)] == [r.number for r in records]
     for r in records:
-        assert [e.epoch for e in r.history] == [*range(60)]
+        assert [e.index for e in r.history] == [*range(60)]
     ray_nodes.add()
 
 

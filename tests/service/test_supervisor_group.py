@@ -25,7 +25,7 @@ def assert_each_trial_done_once(group: Group, name: str, trials: int, epochs: in
     seen = group.study(name)
     assert [r.number for r in seen.records] == list(range(trials))
     assert {r.state for r in seen.records} == {"complete"}
-    assert all([e.epoch for e in r.history] == list(range(epochs)) for r in seen.records)
+    assert all([e.index for e in r.history] == list(range(epochs)) for r in seen.records)
     client = store.open_client(seen.plan.settings.location)
     runs = client.search_runs([str(seen.experiment_id)], max_results=1000)
     children = {int(r.data.tags["overnight.trial"]): r for r in runs if "overnight.trial" in r.data.tags}

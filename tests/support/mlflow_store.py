@@ -59,7 +59,7 @@ def assert_equal(home: Path, found: StudyView) -> None:
         names = {n for e in record.history for n in e.metrics}
         for name in names:
             logged = [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, name)]
-            stored = [(e.epoch, e.metrics[name], round(e.at * 1000)) for e in record.history]
+            stored = [(e.index, e.metrics[name], round(e.at * 1000)) for e in record.history]
             assert sorted(logged) == [s for s in stored if math.isfinite(s[1])]
         if record.state in ("complete", "pruned"):
             (objective,) = client.get_metric_history(run.info.run_id, "objective")

@@ -7,7 +7,7 @@ import functools
 import random
 from typing import Any
 
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import CONFIRM_SUFFIX, Plan
 from overnight.search.record import Confirms, TrialRecord, ranked
@@ -30,7 +30,7 @@ def planned(*overrides: str) -> Plan:
 def record(
     number: int, params: dict[str, Any], value: float | None, state: str = "complete", **more: Any
 ) -> TrialRecord:
-    history = () if value is None else tuple(EpochEnd(number, e, {"val/accuracy": value}, 1e9, 0.5) for e in range(5))
+    history = () if value is None else tuple(Progress(number, e, {"val/accuracy": value}, 1e9, 0.5) for e in range(5))
     reason = "diverged" if state == "failed" else None
     return TrialRecord(number, state, params, history, value, reason, "why", 1e9, 1e9 + 9, **more)  # type: ignore[arg-type]
 

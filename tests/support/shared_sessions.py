@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import CONFIRM_SUFFIX, Plan
 from overnight.search.record import TrialRecord
@@ -54,8 +54,8 @@ def join(study: Plan) -> Iterator[Join]:
         yield join
 
 
-def epoch(number: int, e: int, value: float = 0.5) -> EpochEnd:
-    return EpochEnd(number, e, {"val/accuracy": value}, 1000.0 + e, 0.1)
+def epoch(number: int, e: int, value: float = 0.5) -> Progress:
+    return Progress(number, e, {"val/accuracy": value}, 1000.0 + e, 0.1)
 
 
 def keep_alive(*sessions: StudySession, seconds: float = 1.6 * LEASE_S) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from overnight.protocol import Decision, EpochEnd, TrialMessage, TrialSpec
+from overnight.protocol import Decision, Progress, TrialMessage, TrialSpec
 from overnight.runner.trial_spec import trial_spec
 from overnight.search.build_plan import build_plan
 
@@ -24,20 +24,20 @@ class ListLink:
     def send(self, message: TrialMessage) -> None:
         self.messages.append(message)
 
-    def ask(self, message: EpochEnd) -> Decision:
+    def ask(self, message: Progress) -> Decision:
         self.messages.append(message)
-        return self.decisions.get(message.epoch, Decision.CONTINUE)
+        return self.decisions.get(message.index, Decision.CONTINUE)
 
     def stop_wanted(self) -> bool:
         return self.stop_in_epoch is not None and len(self.epochs) == self.stop_in_epoch
 
     @property
-    def epochs(self) -> list[EpochEnd]:
-        return [m for m in self.messages if isinstance(m, EpochEnd)]
+    def epochs(self) -> list[Progress]:
+        return [m for m in self.messages if isinstance(m, Progress)]
 
     @property
     def curve(self) -> list[tuple[int, dict[str, float]]]:
-        return [(e.epoch, e.metrics) for e in self.epochs]
+        return [(e.index, e.metrics) for e in self.epochs]
 
 
 def spec_for(folder: Path, *overrides: str, every_s: float = 1e9, **changes: Any) -> TrialSpec:

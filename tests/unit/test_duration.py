@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.search.record import TrialRecord
 from overnight.tracking.duration import end_of_study, end_of_trial, time_of_work
 
 
 def trial(*ends: float, state: str = "complete", started_at: float | None = 0.0, **more: Any) -> TrialRecord:
     """Return a trial whose epochs take ten seconds and end at `ends`."""
-    history = tuple(EpochEnd(0, n, {}, at, 10.0) for n, at in enumerate(ends))
+    history = tuple(Progress(0, n, {}, at, 10.0) for n, at in enumerate(ends))
     fields: dict[str, Any] = {"ended_at": ends[-1] + 1 if state == "complete" else None, **more}
     return TrialRecord(0, state, {}, history, None, None, "", started_at, fields["ended_at"])  # type: ignore[arg-type]
 

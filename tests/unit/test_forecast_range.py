@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from overnight.cli import output
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.runner import forecast as forecasts
 from overnight.runner.forecast import Forecast, Measurement, ends_of_space, measurement_of, seconds_of
 from overnight.search.build_plan import build_plan
@@ -57,7 +57,7 @@ def test_trials_take_as_many_turns_as_do_not_fit_side_by_side(
 
 
 def test_the_first_epoch_counts_for_the_start_and_not_for_the_others() -> None:
-    ends = [EpochEnd(0, 0, {}, 103.0, 2.0), EpochEnd(0, 1, {}, 104.0, 1.0), EpochEnd(0, 2, {}, 105.5, 1.5)]
+    ends = [Progress(0, 0, {}, 103.0, 2.0), Progress(0, 1, {}, 104.0, 1.0), Progress(0, 2, {}, 105.5, 1.5)]
     measured = measurement_of("largest", 50, 100.0, ends, 7)
     assert measured == Measurement("largest", 50, 1.0, 1.0, False, 7)
     assert measured.trial_s == 51.0

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.report.live import (
     NotebookScreen,
     PlainScreen,
@@ -28,7 +28,7 @@ LONG = build_plan(["trainer.max_epochs=200"])
 
 
 def record(number: int, state: str, value: float | None = None, took: float = 10.0, **params: object) -> TrialRecord:
-    history = () if value is None else (EpochEnd(number, 0, {"val/accuracy": value}, 0.0, 1.0),)
+    history = () if value is None else (Progress(number, 0, {"val/accuracy": value}, 0.0, 1.0),)
     reason = "diverged" if state == "failed" else None
     return TrialRecord(number, state, params, history, value, reason, "", 100.0, 100.0 + took)  # type: ignore[arg-type]
 

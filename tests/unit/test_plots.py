@@ -28,7 +28,7 @@ ALL = ("weights", "curves", "confusion", "mistakes", "predictions")
 
 
 def draw_spec(folder: Path, weights: Path | None, link: ListLink, look: str = "white_zero") -> DrawSpec:
-    history = tuple((e.epoch, e.metrics) for e in link.epochs)
+    history = tuple((e.index, e.metrics) for e in link.epochs)
     return DrawSpec("digits-mlp trial-0003", folder, weights, history, "val/accuracy", ALL, look, stamp="complete")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
@@ -23,7 +23,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 
 def record(epochs: int, state: str = "running", **values: Any) -> TrialRecord:
-    history = tuple(EpochEnd(0, e, {"val/accuracy": e / 10, "odd": math.inf}, 1e9 + e, 0.1) for e in range(epochs))
+    history = tuple(Progress(0, e, {"val/accuracy": e / 10, "odd": math.inf}, 1e9 + e, 0.1) for e in range(epochs))
     fields = {"objective": (epochs - 1) / 10, "reason": None, "detail": "", "started_at": 1e9, "ended_at": 2e9}
     return TrialRecord(0, state, {"optimizer.lr": 0.1}, history, **{**fields, **values})  # type: ignore[arg-type]
 
@@ -62,7 +62,7 @@ def test_only_steps_that_the_run_lacks_are_logged(study: Plan) -> None:
 
 
 def test_names_that_mlflow_refuses_or_overnight_gives_are_mapped(study: Plan) -> None:
-    history = (EpochEnd(0, 0, {"val/AP@50": 0.5, "objective": 0.25, "x" * 260: 1.0}, 1e9, 0.1),)
+    history = (Progress(0, 0, {"val/AP@50": 0.5, "objective": 0.25, "x" * 260: 1.0}, 1e9, 0.1),)
     update = missing(new_run(), dataclasses.replace(record(1, "complete"), history=history, objective=0.5), study, None)
     values = {m.name: m.value for m in update.metrics}
     (cut,) = (name for name in values if name.startswith("xxx"))

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
 from overnight.tracking import run_writer, tags
@@ -58,7 +58,7 @@ def writer(client: RecordingClient, home: Path, runs: dict[int, TrialRun] | None
 
 
 FAILED = TrialRecord(
-    0, "failed", {"optimizer.lr": 0.1}, (EpochEnd(0, 0, {"val/loss": 1.0}, 1e9, 1.0),), None, "error", "why", 1e9, 2e9
+    0, "failed", {"optimizer.lr": 0.1}, (Progress(0, 0, {"val/loss": 1.0}, 1e9, 1.0),), None, "error", "why", 1e9, 2e9
 )
 
 

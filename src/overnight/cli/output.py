@@ -105,7 +105,7 @@ def _print_trials(view: StudyView) -> None:
     for record in view.records:
         if record.state == "running":
             last, epochs = record.history[-1:], max_epochs_of(record, view.plan)
-            progress = f"{last[0].epoch + 1} of {epochs} epochs" if last else "starting"
+            progress = f"{last[0].index + 1} of {epochs} epochs" if last else "starting"
             print_wrapped(f"  {trial_name(record.number)}: {progress} ({describe(record)})")
 
 

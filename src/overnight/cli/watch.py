@@ -41,7 +41,7 @@ def progress(found: StudyView) -> ProgressSnapshot:
     second = found.confirmation
     shown = second if second is not None and second.count("running", "waiting", "paused") else found
     running = tuple(
-        RunningTrial(r.number, r.history[-1].epoch if r.history else -1, r.objective, r.started_at or time.time())
+        RunningTrial(r.number, r.history[-1].index if r.history else -1, r.objective, r.started_at or time.time())
         for r in shown.records
         if r.state == "running"
     )

@@ -27,13 +27,13 @@ class RunningTrial:
     """A running trial.
 
     Attributes:
-        epoch: The last complete epoch, counted from 0; -1 before the first.
+        index: The last complete epoch or validation, counted from 0; -1 before the first.
         value: Its objective so far.
         started_at: Unix time in seconds.
     """
 
     number: int
-    epoch: int
+    index: int
     value: float | None
     started_at: float
 
@@ -74,7 +74,7 @@ class ProgressSnapshot:
         """Estimate the seconds until the budget is used, from the median duration; None before the first epoch."""
         now, epochs = time.time(), self.plan.settings.trainer.max_epochs
         durations = [r.ended_at - r.started_at for r in self.ended if r.ended_at and r.started_at] or [
-            (now - trial.started_at) / (trial.epoch + 1) * epochs for trial in self.running if trial.epoch >= 0
+            (now - trial.started_at) / (trial.index + 1) * epochs for trial in self.running if trial.index >= 0
         ]
         if not durations:
             return None

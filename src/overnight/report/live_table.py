@@ -123,7 +123,7 @@ def _trial_table(now: ProgressSnapshot, width: int, max_rows: int | None) -> Tab
 
 def _epoch(now: ProgressSnapshot, trial: RunningTrial, record: TrialRecord | None) -> str:
     epochs = max_epochs_of(record, now.plan) if record is not None else now.plan.settings.trainer.max_epochs
-    return f"{trial.epoch + 1}/{epochs}"
+    return f"{trial.index + 1}/{epochs}"
 
 
 def _fitting_columns(params: Sequence[Mapping[str, str]], room: int) -> tuple[dict[str, list[str]], int]:

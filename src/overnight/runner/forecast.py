@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.runner import preflight, trial_process
 from overnight.runner.preflight import DryRun
 from overnight.runner.trial_spec import trial_spec
@@ -183,13 +183,13 @@ def _measure(plan: Plan, configuration: DryRun, device: str, folder: Path) -> Me
         configuration.name,
         epochs,
         trial.started_at,
-        [m for m in messages if isinstance(m, EpochEnd)],
+        [m for m in messages if isinstance(m, Progress)],
         weights.stat().st_size if weights.exists() else 0,
     )
 
 
 def measurement_of(
-    name: str, epochs: int, started_at: float, ends: Sequence[EpochEnd], weights_bytes: int
+    name: str, epochs: int, started_at: float, ends: Sequence[Progress], weights_bytes: int
 ) -> Measurement:
     """Return what the ends of a trial's first epochs tell of the whole trial."""
     if not ends:

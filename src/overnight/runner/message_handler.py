@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, StateSaved, TrialMessage
+from overnight.protocol import Alive, Decision, Finished, Progress, Resumed, StateSaved, TrialMessage
 from overnight.runner.trial_outcomes import Outcomes
 from overnight.runner.trial_process import TrialProcess
 from overnight.runner.watchdog import Watchdog
@@ -35,20 +35,20 @@ class MessageHandler:
         match message:
             case Alive():
                 pass
-            case EpochEnd():
+            case Progress():
                 # The answer is sent before anything is written: the trial waits for it.
-                trial.epoch = message.epoch
+                trial.index = message.index
                 trial.send(self._decide(trial, message))
             case Resumed():
                 for done in message.history:
                     self._session.writer.record(done)
-                    trial.epoch = done.epoch
+                    trial.index = done.index
             case StateSaved():
                 self._outcomes.note_progress(message.number)
             case Finished():
                 trial.finished = trial.finished or message  # a decision of the supervisor takes precedence
 
-    def _decide(self, trial: TrialProcess, done: EpochEnd) -> Decision:
+    def _decide(self, trial: TrialProcess, done: Progress) -> Decision:
         metric = self._session.plan.settings.study.metric
         value = done.metrics.get(metric)
         self._session.writer.record(done)
@@ -57,7 +57,7 @@ class MessageHandler:
             return Decision.STOP
         # Pruning a complete trial would save nothing and lose its value. A trial that has to stop is pruned as well:
         # this epoch is not judged again, and an uninterrupted study would prune the trial here.
-        is_complete = done.epoch + 1 >= trial.spec.config["trainer"]["max_epochs"]
+        is_complete = done.index + 1 >= trial.spec.config["trainer"]["max_epochs"]
         if not is_complete and self._session.writer.should_prune(done.number):
             trial.pruned = True
             return Decision.STOP

@@ -43,7 +43,7 @@ def draw_spec(
         title=f"{plan.name} {trial_title(record)}",
         folder=folder,
         weights=weights,
-        history=tuple((e.epoch, e.metrics) for e in record.history),
+        history=tuple((e.index, e.metrics) for e in record.history),
         metric=plan.settings.study.metric,
         which=tuple(plan.settings.pictures.which),
         look=plan.settings.pictures.look,

@@ -264,7 +264,7 @@ class Supervisor:
         if not trial.asked_to_stop:
             trial.asked_to_stop = True
             trial.send(Decision.SAVE_AND_STOP)
-        elif self.stopping.is_stopping and (trial.epoch < 0 or self.stopping.grace_is_over):
+        elif self.stopping.is_stopping and (trial.index < 0 or self.stopping.grace_is_over):
             self._kill(trial)
 
     def _kill(self, trial: TrialProcess) -> None:

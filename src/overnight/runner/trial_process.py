@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 from overnight.protocol import (
     Decision,
-    EpochEnd,
     Exported,
     ExportSpec,
     Failure,
     Finished,
     Predictions,
     PredictSpec,
+    Progress,
     Reason,
     TrialMessage,
     TrialSpec,
@@ -46,7 +46,7 @@ class TrialProcess:
         asked_to_stop: the supervisor has asked it to save and stop.
         pruned: the pruner ended it, possibly after it was asked to stop.
         printing: False once it has closed its output.
-        epoch: the last one done, counted from 0; -1 before the first.
+        index: the last epoch or validation that is done, counted from 0; -1 before the first.
     """
 
     spec: TrialSpec
@@ -60,7 +60,7 @@ class TrialProcess:
     asked_to_stop: bool = False
     pruned: bool = False
     printing: bool = True
-    epoch: int = -1
+    index: int = -1
 
     def send(self, decision: Decision) -> None:
         with contextlib.suppress(OSError):  # it has died, which its sentinel reports
@@ -205,7 +205,7 @@ def run_alone(
             trial.drain_output()
             for message in trial.messages():
                 received.append(message)
-                if isinstance(message, EpochEnd):
+                if isinstance(message, Progress):
                     trial.send(Decision.CONTINUE)
                 elif isinstance(message, Finished):
                     trial.finished = message

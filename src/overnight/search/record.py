@@ -13,7 +13,7 @@ from overnight.config.paths import trial_name
 from overnight.config.settings import Settings
 from overnight.config.trees import flatten
 from overnight.config.values import short_text
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.search.attributes import (
     CONFIG,
     CONFIRMS,
@@ -50,7 +50,7 @@ class TrialRecord:
 
     Attributes:
         params: Display name of a parameter -> value; for a trial with its own config, the config flattened.
-        history: The epochs in order.
+        history: The epochs, or the validations, in order.
         reason, detail: Why it failed, in one word and in full.
         config: The config of a trial that has its own. That of other trials comes from the plan.
         values: Searched key -> value of a trial that was enqueued, inside or outside the space.
@@ -61,7 +61,7 @@ class TrialRecord:
     number: int
     state: State
     params: dict[str, Any]
-    history: tuple[EpochEnd, ...]
+    history: tuple[Progress, ...]
     objective: float | None
     reason: str | None
     detail: str
@@ -78,7 +78,7 @@ class TrialRecord:
         return self.state in ("complete", "pruned", "failed")
 
 
-def record_of(t: FrozenTrial, plan: Plan, history: tuple[EpochEnd, ...] | None = None) -> TrialRecord:
+def record_of(t: FrozenTrial, plan: Plan, history: tuple[Progress, ...] | None = None) -> TrialRecord:
     """Convert Optuna's trial to a record. history: the epochs, where they are newer than the stored ones."""
     attrs, settings = t.user_attrs, plan.settings
     history = history if history is not None else unpack_history(t.number, attrs.get(HISTORY))
@@ -135,7 +135,7 @@ def searched_values(record: TrialRecord, plan: Plan) -> dict[str, Any]:
     return dict(record.values) if record.values is not None else plan.space.values_of(record.params, plan.baseline)
 
 
-def objective_of(history: Iterable[EpochEnd], settings: Settings) -> float | None:
+def objective_of(history: Iterable[Progress], settings: Settings) -> float | None:
     """The metric at the last or the best epoch, by study.objective; None before the first finite value."""
     study = settings.study
     values = [v for e in history if math.isfinite(v := e.metrics.get(study.metric, math.nan))]
@@ -262,32 +262,35 @@ def format_duration(seconds: float | None) -> str:
     return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
-def pack_history(history: Iterable[EpochEnd]) -> dict[str, Any]:
-    """Convert epochs to JSON, one list for each field."""
-    epochs = sorted(history, key=lambda e: e.epoch)
+def pack_history(history: Iterable[Progress]) -> dict[str, Any]:
+    """Convert a history to JSON, one list for each field."""
+    epochs = sorted(history, key=lambda e: e.index)
     names = dict.fromkeys(name for e in epochs for name in e.metrics)
+    steps = {"step": [e.step for e in epochs]} if any(e.step is not None for e in epochs) else {}
     return {
-        "epoch": [e.epoch for e in epochs],
+        "epoch": [e.index for e in epochs],  # as earlier versions name it
+        **steps,
         "at": [round(e.at, 3) for e in epochs],
         "seconds": [round(e.seconds, 4) for e in epochs],
         "metrics": {name: [_to_json(e.metrics.get(name)) for e in epochs] for name in names},
     }
 
 
-def unpack_history(number: int, packed: Mapping[str, Any] | None) -> tuple[EpochEnd, ...]:
-    """The epochs of trial `number` that `pack_history` wrote."""
+def unpack_history(number: int, packed: Mapping[str, Any] | None) -> tuple[Progress, ...]:
+    """The history of trial `number` that `pack_history` wrote."""
     if not packed:
         return ()
-    columns = packed["metrics"]
+    columns, steps = packed["metrics"], packed.get("step")
     return tuple(
-        EpochEnd(
+        Progress(
             number,
-            epoch,
+            index,
             {n: float(c[i]) for n, c in columns.items() if c[i] is not None},
             packed["at"][i],
             packed["seconds"][i],
+            steps[i] if steps else None,
         )
-        for i, epoch in enumerate(packed["epoch"])
+        for i, index in enumerate(packed["epoch"])
     )
 
 

@@ -128,7 +128,7 @@ class TrialQueue:
         seed = self._plan.trial_seed(0 if CONFIG in attrs else trial.number)
         if CONFIRMS in attrs:
             seed = Confirms(**attrs[CONFIRMS]).seed
-        history = {e.epoch: e for e in unpack_history(trial.number, attrs.get(HISTORY))}
+        history = {e.index: e for e in unpack_history(trial.number, attrs.get(HISTORY))}
         reported = set(self._storage.get_trial(trial._trial_id).intermediate_values)
         self._reader.running[trial.number] = RunningTrial(trial, history, reported)
         had_other_owner = self._coordinator.had_other_owner(trial.number)

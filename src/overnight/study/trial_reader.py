@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial
 
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, record_of
 
@@ -23,7 +23,7 @@ class RunningTrial:
     """
 
     trial: optuna.Trial
-    history: dict[int, EpochEnd]
+    history: dict[int, Progress]
     reported: set[int]
     unwritten: bool = False
 

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 import optuna
 from optuna.trial import TrialState
 
-from overnight.protocol import EpochEnd
+from overnight.protocol import Progress
 from overnight.search.attributes import ATTEMPTS, DETAIL, HISTORY, NOTES, PEAK_BYTES, REASON
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, objective_of, pack_history
@@ -44,17 +44,17 @@ class TrialWriter:
 
     # While a trial runs
 
-    def record(self, done: EpochEnd) -> bool:
+    def record(self, done: Progress) -> bool:
         """Keep the metrics of an epoch until the next flush; return False if the epoch was known already."""
         running = self._running[done.number]
-        if done.epoch in running.history:
+        if done.index in running.history:
             return False
-        running.history[done.epoch] = done
+        running.history[done.index] = done
         running.unwritten = True
         value = done.metrics.get(self._plan.settings.study.metric)
-        if value is not None and math.isfinite(value) and done.epoch + 1 not in running.reported:
+        if value is not None and math.isfinite(value) and done.index + 1 not in running.reported:
             with self._storage.later():
-                running.trial.report(value, done.epoch + 1)  # pruners count whole epochs as steps
+                running.trial.report(value, done.index + 1)  # pruners count whole epochs as steps
         return True
 
     def should_prune(self, number: int) -> bool:

@@ -17,7 +17,7 @@ from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.config.trees import look_up, read_yaml
 from overnight.config.values import same, unescaped
-from overnight.protocol import EpochEnd, Tested
+from overnight.protocol import Progress, Tested
 from overnight.search.attributes import CONFIG, CONFIRMS, DETAIL, ENTRY, HISTORY, NOTES, OUTSIDE, PARAMS, REASON, VALUES
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, objective_of, pack_history
@@ -182,7 +182,7 @@ def _trial(
     if notes := re.sub(rf"(; )?{MARKED}(: .*)?$", "", run_tags.get(tags.NOTES, "")):
         attrs[NOTES] = notes.split("; ")
     metric = plan.settings.study.metric
-    reported = {e.epoch + 1: v for e in history if math.isfinite(v := e.metrics.get(metric, math.nan))}
+    reported = {e.index + 1: v for e in history if math.isfinite(v := e.metrics.get(metric, math.nan))}
     ended_at = run.info.end_time / 1000 if state.is_finished() and run.info.end_time else None
     return _frozen(
         state,
@@ -233,7 +233,7 @@ def _point(plan: Plan, run: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return point, {**entry, VALUES: values, OUTSIDE: list(outside)}
 
 
-def _history(number: int, curves: _Curves, started_at: float) -> tuple[EpochEnd, ...]:
+def _history(number: int, curves: _Curves, started_at: float) -> tuple[Progress, ...]:
     """Return the epochs of a run. MLflow has no durations of epochs: each lasts since the end of the one before."""
     metrics: dict[int, dict[str, float]] = {}
     ends: dict[int, float] = {}
@@ -244,7 +244,7 @@ def _history(number: int, curves: _Curves, started_at: float) -> tuple[EpochEnd,
     epochs = sorted(metrics)
     before = dict(zip(epochs, [started_at, *(ends[epoch] for epoch in epochs)], strict=False))
     return tuple(
-        EpochEnd(number, epoch, metrics[epoch], ends[epoch], max(ends[epoch] - before[epoch], 0.0)) for epoch in epochs
+        Progress(number, epoch, metrics[epoch], ends[epoch], max(ends[epoch] - before[epoch], 0.0)) for epoch in epochs
     )
 
 

@@ -10,6 +10,7 @@ from optuna.distributions import FloatDistribution
 
 from overnight.config.trees import to_yaml
 from overnight.config.values import escaped, to_text
+from overnight.protocol import Progress
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of
 from overnight.search.space import display_name
@@ -23,7 +24,7 @@ _TAG_CHARS = 7900
 
 
 class LoggedMetric(NamedTuple):
-    """One value of a metric. name is MLflow's; time_ms counts from 1970; step is the epoch."""
+    """One value of a metric. name is MLflow's; time_ms counts from 1970; step is the epoch, or that of Lightning."""
 
     name: str
     value: float
@@ -104,15 +105,19 @@ def missing(run: TrialRun, record: TrialRecord, plan: Plan, parent_run_id: str |
 def metrics_of(record: TrialRecord) -> list[LoggedMetric]:
     """Return every value that the trial's run has, the latest one of a metric last."""
     metrics = [
-        LoggedMetric(names.metric_name(name), value, round(e.at * 1000), e.epoch)
+        LoggedMetric(names.metric_name(name), value, round(e.at * 1000), _step_of(e))
         for e in record.history
         for name, value in e.metrics.items()
         if math.isfinite(value)  # MLflow's charts can't show others
     ]
     if record.state in ("complete", "pruned") and record.objective is not None:  # it does not change any more
         last, value = record.history[-1], rounded(record.objective)
-        metrics.append(LoggedMetric(names.OBJECTIVE, value, round((record.ended_at or last.at) * 1000), last.epoch))
+        metrics.append(LoggedMetric(names.OBJECTIVE, value, round((record.ended_at or last.at) * 1000), _step_of(last)))
     return metrics
+
+
+def _step_of(progress: Progress) -> int:
+    return progress.index if progress.step is None else progress.step
 
 
 def _long_names(record: TrialRecord) -> dict[str, str]:

@@ -120,7 +120,7 @@ def read_history(folder: Path, identity: Mapping[str, Any]) -> list[dict[str, An
     """Return the epochs of a trial that was killed after it saved its weights and before it reported its end.
 
     Returns:
-        The fields of each EpochEnd, or None if the folder holds no weights of this trial.
+        The fields of each Progress, or None if the folder holds no weights of this trial.
     """
     import torch
 

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, TextIO
 
 from overnight.config.settings import COMPONENTS
-from overnight.protocol import Alive, DataSpec, Decision, DryRunResult, EpochEnd, TrialMessage, TrialSpec
+from overnight.protocol import Alive, DataSpec, Decision, DryRunResult, Progress, TrialMessage, TrialSpec
 from overnight.system import child_process
 from overnight.trial import targets
 
@@ -162,10 +162,10 @@ class _StopWithMetric:
         if isinstance(message, Alive) and self.metrics is None:  # it may wait for another process
             self._show_life()
 
-    def ask(self, message: EpochEnd) -> Decision:
+    def ask(self, message: Progress) -> Decision:
         self.metrics = tuple(sorted({*(self.metrics or ()), *message.metrics}))
         self.private_bytes = _peak_private_bytes()
-        tried_enough = message.epoch + 1 >= max(_MOST_EPOCHS, self._one_batch.first_validation)
+        tried_enough = message.index + 1 >= max(_MOST_EPOCHS, self._one_batch.first_validation)
         return Decision.STOP if self._metric in self.metrics or tried_enough else Decision.CONTINUE
 
     def stop_wanted(self) -> bool:

@@ -15,11 +15,11 @@ from hydra.utils import instantiate
 
 from overnight.data.split import SplitData
 from overnight.models.supervised import Supervised
-from overnight.protocol import Alive, Decision, EpochEnd, Finished, Resumed, TrialSpec
+from overnight.protocol import Alive, Decision, Finished, Resumed, TrialSpec
 from overnight.trial import checkpoint, lightning_packages
 from overnight.trial.components import build
 from overnight.trial.one_batch import OneBatchEpochs
-from overnight.trial.state import identity_of
+from overnight.trial.state import history_of, identity_of
 from overnight.trial.trial_callback import (
     ALIVE_EVERY_S,
     EpochStart,
@@ -50,7 +50,7 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
     start_process(spec)
     history = checkpoint.read_history(spec.checkpoint_folder, identity_of(spec))
     if history is not None:
-        link.send(Resumed(spec.number, tuple(EpochEnd(**e) for e in history)))
+        link.send(Resumed(spec.number, history_of(history)))
         return Finished(spec.number, "complete")
     state, unusable = checkpoint.load(spec.checkpoint_folder, identity_of(spec))
     notes = tuple(unusable)
@@ -68,7 +68,7 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
         callbacks.append(lightning.callbacks.LambdaCallback(on_train_epoch_start=one_batch.shorten))
     trainer = make_trainer(lightning, spec, plugins=[memory], callbacks=callbacks, num_sanity_val_steps=0, **options)
     if state is not None:
-        link.send(Resumed(spec.number, tuple(EpochEnd(**e) for e in state["overnight"]["history"])))
+        link.send(Resumed(spec.number, history_of(state["overnight"]["history"])))
     data_module = lightning_packages.adapt_data(lightning, data)
     data.trainer = trainer
     try:

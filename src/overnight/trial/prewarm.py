@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from overnight.config import import_allowlist
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
-from overnight.protocol import Decision, EpochEnd, Finished, TrialMessage, TrialSpec
+from overnight.protocol import Decision, Finished, Progress, TrialMessage, TrialSpec
 from overnight.system import child_process
 from overnight.trial import fit
 
@@ -98,7 +98,7 @@ class _NoSupervisor:
 
     def send(self, message: TrialMessage) -> None: ...
 
-    def ask(self, message: EpochEnd) -> Decision:  # noqa: ARG002
+    def ask(self, message: Progress) -> Decision:  # noqa: ARG002
         return Decision.CONTINUE
 
     def stop_wanted(self) -> bool:

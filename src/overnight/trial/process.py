@@ -11,7 +11,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Literal
 
-from overnight.protocol import Decision, EpochEnd, Finished, TrialMessage, TrialSpec
+from overnight.protocol import Decision, Finished, Progress, TrialMessage, TrialSpec
 from overnight.system import child_process
 from overnight.trial.targets import TargetError
 
@@ -83,8 +83,8 @@ class PipeLink:
     def send(self, message: TrialMessage) -> None:
         self._connection.send(message)
 
-    def ask(self, message: EpochEnd) -> Decision:
-        """Report an epoch and wait for the decision."""
+    def ask(self, message: Progress) -> Decision:
+        """Report an epoch or a validation and wait for the decision."""
         self._connection.send(message)
         decision: Decision = self._connection.recv()
         if decision is not Decision.SAVE_AND_STOP and self.stop_wanted():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from overnight.protocol import TrialSpec
+from overnight.protocol import Progress, TrialSpec
 
 _PLAIN_TYPES = (bool, int, float, str, bytes, torch.Tensor, torch.dtype)
 DROPPED = object()
@@ -23,6 +23,11 @@ def identity_of(spec: TrialSpec) -> dict[str, Any]:
     """
     data = {key: value for key, value in spec.config["data"].items() if key != "root"}
     return {"study": spec.study, "trial": spec.number, "seed": spec.seed, "config": {**spec.config, "data": data}}
+
+
+def history_of(saved: Iterable[Mapping[str, Any]]) -> tuple[Progress, ...]:
+    """Return the history in a checkpoint. Earlier versions name the index `epoch`."""
+    return tuple(Progress(**{"index" if key == "epoch" else key: value for key, value in e.items()}) for e in saved)
 
 
 def get_random_state() -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol
 
-from overnight.protocol import Alive, Decision, EpochEnd, StateSaved, TrialMessage, TrialSpec
+from overnight.protocol import Alive, Decision, Progress, StateSaved, TrialMessage, TrialSpec
 from overnight.trial import checkpoint
 from overnight.trial.boundary import Boundary, match_param_groups, param_groups_of, set_weights
 from overnight.trial.measured import MeasuredWeights
-from overnight.trial.state import DROPPED, copy_to_cpu, identity_of, plain_hyperparameters
+from overnight.trial.state import DROPPED, copy_to_cpu, history_of, identity_of, plain_hyperparameters
 
 # Seconds between two checks, within an epoch, of whether the trial is to stop.
 POLL_EVERY_S = 0.1
@@ -25,7 +25,7 @@ class Link(Protocol):
     """Connection to the supervisor: a pipe in a trial process, a list in tests."""
 
     def send(self, message: TrialMessage) -> None: ...
-    def ask(self, message: EpochEnd) -> Decision: ...
+    def ask(self, message: Progress) -> Decision: ...
     def stop_wanted(self) -> bool: ...
 
 
@@ -113,7 +113,7 @@ class TrialCallback:
 
     def __init__(self, spec: TrialSpec, link: Link, memory: InMemoryCheckpoints, data: Any) -> None:
         self._spec, self._link, self._memory, self._data = spec, link, memory, data
-        self.history: list[EpochEnd] = []
+        self.history: list[Progress] = []
         self.restoring = memory.state is not None  # until all objects have the saved state
         self.lost: list[str] = []  # names of what this trial, since it resumed, trains without
         self.measured = MeasuredWeights(spec)
@@ -127,7 +127,7 @@ class TrialCallback:
         if memory.state is not None:
             self._state = copy_to_cpu(memory.state)  # the optimizer trains on in the very tensors that it is given
             ours = self._state["overnight"]
-            self.history = [EpochEnd(**e) for e in ours["history"]]
+            self.history = [*history_of(ours["history"])]
             self._logged = dict(ours["logged"])
             self.measured.restore(ours)
             self.lost = list(ours.get("resumed_without", []))
@@ -207,7 +207,7 @@ class TrialCallback:
         metrics = {name: float(value) for name, value in logged.items() if value is not self._logged.get(name)}
         self._logged = logged
         seconds = now - self._epoch_started_at
-        epoch = EpochEnd(self._spec.number, trainer.current_epoch, metrics, time.time(), seconds)
+        epoch = Progress(self._spec.number, trainer.current_epoch, metrics, time.time(), seconds)
         self.history.append(epoch)
         self.measured.epoch_ended(metrics)
         decision = self._link.ask(epoch)
@@ -257,4 +257,4 @@ class TrialCallback:
         except checkpoint.DiskFull:
             return  # the previous state is still there, and the supervisor makes trials wait for free space
         last = self._state["overnight"]["history"][-1]
-        self._link.send(StateSaved(self._spec.number, last["epoch"]))
+        self._link.send(StateSaved(self._spec.number, last["index"]))

@@ -179,6 +179,7 @@ class DryRunResult:
         private_bytes: peak memory of the process, without the pages that it shares with the forkserver.
         unsaved: attributes that training changes and that a trial which resumes will lack.
         built_problems: mistakes of other configurations, which the process only built.
+        notes: what is different from training without overnight, one line each.
     """
 
     number: int
@@ -187,6 +188,7 @@ class DryRunResult:
     private_bytes: int
     unsaved: tuple[str, ...] = ()
     built_problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_key() -> None:
         ("model.dropout=[1]", "model.dropout: must be a number, got [1]"),
         (
             "search.model.dropout=interval(0,1)",
-            "only keys of data, model, optimizer, schedule, trainer can be searched",
+            "only keys of data, model, optimizer, schedule, callbacks, trainer can be searched",
         ),
         ("search.model.dropout=1", "sweep the key itself"),
         ("study.trials=1,2", "can be searched, got a sweep"),
@@ -147,7 +147,10 @@ def test_a_new_key_can_be_passed_to_a_component() -> None:
         ("optimizer.lr='interval(1,2'", "optimizer.lr: must be a number"),
         ("optimizer.lr=glob(*)", "must be an interval, a range or a choice"),
         ("study.name=train", "study.name: train is where `overnight train` keeps its trials"),
-        ("search.model.dropout=0,1", "only keys of data, model, optimizer, schedule, trainer can be searched"),
+        (
+            "search.model.dropout=0,1",
+            "only keys of data, model, optimizer, schedule, callbacks, trainer can be searched",
+        ),
         ("model.dropout=${nope.nope}", "Interpolation key 'nope.nope' not found"),
     ],
 )

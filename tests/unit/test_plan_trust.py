@@ -162,7 +162,7 @@ def test_the_values_of_a_search_are_checked() -> None:
     )
     (problem,) = bracketed
     assert problem.startswith(
-        "search.model[_target_]: must be a dotted key of data, model, optimizer, schedule, trainer"
+        "search.model[_target_]: must be a dotted key of data, model, optimizer, schedule, callbacks, trainer"
     )
 
 
@@ -200,7 +200,7 @@ def test_a_sampler_that_loads_pickles_needs_the_operators_permission(monkeypatch
 
 
 def test_everything_in_overnight_is_trusted() -> None:
-    for group in ("data", "model", "optimizer", "schedule"):
+    for group in ("data", "model", "optimizer", "schedule", "callbacks"):
         options = ConfigSearchPath().options(group)
         study = build_plan(["search=none", f"{group}={','.join(options)}"])
         assert len(study.variants) == len(options)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overnight.config import credentials
+from overnight.config import callbacks, credentials
 from overnight.config.overrides import (
     check_list,
     is_missing_key,
@@ -65,7 +65,7 @@ class Draft:
         """
         kept, moved = self._split(options)
         composed = self._search_path.compose([*kept, *map(option_override, options, options.values())])
-        tree = to_plain(composed.config, resolve=False, only=SEARCHABLE)
+        tree = callbacks.normalised(to_plain(composed.config, resolve=False, only=SEARCHABLE))
         for override in parse_overrides(moved, Problems()):
             parent, _, last = override.key_or_group.rpartition(".")
             if has_key(tree, override.key_or_group):
@@ -274,7 +274,7 @@ def _resolve(composed: Composition, problems: Problems) -> dict[str, Any]:
     try:
         for key in sorted(OmegaConf.missing_keys(composed.config)):
             problems.add(f"{key}: must be given a value: {key}=...")
-        tree = to_plain(composed.config)
+        tree = callbacks.normalised(to_plain(composed.config))
         return {**tree, "search": escaped(tree.get("search"))}  # a draw is resolved once more, with its trial
     except OmegaConfBaseException as error:
         problems.add(f"conf: must resolve: {' '.join(str(error).split())}")

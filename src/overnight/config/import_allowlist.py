@@ -159,7 +159,9 @@ def _entry_problem(entry: str) -> str | None:
 def shipped_names() -> frozenset[str]:
     """Every class and function that the configs of overnight name."""
     texts = (path.read_text("utf-8") for path in conf_dir().glob("*/*.yaml"))
-    return frozenset(name for text in texts for name in re.findall(r"^ *_target_: *([\w.]+)", text, re.M))
+    names = [name for text in texts for name in re.findall(r"^ *_target_: *([\w.]+)", text, re.M)]
+    # A callback is built from the Lightning package of the model.
+    return frozenset([*names, *(re.sub(r"^pytorch_lightning\.", "lightning.pytorch.", name) for name in names)])
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from overnight.config import callbacks
 from overnight.config.fields import nearest
 from overnight.config.literal import as_override, quote
 from overnight.config.override_parser import parse_override
@@ -62,13 +63,15 @@ def option_problem(override: Any, path: ConfigSearchPath) -> str | None:
     if override.is_delete():
         return f"{group}: can't be taken out; choose one of {', '.join(known)}"
     option = override.value()
-    if option not in known:
-        hint = nearest(option, known) if isinstance(option, str) else ""
-        return f"{group}: must be one of {', '.join(known)}, got {option!r}{hint}"
+    options = option if group == callbacks.NODE and isinstance(option, list) else [option]
+    for each in options:
+        if each not in known:
+            hint = nearest(each, known) if isinstance(each, str) else ""
+            return f"{group}: must be one of {', '.join(known)}, got {each!r}{hint}"
     if override.is_add() and group in (*COMPONENTS, *SECTIONS, "search"):
         return f"{group}: is chosen already; write {group}={option} without the +"
-    file = path.file(group, option)
-    return file_problem(file) if file is not None else None
+    files = filter(None, (path.file(group, each) for each in options))
+    return next(filter(None, map(file_problem, files)), None)
 
 
 def value_problem(override: Any, config: Any) -> str | None:
@@ -82,6 +85,8 @@ def value_problem(override: Any, config: Any) -> str | None:
     if not tree or (override.is_add() and section in COMPONENTS):  # a new key for the user's class
         return None
     if not has_key(tree, key):
+        if section == callbacks.NODE and len(key.split(".")) > 1 and not has_key(tree, ".".join(key.split(".")[:2])):
+            return f"{key}: no such key, as no such callback is chosen; choose it with {section}=NAME"
         return f"{key}: no such key" + nearest(key, [*keys_of(tree), *_INSTANTIATE_KEYS], and_add=section in COMPONENTS)
     if override.is_delete() or section not in COMPONENTS:
         return None  # the types of the other sections are checked with their rules

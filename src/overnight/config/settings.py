@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from overnight.config import clock, credentials
+from overnight.config import callbacks, clock, credentials
 from overnight.config.fields import at_least, build_section, check_value, nearest, rule
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import Problems
 
-# Top-level nodes with a `_target_`. Their keys are those that the config of the target has.
-COMPONENTS = ("data", "model", "optimizer", "schedule")
+# Top-level nodes with a `_target_`; callbacks is a mapping of such nodes, or absent. Their keys are those that the
+# config of the target has.
+COMPONENTS = ("data", "model", "optimizer", "schedule", callbacks.NODE)
 
 SEARCHABLE = (*COMPONENTS, "trainer")
 
@@ -267,7 +268,9 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
             problems.add(f"{key}: no such key" + nearest(key, [*SECTIONS, *COMPONENTS]))
     for name in COMPONENTS if choices else ():
         node = tree.get(name)
-        if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        if name == callbacks.NODE:
+            problems.extend(callbacks.problems(node))
+        elif not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
             problems.add(name, "must be a mapping with a _target_, the class to build", node)
     values: dict[str, Any] = {}
     for name, declared in SECTIONS.items():

@@ -76,7 +76,7 @@ def _experiment(plan: Plan, winner: _Winner) -> str:
     experiment: dict[str, Any] = {"defaults": [{f"override /{g}": o} for g, o in {**groups, "search": "none"}.items()]}
     for node in (*COMPONENTS, "trainer"):
         if node in winner.config and node not in winner.own:
-            experiment[node] = _changes(winner.config[node], winner.base[node], node)
+            experiment[node] = _changes(winner.config[node], winner.base.get(node) or {}, node)
     experiment = {key: escaped(value) for key, value in experiment.items() if value}
     s = plan.settings
     experiment["study"] = {"name": option_name(plan.name), **{k: getattr(s.study, k) for k in _OBJECTIVE_KEYS}}
@@ -109,7 +109,7 @@ def _winner(plan: Plan, best: TrialRecord) -> _Winner:
     config, groups = config_of(best, plan), {g: str(best.params.get(g, plan.choices[g])) for g in plan.choices}
     ours = {g: o for g, o in groups.items() if o in ConfigSearchPath().options(g)}
     base = compose([*(f"{g}={o}" for g, o in ours.items()), "search=none"]).config
-    own = {g: config[g] for g in groups if g not in ours or not _covers(config[g], base[g])}
+    own = {g: config[g] for g in groups if g in config and (g not in ours or not _covers(config[g], base[g]))}
     return _Winner(best.number, config, groups, base, own)
 
 

@@ -71,7 +71,8 @@ def find_mistakes(plan: Plan, say: Say = lambda _: None) -> Problems:
     problems.extend(p for p in built if p not in names_by_problem)
     problems.extend(memory_problems(plan, max((r.private_bytes for r in results if r is not None), default=0)))
     if not problems:
-        for note in notes_on_names(plan, results):
+        notes = dict.fromkeys(note for result in results if result is not None for note in result.notes)
+        for note in [*notes, *notes_on_names(plan, results)]:
             say(note)
         unsaved = dict.fromkeys(name for result in results if result is not None for name in result.unsaved)
         if unsaved:

@@ -256,8 +256,8 @@ def _score_inputs(plan: Plan, searched: set[str]) -> dict[str, str]:
     for combination in sorted(plan.variants):
         config = plan.config(dict(zip(plan.groups, combination, strict=True)))
         prefix = "" if combination == baseline else f"[{','.join(combination)}] "
-        for node in SEARCHABLE:
-            flat |= {f"{prefix}{k}": v for k, v in flatten({node: config.get(node)}).items()}
+        parts = {node: config[node] for node in SEARCHABLE if node in config}
+        flat |= {f"{prefix}{k}": v for k, v in flatten(parts).items()}
     flat = {k: v for k, v in flat.items() if k.rpartition(" ")[2] not in {*searched, *LOCATION_KEYS}}
     texts = {key: to_text(value) for key, value in flat.items()}
     return {**texts, **{f"search.{key}": draw for key, draw in plan.space.describe().items()}}

@@ -118,7 +118,8 @@ def _mismatch(parameter: Parameter, variant: Mapping[str, Any]) -> str | None:
     """Why the parameter's values can't take the place of the variant's value, or None."""
     draw = parameter.describe()
     if not has_key(variant, parameter.key):
-        known = ", ".join(look_up(variant, parameter.key.split(".")[0]))
+        section = parameter.key.split(".")[0]
+        known = ", ".join(variant.get(section) or ()) or f"none in {section}"
         return f"no such key; there are {known}; a key that only one option of a group has needs a `when`; got {draw}"
     value = look_up(variant, parameter.key)
     if parameter.length is not None:

@@ -68,27 +68,31 @@ def dry_run_batch(
     Args:
         show_life: called once a second while another process prepares the data.
     """
+    from overnight.trial.callbacks import build_callbacks
     from overnight.trial.components import build
     from overnight.trial.fit import fit
+    from overnight.trial.lightning_packages import lightning_of
     from overnight.trial.one_batch import OneBatchEpochs
 
     problems = list(_target_problems(spec.config))
     one_batch = OneBatchEpochs()
     link = _StopWithMetric(spec.metric, one_batch, show_life)
     unsaved: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if not problems:
         try:
-            unsaved = fit(spec, link, one_batch).unsaved
+            finished = fit(spec, link, one_batch)
+            unsaved, notes = finished.unsaved, finished.notes
         except BaseException as error:
             problems.append(_describe(error))
     built: list[str] = []
     for config in builds:
         try:
-            build(config)
+            build_callbacks(config, lightning_of(*build(config)))
         except BaseException as error:
             built.append(_describe(error))
     problem_lines, built_lines = tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(built))
-    return DryRunResult(spec.number, link.metrics, problem_lines, link.private_bytes, unsaved, built_lines)
+    return DryRunResult(spec.number, link.metrics, problem_lines, link.private_bytes, unsaved, built_lines, notes)
 
 
 def prepare_data(spec: DataSpec, show_life: Callable[[], None] = lambda: None) -> DryRunResult:
@@ -198,7 +202,7 @@ def _describe(error: BaseException) -> str:
         cause = cause.__cause__
     message = " ".join(str(cause).split())
     lower = message.lower()
-    if re.match(r"(data|model|optimizer|schedule|trainer)(\.\w+)*: ", message):
+    if re.match(r"(data|model|optimizer|schedule|callbacks|trainer)(\.\w+)*: ", message):
         return message  # it names the key itself
     described = f"{type(cause).__name__}: {message}" if message else type(cause).__name__
     described += _location_in_user_code(cause)

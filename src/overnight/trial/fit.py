@@ -17,6 +17,7 @@ from overnight.data.split import SplitData
 from overnight.models.supervised import Supervised
 from overnight.protocol import Alive, Decision, Finished, Resumed, TrialSpec
 from overnight.trial import checkpoint, lightning_packages
+from overnight.trial.callbacks import build_callbacks
 from overnight.trial.components import build
 from overnight.trial.one_batch import OneBatchEpochs
 from overnight.trial.state import history_of, identity_of
@@ -58,15 +59,17 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
     lightning = lightning_packages.lightning_of(data, model)
     memory = lightning_packages.subclass(InMemoryCheckpoints, lightning.plugins.CheckpointIO)(state, model)
     callback = lightning_packages.subclass(TrialCallback, lightning.callbacks.Checkpoint)(spec, link, memory, data)
+    configured = build_callbacks(spec.config, lightning)
     epoch_start = lightning_packages.subclass(EpochStart, lightning.Callback)(callback)
     options = dict(spec.config["trainer"])
-    if _takes_several_batches_per_step(data, model) and options["precision"] == "32-true":
+    grouped = _takes_several_batches_per_step(data, model) and configured.only_at_epoch_ends
+    if grouped and options["precision"] == "32-true":
         model.step_over_batches(clip_norm=options.pop("gradient_clip_val", None))
         data.group_batches(BATCHES_PER_STEP if one_batch is None else 1, callback.poll)
-    callbacks = [epoch_start, callback]
+    callbacks = [epoch_start, callback, *configured.by_key.values()]
     if one_batch is not None:
         callbacks.append(lightning.callbacks.LambdaCallback(on_train_epoch_start=one_batch.shorten))
-    trainer = make_trainer(lightning, spec, plugins=[memory], callbacks=callbacks, num_sanity_val_steps=0, **options)
+    trainer = make_trainer(lightning, spec, [memory], callbacks, num_sanity_val_steps=0, **options)
     if state is not None:
         link.send(Resumed(spec.number, history_of(state["overnight"]["history"])))
     data_module = lightning_packages.adapt_data(lightning, data)
@@ -77,10 +80,14 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
         # The states stay on disk until the supervisor has recorded the outcome. A trial that is killed before then
         # resumes from them.
         outcome: Literal["stopped", "saved"] = "stopped" if stopped.decision is Decision.STOP else "saved"
-        unsaved = tuple(callback.unsaved()) if one_batch is not None else ()
-        return Finished(spec.number, outcome, notes=(*notes, *_notes_of(callback, state)), unsaved=unsaved)
-    except Exception:
+        if one_batch is not None:
+            return Finished(spec.number, outcome, notes=configured.notes, unsaved=tuple(callback.unsaved()))
+        return Finished(spec.number, outcome, notes=(*notes, *_notes_of(callback, state)))
+    except Exception as error:
         if not callback.restoring:
+            missing = configured.describe_missing_monitor(error, trainer.callback_metrics)
+            if missing is not None:
+                raise ValueError(missing) from error
             raise
         return Finished(spec.number, "failed", "checkpoint_unusable", traceback.format_exc(), notes)
     notes = (*notes, *_notes_of(callback, state))
@@ -110,8 +117,9 @@ def start_process(spec: TrialSpec) -> None:
     pl.seed_everything(spec.seed, workers=True, verbose=False)
 
 
-def make_trainer(lightning: Any, spec: TrialSpec, plugins: list[Any], **options: Any) -> Any:
+def make_trainer(lightning: Any, spec: TrialSpec, plugins: list[Any], callbacks: list[Any], **options: Any) -> Any:
     """Build a Trainer of a Lightning package for the trial's device, without logger, bar and checkpoints of its own."""
+    checkpoints = (c for c in callbacks if isinstance(c, lightning.callbacks.Checkpoint))
     environments = importlib.import_module(f"{lightning.__name__}.plugins.environments")
     return lightning_packages.subclass(TrialTrainer, lightning.Trainer)(
         accelerator="gpu" if spec.device.startswith("cuda") else "cpu",
@@ -119,8 +127,9 @@ def make_trainer(lightning: Any, spec: TrialSpec, plugins: list[Any], **options:
         # Inside a Slurm job Lightning would requeue the job; here the supervisor resumes trials.
         plugins=[*plugins, environments.LightningEnvironment()],
         default_root_dir=spec.checkpoint_folder,
+        callbacks=callbacks,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(not isinstance(c, TrialCallback) for c in checkpoints),
         enable_progress_bar=False,
         enable_model_summary=False,
         **options,

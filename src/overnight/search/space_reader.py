@@ -131,13 +131,17 @@ def _apply_sweeps(entries: list[_Entry], sweeps: Mapping[str, str]) -> list[_Ent
 
 
 def _conditions(given: Any, label: str, problems: Problems) -> Iterable[Condition]:
+    from hydra.core.override_parser.types import ChoiceSweep
+
     for text in given if isinstance(given, list) else [given]:
         try:
             override = parse_override(str(text))
-            if override.is_sweep_override():
-                values = tuple(override.sweep_iterator(transformer=unquoted))
-            else:
+            if not override.is_sweep_override():
                 values = (override.value(),)
+            elif isinstance(override.value(), ChoiceSweep):
+                values = tuple(override.sweep_iterator(transformer=unquoted))
+            else:  # an interval or a range, which may have no end
+                raise ValueError
             if not override.input_line or override.is_add() or override.is_delete() or str(text).rstrip().endswith("="):
                 raise ValueError
         except ValueError:

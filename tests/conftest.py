@@ -28,11 +28,16 @@ hypothesis_settings.register_profile("seeded", derandomize=True)
 hypothesis_settings.load_profile("seeded")
 
 
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """Return a folder that all workers of a test run share."""
+    root = tmp_path_factory.getbasetemp()
+    return (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new MLflow store to copy. Creating one takes seconds, so all workers of a test run share one."""
-    root = tmp_path_factory.getbasetemp()
-    home = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "empty-store"
+    """A new MLflow store to copy. Creating one takes seconds."""
+    home = shared_folder(tmp_path_factory, "empty-store")
     with FileLock(f"{home}.lock"):
         store.open_client(build_plan([f"home={home}"]).settings.location)
     return home / "mlflow.db"
@@ -59,12 +64,15 @@ def tune(home: Path) -> Callable[..., api.Result]:
 
 @pytest.fixture(scope="session")
 def finished_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
-    """Return the home of one finished study, digits-mlp, which ran with real processes and stores."""
-    home = tmp_path_factory.mktemp("finished")
-    shutil.copy(empty_store, home / "mlflow.db")
-    result = api.run(build_plan([f"home={home}", *SMALL]), screen=NullScreen())
-    assert result.stop_reason == "complete"
-    assert result.mlflow_error is None
+    """Return the home of one finished study, digits-mlp, which ran with real processes and stores. Copy it to write."""
+    home = shared_folder(tmp_path_factory, "finished")
+    with FileLock(f"{home}.lock"):
+        if not home.exists():
+            home.mkdir()
+            shutil.copy(empty_store, home / "mlflow.db")
+            result = api.run(build_plan([f"home={home}", *SMALL]), screen=NullScreen())
+            assert result.stop_reason == "complete"
+            assert result.mlflow_error is None
     return home
 
 

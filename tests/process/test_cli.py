@@ -88,6 +88,7 @@ def test_a_complete_study_says_so_and_exits_0(overnight: Overnight, finished_hom
     assert "6 of 6 trials done" in done.stdout
 
 
+@pytest.mark.long
 def test_a_changed_study_under_the_same_name_is_refused_with_a_remedy(
     overnight: Overnight, finished_home: Path
 ) -> None:

@@ -59,6 +59,7 @@ def runs_of(home: Path, role: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], f"tags.`overnight.role` = '{role}'"))
 
 
+@pytest.mark.long
 def test_finalists_and_baseline_train_fully_on_the_same_new_seeds_outside_the_search(
     confirmed: tuple[Path, api.Result],
 ) -> None:
@@ -88,6 +89,7 @@ def test_finalists_and_baseline_train_fully_on_the_same_new_seeds_outside_the_se
     assert all(len(r.history) == 2 for r in found.confirmation.records)
 
 
+@pytest.mark.long
 def test_mean_and_interval_equal_those_of_the_runs_in_mlflow(confirmed: tuple[Path, api.Result]) -> None:
     home, result = confirmed
     (parent,) = runs_of(home, "study")
@@ -105,6 +107,7 @@ def test_mean_and_interval_equal_those_of_the_runs_in_mlflow(confirmed: tuple[Pa
     assert sentence in parent.data.tags["mlflow.note.content"]
 
 
+@pytest.mark.long
 def test_the_test_set_evaluates_only_winner_and_baseline_and_only_once(confirmed: tuple[Path, api.Result]) -> None:
     home, result = confirmed
     tested = {
@@ -174,6 +177,7 @@ def test_an_interrupted_confirmation_is_resumed_and_has_the_same_result(
     assert "(no test set: Plain has no test_step)" in finding.summary_sentence(whole.finding)
 
 
+@pytest.mark.long
 def test_a_network_that_crashes_on_the_test_set_loses_only_its_test(home: Path) -> None:
     result = api.run(build_plan([*line(home, "DiesTested", 2), "study.trials=3"]), screen=NullScreen())
     assert result.stop_reason == "complete"

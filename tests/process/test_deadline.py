@@ -98,6 +98,7 @@ def test_a_terminator_without_a_key_to_model_is_refused() -> None:
         build_plan(["search=none", "terminator=emmr"])
 
 
+@pytest.mark.long
 def test_the_earlier_of_hours_and_until_is_the_deadline() -> None:
     limits = study("study.hours=8", "study.until=2999-01-01T07:00").settings.study
     assert deadline.deadline_of(limits, NOON) == Deadline(NOON, NOON + 8 * 3600, "study.hours=8")
@@ -141,6 +142,7 @@ def test_the_largest_confirmation_that_fits_is_chosen(
     assert all(seconds(*larger) > available_s for larger in refused)
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(st.lists(st.floats(0.01, 30), max_size=30), st.floats(10, 40_000), st.integers(1, 4))
 def test_a_search_leaves_at_most_a_third_of_the_time_to_its_confirmation(

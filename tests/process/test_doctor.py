@@ -109,6 +109,7 @@ def test_every_defect_is_reported_and_then_repaired(copy: Path) -> None:
     assert not list(copy.glob("*.creating-*"))
 
 
+@pytest.mark.long
 def test_a_lost_parent_run_and_a_lost_experiment_are_restored(copy: Path, finished: StudyView) -> None:
     assert finished.parent_run_id is not None
     client_of(copy).delete_run(finished.parent_run_id)

@@ -54,6 +54,7 @@ def test_a_network_that_validates_in_some_epochs_only_is_accepted(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_a_network_whose_first_validation_comes_late_is_accepted() -> None:
     result = tried({"check_val_every_n_epoch": 30}, epochs=30)
     assert result.problems == ()

@@ -35,6 +35,7 @@ def spec_for(folder: Path) -> TrialSpec:
     return trial_spec(made, 0, made.config({}), 1, "cpu", folder=folder)
 
 
+@pytest.mark.long
 def test_the_convnet_learns_its_digits_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     fit(spec_for(tmp_path / "whole"), whole := ListLink())
     assert whole.epochs[-1].metrics["val/accuracy"] > 0.8  # 0.89 to 0.91, depending on the processor

@@ -134,6 +134,7 @@ def test_a_full_disk_and_a_stalled_trial_are_notified_once_each(home: Path, serv
     assert titles == ["digits-mlp: paused for disk", "digits-mlp: stalled"]
 
 
+@pytest.mark.long
 def test_a_command_that_hangs_or_fails_does_no_harm_and_is_reported(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,7 @@ def predicted_by_hand(weights: Path, rows: torch.Tensor) -> torch.Tensor:
 # The config -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_winner_is_trained_again_by_its_experiment_name(home_of_won: Path, won: StudyView) -> None:
     best = winner.finding.from_view(won).best
     assert best is not None
@@ -154,6 +155,7 @@ def test_a_winners_config_that_a_user_changed_is_not_overwritten(tmp_path: Path)
 # The model ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_mlflows_champion_predicts_raw_rows_as_the_checkpoint_does_and_contains_no_pickle(
     home_of_won: Path, won: StudyView
 ) -> None:
@@ -351,6 +353,7 @@ def test_a_trial_without_weights_is_refused_with_a_remedy(
     assert done.stderr.startswith("FILE: must be an image, a folder of images or a .csv file, got 'gone.png'")
 
 
+@pytest.mark.long
 def test_a_users_network_is_exported_and_predicts_once_its_data_has_prepare_inputs(
     tmp_path: Path,
 ) -> None:

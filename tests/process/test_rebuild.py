@@ -125,6 +125,7 @@ def test_the_first_run_of_a_trial_is_rebuilt_with_every_metric(without_storage: 
     assert record.history[1].metrics == {**known.history[1].metrics, "late": 0.5}
 
 
+@pytest.mark.long
 def test_a_kill_before_the_end_of_a_rebuild_leaves_no_study(tmp_path: Path) -> None:
     plan = build_plan([f"home={tmp_path}"])
     storage = open_for_work(plan.settings.location)

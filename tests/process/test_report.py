@@ -32,7 +32,13 @@ def text_of(view: StudyView, width: int = 100) -> str:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("records", DEGENERATE.values(), ids=DEGENERATE)
+@pytest.mark.parametrize(
+    "records",
+    [
+        pytest.param(records, id=name, marks=[pytest.mark.long] * (name not in ("an empty study", "one trial")))
+        for name, records in DEGENERATE.items()
+    ],
+)
 def test_a_study_without_a_result_has_a_report(records: list[TrialRecord]) -> None:
     view = view_of(records)
     text, html = text_of(view), page.page(report.build_report(view))
@@ -45,6 +51,7 @@ def test_a_study_without_a_result_has_a_report(records: list[TrialRecord]) -> No
     assert html.count("<h2>") >= 2
 
 
+@pytest.mark.long
 def test_an_optimum_outside_the_range_is_reported_and_found_by_the_next_command() -> None:
     study, records = planned(), search_records(planned())
     best = ranked(records, study.settings)[0]
@@ -77,6 +84,7 @@ def test_the_next_command_does_not_repeat_a_deadline() -> None:
     assert not any(word in trained for word in ("hours", "until", "patience", "terminator"))
 
 
+@pytest.mark.long
 def test_the_terminal_and_the_page_show_what_a_deadline_cut() -> None:
     notes = ["study.until=07:00 ended the search: 40 of 500 trials are done", "study.until=07:00 cut the test set"]
     records = search_records(planned())
@@ -140,6 +148,7 @@ def test_the_page_loads_nothing_and_every_chart_has_a_caption() -> None:
     assert "#010101" not in html, "every placeholder colour is replaced"
 
 
+@pytest.mark.long
 def test_the_cost_lists_time_memory_saved_time_and_reasons_of_failure() -> None:
     records = [dataclasses.replace(r, peak_bytes=r.number << 28) for r in search_records(planned(), 5)]
     records += [record(5, records[0].params, 0.5, "pruned"), record(6, records[0].params, None, "failed")]
@@ -153,6 +162,7 @@ def test_the_cost_lists_time_memory_saved_time_and_reasons_of_failure() -> None:
     ]
 
 
+@pytest.mark.long
 def test_a_tie_names_the_faster_one_and_a_rare_choice_is_named() -> None:
     records = [
         record(i, {"optimizer.lr": 0.001 * (i + 1), "model.activation": "relu"}, 0.9 - i / 100) for i in range(30)
@@ -181,6 +191,7 @@ def test_the_report_command_prints_a_report_writes_its_page_and_publishes_it_in_
     assert "is the best so far" in parent.data.tags["overnight.report"]
 
 
+@pytest.mark.long
 def test_a_report_that_mlflow_does_not_show_exits_with_1(finished_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> None:
         raise OSError("no network")

@@ -72,10 +72,11 @@ SMALL_SPACE = ("search=none", "optimizer=adam,sgd", "optimizer.momentum=0.1,0.5"
     ("sampler", "line"),
     [
         ("tpe", ("study.trials=14",)),
-        ("random", (*SMALL_SPACE,)),  # nine points, so that some are drawn twice
-        ("grid", (*SMALL_SPACE, "model.dropout=0.0,0.1")),
-        ("qmc", ()),
-        ("cma_es", ()),
+        # Nine points, so that some are drawn twice.
+        pytest.param("random", (*SMALL_SPACE,), marks=pytest.mark.long),
+        pytest.param("grid", (*SMALL_SPACE, "model.dropout=0.0,0.1"), marks=pytest.mark.long),
+        pytest.param("qmc", (), marks=pytest.mark.long),
+        pytest.param("cma_es", (), marks=pytest.mark.long),
         pytest.param("gp", ("sampler.startup_trials=4",), marks=pytest.mark.long),
     ],
 )

@@ -91,6 +91,7 @@ def test_a_signal_whose_exception_is_dropped_stops_later_work(stopped: list[str]
             signals.check()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_study_that_is_stopped_while_it_opens_starts_no_trial(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def open_and_signal(*args: Any, **options: Any) -> tuple[StudySession, list[str]]:
@@ -106,6 +107,7 @@ def test_a_study_that_is_stopped_while_it_opens_starts_no_trial(home: Path, monk
     assert not [r.number for r in result.records if r.history]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("option", ["--dry-run", "--detach"])
 def test_a_signal_also_ends_a_dry_run_and_a_detached_launch(

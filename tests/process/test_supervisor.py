@@ -33,6 +33,7 @@ def states(result: api.Result) -> list[tuple[str, str | None]]:
     return [(r.state, r.reason) for r in result.records]
 
 
+@pytest.mark.long
 def test_a_users_network_is_tuned(tune: Tune) -> None:
     result = tune(*user_network("Plain", "+model.lr=tag(log,interval(1e-3,1e-1))", "study.trials=3"))
     assert [r.state for r in result.records] == ["complete"] * 3
@@ -61,6 +62,7 @@ def test_a_missing_metric_is_reported_with_those_that_are_logged(tune: Tune) -> 
     assert "got 'val/acuracy'; it logged train/loss, val/accuracy, val/f1, val/loss" in result.records[0].detail
 
 
+@pytest.mark.long
 def test_a_metric_of_some_epochs_only_is_the_objective_with_its_last_value(tune: Tune) -> None:
     result = tune(
         *user_network("EveryOther", "study.trials=2", "study.metric=now_and_then", "study.direction=maximize")
@@ -146,6 +148,7 @@ def test_a_trial_that_hangs_in_c_code_is_retried_then_failed_and_its_slot_is_fre
     assert ended - last.at < 2 * (2 + 5), "twice the stall timeout, and the time to react to it"
 
 
+@pytest.mark.long
 def test_a_trial_that_exceeds_its_time_or_memory_fails_with_its_reason_and_is_not_retried(tune: Tune) -> None:
     started = time.monotonic()
     result = tune(*user_network("Slow", "study.trials=1", "trial.timeout_s=3", "trainer.max_epochs=99"))

@@ -39,6 +39,7 @@ def test_a_finished_study_has_a_parent_run_and_one_run_a_trial_that_equal_the_op
         assert {"train/loss", "val/loss", "val/accuracy"} <= set(record.history[0].metrics)
 
 
+@pytest.mark.long
 def test_mlflow_is_prepared_in_the_background_and_writes_nothing_until_it_is_opened(tmp_path: Path) -> None:
     code = (
         "import os, sys, threading\n"
@@ -107,6 +108,7 @@ def test_what_mlflow_lost_is_written_again_from_the_optuna_storage(
     assert parent.data.metrics["best/objective"] == pytest.approx(found.best.objective, rel=1e-6)
 
 
+@pytest.mark.long
 def test_the_parent_run_shows_the_best_objective_in_whatever_order_trials_become_the_best(home: Path) -> None:
     for best in (record(3, 5, "complete"), record(1, 6, "complete")):  # trial 1 was paused and resumed
         mlflow_sync = MlflowSync(build_plan([f"home={home}"]), "uid")
@@ -116,6 +118,7 @@ def test_the_parent_run_shows_the_best_objective_in_whatever_order_trials_become
         assert parent.data.metrics == {"best/objective": best.objective}, "the study's run is not among its trials"
 
 
+@pytest.mark.long
 def test_the_duration_of_a_study_is_that_of_its_work_and_does_not_grow_with_later_commands(home: Path) -> None:
     study = build_plan([f"home={home}"])
     search = [record(0, 3, "complete", ended_at=1e9 + 5), record(1, 3, "complete", ended_at=1e9 + 6)]
@@ -211,6 +214,7 @@ def test_an_mlflow_that_cannot_be_written_is_reported_as_an_error(
     capfd.readouterr()
 
 
+@pytest.mark.long
 def test_the_store_is_created_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 

@@ -28,9 +28,10 @@ QUIET: dict[str, Any] = {
 
 
 MIDDLE = "in the middle of an epoch"
+BUNDLED, OF_A_USER = "the bundled mlp", "a user's network, plateau schedule"
 RESUME_CASES = {
-    "the bundled mlp": ["model.dropout=0.3"],
-    "a user's network, plateau schedule": USER_MODEL,
+    BUNDLED: ["model.dropout=0.3"],
+    OF_A_USER: USER_MODEL,
     "cosine, augmented": ["schedule=cosine", "data.augment.shift=1", "data.augment.rotate=9", "data.augment.flip=true"],
     "one cycle, batch norm": ["schedule=one_cycle", "model.batch_norm=true", "trainer.gradient_clip_val=0.5"],
     "cnn": ["model=cnn", "model.channels=[4]", "model.dropout=0.2", "schedule=one_cycle", "optimizer=sgd"],
@@ -39,8 +40,16 @@ RESUME_CASES = {
 
 @pytest.mark.parametrize(
     ("what", "how"),
-    [(what, how) for what in list(RESUME_CASES)[:2] for how in ("at an epoch's end", MIDDLE, "killed after a save")]
-    + [(what, MIDDLE) for what in list(RESUME_CASES)[2:]],
+    [
+        (BUNDLED, "killed after a save"),
+        (OF_A_USER, MIDDLE),
+        *(
+            pytest.param(what, how, marks=pytest.mark.long)
+            for what in RESUME_CASES
+            for how in ("at an epoch's end", MIDDLE, "killed after a save")
+            if (what, how) not in ((BUNDLED, "killed after a save"), (OF_A_USER, MIDDLE))
+        ),
+    ],
 )
 def test_a_resumed_trial_ends_with_the_same_bits(
     tmp_path: Path, what: str, how: str, monkeypatch: pytest.MonkeyPatch
@@ -80,6 +89,7 @@ def test_a_resumed_trial_ends_with_the_same_bits(
     assert [p.name for p in folder.iterdir()] == ["weights.ckpt"], "a complete trial has no state"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_trial_stopped_again_soon_after_it_resumed_ends_with_the_same_bits(
     tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
@@ -113,7 +123,10 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer",
+    [pytest.param(line, id=name, marks=[pytest.mark.long] * (name != "adam")) for name, line in OPTIMIZERS.items()],
+)
 def test_several_batches_per_step_train_the_same_network_as_the_trainer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: list[str]
 ) -> None:

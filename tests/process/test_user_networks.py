@@ -49,7 +49,17 @@ CASES = {
 
 
 @UNAVAILABLE
-@pytest.mark.parametrize("case", [pytest.param(n, marks=[needs_lightning] * ("lightning." in n)) for n in CASES])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "DataLoaders and a schedule",
+        *(
+            pytest.param(n, marks=[pytest.mark.long, *[needs_lightning] * ("lightning." in n)])
+            for n in CASES
+            if n != "DataLoaders and a schedule"
+        ),
+    ],
+)
 def test_a_users_network_stopped_anywhere_resumes_to_the_same_bits(
     tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +82,7 @@ def test_a_users_network_stopped_anywhere_resumes_to_the_same_bits(
     assert all(torch.equal(ours[name], uncut[name]) for name in uncut)
 
 
+@pytest.mark.long
 def test_a_users_network_is_pruned_and_saved_periodically(tmp_path: Path) -> None:
     for model in (f"{USER_PACKAGE}Classifier", MANUAL):
         link, folder = ListLink({2: Decision.STOP}), tmp_path / model
@@ -189,6 +200,7 @@ def conf_of(folder: Path, model: dict[str, Any], search: dict[str, str]) -> Path
 CUSTOM = ("model=custom", "data=custom", "slots=1")
 
 
+@pytest.mark.long
 def test_a_network_with_loaders_is_tuned_from_its_own_configs_and_pruned(
     tune: Callable[..., api.Result], tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def line(planted: StudyView, name: str, *overrides: str) -> list[str]:
     return [f"home={planted.plan.settings.home}", *kept, *given, *warm]
 
 
+@pytest.mark.long
 def test_the_report_names_the_bound_to_widen_and_ranks_a_useless_parameter_last(
     planted_report: Report,
 ) -> None:
@@ -91,6 +92,7 @@ def test_the_suggested_command_runs_from_the_finding_and_improves_on_it(
     assert after.best.params["model.lr"] > 0.01
 
 
+@pytest.mark.long
 def test_the_best_trials_in_the_new_space_run_first_each_once_even_if_the_study_is_opened_again(
     planted: StudyView,
 ) -> None:
@@ -107,6 +109,7 @@ def test_the_best_trials_in_the_new_space_run_first_each_once_even_if_the_study_
     assert (again.warm_start, messages) == (made.warm_start, []), "the trials of the first start are kept"
 
 
+@pytest.mark.long
 def test_a_key_that_is_no_longer_searched_must_have_the_trials_value(planted: StudyView) -> None:
     three = "study.warm_start_from={study:planted,top:3}"
     made, _ = warm_start.resolve(build_plan(line(planted, "fixed", "+model.twist=true", three)))

@@ -205,6 +205,7 @@ def test_the_last_lines_of_a_failed_worker_are_printed_with_its_exit_code(
     assert sum("study: must be one that this worker trusts" in line and "exit code 2" in line for line in messages) == 2
 
 
+@pytest.mark.long
 def test_workers_stop_when_their_launcher_is_killed(tmp_path: Path) -> None:
     study = TaskFolder(tmp_path / "study", tasks=1000, seconds=0.2)
     code = (

@@ -165,6 +165,7 @@ def test_a_claim_whose_answer_was_lost_is_not_repeated(join: Join) -> None:
     assert len(again.trials()) == 1
 
 
+@pytest.mark.long
 def test_trials_continue_during_an_outage_and_everything_is_written_after_it(
     tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
 ) -> None:
@@ -192,6 +193,7 @@ def test_trials_continue_during_an_outage_and_everything_is_written_after_it(
     assert ask_number(a) == 1
 
 
+@pytest.mark.long
 def test_an_outage_in_the_middle_of_a_read_is_no_error(
     tmp_path: Path, planned: Callable[..., Plan], study: Plan, postgres: Postgres, join: Join
 ) -> None:
@@ -317,6 +319,7 @@ def test_a_lost_trial_that_waits_is_claimed_once_the_loss_is_reported(join: Join
     a.writer.record(epoch(0, 0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [("idle_in_transaction_session_timeout = 300", "idle-in-transaction"), ("transaction_read_only = on", "read-only")],

@@ -50,6 +50,7 @@ def tables(url: str) -> set[str]:
         engine.dispose()
 
 
+@pytest.mark.long
 def test_a_missing_database_is_created_once_by_concurrent_processes(
     new: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_missing_database_is_created_once_by_concurrent_processes(
     assert {"trials", "version_info", "alembic_version"} <= tables(os.environ[STORAGE_URL])
 
 
+@pytest.mark.long
 def test_concurrent_first_openings_create_all_tables(database: Callable[[], str]) -> None:
     location = StudyLocation("unused", database(), storage="postgres")
 
@@ -76,6 +78,7 @@ def test_concurrent_first_openings_create_all_tables(database: Callable[[], str]
         assert set(pool.map(study, range(AT_ONCE))) == {"one"}
 
 
+@pytest.mark.long
 def test_an_open_storage_survives_a_restart_of_its_database(postgres: Postgres) -> None:
     opened = storage.open_storage(StudyLocation("unused", postgres.create(), storage="postgres"))
     study = optuna.create_study(storage=opened, study_name="one")

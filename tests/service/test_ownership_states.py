@@ -314,6 +314,7 @@ def databases(database: Callable[[], str]) -> Iterator[tuple[list[FaultyDatabase
         dispose(storage)
 
 
+@pytest.mark.long
 def test_each_trial_is_completed_once_in_any_order_of_claims_losses_and_outages(
     databases: tuple[list[FaultyDatabase], OptunaDatabase],
 ) -> None:

@@ -35,6 +35,7 @@ def test_the_parameters_that_matter_exceed_chance_and_a_useless_one_does_not() -
     )
 
 
+@pytest.mark.long
 def test_values_without_a_cause_exceed_chance_in_few_studies() -> None:
     rng = random.Random(0)
     studies = [found_in(planned(), 20, lambda _: rng.random(), seed) for seed in range(12)]
@@ -58,6 +59,7 @@ def test_equal_values_tell_nothing() -> None:
     assert "too many have the same value" in found.sentence()
 
 
+@pytest.mark.long
 def test_a_list_is_one_parameter() -> None:
     study = build_plan(["study.trials=60"])
     found = found_in(study, 60, lambda p: len(p["model.hidden_sizes"]))

@@ -100,6 +100,7 @@ def arrays(data: SplitData) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     return tuple(parts)  # type: ignore[return-value]
 
 
+@pytest.mark.long
 def test_a_network_learns_the_purchase_data_and_a_linear_model_does_not(tmp_path: Path) -> None:
     train, validation = arrays(Purchase(normalise="standard"))
     assert 0.4 < train[1].mean() < 0.6

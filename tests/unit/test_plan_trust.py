@@ -199,6 +199,7 @@ def test_a_sampler_that_loads_pickles_needs_the_operators_permission(monkeypatch
     assert plan_trust.find_problems(study) == []
 
 
+@pytest.mark.long
 def test_everything_in_overnight_is_trusted() -> None:
     for group in ("data", "model", "optimizer", "schedule", "callbacks"):
         options = ConfigSearchPath().options(group)

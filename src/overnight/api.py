@@ -33,7 +33,6 @@ from overnight.study.session import StudySession
 from overnight.study.snapshot import StudyView
 from overnight.system import forkserver
 from overnight.system.awake import awake
-from overnight.system.devices import slot_devices
 from overnight.system.signals import Signals
 from overnight.tracking import environment
 from overnight.tracking.sync import MlflowSync
@@ -266,7 +265,7 @@ def _run_session(
             news.wait_until(launch.deadline.ends_at)
         work = partial(_run_supervisor, screen=screen, signals=signals, news=news, doing=doing)
         with contextlib.closing(Terminator(plan, forkserver.fork)) as terminator:
-            limits = SearchLimits(launch, len(slot_devices(plan.settings.slots)), terminator)
+            limits = SearchLimits(launch, len(plan.devices), terminator)
             mlflow_sync = MlflowSync(plan, session.attributes.uid, coordinator=session.coordinator)
             search = work(Supervisor(session, mlflow_sync, limits=limits))
         result = _result(plan, search, signals)

@@ -31,7 +31,7 @@ class TrialSpec:
         objective: whether the best or the last epoch counts.
         checkpoint_folder: for the trial's checkpoints. The trial resumes from a state that is there.
         checkpoint_every_s: seconds between two saved states.
-        device: "cpu" or "cuda:INDEX".
+        device: "cpu", "mps" or "cuda:INDEX".
         threads: number of torch's threads on the CPU.
         keep_weights: whether to save the trained weights.
         cache: folder for decoded data, shared by all trials of the home; None for none.

@@ -64,7 +64,6 @@ def test_a_configuration_that_trains_has_no_problem_and_reports_its_metrics_and_
         (["model._target_=overnight.models.mlp.MLPP"], "did you mean MLP?"),
         (["model.activation=tahn"], "model.activation: must be one of relu, "),
         (["model.activation=relu,tahn"], "model.activation: must be one of relu, "),
-        (["trainer.precision=33-true"], "trainer.precision: must be one that Lightning's Trainer takes"),
         (["study.metric=val/acc"], "got 'val/acc'; it logged train/loss, val/accuracy, val/f1, val/loss; did you mean"),
         (["data._target_=user_mistakes.NineClasses"], "model.classes: a label must be from 0 to 8, as the network"),
         (["data._target_=user_mistakes.Missing"], "data.root: put train-images.gz into /nowhere"),

@@ -338,13 +338,19 @@ def test_a_searched_schedule_composes_each_option_with_its_keys() -> None:
     assert study.config({"schedule": "one_cycle"})["schedule"]["warmup"] == 0.3
 
 
+EPOCHS_RULE = "must be at least 1, or -1 for no limit where trainer.max_steps or trainer.max_time is one"
+ANOTHER_LIMIT = (
+    "must have another limit beside it where it is -1; add trainer.max_steps=N or trainer.max_time=DD:HH:MM:SS"
+)
+
+
 @pytest.mark.parametrize(
     ("override", "problems"),
     [
         ("trainer.gradient_clip_val=null,0,-1", ["must be positive, got 0.0", "must be positive, got -1.0"]),
         ("trainer.gradient_clip_val=interval(-1.0,2.0)", ["must be positive, got -1.0"]),
-        ("trainer.max_epochs=0,5,-1", ["must be at least 1, got 0", "must be at least 1, got -1"]),
-        ("trainer.max_epochs=range(-4,10,2)", ["must be at least 1, got -4"]),
+        ("trainer.max_epochs=0,5,-1", [f"{EPOCHS_RULE}, got 0", ANOTHER_LIMIT]),
+        ("trainer.max_epochs=range(-4,10,2)", [f"{EPOCHS_RULE}, got -4"]),
         ("trainer.max_epochs=2.5,3,null", ["must be a whole number, got 2.5", "must be a whole number, got None"]),
     ],
 )

@@ -127,12 +127,14 @@ def _print_time_left(view: StudyView, done: int) -> None:
 def _forecast_to_deadline(view: StudyView) -> str | None:
     """Describe what a running launch still does before its deadline; None if it has no deadline or is not running."""
     from overnight.search import deadline
-    from overnight.system.devices import slot_devices
 
     given, now = view.launch.get("deadline"), time.time()
     if view.state != "running" or given is None:
         return None
-    slots, startup_s = len(slot_devices(view.plan.settings.slots)), view.launch.get("startup_s", 0.0)
+    slots, startup_s = (
+        len(view.plan.devices),
+        view.launch.get("startup_s", 0.0),
+    )
     ahead = deadline.plan_time(view.plan, view.records, deadline.Deadline(**given), slots, now, startup_s)
     return deadline.describe(ahead, now)
 

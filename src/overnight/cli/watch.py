@@ -11,7 +11,6 @@ from overnight.report.live import BrokenPipeSafe, PlainScreen, ProgressSnapshot,
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.database import free_mib
-from overnight.system.devices import slot_devices
 
 POLL_EVERY_S = 1.0
 # Reading a long study takes a while. Wait this many times as long between two readings.
@@ -52,7 +51,7 @@ def progress(found: StudyView) -> ProgressSnapshot:
         {r.number: r for r in shown.records},
         running,
         _ended(found),
-        max(len(slot_devices(settings.slots)), len(running)),
+        max(len(found.plan.devices), len(running)),
         None,
         f"less than {settings.min_free_mib} MiB are free: trials are saved and wait for disk space" if full else None,
     )

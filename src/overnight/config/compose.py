@@ -14,6 +14,7 @@ from overnight.config import callbacks, credentials
 from overnight.config.overrides import (
     check_list,
     is_missing_key,
+    is_trainer_argument,
     key_of,
     option_override,
     option_problem,
@@ -24,8 +25,9 @@ from overnight.config.paths import StudyLocation, conf_dir
 from overnight.config.problems import ConfigError, Problems
 from overnight.config.search_path import Composition, ConfigSearchPath
 from overnight.config.settings import COMPONENTS, SEARCHABLE, Settings, build_settings
+from overnight.config.trainer import ACCEPTED, default_of, without_ours
 from overnight.config.trees import has_key, look_up, read_yaml, to_plain
-from overnight.config.values import escaped
+from overnight.config.values import escaped, to_text
 from overnight.config.yaml_files import file_problem
 
 
@@ -65,7 +67,7 @@ class Draft:
         """
         kept, moved = self._split(options)
         composed = self._search_path.compose([*kept, *map(option_override, options, options.values())])
-        tree = callbacks.normalised(to_plain(composed.config, resolve=False, only=SEARCHABLE))
+        tree = _without_ours(callbacks.normalised(to_plain(composed.config, resolve=False, only=SEARCHABLE)))
         for override in parse_overrides(moved, Problems()):
             parent, _, last = override.key_or_group.rpartition(".")
             if has_key(tree, override.key_or_group):
@@ -109,6 +111,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
         options, values, sweeps = [], [o for o in values if _section(o) not in COMPONENTS], {}
     accepted, absent = _check_values(values, base.config, problems)
     _check_sweeps(sweeps, parsed, problems)
+    accepted += _searched_defaults(accepted, [*sweeps, *((base.config or {}).get("search") or {})], base.config)
     composed = path.compose_or_default([*options, *accepted], problems) if accepted else base
     tree = _resolve(composed, problems)
     settings = _settings_of(tree, composed.choices, problems)
@@ -245,12 +248,31 @@ def _check_values(
     for override in values:
         problem = value_problem(override, config)
         if problem is None:
-            accepted.append(override.input_line)
+            accepted.append(_as_addition(override, config))
             continue
         problems.add(problem)
         if is_missing_key(override, problem):
             absent[override.key_or_group] = (override.value(), problem)
     return accepted, absent
+
+
+def _as_addition(override: Any, config: Any) -> str:
+    """The text of an override. One of an argument of the Trainer that the configuration lacks gets the + of Hydra."""
+    text = str(override.input_line)
+    is_new = is_trainer_argument(override.key_or_group) and not has_key(config or {}, override.key_or_group)
+    return f"+{text.lstrip('+')}" if is_new and not override.is_delete() else text
+
+
+def _searched_defaults(accepted: Iterable[str], searched: Iterable[str], config: Any) -> list[str]:
+    """Overrides that give the baseline Lightning's default of each searched argument of the Trainer that it lacks."""
+    given = {key_of(text) for text in accepted}
+    names = (key.partition(".")[2] for key in searched if key.startswith("trainer.") and key not in given)
+    lacking = [n for n in names if n in ACCEPTED and not has_key(config or {}, f"trainer.{n}")]
+    return [f"+trainer.{name}={to_text(default_of(name))}" for name in lacking]
+
+
+def _without_ours(tree: dict[str, Any]) -> dict[str, Any]:
+    return {**tree, "trainer": without_ours(tree["trainer"])} if "trainer" in tree else tree
 
 
 def _check_sweeps(sweeps: dict[str, str], parsed: Iterable[Any], problems: Problems) -> None:
@@ -275,7 +297,8 @@ def _resolve(composed: Composition, problems: Problems) -> dict[str, Any]:
         for key in sorted(OmegaConf.missing_keys(composed.config)):
             problems.add(f"{key}: must be given a value: {key}=...")
         tree = callbacks.normalised(to_plain(composed.config))
-        return {**tree, "search": escaped(tree.get("search"))}  # a draw is resolved once more, with its trial
+        search = escaped(tree.get("search"))  # a draw is resolved once more, with its trial
+        return {**_without_ours(tree), "search": search}
     except OmegaConfBaseException as error:
         problems.add(f"conf: must resolve: {' '.join(str(error).split())}")
         return to_plain(composed.config, resolve=False)

@@ -58,14 +58,17 @@ def build_section(section: Any, node: Any, path: str, problems: Problems) -> Any
 
 def check_value(declared: dataclasses.Field[Any], kind: Any, value: Any, path: str, problems: Problems) -> Any:
     """Convert a value to what the field `declared`, of type `kind`, holds. Adds its mistakes to `problems`."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
     if value is None and type(None) in kinds:
         return None
     section = next((k for k in kinds if dataclasses.is_dataclass(k)), None)
     if section is not None:
         return build_section(section, value, path, problems)
-    if typing.get_origin(kind) is Literal:
-        return _check_choice(typing.get_args(kind), value, path, problems)
+    if kind is Any:
+        return _check_any(declared, value, path, problems)
+    literal = next((k for k in kinds if typing.get_origin(k) is Literal), None)
+    if literal is not None:
+        return _check_choice(typing.get_args(literal), value, path, problems)
     if typing.get_origin(kind) is tuple:
         return _check_entries(value, path, problems)
     if typing.get_origin(kind) is list:
@@ -77,6 +80,13 @@ def _check_choice(options: tuple[Any, ...], value: Any, path: str, problems: Pro
     if value not in options:
         hint = nearest(value, map(str, options)) if isinstance(value, str) else ""
         problems.add(f"{path}: must be one of {', '.join(map(str, options))}, got {value!r}{hint}")
+    return value
+
+
+def _check_any(declared: dataclasses.Field[Any], value: Any, path: str, problems: Problems) -> Any:
+    """Check a value whose rule alone says which types it may have. None always passes."""
+    if value is not None and not declared.metadata["holds"](value):
+        problems.add(path, declared.metadata["rule"], value)
     return value
 
 

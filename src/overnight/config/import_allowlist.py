@@ -19,13 +19,12 @@ from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from overnight.config.paths import conf_dir
+from overnight.config.trainer import ACCEPTED
 
 # The environment variable with the packages that the operator of this machine trusts, separated by commas.
 PACKAGES = "OVERNIGHT_TRUSTED_PACKAGES"
 # Set in the environment of processes that run configs of other users. They build nothing untrusted.
 GUARDED = "OVERNIGHT_GUARDED"
-# The arguments of Lightning's Trainer that a config may set.
-TRAINER_KEYS = ("max_epochs", "precision", "gradient_clip_val")
 # Packages that can run any code, from a text, a file or a name. To trust one of them is to trust everything.
 _UNSAFE = ("hydra", "overnight", "torch", "cloudpickle", "joblib", "numpy", "pandas", "mlflow", "optuna")
 # Interpolations of another key of the config, or of the data folder of this machine.
@@ -99,10 +98,16 @@ def target_problem(key: str, target: Any) -> str | None:
 def trainer_problems(trainer: Mapping[str, Any]) -> list[str]:
     """What a config sets of Lightning's Trainer that it may not, one line each."""
     return [
-        f"trainer.{name}: must be one of {', '.join(TRAINER_KEYS)} for a worker, got {value!r}; take it out"
+        f"trainer.{name}: must be one of {', '.join(ACCEPTED)} for a worker, got {value!r}; take it out"
         for name, value in trainer.items()
-        if name not in TRAINER_KEYS or not (value is None or isinstance(value, bool | int | float | str))
+        if name not in ACCEPTED or not _is_plain(value)
     ]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):  # a time
+        return all(isinstance(v, int | float) for v in value.values())
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:

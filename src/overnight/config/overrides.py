@@ -13,9 +13,11 @@ from overnight.config.override_parser import parse_override
 from overnight.config.problems import ConfigError, Problems
 from overnight.config.search_path import ConfigSearchPath
 from overnight.config.settings import COMPONENTS, SECTIONS
+from overnight.config.trainer import ACCEPTED, OURS, REFUSED
 from overnight.config.trees import has_key, keys_of, to_plain, type_problem
 from overnight.config.yaml_files import file_problem
 
+_TRAINER_KEYS = tuple(f"trainer.{name}" for name in ACCEPTED)
 # Keys that hydra.utils.instantiate reads. They may be added to every component.
 _INSTANTIATE_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
@@ -84,16 +86,23 @@ def value_problem(override: Any, config: Any) -> str | None:
     tree = to_plain(config, resolve=False) if config else {}
     if not tree or (override.is_add() and section in COMPONENTS):  # a new key for the user's class
         return None
-    if not has_key(tree, key):
+    if not has_key(tree, key) and not is_trainer_argument(key):
         if section == callbacks.NODE and len(key.split(".")) > 1 and not has_key(tree, ".".join(key.split(".")[:2])):
             return f"{key}: no such key, as no such callback is chosen; choose it with {section}=NAME"
-        return f"{key}: no such key" + nearest(key, [*keys_of(tree), *_INSTANTIATE_KEYS], and_add=section in COMPONENTS)
+        known = [*keys_of(tree), *_TRAINER_KEYS, *_INSTANTIATE_KEYS]
+        return f"{key}: no such key" + nearest(key, known, and_add=section in COMPONENTS)
     if override.is_delete() or section not in COMPONENTS:
         return None  # the types of the other sections are checked with their rules
     present = OmegaConf.select(config, key) if not OmegaConf.is_missing(config, key) else None
     present = OmegaConf.to_container(present) if OmegaConf.is_config(present) else present
     problem = type_problem(present, override.value())
     return f"{key}: {problem}" if problem else None
+
+
+def is_trainer_argument(key: str) -> bool:
+    """Whether a key names an argument of Lightning's Trainer, which no config need have."""
+    section, _, name = key.partition(".")
+    return section == "trainer" and name.split(".")[0] in (*ACCEPTED, *OURS, *REFUSED, "_target_")
 
 
 def is_missing_key(override: Any, problem: str) -> bool:

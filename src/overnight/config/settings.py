@@ -13,6 +13,7 @@ from overnight.config import callbacks, clock, credentials
 from overnight.config.fields import at_least, build_section, check_value, nearest, rule
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import Problems
+from overnight.config.trainer import TrainerSettings, add_refusals, counts_validations, without_ours
 
 # Top-level nodes with a `_target_`; callbacks is a mapping of such nodes, or absent. Their keys are those that the
 # config of the target has.
@@ -72,13 +73,6 @@ class StudySettings:
         "must be a time of day such as 07:00, or a date with one such as 2026-11-25T07:00", clock.is_valid_time, None
     )
     patience: int | None = at_least(1, None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
-    max_epochs: int = at_least(1)
-    precision: str
-    gradient_clip_val: float | None = rule("must be positive", lambda v: v > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,13 +275,17 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
             problems.add(f"{name}: missing; config.yaml must hold it")
         elif dataclasses.is_dataclass(section):
             node = _with_study_defaults(tree, problems) if name == "study" else tree[name]
+            node = add_refusals(without_ours(node), problems) if name == "trainer" else node
             values[name] = build_section(section, node, name, problems)
         else:
             values[name] = check_value(declared, section, tree[name], name, problems)
+    if values.get("trainer") is not None:
+        problems.extend(values["trainer"].problems())
     if len(problems) > before:
         return None
     pruner, max_epochs = values["pruner"], values["trainer"].max_epochs
-    if pruner.name == "hyperband" and pruner.min_epochs > max_epochs:
+    counts_epochs = not counts_validations(vars(values["trainer"]))
+    if pruner.name == "hyperband" and counts_epochs and pruner.min_epochs > max_epochs:
         rule_text = f"must be at most trainer.max_epochs, which is {max_epochs}"
         problems.add("pruner.min_epochs", rule_text, pruner.min_epochs, "lower it, or train longer")
         return None

@@ -23,7 +23,6 @@ from overnight.search.record import Confirms, TrialRecord, config_of, ranked
 from overnight.search.seeds import derive_seed
 from overnight.search.space import SearchSpace
 from overnight.study.session import StudySession
-from overnight.system.devices import slot_devices
 
 _BASELINE = 0  # the number of the baseline's trial
 # All weights are kept until the networks are tested. Keeping only the best would count finalists of an earlier launch,
@@ -148,7 +147,14 @@ def _evaluate(plan: Plan, record: TrialRecord, confirms: Confirms, until: float)
     """Evaluate one network in a process of its own; None if the deadline ended it."""
     assert record.config is not None
     settings, log = plan.settings, plan.paths.log(record.number)
-    spec = trial_spec(plan, record.number, record.config, confirms.seed, slot_devices(settings.slots)[0], test=True)
+    spec = trial_spec(
+        plan,
+        record.number,
+        record.config,
+        confirms.seed,
+        plan.devices[0],
+        test=True,
+    )
     deadline_at = until if until < math.inf else None
     process, messages = trial_process.run_alone(spec, log, settings.trial.stall_s, deadline_at)
     tested = next((m for m in messages if isinstance(m, Tested)), None)

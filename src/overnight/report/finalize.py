@@ -18,7 +18,6 @@ from overnight.search.record import TrialRecord
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
 from overnight.study.snapshot import StudyView, view
-from overnight.system.devices import slot_devices
 from overnight.tracking.sync import MlflowSync
 
 # With fewer trials only the sentence is published; `overnight report` writes the page.
@@ -175,7 +174,7 @@ def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: S
     if launch.deadline is None:
         return None
     available_s = launch.answer_due_at(len(records)) - deadline.SWITCH_S - launch.now()
-    slots = len(slot_devices(launch.plan.settings.slots))
+    slots = len(launch.plan.devices)
     return confirm.affordable_size(launch.plan, records, confirmations, available_s, slots).finalists
 
 

@@ -112,7 +112,7 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
     forkserver.warm_up()
     forkserver.is_warm(_MEASURE_S)
     start_s = time.time() - psutil.Process().create_time()  # a launch takes as long until its first trial
-    slots = len(slot_devices(plan.settings.slots))
+    slots = len(plan.devices)
     at_once = min(slots, cores())
     measured = measure(plan, ends_of_space(plan), at_once)
     fastest, slowest = (choose(measured, key=lambda m: m.trial_s) for choose in (min, max))
@@ -157,7 +157,7 @@ def measure(plan: Plan, configurations: Sequence[DryRun], at_once: int) -> list[
     folder = Path(tempfile.mkdtemp(prefix="overnight-"))
     # A single configuration is measured beside copies of itself: trials side by side take longer than one alone.
     jobs = [*enumerate(configurations), *((i, configurations[0]) for i in range(len(configurations), at_once))]
-    devices = slot_devices(at_once)
+    devices = slot_devices(at_once, plan.settings.trainer.accelerator)
     try:
         with ThreadPoolExecutor(at_once) as pool:
             measured = pool.map(

@@ -30,7 +30,7 @@ from overnight.search.plan import Plan
 from overnight.search.record import describe_params
 from overnight.search.space import display_name
 from overnight.system import forkserver
-from overnight.system.devices import machine_memory, slot_devices
+from overnight.system.devices import machine_memory
 from overnight.system.kill import discard
 from overnight.tracking import names
 
@@ -202,7 +202,7 @@ def dry_run_spec(plan: Plan, number: int, dry_run: DryRun, device: str) -> Trial
 def _execute(plan: Plan, dry_runs: list[DryRun], say: Say) -> list[DryRunResult | None]:
     """Return the result of each dry run; None if it timed out."""
     forkserver.warm_up()
-    devices = slot_devices(plan.settings.slots)
+    devices = plan.devices
     builds = configs_to_build(plan, dry_runs)
     results: list[DryRunResult | None] = [None] * len(dry_runs)
     remaining = [*enumerate(dry_runs)]
@@ -293,7 +293,11 @@ def problems_in(plan: Plan, result: DryRunResult | None) -> Problems:
 
 def memory_problems(plan: Plan, own_bytes: int) -> Problems:
     """Return whether the largest configuration, in every slot at once, exceeds the machine's memory."""
-    slots, total, limit = len(slot_devices(plan.settings.slots)), machine_memory(), plan.settings.trial.memory_gib
+    slots, total, limit = (
+        len(plan.devices),
+        machine_memory(),
+        plan.settings.trial.memory_gib,
+    )
     problems = Problems()
     if limit is not None and own_bytes > limit * GIB:
         problems.add(

@@ -25,7 +25,7 @@ from overnight.study.queue import TrialAssignment
 from overnight.study.session import StudySession
 from overnight.study.storage.database import DiskFull
 from overnight.system import forkserver
-from overnight.system.devices import machine_memory, slot_devices
+from overnight.system.devices import machine_memory
 from overnight.tracking.sync import MlflowSync
 
 TICK_S = 0.2
@@ -76,7 +76,7 @@ class Supervisor:
         self.session, self.plan = session, session.plan
         self.only, self.limits = only, limits or NoLimits()
         settings = self.plan.settings
-        self.slots = SlotPool(slot_devices(settings.slots))
+        self.slots = SlotPool(session.plan.devices)
         self.stopping = StopState(clock)
         self.disk = DiskSpace(settings.location.paths.root, settings.min_free_mib)
         self.outcomes = Outcomes(session)

@@ -48,6 +48,8 @@ def build_plan(overrides: Iterable[str] = (), config_dir: str | Path | None = No
     space, fixed = space_reader.parse_space(entries, space_problems, draft.fixed, sweeps)
     draft, fixed = _compose_fixed(draft, fixed, overrides, config_dir, space_problems)
     problems = Problems([*draft.problems, *space_problems])
+    if draft.settings is not None:
+        validation.check_accelerator(draft.settings, problems)
     if searching and draft.settings is not None:
         validation.check_study_name(draft.settings, problems)
         validation.check_warm_start(draft.settings, problems)

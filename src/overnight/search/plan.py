@@ -23,6 +23,7 @@ from overnight.config.values import to_json as values_to_json
 from overnight.search.distributions import random_value
 from overnight.search.seeds import derive_seed
 from overnight.search.space import SearchSpace
+from overnight.system.devices import slot_devices
 
 # How a plan and the choices of its trials are stored. A study of another format is refused, as its values would be
 # read as others.
@@ -81,6 +82,11 @@ class Plan:
     @property
     def paths(self) -> StudyPaths:
         return self.settings.location.paths.study(self.name)
+
+    @property
+    def devices(self) -> list[str]:
+        """A device of this machine for each slot."""
+        return slot_devices(self.settings.slots, self.settings.trainer.accelerator)
 
     @property
     def experiment(self) -> str:

@@ -19,6 +19,7 @@ from overnight.config.values import to_text
 from overnight.search.distributions import values_equal
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
 from overnight.search.space import Parameter, SearchSpace
+from overnight.system.devices import accelerator_problem
 
 # The search space against the configs -------------------------------------------------------------------------------
 
@@ -141,6 +142,9 @@ def _broken_rules(parameter: Parameter, draft: Draft) -> Iterator[str]:
     section, _, name = parameter.key.partition(".")
     if section not in SECTIONS:
         return
+    if parameter.key == "trainer.accelerator":
+        yield f"search.{parameter.key}: can't be searched, because a slot has one device for all trials; choose one"
+        return
 
     def problems_with(value: Any) -> Problems:
         found = Problems()
@@ -161,6 +165,14 @@ def check_study_name(settings: Settings, problems: Problems) -> None:
         problems.add(f"study.name: {TRAIN_STUDY} is where `overnight train` keeps its trials; take another")
     if settings.study_name.endswith(CONFIRM_SUFFIX):
         problems.add(f"study.name: must not end in {CONFIRM_SUFFIX}, which names confirmations; take another")
+
+
+def check_accelerator(settings: Settings, problems: Problems) -> None:
+    """Check that this machine has what trainer.accelerator asks for, where trials run on this machine."""
+    accelerator = settings.trainer.accelerator
+    problem = None if settings.launcher.uses_workers else accelerator_problem(accelerator)
+    if problem:
+        problems.add(f"trainer.accelerator: must be one that this machine has, got {accelerator}; {problem}")
 
 
 def check_warm_start(settings: Settings, problems: Problems) -> None:

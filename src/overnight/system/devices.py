@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -13,9 +14,15 @@ import psutil
 _NVIDIA_SMI = "nvidia-smi"
 
 
-def slot_devices(slots: int | None) -> list[str]:
-    """Return a device for each slot: the GPUs in turn, or the CPU. By default one slot for each GPU or core."""
-    gpus = _gpus()
+def slot_devices(slots: int | None, accelerator: str = "auto") -> list[str]:
+    """Return a device for each slot: the GPUs in turn, or the CPU. By default one slot for each GPU or core.
+
+    Args:
+        accelerator: as in trainer.accelerator. With mps, or with gpu on a Mac, all slots share the one GPU.
+    """
+    if accelerator == "mps" or (accelerator == "gpu" and sys.platform == "darwin"):
+        return ["mps"] * (slots or 1)
+    gpus = _gpus() if accelerator != "cpu" else 0
     if gpus:
         return [f"cuda:{i % gpus}" for i in range(slots or gpus)]
     return ["cpu"] * (slots or cores())
@@ -37,6 +44,15 @@ def cores() -> int:
         if quota != "max":
             cores = min(cores, max(1, round(int(quota) / int(period))))
     return cores
+
+
+def accelerator_problem(accelerator: str) -> str | None:
+    """Return why this machine can't train on an accelerator, or None."""
+    if accelerator == "mps" and sys.platform != "darwin":
+        return "mps is the GPU of a Mac, and this machine is none"
+    if accelerator in ("gpu", "cuda") and slot_devices(1, accelerator) == ["cpu"]:
+        return "this machine has no NVIDIA GPU, or CUDA_VISIBLE_DEVICES hides it"
+    return None
 
 
 def no_gpu() -> bool:

@@ -6,11 +6,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from overnight.config.trainer import trainer_arguments
 from overnight.protocol import Alive, Finished, Tested, TrialSpec
 from overnight.trial import checkpoint, lightning_packages
 from overnight.trial.components import build
 from overnight.trial.fit import make_trainer, start_process
 from overnight.trial.trial_callback import ALIVE_EVERY_S, Link
+
+_TEST_ARGUMENTS = ("precision", "limit_test_batches", "deterministic", "benchmark", "inference_mode")
 
 
 def evaluate(spec: TrialSpec, link: Link) -> Finished:
@@ -27,7 +30,7 @@ def evaluate(spec: TrialSpec, link: Link) -> Finished:
         spec,
         plugins=[],
         callbacks=[lightning_packages.subclass(_SignsOfLife, lightning.Callback)(spec.number, link)],
-        precision=spec.config["trainer"].get("precision", "32-true"),
+        **{k: v for k, v in trainer_arguments(spec.config["trainer"]).items() if k in _TEST_ARGUMENTS},
     )
     data_module = lightning_packages.adapt_data(lightning, data)
     data.trainer = trainer

@@ -7,12 +7,14 @@ import logging
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 
+from overnight.config.trainer import FREE_OF_BATCHES, trainer_arguments
 from overnight.data.split import SplitData
 from overnight.models.supervised import Supervised
 from overnight.protocol import Alive, Decision, Finished, Resumed, TrialSpec
@@ -61,15 +63,14 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
     callback = lightning_packages.subclass(TrialCallback, lightning.callbacks.Checkpoint)(spec, link, memory, data)
     configured = build_callbacks(spec.config, lightning)
     epoch_start = lightning_packages.subclass(EpochStart, lightning.Callback)(callback)
-    options = dict(spec.config["trainer"])
-    grouped = _takes_several_batches_per_step(data, model) and configured.only_at_epoch_ends
-    if grouped and options["precision"] == "32-true":
+    options = trainer_arguments(spec.config["trainer"])
+    if _takes_several_batches_per_step(data, model, options) and configured.only_at_epoch_ends:
         model.step_over_batches(clip_norm=options.pop("gradient_clip_val", None))
         data.group_batches(BATCHES_PER_STEP if one_batch is None else 1, callback.poll)
     callbacks = [epoch_start, callback, *configured.by_key.values()]
     if one_batch is not None:
         callbacks.append(lightning.callbacks.LambdaCallback(on_train_epoch_start=one_batch.shorten))
-    trainer = make_trainer(lightning, spec, [memory], callbacks, num_sanity_val_steps=0, **options)
+    trainer = make_trainer(lightning, spec, [memory], callbacks, **options)
     if state is not None:
         link.send(Resumed(spec.number, history_of(state["overnight"]["history"])))
     data_module = lightning_packages.adapt_data(lightning, data)
@@ -122,7 +123,7 @@ def make_trainer(lightning: Any, spec: TrialSpec, plugins: list[Any], callbacks:
     checkpoints = (c for c in callbacks if isinstance(c, lightning.callbacks.Checkpoint))
     environments = importlib.import_module(f"{lightning.__name__}.plugins.environments")
     return lightning_packages.subclass(TrialTrainer, lightning.Trainer)(
-        accelerator="gpu" if spec.device.startswith("cuda") else "cpu",
+        accelerator="gpu" if spec.device.startswith("cuda") else spec.device,
         devices=[int(spec.device.removeprefix("cuda:"))] if spec.device.startswith("cuda") else 1,
         # Inside a Slurm job Lightning would requeue the job; here the supervisor resumes trials.
         plugins=[*plugins, environments.LightningEnvironment()],
@@ -157,8 +158,13 @@ def silence_lightning() -> None:
             logger.setLevel(logging.WARNING)
 
 
-def _takes_several_batches_per_step(data: Any, model: Any) -> bool:
-    """Whether both classes train as ours do. A subclass with its own step or loader gets Lightning's usual loop."""
+def _takes_several_batches_per_step(data: Any, model: Any, options: Mapping[str, Any]) -> bool:
+    """Whether both classes train as ours do, and no argument of the Trainer counts batches.
+
+    A subclass with its own step or loader gets Lightning's usual loop.
+    """
+    if options.get("precision") != "32-true" or not set(options) <= set(FREE_OF_BATCHES):
+        return False
     ours = isinstance(model, Supervised) and type(model).training_step is Supervised.training_step
     return ours and isinstance(data, SplitData) and type(data).train_dataloader is SplitData.train_dataloader
 

@@ -23,7 +23,7 @@ from overnight.runner.stop_state import StopReason
 from overnight.runner.supervisor import Ending, Supervisor
 from overnight.search.build_plan import build_plan, plan_for_training
 from overnight.search.limits import Launch, SearchLimits
-from overnight.search.plan import Plan
+from overnight.search.plan import Plan, devices_of
 from overnight.search.record import TrialRecord, best_of
 from overnight.search.terminator import Terminator
 from overnight.study import warm_start
@@ -265,7 +265,7 @@ def _run_session(
             news.wait_until(launch.deadline.ends_at)
         work = partial(_run_supervisor, screen=screen, signals=signals, news=news, doing=doing)
         with contextlib.closing(Terminator(plan, forkserver.fork)) as terminator:
-            limits = SearchLimits(launch, len(plan.devices), terminator)
+            limits = SearchLimits(launch, len(devices_of(plan)), terminator)
             mlflow_sync = MlflowSync(plan, session.attributes.uid, coordinator=session.coordinator)
             search = work(Supervisor(session, mlflow_sync, limits=limits))
         result = _result(plan, search, signals)

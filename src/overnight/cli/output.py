@@ -19,7 +19,7 @@ from overnight.cli.arguments import command, exit_with_mistakes, train_winner_co
 if TYPE_CHECKING:
     from overnight.api import Result
     from overnight.runner.forecast import Forecast
-    from overnight.search.plan import Plan
+    from overnight.search.plan import Plan, devices_of
     from overnight.search.record import TrialRecord
     from overnight.study.snapshot import StudyView
 
@@ -132,7 +132,7 @@ def _forecast_to_deadline(view: StudyView) -> str | None:
     if view.state != "running" or given is None:
         return None
     slots, startup_s = (
-        len(view.plan.devices),
+        len(devices_of(view.plan)),
         view.launch.get("startup_s", 0.0),
     )
     ahead = deadline.plan_time(view.plan, view.records, deadline.Deadline(**given), slots, now, startup_s)

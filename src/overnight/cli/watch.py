@@ -8,6 +8,7 @@ from rich.console import Console
 
 from overnight.config.paths import StudyLocation
 from overnight.report.live import BrokenPipeSafe, PlainScreen, ProgressSnapshot, RunningTrial, Screen, TerminalScreen
+from overnight.search.plan import devices_of
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.database import free_mib
@@ -51,7 +52,7 @@ def progress(found: StudyView) -> ProgressSnapshot:
         {r.number: r for r in shown.records},
         running,
         _ended(found),
-        max(len(found.plan.devices), len(running)),
+        max(len(devices_of(found.plan)), len(running)),
         None,
         f"less than {settings.min_free_mib} MiB are free: trials are saved and wait for disk space" if full else None,
     )

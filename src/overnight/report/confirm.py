@@ -18,7 +18,7 @@ from overnight.runner import trial_process
 from overnight.runner.trial_spec import trial_spec
 from overnight.search import deadline
 from overnight.search.deadline import ConfirmationSize
-from overnight.search.plan import CONFIRM_SUFFIX, Plan
+from overnight.search.plan import CONFIRM_SUFFIX, Plan, devices_of
 from overnight.search.record import Confirms, TrialRecord, config_of, ranked
 from overnight.search.seeds import derive_seed
 from overnight.search.space import SearchSpace
@@ -152,7 +152,7 @@ def _evaluate(plan: Plan, record: TrialRecord, confirms: Confirms, until: float)
         record.number,
         record.config,
         confirms.seed,
-        plan.devices[0],
+        devices_of(plan)[0],
         test=True,
     )
     deadline_at = until if until < math.inf else None

@@ -13,7 +13,7 @@ from overnight.runner.stop_state import StopReason
 from overnight.runner.supervisor import Ending, Supervisor
 from overnight.search import deadline
 from overnight.search.limits import ConfirmationLimits, Launch
-from overnight.search.plan import Plan
+from overnight.search.plan import Plan, devices_of
 from overnight.search.record import TrialRecord
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
@@ -174,7 +174,7 @@ def _affordable(launch: Launch, records: Sequence[TrialRecord], confirmations: S
     if launch.deadline is None:
         return None
     available_s = launch.answer_due_at(len(records)) - deadline.SWITCH_S - launch.now()
-    slots = len(launch.plan.devices)
+    slots = len(devices_of(launch.plan))
     return confirm.affordable_size(launch.plan, records, confirmations, available_s, slots).finalists
 
 

@@ -20,7 +20,7 @@ from overnight.runner import preflight, trial_process
 from overnight.runner.preflight import DryRun
 from overnight.runner.trial_spec import trial_spec
 from overnight.search import deadline
-from overnight.search.plan import Plan
+from overnight.search.plan import Plan, devices_of
 from overnight.study import warm_start
 from overnight.study.snapshot import view
 from overnight.system import forkserver
@@ -112,7 +112,7 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
     forkserver.warm_up()
     forkserver.is_warm(_MEASURE_S)
     start_s = time.time() - psutil.Process().create_time()  # a launch takes as long until its first trial
-    slots = len(plan.devices)
+    slots = len(devices_of(plan))
     at_once = min(slots, cores())
     measured = measure(plan, ends_of_space(plan), at_once)
     fastest, slowest = (choose(measured, key=lambda m: m.trial_s) for choose in (min, max))

@@ -26,7 +26,7 @@ from overnight.protocol import Alive, DataSpec, DryRunResult, TrialSpec
 from overnight.runner.trial_spec import trial_spec
 from overnight.runner.watchdog import GIB
 from overnight.search.distributions import encode
-from overnight.search.plan import Plan
+from overnight.search.plan import Plan, devices_of
 from overnight.search.record import describe_params
 from overnight.search.space import display_name
 from overnight.system import forkserver
@@ -202,7 +202,7 @@ def dry_run_spec(plan: Plan, number: int, dry_run: DryRun, device: str) -> Trial
 def _execute(plan: Plan, dry_runs: list[DryRun], say: Say) -> list[DryRunResult | None]:
     """Return the result of each dry run; None if it timed out."""
     forkserver.warm_up()
-    devices = plan.devices
+    devices = devices_of(plan)
     builds = configs_to_build(plan, dry_runs)
     results: list[DryRunResult | None] = [None] * len(dry_runs)
     remaining = [*enumerate(dry_runs)]
@@ -294,7 +294,7 @@ def problems_in(plan: Plan, result: DryRunResult | None) -> Problems:
 def memory_problems(plan: Plan, own_bytes: int) -> Problems:
     """Return whether the largest configuration, in every slot at once, exceeds the machine's memory."""
     slots, total, limit = (
-        len(plan.devices),
+        len(devices_of(plan)),
         machine_memory(),
         plan.settings.trial.memory_gib,
     )

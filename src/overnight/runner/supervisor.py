@@ -20,6 +20,7 @@ from overnight.runner.trial_process import ForkedProcesses, ProcessFactory, Tria
 from overnight.runner.trial_spec import trial_spec
 from overnight.runner.watchdog import Watchdog
 from overnight.search.limits import Limits, NoLimits
+from overnight.search.plan import devices_of
 from overnight.search.record import TrialRecord, best_of
 from overnight.study.queue import TrialAssignment
 from overnight.study.session import StudySession
@@ -76,7 +77,7 @@ class Supervisor:
         self.session, self.plan = session, session.plan
         self.only, self.limits = only, limits or NoLimits()
         settings = self.plan.settings
-        self.slots = SlotPool(session.plan.devices)
+        self.slots = SlotPool(devices_of(session.plan))
         self.stopping = StopState(clock)
         self.disk = DiskSpace(settings.location.paths.root, settings.min_free_mib)
         self.outcomes = Outcomes(session)

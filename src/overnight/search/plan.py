@@ -84,11 +84,6 @@ class Plan:
         return self.settings.location.paths.study(self.name)
 
     @property
-    def devices(self) -> list[str]:
-        """A device of this machine for each slot."""
-        return slot_devices(self.settings.slots, self.settings.trainer.accelerator)
-
-    @property
     def experiment(self) -> str:
         """The MLflow experiment, which a search and its confirmation share."""
         return self.name.removesuffix(CONFIRM_SUFFIX)
@@ -239,6 +234,11 @@ class Plan:
 
     def _combination(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(str(values.get(g, self.choices[g])) for g in self.groups)
+
+
+def devices_of(plan: Plan) -> list[str]:
+    """A device of this machine for each slot of a study."""
+    return slot_devices(plan.settings.slots, plan.settings.trainer.accelerator)
 
 
 def config_dir_option(plan: Plan) -> list[str]:

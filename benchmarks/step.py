@@ -9,12 +9,14 @@ its last batch, divided by its steps.
 
 Peer: the bare loop, in the same process. Epochs of both sides alternate: pick a batch, zero_grad, forward,
 cross_entropy, backward, step, with a copy of the network and an optimizer with the same options. A user's own module
-with Lightning's automatic optimisation and self.log in its step is reported too, without a limit.
+with Lightning's automatic optimisation and self.log in its step is reported too, without a limit; and one that logs two
+values and whose data module returns torch's DataLoader over a TensorDataset, with a limit.
 
 Gate: both sides take the same number of optimizer steps. Their training losses in the last epoch differ by less than a
 fifth, and are lower than in the first epoch.
 
-Limit: 1.10 times the bare step for MLP-64, 1.05 for MLP-512 and the CNN (medians over the pairs of a run).
+Limit: 1.10 times the bare step for MLP-64, 1.05 for MLP-512 and the CNN, 2.0 for the user's module with a DataLoader
+(medians over the pairs of a run).
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ NETS: dict[str, tuple[str, dict[str, Any], int, float | None]] = {
     "MLP-512": ("mlp", {"hidden_sizes": [512]}, 100, 1.05),
     "CNN": ("cnn", {}, 40, 1.05),
     "MLP-64 of a user": ("own", {}, 200, None),
+    "MLP-64 of a user with a DataLoader": ("loaded", {}, 200, 2.0),
 }
 
 
@@ -106,12 +109,14 @@ def train(net: str, device: str, pairs: int) -> dict[str, Any]:
     from overnight.trial.fit import fit
 
     kind, arguments, steps, _ = NETS[net]
-    model = "mlp" if kind == "own" else kind
+    is_own = kind in ("own", "loaded")
+    model = "mlp" if is_own else kind
     config = build_plan([f"model={model}", "search=none", f"trainer.max_epochs={pairs}"]).config({})
-    config["data"] = {"_target_": "benchmarks.stepping.Rows", "steps": steps, "batch_size": BATCH}
+    rows = "LoadedRows" if kind == "loaded" else "Rows"
+    config["data"] = {"_target_": f"benchmarks.stepping.{rows}", "steps": steps, "batch_size": BATCH}
     config["model"] |= arguments
-    config["model"]["_target_"] = f"benchmarks.stepping.Timed{kind.upper() if kind != 'own' else 'Own'}"
-    if kind == "own":
+    config["model"]["_target_"] = f"benchmarks.stepping.Timed{kind.capitalize() if is_own else kind.upper()}"
+    if is_own:
         config["model"] = {"_target_": config["model"]["_target_"]}
     spec = TrialSpec(
         "step", 0, 0, config, "train/loss", "minimize", "last", Path("never written"), 1e9, device, keep_weights=False

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
 
 from overnight.data.split import SplitData
 from overnight.data.tensors import Part
@@ -53,6 +54,13 @@ class Rows(SplitData):
 
     def val_dataloader(self) -> list[Any]:
         return []
+
+
+class LoadedRows(Rows):
+    """The same rows through torch's DataLoader, as in its documentation."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(self.inputs, self.targets), batch_size=self.batch_size, shuffle=True)
 
 
 class Timed(pl.LightningModule):
@@ -134,6 +142,22 @@ class _Own(pl.LightningModule):
 
 
 class TimedOwn(Timed, _Own):
+    pass
+
+
+class _Loaded(_Own):
+    """A module that logs two values in each step."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        inputs, targets = batch
+        outputs = self.net(inputs)
+        loss = cross_entropy(outputs, targets)
+        self.log("train/loss", loss)
+        self.log("train/accuracy", (outputs.argmax(1) == targets).float().mean())
+        return loss
+
+
+class TimedLoaded(Timed, _Loaded):
     pass
 
 

@@ -18,7 +18,7 @@ from overnight.config.trainer import FREE_OF_BATCHES, trainer_arguments
 from overnight.data.split import SplitData
 from overnight.models.supervised import Supervised
 from overnight.protocol import Alive, Decision, Finished, Resumed, TrialSpec
-from overnight.trial import checkpoint, lightning_packages
+from overnight.trial import checkpoint, fast_loading, lightning_packages
 from overnight.trial.callbacks import build_callbacks
 from overnight.trial.components import build
 from overnight.trial.one_batch import OneBatchEpochs
@@ -59,6 +59,7 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
     notes = tuple(unusable)
     data, model = build(spec.config, spec.cache, spec.locks, lambda: _show_life(spec, link))
     lightning = lightning_packages.lightning_of(data, model)
+    fast_loading.enable(lightning)
     memory = lightning_packages.subclass(InMemoryCheckpoints, lightning.plugins.CheckpointIO)(state, model)
     callback = lightning_packages.subclass(TrialCallback, lightning.callbacks.Checkpoint)(spec, link, memory, data)
     configured = build_callbacks(spec.config, lightning)

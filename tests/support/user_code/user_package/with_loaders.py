@@ -4,7 +4,7 @@ import pytorch_lightning as pl
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, random_split
+from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 from torchmetrics.classification import MulticlassAccuracy
 
 
@@ -39,6 +39,23 @@ class DigitsData(pl.LightningDataModule):
 
     def val_dataloader(self):
         return DataLoader(self.val_set, 60, num_workers=self.hparams.num_workers)
+
+
+class TensorData(pl.LightningDataModule):
+    """The digits as tensors, with a generator of its own for the order of the rows."""
+
+    def setup(self, stage=None):
+        images, labels = load_digits(return_X_y=True)
+        rows = torch.tensor(images / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)[:600]
+        self.train_set = TensorDataset(rows, torch.tensor(labels)[:600])
+        self.val_set = random_split(self.train_set, [500, 100], torch.Generator().manual_seed(0))[1]
+        self.generator = torch.Generator().manual_seed(5)
+
+    def train_dataloader(self):
+        return DataLoader(self.train_set, 64, shuffle=True, drop_last=True, generator=self.generator)
+
+    def val_dataloader(self):
+        return DataLoader(self.val_set, 60)
 
 
 class Classifier(pl.LightningModule):

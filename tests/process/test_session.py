@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from overnight.config.problems import ConfigError
 from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
+from overnight.search.custom_sampler import suggest
 from overnight.search.plan import Plan
 from overnight.study import create
 from overnight.study.open import open_study
@@ -103,6 +104,79 @@ def test_an_interrupted_study_suggests_the_same_parameters_as_an_uninterrupted_o
     with opened(cut) as session:
         suggested += play(session, 99)
     assert suggested == whole
+
+
+OPTUNA = "sampler._target_=optuna.samplers."
+
+
+class InThisProcess:
+    """Stands for the helper process of a sampler that is named by `_target_`."""
+
+    ask = staticmethod(suggest)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        (f"{OPTUNA}NSGAIISampler", "+sampler.population_size=3"),
+        *(
+            pytest.param(line, marks=pytest.mark.long)
+            for line in [
+                (f"{OPTUNA}NSGAIIISampler", "+sampler.population_size=3"),
+                (f"{OPTUNA}TPESampler", "+sampler.n_startup_trials=4"),
+                (f"{OPTUNA}CmaEsSampler", "+sampler.popsize=4"),
+                (f"{OPTUNA}QMCSampler", "+sampler.scramble=true"),
+                (f"{OPTUNA}RandomSampler", "+sampler.seed=5"),
+                (f"{OPTUNA}BruteForceSampler", *SMALL_SPACE),
+                (
+                    f"{OPTUNA}PartialFixedSampler",
+                    "+sampler.fixed_params={model.dropout: 0.25}",
+                    "+sampler.base_sampler={_target_: optuna.samplers.NSGAIISampler, population_size: 3}",
+                ),
+                (f"{OPTUNA}GPSampler", "+sampler.n_startup_trials=4"),
+            ]
+        ),
+    ],
+    ids=lambda line: line[0].rpartition(".")[2],
+)
+def test_an_interrupted_study_with_a_sampler_by_target_suggests_the_same_parameters(
+    tmp_path: Path, line: tuple[str, ...]
+) -> None:
+    trials = 8 if SMALL_SPACE[0] in line else 14
+
+    @contextmanager
+    def opened_here(study: Plan) -> Iterator[StudySession]:
+        with opened(study) as session:
+            session.study.sampler._custom = InThisProcess()  # type: ignore[attr-defined]
+            yield session
+
+    with opened_here(planned(tmp_path / "whole", *line, f"study.trials={trials}")) as session:
+        whole = play(session, 99)
+    assert len({json.dumps(values) for _, values in whole}) == len(whole) == trials
+    cut = planned(tmp_path / "cut", *line, f"study.trials={trials}")
+    with opened_here(cut) as session:
+        suggested = play(session, 3)
+        session.queue.ask()  # the machine goes down while it runs
+    with opened_here(cut) as session:
+        suggested += play(session, trials - 5)
+        half_suggested = session.study.ask()  # killed while parameters are suggested
+        name, dist = next(iter(cut.space.names().items()))
+        half_suggested._suggest(name, dist)
+    with opened_here(cut) as session:
+        suggested += play(session, 99)
+    assert suggested == whole
+
+
+def test_a_genetic_sampler_knows_the_generation_of_every_trial(tmp_path: Path) -> None:
+    line = (f"{OPTUNA}NSGAIISampler", "+sampler.population_size=3", "study.trials=11")
+    with opened(planned(tmp_path, *line)) as session:
+        session.study.sampler._custom = InThisProcess()  # type: ignore[attr-defined]
+        play(session, 99)
+        generations = [t.system_attrs["NSGAIISampler:generation"] for t in session.study.trials[1:]]
+    assert generations == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3], "the baseline is given, and belongs to none"
 
 
 def test_another_seed_suggests_other_parameters(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from overnight.config import callbacks, credentials
 from overnight.config.overrides import (
+    TARGET_KEYS,
     check_list,
     is_missing_key,
     is_trainer_argument,
@@ -257,9 +258,9 @@ def _check_values(
 
 
 def _as_addition(override: Any, config: Any) -> str:
-    """The text of an override. One of an argument of the Trainer that the configuration lacks gets the + of Hydra."""
-    text = str(override.input_line)
-    is_new = is_trainer_argument(override.key_or_group) and not has_key(config or {}, override.key_or_group)
+    """The text of an override. One of a key that the configuration lacks and may have gets the + of Hydra."""
+    text, key = str(override.input_line), override.key_or_group
+    is_new = (is_trainer_argument(key) or key in TARGET_KEYS) and not has_key(config or {}, key)
     return f"+{text.lstrip('+')}" if is_new and not override.is_delete() else text
 
 

@@ -69,6 +69,10 @@ def check_value(declared: dataclasses.Field[Any], kind: Any, value: Any, path: s
     literal = next((k for k in kinds if typing.get_origin(k) is Literal), None)
     if literal is not None:
         return _check_choice(typing.get_args(literal), value, path, problems)
+    if any(typing.get_origin(k) is dict for k in kinds):
+        if not isinstance(value, Mapping):
+            problems.add(path, "must be a mapping", value)
+        return value
     if typing.get_origin(kind) is tuple:
         return _check_entries(value, path, problems)
     if typing.get_origin(kind) is list:

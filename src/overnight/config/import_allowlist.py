@@ -29,6 +29,8 @@ GUARDED = "OVERNIGHT_GUARDED"
 _UNSAFE = ("hydra", "overnight", "torch", "cloudpickle", "joblib", "numpy", "pandas", "mlflow", "optuna")
 # Interpolations of another key of the config, or of the data folder of this machine.
 _ALLOWED_INTERPOLATION = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}|\$\{oc\.env:OVERNIGHT_DATA(,[^${}]*)?\}")
+# Samplers, pruners and what they take.
+_OPTUNA_CLASS = re.compile(r"optuna\.(samplers|samplers\.nsgaii|pruners)\.[A-Z]\w+(Sampler|Pruner|Crossover|Mutation)")
 _REMEDY = f"the operator can add its package to {PACKAGES}"
 
 
@@ -76,6 +78,30 @@ def config_problems(node: Any, key: str = "") -> list[str]:
     targets = ((path, child) for path, child in _walk(node, key) if path.rpartition(".")[2] == "_target_")
     found = [p for path, target in targets if (p := target_problem(path, target))]
     return [*found, *(p for path, text in _texts(node, key) if (p := _text_problem(path, text)))]
+
+
+def optuna_object_problems(node: Any, key: str) -> list[str]:
+    """What the node of a sampler or pruner uses that is not trusted, one line each. Optuna's own classes are."""
+    found = config_problems(_without_optuna(node), key)
+    for path, value in _walk(node, key):
+        if isinstance(value, Mapping) and value.get("package") is not None and "optunahub" not in trusted_packages():
+            found.append(
+                f"{path}.package: must not be loaded from OptunaHub by a worker, got {value['package']!r}; the "
+                f"operator can add optunahub to {PACKAGES}"
+            )
+    return found
+
+
+def _without_optuna(node: Any) -> Any:
+    """A node without the names of Optuna's samplers, pruners and crossovers."""
+    if isinstance(node, Mapping):
+        return {
+            k: _without_optuna(v)
+            for k, v in node.items()
+            if not (k == "_target_" and isinstance(v, str) and _OPTUNA_CLASS.fullmatch(v) and "package" not in node)
+            and not (k == "_target_" and node.get("package") is not None)
+        }
+    return [*map(_without_optuna, node)] if isinstance(node, list | tuple) else node
 
 
 def target_problem(key: str, target: Any) -> str | None:

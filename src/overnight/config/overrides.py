@@ -12,7 +12,7 @@ from overnight.config.literal import as_override, quote
 from overnight.config.override_parser import parse_override
 from overnight.config.problems import ConfigError, Problems
 from overnight.config.search_path import ConfigSearchPath
-from overnight.config.settings import COMPONENTS, SECTIONS
+from overnight.config.settings import COMPONENTS, SECTIONS, TARGETED
 from overnight.config.trainer import ACCEPTED, OURS, REFUSED
 from overnight.config.trees import has_key, keys_of, to_plain, type_problem
 from overnight.config.yaml_files import file_problem
@@ -20,6 +20,9 @@ from overnight.config.yaml_files import file_problem
 _TRAINER_KEYS = tuple(f"trainer.{name}" for name in ACCEPTED)
 # Keys that hydra.utils.instantiate reads. They may be added to every component.
 _INSTANTIATE_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+
+# Keys that name a class in place of a shipped option. They need no `+`.
+TARGET_KEYS = tuple(f"{section}._target_" for section in TARGETED)
 
 
 def check_list(overrides: Any) -> list[str]:
@@ -84,13 +87,16 @@ def value_problem(override: Any, config: Any) -> str | None:
     if section == "search":
         return f"{key}: sweep the key itself, e.g. optimizer.lr='interval(0.001,0.1)', or take search=none"
     tree = to_plain(config, resolve=False) if config else {}
-    if not tree or (override.is_add() and section in COMPONENTS):  # a new key for the user's class
+    takes_classes = section in (*COMPONENTS, *TARGETED)
+    if not tree or (override.is_add() and takes_classes):  # a new key for the user's class
+        return None
+    if key in TARGET_KEYS:
         return None
     if not has_key(tree, key) and not is_trainer_argument(key):
         if section == callbacks.NODE and len(key.split(".")) > 1 and not has_key(tree, ".".join(key.split(".")[:2])):
             return f"{key}: no such key, as no such callback is chosen; choose it with {section}=NAME"
         known = [*keys_of(tree), *_TRAINER_KEYS, *_INSTANTIATE_KEYS]
-        return f"{key}: no such key" + nearest(key, known, and_add=section in COMPONENTS)
+        return f"{key}: no such key" + nearest(key, known, and_add=takes_classes)
     if override.is_delete() or section not in COMPONENTS:
         return None  # the types of the other sections are checked with their rules
     present = OmegaConf.select(config, key) if not OmegaConf.is_missing(config, key) else None

@@ -21,6 +21,9 @@ COMPONENTS = ("data", "model", "optimizer", "schedule", callbacks.NODE)
 
 SEARCHABLE = (*COMPONENTS, "trainer")
 
+# Sections that a `_target_` may take the place of: an object of Optuna, with its arguments.
+TARGETED = ("sampler", "pruner")
+
 # The default metric of each task, and the better direction by the last word of a metric's name.
 OBJECTIVES = {"binary": "val/accuracy", "multiclass": "val/accuracy", "regression": "val/r2"}
 
@@ -96,17 +99,27 @@ class PictureSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    name: Literal["tpe", "random", "grid", "qmc", "cma_es", "gp"]
+    """target: the node of a sampler that is named by `_target_`; its `name` is custom."""
+
+    name: Literal["tpe", "random", "grid", "qmc", "cma_es", "gp", "custom"]
     startup_trials: int = at_least(1, default=10)
+    target: dict[str, Any] | None = None
+
+    @property
+    def label(self) -> str:
+        return str(self.target["_target_"]) if self.target is not None else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrunerSettings:
-    name: Literal["median", "hyperband", "none"]
+    """target: the node of a pruner that is named by `_target_`; its `name` is custom."""
+
+    name: Literal["median", "hyperband", "none", "custom"]
     startup_trials: int = at_least(0, default=5)
     warmup_epochs: int = at_least(0, default=0)
     min_epochs: int = at_least(1, default=1)
     reduction_factor: int = at_least(2, default=3)
+    target: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +289,7 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
         elif dataclasses.is_dataclass(section):
             node = _with_study_defaults(tree, problems) if name == "study" else tree[name]
             node = add_refusals(without_ours(node), problems) if name == "trainer" else node
+            node = _with_target(node, section, name, problems) if name in TARGETED else node
             values[name] = build_section(section, node, name, problems)
         else:
             values[name] = check_value(declared, section, tree[name], name, problems)
@@ -295,6 +309,21 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
             return None
         values["study"] = dataclasses.replace(values["study"], name=default_name)
     return Settings(**values)
+
+
+def _with_target(node: Any, section: Any, name: str, problems: Problems) -> Any:
+    """The node of a sampler or pruner that is named by `_target_`, in the form that its settings store.
+
+    The keys of a shipped option that the `_target_` was added to are dropped.
+    """
+    if not isinstance(node, Mapping) or not {"_target_", "package"} & node.keys():
+        if isinstance(node, Mapping) and node.get("name") == "custom" and not node.get("target"):
+            problems.add(f"{name}._target_: must be given for a {name} of your own; add {name}._target_=CLASS")
+        return node
+    if "_target_" not in node:
+        problems.add(f"{name}._target_: must name the class in the package, got {node['package']!r} alone")
+    shipped = {f.name for f in dataclasses.fields(section)} if "name" in node else set()
+    return {"name": "custom", "target": {k: v for k, v in node.items() if k not in shipped}}
 
 
 def _default_name(choices: Mapping[str, str], problems: Problems) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.runner import preflight
+from overnight.search import custom_sampler
 from overnight.search.plan import Plan
 from overnight.search.record import format_duration
 from overnight.study import warm_start
@@ -62,6 +63,10 @@ def check_configurations(
     Raises:
         ConfigError: with every mistake found.
     """
+    if plan.settings.sampler.name == "custom":
+        _await_imports(doing)
+        doing("trying the sampler ...")
+        custom_sampler.find_problems(plan, forkserver.fork).raise_if_any()
     if plan.settings.preflight == "never":
         return
     if view(plan.settings.location, plan.name)[0] is None:

@@ -9,6 +9,7 @@ PEAK_BYTES = "overnight.peak_bytes"  # the largest memory that its process was s
 REASON = "overnight.reason"  # why it failed, in one word
 DETAIL = "overnight.detail"  # why it failed, in full
 ATTEMPTS = "overnight.attempts"  # how often in a row it crashed without progress
+SAMPLER = "overnight.sampler"  # system attribute: what its sampler stored in the study, by name
 NOTES = "overnight.notes"  # lines for its pages in MLflow
 
 # Of a trial that was given rather than sampled: the baseline, an entry of study.enqueue or of study.warm_start_from.

@@ -65,6 +65,7 @@ def build_plan(overrides: Iterable[str] = (), config_dir: str | Path | None = No
     plan = Plan(draft.settings, space, groups, choices, variants, config_dir=folder)
     if searching:
         validation.check_sampler(plan, problems)
+        validation.check_pruner(plan, problems)
         validation.check_enqueued(plan, problems)
         validation.check_limits(plan, problems)
         problems.raise_if_any()

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import warnings
+
+import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 
+from overnight.config.problems import Problems
 from overnight.config.settings import PrunerSettings
+from overnight.search import optuna_objects
 
 
 def make_pruner(settings: PrunerSettings, max_epochs: int) -> BasePruner:
-    """Make the pruner that the settings name. Its steps are epochs; `max_epochs` is the whole resource of a trial."""
+    """Make the pruner that the settings name. Its steps are epochs; `max_epochs` is the whole resource of a trial.
+
+    Raises:
+        ConfigError: A pruner that is named by `_target_` can't be built here.
+    """
     if settings.name == "median":
         return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs)
     if settings.name == "hyperband":
         return HyperbandPruner(
             min_resource=settings.min_epochs, max_resource=max_epochs, reduction_factor=settings.reduction_factor
         )
+    if settings.name == "custom":
+        problems = Problems()
+        pruner = build(settings, problems)
+        problems.raise_if_any()
+        assert pruner is not None
+        return pruner
     return NopPruner()
+
+
+def build(settings: PrunerSettings, problems: Problems) -> BasePruner | None:
+    """Build the pruner that the configuration names by `_target_`; None where `problems` has grown.
+
+    It runs in the supervisor, once for each epoch of each trial, and decides from the study storage alone.
+    """
+    assert settings.target is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        pruner: BasePruner | None = optuna_objects.build(settings.target, "pruner", BasePruner, problems)
+    return pruner

@@ -15,7 +15,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from overnight.search.attributes import OUTSIDE
+from overnight.search.attributes import OUTSIDE, SAMPLER
+from overnight.search.custom_sampler import CustomSampler, make_question
 from overnight.search.gp import GpHelper, Question
 from overnight.search.plan import Plan
 from overnight.search.seeds import derive_seed
@@ -64,14 +65,16 @@ class SeededSampler(BaseSampler):
     def __init__(self, plan: Plan) -> None:
         self._plan, self._is_finite = plan, plan.n_points < math.inf
         self._helper: GpHelper | None = None
+        self._custom: CustomSampler | None = None
 
     def set_fork(self, fork: Fork) -> None:
-        """Run what needs torch in a process that `fork` makes."""
-        self._helper = GpHelper(fork)
+        """Run what needs torch, and samplers of the user, in a process that `fork` makes."""
+        self._helper, self._custom = GpHelper(fork), CustomSampler(fork)
 
     def close(self) -> None:
-        if self._helper is not None:
+        if self._helper is not None and self._custom is not None:
             self._helper.close()
+            self._custom.close()
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
         return self._plan.space.names()
@@ -132,6 +135,8 @@ class SeededSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, attempt: int, fixed: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
         """Draw a whole point, parameter name -> value. Parameters in `fixed` keep their value."""
+        if self._plan.settings.sampler.name == "custom" and not attempt:  # a redraw is random
+            return self._ask_custom(study, trial, fixed)
         again = (f"again-{attempt}",) if attempt else ()
 
         def seeded_sampler(*parts: str) -> BaseSampler:
@@ -160,6 +165,24 @@ class SeededSampler(BaseSampler):
 
         self._plan.space.draw(draw, self._plan.baseline)
         return partial.params
+
+    def _ask_custom(self, study: optuna.Study, trial: FrozenTrial, fixed: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask the sampler that the configuration names, and keep what it stored with the trial."""
+        assert self._custom is not None, "set_fork comes first"
+        if SAMPLER in trial.system_attrs and self._has_whole_point(trial):
+            return dict(trial.params)  # it is resumed: what is stored belongs to its first suggestion
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        suggestion = self._custom.ask(make_question(self._plan, study.study_name, trials, trial.number, fixed))
+        for key, value in {**suggestion.trial_attrs, SAMPLER: suggestion.study_attrs}.items():
+            study._storage.set_trial_system_attr(trial._trial_id, key, value)
+        return suggestion.params
+
+    def _has_whole_point(self, trial: FrozenTrial) -> bool:
+        try:
+            self._plan.space.draw(lambda name, _: trial.params[name], self._plan.baseline)
+        except KeyError:
+            return False
+        return True
 
 
 # Variants of Optuna's samplers ---------------------------------------------------------------------------------------

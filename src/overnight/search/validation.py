@@ -16,6 +16,7 @@ from overnight.config.problems import Problems
 from overnight.config.settings import COMPONENTS, SEARCHABLE, SECTIONS, Settings, build_settings
 from overnight.config.trees import has_key, look_up, type_problem
 from overnight.config.values import to_text
+from overnight.search import optuna_objects, pruner
 from overnight.search.distributions import values_equal
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
 from overnight.search.space import Parameter, SearchSpace
@@ -157,6 +158,9 @@ def _broken_rules(parameter: Parameter, draft: Draft) -> Iterator[str]:
         yield from (p for p in problems_with(value) if p not in others)
 
 
+# Samplers of Optuna that can do the same spaces as a shipped one.
+_SHARED_RULES = {"optuna.samplers.BruteForceSampler": "grid", "optuna.samplers.CmaEsSampler": "cma_es"}
+
 # Settings and plans -------------------------------------------------------------------------------------------------
 
 
@@ -188,10 +192,22 @@ def check_warm_start(settings: Settings, problems: Problems) -> None:
 
 def check_sampler(plan: Plan, problems: Problems) -> None:
     """Check that the sampler can handle the space."""
-    name = plan.settings.sampler.name
+    settings = plan.settings.sampler
+    name = settings.name
+    if settings.target is not None:
+        if problem := optuna_objects.hub_problem(settings.target, "sampler"):
+            problems.add(problem)
+        elif settings.target["_target_"] == "optuna.samplers.GridSampler":
+            problems.add(
+                "sampler._target_: must not be GridSampler, which takes a search space of its own; take sampler=grid, "
+                "which tries every point of the study's"
+            )
+        elif optuna_objects.is_of_optuna(settings.target):  # what may import torch is checked in a helper process
+            optuna_objects.check(settings.target, "sampler", problems)
+        name = _SHARED_RULES.get(str(settings.target["_target_"]), "")
     if name == "grid":
         problems.extend(
-            f"search.{p.key}: sampler=grid needs a countable number of values, got {p.describe()}; take "
+            f"search.{p.key}: sampler={settings.label} needs a countable number of values, got {p.describe()}; take "
             f"range(LOW, HIGH, STEP) or choice(A, B), or another sampler"
             for p in plan.space.parameters
             if p.size() == math.inf
@@ -200,8 +216,15 @@ def check_sampler(plan: Plan, problems: Problems) -> None:
     if name == "cma_es" and plan.space.parameters and not numbers:
         searched = ", ".join(plan.space.keys())
         problems.add(
-            f"sampler: cma_es needs a number that every trial draws, got {searched}; take another sampler, e.g. tpe"
+            f"sampler: {settings.label} needs a number that every trial draws, got {searched}; take another sampler, "
+            f"e.g. tpe"
         )
+
+
+def check_pruner(plan: Plan, problems: Problems) -> None:
+    """Check that a pruner that is named by `_target_` can be built."""
+    if plan.settings.pruner.name == "custom":
+        pruner.build(plan.settings.pruner, problems)
 
 
 def check_enqueued(plan: Plan, problems: Problems) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from overnight.config.import_allowlist import (
     PACKAGES,
     config_problems,
+    optuna_object_problems,
     package_list_problems,
     target_problem,
     trainer_problems,
@@ -46,7 +47,10 @@ def find_problems(plan: Plan) -> list[str]:
     settings = plan.settings
     if settings.notify.command is not None or settings.notify.urls:
         found.append("notify: must not come with a study, got a command or addresses; a worker's operator sets its own")
-    if settings.sampler.name == "cma_es" and "cmaes" not in trusted_packages():
+    for name, target in (("sampler", settings.sampler.target), ("pruner", settings.pruner.target)):
+        found += optuna_object_problems(target or {}, name)
+    is_cma_es = settings.sampler.name == "cma_es" or "CmaEsSampler" in repr(settings.sampler.target)
+    if is_cma_es and "cmaes" not in trusted_packages():
         found.append(
             f"sampler: must not be cma_es for a worker, which would load its state as a pickle from the study storage; "
             f"take sampler=tpe, or the operator can add cmaes to {PACKAGES}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from overnight.config.paths import StudyLocation
     from overnight.search.plan import Plan
+    from overnight.search.record import TrialRecord
     from overnight.study.snapshot import StudyView
 
 _MISTAKE = 2  # the exit code
@@ -104,6 +105,18 @@ def find_study_or_trial(location: StudyLocation, ref: str) -> tuple[StudyView, i
     if view is None:
         raise ConfigError([_no_such_study(location, name, known, key=ref)])
     return view, int(number) if slash else None
+
+
+def find_trial(location: StudyLocation, key: str, ref: str) -> tuple[StudyView, TrialRecord]:
+    """Find the trial that STUDY/NUMBER names; exit with a mistake of `key` if there is none."""
+    if "/" not in ref:
+        exit_with_mistakes([f"{key}: must be STUDY/NUMBER, e.g. digits-mlp/7, got {ref!r}"])
+    view, number = find_study_or_trial(location, ref)
+    assert number is not None
+    if number >= len(view.records):
+        known = f"0 to {len(view.records) - 1}" if view.records else "of which there are none yet"
+        exit_with_mistakes([f"{key}: must be one of {view.name}'s trials, {known}, got {number}"])
+    return view, view.records[number]
 
 
 def split(arguments: Iterable[str]) -> tuple[list[str], list[str]]:

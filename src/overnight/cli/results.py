@@ -19,6 +19,7 @@ from overnight.cli.arguments import (
     exit_with_mistakes,
     find_study,
     find_study_or_trial,
+    find_trial,
     import_from,
     no_study,
     split,
@@ -156,14 +157,8 @@ def logs(trial: str, overrides: tuple[str, ...]) -> None:
     from overnight.config.compose import study_location
 
     location = study_location(overrides)
-    if "/" not in trial:
-        exit_with_mistakes([f"trial: must be STUDY/NUMBER, e.g. digits-mlp/7, got {trial!r}"])
-    view, number = find_study_or_trial(location, trial)
-    assert number is not None
-    if number >= len(view.records):
-        known = f"0 to {len(view.records) - 1}" if view.records else "of which there are none yet"
-        exit_with_mistakes([f"trial: must be one of {view.name}'s trials, {known}, got {number}"])
-    path, record = location.paths.study(view.name).log(number), view.records[number]
+    view, record = find_trial(location, "trial", trial)
+    path = location.paths.study(view.name).log(record.number)
     text = path.read_text(errors="replace") if path.exists() else ""
     click.echo(text, nl=not text.endswith("\n")) if text else click.echo(f"{trial} printed nothing", err=True)
     if record.detail:

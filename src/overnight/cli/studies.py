@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -17,6 +17,8 @@ from overnight.cli.arguments import (
     exit_with_mistakes,
     find_study,
     find_study_or_trial,
+    find_trial,
+    import_from,
     split,
 )
 
@@ -230,18 +232,26 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
 @click.command()
 @OPTIONAL_STUDY
 @click.option("--dry-run", is_flag=True, help="Only print the problems.")
+@click.option("--resume", metavar="STUDY/NUMBER", help="Check that a trial trains the same after an interruption.")
+@click.option("--epochs", type=click.IntRange(2), default=3, show_default=True, help="Epochs that --resume trains.")
 @JSON
-def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def doctor(arguments: tuple[str, ...], dry_run: bool, resume: str | None, epochs: int, as_json: bool) -> None:
     """Find and repair what crashes left behind.
 
     Without STUDY, all studies are checked. A study that only MLflow has, because the study storage was deleted, is
     rebuilt. Exits with 1 if a problem remains.
 
+    --resume trains a trial's configuration for some epochs, with and without interruptions, and compares metrics and
+    states. It repairs nothing. Exits with 1 if they differ.
+
     \b
     Examples:
       overnight doctor --dry-run
       overnight doctor digits-mlp
+      overnight doctor --resume digits-mlp/0
     """
+    if resume is not None:
+        _check_resume(resume, arguments, epochs)
     from overnight.cli import doctor as checks
     from overnight.config.compose import study_location
     from overnight.study.snapshot import study_names
@@ -277,6 +287,32 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
             if not defects:
                 click.echo(f"{name}: no problems")
     sys.exit(1 if any(remaining.values()) else 0)
+
+
+def _check_resume(reference: str, arguments: tuple[str, ...], epochs: int) -> NoReturn:
+    """Print whether a trial resumes exactly, and exit."""
+    from overnight.config.compose import study_location
+    from overnight.runner import resume_check
+
+    names, overrides = split(arguments)
+    if names:
+        exit_with_mistakes([f"--resume: names the study itself; leave out {', '.join(names)}"])
+    found, record = find_trial(study_location(overrides), "--resume", reference)
+    import_from(found.plan.config_dir)
+    name = f"{found.name}/{record.number}"
+    try:
+        check = resume_check.check_resume(found.plan, record, epochs, activity.show)
+    except resume_check.TrainingFailed as error:
+        click.echo(f"{name}: can't be trained, so nothing was compared: {error}")
+        sys.exit(1)
+    for line in check.differences:
+        click.echo(f"{name}: {line}")
+    for line in check.notes:
+        click.echo(f"{name}: {line}")
+    trained = f"{check.reports} epochs" if check.reports > 1 else "1 epoch"
+    outcome = "differs" if check.differences else "is the same, bit for bit"
+    click.echo(f"{name}: trained for {trained} with and without interruptions: the result {outcome}")
+    sys.exit(1 if check.differences else 0)
 
 
 @click.command()

@@ -7,7 +7,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -181,13 +181,18 @@ class ForkedProcesses:
 
 
 def run_alone(
-    spec: TrialSpec, log: Path, silence_s: float | None = None, until: float | None = None
+    spec: TrialSpec,
+    log: Path,
+    silence_s: float | None = None,
+    until: float | None = None,
+    answer: Callable[[Progress], Decision] = lambda _: Decision.CONTINUE,
 ) -> tuple[TrialProcess, list[TrialMessage]]:
-    """Run a trial outside any study. Each epoch is answered with `Decision.CONTINUE`.
+    """Run a trial outside any study.
 
     Args:
         silence_s: the trial fails if no message or output arrives for so long.
         until: the trial is ended at this time, in seconds since 1970.
+        answer: decides what the trial does after an epoch or a validation.
 
     Returns:
         The ended trial and all its messages.
@@ -206,7 +211,7 @@ def run_alone(
             for message in trial.messages():
                 received.append(message)
                 if isinstance(message, Progress):
-                    trial.send(Decision.CONTINUE)
+                    trial.send(answer(message))
                 elif isinstance(message, Finished):
                     trial.finished = message
             if trial.finished is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import os
 import signal
@@ -313,3 +314,15 @@ class PrintsEnvironment(MLP):
         super().on_train_epoch_start()
         if self.fails:
             raise RuntimeError(f"it failed with my environment: {self.known}")
+
+
+class CountsInAClosure(Plain):
+    """Training changes what only a closure holds, so that no state can have it."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        steps = itertools.count(1)
+        self.factor = lambda: 1 / next(steps)
+
+    def training_step(self, batch, _):
+        return super().training_step(batch, _) * self.factor()

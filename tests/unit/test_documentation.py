@@ -14,6 +14,7 @@ import overnight
 from overnight.cli.main import cli
 from overnight.config.problems import ConfigError
 from overnight.config.settings import TARGETED
+from overnight.config.trainer import ACCEPTED
 from overnight.search import attributes
 from overnight.search.build_plan import build_plan
 from overnight.tracking import tags
@@ -111,6 +112,7 @@ def test_every_key_that_a_document_names_is_a_key_of_the_configuration() -> None
     for group in ("sampler", "pruner", "terminator", "storage", "tracking", "launcher"):
         files = (ROOT / "conf" / group).glob("*.yaml")
         keys[group] = {key for file in files for key in yaml.safe_load(file.read_text()) or ()}
+    keys["trainer"] |= set(ACCEPTED)
     for group in TARGETED:
         keys[group].add("_target_")
     sections = "|".join(name for name, inside in keys.items() if inside)

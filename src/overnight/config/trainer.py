@@ -20,7 +20,7 @@ TARGETS += tuple(f"{package}.trainer.Trainer" for package in ("pytorch_lightning
 TARGETS += tuple(f"{package}.trainer.trainer.Trainer" for package in ("pytorch_lightning", "lightning.pytorch"))
 
 _ONE_DEVICE = "a trial trains on one device, and overnight chooses it; slots is the number of trials at a time"
-_NO_OUTPUT = "a trial has no terminal; the live table and `overnight watch` show its progress"
+_NO_OUTPUT = "a trial has no terminal; the live table and `overnight status` show its progress"
 
 # Name -> why a study sets an argument itself.
 OURS = {

@@ -26,7 +26,7 @@ from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.data.images import MNIST
 from overnight.protocol import Exported, ExportSpec, PredictSpec
-from overnight.report import winner, winner_config
+from overnight.report import report, winner, winner_config
 from overnight.report.live import NullScreen
 from overnight.runner import trial_process
 from overnight.search.build_plan import build_plan
@@ -37,7 +37,7 @@ from overnight.tracking import registry
 from overnight.trial.export import export
 from overnight.trial.fit import fit
 from overnight.trial.predict import predict
-from support.mlflow_store import client_of
+from support.mlflow_store import children, client_of
 from support.picture_files import write_idx
 from support.trial_links import KEYS, ListLink, spec_for
 
@@ -389,3 +389,65 @@ class DigitsWithInputs(DigitsData):
 
     def prepare_inputs(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs / 16
+
+
+# The test set --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_the_test_set_is_asked_of_a_trial_with_weights_and_the_report_says_so(
+    home_of_won: Path, won: StudyView, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(home_of_won, home)
+    kept = next(r.number for r in won.records if won.plan.paths.checkpoint(r.number).joinpath("weights.ckpt").exists())
+    shown = CliRunner().invoke(cli, ["test", f"won/{kept}", f"home={home}"])
+    assert shown.exit_code == 0, shown.output
+    assert f"won/{kept}: test/accuracy" in shown.output
+    assert "no longer unseen" in shown.output
+
+    found, _ = view(study_location([f"home={home}"]))
+    assert found is not None
+    scores = found.tested_by_hand[kept]["metrics"]
+    assert found.tested_by_hand.keys() == {kept}
+    run = children(home)[kept]
+    assert run.data.metrics["test/accuracy"] == scores["test/accuracy"]
+    assert "overnight.tested" in run.data.tags
+    (line,) = (c for c in report.build_report(found).caveats if "no longer unseen" in c)
+    assert f"trial-{kept:04}" in line
+    assert not any("unseen" in c for c in report.build_report(won).caveats)
+    assert_equal_without_tests(home, found)
+
+    answer = CliRunner().invoke(cli, ["test", "won", f"home={home}"])
+    assert "measured for the study's answer; not asked again" in answer.output
+    assert view(study_location([f"home={home}"]))[0].tested_by_hand.keys() == {kept}  # type: ignore[union-attr]
+
+    other = next(r.number for r in won.records if r.number != kept)
+    refused = CliRunner().invoke(cli, ["test", f"won/{other}", f"home={home}"])
+    assert isinstance(refused.exception, ConfigError)
+    assert "--test` trains it again" in str(refused.exception)
+
+    (home / "optuna.db").unlink()
+    assert CliRunner().invoke(cli, ["doctor", f"home={home}"]).exit_code == 0
+    rebuilt, _ = view(study_location([f"home={home}"]))
+    assert rebuilt is not None
+    assert rebuilt.tested_by_hand[kept]["metrics"] == scores
+    assert [len(r.history) for r in rebuilt.records] == [len(r.history) for r in won.records]
+
+
+def assert_equal_without_tests(home: Path, found: StudyView) -> None:
+    """Assert that a run has all epochs of its trial, with the scores on the test set beside them."""
+    client, runs = client_of(home), children(home)
+    for r in found.records:
+        curve = client.get_metric_history(runs[r.number].info.run_id, "val/accuracy")
+        assert [m.value for m in curve] == [e.metrics["val/accuracy"] for e in r.history]
+
+
+@pytest.mark.long
+def test_train_evaluates_its_network_on_the_test_set_if_asked(tmp_path: Path, empty_store: Path) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    line = ["train", "--test", f"home={tmp_path}", "trainer.max_epochs=1"]
+    shown = CliRunner().invoke(cli, line)
+    assert shown.exit_code == 0, shown.output
+    assert "train/0: test/accuracy" in shown.output
+    assert "no longer unseen" in shown.output

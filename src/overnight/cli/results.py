@@ -1,4 +1,4 @@
-"""Commands that read and use the result of a study: status, report, compare, logs, ui, predict, register."""
+"""Commands that read and use the result of a study: status, report, compare, logs, ui, predict, test, register."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from overnight.cli.arguments import (
 
 if TYPE_CHECKING:
     from overnight.protocol import Predictions
+    from overnight.study.snapshot import StudyView
 
 
 @click.command()
@@ -282,6 +283,44 @@ def _write_predictions(predicted: Predictions, path: Path) -> None:
 
 
 @click.command()
+@argument("ref", "STUDY[/NUMBER]", "study_or_trial")
+@LOCATION
+@CONFIG_DIR
+def test(ref: str, overrides: tuple[str, ...], config_dir: str | None) -> None:
+    """Evaluate a trial on the test set.
+
+    STUDY/NUMBER needs a trial whose weights are kept; STUDY is the winner. That the test set was asked is kept with the
+    study and shown in its report.
+
+    \b
+    Examples:
+      overnight test digits-mlp/3
+      overnight test train/0
+    """
+    import_from(config_dir)
+    from overnight.config.compose import study_location
+    from overnight.system import forkserver
+
+    forkserver.warm_up()  # it imports torch while the study is read
+    print_test(*find_study_or_trial(study_location(overrides), ref))
+
+
+def print_test(view: StudyView, number: int | None) -> None:
+    """Evaluate a trial on the test set, and print its scores and the warning."""
+    activity.show("evaluating the test set ...")
+    from overnight.report import test_set
+    from overnight.search.record import format_value
+
+    scores = test_set.ask(view, number)
+    for name, value in scores.metrics.items():
+        click.echo(f"{view.name}/{scores.number}: {name} {format_value(value, name)}")
+    click.echo("measured for the study's answer; not asked again" if scores.is_answer else test_set.WARNING)
+    if scores.mlflow_error is not None:
+        click.echo(f"MLflow does not show them ({scores.mlflow_error}); the same command tries again", err=True)
+        sys.exit(1)
+
+
+@click.command()
 @OPTIONAL_STUDY
 @CONFIG_DIR
 def register(arguments: tuple[str, ...], config_dir: str | None) -> None:
@@ -314,4 +353,4 @@ def register(arguments: tuple[str, ...], config_dir: str | None) -> None:
     sys.exit(0 if outcome.startswith("model:") else 1)
 
 
-COMMANDS = (status, report, compare, logs, ui, predict, register)
+COMMANDS = (status, report, compare, logs, ui, predict, test, register)

@@ -74,7 +74,8 @@ def tune(
 @OVERRIDES
 @CONFIG_DIR
 @_CFG
-def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None:
+@click.option("--test", is_flag=True, help="Evaluate the trained network on the test set.")
+def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool, test: bool) -> None:
     """Train one configuration, tracked like a trial.
 
     \b
@@ -103,6 +104,13 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool) -> None
         if record.detail:
             click.echo(record.detail, err=True)
         click.echo(f"show in MLflow: {command('ui', 'train', location=plan.settings.location)}")
+        if test and record.state == "complete":
+            from overnight.cli.results import print_test
+            from overnight.study.snapshot import view
+
+            study_view, _ = view(plan.settings.location, result.plan.name)
+            assert study_view is not None, "it has just been trained in"
+            print_test(study_view, record.number)
     _exit(result)
 
 

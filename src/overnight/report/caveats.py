@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from overnight.config.paths import trial_name
 from overnight.config.values import to_text
@@ -15,12 +15,16 @@ from overnight.search.record import TrialRecord
 _TRIALS_PER_PARAMETER = 5
 
 
-def find_caveats(finding: Finding, records: Sequence[TrialRecord]) -> list[str]:
-    """Return one line for each caveat, the most serious first."""
+def find_caveats(finding: Finding, records: Sequence[TrialRecord], tested_by_hand: Collection[int] = ()) -> list[str]:
+    """Return one line for each caveat, the most serious first.
+
+    Args:
+        tested_by_hand: The trials whose weights `overnight test` has evaluated on the test set.
+    """
     plan, best = finding.plan, finding.best
     if best is None:
         return ["There is no result: no trial is complete.", *_failed(finding, records)]
-    lines = [*_unconfirmed(finding), *_few(plan, records), *_flat(records)]
+    lines = [*_unconfirmed(finding), *_seen(tested_by_hand), *_few(plan, records), *_flat(records)]
     lines += [
         f"{e.name}: the winner's value {_short(e.value)} is at the {e.end} end of its range, {_short(e.limit)}; values "
         f"beyond it may be better: {e.name}='{e.wider}'"
@@ -41,6 +45,16 @@ def _unconfirmed(finding: Finding) -> list[str]:
         f"{trial_name(f.trial.number)} failed on {f.failed} of {len(f.runs)} new seeds."
         for f in finding.finalists
         if f.failed
+    ]
+
+
+def _seen(tested_by_hand: Collection[int]) -> list[str]:
+    if not tested_by_hand:
+        return []
+    names = ", ".join(map(trial_name, sorted(tested_by_hand)))
+    return [
+        f"`overnight test` was asked of {names}, so the test set is no longer unseen: a choice that follows its scores "
+        "makes them too good."
     ]
 
 

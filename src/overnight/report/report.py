@@ -94,7 +94,7 @@ def build_report(view: StudyView) -> Report:
         advice.train_command(plan, best) if best is not None else None,
         advice.next_command(plan, records, best) if best is not None and plan.space.parameters else None,
         importances(plan, records),
-        find_caveats(found, records),
+        find_caveats(found, records, view.tested_by_hand),
         training_cost(plan, records, view.confirmation.records if view.confirmation is not None else ()),
         tuple(view.launch.get("notes", ())),
         tuple(winner_pictures.find(view)),

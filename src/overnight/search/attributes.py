@@ -33,6 +33,7 @@ MLFLOW = "overnight.mlflow"  # the identifiers of its experiment and of its pare
 EXCLUDED = "overnight.excluded"  # number of an excluded trial, as text -> why
 LAUNCH = "overnight.launch"  # the last launch: its deadline, and what ended it; see `limits.Launch`
 FINISHED = "overnight.finished"  # what its last launch left in both stores, once finished; see `report.finished`
+TESTED = "overnight.tested."  # prefix of a trial's number -> when the test set was asked of it by hand, and its scores
 
 # Of a confirmation.
 WANTED = "overnight.wanted"  # (trial, nth seed) of every run that is asked for

@@ -18,6 +18,7 @@ from overnight.search.attributes import (
     PUBLISHED,
     REFUSED,
     STOP,
+    TESTED,
     TESTS,
     UID,
     WANTED,
@@ -94,6 +95,11 @@ class StoredAttributes:
         return frozenset((trial, nth_seed) for trial, nth_seed in self._read().get(WANTED, ()))
 
     @property
+    def tested_by_hand(self) -> dict[int, dict[str, Any]]:
+        """Number of a trial -> `at`, in seconds since 1970, and `metrics` of `overnight test`; of a search."""
+        return {int(k.removeprefix(TESTED)): dict(v) for k, v in self._read().items() if k.startswith(TESTED)}
+
+    @property
     def tests(self) -> dict[int, Tested]:
         """Number of a confirmation's trial -> its scores on the test set."""
         return {t["number"]: Tested(**t) for t in self._read().get(TESTS, ())}
@@ -152,6 +158,10 @@ class StudyAttributes(StoredAttributes):
     def set_wanted(self, wanted: Iterable[tuple[int, int]]) -> None:
         """Keep which runs a confirmation asks for. Other waiting runs belong to former finalists."""
         self._study.set_user_attr(WANTED, [list(pair) for pair in wanted])
+
+    def keep_test(self, number: int, at: float, metrics: Mapping[str, float]) -> None:
+        """Keep for good that `overnight test` was asked of a trial. at: in seconds since 1970."""
+        self._study.set_user_attr(f"{TESTED}{number}", {"at": at, "metrics": dict(metrics)})
 
     def add_test(self, tested: Tested) -> None:
         """Keep a network's scores on the test set for good: the test set is used once."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from overnight.config.paths import StudyLocation
-from overnight.search.attributes import REFUSED, STOP
+from overnight.search.attributes import REFUSED, STOP, TESTED
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY
 from overnight.study.attributes import StoredAttributes
 from overnight.study.snapshot import latest_studies
@@ -22,6 +22,13 @@ def request_stop(location: StudyLocation, name: str) -> None:
         for part in (name, name + CONFIRM_SUFFIX):
             if part in latest:
                 storage.set_study_user_attr(latest[part]._study_id, STOP, True)
+
+
+def keep_test(location: StudyLocation, name: str, number: int, at: float, metrics: Mapping[str, float]) -> None:
+    """Keep for good that the test set was asked of a trial. at: in seconds since 1970."""
+    with opened(location) as storage:
+        stored = latest_studies(storage)[name]
+        storage.set_study_user_attr(stored._study_id, f"{TESTED}{number}", {"at": at, "metrics": dict(metrics)})
 
 
 def open_studies(location: StudyLocation) -> list[str]:

@@ -35,6 +35,7 @@ class StudyView:
         launch: The last one, as `limits.Launch` writes it.
         refusals: Host name -> why its worker refuses the study, line by line.
         wanted: (trial, nth seed) of every run that a confirmation asks for.
+        tested_by_hand: Number of a trial -> when `overnight test` was asked of it, and its scores.
         finished: What the last launch left in both stores; empty if the study is not finished.
     """
 
@@ -51,6 +52,7 @@ class StudyView:
     refusals: Mapping[str, Sequence[str]] = field(default_factory=dict)
     wanted: frozenset[tuple[int, int]] = frozenset()
     finished: Mapping[str, Any] = field(default_factory=dict)
+    tested_by_hand: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def budget(self) -> int:
@@ -201,6 +203,7 @@ def _read(storage: OptunaDatabase, location: StudyLocation, stored: FrozenStudy)
         refusals=attributes.refusals,
         wanted=attributes.wanted,
         finished=attributes.finished,
+        tested_by_hand=attributes.tested_by_hand,
     )
 
 

@@ -52,8 +52,9 @@ def rebuild(location: StudyLocation, lost: LostStudy) -> int:
     parent = client.get_run(lost.run_id)
     plan = _stored_plan(lost, parent).relocated(location)
     runs = _first_runs(study_runs(client, parent.info.experiment_id, lost.uid), tags.TRIAL)
+    logged = {number: _without_tests(run, _logged(client, run)) for number, run in runs.items()}
     trials = [
-        _trial(plan, number, runs[number], _logged(client, runs[number]), *_point(plan, runs[number]))
+        _trial(plan, number, runs[number], logged[number][0], *_point(plan, runs[number]))
         if number in runs
         else _frozen(TrialState.WAITING)
         for number in range(max(runs, default=-1) + 1)
@@ -63,6 +64,9 @@ def rebuild(location: StudyLocation, lost: LostStudy) -> int:
 
     def complete(study: StudyAttributes) -> None:
         study.set_exclusions(exclusions)
+        for number, (_, scores) in logged.items():
+            if tags.TESTED in runs[number].data.tags:
+                study.keep_test(number, runs[number].info.end_time / 1000, scores)
         study.set_mlflow(parent.info.experiment_id, lost.run_id)
 
     with _storage(location, lost.name) as storage:

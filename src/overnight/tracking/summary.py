@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from overnight.tracking.store import (
     find_experiment,
     find_parent,
     find_trial_runs,
+    milliseconds,
     open_client,
     study_runs,
 )
@@ -63,6 +65,26 @@ def publish(location: StudyLocation, experiment_name: str, uid: str, summary: Su
                 for run_id in (parent, *find_trial_runs(location, [(uid, summary.winner)])):
                     log_plots(client, run_id, summary.plots)
     except Exception as error:  # of MLflow, SQLAlchemy or the network; the next start repeats it
+        return describe_error(error)
+    return None
+
+
+def log_test(location: StudyLocation, uid: str, number: int, at: float, metrics: Mapping[str, float]) -> str | None:
+    """Write the scores of a trial on the test set to its run. Returns why MLflow does not show them, or None.
+
+    Args:
+        at: When `overnight test` was asked, in seconds since 1970.
+    """
+    try:
+        found = find_trial_runs(location, [(uid, number)])
+        if not found:
+            return f"{trial_name(number)} has no run yet"
+        client = open_client(location)
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                client.log_metric(found[0], names.metric_name(name), value, timestamp=milliseconds(at))
+        client.set_tag(found[0], tags.TESTED, time.strftime("%Y-%m-%d %H:%M", time.localtime(at)))
+    except Exception as error:  # of MLflow, SQLAlchemy or the network
         return describe_error(error)
     return None
 

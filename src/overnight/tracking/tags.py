@@ -18,6 +18,7 @@ CONFIRMS = "overnight.confirms"  # the trial that a confirmation run trains agai
 SEED = "overnight.seed"
 BEST = "overnight.best"
 REPORT = "overnight.report"  # the result of the study in one sentence
+TESTED = "overnight.tested"  # when `overnight test` asked the test set of the trial's weights
 WINNER = "overnight.winner"
 NAME = "overnight.name"  # with the id of a name that MLflow has the beginning of: the whole name
 WEIGHTS = "overnight.weights"  # of a model version: the SHA-256 of the checkpoint that it was made from

@@ -120,13 +120,20 @@ class Result:
         return bool(self.records) and all(r.state == "failed" for r in self.records)
 
 
-def tune(overrides: Iterable[str] = (), config_dir: str | Path | None = None, *, extend: bool = False) -> Result:
+def tune(
+    overrides: Iterable[str] = (),
+    config_dir: str | Path | None = None,
+    *,
+    extend: bool = False,
+    config_name: str | None = None,
+) -> Result:
     """Run a study until its budget is spent. The same call resumes a study that was stopped.
 
     Args:
         overrides: Hydra overrides, e.g. ["model=mlp", "study.trials=20", "optimizer.lr=tag(log,interval(1e-4,1e-1))"].
         config_dir: a directory of your own configs.
         extend: if the search space only grew, move the existing trials into the new space.
+        config_name: the primary config of your own Hydra project in `config_dir`.
 
     Raises:
         ConfigError: with every mistake in the request; nothing was started.
@@ -134,16 +141,19 @@ def tune(overrides: Iterable[str] = (), config_dir: str | Path | None = None, *,
         KeyboardInterrupt: after running trials were saved; the same call resumes the study.
     """
     with _interrupts() as signals, environment.restored():
-        result = run(build_plan(overrides, config_dir), extend=extend, signals=signals)
+        result = run(build_plan(overrides, config_dir, config_name=config_name), extend=extend, signals=signals)
     if result.stop_reason is StopReason.STOPPED:
         raise KeyboardInterrupt(f"{result.study_name} is paused; the same call resumes it")
     return result
 
 
-def train(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -> Trial:
+def train(
+    overrides: Iterable[str] = (), config_dir: str | Path | None = None, *, config_name: str | None = None
+) -> Trial:
     """Train one configuration, tracked in the study and MLflow experiment `train`. Raises what `tune` raises."""
     with _interrupts() as signals, environment.restored():
-        result = run_one(build_plan(overrides, config_dir, searching=False), signals=signals)
+        plan = build_plan(overrides, config_dir, searching=False, config_name=config_name)
+        result = run_one(plan, signals=signals)
     if result.stop_reason is StopReason.STOPPED:
         raise KeyboardInterrupt("the trial is paused; the same call resumes it")
     return _trial(result.records[-1])

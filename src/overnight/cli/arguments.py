@@ -61,6 +61,11 @@ OPTIONAL_STUDY = argument("arguments", "[STUDY] [OVERRIDE ...]", "study", nargs=
 CONFIG_DIR = click.option(
     "--config-dir", metavar="DIR", help="A folder with your own configs.", shell_complete=_completer("complete_folder")
 )
+CONFIG_NAME = click.option(
+    "--config-name",
+    metavar="NAME",
+    help="The primary config of your own Hydra project or LightningCLI in DIR, which is then read as it is.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -150,18 +155,29 @@ def train_winner_command(plan: Plan) -> str:
     from overnight.search.plan import config_dir_option
 
     option = f"+experiment=best_{plan.name}"
-    return command("train", *config_dir_option(plan), option, location=plan.settings.location)
+    folder = config_dir_option(plan) if plan.start.tree is None else []  # the winner's config has all of the tree
+    return command("train", *folder, option, location=plan.settings.location)
 
 
-def import_from(config_dir: str | None) -> None:
-    """Let this process, and those that it starts, import the classes beside the user's config folder."""
-    from overnight.config.compose import check_config_dir
-    from overnight.config.problems import Problems
+def find_code(view: StudyView, config_dir: str | None = None) -> None:
+    """Let this process, and those that it starts, import the code of a study. Exit if a module of it is missing.
+
+    Args:
+        config_dir: The user's config folder, if the code is located elsewhere than the study says.
+    """
+    from pathlib import Path
+
     from overnight.config.search_path import add_to_import_path
+    from overnight.config.user_tree import import_folders
+    from overnight.search.plan_code import find_missing
 
-    problems = Problems()
-    add_to_import_path(check_config_dir(config_dir, problems))
-    problems.raise_if_any()
+    folder = Path(config_dir).expanduser().absolute() if config_dir is not None else None
+    if folder is not None and not folder.is_dir():
+        exit_with_mistakes([f"--config-dir: must be a folder, and {folder} is none"])
+    add_to_import_path(map(str, import_folders(folder)) if folder is not None else ())
+    add_to_import_path(view.plan.start.import_path)
+    if missing := find_missing(view.plan):
+        exit_with_mistakes(missing)
 
 
 def command(*words: str, location: StudyLocation) -> str:

@@ -225,6 +225,7 @@ def print_forecast(plan: Plan) -> None:
     except forecasts.MeasurementFailed as error:
         click.echo(str(error), err=True)
         exit_with_mistakes([f"conf: the {error.name}, must train, and fails as shown above"])
+    print_tree(plan, with_settings=True)
     size = "infinite" if found.points == float("inf") else f"{found.points:,.0f} points"
     click.echo(f"{plan.name}: search space, {size}")
     for key, draw in plan.space.describe().items():
@@ -235,6 +236,19 @@ def print_forecast(plan: Plan) -> None:
     for line in _time_lines(found):
         click.echo(line)
     click.echo(f"disk: about {found.disk_bytes / 1e6:.1f} MB in {plan.settings.location.paths.root}")
+
+
+def print_tree(plan: Plan, with_settings: bool = False) -> None:
+    """Print what of the user's own tree has no effect, and the settings that it gives if asked for."""
+    tree = plan.start.tree
+    if tree is None:
+        return
+    if with_settings:
+        click.echo(f"settings from {tree.label}:")
+        for line in tree.taken:
+            click.echo(f"  {line}")
+    if tree.unused:
+        print_wrapped(f"not used of {tree.label}: {', '.join(tree.unused)}")
 
 
 def _time_lines(found: Forecast) -> list[str]:

@@ -17,10 +17,10 @@ from overnight.cli.arguments import (
     argument,
     command,
     exit_with_mistakes,
+    find_code,
     find_study,
     find_study_or_trial,
     find_trial,
-    import_from,
     no_study,
     split,
     train_winner_command,
@@ -232,7 +232,6 @@ def predict(
       overnight predict --config-dir conf mine-mine rows.csv
     """
     _check_out(out, path)
-    import_from(config_dir)
     from overnight.config.compose import study_location
     from overnight.system import forkserver
 
@@ -240,6 +239,7 @@ def predict(
     from overnight.report import winner
 
     view, number = find_study_or_trial(study_location(overrides), ref)
+    find_code(view, config_dir)
     activity.show("importing torch, and predicting ...")
     checkpoint, predicted = winner.predict(view, number, Path(path), invert)
     for note in predicted.notes:
@@ -333,7 +333,6 @@ def register(arguments: tuple[str, ...], config_dir: str | None) -> None:
       overnight register digits-mlp
       overnight register --config-dir conf mine-mine
     """
-    import_from(config_dir)
     from overnight.system import forkserver
 
     forkserver.warm_up()  # it imports torch while the study is read
@@ -342,6 +341,7 @@ def register(arguments: tuple[str, ...], config_dir: str | None) -> None:
 
     location, view, _ = find_study(arguments)
     require_writable(location)
+    find_code(view, config_dir)
     checkpoint = winner.find_checkpoint(view)
     for line in winner.write_config(view):
         click.echo(line)

@@ -11,6 +11,7 @@ import click
 from overnight.cli import activity, output
 from overnight.cli.arguments import (
     CONFIG_DIR,
+    CONFIG_NAME,
     OPTIONAL_STUDY,
     OVERRIDES,
     SECONDS,
@@ -34,12 +35,19 @@ _POLL_S = 0.1
 @click.command()
 @OVERRIDES
 @CONFIG_DIR
+@CONFIG_NAME
 @click.option("--dry-run", is_flag=True, help="Print the search space, three samples and a forecast, and exit.")
 @click.option("--extend", is_flag=True, help="Resume in a larger search space that contains the old one.")
 @_CFG
 @click.option("--detach", is_flag=True, help="Leave the trials to the workers of a shared storage.")
 def tune(
-    overrides: tuple[str, ...], config_dir: str | None, dry_run: bool, extend: bool, cfg: bool, detach: bool
+    overrides: tuple[str, ...],
+    config_dir: str | None,
+    config_name: str | None,
+    dry_run: bool,
+    extend: bool,
+    cfg: bool,
+    detach: bool,
 ) -> None:
     """Start a study, or resume it with the same command.
 
@@ -48,15 +56,18 @@ def tune(
       overnight tune model=mlp data=digits study.trials=50
       overnight tune optimizer.lr='tag(log,interval(1e-4,1e-1))' study.hours=8
       overnight tune --config-dir conf model=mine data=mine --dry-run
+      overnight tune --config-dir configs --config-name train hparams_search=mnist_optuna
     """
     signals = click.get_current_context().with_resource(Signals())
-    command = (*overrides, f"--config-dir={config_dir}")
+    command = (*overrides, f"--config-dir={config_dir}", *([f"--config-name={config_name}"] if config_name else []))
     if not (cfg or _is_finished(overrides, command)):
-        _warm_up()
-    plan = _build_plan(overrides, config_dir, cfg)
+        _warm_up(config_dir, config_name)
+    plan = _build_plan(overrides, config_dir, config_name, cfg)
     signals.check()
+    if not (cfg or dry_run):
+        output.print_tree(plan)
     if cfg:
-        _print_config(overrides, config_dir)
+        _print_config(overrides, config_dir, config_name)
     elif dry_run:
         output.print_forecast(plan)
     elif detach or plan.settings.launcher.uses_workers:
@@ -73,9 +84,10 @@ def tune(
 @click.command()
 @OVERRIDES
 @CONFIG_DIR
+@CONFIG_NAME
 @_CFG
 @click.option("--test", is_flag=True, help="Evaluate the trained network on the test set.")
-def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool, test: bool) -> None:
+def train(overrides: tuple[str, ...], config_dir: str | None, config_name: str | None, cfg: bool, test: bool) -> None:
     """Train one configuration, tracked like a trial.
 
     \b
@@ -85,10 +97,10 @@ def train(overrides: tuple[str, ...], config_dir: str | None, cfg: bool, test: b
     """
     signals = click.get_current_context().with_resource(Signals())
     if not cfg:
-        _warm_up()
-    plan = _build_plan(overrides, config_dir, cfg, searching=False)
+        _warm_up(config_dir, config_name)
+    plan = _build_plan(overrides, config_dir, config_name, cfg, searching=False)
     if cfg:
-        _print_config(overrides, config_dir)
+        _print_config(overrides, config_dir, config_name)
         return
     activity.show("importing ...")
     from overnight import api
@@ -207,25 +219,33 @@ def _is_finished(overrides: tuple[str, ...], command: tuple[str, ...]) -> bool:
         return False
 
 
-def _warm_up() -> None:
+def _warm_up(config_dir: str | None, config_name: str | None) -> None:
     """Let the forkserver import torch while this process composes and checks the configuration."""
     from overnight.system import forkserver
 
+    if config_dir is not None and config_name is not None:
+        from pathlib import Path
+
+        from overnight.config.user_tree import set_project_root
+
+        set_project_root(Path(config_dir).expanduser().absolute())
     forkserver.warm_up()
 
 
-def _build_plan(overrides: tuple[str, ...], config_dir: str | None, cfg: bool, searching: bool = True) -> Plan:
+def _build_plan(
+    overrides: tuple[str, ...], config_dir: str | None, config_name: str | None, cfg: bool, searching: bool = True
+) -> Plan:
     from overnight.search.build_plan import build_plan
 
     activity.show("checking the configuration ...")
-    return build_plan(_without_job(overrides, cfg), config_dir, searching=searching)
+    return build_plan(_without_job(overrides, cfg), config_dir, searching=searching, config_name=config_name)
 
 
-def _print_config(overrides: tuple[str, ...], config_dir: str | None) -> None:
-    from overnight.config.compose import compose
+def _print_config(overrides: tuple[str, ...], config_dir: str | None, config_name: str | None) -> None:
+    from overnight.config.compose_tree import compose_any
     from overnight.config.trees import to_yaml
 
-    click.echo(to_yaml(compose(_without_job(overrides, True), config_dir).config), nl=False)
+    click.echo(to_yaml(compose_any(_without_job(overrides, True), config_dir, config_name).config), nl=False)
 
 
 def _without_job(overrides: tuple[str, ...], cfg: bool) -> tuple[str, ...]:

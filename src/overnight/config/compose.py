@@ -28,6 +28,7 @@ from overnight.config.search_path import Composition, ConfigSearchPath
 from overnight.config.settings import COMPONENTS, SEARCHABLE, Settings, build_settings
 from overnight.config.trainer import ACCEPTED, default_of, without_ours
 from overnight.config.trees import has_key, look_up, read_yaml, to_plain
+from overnight.config.user_tree import TreeComposition, TreeUse, UserTree
 from overnight.config.values import escaped, to_text
 from overnight.config.yaml_files import file_problem
 
@@ -47,6 +48,7 @@ class Draft:
         settings: None where a problem keeps them from being built.
         problems: Everything that is wrong.
         config_dir: The user's config folder.
+        tree: What was read from the user's own tree; None where the configs are laid out as ours.
     """
 
     config: dict[str, Any]
@@ -58,8 +60,10 @@ class Draft:
     settings: Settings | None
     problems: Problems
     config_dir: Path | None
-    _search_path: ConfigSearchPath
+    _search_path: ConfigSearchPath | UserTree
     _overrides: list[str]
+    tree: TreeUse | None = None
+    _composed: TreeComposition | None = None
 
     def variant(self, options: Mapping[str, str]) -> dict[str, Any]:
         """The searchable part of the tree with other options of some config groups (group -> option), unresolved.
@@ -67,8 +71,11 @@ class Draft:
         Overrides of keys in these groups apply to the options that have the key.
         """
         kept, moved = self._split(options)
+        if self._composed is not None and not options:
+            return to_plain(self._composed.config, resolve=False)
         composed = self._search_path.compose([*kept, *map(option_override, options, options.values())])
-        tree = _without_ours(callbacks.normalised(to_plain(composed.config, resolve=False, only=SEARCHABLE)))
+        only = SEARCHABLE if self.tree is None else None
+        tree = _without_ours(callbacks.normalised(to_plain(composed.config, resolve=False, only=only)))
         for override in parse_overrides(moved, Problems()):
             parent, _, last = override.key_or_group.rpartition(".")
             if has_key(tree, override.key_or_group):
@@ -104,18 +111,18 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
     problems = Problems()
     folder = check_config_dir(config_dir, problems)
     parsed = parse_overrides(credentials.reject_secrets(check_list(overrides), problems), problems)
-    path = ConfigSearchPath((*([folder] if folder is not None else []), *_winners_dir(parsed)))
-    options, values, sweeps = _sort_overrides(parsed, path, problems)
+    path = ConfigSearchPath((*([folder] if folder is not None else []), *winners_dir(parsed)))
+    options, values, sweeps = sort_overrides(parsed, path, problems)
     _check_search_of_model(options, path, problems)
     base = path.compose_or_default(options, problems)
     if base.failed:  # the keys of the user's components are not known
         options, values, sweeps = [], [o for o in values if _section(o) not in COMPONENTS], {}
-    accepted, absent = _check_values(values, base.config, problems)
+    accepted, absent = check_values(values, base.config, problems)
     _check_sweeps(sweeps, parsed, problems)
     accepted += _searched_defaults(accepted, [*sweeps, *((base.config or {}).get("search") or {})], base.config)
     composed = path.compose_or_default([*options, *accepted], problems) if accepted else base
-    tree = _resolve(composed, problems)
-    settings = _settings_of(tree, composed.choices, problems)
+    tree = resolve(composed, problems)
+    settings = settings_of(tree, composed.choices, problems)
     return Draft(
         tree,
         composed.choices,
@@ -178,7 +185,7 @@ def check_config_dir(config_dir: str | Path | None, problems: Problems) -> Path 
     return folder
 
 
-def _winners_dir(parsed: Iterable[Any]) -> list[Path]:
+def winners_dir(parsed: Iterable[Any]) -> list[Path]:
     """The folder of winners' configs below the home that `overrides` name, if it exists."""
     homes = [str(o.value()) for o in parsed if o.key_or_group == "home" and not o.is_sweep_override()]
     folder = StudyLocation(homes[-1] if homes else _default_home()).paths.winners
@@ -190,7 +197,7 @@ def _default_home() -> str:
     return str(re.search(r"^home: *(\S+)", (conf_dir() / "config.yaml").read_text("utf-8"), re.M)[1])  # type: ignore[index]
 
 
-def _sort_overrides(
+def sort_overrides(
     parsed: Iterable[Any], path: ConfigSearchPath, problems: Problems
 ) -> tuple[list[str], list[Any], dict[str, str]]:
     """The overrides of config groups that are valid, those of values, and the sweeps, key -> text.
@@ -240,7 +247,7 @@ def _check_search_of_model(options: list[str], path: ConfigSearchPath, problems:
     options.append("search=none")
 
 
-def _check_values(
+def check_values(
     values: Iterable[Any], config: Any, problems: Problems
 ) -> tuple[list[str], dict[str, tuple[Any, str]]]:
     """The overrides of values that are valid, and those of keys that the configuration lacks (see Draft.absent)."""
@@ -287,7 +294,7 @@ def _check_sweeps(sweeps: dict[str, str], parsed: Iterable[Any], problems: Probl
             del sweeps[key]
 
 
-def _resolve(composed: Composition, problems: Problems) -> dict[str, Any]:
+def resolve(composed: Composition, problems: Problems) -> dict[str, Any]:
     """The composed tree with interpolations resolved, or unresolved where that fails."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -305,7 +312,7 @@ def _resolve(composed: Composition, problems: Problems) -> dict[str, Any]:
         return to_plain(composed.config, resolve=False)
 
 
-def _settings_of(tree: dict[str, Any], choices: Mapping[str, str], problems: Problems) -> Settings | None:
+def settings_of(tree: dict[str, Any], choices: Mapping[str, str], problems: Problems) -> Settings | None:
     """Build the settings, find the study's location, and hide the addresses of notifications in the tree."""
     settings = build_settings(tree, choices, problems) if tree else None
     if settings is None:

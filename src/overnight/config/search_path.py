@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -85,7 +86,18 @@ def describe_failure(error: Exception) -> str:
     return f"conf: must compose: {text if is_for_users else f'{type(error).__name__}: {text}'}"
 
 
-def add_to_import_path(config_dir: Path | None) -> None:
-    """Make the modules beside the user's config folder importable. Trial processes inherit the path."""
-    if config_dir is not None and str(config_dir.parent) not in sys.path:
-        sys.path.append(str(config_dir.parent))
+def import_folders(config_dir: Path | None) -> tuple[str, ...]:
+    """The folders that a user's classes are imported from, besides the start folder."""
+    return (str(config_dir.parent),) if config_dir is not None else ()
+
+
+def add_to_import_path(folders: Iterable[str]) -> None:
+    """Make the user's modules importable. Trial processes inherit the path."""
+    sys.path.extend(folder for folder in folders if folder not in sys.path)
+
+
+def users_import_path() -> tuple[str, ...]:
+    """The folders on the import path that belong to neither Python nor its installed packages."""
+    installed = (sys.prefix, sys.base_prefix)
+    folders = (os.path.abspath(p or ".") for p in sys.path if "site-packages" not in p and not p.startswith(installed))
+    return tuple(dict.fromkeys(p for p in folders if os.path.isdir(p)))

@@ -205,6 +205,7 @@ class Settings:
     """A composed and checked configuration, without the components and the search space.
 
     Attributes:
+        import_path: Folders that the user's modules are imported from, as in PYTHONPATH.
         found_location: The location with the secrets from the environment. It is no key and is not stored.
     """
 
@@ -225,6 +226,7 @@ class Settings:
     preflight: Literal["auto", "never"]
     min_free_mib: int = at_least(0)
     stay_awake: Literal["auto", "always", "never"]
+    import_path: str | None = None
     home: str = rule("must name a folder", lambda v: v and "\0" not in v)
     found_location: StudyLocation | None = field(default=None, repr=False, compare=False)
 
@@ -277,6 +279,8 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
         node = tree.get(name)
         if name == callbacks.NODE:
             problems.extend(callbacks.problems(node))
+        elif node is None and name not in ("data", "model"):  # a model may have an optimizer of its own
+            continue
         elif not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
             problems.add(name, "must be a mapping with a _target_, the class to build", node)
     values: dict[str, Any] = {}
@@ -284,6 +288,8 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
         section = _SECTION_TYPES[name]
         if name not in tree and declared.default_factory is not dataclasses.MISSING:
             values[name] = declared.default_factory()
+        elif name not in tree and declared.default is not dataclasses.MISSING:
+            values[name] = declared.default
         elif name not in tree:
             problems.add(f"{name}: missing; config.yaml must hold it")
         elif dataclasses.is_dataclass(section):

@@ -51,6 +51,8 @@ class _NotTypableError(ValueError):
 
 def train_command(plan: Plan, best: TrialRecord) -> str:
     """Return the command that trains the configuration of a trial again."""
+    if plan.start.tree is not None:
+        return _line("train", *config_dir_option(plan), *_of_tree(plan, best.params, _SEARCH_KEYS), *_home(plan))
     config = config_of(best, plan)
     groups = {g: str(best.params.get(g, plan.choices[g])) for g in plan.choices}
     try:
@@ -71,6 +73,9 @@ def next_command(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) 
 
 def _next_overrides(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -> list[str]:
     searched, fixed = _next_space(plan, records, best)
+    if plan.start.tree is not None:
+        sweeps = [f"{key}={sweep}" for key, sweep in searched.items()]
+        return [*_of_tree(plan, fixed, _FIRST_TRIALS), *sweeps, *([_warm_start(plan)] if searched else [])]
     config = plan.config({k: v for k, v in fixed.items() if k in plan.choices})
     kept = {p.key for p in plan.space.parameters}
     groups = {g: str(fixed.get(g, plan.choices[g])) for g in plan.choices if g not in searched}
@@ -83,6 +88,15 @@ def _next_overrides(plan: Plan, records: Sequence[TrialRecord], best: TrialRecor
     needs_search_file = any(c.key in searched for p in plan.space.parameters for c in p.when)
     search = [] if needs_search_file else ["search=none"]
     return [*search, *overrides, *values, *sweeps, *([_warm_start(plan)] if searched else [])]
+
+
+def _of_tree(plan: Plan, values: Mapping[str, Any], without: tuple[str, ...]) -> list[str]:
+    """Return the overrides that a study of the user's own tree was started with, and values for searched keys."""
+    assert plan.start.tree is not None
+    left_out = (*_NEVER_REPEATED, *without)
+    given = [(o.split("=")[0].lstrip("+~"), o) for o in plan.start.tree.overrides]
+    kept = [o for key, o in given if not any(key == w or key.startswith(f"{w}.") for w in left_out)]
+    return [*kept, *(_assignment(key, escaped(value)) for key, value in values.items())]
 
 
 def _warm_start(plan: Plan) -> str:

@@ -67,7 +67,8 @@ def find_checkpoint(view: StudyView, number: int | None = None) -> Checkpoint:
         path = where.study(study).checkpoint(n) / _WEIGHTS
         if path.exists():
             return Checkpoint(path, study, n, trial)
-    words = ["overnight", "train", *config_dir_option(view.plan), f"+experiment={winner_config.option_name(view.name)}"]
+    folder = config_dir_option(view.plan) if view.plan.start.tree is None else []
+    words = ["overnight", "train", *folder, f"+experiment={winner_config.option_name(view.name)}"]
     remedy = f"`{shell.join([*words, *view.plan.settings.location.overrides])}` trains the winner again"
     if number is not None:
         remedy = f"use {view.name} for its winner"

@@ -6,6 +6,7 @@ It is written to a folder of the home that is on Hydra's search path. A file tha
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from overnight.search.record import TrialRecord, config_of
 from overnight.search.space import Parameter, SearchSpace
 from overnight.system.files import write_atomically
 
+# Components that a user's model may do without.
+_REPLACEABLE = ("optimizer", "schedule")
 _MARK = "# Written by overnight, digest "
 _OBJECTIVE_KEYS = ("metric", "direction", "objective")
 
@@ -81,6 +84,9 @@ def _experiment(plan: Plan, winner: _Winner) -> str:
     s = plan.settings
     experiment["study"] = {"name": option_name(plan.name), **{k: getattr(s.study, k) for k in _OBJECTIVE_KEYS}}
     experiment["seed"] = s.seed
+    experiment |= {group: None for group in _REPLACEABLE if group not in winner.config}
+    if plan.start.import_path:
+        experiment["import_path"] = os.pathsep.join(plan.start.import_path)
     if search := _search(plan, winner.groups):
         experiment["search"] = search
     line = f"overnight train +experiment={option_name(plan.name)}"

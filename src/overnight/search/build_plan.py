@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from overnight.config.compose import Draft, compose
+from overnight.config.compose import Draft
+from overnight.config.compose_tree import compose_any
 from overnight.config.overrides import check_list
 from overnight.config.problems import ConfigError, Problems
-from overnight.config.search_path import add_to_import_path, describe_failure
+from overnight.config.search_path import add_to_import_path, describe_failure, import_folders, users_import_path
 from overnight.config.settings import COMPONENTS
 from overnight.config.trees import has_key
 from overnight.config.values import to_text
 from overnight.search import space_reader, validation
-from overnight.search.plan import TRAIN_STUDY, Plan
+from overnight.search.plan import TRAIN_STUDY, Plan, Start
 from overnight.search.space import Condition, SearchSpace
 
 # The largest number of combinations of config groups in a study. Each is composed once, before the study starts.
@@ -26,7 +29,12 @@ MAX_VARIANTS = 64
 Variants = dict[tuple[str, ...], dict[str, Any]]
 
 
-def build_plan(overrides: Iterable[str] = (), config_dir: str | Path | None = None, searching: bool = True) -> Plan:
+def build_plan(
+    overrides: Iterable[str] = (),
+    config_dir: str | Path | None = None,
+    searching: bool = True,
+    config_name: str | None = None,
+) -> Plan:
     """Build the plan that `overrides` ask for. Creates nothing on disk.
 
     Args:
@@ -34,19 +42,21 @@ def build_plan(overrides: Iterable[str] = (), config_dir: str | Path | None = No
             puts it in.
         config_dir: The user's config folder. Its parent joins sys.path, so that configs can name the user's classes.
         searching: False for a single configuration, where a sweep is a mistake.
+        config_name: The primary config of the user's own tree in `config_dir`, which is then composed in place of ours.
 
     Raises:
         ConfigError: Lists every mistake.
     """
     overrides = check_list(overrides)
-    draft = compose(overrides, config_dir)
+    compose = functools.partial(compose_any, config_dir=config_dir, config_name=config_name)
+    draft = compose(overrides)
     if not draft.config:
         raise ConfigError(draft.problems)
-    add_to_import_path(draft.config_dir)
+    add_to_import_path(_import_path(draft))
     space_problems = Problems()
     entries, sweeps = _search_entries(draft, searching, space_problems)
     space, fixed = space_reader.parse_space(entries, space_problems, draft.fixed, sweeps)
-    draft, fixed = _compose_fixed(draft, fixed, overrides, config_dir, space_problems)
+    draft, fixed = _compose_fixed(draft, fixed, overrides, compose, space_problems)
     problems = Problems([*draft.problems, *space_problems])
     if draft.settings is not None:
         validation.check_accelerator(draft.settings, problems)
@@ -62,7 +72,8 @@ def build_plan(overrides: Iterable[str] = (), config_dir: str | Path | None = No
     problems.raise_if_any()
     assert draft.settings is not None, "a draft without settings has problems"
     folder = str(draft.config_dir) if draft.config_dir is not None else None
-    plan = Plan(draft.settings, space, groups, choices, variants, config_dir=folder)
+    start = Start(users_import_path(), draft.tree)
+    plan = Plan(draft.settings, space, groups, choices, variants, config_dir=folder, start=start)
     if searching:
         validation.check_sampler(plan, problems)
         validation.check_pruner(plan, problems)
@@ -70,6 +81,13 @@ def build_plan(overrides: Iterable[str] = (), config_dir: str | Path | None = No
         validation.check_limits(plan, problems)
         problems.raise_if_any()
     return plan
+
+
+def _import_path(draft: Draft) -> list[str]:
+    """The folders that the user's modules are imported from, besides the start folder."""
+    own = draft.settings.import_path if draft.settings is not None else None
+    named = [os.path.abspath(os.path.expanduser(p)) for p in own.split(os.pathsep) if p] if own else []
+    return [*named, *(draft.tree.folders if draft.tree is not None else import_folders(draft.config_dir))]
 
 
 def plan_for_training(plan: Plan) -> Plan:
@@ -108,7 +126,7 @@ def _compose_fixed(
     draft: Draft,
     fixed: Mapping[str, Any],
     overrides: list[str],
-    config_dir: str | Path | None,
+    compose: Callable[[list[str]], Draft],
     problems: Problems,
 ) -> tuple[Draft, dict[str, Any]]:
     """The draft with the options and trainer settings that the search space fixes, and the other fixed values."""
@@ -119,8 +137,8 @@ def _compose_fixed(
         if composed[group] not in known:
             problems.add(f"search.{group}", f"must be one of {', '.join(known)}", composed.pop(group))
     if composed:
-        search = [] if "search" in draft.fixed else [f"search={draft.choices['search']}"]
-        draft = compose([*overrides, *search, *(f"{k}={to_text(v)}" for k, v in composed.items())], config_dir)
+        search = [] if "search" in draft.fixed or draft.tree is not None else [f"search={draft.choices['search']}"]
+        draft = compose([*overrides, *search, *(f"{k}={to_text(v)}" for k, v in composed.items())])
     return draft, rest
 
 

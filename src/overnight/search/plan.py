@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from overnight.config.paths import StudyLocation, StudyPaths
 from overnight.config.problems import ConfigError
 from overnight.config.settings import SEARCHABLE, Settings, from_json, to_json
 from overnight.config.trees import flatten, look_up, with_values
+from overnight.config.user_tree import TreeUse
 from overnight.config.values import fingerprint, to_text
 from overnight.config.values import from_json as values_from_json
 from overnight.config.values import to_json as values_to_json
@@ -56,6 +57,30 @@ class FirstTrial:
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where a study was started.
+
+    Attributes:
+        import_path: The folders on the import path that belong to neither Python nor its packages, absolute.
+        tree: What was read from the user's own tree; None where the configs are laid out as ours.
+    """
+
+    import_path: tuple[str, ...] = ()
+    tree: TreeUse | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"import_path": list(self.import_path), "tree": asdict(self.tree) if self.tree is not None else None}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Start:
+        tree = data["tree"]
+        if tree is not None:
+            texts = ("overrides", "taken", "unused", "folders")
+            tree = TreeUse(**{k: tuple(v) if k in texts else v for k, v in tree.items()})
+        return Start(tuple(data["import_path"]), tree)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that the trials of a study depend on.
 
@@ -65,6 +90,7 @@ class Plan:
         variants: For each combination of options of `groups`, in their order, the composed tree before interpolation.
         warm_start: Searched key -> value of each configuration from study.warm_start_from, the best one first.
         config_dir: The user's config folder, an absolute path. It is only used to print commands.
+        start: Where the study was started. No score depends on it.
     """
 
     settings: Settings
@@ -74,6 +100,7 @@ class Plan:
     variants: dict[tuple[str, ...], dict[str, Any]]
     warm_start: tuple[dict[str, Any], ...] = ()
     config_dir: str | None = None
+    start: Start = Start()
 
     @property
     def name(self) -> str:
@@ -199,6 +226,7 @@ class Plan:
             "variants": [[list(k), v] for k, v in self.variants.items()],
             "warm_start": list(self.warm_start),
             "config_dir": self.config_dir,
+            "start": self.start.to_json(),
         }
         return {"format": FORMAT, **values_to_json(content)}
 
@@ -226,6 +254,7 @@ class Plan:
                 {tuple(k): v for k, v in data["variants"]},
                 tuple(data["warm_start"]),
                 data["config_dir"],
+                Start.from_json(data["start"]) if "start" in data else Start(),
             )
         except ConfigError:
             raise
@@ -246,7 +275,9 @@ def config_dir_option(plan: Plan) -> list[str]:
     if plan.config_dir is None or not Path(plan.config_dir).is_dir():
         return []
     folder = Path(plan.config_dir)
-    return ["--config-dir", str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)]
+    shown = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+    name = ["--config-name", plan.start.tree.config_name] if plan.start.tree is not None else []
+    return ["--config-dir", shown, *name]
 
 
 def _score_inputs(plan: Plan, searched: set[str]) -> dict[str, str]:

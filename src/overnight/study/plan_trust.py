@@ -17,11 +17,12 @@ from overnight.config.import_allowlist import (
     trusted_packages,
 )
 from overnight.config.settings import SEARCHABLE, Settings
-from overnight.search.plan import Plan
+from overnight.search.plan import Plan, Start
 
 # Settings that belong to a machine and its operator, not to a study.
 _MACHINE_SETTINGS = (
     "home",
+    "import_path",
     "storage",
     "tracking",
     "found_location",
@@ -61,7 +62,7 @@ def find_problems(plan: Plan) -> list[str]:
 def for_machine(plan: Plan, own: Settings) -> Plan:
     """Return the plan as a worker with the settings `own` runs it. No folder of the launching machine is read."""
     settings = replace(plan.settings, **{name: getattr(own, name) for name in _MACHINE_SETTINGS})
-    return replace(plan, settings=settings, config_dir=None)
+    return replace(plan, settings=settings, config_dir=None, start=Start())
 
 
 def _values(plan: Plan) -> Iterator[tuple[str, str, Any]]:

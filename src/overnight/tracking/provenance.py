@@ -34,7 +34,8 @@ _PACKAGES = (
 
 def study_files(plan: Plan) -> dict[str, str]:
     """Return name -> text: the baseline configuration, the search space, the environment of this process, the plan."""
-    baseline = {**plan.config({}), **to_json(plan.settings)}
+    rest = plan.start.tree.rest if plan.start.tree is not None else {}
+    baseline = {**rest, **plan.config({}), **to_json(plan.settings)}
     texts = (to_yaml(escaped(baseline)), to_yaml(plan.space.describe()), json.dumps(_environment(), indent=2))
     return {**dict(zip(STUDY_FILES, texts, strict=True)), PLAN_FILE: json.dumps(plan.to_json())}
 

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from overnight.config.import_allowlist import apply_guard
 from overnight.config.values import escaped
-from overnight.trial import lightning_packages, prepare_lock, targets
+from overnight.trial import lightning_packages, own_optimizers, prepare_lock, targets
 
 # Attributes of a data module that a model gets if its constructor names them.
 DATA_FACTS = ("task", "input_shape", "classes")
@@ -30,7 +30,8 @@ def build(
 
     - a data module: `cache_dir`, the folder for decoded data.
     - a model: `optimizer`, a callable that takes the parameters; `schedule`, a callable that takes the optimizer and
-      the number of steps of the whole trial; and the attributes of the data module in DATA_FACTS.
+      the number of steps of the whole trial; and the attributes of the data module in DATA_FACTS. A model without
+      `configure_optimizers` uses the two as well.
 
     Lists and mappings arrive as plain ones, unless the configuration sets `_convert_`.
 
@@ -52,15 +53,21 @@ def build(
     if task is not None and facts.setdefault("task", task) != task:
         raise ValueError(f"data.task: must be {facts['task']}, as the data module says, got {task}")
     parameters = inspect.signature(targets.find("model", config["model"]["_target_"])).parameters
-    parts = {}
-    for name in ("optimizer", "schedule"):
-        if name in parameters and name in config:
-            targets.find_all(config, name)
-            parts[name] = instantiate({"_convert_": "all", **escaped(config[name])}, _partial_=True)
-    model = _instantiate("model", config, {**facts, **parts})
+    parts = {name: _partial(name, config) for name in ("optimizer", "schedule") if name in parameters}
+    model = _instantiate("model", config, {**facts, **{name: part for name, part in parts.items() if part is not None}})
+    if not lightning_packages.overrides(type(model), "configure_optimizers"):
+        own_optimizers.give(model, _partial("optimizer", config), _partial("schedule", config))
     lightning_packages.lightning_of(data, model)
     prepare_lock.guard(model, locks, while_waiting)
     return data, model
+
+
+def _partial(name: str, config: Mapping[str, Any]) -> Any:
+    """The class of a node with its arguments, as a callable; None where the configuration has no such node."""
+    if config.get(name) is None:
+        return None
+    targets.find_all(config, name)
+    return instantiate({"_convert_": "all", **escaped(config[name])}, _partial_=True)
 
 
 def build_data(

@@ -1,0 +1,298 @@
+"""A user's own Hydra tree, and the YAML of their LightningCLI, become a plan without a change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from overnight.config.problems import ConfigError
+from overnight.search.build_plan import build_plan
+from overnight.search.plan import Plan
+
+# As in lightning-hydra-template.
+TRAIN = """
+# @package _global_
+defaults:
+  - _self_
+  - data: blobs
+  - model: net
+  - callbacks: default
+  - logger: null
+  - trainer: default
+  - paths: default
+  - hydra: default
+  - experiment: null
+  - hparams_search: null
+  - optional local: default
+task_name: train
+train: true
+seed: null
+"""
+FILES = {
+    "train.yaml": TRAIN,
+    "data/blobs.yaml": "_target_: src.blobs.Blobs\ndata_dir: ${paths.data_dir}\nbatch_size: 32\nfeatures: 4\n",
+    "model/net.yaml": """
+_target_: src.nets.LitNet
+optimizer: {_target_: torch.optim.Adam, _partial_: true, lr: 0.001}
+net: {_target_: src.nets.Dense, inputs: "${data.features}", width: 8, half: "${half}"}
+""",
+    "model/deep.yaml": "defaults: [net]\nnet: {depth: 3}\n",
+    "callbacks/default.yaml": """
+defaults: [early]
+checkpoint:
+  _target_: lightning.pytorch.callbacks.ModelCheckpoint
+  dirpath: ${paths.output_dir}
+  monitor: val/acc
+  mode: max
+""",
+    "callbacks/early.yaml": "early: {_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss}\n",
+    "trainer/default.yaml": "_target_: lightning.pytorch.trainer.Trainer\nmax_epochs: 10\ndevices: 1\n",
+    "logger/wandb.yaml": "wandb: {_target_: lightning.pytorch.loggers.WandbLogger, key: '${oc.env:NO_SUCH_KEY}'}\n",
+    "paths/default.yaml": """
+root_dir: ${oc.env:PROJECT_ROOT}
+data_dir: ${paths.root_dir}/data
+output_dir: ${hydra:runtime.output_dir}
+""",
+    "hydra/default.yaml": """
+defaults: [override hydra_logging: colorlog, override job_logging: colorlog]
+run: {dir: "${paths.root_dir}/${now:%Y}"}
+""",
+    "experiment/wide.yaml": "# @package _global_\nmodel: {net: {width: 64}}\nseed: 7\n",
+    "hparams_search/optuna.yaml": """
+# @package _global_
+defaults: [override /hydra/sweeper: optuna]
+optimized_metric: val/acc_best
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    direction: maximize
+    n_trials: 20
+    n_jobs: 1
+    sampler: {_target_: optuna.samplers.TPESampler, seed: 1234, n_startup_trials: 6}
+    params:
+      model.optimizer.lr: interval(0.0001, 0.1)
+      data.batch_size: choice(32, 64)
+""",
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with the layout of the template; its code is never imported."""
+    monkeypatch.delenv("PROJECT_ROOT", raising=False)
+    monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    write(tmp_path, {})
+    return tmp_path
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in (FILES | files).items():
+        path = root / "configs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "half: ${oc.select:unknown,4}\n" if name == "train.yaml" else text)
+
+
+def plan_of(project: Path, *overrides: str, name: str = "train", **options: Any) -> Plan:
+    return build_plan(overrides, project / "configs", config_name=name, **options)
+
+
+def problems_of(project: Path, *overrides: str, name: str = "train") -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        plan_of(project, *overrides, name=name)
+    return error.value.problems
+
+
+def test_a_tree_gives_data_model_trainer_and_callbacks(project: Path) -> None:
+    plan = plan_of(project, "hparams_search=optuna", "trainer.max_epochs=2")
+    config = plan.config({})
+    assert config["data"]["data_dir"] == f"{project}/data"
+    assert config["model"]["net"] == {"_target_": "src.nets.Dense", "inputs": 4, "width": 8, "half": 4}
+    assert config["model"]["optimizer"] == {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.001}
+    assert config["trainer"]["max_epochs"] == 2
+    assert plan.settings.trainer.max_epochs == 2
+    assert {*config["callbacks"]} == {"early", "checkpoint"}
+    assert config["callbacks"]["checkpoint"]["dirpath"] == f"{project}/mlruns/output"
+    assert plan.name == "blobs-net"
+    assert not (project / "mlruns").exists()
+
+
+def test_the_sweeper_gives_space_metric_direction_trials_sampler_and_seed(project: Path) -> None:
+    plan = plan_of(project, "hparams_search=optuna")
+    study = plan.settings.study
+    assert plan.space.describe() == {"model.optimizer.lr": "0.0001 to 0.1", "data.batch_size": "choice(32, 64)"}
+    assert (study.metric, study.direction, study.trials) == ("val/acc_best", "maximize", 20)
+    assert (plan.settings.sampler.name, plan.settings.sampler.startup_trials, plan.settings.seed) == ("tpe", 6, 1234)
+    assert plan.start.tree is not None
+    assert "study.trials=20 (from hydra.sweeper.n_trials)" in plan.start.tree.taken
+    assert any("trainer.devices" in text for text in plan.start.tree.unused)
+
+
+def test_our_keys_on_the_command_line_win_over_what_the_tree_says(project: Path) -> None:
+    plan = plan_of(
+        project, "hparams_search=optuna", "study.trials=4", "sampler=random", "seed=3", "overnight.study.retries=0",
+        "study.metric=val/loss", "study.direction=minimize", "home=elsewhere", "study.name=mine",
+    )  # fmt: skip
+    assert (plan.settings.study.trials, plan.settings.sampler.name, plan.settings.seed) == (4, "random", 3)
+    assert (plan.settings.study.metric, plan.settings.study.direction) == ("val/loss", "minimize")
+    assert (plan.settings.study.retries, plan.settings.home, plan.name) == (0, "elsewhere", "mine")
+    assert plan.config({})["callbacks"]["checkpoint"]["dirpath"] == f"{project}/elsewhere/output"
+
+
+def test_hydras_own_settings_of_the_sweeper_can_be_overridden(project: Path) -> None:
+    plan = plan_of(project, "hparams_search=optuna", "hydra.sweeper.n_trials=9", "model.optimizer.lr=0.01")
+    assert plan.settings.study.trials == 9
+    assert list(plan.space.keys()) == ["data.batch_size"]
+    assert plan.config({})["model"]["optimizer"]["lr"] == 0.01
+
+
+def test_the_older_form_of_the_optuna_sweepers_space_is_read(project: Path) -> None:
+    space = {"model.net.width": {"type": "int", "low": 4, "high": 16}, "data.batch_size": {"type": "categorical",
+             "choices": [32, 64]}}  # fmt: skip
+    text = f"# @package _global_\ndefaults: [override /hydra/sweeper: optuna]\noptimized_metric: val/acc\nhydra: " \
+           f"{{sweeper: {{direction: maximize, search_space: {json.dumps(space)}}}}}\n"  # fmt: skip
+    write(project, {"hparams_search/old.yaml": text})
+    plan = plan_of(project, "hparams_search=old")
+    assert plan.space.describe() == {"model.net.width": "4 to 16", "data.batch_size": "choice(32, 64)"}
+
+
+def test_the_metric_of_a_tree_without_a_sweeper_is_what_its_checkpoints_monitor(project: Path) -> None:
+    plan = plan_of(project, "model.net.width=4,8", "experiment=wide")
+    assert (plan.settings.study.metric, plan.settings.study.direction, plan.settings.seed) == ("val/acc", "maximize", 7)
+    assert plan.space.describe() == {"model.net.width": "choice(4, 8)"}
+
+
+def test_an_interpolation_of_a_searched_key_follows_the_search(project: Path) -> None:
+    write(project, {"train.yaml": TRAIN + "vars: {inputs: '${data.features}'}\n", "model/net.yaml":
+          "_target_: src.LitNet\ninputs: ${vars.inputs}\ndir: ${paths.data_dir}\n"
+          "epochs: ${trainer.max_epochs}\n"})  # fmt: skip
+    plan = plan_of(project, "data.features=4,8")
+    model = plan.config({"data.features": 8, "trainer.max_epochs": 3})["model"]
+    assert model == {"_target_": "src.LitNet", "inputs": 8, "dir": f"{project}/data", "epochs": 3}
+
+
+def test_an_interpolation_of_a_dropped_argument_keeps_its_value(project: Path) -> None:
+    write(project, {"model/net.yaml": "_target_: src.LitNet\ndevices: ${trainer.devices}\n"})
+    assert plan_of(project, "data.features=4,8").config({})["model"]["devices"] == 1
+
+
+def test_an_optional_config_of_the_machine_is_read(project: Path) -> None:
+    write(project, {"local/default.yaml": "# @package _global_\ndata: {batch_size: 7}\n"})
+    assert plan_of(project, "model.net.width=4,8").config({})["data"]["batch_size"] == 7
+
+
+def test_models_of_the_tree_can_be_searched(project: Path) -> None:
+    plan = plan_of(project, "model=net,deep", "model.net.width=16")
+    assert plan.config({"model": "deep"})["model"]["net"] == {
+        "_target_": "src.nets.Dense", "inputs": 4, "width": 16, "half": 4, "depth": 3,
+    }  # fmt: skip
+    assert "depth" not in plan.config({"model": "net"})["model"]["net"]
+
+
+def test_nodes_with_other_names_are_found_or_named(project: Path) -> None:
+    files = {
+        "train.yaml": "defaults: [_self_]\ndm: {_target_: src.Blobs, size: 3}\nbackbone: {_target_: src.nets.Dense}\n"
+        "nets: {lit: {_target_: src.LitNet, width: 8, size: '${dm.size}', again: '${nets.lit.width}'}}\n",
+    }
+    write(project, files)
+    plan = plan_of(project, "overnight.keys.model=nets.lit", "study.metric=val/acc", "nets.lit.width=4,8")
+    assert plan.config({"model.width": 4})["model"] == {"_target_": "src.LitNet", "width": 4, "size": 3, "again": 4}
+    plan = plan_of(project, "overnight.keys.model=nets.lit", "study.metric=val/acc", "model.width=5", "data.size=4,5")
+    assert plan.config({"data.size": 5})["model"] == {"_target_": "src.LitNet", "width": 5, "size": 5, "again": 5}
+
+
+def test_settings_may_be_in_the_tree_itself(project: Path) -> None:
+    write(project, {"train.yaml": TRAIN + "overnight: {study: {trials: 3, name: here}, pruner: none}\n"})
+    plan = plan_of(project, "model.net.width=4,8", "study.name=there")
+    assert (plan.settings.study.trials, plan.name, plan.settings.pruner.name) == (3, "there", "none")
+
+
+def test_a_key_that_no_trial_needs_may_fail_to_resolve_and_the_others_are_kept(project: Path) -> None:
+    plan = plan_of(project, "model.net.width=4,8", "logger=wandb", "task_name=mine")
+    assert plan.start.tree is not None
+    assert plan.start.tree.rest["task_name"] == "mine"
+    assert any(text.startswith("logger") for text in plan.start.tree.unused)
+    assert "task_name" not in plan.config({})
+
+
+def test_a_plan_of_a_tree_is_stored_whole(project: Path) -> None:
+    plan = plan_of(project, "hparams_search=optuna", "logger=wandb")
+    again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert again == plan
+    assert again.config({}) == plan.config({})
+    assert str(project) in again.start.import_path
+
+
+CLI: dict[str, Any] = {
+    "seed_everything": 42,
+    "trainer": {
+        "max_epochs": 5,
+        "accelerator": "auto",
+        "logger": None,
+        "callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "val_loss", "mode": "min"}}],
+    },
+    "model": {"class_path": "nets.LitNet", "init_args": {"width": 8, "net": {"class_path": "nets.Dense"}}},
+    "data": {"class_path": "nets.Blobs", "init_args": {"batch_size": 32}},
+    "optimizer": {"class_path": "Adam", "init_args": {"lr": 0.001}},
+    "lr_scheduler": {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 2}},
+}
+
+
+def test_the_yaml_of_lightning_cli_is_read(project: Path) -> None:
+    (project / "configs" / "cli.yaml").write_text(yaml.dump(CLI))
+    plan = plan_of(project, "model.init_args.width=4,8", "optimizer.lr=interval(1e-4,1e-1)", "trainer.max_epochs=2",
+                   "data.init_args.batch_size=16", name="cli")  # fmt: skip
+    config = plan.config({"model.width": 4})
+    assert config["model"] == {"_target_": "nets.LitNet", "width": 4, "net": {"_target_": "nets.Dense"}}
+    assert config["data"] == {"_target_": "nets.Blobs", "batch_size": 16}
+    assert config["optimizer"] == {"_target_": "torch.optim.Adam", "lr": 0.001}
+    assert config["schedule"] == {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 2}
+    assert config["callbacks"] == {"early_stopping": {"_target_": "lightning.pytorch.callbacks.EarlyStopping",
+                                                 "monitor": "val_loss", "mode": "min"}}  # fmt: skip
+    assert (plan.settings.study.metric, plan.settings.study.direction) == ("val_loss", "minimize")
+    assert (plan.settings.seed, plan.settings.trainer.max_epochs, plan.name) == (42, 2, "Blobs-LitNet")
+    assert list(plan.space.keys()) == ["model.width", "optimizer.lr"]
+
+
+def test_a_cli_whose_classes_are_in_its_script_needs_them_named(project: Path) -> None:
+    cli = {**CLI, "model": {"width": 8}}
+    (project / "configs" / "cli.yaml").write_text(yaml.dump(cli))
+    assert "LightningModule" in problems_of(project, name="cli")[0]
+    plan = plan_of(project, "+model.class_path=nets.LitNet", "model.width=4,8", name="cli")
+    assert plan.config({"model.width": 4})["model"] == {"_target_": "nets.LitNet", "width": 4}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["hparams_search=optina"], "hparams_search: must be one of optuna, got 'optina'; did you mean optuna?"),
+        (["model.net.wdth=3"], "model.net.wdth: no such key; did you mean model.net.width?"),
+        (["study.trails=3"], "study.trails: no such key; did you mean study.trials?"),
+        (["overnight.keys.model=nets"], "overnight.keys.model: must be a key of configs/train.yaml, got 'nets'"),
+        (["overnight.keys.modle=model"], "overnight.keys.modle: must be one of data, model, trainer, callbacks"),
+        (["tsak_name=x"], "tsak_name: no such key in configs/train.yaml; did you mean task_name?"),
+        (["model.net.width=a"], "model.net.width: must be a number, got 'a'"),
+        (["study.trials=1,2"], "study.trials: only keys of"),
+        (["~data"], "data: configs/train.yaml must have a LightningDataModule with its _target_ or class_path"),
+        (["hydra.sweeper.n_trails=3"], "configs/train.yaml: must compose"),
+    ],
+)
+def test_mistakes_are_reported_in_one_line(project: Path, overrides: list[str], expected: str) -> None:
+    (line,) = problems_of(project, *overrides)
+    assert line.startswith(expected)
+    assert "\n" not in line
+
+
+def test_a_tree_that_does_not_exist_is_a_mistake(project: Path) -> None:
+    assert problems_of(project, name="trian") == [
+        f"--config-name: must be a config in {project}/configs, got 'trian'; there are train"
+    ]
+    with pytest.raises(ConfigError, match="--config-name: needs --config-dir"):
+        build_plan((), None, config_name="train")
+    with pytest.raises(ConfigError, match="--config-dir: must be a folder"):
+        build_plan((), project / "nowhere", config_name="train")

@@ -50,7 +50,7 @@ checkpoint:
   mode: max
 """,
     "callbacks/early.yaml": "early: {_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss}\n",
-    "trainer/default.yaml": "_target_: lightning.pytorch.trainer.Trainer\nmax_epochs: 10\ndevices: 1\n",
+    "trainer/default.yaml": "_target_: lightning.pytorch.trainer.Trainer\nmax_epochs: 10\ndevices: 4\n",
     "logger/wandb.yaml": "wandb: {_target_: lightning.pytorch.loggers.WandbLogger, key: '${oc.env:NO_SUCH_KEY}'}\n",
     "paths/default.yaml": """
 root_dir: ${oc.env:PROJECT_ROOT}
@@ -178,7 +178,7 @@ def test_an_interpolation_of_a_searched_key_follows_the_search(project: Path) ->
 
 def test_an_interpolation_of_a_dropped_argument_keeps_its_value(project: Path) -> None:
     write(project, {"model/net.yaml": "_target_: src.LitNet\ndevices: ${trainer.devices}\n"})
-    assert plan_of(project, "data.features=4,8").config({})["model"]["devices"] == 1
+    assert plan_of(project, "data.features=4,8").config({})["model"]["devices"] == 4
 
 
 def test_an_optional_config_of_the_machine_is_read(project: Path) -> None:

@@ -152,10 +152,7 @@ class UserTree:
         renamed = dataclasses.replace(self, renames=nodes)
         tree = interpolations.rewrite(tree_nodes.move(tree, nodes), renamed.key_of_trial)
         tree = _with_callbacks(tree)
-        tree["trainer"] = {
-            **self.trainer,
-            **{k: v for k, v in (tree.get("trainer") or {}).items() if k in kept - {"callbacks"}},
-        }
+        tree["trainer"] = self._with_defaults({k: v for k, v in (tree.get("trainer") or {}).items() if k in kept})
         present = [n for n in (*tree_nodes.KEYS, *_PARTS) if tree.get(n)]
         used = [k for k, v in tree.items() if k not in present and any(interpolations.open_texts(v))]
         missing = sorted(_missing({n: tree[n] for n in present}))
@@ -170,6 +167,11 @@ class UserTree:
             hydra,
             [*(f"{nodes.get('trainer')}.{k}" for k in dropped), *unused, *(["logger"] if tree.get("logger") else [])],
         )
+
+    def _with_defaults(self, trainer: Mapping[str, Any]) -> dict[str, Any]:
+        """The Trainer's arguments with our defaults. A limit in steps or in time takes the place of our epochs."""
+        has_limit = "max_epochs" not in trainer and ("max_steps" in trainer or "max_time" in trainer)
+        return {**self.trainer, **({"max_epochs": -1} if has_limit else {}), **trainer}
 
     def look(self, overrides: Iterable[str]) -> TreeLook:
         """Compose, and find the nodes. Raises what `compose` raises."""
@@ -307,7 +309,7 @@ def _without(node: Any, keys: list[str]) -> Any:
 
 
 def _with_callbacks(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with all callbacks, those of the trainer too, in the node `callbacks`; entries without a class are none."""
+    """The tree with all callbacks, those of the trainer too, in one node. Entries without a class are none."""
     given = (tree.get("trainer") or {}).get("callbacks")
     of_trainer = normalised({"callbacks": given if isinstance(given, list) else [given]}) if given else {}
     tree = normalised(tree)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overnight.config.paths import Folder
 from overnight.config.settings import Settings
 from overnight.report import finished
 from overnight.report.live import BrokenPipeSafe, Screen, choose_screen
@@ -121,11 +122,7 @@ class Result:
 
 
 def tune(
-    overrides: Iterable[str] = (),
-    config_dir: str | Path | None = None,
-    *,
-    extend: bool = False,
-    config_name: str | None = None,
+    overrides: Iterable[str] = (), config_dir: Folder = None, *, extend: bool = False, config_name: str | None = None
 ) -> Result:
     """Run a study until its budget is spent. The same call resumes a study that was stopped.
 
@@ -140,28 +137,21 @@ def tune(
         StudyInUse: another process runs this study.
         KeyboardInterrupt: after running trials were saved; the same call resumes the study.
     """
-    with _interrupts() as signals, environment.restored():
+    # Ctrl-C and a notebook's stop button request a stop. Other signals belong to the calling program.
+    with Signals([signal.SIGINT]) as signals, environment.restored():
         result = run(build_plan(overrides, config_dir, config_name=config_name), extend=extend, signals=signals)
     if result.stop_reason is StopReason.STOPPED:
         raise KeyboardInterrupt(f"{result.study_name} is paused; the same call resumes it")
     return result
 
 
-def train(
-    overrides: Iterable[str] = (), config_dir: str | Path | None = None, *, config_name: str | None = None
-) -> Trial:
+def train(overrides: Iterable[str] = (), config_dir: Folder = None, *, config_name: str | None = None) -> Trial:
     """Train one configuration, tracked in the study and MLflow experiment `train`. Raises what `tune` raises."""
-    with _interrupts() as signals, environment.restored():
-        plan = build_plan(overrides, config_dir, searching=False, config_name=config_name)
-        result = run_one(plan, signals=signals)
+    with Signals([signal.SIGINT]) as signals, environment.restored():
+        result = run_one(build_plan(overrides, config_dir, False, config_name), signals=signals)
     if result.stop_reason is StopReason.STOPPED:
         raise KeyboardInterrupt("the trial is paused; the same call resumes it")
     return _trial(result.records[-1])
-
-
-def _interrupts() -> Signals:
-    """Ctrl-C and a notebook's stop button request a stop. Other signals belong to the calling program."""
-    return Signals([signal.SIGINT])
 
 
 def run(

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from overnight.config import credentials, literal
 
+Folder = str | Path | None  # as a caller names one
 # Letters of all scripts stay as they are, and so do the surrogates that stand for undecodable bytes of a file name.
 _SPECIAL_IN_URL = re.compile(r"[^\w/.~+\ud800-\udfff-]")
 

@@ -15,10 +15,10 @@ from overnight.cli.arguments import (
     OPTIONAL_STUDY,
     argument,
     exit_with_mistakes,
+    find_code,
     find_study,
     find_study_or_trial,
     find_trial,
-    import_from,
     split,
 )
 
@@ -298,7 +298,7 @@ def _check_resume(reference: str, arguments: tuple[str, ...], epochs: int) -> No
     if names:
         exit_with_mistakes([f"--resume: names the study itself; leave out {', '.join(names)}"])
     found, record = find_trial(study_location(overrides), "--resume", reference)
-    import_from(found.plan.config_dir)
+    find_code(found)
     name = f"{found.name}/{record.number}"
     try:
         check = resume_check.check_resume(found.plan, record, epochs, activity.show)

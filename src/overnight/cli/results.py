@@ -297,12 +297,13 @@ def test(ref: str, overrides: tuple[str, ...], config_dir: str | None) -> None:
       overnight test digits-mlp/3
       overnight test train/0
     """
-    import_from(config_dir)
     from overnight.config.compose import study_location
     from overnight.system import forkserver
 
     forkserver.warm_up()  # it imports torch while the study is read
-    print_test(*find_study_or_trial(study_location(overrides), ref))
+    view, number = find_study_or_trial(study_location(overrides), ref)
+    find_code(view, config_dir)
+    print_test(view, number)
 
 
 def print_test(view: StudyView, number: int | None) -> None:

@@ -94,6 +94,11 @@ def _run() -> NoReturn:
 
             completion.install()
         sys.exit(cli.main(standalone_mode=False))
+    except click.NoSuchOption as error:
+        error.show()
+        if key := _setting_of(error.option_name):
+            click.echo(f"Settings are overrides: {key}=VALUE", err=True)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -103,6 +108,16 @@ def _run() -> NoReturn:
         sys.exit(_INTERRUPTED)
     except Exception as error:
         _exit_with_error(error)
+
+
+def _setting_of(option: str) -> str | None:
+    """Return the setting that someone who typed an option may have meant: study.trials for --trials."""
+    from overnight.config.compose import compose
+    from overnight.config.trees import keys_of
+
+    name = option.lstrip("-").replace("-", "_")
+    keys = [key for key in keys_of(compose(["search=none"]).config) if key == name or key.endswith(f".{name}")]
+    return min(keys, key=lambda key: key.count("."), default=None)
 
 
 def _exit_with_error(error: Exception) -> NoReturn:

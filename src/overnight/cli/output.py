@@ -73,6 +73,8 @@ def best_object(best: TrialRecord | None) -> dict[str, Any] | None:
 
 def print_status(view: StudyView) -> None:
     """Print the progress of a study."""
+    from overnight.search.plan import TRAIN_STUDY
+
     done, forecast = view.count("complete", "pruned", "failed"), _forecast_to_deadline(view)
     click.echo(f"{view.name}: {view.state}, {done} of {view.budget} trials done ({_counts(view.records)})")
     for host, reasons in view.refusals.items():
@@ -88,25 +90,25 @@ def print_status(view: StudyView) -> None:
         print_wrapped(line)
     if view.state == "running" and forecast is None:
         _print_time_left(view, done)
+    resumes = f"the same `overnight {'train' if view.name == TRAIN_STUDY else 'tune'}` command resumes"
+    if view.state == "paused":
+        click.echo(f"{resumes} it")
     if view.state == "stalled":
-        click.echo("its process ended while trials were running; the same `overnight tune` command resumes them")
+        click.echo(f"its process ended while trials were running; {resumes} them")
 
 
 def _print_trials(view: StudyView) -> None:
-    from overnight.config.paths import trial_name
-    from overnight.search.record import describe, format_value, max_epochs_of
+    from overnight.search.record import format_value, max_epochs_of, titled
 
     best = view.best
     if best is not None and best.objective is not None:
         metric = view.plan.settings.study.metric
-        print_wrapped(
-            f"best: {metric} {format_value(best.objective, metric)}, {trial_name(best.number)} ({describe(best)})"
-        )
+        print_wrapped(f"best: {metric} {format_value(best.objective, metric)}, {titled(best)}")
     for record in view.records:
-        if record.state == "running":
+        if record.state in ("running", "paused"):
             last, epochs = record.history[-1:], max_epochs_of(record, view.plan)
-            progress = f"{last[0].index + 1} of {epochs} epochs" if last else "starting"
-            print_wrapped(f"  {trial_name(record.number)}: {progress} ({describe(record)})")
+            progress = f"{last[0].index + 1} of {epochs} epochs" if last else "no epoch yet"
+            print_wrapped(f"  {titled(record)}: {record.state}, {progress}")
 
 
 def _print_time_left(view: StudyView, done: int) -> None:
@@ -166,16 +168,13 @@ def _print_exhausted(result: Result) -> None:
 
 
 def _print_best(result: Result) -> None:
-    from overnight.config.paths import trial_name
-    from overnight.search.record import describe, format_value
+    from overnight.search.record import format_value, titled
 
     best = result.best
     if best is not None and best.objective is not None:
         record = next(r for r in result.records if r.number == best.number)
         metric = result.plan.settings.study.metric
-        print_wrapped(
-            f"best: {metric} {format_value(best.objective, metric)}, {trial_name(best.number)} ({describe(record)})"
-        )
+        print_wrapped(f"best: {metric} {format_value(best.objective, metric)}, {titled(record)}")
 
 
 def _print_failures(result: Result) -> None:

@@ -213,9 +213,12 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
     if not dry_run and location.paths.root.exists():  # where there is no home, there is no study, and none is created
         require_writable(location)
     found = manage.footprint(location, study)
-    click.echo(f"{study}: {found.trials} trials, in the study storage as {', '.join(found.optuna_studies)}")
-    versions = "1 model version" if found.versions == 1 else f"{found.versions} model versions"
-    click.echo(f"  in MLflow: {found.runs} runs, {versions}")
+    trials, runs, versions = (
+        f"1 {noun}" if count == 1 else f"{count} {noun}s"
+        for count, noun in ((found.trials, "trial"), (found.runs, "run"), (found.versions, "model version"))
+    )
+    click.echo(f"{study}: {trials}, in the study storage as {', '.join(found.optuna_studies)}")
+    click.echo(f"  in MLflow: {runs}, {versions}")
     for path in found.files:
         click.echo(f"  {path}")
     click.echo(f"  {output.format_bytes(found.bytes)} on disk")

@@ -191,6 +191,12 @@ def describe(record: TrialRecord) -> str:
     return _in_one_line(short_params(record))
 
 
+def titled(record: TrialRecord) -> str:
+    """The name of a trial, and its parameters in parentheses if it has any."""
+    parameters = describe(record)
+    return f"{trial_name(record.number)} ({parameters})" if parameters else trial_name(record.number)
+
+
 def describe_params(params: Mapping[str, Any]) -> str:
     """Values by display name in one line."""
     return _in_one_line(_short_texts(params))

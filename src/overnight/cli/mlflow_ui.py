@@ -1,4 +1,4 @@
-"""MLflow's UI on this machine: its server, and its page in a browser."""
+"""MLflow's UI and optuna-dashboard on this machine: their servers, and their pages in a browser."""
 
 from __future__ import annotations
 
@@ -33,8 +33,21 @@ def free_port(wanted: int) -> int:
     raise click.ClickException(f"--port: no free port from {wanted} on")
 
 
-def serve(command: list[str], environment: Any, port: int, page: str, browser: bool) -> None:
-    """Run MLflow's server until SIGINT, SIGTERM or SIGHUP. It ends with this process, whatever ends that."""
+def serve(
+    command: list[str],
+    environment: Any,
+    port: int,
+    page: str,
+    browser: bool,
+    *,
+    health: str = "/health",
+    name: str = "MLflow's server",
+) -> None:
+    """Run a server until SIGINT, SIGTERM or SIGHUP. It ends with this process, whatever ends that.
+
+    Args:
+        health: A path that it answers with 200 once it is ready.
+    """
     with tempfile.TemporaryDirectory(prefix="overnight-ui-") as folder:  # its working directory, to which it writes
         ended = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -44,14 +57,14 @@ def serve(command: list[str], environment: Any, port: int, page: str, browser: b
         assert server.stderr is not None
         threading.Thread(target=messages.extend, args=(server.stderr,), daemon=True).start()
         try:
-            if _wait_until_healthy(port, lambda: server.poll() is not None or ended.is_set()):
+            if _wait_until_healthy(port, health, lambda: server.poll() is not None or ended.is_set()):
                 click.echo(f"{page}\nPress Ctrl-C to stop.")
                 open_page(page, browser)
                 while server.poll() is None and not ended.wait(0.2):
                     pass
             if not ended.is_set():
                 click.echo(b"".join(messages).decode(errors="replace"), err=True)
-                raise click.ClickException(f"MLflow's server exited with code {server.returncode}")
+                raise click.ClickException(f"{name} exited with code {server.returncode}")
         finally:
             tether.end(server)
 
@@ -62,11 +75,11 @@ def open_page(page: str, browser: bool) -> None:
         click.launch(page)
 
 
-def _wait_until_healthy(port: int, is_over: Callable[[], bool]) -> bool:
+def _wait_until_healthy(port: int, path: str, is_over: Callable[[], bool]) -> bool:
     while not is_over():
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
         try:
-            connection.request("GET", "/health")
+            connection.request("GET", path)
             if connection.getresponse().status == 200:
                 return True
         except OSError:

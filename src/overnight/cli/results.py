@@ -176,7 +176,8 @@ def logs(trial: str, overrides: tuple[str, ...]) -> None:
     help="The port on 127.0.0.1, or the next one that is free.",
 )
 @click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
-def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
+@click.option("--optuna", is_flag=True, help="Open optuna-dashboard instead, to be read only.")
+def ui(arguments: tuple[str, ...], port: int, browser: bool, optuna: bool) -> None:
     """Open MLflow's UI at the runs of a study.
 
     MLflow is served on 127.0.0.1 only, until Ctrl-C. With tracking=server the page of that server is opened.
@@ -185,23 +186,41 @@ def ui(arguments: tuple[str, ...], port: int, browser: bool) -> None:
     Examples:
       overnight ui
       overnight ui digits-mlp --no-browser --port 5001
+      overnight ui digits-mlp --optuna
     """
     from overnight.cli import mlflow_ui
     from overnight.tracking import local_server, pages
 
     location, view, _ = find_study(arguments)
+    if optuna:
+        from overnight.study import dashboard
+
+        dashboard.require_installed()
+        port = _free_port(port)
+        name, page = "optuna-dashboard", dashboard.page(location, view.name, port)
+        click.echo(f"starting {name} for {view.name} on port {port} ...")
+        words = dashboard.server_command(location, port)
+        mlflow_ui.serve(words, None, port, page, browser, health="/dashboard", name=name)
+        return
     if location.server is not None:
         page = pages.study_url(view, location.server)
         click.echo(page)
         mlflow_ui.open_page(page, browser)
         return
-    wanted, port = port, mlflow_ui.free_port(port)
-    if port != wanted:
-        click.echo(f"port {wanted} is in use; {port} is taken instead")
+    port = _free_port(port)
     click.echo(f"starting MLflow's server for {view.name} on port {port} ...")
     page = pages.study_url(view, f"http://127.0.0.1:{port}")
     with local_server.announced(location, port):
         mlflow_ui.serve(*pages.server_command(location, port), port, page, browser)
+
+
+def _free_port(wanted: int) -> int:
+    from overnight.cli import mlflow_ui
+
+    port = mlflow_ui.free_port(wanted)
+    if port != wanted:
+        click.echo(f"port {wanted} is in use; {port} is taken instead")
+    return port
 
 
 @click.command()

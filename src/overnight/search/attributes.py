@@ -23,6 +23,9 @@ TRAINING = "overnight.training"  # its seed, metric, direction and objective
 PARAMS = "overnight.params"  # the parameters of the trial that it confirms, for display
 CONFIRMS = "overnight.confirms"  # which trial it confirms; see `record.Confirms`
 
+# Optuna's own, of a study: the names of its objectives
+METRIC_NAMES = "study:metric_names"
+
 # Of a study -----------------------------------------------------------------------------------------------------------
 
 PLAN = "overnight.plan"  # as JSON

@@ -13,7 +13,7 @@ from overnight.config.problems import ConfigError
 from overnight.config.trees import look_up
 from overnight.config.values import fingerprint, same
 from overnight.search import sampler
-from overnight.search.attributes import ENTRY, EXCLUDED, MLFLOW, OUTSIDE, PLAN, READY, UID, VALUES
+from overnight.search.attributes import ENTRY, EXCLUDED, METRIC_NAMES, MLFLOW, OUTSIDE, PLAN, READY, UID, VALUES
 from overnight.search.plan import FirstTrial, Plan
 from overnight.search.pruner import make_pruner
 from overnight.search.record import values_of
@@ -64,6 +64,8 @@ def load(storage: ExclusiveStorage, plan: Plan, name: str) -> optuna.Study:
         pruner=make_pruner(settings.pruner, settings.trainer.max_epochs),
         load_if_exists=True,
     )
+    if METRIC_NAMES not in storage.get_study_system_attrs(study._study_id):  # other tools of Optuna show it
+        storage.set_study_system_attr(study._study_id, METRIC_NAMES, [settings.study.metric])
     storage.exclude(study._study_id, StudyAttributes(study).exclusions)
     return study
 

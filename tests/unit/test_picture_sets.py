@@ -79,7 +79,8 @@ def test_the_normalisation_is_computed_once_for_all_trials(root: Path, monkeypat
         write_idx(root / "MNIST" / "raw" / "train-images-idx3-ubyte", train)
 
     kept = root / "cache"
-    for options in ({}, {"subset": 0.5}, {"split_seed": 1}):
+    folds: tuple[dict[str, object], ...] = ({"fold": 0, "folds": 2}, {"fold": 1, "folds": 2})
+    for options in ({}, {"subset": 0.5}, {"split_seed": 1}, *folds):
         counted = fed(None, **options)
         assert torch.equal(fed(kept, **options), counted)
         with monkeypatch.context() as patch:

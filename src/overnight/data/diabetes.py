@@ -30,7 +30,10 @@ class Diabetes(SplitData):
     def split(self, seed: int) -> dict[str, Part]:
         rows = torch.from_numpy(read_table("diabetes_data_raw", delimiter=" ")).float()  # (442, 10)
         targets = torch.from_numpy(read_table("diabetes_target", delimiter=" "))  # (442,)
-        parts = split_60_20_20(rows, targets, seed, stratify=False)
+        return split_60_20_20(rows, targets, seed, stratify=False)
+
+    def prepare_targets(self, parts: dict[str, Part]) -> dict[str, Part]:
+        targets = parts["train"].targets
         train_targets = targets[parts["train"].rows]
         self._mean, self._deviation = float(train_targets.mean()), float(train_targets.std(correction=0))
         standardised = ((targets - self._mean) / self._deviation).float()

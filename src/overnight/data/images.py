@@ -36,7 +36,7 @@ class ImageData(SplitData):
     Args:
         root: folder in which torchvision looks for the data set, and to which it is downloaded.
         cache_dir: folder for decoded images and their statistics, shared by all trials; None for none.
-        options: of SplitData.
+        fold, folds, options: of SplitData.
 
     Raises:
         FileNotFoundError: in prepare_data, with the missing files and their folder, if they can't be downloaded.
@@ -47,8 +47,15 @@ class ImageData(SplitData):
     classes = 10
     validation_rows = 5_000  # of the official training set
 
-    def __init__(self, root: str | Path = "./data", cache_dir: str | Path | None = None, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        root: str | Path = "./data",
+        cache_dir: str | Path | None = None,
+        fold: int | None = None,
+        folds: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(fold=fold, folds=folds, **options)
         self._root = Path(os.path.expanduser(root)).absolute()
         self._cache_dir = Path(cache_dir) if cache_dir is not None else None
 
@@ -102,6 +109,7 @@ class MNIST(ImageData):
             self.validation_rows,
             self._split_seed,
             len(part),
+            *([] if self._folds is None else [self._fold, self._folds]),
         ]
         key = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
+from overnight.data.folds import check_fold, fold_parts
 from overnight.data.tensors import Batches, BatchGroups, Part
 from overnight.data.transforms import NORMALISATIONS, Augmentation, Normalisation, fit_normalisation
 
@@ -29,6 +30,8 @@ class SplitData(pl.LightningDataModule):
             training rows alone.
         subset: share of the training rows to use, in (0, 1]. A smaller subset is part of a larger one.
         augment: random changes of training images, {shift: pixels, rotate: degrees, flip: bool}; see Augmentation.
+        fold: of the pooled training and validation rows, the fold that is the validation part, from 0.
+        folds: number of folds of a cross-validation; None for the split that `split` returns.
 
     Attributes:
         task: binary, multiclass or regression.
@@ -49,6 +52,8 @@ class SplitData(pl.LightningDataModule):
         normalise: str = "minmax",
         subset: float = 1.0,
         augment: Mapping[str, Any] | None = None,
+        fold: int | None = None,
+        folds: int | None = None,
     ) -> None:
         super().__init__()
         # Every rule is checked here: the preflight check builds each searched choice, and trains only some.
@@ -58,11 +63,13 @@ class SplitData(pl.LightningDataModule):
             raise ValueError(f"data.normalise: must be one of {', '.join(NORMALISATIONS)}, got {normalise!r}")
         if not 0 < subset <= 1:
             raise ValueError(f"data.subset: must be above 0 and at most 1, got {subset!r}")
+        check_fold(fold, folds)
         self._augmentation = Augmentation.from_options(augment or {})
         if self._augmentation is not None and len(self.input_shape) != 3:
             raise ValueError("data.augment: is for images, and this data has none; take it out")
         self._batch_size, self._split_seed = batch_size, split_seed
         self._normalisation_method, self._subset = normalise, subset
+        self._fold, self._folds = fold, folds
         self._parts: dict[str, Part] = {}
         self._grouping: tuple[int, Callable[[], None]] | None = None
 
@@ -73,9 +80,17 @@ class SplitData(pl.LightningDataModule):
     def setup(self, stage: str) -> None:  # noqa: ARG002
         if not self._parts:
             self._parts = self.split(self._split_seed)
+            if self._fold is not None and self._folds is not None:
+                stratify = self.task != "regression"
+                self._parts = fold_parts(self._parts, self._fold, self._folds, self._split_seed, stratify)
+            self._parts = self.prepare_targets(self._parts)
             train = self._parts["train"]
             self._parts["train"] = train.first(max(1, round(self._subset * len(train))))
             self._normalisation = self.fit_normalisation(self._parts["train"], self._normalisation_method)
+
+    def prepare_targets(self, parts: dict[str, Part]) -> dict[str, Part]:
+        """Return the parts with the targets that the network learns, by statistics of the training part alone."""
+        return parts
 
     def fit_normalisation(self, part: Part, method: str) -> Normalisation | None:
         """Compute the normalisation from the training part. See transforms.fit_normalisation."""

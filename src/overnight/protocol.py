@@ -87,6 +87,8 @@ class Progress:
         at: end of the unit, in seconds since 1970.
         seconds: duration of the unit, including validation.
         step: of a validation, the step at which Lightning logs it; None for an epoch.
+        total: expected number of validations of the trial, as far as it is known; None for an epoch, because
+            trainer.max_epochs is the number of epochs.
     """
 
     number: int
@@ -95,6 +97,7 @@ class Progress:
     at: float
     seconds: float
     step: int | None = None
+    total: int | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from overnight.trial.plain_values import ATOMS, equal_trees
 from overnight.trial.state import copy_to_cpu, get_random_state, set_random_state
 
 _OWN_MODULES = "overnight."
+_CLOCKS = ("_last_val_time", "_train_start_time")  # of the process, for validations by time
 
 
 class Boundary:
@@ -27,10 +28,16 @@ class Boundary:
         module: the LightningModule.
         data: the data module.
         param_groups: those of the optimizers before their states were loaded, as `param_groups_of` returns them.
+        within_epochs: whether states are taken between two batches as well.
     """
 
     def __init__(
-        self, trainer: Any, module: Any, data: Any, param_groups: list[tuple[list[Any], list[Any]]] | None = None
+        self,
+        trainer: Any,
+        module: Any,
+        data: Any,
+        param_groups: list[tuple[list[Any], list[Any]]] | None = None,
+        within_epochs: bool = False,
     ) -> None:
         self._trainer, self._module = trainer, module
         self._param_groups = param_groups if param_groups is not None else param_groups_of(trainer)
@@ -39,7 +46,8 @@ class Boundary:
             getattr(owner, "hparams", None)  # Lightning makes them when it first saves them
         roots: dict[str, Any] = {}
         self._loaders: list[str] = []  # with workers that outlive an epoch
-        if not type(module).__module__.startswith(_OWN_MODULES):
+        # Between two epochs our own modules hold nothing.
+        if within_epochs or not type(module).__module__.startswith(_OWN_MODULES):
             roots["model"] = module
         if not type(data).__module__.startswith(_OWN_MODULES):
             roots["data"] = data
@@ -56,24 +64,33 @@ class Boundary:
                     self._loaders.append(name)
         for number, optimizer in enumerate(trainer.optimizers):
             roots[f"optimizers[{number}]"] = optimizer
-        gradients = "model" in roots and not module.automatic_optimization
+        gradients = "model" in roots and (not module.automatic_optimization or _accumulates_gradients(trainer))
         self._live = LiveState(roots, ignored=(trainer, trainer.strategy), skipped=skipped, gradients=gradients)
         self._trainer_attributes = _attributes_of(trainer)
         self._group_sizes: list[list[int]] = []
         self._group_names: list[list[list[str]]] = []
 
-    def take(self, memory: Any) -> dict[str, Any]:
+    def live_state(self) -> dict[str, Any]:
+        """Return what the objects hold besides their own states."""
+        return self._live.save()[0]
+
+    def restore_live_state(self, saved: dict[str, Any]) -> None:
+        self._live.restore(saved)
+
+    def take(self, memory: Any, epoch_start: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the state as plain data on the CPU.
 
         Args:
             memory: the Trainer's InMemoryCheckpoints.
+            epoch_start: what `live_state` returned when the epoch began, for a state within an epoch.
         """
         trainer = self._trainer
         trainer.save_checkpoint("memory", weights_only=False)
         lightning_state = memory.saved
-        changed, lost = self._live.save()
+        changed, lost = self._live.save(epoch_start)
         state, copied_weights = copy_to_cpu((lightning_state, self._module.state_dict()))
-        _rewind(state)
+        if epoch_start is None:
+            _rewind(state)
         before = self._trainer_attributes
         state["overnight"] = {
             "random": get_random_state(),
@@ -132,6 +149,12 @@ def _rewind(state: dict[str, Any]) -> None:
         counts["ready"] -= 1
         counts["completed"] -= 1
     state["epoch"] -= 1
+
+
+def _accumulates_gradients(trainer: Any) -> bool:
+    """Return whether gradients may be gathered over batches, so that there are some between two of them."""
+    schedulers = (c for c in trainer.callbacks if type(c).__name__ == "GradientAccumulationScheduler")
+    return trainer.accumulate_grad_batches > 1 or any(schedulers)
 
 
 def set_weights(module: Any, weights: dict[str, Any]) -> None:
@@ -208,7 +231,7 @@ def _attributes_of(trainer: Any) -> dict[str, Any]:
         f"{part}.{name}": value
         for part, thing in _parts_of(trainer).items()
         for name, value in vars(thing).items()
-        if type(value) in ATOMS
+        if type(value) in ATOMS and name not in _CLOCKS
     }
 
 

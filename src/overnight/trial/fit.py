@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 
-from overnight.config.trainer import FREE_OF_BATCHES, trainer_arguments
+from overnight.config.trainer import FREE_OF_BATCHES, counts_validations, trainer_arguments, unit_of
 from overnight.data.split import SplitData
 from overnight.models.supervised import Supervised
 from overnight.protocol import Alive, Decision, Finished, Resumed, TrialSpec
@@ -32,10 +32,17 @@ from overnight.trial.trial_callback import (
     TrialStopped,
     TrialTrainer,
 )
+from overnight.trial.validation_callback import ValidationCallback
 
 # Training batches in one step of the Trainer, for SplitData with Supervised. The Trainer's bookkeeping is about two
 # thirds of the time of a small step.
 BATCHES_PER_STEP = 64
+
+_NOTHING_TRAINED = {
+    "epoch": "the trial trained no epoch: does the data module have a train_dataloader with batches?",
+    "validation": "the trial ended without a validation: trainer.val_check_interval must be a number of batches that "
+    "come before trainer.max_steps or the end of the data",
+}
 
 
 def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) -> Finished:
@@ -61,7 +68,8 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
     lightning = lightning_packages.lightning_of(data, model)
     fast_loading.enable(lightning)
     memory = lightning_packages.subclass(InMemoryCheckpoints, lightning.plugins.CheckpointIO)(state, model)
-    callback = lightning_packages.subclass(TrialCallback, lightning.callbacks.Checkpoint)(spec, link, memory, data)
+    kind = ValidationCallback if counts_validations(spec.config["trainer"]) else TrialCallback
+    callback = lightning_packages.subclass(kind, lightning.callbacks.Checkpoint)(spec, link, memory, data)
     configured = build_callbacks(spec.config, lightning)
     epoch_start = lightning_packages.subclass(EpochStart, lightning.Callback)(callback)
     options = trainer_arguments(spec.config["trainer"])
@@ -94,7 +102,7 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
         return Finished(spec.number, "failed", "checkpoint_unusable", traceback.format_exc(), notes)
     notes = (*notes, *_notes_of(callback, state))
     if not callback.history:
-        raise RuntimeError("the trial trained no epoch: does the data module have a train_dataloader with batches?")
+        raise RuntimeError(_NOTHING_TRAINED[unit_of(spec.config["trainer"])])
     if spec.keep_weights and not _save_weights(spec, callback.weights(trainer), link):
         return Finished(spec.number, "saved", notes=notes)
     return Finished(spec.number, "complete", notes=notes)

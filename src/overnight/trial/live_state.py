@@ -88,8 +88,12 @@ class LiveState:
             owner.seen = {name: (value, mark_of(value)) for name, value in self._attributes(owner)}
         self._originals = dict(self._parts())  # what can be changed in place
 
-    def save(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """Return the attributes that have changed, as plain data, and the names of those that can't be saved."""
+    def save(self, also: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Return the attributes that have changed, as plain data, and the names of those that can't be saved.
+
+        Args:
+            also: what an earlier call returned. These attributes are saved even if they are what they were at first.
+        """
         places: dict[Any, str] = {}
         # A value that is elsewhere now is a new one there, because its place may hold another one.
         kept = {id(part): (name, part) for name, part in self._parts() if self._originals.get(name) is part}
@@ -99,11 +103,12 @@ class LiveState:
         for path, owner in self._owners.items():
             now = dict(self._attributes(owner))
             of_owner: dict[str, Any] = {}
+            wanted = also.get(path, ()) if also else ()
             for name, value in now.items():
                 before = owner.seen.get(name)
                 if before is not None and value is not before[0] and id(before[0]) in kept:
                     pass  # the other place of the value that was here may change it in place
-                elif before is not None and not differs(value, *before):
+                elif before is not None and name not in wanted and not differs(value, *before):
                     continue
                 try:
                     of_owner[name] = encoder.encode(value)

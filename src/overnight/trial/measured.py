@@ -47,8 +47,8 @@ class MeasuredWeights:
         if self._is_needed and not (ends_epoch and not may_exchange_weights(trainer, module)):
             self._validated = copy_to_cpu(module.state_dict())
 
-    def epoch_ended(self, metrics: Mapping[str, float]) -> None:
-        """Keep the weights of an epoch if they gave the objective so far."""
+    def unit_ended(self, metrics: Mapping[str, float]) -> None:
+        """Keep the weights of an epoch or a validation if they gave the objective so far."""
         value, validated = metrics.get(self._spec.metric), self._validated
         self._validated = None
         if not self._is_needed or value is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol
 
+import torch
+
 from overnight.protocol import Alive, Decision, Progress, StateSaved, TrialMessage, TrialSpec
 from overnight.trial import checkpoint
 from overnight.trial.boundary import Boundary, match_param_groups, param_groups_of, set_weights
@@ -93,7 +95,8 @@ class EpochStart:
         self._trial.at_boundary(trainer, module)
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
-        self._trial.measured.validated(trainer, module)
+        if not trainer.sanity_checking:
+            self._trial.measured.validated(trainer, module)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
         self._trial.measured.trained(module)
@@ -109,7 +112,12 @@ class TrialCallback:
         link: the connection to the supervisor.
         memory: the Trainer's checkpoints, with the state that the trial resumes from.
         data: the data module.
+
+    Attributes:
+        within_epochs: whether states are taken between two batches as well.
     """
+
+    within_epochs = False
 
     def __init__(self, spec: TrialSpec, link: Link, memory: InMemoryCheckpoints, data: Any) -> None:
         self._spec, self._link, self._memory, self._data = spec, link, memory, data
@@ -123,7 +131,7 @@ class TrialCallback:
         self._epoch_ended = False
         self._stopping = False
         self._logged: dict[str, Any] = {}  # Lightning's metrics at the end of the last epoch
-        self._epoch_started_at = self._saved_at = self._polled_at = self._alive_at = time.monotonic()
+        self._unit_started_at = self._saved_at = self._polled_at = self._alive_at = time.monotonic()
         if memory.state is not None:
             self._state = copy_to_cpu(memory.state)  # the optimizer trains on in the very tensors that it is given
             ours = self._state["overnight"]
@@ -152,22 +160,32 @@ class TrialCallback:
 
     def at_boundary(self, trainer: Any, module: Any) -> None:
         """Take the state of the trial, or put it back in a trial that resumes."""
-        self._epoch_started_at = time.monotonic()
+        self._unit_started_at = time.monotonic()
         if self._boundary is None:
-            self._boundary = Boundary(trainer, module, self._data, self._param_groups)
+            self._begin(trainer, module)
             if self._state is not None:
-                self.lost = [*dict.fromkeys([*self.lost, *self._boundary.put_back(self._state)])]
-                self.restoring = False
-            return
-        if not self._epoch_ended:
-            return
-        self._epoch_ended = False
-        state = self._boundary.take(self._memory)
+                self._put_back()
+        elif self._epoch_ended:
+            self._epoch_ended = False
+            self._keep(self._boundary.take(self._memory))
+
+    def _begin(self, trainer: Any, module: Any) -> None:
+        self._boundary = Boundary(trainer, module, self._data, self._param_groups, self.within_epochs)
+
+    def _put_back(self) -> None:
+        assert self._boundary is not None
+        assert self._state is not None
+        self.lost = [*dict.fromkeys([*self.lost, *self._boundary.put_back(self._state)])]
+        self.restoring = False
+        self._unit_started_at = time.monotonic()
+
+    def _keep(self, state: dict[str, Any]) -> None:
+        """Keep the state of a boundary. Write it, if it is time to, or if the trial is to stop."""
         for name in _HYPERPARAMETERS:
             state.pop(name, None)  # the configuration builds the same objects again
         state["overnight"].update(
             identity=identity_of(self._spec),
-            history=[vars(epoch) for epoch in self.history],
+            history=[vars(e) for e in self.history],
             logged=copy_to_cpu(self._logged),
             resumed_without=self.lost,
             **self.measured.state(state["overnight"]["weights"]),
@@ -201,22 +219,30 @@ class TrialCallback:
     # The end of an epoch
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
-        now = time.monotonic()
-        # Lightning keeps a metric that was not logged in this epoch as the same object.
-        logged = dict(trainer.callback_metrics)
-        metrics = {name: float(value) for name, value in logged.items() if value is not self._logged.get(name)}
-        self._logged = logged
-        seconds = now - self._epoch_started_at
-        epoch = Progress(self._spec.number, trainer.current_epoch, metrics, time.time(), seconds)
-        self.history.append(epoch)
-        self.measured.epoch_ended(metrics)
-        decision = self._link.ask(epoch)
-        if decision is Decision.STOP:
-            raise TrialStopped(decision)
+        decision = self.report(trainer, trainer.current_epoch)
         if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
             return  # to finish takes less time than to save
         self._stopping = decision is Decision.SAVE_AND_STOP
         self._epoch_ended = True
+
+    def report(self, trainer: Any, index: int, step: int | None = None, total: int | None = None) -> Decision:
+        """Report what was logged since the last report, and return what the trial is to do.
+
+        Raises:
+            TrialStopped: if it is to stop at once.
+        """
+        now = time.monotonic()
+        logged = dict(trainer.callback_metrics)
+        metrics = {name: float(value) for name, value in logged.items() if not _is_same(value, self._logged.get(name))}
+        self._logged = logged
+        seconds = now - self._unit_started_at
+        done = Progress(self._spec.number, index, metrics, time.time(), seconds, step, total)
+        self.history.append(done)
+        self.measured.unit_ended(metrics)
+        decision = self._link.ask(done)
+        if decision is Decision.STOP:
+            raise TrialStopped(decision)
+        return decision
 
     def unsaved(self) -> list[str]:
         """Return the names of attributes that have changed since the first epoch began and can't be saved."""
@@ -258,3 +284,11 @@ class TrialCallback:
             return  # the previous state is still there, and the supervisor makes trials wait for free space
         last = self._state["overnight"]["history"][-1]
         self._link.send(StateSaved(self._spec.number, last["index"]))
+
+
+def _is_same(value: Any, before: Any) -> bool:
+    """Return whether a metric was not logged since `before`: Lightning keeps the object, or its memory."""
+    if value is before:
+        return True
+    both = isinstance(value, torch.Tensor) and isinstance(before, torch.Tensor)
+    return both and value.device == before.device and value.data_ptr() == before.data_ptr()

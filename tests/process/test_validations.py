@@ -1,0 +1,135 @@
+"""Trials whose progress is counted in validations: cut at any of them, they resume to the same bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from overnight.protocol import Decision, Finished, Progress, Resumed, StateSaved, TrialSpec
+from overnight.trial.fit import fit
+from support.trial_links import ListLink, spec_for, weights
+from support.user_trials import spec_for as users_spec
+
+VALIDATIONS = "user_package.validations."
+
+CASES: dict[str, dict[str, Any]] = {
+    "four times an epoch": {"trainer": {"max_epochs": 3, "val_check_interval": 0.25}},
+    "a stream without an end": {
+        "trainer": {"max_epochs": -1, "max_steps": 60, "val_check_interval": 7},
+        "of_data": {"kind": "stream"},
+    },
+    "two optimizers, manual optimization": {
+        "model": "Gan",
+        "metric": "val/real",
+        "trainer": {"max_epochs": -1, "max_steps": 110, "val_check_interval": 0.25},
+    },
+    "a stream with an end": {"trainer": {"max_epochs": 4, "val_check_interval": 4}, "of_data": {"kind": "finite"}},
+    "steps alone": {"trainer": {"max_epochs": -1, "max_steps": 70}},
+    "gradients gathered over a validation": {
+        "trainer": {"max_epochs": 3, "val_check_interval": 6, "accumulate_grad_batches": 4}
+    },
+    "validations across epochs": {
+        "trainer": {"max_epochs": 4, "val_check_interval": 13, "check_val_every_n_epoch": None}
+    },
+    "workers and a generator": {
+        "trainer": {"max_epochs": 3, "val_check_interval": 0.5},
+        "of_data": {"num_workers": 2, "own_generator": True},
+    },
+    "half of the batches": {
+        "trainer": {"max_epochs": 2, "val_check_interval": 0.5, "limit_train_batches": 0.5, "num_sanity_val_steps": 2}
+    },
+}
+QUICK = ("four times an epoch",)
+
+
+def spec_of(
+    folder: Path,
+    trainer: dict[str, Any],
+    model: str = "Net",
+    of_data: dict[str, Any] | None = None,
+    metric: str = "val/accuracy",
+    every_s: float = 1e9,
+) -> TrialSpec:
+    spec = users_spec(
+        folder, VALIDATIONS + model, VALIDATIONS + "Data", of_data=of_data, metric=metric, every_s=every_s
+    )
+    return replace(spec, config={**spec.config, "trainer": trainer})
+
+
+@pytest.mark.parametrize("case", [pytest.param(n, marks=[pytest.mark.long] * (n not in QUICK)) for n in CASES])
+def test_a_trial_cut_at_a_validation_resumes_to_the_same_bits(tmp_path: Path, case: str) -> None:
+    whole = ListLink()
+    assert fit(spec_of(tmp_path / "whole", **CASES[case]), whole) == Finished(7, "complete")
+    last = len(whole.epochs) - 1
+    for cut in (5,) if case in QUICK else sorted({0, 1, 2, last // 2, last - 1}):
+        if cut >= last:
+            continue  # to finish takes less time than to save
+        spec = spec_of(tmp_path / str(cut), **CASES[case])
+        first, second = ListLink({cut: Decision.SAVE_AND_STOP}), ListLink()
+        assert fit(spec, first) == Finished(7, "saved")
+        assert [m.index for m in first.messages if isinstance(m, StateSaved)] == [cut]
+        assert fit(spec, second) == Finished(7, "complete")
+        (resumed,) = [m for m in second.messages if isinstance(m, Resumed)]
+        assert [e.index for e in resumed.history] == list(range(cut + 1))
+        assert first.curve + second.curve == whole.curve
+        assert [(e.step, e.total) for e in (*first.epochs, *second.epochs)][-1] == (
+            whole.epochs[-1].step,
+            len(whole.epochs),
+        )
+        for name, tensor in weights(tmp_path / "whole").items():
+            assert torch.equal(weights(spec.checkpoint_folder)[name], tensor), f"{name} after a cut at {cut}"
+
+
+@pytest.mark.long
+def test_a_trial_that_is_cut_at_every_validation_in_turn_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    whole, curve = ListLink(), []
+    fit(spec_of(tmp_path / "whole", **CASES["four times an epoch"]), whole)
+    for cut in range(1, 12, 2):
+        link = ListLink({cut: Decision.SAVE_AND_STOP})
+        fit(spec_of(tmp_path / "cut", **CASES["four times an epoch"]), link)
+        curve += link.curve
+    assert curve == whole.curve
+    assert torch.equal(*(torch.cat([t.flatten() for t in weights(tmp_path / n).values()]) for n in ("whole", "cut")))
+
+
+@pytest.mark.long
+def test_our_own_network_validates_within_an_epoch_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    line = ["model.dropout=0.2", "schedule=cosine", "trainer.max_epochs=2", "trainer.val_check_interval=0.5"]
+    whole, first, second = ListLink(), ListLink({2: Decision.SAVE_AND_STOP}), ListLink()
+    assert fit(spec_for(tmp_path / "whole", *line), whole) == Finished(7, "complete")
+    fit(spec_for(tmp_path / "cut", *line), first)
+    assert fit(spec_for(tmp_path / "cut", *line), second) == Finished(7, "complete")
+    assert first.curve + second.curve == whole.curve
+    assert len(whole.curve) == 4
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "cut")[name], tensor)
+
+
+def test_the_steps_of_validations_are_those_at_which_lightning_logs_them(tmp_path: Path) -> None:
+    link = ListLink()
+    fit(spec_of(tmp_path, {"max_epochs": 2, "val_check_interval": 0.25}), link)
+    assert [e.step for e in link.epochs] == [4, 9, 14, 19, 24, 29, 34, 39]
+    assert {e.total for e in link.epochs} == {8}
+
+
+def test_a_validation_at_the_end_of_an_epoch_has_what_is_logged_there(tmp_path: Path) -> None:
+    link = ListLink()
+    fit(spec_of(tmp_path, {"max_epochs": 1, "val_check_interval": 0.5}), link)
+    within, at_end = (set(e.metrics) for e in link.epochs)
+    assert "val/accuracy" in within & at_end
+    assert "train/accuracy" in at_end - within
+
+
+def test_a_training_without_a_validation_is_reported_with_the_rule(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="ended without a validation"):
+        fit(spec_of(tmp_path, {"max_epochs": -1, "max_steps": 9}, of_data={"kind": "stream"}), ListLink())
+
+
+def test_a_trial_that_the_pruner_stops_at_a_validation_ends_there(tmp_path: Path) -> None:
+    link = ListLink({2: Decision.STOP})
+    assert fit(spec_of(tmp_path, {"max_epochs": 3, "val_check_interval": 0.25}), link) == Finished(7, "stopped")
+    assert [m.index for m in link.messages if isinstance(m, Progress)] == [0, 1, 2]

@@ -297,11 +297,12 @@ class DrawSpec:
         title: name of the trial, for the titles of the plots.
         folder: where the plots go.
         weights: file of the trial's weights; None if they were not kept.
-        history: (epoch, metrics) in order.
+        history: (epoch, metrics) in order; (step, metrics) where the unit is a validation.
         metric: name of the metric that the study optimises.
         which: kinds of plots, as in the configuration key plots.which.
         look: colours of plots of weights, as in the configuration key plots.look.
         stamp: content of drawn.json, which is written last.
+        unit: what the progress of the trial is counted in.
         low_priority: give way to all other processes.
         locks: as in TrialSpec.
     """
@@ -314,5 +315,6 @@ class DrawSpec:
     which: tuple[str, ...]
     look: str
     stamp: str = ""
+    unit: Literal["epoch", "validation"] = "epoch"
     low_priority: bool = True
     locks: Path | None = None

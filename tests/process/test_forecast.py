@@ -19,12 +19,12 @@ def test_a_forecast_measures_both_ends_and_writes_nothing(tmp_path: Path) -> Non
     assert found.points == 4
     assert len(found.samples) == 3
     assert (found.slots, found.at_once) == (64, min(64, cores()))
-    assert 0 < found.fastest.epoch_s < found.slowest.epoch_s < 60
+    assert 0 < found.fastest.unit_s < found.slowest.unit_s < 60
     assert "largest" in found.slowest.name
     least, most = found.seconds
     waves = -(-10 // found.at_once)
-    assert waves * 20 * found.fastest.epoch_s < least < most
-    assert most > waves * 20 * found.slowest.epoch_s
+    assert waves * 20 * found.fastest.unit_s < least < most
+    assert most > waves * 20 * found.slowest.unit_s
     assert found.disk_bytes > 2048 * 2048 * 4, "the weights of the largest network are kept"
     assert not (tmp_path / "home").exists()
 

@@ -76,10 +76,8 @@ def test_a_trial_cut_at_a_validation_resumes_to_the_same_bits(tmp_path: Path, ca
         (resumed,) = [m for m in second.messages if isinstance(m, Resumed)]
         assert [e.index for e in resumed.history] == list(range(cut + 1))
         assert first.curve + second.curve == whole.curve
-        assert [(e.step, e.total) for e in (*first.epochs, *second.epochs)][-1] == (
-            whole.epochs[-1].step,
-            len(whole.epochs),
-        )
+        assert [e.step for e in (*first.epochs, *second.epochs)] == [e.step for e in whole.epochs]
+        assert {e.total for e in whole.epochs} <= {None, len(whole.epochs)}, "a stream may not tell its length"
         for name, tensor in weights(tmp_path / "whole").items():
             assert torch.equal(weights(spec.checkpoint_folder)[name], tensor), f"{name} after a cut at {cut}"
 

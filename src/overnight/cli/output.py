@@ -98,7 +98,7 @@ def print_status(view: StudyView) -> None:
 
 
 def _print_trials(view: StudyView) -> None:
-    from overnight.search.record import format_value, max_epochs_of, titled
+    from overnight.search.record import format_value, titled, unit_of_trial, units_of_trial
 
     best = view.best
     if best is not None and best.objective is not None:
@@ -106,8 +106,9 @@ def _print_trials(view: StudyView) -> None:
         print_wrapped(f"best: {metric} {format_value(best.objective, metric)}, {titled(best)}")
     for record in view.records:
         if record.state in ("running", "paused"):
-            last, epochs = record.history[-1:], max_epochs_of(record, view.plan)
-            progress = f"{last[0].index + 1} of {epochs} epochs" if last else "no epoch yet"
+            last, total = record.history[-1:], units_of_trial(record, view.plan)
+            of, unit = f" of {total}" if total is not None else "", unit_of_trial(record, view.plan)
+            progress = f"{last[0].index + 1}{of} {unit}s" if last else f"no {unit} yet"
             print_wrapped(f"  {titled(record)}: {record.state}, {progress}")
 
 
@@ -266,7 +267,8 @@ def _time_lines(found: Forecast) -> list[str]:
     for which in dict.fromkeys((found.fastest, found.slowest)):
         at_least = "more than " if which.is_cut else ""
         lines.append(
-            f"  measured: {at_least}{which.epoch_s:.3g} s per epoch, {which.epochs} epochs per trial ({which.name})"
+            f"  measured: {at_least}{which.unit_s:.3g} s per {which.unit}, {which.units} {which.unit}s per trial "
+            f"({which.name})"
         )
     return lines
 

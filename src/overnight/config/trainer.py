@@ -15,7 +15,7 @@ from overnight.config.fields import at_least, rule
 from overnight.config.problems import Problems
 
 # The names under which Lightning publishes its Trainer. A config may name one of them; a trial takes that of its model.
-TARGETS = ("pytorch_lightning.Trainer", "lightning.Trainer", "lightning.pytorch.Trainer")
+TARGETS: tuple[str, ...] = ("pytorch_lightning.Trainer", "lightning.Trainer", "lightning.pytorch.Trainer")
 TARGETS += tuple(f"{package}.trainer.Trainer" for package in ("pytorch_lightning", "lightning.pytorch"))
 TARGETS += tuple(f"{package}.trainer.trainer.Trainer" for package in ("pytorch_lightning", "lightning.pytorch"))
 

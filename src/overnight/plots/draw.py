@@ -52,7 +52,7 @@ def draw(spec: DrawSpec) -> None:
 
     wanted = set(spec.which)
     if "curves" in wanted:
-        attempt("curves", lambda: add(figures.curves(_series(spec.history), spec.metric, spec.title)))
+        attempt("curves", lambda: add(figures.curves(_series(spec.history), spec.metric, spec.title, spec.unit)))
     if wanted - {"curves"}:
         attempt("plot of weights and predictions", lambda: _draw_network(spec, wanted, add, attempt))
     (spec.folder / IN_WORDS).write_text("\n".join(lines) + "\n", "utf-8")

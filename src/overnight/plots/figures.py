@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -113,13 +113,19 @@ def matrix(values: Array, layer: str, of: str, look: str = "white_zero") -> Plot
     return Plot("weights", figure, description)
 
 
-def curves(history: Mapping[str, Sequence[tuple[int, float]]], metric: str, of: str) -> Plot:
+def curves(
+    history: Mapping[str, Sequence[tuple[int, float]]],
+    metric: str,
+    of: str,
+    unit: Literal["epoch", "validation"] = "epoch",
+) -> Plot:
     """Draw learning curves, a panel for each kind of metric with training and validation.
 
     Args:
-        history: metric name -> (epoch, value) in order.
+        history: metric name -> (epoch, value) in order; (step, value) where the unit is a validation.
         metric: the study's metric, whose panel comes first.
         of: name of the trial, for the title.
+        unit: epoch or validation.
     """
     panels = _panels(history, metric)
     columns = min(len(panels), 2)
@@ -135,13 +141,13 @@ def curves(history: Mapping[str, Sequence[tuple[int, float]]], metric: str, of: 
             axes.plot(
                 epochs, values, color=colour, linestyle=line, marker=marker, markersize=size, label=literal(label)
             )
-        axes.set(xlabel="epoch, the first is 0", ylabel=literal(kind))
+        axes.set(xlabel="step" if unit == "validation" else "epoch, the first is 0", ylabel=literal(kind))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.suptitle(f"Learning curves of {of}", fontsize=12)
     last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in sorted(history.items()))
-    return Plot("curves", figure, f"Each metric over the epochs. At the last one: {last}.")
+    return Plot("curves", figure, f"Each metric over the {unit}s. At the last one: {last}.")
 
 
 def confusion(counts: Array, names: Sequence[str], of: str) -> Plot:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from overnight.config.paths import trial_name
+from overnight.config.trainer import unit_of
 from overnight.config.values import to_text
 from overnight.report import advice
 from overnight.report.finding import Finding
@@ -115,10 +116,12 @@ def _unfinished(finding: Finding) -> list[str]:
         values = [sign * e.metrics[study.metric] for e in run.history if study.metric in e.metrics]
         improving += len(values) > 3 and max(values) > max(values[:-1])
     if runs and improving > len(runs) / 2:
-        longer = finding.plan.settings.trainer.max_epochs * 2
+        trainer = finding.plan.settings.trainer
+        limit = "max_steps" if trainer.max_steps != -1 else "max_epochs" if trainer.max_epochs != -1 else None
+        longer = f"trainer.{limit}={2 * getattr(trainer, limit)}" if limit else "a longer trainer.max_time"
         return [
-            f"The winner was still improving at its last epoch in {improving} of {len(runs)} runs; try "
-            f"trainer.max_epochs={longer}."
+            f"The winner was still improving at its last {unit_of(vars(trainer))} in {improving} of {len(runs)} runs; "
+            f"try {longer}."
         ]
     return []
 

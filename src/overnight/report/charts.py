@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from overnight.config.paths import trial_name
+from overnight.config.trainer import unit_of
 from overnight.plots.figures import literal
 from overnight.report import parameter_charts
 from overnight.report.figures import (
@@ -70,7 +71,7 @@ def _history(report: Report) -> Chart | None:
 
 
 def _curves(report: Report) -> Chart | None:
-    metric = report.plan.settings.study.metric
+    metric, unit = report.plan.settings.study.metric, unit_of(vars(report.plan.settings.trainer))
     found = report.finding
     shown = [(trial_name(f.trial.number), f.runs) for f in found.finalists if f.runs]
     if (
@@ -94,7 +95,7 @@ def _curves(report: Report) -> Chart | None:
             length = min(map(len, runs))
             mean = [statistics.fmean(run[i] for run in runs) for i in range(length)]
             ax.plot(range(length), mean, color=colour, linewidth=2, label=name)
-        ax.set(xlabel="epoch, the first is 0", ylabel=literal(metric))
+        ax.set(xlabel=f"{unit}, the first is 0", ylabel=literal(metric))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         values = sorted(v for runs in curves.values() for run in runs for v in run if math.isfinite(v))
         # The values of the first epochs would hide the differences between the last ones.
@@ -107,7 +108,7 @@ def _curves(report: Report) -> Chart | None:
 
     means = {name: statistics.fmean(curve[-1] for curve in of_one) for name, of_one in curves.items()}
     ends = ", ".join(f"{name} {format_value(mean, metric)}" for name, mean in means.items())
-    words = f"{metric} by epoch. A thin line is one seed, a thick line is the mean. Values at the end: {ends}."
+    words = f"{metric} by {unit}. A thin line is one seed, a thick line is the mean. Values at the end: {ends}."
     title = "Learning curves on new seeds" if found.confirmed else "Learning curve"
     return Chart(title, words, draw_svg("curves", draw))
 

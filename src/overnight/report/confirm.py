@@ -19,7 +19,7 @@ from overnight.runner.trial_spec import trial_spec
 from overnight.search import deadline
 from overnight.search.deadline import ConfirmationSize
 from overnight.search.plan import CONFIRM_SUFFIX, Plan, devices_of
-from overnight.search.record import Confirms, TrialRecord, config_of, ranked
+from overnight.search.record import Confirms, TrialRecord, config_of, ranked, typical_units
 from overnight.search.seeds import derive_seed
 from overnight.search.space import SearchSpace
 from overnight.study.session import StudySession
@@ -70,7 +70,7 @@ def affordable_size(
     plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord], available_s: float, slots: int
 ) -> ConfirmationSize:
     """Return the largest confirmation whose remaining trials fit into `available_s` seconds."""
-    epochs = plan.settings.trainer.max_epochs
+    epochs = typical_units(records, plan)
     held = {_pair(r.confirms): r for r in confirmations if r.confirms is not None}
     everything = _wanted(plan, records)
     chosen = [f.number for f in finalists(plan, records)]

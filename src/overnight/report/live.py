@@ -17,7 +17,15 @@ from rich.live import Live
 
 from overnight.report.live_table import LiveTable
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, best_of, describe, format_duration, format_value, trial_title
+from overnight.search.record import (
+    TrialRecord,
+    best_of,
+    describe,
+    format_duration,
+    format_value,
+    trial_title,
+    typical_units,
+)
 
 REDRAW_EVERY_S = 0.5
 
@@ -71,10 +79,10 @@ class ProgressSnapshot:
         return best_of(self.records.values(), self.plan.settings)
 
     def seconds_left(self) -> float | None:
-        """Estimate the seconds until the budget is used, from the median duration; None before the first epoch."""
-        now, epochs = time.time(), self.plan.settings.trainer.max_epochs
+        """Estimate the seconds until the budget is used, from the median duration; None before the first progress."""
+        now, units = time.time(), typical_units(self.records.values(), self.plan)
         durations = [r.ended_at - r.started_at for r in self.ended if r.ended_at and r.started_at] or [
-            (now - trial.started_at) / (trial.index + 1) * epochs for trial in self.running if trial.index >= 0
+            (now - trial.started_at) / (trial.index + 1) * units for trial in self.running if trial.index >= 0
         ]
         if not durations:
             return None

@@ -13,13 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from overnight.config.paths import trial_name
+from overnight.config.trainer import unit_of
 from overnight.search.record import (
     TrialRecord,
     format_duration,
     format_value,
-    max_epochs_of,
     short_params,
     trial_title,
+    typical_units,
+    units_of_trial,
 )
 
 if TYPE_CHECKING:
@@ -98,7 +100,9 @@ def _trial_table(now: ProgressSnapshot, width: int, max_rows: int | None) -> Tab
     metric = now.plan.settings.study.metric
     columns = {
         "trial": [_number(trial, record) for trial, record in zip(shown, records, strict=True)],
-        "epoch": [_epoch(now, trial, record) for trial, record in zip(shown, records, strict=True)],
+        unit_of(vars(now.plan.settings.trainer)): [
+            _progress(now, trial, record) for trial, record in zip(shown, records, strict=True)
+        ],
         _shorten(metric, _MAX_COLUMN): ["" if t.value is None else format_value(t.value, metric) for t in shown],
         "for": [format_duration(time.time() - trial.started_at) for trial in shown],
     }
@@ -121,9 +125,9 @@ def _trial_table(now: ProgressSnapshot, width: int, max_rows: int | None) -> Tab
     return table
 
 
-def _epoch(now: ProgressSnapshot, trial: RunningTrial, record: TrialRecord | None) -> str:
-    epochs = max_epochs_of(record, now.plan) if record is not None else now.plan.settings.trainer.max_epochs
-    return f"{trial.index + 1}/{epochs}"
+def _progress(now: ProgressSnapshot, trial: RunningTrial, record: TrialRecord | None) -> str:
+    total = units_of_trial(record, now.plan) if record is not None else typical_units(now.records.values(), now.plan)
+    return f"{trial.index + 1}/{total if total is not None else '?'}"
 
 
 def _fitting_columns(params: Sequence[Mapping[str, str]], room: int) -> tuple[dict[str, list[str]], int]:

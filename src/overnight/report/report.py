@@ -25,6 +25,7 @@ from overnight.search.record import (
     format_value,
     searched_values,
     trial_title,
+    typical_units,
 )
 from overnight.study.snapshot import StudyView
 from overnight.tracking.duration import time_of_work
@@ -104,7 +105,7 @@ def build_report(view: StudyView) -> Report:
 def training_cost(plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord]) -> Cost:
     """Sum up what the search and its confirmation cost."""
     pruned = [r for r in records if r.state == "pruned" and r.history]
-    epochs = plan.settings.trainer.max_epochs
+    units = typical_units(records, plan)
     both = (*records, *confirmations)
     largest = max(both, key=lambda r: r.peak_bytes or 0, default=None)
     peak = largest.peak_bytes or 0 if largest is not None else 0
@@ -113,7 +114,7 @@ def training_cost(plan: Plan, records: Sequence[TrialRecord], confirmations: Seq
         sum(e.seconds for r in confirmations for e in r.history),
         time_of_work(both),
         len(pruned),
-        sum((epochs - len(r.history)) * sum(e.seconds for e in r.history) / len(r.history) for r in pruned),
+        sum(max(units - len(r.history), 0) * sum(e.seconds for e in r.history) / len(r.history) for r in pruned),
         dict(Counter(r.reason or "error" for r in both if r.state == "failed")),
         peak,
         trial_title(largest) if largest is not None and peak else "",

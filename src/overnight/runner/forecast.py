@@ -1,4 +1,4 @@
-"""Forecast the time and the disk space of a study from a few measured epochs at both ends of its search space."""
+"""Forecast time and disk space of a study from a few measured epochs or validations at both ends of its space."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
-from overnight.protocol import Progress
+from overnight.config.trainer import unit_of
+from overnight.protocol import Decision, Progress
 from overnight.runner import preflight, trial_process
 from overnight.runner.preflight import DryRun
 from overnight.runner.trial_spec import trial_spec
@@ -28,7 +29,9 @@ from overnight.system.devices import cores, slot_devices
 
 # What a trial takes in the Optuna storage and in MLflow, measured on digits with three metrics.
 _BYTES_PER_TRIAL, _BYTES_PER_EPOCH = 9_000, 1_400
-_MEASURED_EPOCHS = 3
+_MEASURED = 3  # epochs or validations
+# A checkpoint holds the weights and, for most optimizers, two more tensors of their size.
+_WEIGHTS_PER_STATE = 3
 # Seconds after which a configuration is measured no further. An epoch may take an hour.
 _MEASURE_S = 30.0
 # Configurations that are measured: the ends of the space for up to four options of data and model.
@@ -43,24 +46,25 @@ class Measurement:
 
     Attributes:
         name: for messages, e.g. "largest configuration, width=16".
-        epochs: of a whole trial of this configuration.
-        start_s: from the start of the process to the start of its first epoch.
-        epoch_s: of the fastest epoch after the first. At least so long, if `is_cut`.
-        is_cut: no epoch ended within the time for measuring.
+        units: epochs, or validations, of a whole trial of this configuration.
+        start_s: from the start of the process to the start of its first unit.
+        unit_s: of the fastest unit after the first. At least so long, if `is_cut`.
+        is_cut: no unit ended within the time for measuring, or the trial does not tell how many it has.
         weights_bytes: the size of the weights' file; 0 if none was written.
     """
 
     name: str
-    epochs: int
+    units: int
     start_s: float
-    epoch_s: float
+    unit_s: float
     is_cut: bool
     weights_bytes: int
+    unit: Literal["epoch", "validation"] = "epoch"
 
     @property
     def trial_s(self) -> float:
         """Seconds of a whole trial."""
-        return self.start_s + self.epochs * self.epoch_s
+        return self.start_s + self.units * self.unit_s
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
         slots=slots,
         at_once=at_once,
         seconds=(start_s + least + _MIN_CLOSING_S, start_s + most + deadline.closing_s(trials + confirmations)),
-        disk_bytes=_disk_bytes(plan, trials + confirmations, slots, weights_bytes),
+        disk_bytes=_disk_bytes(plan, trials + confirmations, slowest.units, slots, weights_bytes),
         fastest=fastest,
         slowest=slowest,
     )
@@ -170,33 +174,44 @@ def measure(plan: Plan, configurations: Sequence[DryRun], at_once: int) -> list[
 
 def _measure(plan: Plan, configuration: DryRun, device: str, folder: Path) -> Measurement:
     config = plan.config(configuration.values)
-    epochs = config["trainer"]["max_epochs"]
-    config["trainer"]["max_epochs"] = min(_MEASURED_EPOCHS, epochs)
+    trainer = config["trainer"]
+    unit, units = unit_of(trainer), trainer["max_epochs"]
+    if unit == "epoch":
+        trainer["max_epochs"] = min(_MEASURED, units)
+
+    def answer(done: Progress) -> Decision:  # the state tells how large the weights are
+        enough = unit == "validation" and done.index + 1 >= _MEASURED
+        return Decision.SAVE_AND_STOP if enough else Decision.CONTINUE
+
     spec = trial_spec(plan, 0, config, plan.trial_seed(0), device, folder=folder)
     folder.mkdir()
-    trial, messages = trial_process.run_alone(spec, folder / "log", until=time.time() + _MEASURE_S)
+    trial, messages = trial_process.run_alone(spec, folder / "log", until=time.time() + _MEASURE_S, answer=answer)
     assert trial.finished is not None
     if trial.finished.outcome == "failed" and trial.finished.reason != "timed_out":
         raise MeasurementFailed(configuration.name, trial.finished.detail)
-    weights = folder / "weights.ckpt"
-    return measurement_of(
-        configuration.name,
-        epochs,
-        trial.started_at,
-        [m for m in messages if isinstance(m, Progress)],
-        weights.stat().st_size if weights.exists() else 0,
-    )
+    sizes = [(folder / "weights.ckpt", 1), (folder / "state.ckpt", _WEIGHTS_PER_STATE)]
+    weights_bytes = next((file.stat().st_size // share for file, share in sizes if file.exists()), 0)
+    ends = [m for m in messages if isinstance(m, Progress)]
+    if unit == "validation":
+        units = next((e.total for e in reversed(ends) if e.total is not None), -1)
+    return measurement_of(configuration.name, units, trial.started_at, ends, weights_bytes, unit)
 
 
 def measurement_of(
-    name: str, epochs: int, started_at: float, ends: Sequence[Progress], weights_bytes: int
+    name: str,
+    units: int,
+    started_at: float,
+    ends: Sequence[Progress],
+    weights_bytes: int,
+    unit: Literal["epoch", "validation"] = "epoch",
 ) -> Measurement:
-    """Return what the ends of a trial's first epochs tell of the whole trial."""
+    """Return what the first progress of a trial tells of the whole trial. units: -1 if it does not tell how many."""
     if not ends:
-        return Measurement(name, epochs, 0.0, _MEASURE_S, True, weights_bytes)
+        return Measurement(name, max(units, 1), 0.0, _MEASURE_S, True, weights_bytes, unit)
     seconds = [e.seconds for e in ends]
     start_s = ends[0].at - seconds[0] - started_at
-    return Measurement(name, epochs, start_s, min(seconds[1:] or seconds), False, weights_bytes)
+    known = units if units != -1 else len(ends)
+    return Measurement(name, known, start_s, min(seconds[1:] or seconds), units == -1, weights_bytes, unit)
 
 
 def _progress(plan: Plan) -> tuple[int, int]:
@@ -210,9 +225,8 @@ def _progress(plan: Plan) -> tuple[int, int]:
     return done, sum(not r.done for r in seen.confirmation.records)
 
 
-def _disk_bytes(plan: Plan, trials: int, slots: int, weights_bytes: int) -> int:
-    stored = trials * (_BYTES_PER_TRIAL + plan.settings.trainer.max_epochs * _BYTES_PER_EPOCH)
+def _disk_bytes(plan: Plan, trials: int, units: int, slots: int, weights_bytes: int) -> int:
+    stored = trials * (_BYTES_PER_TRIAL + units * _BYTES_PER_EPOCH)
     kept = plan.settings.study.keep_checkpoints * 2 * weights_bytes
-    # A checkpoint holds the weights and, for most optimizers, two more tensors of their size. Each trial keeps two.
-    checkpoints = slots * 2 * 3 * weights_bytes
+    checkpoints = slots * 2 * _WEIGHTS_PER_STATE * weights_bytes  # each trial keeps two
     return stored + kept + checkpoints

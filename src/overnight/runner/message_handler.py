@@ -56,8 +56,9 @@ class MessageHandler:
             trial.finished = Finished(done.number, "failed", "diverged", f"{metric} was {value}, not a finite number")
             return Decision.STOP
         # Pruning a complete trial would save nothing and lose its value. A trial that has to stop is pruned as well:
-        # this epoch is not judged again, and an uninterrupted study would prune the trial here.
-        is_complete = done.index + 1 >= trial.spec.config["trainer"]["max_epochs"]
+        # this progress is not judged again, and an uninterrupted study would prune the trial here.
+        total = trial.spec.config["trainer"]["max_epochs"] if done.step is None else done.total
+        is_complete = total is not None and done.index + 1 >= total
         if not is_complete and self._session.writer.should_prune(done.number):
             trial.pruned = True
             return Decision.STOP

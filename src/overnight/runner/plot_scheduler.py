@@ -20,7 +20,7 @@ from overnight.plots.process import is_drawn, restore_priority, stamp_of
 from overnight.plots.process import main as draw_and_exit
 from overnight.protocol import DrawSpec
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, trial_title
+from overnight.search.record import TrialRecord, trial_title, unit_of_trial
 from overnight.system import forkserver
 from overnight.system.kill import discard
 from overnight.tracking.sync import MlflowSync
@@ -43,11 +43,12 @@ def draw_spec(
         title=f"{plan.name} {trial_title(record)}",
         folder=folder,
         weights=weights,
-        history=tuple((e.index, e.metrics) for e in record.history),
+        history=tuple((e.index if e.step is None else e.step, e.metrics) for e in record.history),
         metric=plan.settings.study.metric,
         which=tuple(plan.settings.pictures.which),
         look=plan.settings.pictures.look,
         stamp=stamp,
+        unit=unit_of_trial(record, plan),
         low_priority=low_priority,
         locks=plan.settings.location.paths.data_locks,
     )

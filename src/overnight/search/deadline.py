@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from overnight.config import clock
 from overnight.config.settings import StudySettings
 from overnight.search.plan import Plan
-from overnight.search.record import Confirms, TrialRecord, ranked
+from overnight.search.record import Confirms, TrialRecord, ranked, typical_units
 
 # The largest share of a launch for the confirmation and the test set. The search has the rest.
 CONFIRMATION_SHARE = 1 / 3
@@ -177,7 +177,7 @@ def test_set_s(records: Sequence[TrialRecord]) -> float:
 
 def plan_confirmation(plan: Plan, records: Sequence[TrialRecord], slots: int, available_s: float) -> ConfirmationSize:
     """The confirmation that fits in `available_s` with the present finalists. Missing finalists count as typical."""
-    epochs, top = plan.settings.trainer.max_epochs, plan.settings.study.confirm.top
+    epochs, top = typical_units(records, plan), plan.settings.study.confirm.top
     typical = typical_trial_s(records, epochs)
     if not plan.confirmation_trials or typical is None:
         return ConfirmationSize(0, 0, 0.0)
@@ -207,7 +207,7 @@ def plan_time(
     switch = SWITCH_S if confirmation.seeds else 0.0
     closing = closing_s(len(records), startup_s)
     search_ends_at = deadline.ends_at - closing - confirmation.seconds - switch - plots - STOP_S
-    typical = typical_trial_s(records, plan.settings.trainer.max_epochs)
+    typical = typical_trial_s(records, typical_units(records, plan))
     fitting = None if typical is None else max(int((search_ends_at - now) / max(typical, 1e-3) * slots), 0)
     unspent = max(plan.budget - sum(r.done or r.state == "running" for r in records), 0)
     trials_left = None if fitting is None else min(fitting, unspent)

@@ -15,7 +15,7 @@ from overnight.config import clock
 from overnight.search import deadline, patience
 from overnight.search.deadline import Deadline, TimePlan
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord
+from overnight.search.record import TrialRecord, typical_units
 from overnight.search.terminator import Terminator
 
 # The number of a trial that waits; "any" trial that the study has next; a "new" trial, while others wait; or none.
@@ -187,7 +187,7 @@ class SearchLimits:
             return "any"
         time_plan, now = self._current_time_plan(records), self._launch.now()
         for record in waiting:
-            seconds = deadline.remaining_s(record, time_plan, self._plan.settings.trainer.max_epochs)
+            seconds = deadline.remaining_s(record, time_plan, typical_units(records.values(), self._plan))
             if deadline.fits(seconds, now, time_plan.search_ends_at):
                 return record.number
         if len(records) < self._plan.budget and deadline.fits(time_plan.trial_s, now, time_plan.search_ends_at):
@@ -264,7 +264,7 @@ class SearchLimits:
         """A remedy where the deadline left no time for a single trial."""
         if any(r.state in ("complete", "pruned") for r in records):
             return ""
-        seconds = deadline.typical_trial_s(records, self._plan.settings.trainer.max_epochs)
+        seconds = deadline.typical_trial_s(records, typical_units(records, self._plan))
         takes = "" if seconds is None else f", which takes about {seconds:.0f} s"
         return f"; there was no time for one whole trial{takes}: give it more"
 
@@ -284,7 +284,7 @@ class ConfirmationLimits:
         self._launch, self._search = launch, search
         self._order = {pair: i for i, pair in enumerate(wanted)}
         self._test_set_s, self._answer_due_at = test_set_s, launch.answer_due_at(len(search))
-        self._epochs = launch.plan.settings.trainer.max_epochs
+        self._units = typical_units(search, launch.plan)
 
     def next_trial(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> NextTrial:
         waiting = [
@@ -321,7 +321,7 @@ class ConfirmationLimits:
     def _fits(self, record: TrialRecord, records: Mapping[int, TrialRecord]) -> bool:
         assert record.confirms is not None
         confirmations = list(records.values())
-        seconds = deadline.confirmation_trial_s(record.confirms, record, confirmations, self._search, self._epochs)
+        seconds = deadline.confirmation_trial_s(record.confirms, record, confirmations, self._search, self._units)
         return deadline.fits(seconds, self._launch.now(), self._ends_at(records, _pair(record)[1]))
 
     def _ends_at(self, records: Mapping[int, TrialRecord], seeds: int) -> float:

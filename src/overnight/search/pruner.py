@@ -12,8 +12,11 @@ from overnight.config.settings import PrunerSettings
 from overnight.search import optuna_objects
 
 
-def make_pruner(settings: PrunerSettings, max_epochs: int) -> BasePruner:
-    """Make the pruner that the settings name. Its steps are epochs; `max_epochs` is the whole resource of a trial.
+def make_pruner(settings: PrunerSettings, units: int | None) -> BasePruner:
+    """Make the pruner that the settings name. Its steps are epochs, or validations.
+
+    Args:
+        units: The whole resource of a trial; None where the first complete trial shows it.
 
     Raises:
         ConfigError: A pruner that is named by `_target_` can't be built here.
@@ -22,7 +25,9 @@ def make_pruner(settings: PrunerSettings, max_epochs: int) -> BasePruner:
         return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs)
     if settings.name == "hyperband":
         return HyperbandPruner(
-            min_resource=settings.min_epochs, max_resource=max_epochs, reduction_factor=settings.reduction_factor
+            min_resource=settings.min_epochs,
+            max_resource="auto" if units is None else units,
+            reduction_factor=settings.reduction_factor,
         )
     if settings.name == "custom":
         problems = Problems()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from overnight.config.paths import trial_name
 from overnight.config.settings import Settings
+from overnight.config.trainer import counts_validations, unit_of
 from overnight.config.trees import flatten
 from overnight.config.values import short_text
 from overnight.protocol import Progress
@@ -125,9 +127,32 @@ def config_of(record: TrialRecord, plan: Plan) -> dict[str, Any]:
     return record.config if record.config is not None else plan.config(searched_values(record, plan))
 
 
-def max_epochs_of(record: TrialRecord, plan: Plan) -> int:
-    """The number of epochs that a trial trains at most. trainer.max_epochs may be searched."""
-    return int(config_of(record, plan)["trainer"]["max_epochs"])
+def unit_of_trial(record: TrialRecord, plan: Plan) -> Literal["epoch", "validation"]:
+    """What the progress of a trial is counted in. Arguments of the Trainer may be searched."""
+    return unit_of(config_of(record, plan)["trainer"])
+
+
+def units_of_trial(record: TrialRecord, plan: Plan) -> int | None:
+    """The number of epochs that a trial trains at most, or of its validations, where that is known."""
+    trainer = config_of(record, plan)["trainer"]
+    if not counts_validations(trainer):
+        return int(trainer["max_epochs"])
+    if record.state == "complete":
+        return len(record.history)
+    return record.history[-1].total if record.history else None
+
+
+def typical_units(records: Iterable[TrialRecord], plan: Plan) -> int:
+    """The number of epochs of a whole trial, or of validations, by the trials so far.
+
+    Where no trial knows how many validations it has, it is one more than the most that there were.
+    """
+    if not counts_validations(vars(plan.settings.trainer)):
+        return plan.settings.trainer.max_epochs
+    with_history = [r for r in records if r.history]
+    known = [len(r.history) if r.state == "complete" else r.history[-1].total for r in with_history]
+    totals = [total for total in known if total is not None]
+    return round(statistics.median(totals)) if totals else max((len(r.history) for r in with_history), default=0) + 1
 
 
 def searched_values(record: TrialRecord, plan: Plan) -> dict[str, Any]:
@@ -272,7 +297,8 @@ def pack_history(history: Iterable[Progress]) -> dict[str, Any]:
     """Convert a history to JSON, one list for each field."""
     epochs = sorted(history, key=lambda e: e.index)
     names = dict.fromkeys(name for e in epochs for name in e.metrics)
-    steps = {"step": [e.step for e in epochs]} if any(e.step is not None for e in epochs) else {}
+    is_counted = any(e.step is not None for e in epochs)  # in validations
+    steps = {"step": [e.step for e in epochs], "total": [e.total for e in epochs]} if is_counted else {}
     return {
         "epoch": [e.index for e in epochs],  # as earlier versions name it
         **steps,
@@ -286,7 +312,7 @@ def unpack_history(number: int, packed: Mapping[str, Any] | None) -> tuple[Progr
     """The history of trial `number` that `pack_history` wrote."""
     if not packed:
         return ()
-    columns, steps = packed["metrics"], packed.get("step")
+    columns, steps, totals = packed["metrics"], packed.get("step"), packed.get("total")
     return tuple(
         Progress(
             number,
@@ -295,6 +321,7 @@ def unpack_history(number: int, packed: Mapping[str, Any] | None) -> tuple[Progr
             packed["at"][i],
             packed["seconds"][i],
             steps[i] if steps else None,
+            totals[i] if totals else None,
         )
         for i, index in enumerate(packed["epoch"])
     )

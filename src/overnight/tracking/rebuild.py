@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
+from overnight.config.trainer import counts_validations
 from overnight.config.trees import look_up, read_yaml
 from overnight.config.values import same, unescaped
 from overnight.protocol import Progress, Tested
@@ -167,11 +168,11 @@ def _trial(
 ) -> FrozenTrial:
     """Return the trial of a run, with its curves. params, attrs: those that the run's configuration gives."""
     run_tags, started_at = run.data.tags, run.info.start_time / 1000
-    history = _history(number, curves, started_at)
+    history = _history(number, curves, started_at, counts_validations(_trainer(plan, run)))
     state = _STATES.get(run_tags.get(tags.STATE, ""), TrialState.WAITING)
     reason = run_tags.get(tags.REASON)
     if reason == MARKED:  # the state before it was marked
-        reason, whole = None, len(history) >= _max_epochs(plan, run)
+        reason, whole = None, len(history) >= _fewest_of_a_whole_trial(plan, run)
         state = TrialState.COMPLETE if whole else TrialState.PRUNED
     value = objective_of(history, plan.settings)
     if state == TrialState.COMPLETE and value is None:  # its curve is lost, so it is trained again
@@ -201,9 +202,15 @@ def _trial(
     )
 
 
-def _max_epochs(plan: Plan, run: Any) -> int:
-    trainer = (_config(run) or {}).get("trainer") or {}  # trainer.max_epochs may be searched
-    return int(trainer.get("max_epochs", plan.settings.trainer.max_epochs))
+def _trainer(plan: Plan, run: Any) -> dict[str, Any]:
+    """Return the Trainer's arguments of a run, which may be searched."""
+    return (_config(run) or {}).get("trainer") or vars(plan.settings.trainer)
+
+
+def _fewest_of_a_whole_trial(plan: Plan, run: Any) -> int:
+    """Return with how much progress a trial is complete. No run tells how many validations a trial has."""
+    trainer = _trainer(plan, run)
+    return 1 if counts_validations(trainer) else int(trainer["max_epochs"])
 
 
 def _frozen(state: TrialState, **given: Any) -> FrozenTrial:
@@ -237,8 +244,11 @@ def _point(plan: Plan, run: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return point, {**entry, VALUES: values, OUTSIDE: list(outside)}
 
 
-def _history(number: int, curves: _Curves, started_at: float) -> tuple[Progress, ...]:
-    """Return the epochs of a run. MLflow has no durations of epochs: each lasts since the end of the one before."""
+def _history(number: int, curves: _Curves, started_at: float, in_validations: bool) -> tuple[Progress, ...]:
+    """Return the epochs, or the validations, of a run.
+
+    MLflow has no durations of epochs: each lasts since the end of the one before.
+    """
     metrics: dict[int, dict[str, float]] = {}
     ends: dict[int, float] = {}
     for name, logged in curves.items():
@@ -248,7 +258,15 @@ def _history(number: int, curves: _Curves, started_at: float) -> tuple[Progress,
     epochs = sorted(metrics)
     before = dict(zip(epochs, [started_at, *(ends[epoch] for epoch in epochs)], strict=False))
     return tuple(
-        Progress(number, epoch, metrics[epoch], ends[epoch], max(ends[epoch] - before[epoch], 0.0)) for epoch in epochs
+        Progress(
+            number,
+            index if in_validations else step,
+            metrics[step],
+            ends[step],
+            max(ends[step] - before[step], 0.0),
+            step if in_validations else None,
+        )
+        for index, step in enumerate(epochs)
     )
 
 

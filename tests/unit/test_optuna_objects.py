@@ -103,11 +103,11 @@ def test_a_sampler_that_cannot_suggest_is_found_before_the_first_trial(
 
 def test_pruners_are_built_with_what_is_nested_in_them(tmp_path: Path) -> None:
     line = ("+pruner.patience=2", "+pruner.wrapped_pruner={_target_: optuna.pruners.WilcoxonPruner, p_threshold: 0.2}")
-    pruner = make_pruner(planned(tmp_path, f"{PRUNER}PatientPruner", *line).settings.pruner, 20)
+    pruner = make_pruner(planned(tmp_path, f"{PRUNER}PatientPruner", *line))
     assert isinstance(pruner, optuna.pruners.PatientPruner)
     assert isinstance(pruner._wrapped_pruner, optuna.pruners.WilcoxonPruner)
     for name, arguments in (("HyperbandPruner", ()), ("NopPruner", ()), ("SuccessiveHalvingPruner", ())):
-        built = make_pruner(planned(tmp_path, f"{PRUNER}{name}", *arguments).settings.pruner, 20)
+        built = make_pruner(planned(tmp_path, f"{PRUNER}{name}", *arguments))
         assert type(built).__name__ == name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -123,7 +124,12 @@ class Supervised(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(self.parameters())
-        steps = int(self.trainer.estimated_stepping_batches)
+        batches = self.trainer.estimated_stepping_batches
+        if batches == math.inf and getattr(self._schedule, "func", self._schedule) is not constant:
+            raise ValueError(
+                "schedule: must be constant where trainer.max_epochs is -1 and trainer.max_steps is not given"
+            )
+        steps = int(batches) if batches != math.inf else 0
         if not self.automatic_optimization:  # the Trainer counts steps over groups
             loader: Any = self.trainer.train_dataloader
             steps = int(self.trainer.max_epochs or 0) * len(loader.batches)

@@ -91,7 +91,7 @@ def suggest(question: Question) -> Suggestion:
         storage=storage,
         study_name=question.study_name,
         direction=plan.settings.study.direction,
-        pruner=make_pruner(plan.settings.pruner, plan.settings.trainer.max_epochs),
+        pruner=make_pruner(plan),
     )
     study_attrs: dict[str, Any] = {}
     for trial in question.trials:

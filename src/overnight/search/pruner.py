@@ -9,24 +9,25 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 
 from overnight.config.problems import Problems
 from overnight.config.settings import PrunerSettings
+from overnight.config.trainer import counts_validations
 from overnight.search import optuna_objects
+from overnight.search.plan import Plan
 
 
-def make_pruner(settings: PrunerSettings, units: int | None) -> BasePruner:
-    """Make the pruner that the settings name. Its steps are epochs, or validations.
-
-    Args:
-        units: The whole resource of a trial; None where the first complete trial shows it.
+def make_pruner(plan: Plan) -> BasePruner:
+    """Make the pruner that a plan names. Its steps are epochs, or validations.
 
     Raises:
         ConfigError: A pruner that is named by `_target_` can't be built here.
     """
+    settings, trainer = plan.settings.pruner, plan.settings.trainer
     if settings.name == "median":
         return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs)
     if settings.name == "hyperband":
         return HyperbandPruner(
             min_resource=settings.min_epochs,
-            max_resource="auto" if units is None else units,
+            # The first complete trial shows how many validations a trial has.
+            max_resource="auto" if counts_validations(vars(trainer)) else trainer.max_epochs,
             reduction_factor=settings.reduction_factor,
         )
     if settings.name == "custom":

@@ -10,7 +10,6 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from overnight.config.problems import ConfigError
-from overnight.config.trainer import counts_validations
 from overnight.config.trees import look_up
 from overnight.config.values import fingerprint, same
 from overnight.search import sampler
@@ -56,13 +55,13 @@ def load_or_create(
 
 def load(storage: ExclusiveStorage, plan: Plan, name: str) -> optuna.Study:
     """Load the Optuna study of this name, or create it empty."""
-    settings, trainer = plan.settings, plan.settings.trainer
+    settings = plan.settings
     study = optuna.create_study(
         study_name=name,
         storage=storage,
         direction=settings.study.direction,
         sampler=sampler.SeededSampler(plan),
-        pruner=make_pruner(settings.pruner, None if counts_validations(vars(trainer)) else trainer.max_epochs),
+        pruner=make_pruner(plan),
         load_if_exists=True,
     )
     if METRIC_NAMES not in storage.get_study_system_attrs(study._study_id):  # other tools of Optuna show it

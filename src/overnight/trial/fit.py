@@ -68,8 +68,7 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
     lightning = lightning_packages.lightning_of(data, model)
     fast_loading.enable(lightning)
     memory = lightning_packages.subclass(InMemoryCheckpoints, lightning.plugins.CheckpointIO)(state, model)
-    kind = ValidationCallback if counts_validations(spec.config["trainer"]) else TrialCallback
-    callback = lightning_packages.subclass(kind, lightning.callbacks.Checkpoint)(spec, link, memory, data)
+    callback = lightning_packages.subclass(_callback_of(spec), lightning.callbacks.Checkpoint)(spec, link, memory, data)
     configured = build_callbacks(spec.config, lightning)
     epoch_start = lightning_packages.subclass(EpochStart, lightning.Callback)(callback)
     options = trainer_arguments(spec.config["trainer"])
@@ -106,6 +105,10 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
     if spec.keep_weights and not _save_weights(spec, callback.weights(trainer), link):
         return Finished(spec.number, "saved", notes=notes)
     return Finished(spec.number, "complete", notes=notes)
+
+
+def _callback_of(spec: TrialSpec) -> type[TrialCallback]:
+    return ValidationCallback if counts_validations(spec.config["trainer"]) else TrialCallback
 
 
 def _show_life(spec: TrialSpec, link: Link) -> None:

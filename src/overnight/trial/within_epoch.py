@@ -88,7 +88,8 @@ class WithinEpoch:
 
     def state(self) -> tuple[dict[str, Any], list[str]]:
         """Return what a trial needs to resume here, and the names of what can't be saved."""
-        loop, lost = self._trainer.fit_loop.epoch_loop, []
+        loop = self._trainer.fit_loop.epoch_loop
+        lost: list[str] = []
         connector = self._trainer._logger_connector
         state = {
             **self.epoch_start,

@@ -244,3 +244,26 @@ def test_nothing_is_written_outside_the_home(
     assert {p.name for p in home.iterdir()} == {
         "mlflow.db", "optuna.db", "artifacts", "checkpoints", "logs", "winners", "locks", "elsewhere",
     }  # fmt: skip
+
+
+def test_every_run_names_its_data(finished_home: Path, finished: StudyView) -> None:
+    inputs = [run.inputs.dataset_inputs for run in runs_of(finished_home)]
+    assert [len(found) for found in inputs] == [1] * (len(finished.records) + 1)
+    (data,) = {(i.dataset.name, i.dataset.digest, i.tags[0].value) for found in inputs for i in found}
+    assert (data[0], data[2]) == ("digits", "training")
+
+
+@pytest.mark.long
+def test_system_metrics_are_on_the_runs_of_a_study_that_asks_for_them(
+    tune: Callable[..., api.Result], home: Path
+) -> None:
+    result = tune(
+        "study.trials=2", "trainer.max_epochs=2", "tracking.system_metrics=true", "optimizer.lr=0.1,0.01", "slots=1"
+    )
+    assert result.mlflow_error is None
+    taken = {name for run in children(home).values() for name in run.data.metrics if name in names.SYSTEM_METRICS}
+    assert {"system/trial_memory_megabytes", "system/cpu_utilization_percentage"} <= taken
+    found, _ = view(result.plan.settings.location)
+    assert found is not None
+    for record in found.records:
+        assert not any(name.startswith("system/") for epoch in record.history for name in epoch.metrics)

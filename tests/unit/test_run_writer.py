@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
 from overnight.tracking import run_writer, tags
+from overnight.tracking.dataset import DatasetFacts, dataset_of
 from overnight.tracking.run_update import TrialRun
 from overnight.tracking.run_writer import RunWriter
 
@@ -65,7 +67,20 @@ FAILED = TrialRecord(
 def test_a_run_is_ended_last(tmp_path: Path) -> None:
     client = RecordingClient()
     writer(client, tmp_path).write(FAILED)
-    assert client.calls == ["create_run", "log_text", "log_batch", "log_text", "set_tag", "set_terminated"]
+    assert client.calls[:3] == ["create_run", "log_inputs", "log_text"], "config.yaml says that the data is written"
+    assert client.calls[3:] == ["log_batch", "log_text", "set_tag", "set_terminated"]
+
+
+def test_the_data_of_a_run_has_a_digest_that_only_its_rows_change(tmp_path: Path) -> None:
+    def facts(*overrides: str) -> DatasetFacts:
+        plan = build_plan([f"home={tmp_path}", "search=none", *overrides])
+        return dataset_of(plan.config({}), plan.choices["data"])
+
+    plain = facts()
+    assert plain.name == "digits"
+    assert json.loads(plain.source)["class"] == "overnight.data.digits.Digits"
+    assert facts("data.batch_size=64").digest == plain.digest
+    assert facts("data.split_seed=1").digest != plain.digest
 
 
 def test_steps_are_read_again_after_a_batch_that_failed(tmp_path: Path) -> None:

@@ -113,6 +113,10 @@ def _check_list(kind: Any, value: Any, path: str, problems: Problems) -> list[An
 
 
 def _check_scalar(declared: dataclasses.Field[Any], kind: type, value: Any, path: str, problems: Problems) -> Any:
+    if kind is bool:
+        if not isinstance(value, bool):
+            problems.add(path, "must be true or false", value)
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or isinstance(value, bool):

@@ -163,6 +163,7 @@ class TrackingSettings:
     )
     artifacts: str | None
     register: Literal["auto", "never"] = "auto"
+    system_metrics: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

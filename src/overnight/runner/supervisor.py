@@ -15,6 +15,7 @@ from overnight.runner.mlflow_feed import MlflowFeed
 from overnight.runner.plot_scheduler import PlotScheduler
 from overnight.runner.slot_pool import SlotPool
 from overnight.runner.stop_state import StopReason, StopState
+from overnight.runner.system_metrics import SystemMetrics
 from overnight.runner.trial_outcomes import Outcomes
 from overnight.runner.trial_process import ForkedProcesses, ProcessFactory, TrialProcess
 from overnight.runner.trial_spec import trial_spec
@@ -95,6 +96,7 @@ class Supervisor:
         self._messages = MessageHandler(session, self._watchdog, self.outcomes, lambda: self._is_working)
         self._plots = PlotScheduler(self.plan, session.attributes.uid, mlflow_sync, clock)
         self._cleanup = CheckpointCleanup(self.plan)
+        self._system = SystemMetrics(mlflow_sync, settings.tracking.system_metrics, clock)
         self._flushed_at = self._shown_at = clock()
         self._adopt_at = 0.0
         session.queue.use_helper_process(forkserver.fork)
@@ -205,6 +207,7 @@ class Supervisor:
 
     def _tick(self) -> None:
         self._watchdog.tick()
+        self._system.tick(self.slots.running, self.records)
         if self._is_working and self._processes.is_ready():
             self._plots.tick()
         now = self._clock()

@@ -16,9 +16,22 @@ from collections.abc import Iterable, Iterator, Mapping
 OBJECTIVE = "objective"  # of a trial
 BEST_OBJECTIVE = "best/objective"  # the best of a search, on the study's run
 MEAN, HALF_WIDTH = "confirmed/mean", "confirmed/half_width"  # of the winner, on the study's run
+SYSTEM = "system/"  # of the samples that tracking.system_metrics takes; MLflow shows them on a page of their own
+SYSTEM_METRICS = tuple(
+    SYSTEM + name
+    for name in (
+        "trial_cpu_percentage",
+        "trial_memory_megabytes",
+        "cpu_utilization_percentage",
+        "system_memory_usage_megabytes",
+        "system_memory_usage_percentage",
+        "gpu_utilization_percentage",
+        "gpu_memory_usage_megabytes",
+    )
+)
 LOG10 = "log10_"  # prefix of the decimal logarithm of a parameter
 
-_OUR_METRICS = frozenset((OBJECTIVE, BEST_OBJECTIVE, MEAN, HALF_WIDTH))
+_OUR_METRICS = frozenset((OBJECTIVE, BEST_OBJECTIVE, MEAN, HALF_WIDTH, *SYSTEM_METRICS))
 _MAX_CHARS = 250
 _WORDS = {
     "@": "at", "%": "percent", "+": "plus", "=": "equals", "*": "star", "#": "hash", "&": "and", "<": "less",

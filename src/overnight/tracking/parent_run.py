@@ -11,6 +11,7 @@ from overnight.config.paths import trial_name
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.tracking import names, pages, tags
+from overnight.tracking.dataset import as_input, dataset_of
 from overnight.tracking.duration import end_of_study
 from overnight.tracking.provenance import study_files
 from overnight.tracking.run_update import rounded
@@ -68,6 +69,7 @@ class ParentRun:
             files = {file.path for file in client.list_artifacts(run.info.run_id)}
             self._resume(run.info.run_id, "running")
         self.run_id = run_id = str(run.info.run_id)
+        client.log_inputs(run_id, [as_input(dataset_of(self._plan.config({}), self._plan.choices.get("data")))])
         note = pages.note(self._plan, self._uid, self._experiment_id, run_id)
         client.set_tag(run_id, tags.NOTE, note)
         client.set_experiment_tag(self._experiment_id, tags.NOTE, note)

@@ -275,7 +275,7 @@ def _logged(client: Any, run: Any) -> _Curves:
     return {
         names.from_mlflow(shown, _long_names(run)): client.get_metric_history(run.info.run_id, shown)
         for shown in run.data.metrics
-        if shown != names.OBJECTIVE
+        if shown != names.OBJECTIVE and shown not in names.SYSTEM_METRICS
     }
 
 

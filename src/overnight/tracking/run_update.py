@@ -15,6 +15,7 @@ from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, config_of
 from overnight.search.space import display_name
 from overnight.tracking import names, tags
+from overnight.tracking.dataset import DatasetFacts, dataset_of
 from overnight.tracking.duration import end_of_trial
 
 STATUS = {"running": "RUNNING", "paused": "KILLED", "complete": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
@@ -56,6 +57,7 @@ class RunUpdate:
 
     Attributes:
         config: The text of config.yaml; None if the run has it.
+        dataset: Its data, which is written before config.yaml; None if the run has that.
         delete_reason: Whether the reason and the notes of the run are outdated.
         resume: Whether an ended run gets the status RUNNING again.
         error: The text of error.txt.
@@ -64,6 +66,7 @@ class RunUpdate:
     """
 
     config: str | None
+    dataset: DatasetFacts | None
     delete_reason: bool
     resume: bool
     metrics: tuple[LoggedMetric, ...]
@@ -88,8 +91,10 @@ def missing(run: TrialRun, record: TrialRecord, plan: Plan, parent_run_id: str |
     }
     error = record.detail if record.state == "failed" and record.detail else None
     status = "RUNNING" if record.state == "running" else run.status
+    config = None if run.has_config else config_of(record, plan)
     return RunUpdate(
-        config=None if run.has_config else to_yaml(escaped(config_of(record, plan))),
+        config=to_yaml(escaped(config)) if config is not None else None,
+        dataset=dataset_of(config, record.params.get("data", plan.choices.get("data"))) if config else None,
         delete_reason=run.has_reason and record.reason is None,
         resume=status != run.status,
         metrics=tuple(m for m in metrics_of(record) if m.step not in run.steps.get(m.name, ())),

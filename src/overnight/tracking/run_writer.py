@@ -11,8 +11,9 @@ from overnight.config.paths import trial_name
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, trial_title
 from overnight.tracking import tags
+from overnight.tracking.dataset import as_input
 from overnight.tracking.reconcile import logged_steps, trial_run
-from overnight.tracking.run_update import RunUpdate, TrialRun, missing
+from overnight.tracking.run_update import LoggedMetric, RunUpdate, TrialRun, missing
 from overnight.tracking.store import describe_error, milliseconds
 
 # MLflow's client repeats a request that is not answered. After so long a repeated request may have created two runs.
@@ -61,9 +62,17 @@ class RunWriter:
             run.steps = logged_steps(self._client, run.run_id, record)
         self._apply(run, record.number, missing(run, record, self._plan, self._parent_run_id))
 
+    def write_samples(self, number: int, samples: Sequence[LoggedMetric]) -> None:
+        """Write system metrics of a trial to its run."""
+        from mlflow.entities import Metric
+
+        self._client.log_batch(self.runs[number].run_id, [Metric(*sample) for sample in samples])
+
     def _apply(self, run: TrialRun, number: int, update: RunUpdate) -> None:
         """Make the writes of `update`, and note in `run` what it holds after each."""
         client, run_id = self._client, run.run_id
+        if update.dataset is not None:
+            client.log_inputs(run_id, [as_input(update.dataset)])
         if update.config is not None:
             client.log_text(run_id, update.config, "config.yaml")
             run.has_config = True

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from overnight.study.storage.outage import Unreachable
 from overnight.tracking import tags
 from overnight.tracking.parent_run import ParentRun, open_experiment
 from overnight.tracking.reconcile import reconcile
+from overnight.tracking.run_update import LoggedMetric
 from overnight.tracking.run_writer import RunWriter, log_plots
 from overnight.tracking.store import describe_error, describe_refusal, open_client
 
@@ -32,6 +33,7 @@ WRITE_EVERY_S = 1.0
 # server does it for every user.
 PROGRESS_EVERY_S, PROGRESS_TO_SERVER_EVERY_S = 3.0, 10.0
 RETRY_AFTER_S = 5.0
+_SAMPLES_AT_ONCE = 1000  # MLflow's limit
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class MlflowSync:
         self._pending: dict[int, TrialRecord] = {}
         self._rechecks: set[int] = set()
         self._synced: set[int] = set()
+        self._samples: dict[int, list[LoggedMetric]] = {}  # system metrics by trial number
         self._plots: dict[int, Path] = {}  # trial number -> folder
         self._pending_plots: set[int] = set()
         self._ending: _Ending | None = None
@@ -118,6 +121,12 @@ class MlflowSync:
         with self._lock:
             synced, self._synced = self._synced, set()
             return synced
+
+    def add_samples(self, number: int, samples: Sequence[LoggedMetric]) -> None:
+        """Log system metrics of a trial. They are nowhere else, so that a kill loses what is not written yet."""
+        with self._lock:
+            self._samples.setdefault(number, []).extend(samples)
+        self._wake.set()
 
     def attach_plots(self, number: int, folder: Path) -> None:
         """Log the plots of a trial, which are the PNG files of a folder and the texts beside them."""
@@ -164,6 +173,7 @@ class MlflowSync:
                     self._open()
                 self._write_pending(everything=ending is not None)
                 self._write_plots()
+                self._write_samples()
                 if ending is not None:
                     self._end(ending)
                 self.error = describe_refusal(self._client)
@@ -260,6 +270,20 @@ class MlflowSync:
             log_plots(self._client, self._writer.runs[number].run_id, self._plots[number])
             with self._lock:
                 self._pending_plots.discard(number)
+
+    def _write_samples(self) -> None:
+        with self._lock:
+            numbers = sorted(self._samples.keys() & self._writer.runs.keys())
+        for number in numbers:
+            with self._lock:
+                some = self._samples[number][:_SAMPLES_AT_ONCE]
+            self._writer.write_samples(number, some)
+            with self._lock:
+                del self._samples[number][: len(some)]
+                if not self._samples[number]:
+                    del self._samples[number]
+                else:
+                    self._wake.set()
 
     def _end(self, ending: _Ending) -> None:
         best, runs = ending.best, self._writer.runs

@@ -56,6 +56,7 @@ def compose_tree(overrides: Iterable[str], config_dir: str | Path, config_name: 
     base = _in_one_line(tree, lambda: tree.look(str(o.input_line) for o in (*chosen, *classes)))
     tree = dataclasses.replace(tree, renames=base.nodes)
     theirs = [o for o in values if _is_theirs(o, base)]
+    space = base.own.pop("search", None) or {}
     ours = [*_own_overrides(base.own, own, problems), *own, *(o for o in values if o not in theirs)]
     accepted = [str(o.input_line) for o in chosen]
     accepted += [_in_tree(o, tree, base) for o in theirs if not o.is_sweep_override()]
@@ -66,6 +67,7 @@ def compose_tree(overrides: Iterable[str], config_dir: str | Path, config_name: 
     composed = _in_one_line(tree, lambda: tree.compose(accepted))
     sweeps = {tree.key_of_trial(o.key_or_group): _sweep(o) for o in (*options, *theirs) if o.is_sweep_override()}
     _check_sweeps(sweeps, problems)
+    composed.sweeper["params"] = {**(composed.sweeper.get("params") or {}), **space}
     return _draft(tree, composed, settings_tree, ours, [*chosen, *theirs], sweeps, accepted, problems)
 
 

@@ -97,7 +97,7 @@ def add_to_import_path(folders: Iterable[str]) -> None:
 
 
 def users_import_path() -> tuple[str, ...]:
-    """The folders on the import path that belong to neither Python nor its installed packages."""
+    """The folders on the import path that belong to neither Python nor its installed packages, nor to overnight."""
     installed = (sys.prefix, sys.base_prefix)
     folders = (os.path.abspath(p or ".") for p in sys.path if "site-packages" not in p and not p.startswith(installed))
-    return tuple(dict.fromkeys(p for p in folders if os.path.isdir(p)))
+    return tuple(dict.fromkeys(p for p in folders if os.path.isdir(p) and not os.path.isdir(f"{p}/overnight/config")))

@@ -251,7 +251,7 @@ def import_folders(folder: Path) -> list[Path]:
     root = project_root(folder)
     source = root / "src"
     is_layout = source.is_dir() and not (source / "__init__.py").exists()
-    return list(dict.fromkeys([folder.parent, root, *([source] if is_layout else [])]))
+    return list(dict.fromkeys([folder.parent, root, *([source] if is_layout else []), folder]))
 
 
 def find_tree(folder: Path, name: str) -> UserTree:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from overnight.data.split import PIXEL_MAX
 from overnight.models.supervised import Supervised
 from overnight.protocol import Prediction, Predictions, PredictSpec
 from overnight.system.errors import one_line
+from overnight.trial import dataset_transform
 from overnight.trial.trained_model import ServedModel, TrainedModel, load_trained_model
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -33,12 +35,16 @@ def predict(spec: PredictSpec) -> Predictions:
     """
     trained = load_trained_model(spec.weights, spec.cache, spec.locks)
     shape = tuple(getattr(trained.data, "input_shape", ()))
+    if trained.prepare is None and (found := dataset_transform.find(trained.data)) is not None:
+        shape, prepare = found
+        trained = replace(trained, prepare=prepare)
     name = f"{type(trained.data).__module__}.{type(trained.data).__name__}"
     if trained.prepare is None or len(shape) not in (1, 3):
         missing = "input_shape of (C, H, W) or (features,)" if trained.prepare else "method prepare_inputs(inputs)"
         raise ConfigError(
             [
-                f"data: {name} must say how raw rows become the network's inputs, and has no {missing}; add it, "
+                f"data: {name} must say how raw rows become the network's inputs, and has no {missing}, nor a "
+                f"torchvision dataset of images with a transform; add one, "
                 f"or load the checkpoint {spec.weights} yourself"
             ]
         )

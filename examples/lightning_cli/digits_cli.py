@@ -1,0 +1,43 @@
+"""A project for LightningCLI: `python digits_cli.py fit --config config.yaml` trains it."""
+
+import lightning as L
+import torch
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, TensorDataset, random_split
+
+
+class Digits(L.LightningDataModule):
+    def __init__(self, batch_size: int = 32) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def setup(self, stage: str) -> None:
+        images, labels = load_digits(return_X_y=True)
+        rows = TensorDataset(torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels))
+        self.train_rows, self.val_rows = random_split(rows, [0.8, 0.2], torch.Generator().manual_seed(0))
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train_rows, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.val_rows, 256)
+
+
+class Network(L.LightningModule):
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(64, width), torch.nn.ReLU(), torch.nn.Linear(width, 10))
+
+    def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
+        inputs, labels = batch
+        return torch.nn.functional.cross_entropy(self.layers(inputs), labels)
+
+    def validation_step(self, batch: list[torch.Tensor], _: int) -> None:
+        inputs, labels = batch
+        self.log("val_acc", (self.layers(inputs).argmax(1) == labels).float().mean())
+
+
+if __name__ == "__main__":
+    from lightning.pytorch.cli import LightningCLI
+
+    LightningCLI()

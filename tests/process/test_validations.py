@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,13 @@ import pytest
 import torch
 
 from overnight.protocol import Decision, Finished, Progress, Resumed, StateSaved, TrialSpec
+from overnight.runner.supervisor import Supervisor
+from overnight.search.build_plan import build_plan
+from overnight.study.open import open_study
+from overnight.study.snapshot import StudyView, view
+from overnight.system import forkserver
+from overnight.tracking.run_update import metrics_of
+from overnight.tracking.sync import MlflowSync
 from overnight.trial.fit import fit
 from support.trial_links import ListLink, spec_for, weights
 from support.user_trials import spec_for as users_spec
@@ -131,3 +141,79 @@ def test_a_trial_that_the_pruner_stops_at_a_validation_ends_there(tmp_path: Path
     link = ListLink({2: Decision.STOP})
     assert fit(spec_of(tmp_path, {"max_epochs": 3, "val_check_interval": 0.25}), link) == Finished(7, "stopped")
     assert [m.index for m in link.messages if isinstance(m, Progress)] == [0, 1, 2]
+
+
+# Killed, in this process and as a process of a study ----------------------------------------------------------------
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", ["a stream without an end", "two optimizers, manual optimization"])
+def test_a_trial_that_is_killed_between_two_checkpoints_resumes_to_the_same_bits(tmp_path: Path, case: str) -> None:
+    class Kill(BaseException):
+        pass
+
+    class KillLink(ListLink):
+        def ask(self, message: Progress) -> Decision:
+            if message.index == 4:
+                raise Kill
+            return super().ask(message)
+
+    whole, first, second = ListLink(), KillLink(), ListLink()
+    fit(spec_of(tmp_path / "whole", **CASES[case]), whole)
+    with pytest.raises(Kill):
+        fit(spec_of(tmp_path / "cut", **CASES[case], every_s=0), first)
+    assert [m.index for m in first.messages if isinstance(m, StateSaved)] == [0, 1, 2, 3]
+    fit(spec_of(tmp_path / "cut", **CASES[case]), second)
+    assert first.curve[:4] + second.curve == whole.curve
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "cut")[name], tensor)
+
+
+@pytest.mark.long
+def test_a_study_whose_trials_are_killed_at_validations_has_the_same_values_and_steps(home: Path) -> None:
+    def run(name: str, kills: tuple[int, ...]) -> StudyView:
+        lines = [f"home={home}", f"study.name={name}", *STUDY]
+        study, left = build_plan(lines, conf_of(home / name)), list(kills)
+
+        def kill_there(worker: Supervisor) -> None:
+            for trial in worker.slots.running.values():
+                if left and trial.index >= left[0]:
+                    left.pop(0)
+                    os.kill(trial.process.pid or 0, signal.SIGKILL)
+
+        session, _ = open_study(study)
+        with contextlib.closing(session):
+            Supervisor(session, MlflowSync(study, session.attributes.uid)).run(kill_there)
+        assert not left
+        found, _ = view(study.settings.location, name)
+        assert found is not None
+        return found
+
+    forkserver.warm_up()
+    whole, killed = run("whole", ()), run("killed", (1, 3, 6))
+    assert [r.state for r in killed.records] == ["complete"] * 2
+    for one, other in zip(whole.records, killed.records, strict=True):
+        assert [(e.index, e.step, e.metrics) for e in one.history] == [
+            (e.index, e.step, e.metrics) for e in other.history
+        ]
+        assert (one.objective, one.params) == (other.objective, other.params)
+    steps = {m.step for m in metrics_of(killed.records[0]) if m.name == "val/accuracy"}
+    assert steps == {4, 9, 14, 19, 24, 29, 34, 39, 44, 49}
+
+
+STUDY = (
+    *("model=custom", "data=custom", "slots=1", "study.trials=2", "pictures.when=never", "preflight=never"),
+    *("trainer.max_epochs=-1", "trainer.max_steps=50", "trainer.val_check_interval=5", "checkpoint.every_s=0"),
+)
+
+
+def conf_of(folder: Path) -> Path:
+    files = {
+        "model": f"_target_: {VALIDATIONS}Net\nlr: 0.02\n",
+        "data": f"_target_: {VALIDATIONS}Data\nkind: stream\n",
+        "search": "model.lr: choice(0.02, 0.05)\n",
+    }
+    for group, text in files.items():
+        (folder / "conf" / group).mkdir(parents=True)
+        (folder / "conf" / group / "custom.yaml").write_text(text)
+    return folder / "conf"

@@ -50,6 +50,8 @@ def test_a_searched_argument_has_lightnings_default_in_the_baseline() -> None:
     plan = build_plan(["search=none", "trainer.accumulate_grad_batches=1,4"])
     assert plan.config({})["trainer"]["accumulate_grad_batches"] == 1
     assert plan.config({"trainer.accumulate_grad_batches": 4})["trainer"]["accumulate_grad_batches"] == 4
+    steps = build_plan(["search=none", "trainer.max_epochs=-1", "trainer.max_steps=30,60"])
+    assert steps.config({})["trainer"]["max_steps"] == 30, "the baseline must end"
     assert problems_of("trainer.accumulate_grad_batches=0,4") == [
         "trainer.accumulate_grad_batches: must be at least 1, got 0"
     ]

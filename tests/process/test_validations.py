@@ -25,6 +25,7 @@ from support.trial_links import ListLink, spec_for, weights
 from support.user_trials import spec_for as users_spec
 
 VALIDATIONS = "user_package.validations."
+LIGHTNING = "pytorch_lightning.callbacks."
 
 CASES: dict[str, dict[str, Any]] = {
     "four times an epoch": {"trainer": {"max_epochs": 3, "val_check_interval": 0.25}},
@@ -49,6 +50,13 @@ CASES: dict[str, dict[str, Any]] = {
         "trainer": {"max_epochs": 3, "val_check_interval": 0.5},
         "of_data": {"num_workers": 2, "own_generator": True},
     },
+    "averaged weights and early stopping": {
+        "trainer": {"max_epochs": 6, "val_check_interval": 0.5},
+        "callbacks": {
+            "ema": {"_target_": f"{LIGHTNING}EMAWeightAveraging", "decay": 0.9},
+            "early": {"_target_": f"{LIGHTNING}EarlyStopping", "monitor": "val/loss", "patience": 3},
+        },
+    },
     "half of the batches": {
         "trainer": {"max_epochs": 2, "val_check_interval": 0.5, "limit_train_batches": 0.5, "num_sanity_val_steps": 2}
     },
@@ -63,11 +71,12 @@ def spec_of(
     of_data: dict[str, Any] | None = None,
     metric: str = "val/accuracy",
     every_s: float = 1e9,
+    callbacks: dict[str, Any] | None = None,
 ) -> TrialSpec:
     spec = users_spec(
         folder, VALIDATIONS + model, VALIDATIONS + "Data", of_data=of_data, metric=metric, every_s=every_s
     )
-    return replace(spec, config={**spec.config, "trainer": trainer})
+    return replace(spec, config={**spec.config, "trainer": trainer, **({"callbacks": callbacks} if callbacks else {})})
 
 
 @pytest.mark.parametrize("case", [pytest.param(n, marks=[pytest.mark.long] * (n not in QUICK)) for n in CASES])

@@ -92,6 +92,12 @@ def test_a_mistake_is_one_line_with_key_rule_and_value(override: str, problem: s
     assert found.startswith(f"{override.partition('=')[0]}: {problem}")
 
 
+def test_a_trial_must_have_time_for_a_validation() -> None:
+    assert problems_of(
+        "trainer.max_steps=10", "trainer.val_check_interval=21", "trainer.accumulate_grad_batches=2"
+    ) == ["trainer.val_check_interval: must be at most 20, the batches of trainer.max_steps, got 21; lower it"]
+
+
 def test_an_accelerator_that_the_machine_lacks_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (problem,) = problems_of("trainer.accelerator=cuda")

@@ -119,7 +119,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
         options, values, sweeps = [], [o for o in values if _section(o) not in COMPONENTS], {}
     accepted, absent = check_values(values, base.config, problems)
     _check_sweeps(sweeps, parsed, problems)
-    accepted += _searched_defaults(accepted, {**((base.config or {}).get("search") or {}), **sweeps}, base.config)
+    accepted += _searched_defaults(accepted, sweeps, base.config)
     composed = path.compose_or_default([*options, *accepted], problems) if accepted else base
     tree = resolve(composed, problems)
     settings = settings_of(tree, composed.choices, problems)
@@ -271,16 +271,18 @@ def _as_addition(override: Any, config: Any) -> str:
     return f"+{text.lstrip('+')}" if is_new and not override.is_delete() else text
 
 
-def _searched_defaults(accepted: Iterable[str], searched: Mapping[str, Any], config: Any) -> list[str]:
+def _searched_defaults(accepted: Iterable[str], sweeps: Mapping[str, str], config: Any) -> list[str]:
     """Overrides that give the baseline Lightning's default of each searched argument of the Trainer that it lacks.
 
     Without a limit of steps the baseline might not end, so that it gets the first number of the search.
     """
     given = {key_of(text) for text in accepted}
+    space = to_plain(config, resolve=False).get("search") if config else None
+    searched = [*sweeps, *(key for key in (space if isinstance(space, Mapping) else {}) if isinstance(key, str))]
     names = (key.partition(".")[2] for key in searched if key.startswith("trainer.") and key not in given)
     lacking = [n for n in names if n in ACCEPTED and not has_key(config or {}, f"trainer.{n}")]
     values = {name: default_of(name) for name in lacking}
-    if "max_steps" in values and (first := re.search(r"\d+", str(searched["trainer.max_steps"]))):
+    if "max_steps" in values and (first := re.search(r"\d+", sweeps.get("trainer.max_steps", ""))):
         values["max_steps"] = int(first[0])
     return [f"+trainer.{name}={to_text(value)}" for name, value in values.items()]
 

@@ -159,6 +159,12 @@ class TrainerSettings:
                 f"trainer.min_steps: must be at most trainer.max_steps, which is {self.max_steps}, got "
                 f"{self.min_steps}; lower it"
             )
+        most = self.max_steps * self.accumulate_grad_batches  # batches
+        if self.max_steps != -1 and type(self.val_check_interval) is int and self.val_check_interval > most:
+            found.append(
+                f"trainer.val_check_interval: must be at most {most}, the batches of trainer.max_steps, got "
+                f"{self.val_check_interval}; lower it"
+            )
         if self.check_val_every_n_epoch is None and type(self.val_check_interval) is float:
             found.append(
                 f"trainer.val_check_interval: must be a number of batches where trainer.check_val_every_n_epoch is "

@@ -88,6 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("documented")
     shutil.copytree(ROOT / "examples", folder / "examples")
+    shutil.copytree(SUPPORT / "user_project", folder, dirs_exist_ok=True)  # what a page calls the root of your project
     (folder / "images").mkdir()
     Image.new("L", (8, 8)).save(folder / "images" / "0.png")
     (folder / "patients.csv").write_text("age,sex,bmi,bp,s1,s2,s3,s4,s5,s6\n59,2,32.1,101,157,93.2,38,4,4.8598,87\n")

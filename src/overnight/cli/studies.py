@@ -236,7 +236,13 @@ def delete(study: str, overrides: tuple[str, ...], dry_run: bool, yes: bool) -> 
 @OPTIONAL_STUDY
 @click.option("--dry-run", is_flag=True, help="Only print the problems.")
 @click.option("--resume", metavar="STUDY/NUMBER", help="Check that a trial trains the same after an interruption.")
-@click.option("--epochs", type=click.IntRange(2), default=3, show_default=True, help="Epochs that --resume trains.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(2),
+    default=3,
+    show_default=True,
+    help="Epochs, or validations, that --resume trains.",
+)
 @JSON
 def doctor(arguments: tuple[str, ...], dry_run: bool, resume: str | None, epochs: int, as_json: bool) -> None:
     """Find and repair what crashes left behind.
@@ -312,7 +318,7 @@ def _check_resume(reference: str, arguments: tuple[str, ...], epochs: int) -> No
         click.echo(f"{name}: {line}")
     for line in check.notes:
         click.echo(f"{name}: {line}")
-    trained = f"{check.reports} epochs" if check.reports > 1 else "1 epoch"
+    trained = f"{check.reports} {check.unit}s" if check.reports > 1 else f"1 {check.unit}"
     outcome = "differs" if check.differences else "is the same, bit for bit"
     click.echo(f"{name}: trained for {trained} with and without interruptions: the result {outcome}")
     sys.exit(1 if check.differences else 0)

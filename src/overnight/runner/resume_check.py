@@ -15,7 +15,7 @@ from overnight.protocol import Decision, Progress, TrialMessage
 from overnight.runner import trial_process
 from overnight.runner.trial_spec import trial_spec
 from overnight.search.plan import Plan, devices_of
-from overnight.search.record import TrialRecord, config_of
+from overnight.search.record import TrialRecord, config_of, unit_of_trial
 from overnight.trial.compare_states import state_differences
 
 
@@ -29,11 +29,13 @@ class ResumeCheck:
 
     Attributes:
         reports: number of epochs or validations that were compared.
+        unit: which of the two.
         differences: what differs, one line each; empty if resuming is exact.
         notes: what the resumed trial reported about itself.
     """
 
     reports: int
+    unit: str
     differences: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -48,21 +50,25 @@ def check_resume(plan: Plan, record: TrialRecord, reports: int, say: Callable[[s
     Raises:
         TrainingFailed: if one of the trainings fails.
     """
+    unit = unit_of_trial(record, plan)
     folder = plan.paths.checkpoints / f"resume-check-{record.number}"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        say(f"training {reports} epochs without an interruption ...")
+        say(f"training {reports} {unit}s without an interruption ...")
         whole, _ = _train(plan, record, folder / "whole", reports)
         resumed: list[Progress] = []
         notes: tuple[str, ...] = ()
         while len(resumed) < len(whole):
-            say(f"training epoch {len(resumed) + 1} of {len(whole)} in a process of its own ...")
+            say(f"training {unit} {len(resumed) + 1} of {len(whole)} in a process of its own ...")
             more, notes = _train(plan, record, folder / "resumed", len(resumed) + 1)
             if not more:
                 break
             resumed += more
-        differences = [*_metric_differences(whole, resumed), *state_differences(folder / "whole", folder / "resumed")]
-        return ResumeCheck(len(whole), tuple(differences), notes)
+        differences = [
+            *_metric_differences(whole, resumed, unit),
+            *state_differences(folder / "whole", folder / "resumed"),
+        ]
+        return ResumeCheck(len(whole), unit, tuple(differences), notes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -88,11 +94,11 @@ def _reports(messages: list[TrialMessage]) -> list[Progress]:
     return [message for message in messages if isinstance(message, Progress)]
 
 
-def _metric_differences(whole: list[Progress], resumed: list[Progress]) -> list[str]:
+def _metric_differences(whole: list[Progress], resumed: list[Progress], unit: str) -> list[str]:
     if len(whole) != len(resumed):
-        return [f"{len(resumed)} epochs instead of {len(whole)}"]
+        return [f"{len(resumed)} {unit}s instead of {len(whole)}"]
     return [
-        f"{name} of epoch {one.index + 1}: {other.metrics.get(name)} instead of {one.metrics.get(name)}"
+        f"{name} of {unit} {one.index + 1}: {other.metrics.get(name)} instead of {one.metrics.get(name)}"
         for one, other in zip(whole, resumed, strict=True)
         for name in sorted({*one.metrics, *other.metrics})
         if repr(one.metrics.get(name)) != repr(other.metrics.get(name))

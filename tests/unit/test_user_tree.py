@@ -220,6 +220,15 @@ def test_a_key_that_no_trial_needs_may_fail_to_resolve_and_the_others_are_kept(p
     assert "task_name" not in plan.config({})
 
 
+def test_environment_variables_are_not_kept_with_the_study(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVICE_TOKEN", "hunter2")
+    write(project, {"train.yaml": TRAIN + "service: {url: example.org, token: '${oc.env:SERVICE_TOKEN}'}\n"})
+    plan = plan_of(project, "model.net.width=4,8", "study.metric=val/acc")
+    assert plan.start.tree is not None
+    assert plan.start.tree.rest["service"] == {"url": "example.org", "token": "${oc.env:SERVICE_TOKEN}"}
+    assert "hunter2" not in json.dumps(plan.to_json())
+
+
 def test_a_plan_of_a_tree_is_stored_whole(project: Path) -> None:
     plan = plan_of(project, "hparams_search=optuna", "logger=wandb")
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())))

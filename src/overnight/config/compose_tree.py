@@ -98,7 +98,7 @@ def _draft(
         tuple(str(o.input_line) for o in (*theirs, *ours) if not o.is_sweep_override()),
         tuple(f"{key}={to_text(value)} (from {taken.origin[key]})" for key, value in used.items()),
         (*composed.unused, *taken.unused),
-        {k: v for k, v in composed.rest.items() if k not in ("seed", "logger")},
+        {k: _unread(v, composed.raw.get(k)) for k, v in composed.rest.items() if k not in ("seed", "logger")},
         tuple(map(str, user_tree.import_folders(tree.folder))),
     )
     plain = [o for o in (*theirs, *ours) if not o.is_sweep_override() and not o.is_delete()]
@@ -117,6 +117,17 @@ def _draft(
         tree=use,
         _composed=composed,
     )
+
+
+def _unread(value: Any, written: Any) -> Any:
+    """A value to keep with the study. Environment variables stay unread in it, because they may be secret."""
+    if isinstance(written, str) and "oc.env" in written:
+        return written
+    if isinstance(value, Mapping) and isinstance(written, Mapping):
+        return {k: _unread(v, written.get(k)) for k, v in value.items()}
+    if isinstance(value, list) and isinstance(written, list) and len(value) == len(written):
+        return [*map(_unread, value, written)]
+    return value
 
 
 def compose_any(

@@ -56,6 +56,7 @@ class TreeComposition:
         config: OmegaConf's tree with our nodes and the user's keys that they depend on.
         choices: Our config group -> the user's option, or the name of the class where no group has it.
         rest: The user's other keys, resolved.
+        raw: The whole tree, unresolved.
         sweeper: The node hydra.sweeper.
         unused: What has no effect here, one text each.
     """
@@ -63,6 +64,7 @@ class TreeComposition:
     config: Any
     choices: dict[str, str]
     rest: dict[str, Any]
+    raw: dict[str, Any]
     sweeper: dict[str, Any]
     unused: list[str]
 
@@ -164,6 +166,7 @@ class UserTree:
             OmegaConf.create({k: tree[k] for k in (*present, *used)}),
             {g: _choice(g, nodes.get(g, g), choices, tree) for g in COMPONENTS if g in present},
             {k: v for k, v in tree.items() if k not in present and k not in used},
+            raw,
             hydra,
             [*(f"{nodes.get('trainer')}.{k}" for k in dropped), *unused, *(["logger"] if tree.get("logger") else [])],
         )

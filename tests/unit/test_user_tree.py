@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ import yaml
 from overnight.config.problems import ConfigError
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
+from overnight.search.plan_code import find_missing
+from overnight.study.plan_trust import for_machine
+from support.paths import ROOT
 
 # As in lightning-hydra-template.
 TRAIN = """
@@ -86,7 +92,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("PROJECT_ROOT", raising=False)
     monkeypatch.setenv("PROJECT_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    monkeypatch.setattr("sys.path", [*sys.path])
     write(tmp_path, {})
     return tmp_path
 
@@ -305,3 +311,33 @@ def test_a_tree_that_does_not_exist_is_a_mistake(project: Path) -> None:
         build_plan((), None, config_name="train")
     with pytest.raises(ConfigError, match="--config-dir: must be a folder"):
         build_plan((), project / "nowhere", config_name="train")
+
+
+def test_one_file_may_hold_the_classes_the_settings_and_the_search_space() -> None:
+    plan = build_plan((), ROOT / "examples" / "plain_script", config_name="tune")
+    assert (plan.name, plan.settings.study.trials, plan.settings.trainer.max_epochs) == ("digits-plain", 20, 10)
+    assert plan.space.describe()["model.lr"] == "0.0001 to 0.1, log"
+    assert list(plan.space.keys()) == ["model.width", "model.lr", "data.batch_size"]
+
+
+def test_code_that_is_not_found_is_named_with_the_folder_that_is_gone(project: Path) -> None:
+    plan = plan_of(project, "hparams_search=optuna")
+    gone = replace(plan, start=replace(plan.start, import_path=("/no/such/folder",)))
+    (line,) = [text for text in find_missing(gone) if "src" in text]
+    assert line == (
+        "model._target_: must name a class that can be imported, and there is no module src: the study was started "
+        "with /no/such/folder, which is missing; put it back, or name the folder of your configs with --config-dir"
+    )
+    package = project / "src"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    sys.path.append(str(project))
+    importlib.invalidate_caches()
+    assert find_missing(gone) == []
+
+
+def test_a_worker_reads_no_folder_that_a_plan_names(project: Path) -> None:
+    plan = plan_of(project, "hparams_search=optuna", f"import_path={project}")
+    on_worker = for_machine(plan, replace(plan.settings, import_path=None))
+    assert on_worker.start.import_path == ()
+    assert on_worker.settings.import_path is None

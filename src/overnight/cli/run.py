@@ -21,6 +21,7 @@ from overnight.cli.arguments import (
     split,
 )
 from overnight.config import shell
+from overnight.config.literal import quote
 from overnight.system.signals import Signals
 
 if TYPE_CHECKING:
@@ -266,7 +267,8 @@ def _tune_elsewhere(plan: Plan, overrides: tuple[str, ...], extend: bool, detach
     if detach:
         return
     signals.check()
-    code = launch.launch(plan.settings, overrides, click.echo)
+    import_path = os.pathsep.join(plan.start.import_path)  # a worker takes none from the storage, which others write to
+    code = launch.launch(plan.settings, (f"import_path={quote(import_path)}", *overrides), click.echo)
     view, _ = snapshot.view(plan.settings.location, plan.name)
     if view is not None:
         output.print_status(view)

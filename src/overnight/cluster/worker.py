@@ -12,6 +12,7 @@ from overnight import api
 from overnight.config import import_allowlist
 from overnight.config.compose import compose
 from overnight.config.problems import ConfigError, Problems
+from overnight.config.search_path import add_to_import_path, folders_of
 from overnight.config.settings import Settings
 from overnight.study import requests
 from overnight.study.storage.outage import Unreachable
@@ -33,6 +34,7 @@ def serve(names: Sequence[str], overrides: Sequence[str], *, until_done: bool = 
         An exit code: 0, or 1 if a study failed or MLflow is incomplete, or 128 + the signal that stopped the worker.
     """
     settings = _machine_settings(overrides)
+    add_to_import_path(folders_of(settings.import_path))
     import_allowlist.enable_guard()  # before anything starts that may import code that a study names
     failed = idle = outage_reported = False
     refused: set[str] = set()

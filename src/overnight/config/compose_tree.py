@@ -46,7 +46,9 @@ def compose_tree(overrides: Iterable[str], config_dir: str | Path, config_name: 
     home = next((str(o.value()) for o in [*reversed(own), *reversed(parsed)] if o.key_or_group == "home"), "./mlruns")
     output = StudyLocation(home).paths.root / "output"
     tree = dataclasses.replace(user_tree.find_tree(folder, config_name), named=named, output_dir=str(output))
-    groups, options, values = tree.groups(), [], []
+    groups = tree.groups()
+    options: list[Any] = []
+    values: list[Any] = []
     for override in rest:
         (options if override.key_or_group in groups or "@" in override.key_or_group else values).append(override)
     chosen = [o for o in options if not o.is_sweep_override()]

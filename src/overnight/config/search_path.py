@@ -91,6 +91,11 @@ def import_folders(config_dir: Path | None) -> tuple[str, ...]:
     return (str(config_dir.parent),) if config_dir is not None else ()
 
 
+def folders_of(import_path: str | None) -> list[str]:
+    """The folders that the setting import_path names."""
+    return [os.path.abspath(os.path.expanduser(p)) for p in (import_path or "").split(os.pathsep) if p]
+
+
 def add_to_import_path(folders: Iterable[str]) -> None:
     """Make the user's modules importable. Trial processes inherit the path."""
     sys.path.extend(folder for folder in folders if folder not in sys.path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,13 @@ from overnight.config.compose import Draft
 from overnight.config.compose_tree import compose_any
 from overnight.config.overrides import check_list
 from overnight.config.problems import ConfigError, Problems
-from overnight.config.search_path import add_to_import_path, describe_failure, import_folders, users_import_path
+from overnight.config.search_path import (
+    add_to_import_path,
+    describe_failure,
+    folders_of,
+    import_folders,
+    users_import_path,
+)
 from overnight.config.settings import COMPONENTS
 from overnight.config.trees import has_key
 from overnight.config.values import to_text
@@ -85,8 +90,7 @@ def build_plan(
 
 def _import_path(draft: Draft) -> list[str]:
     """The folders that the user's modules are imported from, besides the start folder."""
-    own = draft.settings.import_path if draft.settings is not None else None
-    named = [os.path.abspath(os.path.expanduser(p)) for p in own.split(os.pathsep) if p] if own else []
+    named = folders_of(draft.settings.import_path) if draft.settings is not None else []
     return [*named, *(draft.tree.folders if draft.tree is not None else import_folders(draft.config_dir))]
 
 

@@ -73,11 +73,9 @@ class Start:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Start:
-        tree = data["tree"]
-        if tree is not None:
-            texts = ("overrides", "taken", "unused", "folders")
-            tree = TreeUse(**{k: tuple(v) if k in texts else v for k, v in tree.items()})
-        return Start(tuple(data["import_path"]), tree)
+        given = data["tree"] or {}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        return Start(tuple(data["import_path"]), TreeUse(**fields) if fields else None)
 
 
 @dataclass(frozen=True)

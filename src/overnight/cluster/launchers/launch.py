@@ -32,7 +32,7 @@ _CHECKS: dict[str, Callable[[LauncherSettings], list[str]]] = {
     "slurm": slurm.find_problems,
 }
 # The overrides that concern a worker's machine. All others are stored with the study. None of them is a secret.
-_MACHINE_OVERRIDE = re.compile(r"(slots|min_free_mib|stay_awake|(storage|tracking)(\.\w+)?)=.*")
+_MACHINE_OVERRIDE = re.compile(r"(slots|min_free_mib|stay_awake|import_path|(storage|tracking)(\.\w+)?)=.*")
 
 
 def find_problems(settings: Settings) -> Problems:

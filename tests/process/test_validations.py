@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from overnight import api
 from overnight.protocol import Decision, Finished, Progress, Resumed, StateSaved, TrialSpec
 from overnight.runner.supervisor import Supervisor
 from overnight.search.build_plan import build_plan
@@ -210,17 +212,25 @@ def test_a_study_whose_trials_are_killed_at_validations_has_the_same_values_and_
     assert steps == {4, 9, 14, 19, 24, 29, 34, 39, 44, 49}
 
 
+@pytest.mark.long
+def test_the_pruner_ends_trials_at_a_validation(tune: Callable[..., api.Result], tmp_path: Path) -> None:
+    conf = conf_of(tmp_path / "mine", lrs="0.05, 1e-9")
+    result = tune(*STUDY, "study.trials=5", "pruner.startup_trials=1", "pruner.warmup_epochs=3", config_dir=conf)
+    lengths = {(r.state, r.params["model.lr"]): len(r.history) for r in result.records if r.number > 0}
+    assert lengths == {("complete", 0.05): 10, ("pruned", 1e-9): 3}
+
+
 STUDY = (
     *("model=custom", "data=custom", "slots=1", "study.trials=2", "pictures.when=never", "preflight=never"),
     *("trainer.max_epochs=-1", "trainer.max_steps=50", "trainer.val_check_interval=5", "checkpoint.every_s=0"),
 )
 
 
-def conf_of(folder: Path) -> Path:
+def conf_of(folder: Path, lrs: str = "0.02, 0.05") -> Path:
     files = {
         "model": f"_target_: {VALIDATIONS}Net\nlr: 0.02\n",
         "data": f"_target_: {VALIDATIONS}Data\nkind: stream\n",
-        "search": "model.lr: choice(0.02, 0.05)\n",
+        "search": f"model.lr: choice({lrs})\n",
     }
     for group, text in files.items():
         (folder / "conf" / group).mkdir(parents=True)

@@ -1,0 +1,81 @@
+"""Progress that is counted in epochs or in validations, as the supervisor sees it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from optuna.pruners import HyperbandPruner
+
+from overnight.config.trainer import unit_of
+from overnight.protocol import Progress
+from overnight.search.build_plan import build_plan
+from overnight.search.plan import Plan
+from overnight.search.pruner import make_pruner
+from overnight.search.record import TrialRecord, pack_history, typical_units, units_of_trial, unpack_history
+from overnight.tracking.run_update import metrics_of
+from overnight.trial.state import history_of
+
+STEPS = ("trainer.max_epochs=-1", "trainer.max_steps=100", "trainer.val_check_interval=20")
+
+
+def plan_of(*overrides: str) -> Plan:
+    return build_plan(["search=none", "optimizer.lr=0.1,0.2", *overrides])
+
+
+def record(plan: Plan, state: Any, done: int, total: int | None) -> TrialRecord:
+    history = tuple(Progress(0, i, {"val/accuracy": 0.5}, 1e9, 1.0, 20 * i + 19, total) for i in range(done))
+    return TrialRecord(0, state, {}, history, 0.5, None, "", 1e9, 2e9, config=plan.config({}))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "unit"),
+    [
+        ({"max_epochs": 20}, "epoch"),
+        ({"max_epochs": 20, "max_steps": -1, "val_check_interval": 1.0}, "epoch"),
+        ({"max_epochs": 20, "check_val_every_n_epoch": 2, "max_time": "00:01:00:00"}, "epoch"),
+        ({"max_epochs": 20, "val_check_interval": 0.25}, "validation"),
+        ({"max_epochs": 20, "val_check_interval": 1}, "validation"),
+        ({"max_epochs": 20, "max_steps": 100}, "validation"),
+        ({"max_epochs": -1, "max_time": "00:01:00:00"}, "validation"),
+    ],
+)
+def test_the_unit_follows_from_the_arguments_of_the_trainer(trainer: dict[str, Any], unit: str) -> None:
+    assert unit_of(trainer) == unit
+
+
+def test_a_history_of_validations_is_stored_with_steps_and_one_of_epochs_as_before() -> None:
+    of_epochs = tuple(Progress(0, e, {"loss": 1.0}, 1000.0, 0.1) for e in range(2))
+    assert set(pack_history(of_epochs)) == {"epoch", "at", "seconds", "metrics"}
+    of_validations = tuple(replace(e, step=10 * e.index, total=5) for e in of_epochs)
+    for history in (of_epochs, of_validations):
+        assert unpack_history(0, pack_history(history)) == history
+
+
+def test_a_checkpoint_of_an_earlier_version_has_epochs() -> None:
+    saved = {"number": 0, "epoch": 3, "metrics": {}, "at": 1.0, "seconds": 2.0}
+    assert history_of([saved]) == (Progress(0, 3, {}, 1.0, 2.0),)
+
+
+def test_the_number_of_validations_comes_from_the_trials() -> None:
+    plan = plan_of(*STEPS)
+    running, complete, silent = (
+        record(plan, "running", 2, 5),
+        record(plan, "complete", 4, 5),
+        record(plan, "running", 3, None),
+    )
+    assert [units_of_trial(r, plan) for r in (running, complete, silent)] == [5, 4, None]
+    assert [typical_units(r, plan) for r in ([], [silent], [running, silent], [complete])] == [1, 4, 5, 4]
+    assert typical_units([], plan_of("trainer.max_epochs=7")) == 7
+
+
+def test_the_steps_in_mlflow_are_those_of_lightning() -> None:
+    of_validations = [m.step for m in metrics_of(record(plan_of(*STEPS), "running", 3, 5))]
+    assert of_validations == [19, 39, 59]
+
+
+def test_hyperband_learns_the_resource_from_the_first_complete_trial() -> None:
+    resources = [make_pruner(plan_of(*line, "pruner=hyperband")) for line in (("trainer.max_epochs=9",), (*STEPS,))]
+    assert all(isinstance(pruner, HyperbandPruner) for pruner in resources)
+    assert [vars(pruner)["_max_resource"] for pruner in resources] == [9, "auto"]

@@ -325,7 +325,7 @@ def test_code_that_is_not_found_is_named_with_the_folder_that_is_gone(project: P
     gone = replace(plan, start=replace(plan.start, import_path=("/no/such/folder",)))
     (line,) = [text for text in find_missing(gone) if "src" in text]
     assert line == (
-        "model._target_: must name a class that can be imported, and there is no module src: the study was started "
+        "data._target_: must name a class that can be imported, and there is no module src: the study was started "
         "with /no/such/folder, which is missing; put it back, or name the folder of your configs with --config-dir"
     )
     package = project / "src"

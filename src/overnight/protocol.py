@@ -37,6 +37,7 @@ class TrialSpec:
         cache: folder for decoded data, shared by all trials of the home; None for none.
         test_only: test the weights in the checkpoint folder and train nothing.
         locks: folder for the locks of prepare_data, which one process of a home calls at a time; None for no lock.
+        logged: folder for what the trial's code logs through `self.logger`; None to drop it.
     """
 
     study: str
@@ -53,6 +54,7 @@ class TrialSpec:
     keep_weights: bool = True
     cache: Path | None = None
     locks: Path | None = None
+    logged: Path | None = None
     test_only: bool = False
 
 

@@ -36,11 +36,12 @@ def ready(folder: Path, options: str, *overrides: str, **changes: Any) -> TrialS
 
 READY = {
     "early_stopping": ("callbacks.early_stopping.patience=3",),
+    "learning_rate_monitor": ("schedule=cosine",),
     "stochastic_weight_averaging": ("callbacks.stochastic_weight_averaging.swa_epoch_start=2",),
     "ema": ("callbacks.ema.decay=0.9",),
     "gradient_accumulation": (),
     "timer": (),
-    "[early_stopping,ema]": ("schedule=one_cycle",),
+    "[early_stopping,learning_rate_monitor,ema]": ("schedule=one_cycle",),
 }
 
 
@@ -67,6 +68,7 @@ def test_each_ready_callback_changes_what_it_is_for(tmp_path: Path) -> None:
         return link.curve
 
     plain = curve("none")
+    assert "lr-Adam" in curve("learning_rate_monitor")[0][1]
     for options in ("stochastic_weight_averaging", "ema", "gradient_accumulation"):
         assert curve(options)[-1] != plain[-1], options
     assert len(curve("timer", "callbacks.timer.duration='00:00:00:00'")) == 1

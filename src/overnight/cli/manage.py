@@ -91,7 +91,7 @@ def list_studies(location: StudyLocation) -> list[StudyListing]:
 def _files(location: StudyLocation, name: str) -> list[Path]:
     """Return the existing folders and files of a study; MLflow manages its artifacts."""
     both = [location.paths.study(n) for n in (name, name + CONFIRM_SUFFIX)]
-    folders = [folder for paths in both for folder in (paths.checkpoints, paths.logs, paths.plots)]
+    folders = [folder for paths in both for folder in (paths.checkpoints, paths.logs, paths.logged, paths.plots)]
     files = [both[0].report, *winner_config.written_files(location, name)]
     return [path for path in (*folders, *files) if path.exists() or path.is_symlink()]
 

@@ -147,6 +147,14 @@ class StudyPaths:
         """The folder of a trial's checkpoints: its state while it runs, its weights once it is complete."""
         return self.checkpoints / trial_name(number)
 
+    @property
+    def logged(self) -> Path:
+        """What the code of trials logs through self.logger, on its way to MLflow."""
+        return self.root / "logged" / self.name
+
+    def trial_log(self, number: int) -> Path:
+        return self.logged / trial_name(number)
+
     def trial_plots(self, number: int) -> Path:
         return self.plots / trial_name(number)
 

@@ -44,5 +44,6 @@ def trial_spec(
         keep_weights=keep_weights,
         cache=plan.settings.location.paths.cache,
         locks=plan.settings.location.paths.data_locks,
+        logged=plan.paths.trial_log(number) if folder is None and not test else None,
         test_only=test,
     )

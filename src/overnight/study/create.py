@@ -84,13 +84,15 @@ def _not_comparable(plan: Plan, differences: list[str], obstacles: list[str], ex
 
 def _create(storage: ExclusiveStorage, plan: Plan, *, with_baseline: bool) -> optuna.Study:
     """Create a study. After a kill the same steps complete it: each of them can be repeated."""
-    home, checkpoints = plan.settings.location.paths, plan.paths.checkpoints
-    # Checkpoints that exist are of a study that the storage has lost. A trial of this study must not resume from them.
-    if checkpoints.exists() and not set_aside(home.root, checkpoints, home.set_aside):
-        raise ConfigError(
-            [f"study.name: must have no checkpoints of an earlier study, got {plan.name!r}, whose {checkpoints} leads "
-             "out of the home; move it away, or take another study.name"]
-        )  # fmt: skip
+    home = plan.settings.location.paths
+    # Checkpoints and logs that exist are of a study that the storage has lost. A trial of this study must not go on
+    # with them.
+    for folder in (plan.paths.checkpoints, plan.paths.logged):
+        if folder.exists() and not set_aside(home.root, folder, home.set_aside):
+            raise ConfigError(
+                [f"study.name: must have no checkpoints of an earlier study, got {plan.name!r}, whose {folder} leads "
+                 "out of the home; move it away, or take another study.name"]
+            )  # fmt: skip
     study = load(storage, plan, plan.name)
     study.set_user_attr(PLAN, plan.to_json())
     if UID not in study.user_attrs:

@@ -30,6 +30,8 @@ SYSTEM_METRICS = tuple(
     )
 )
 LOG10 = "log10_"  # prefix of the decimal logarithm of a parameter
+BY_STEP = "by_step/"  # prefix of what a trial's code logs by step, through self.logger
+HPARAMS = "hparams/"  # prefix of the parameters that it logs
 
 _OUR_METRICS = frozenset((OBJECTIVE, BEST_OBJECTIVE, MEAN, HALF_WIDTH, *SYSTEM_METRICS))
 _MAX_CHARS = 250
@@ -54,12 +56,23 @@ _REFUSED_OR_COLON = re.compile(rf"{_REFUSED.pattern}|:")
 def metric_name(name: str) -> str:
     """Return the name that MLflow has for a metric of a user's code: `name` itself, if MLflow takes it and it is none
     of the names that overnight gives."""
-    return _mapped(name, name in _OUR_METRICS)
+    return _mapped(name, name in _OUR_METRICS or name.startswith(BY_STEP))
+
+
+@functools.cache
+def by_step_name(name: str) -> str:
+    """Return the name of a metric that a trial's code logs by step. The metric by epoch may have the same name."""
+    return _mapped(f"{BY_STEP}{name}", is_ours=False)
 
 
 def param_name(name: str) -> str:
     """Return the name that MLflow has for a parameter, as `metric_name` does for a metric."""
-    return _mapped(name, name.startswith(LOG10))
+    return _mapped(name, name.startswith((LOG10, HPARAMS)))
+
+
+def hparam_name(name: str) -> str:
+    """Return the name of a parameter that a trial's code logs."""
+    return _mapped(f"{HPARAMS}{name}", is_ours=False)
 
 
 def log10_name(name: str) -> str:
@@ -75,6 +88,11 @@ def _mapped(name: str, is_ours: bool) -> str:
         return mapped
     cut = f":cut-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}:"
     return mapped[: _MAX_CHARS - len(cut)] + cut
+
+
+def is_of_overnight(mapped: str) -> bool:
+    """Return whether a metric in MLflow is none that is logged by epoch: it is ours, or logged by step."""
+    return mapped == OBJECTIVE or mapped in SYSTEM_METRICS or mapped.startswith(BY_STEP)
 
 
 def from_mlflow(mapped: str, long_names: Iterable[str] = ()) -> str:

@@ -229,7 +229,8 @@ def _frozen(state: TrialState, **given: Any) -> FrozenTrial:
 
 def _point(plan: Plan, run: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the parameters of a run's trial, and the attributes of a trial that was given rather than sampled."""
-    texts = {names.from_mlflow(name, _long_names(run)): text for name, text in run.data.params.items()}
+    params = {name: text for name, text in run.data.params.items() if not name.startswith(names.HPARAMS)}
+    texts = {names.from_mlflow(name, _long_names(run)): text for name, text in params.items()}
     read = plan.space.read(texts)
     config = _config(run) or plan.config_of_params(read)
 
@@ -275,7 +276,7 @@ def _logged(client: Any, run: Any) -> _Curves:
     return {
         names.from_mlflow(shown, _long_names(run)): client.get_metric_history(run.info.run_id, shown)
         for shown in run.data.metrics
-        if shown != names.OBJECTIVE and shown not in names.SYSTEM_METRICS
+        if not names.is_of_overnight(shown)
     }
 
 

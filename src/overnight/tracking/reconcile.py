@@ -87,7 +87,11 @@ def reconcile(
 def trial_run(run: Any) -> TrialRun:
     """Return what an MLflow run holds, except for its steps."""
     return TrialRun(
-        run.info.run_id, run.info.status, params=set(run.data.params), has_reason=tags.REASON in run.data.tags
+        run.info.run_id,
+        run.info.status,
+        params=set(run.data.params),
+        has_reason=tags.REASON in run.data.tags,
+        logged=run.data.tags.get(tags.LOGGED, ""),
     )
 
 

@@ -41,6 +41,7 @@ class TrialRun:
         steps: Metric name in MLflow -> logged steps; None if they are not known yet.
         has_reason: Whether it has a reason, which a trial loses when its exclusion is withdrawn.
         has_config: Whether it is known to hold its config.yaml.
+        logged: How much of the trial's log it holds, as the tag LOGGED says.
     """
 
     run_id: str
@@ -49,6 +50,7 @@ class TrialRun:
     params: set[str] = field(default_factory=set)
     has_reason: bool = False
     has_config: bool = False
+    logged: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from overnight.config.paths import trial_name
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, trial_title
-from overnight.tracking import tags
+from overnight.tracking import bulk, logged, tags
 from overnight.tracking.dataset import as_input
 from overnight.tracking.reconcile import logged_steps, trial_run
 from overnight.tracking.run_update import LoggedMetric, RunUpdate, TrialRun, missing
@@ -18,6 +19,8 @@ from overnight.tracking.store import describe_error, milliseconds
 
 # MLflow's client repeats a request that is not answered. After so long a repeated request may have created two runs.
 _MAY_BE_REPEATED_S = 2.0
+# So many values of a trial's log at once are followed by a pause, so that they cost no more than a share of a core.
+_MANY_VALUES, _SHARE_OF_CORE = 1000, 0.1
 # MLflow's codes for a request that will never be taken.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
@@ -28,6 +31,7 @@ class RunWriter:
     Args:
         runs: Trial number -> the run that MLflow has of it.
         number_tag: The tag that holds a trial's number: tags.TRIAL or tags.CONFIRMATION.
+        pause: Waits for some seconds; returns at once where the study ends.
     """
 
     def __init__(
@@ -39,10 +43,11 @@ class RunWriter:
         parent_run_id: str | None,
         number_tag: str,
         runs: dict[int, TrialRun],
+        pause: Callable[[float], object] = lambda _: None,
     ) -> None:
         self._client, self._plan, self._uid = client, plan, uid
         self._experiment_id, self._parent_run_id, self._number_tag = experiment_id, parent_run_id, number_tag
-        self.runs = runs
+        self.runs, self._pause = runs, pause
         self._unknown: set[int] = set()  # trials whose runs must be searched for in MLflow
         self.refused: dict[str, str] = {}  # what MLflow does not take, as "trial-0007: metric NAME" -> why
 
@@ -60,6 +65,7 @@ class RunWriter:
         self._unknown.discard(record.number)
         if run.steps is None:
             run.steps = logged_steps(self._client, run.run_id, record)
+        self._write_logged(run, record)
         self._apply(run, record.number, missing(run, record, self._plan, self._parent_run_id))
 
     def write_samples(self, number: int, samples: Sequence[LoggedMetric]) -> None:
@@ -99,12 +105,40 @@ class RunWriter:
 
     def _log(self, run: TrialRun, number: int, update: RunUpdate) -> None:
         """Log metrics, params and tags. What MLflow refuses is noted in `refused` and does not cost the rest."""
+        self._log_batch(run, number, update.metrics, update.params, update.tags)
+
+    def _write_logged(self, run: TrialRun, record: TrialRecord) -> None:
+        """Write what the trial's code has logged: all of a trial that is done, else what a saved state covers."""
+        folder = self._plan.paths.trial_log(record.number)
+        for part in logged.unwritten(folder, run.logged, record.done, partial(self._steps_of, run.run_id)):
+            for name in part.files:
+                below = str(PurePosixPath(logged.ARTIFACTS, name).parent)
+                self._client.log_artifact(run.run_id, str(folder / "files" / name), below)
+            started = time.thread_time()
+            rest = bulk.insert(self._client, run.run_id, part.metrics)
+            self._log_batch(run, record.number, rest, part.params, part.tags)
+            self._client.set_tag(run.run_id, tags.LOGGED, part.mark)
+            run.logged = part.mark
+            if len(part.metrics) > _MANY_VALUES:
+                self._pause((time.thread_time() - started) * (1 / _SHARE_OF_CORE - 1))
+
+    def _steps_of(self, run_id: str, name: str) -> set[int]:
+        return {m.step for m in self._client.get_metric_history(run_id, name)}
+
+    def _log_batch(
+        self,
+        run: TrialRun,
+        number: int,
+        metrics: Iterable[LoggedMetric],
+        params: Mapping[str, str],
+        texts: Mapping[str, str],
+    ) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
         entries: list[Any] = [
-            *(Metric(*metric) for metric in update.metrics),
-            *(Param(name, text) for name, text in update.params.items()),
-            *(RunTag(name, text) for name, text in update.tags.items()),
+            *(Metric(*metric) for metric in metrics),
+            *(Param(name, text) for name, text in params.items()),
+            *(RunTag(name, text) for name, text in texts.items()),
         ]
 
         def write(some: Sequence[Any]) -> None:

@@ -226,7 +226,14 @@ class MlflowSync:
         self.parent_run_id = self._parent.run_id
         number_tag = tags.TRIAL if self._search_uid is None else tags.CONFIRMATION
         self._writer = RunWriter(
-            self._client, self._plan, self._uid, self.experiment_id, self.parent_run_id, number_tag, found.runs
+            self._client,
+            self._plan,
+            self._uid,
+            self.experiment_id,
+            self.parent_run_id,
+            number_tag,
+            found.runs,
+            self._closing.wait,
         )
         self.refused = self._writer.refused
         return set(found.missing)

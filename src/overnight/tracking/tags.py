@@ -21,6 +21,7 @@ REPORT = "overnight.report"  # the result of the study in one sentence
 TESTED = "overnight.tested"  # when `overnight test` asked the test set of the trial's weights
 WINNER = "overnight.winner"
 NAME = "overnight.name"  # with the id of a name that MLflow has the beginning of: the whole name
+LOGGED = "overnight.logged"  # how much of the trial's log the run has; see tracking/logged.py
 WEIGHTS = "overnight.weights"  # of a model version: the SHA-256 of the checkpoint that it was made from
 # MLflow's own
 NOTE = "mlflow.note.content"

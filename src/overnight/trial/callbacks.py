@@ -42,8 +42,8 @@ class Callbacks:
         """Whether all of them act at the ends of epochs only, so that a step may have several batches."""
         return all(type(callback).__name__ in _OF_EPOCHS for callback in self.by_key.values())
 
-    def describe_missing_monitor(self, error: Exception, logged: Mapping[str, Any]) -> str | None:
-        """Return in one line which callback has raised an error because its monitor was not logged; None if none has.
+    def raise_if_monitor_is_missing(self, error: Exception, logged: Mapping[str, Any]) -> None:
+        """Raise a ValueError of one line if a callback has raised `error` because its monitor was not logged.
 
         Args:
             logged: the metrics that were logged so far.
@@ -53,11 +53,10 @@ class Callbacks:
             if isinstance(monitor, str) and monitor not in logged and monitor in str(error):
                 close = difflib.get_close_matches(monitor, logged, n=1)
                 hint = f"; did you mean {close[0]}?" if close else f"; set {key}.monitor to one of them"
-                return (
-                    f"{key}.monitor: must be a metric that the model logs, got {monitor!r}; it logged "
-                    f"{', '.join(sorted(logged)) or 'none'}{hint}"
-                )
-        return None
+                known = ", ".join(sorted(logged)) or "none"
+                raise ValueError(
+                    f"{key}.monitor: must be a metric that the model logs, got {monitor!r}; it logged {known}{hint}"
+                ) from error
 
 
 def build_callbacks(config: Mapping[str, Any], lightning: ModuleType) -> Callbacks:

@@ -9,7 +9,7 @@ from typing import Any
 from overnight.trial import checkpoint
 
 # Times differ between any two trainings, as do the notes that only a trial which resumed has.
-_NOT_COMPARED = {"identity", "history", "resumed_without", "lost", "pytorch-lightning_version"}
+_NOT_COMPARED = {"identity", "history", "log", "resumed_without", "lost", "pytorch-lightning_version"}
 _MAX_NAMES = 3
 # What the top-level keys of a state hold, in the user's words.
 _PARTS = {

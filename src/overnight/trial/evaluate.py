@@ -11,6 +11,7 @@ from overnight.protocol import Alive, Finished, Tested, TrialSpec
 from overnight.trial import checkpoint, lightning_packages
 from overnight.trial.components import build
 from overnight.trial.fit import make_trainer, start_process
+from overnight.trial.logger import attach, make_logger
 from overnight.trial.trial_callback import ALIVE_EVERY_S, Link
 
 _TEST_ARGUMENTS = ("precision", "limit_test_batches", "deterministic", "benchmark", "inference_mode")
@@ -25,13 +26,16 @@ def evaluate(spec: TrialSpec, link: Link) -> Finished:
         link.send(Tested(spec.number, {}, missing))
         return Finished(spec.number, "complete")
     lightning = lightning_packages.lightning_of(data, model)
+    logger = make_logger(lightning, spec)
     trainer = make_trainer(
         lightning,
         spec,
+        logger,
         plugins=[],
         callbacks=[lightning_packages.subclass(_SignsOfLife, lightning.Callback)(spec.number, link)],
         **{k: v for k, v in trainer_arguments(spec.config["trainer"]).items() if k in _TEST_ARGUMENTS},
     )
+    attach(logger, trainer, model, data)
     data_module = lightning_packages.adapt_data(lightning, data)
     data.trainer = trainer
     weights = str(spec.checkpoint_folder / checkpoint.WEIGHTS)

@@ -21,6 +21,7 @@ from overnight.protocol import Alive, Decision, Finished, Resumed, TrialSpec
 from overnight.trial import checkpoint, fast_loading, lightning_packages
 from overnight.trial.callbacks import build_callbacks
 from overnight.trial.components import build
+from overnight.trial.logger import attach, make_logger
 from overnight.trial.one_batch import OneBatchEpochs
 from overnight.trial.state import history_of, identity_of
 from overnight.trial.trial_callback import (
@@ -67,18 +68,20 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
     data, model = build(spec.config, spec.cache, spec.locks, lambda: _show_life(spec, link))
     lightning = lightning_packages.lightning_of(data, model)
     fast_loading.enable(lightning)
-    memory = lightning_packages.subclass(InMemoryCheckpoints, lightning.plugins.CheckpointIO)(state, model)
-    callback = lightning_packages.subclass(_callback_of(spec), lightning.callbacks.Checkpoint)(spec, link, memory, data)
+    subclass = lightning_packages.subclass
+    logger = make_logger(lightning, spec, state["overnight"].get("log") if state is not None else None)
+    memory = subclass(InMemoryCheckpoints, lightning.plugins.CheckpointIO)(state, model)
+    callback = subclass(_callback_of(spec), lightning.callbacks.Checkpoint)(spec, link, memory, data, logger)
     configured = build_callbacks(spec.config, lightning)
-    epoch_start = lightning_packages.subclass(EpochStart, lightning.Callback)(callback)
     options = trainer_arguments(spec.config["trainer"])
     if _takes_several_batches_per_step(data, model, options) and configured.only_at_epoch_ends:
         model.step_over_batches(clip_norm=options.pop("gradient_clip_val", None))
         data.group_batches(BATCHES_PER_STEP if one_batch is None else 1, callback.poll)
-    callbacks = [epoch_start, callback, *configured.by_key.values()]
+    callbacks = [subclass(EpochStart, lightning.Callback)(callback), callback, *configured.by_key.values()]
     if one_batch is not None:
         callbacks.append(lightning.callbacks.LambdaCallback(on_train_epoch_start=one_batch.shorten))
-    trainer = make_trainer(lightning, spec, [memory], callbacks, **options)
+    trainer = make_trainer(lightning, spec, logger, [memory], callbacks, **options)
+    attach(logger, trainer, model, data)
     if state is not None:
         link.send(Resumed(spec.number, history_of(state["overnight"]["history"])))
     data_module = lightning_packages.adapt_data(lightning, data)
@@ -91,15 +94,13 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
         outcome: Literal["stopped", "saved"] = "stopped" if stopped.decision is Decision.STOP else "saved"
         if one_batch is not None:
             return Finished(spec.number, outcome, notes=configured.notes, unsaved=tuple(callback.unsaved()))
-        return Finished(spec.number, outcome, notes=(*notes, *_notes_of(callback, state)))
+        return Finished(spec.number, outcome, notes=(*notes, *_notes_of(callback, logger, state)))
     except Exception as error:
-        if not callback.restoring:
-            missing = configured.describe_missing_monitor(error, trainer.callback_metrics)
-            if missing is not None:
-                raise ValueError(missing) from error
-            raise
-        return Finished(spec.number, "failed", "checkpoint_unusable", traceback.format_exc(), notes)
-    notes = (*notes, *_notes_of(callback, state))
+        if callback.restoring:
+            return Finished(spec.number, "failed", "checkpoint_unusable", traceback.format_exc(), notes)
+        configured.raise_if_monitor_is_missing(error, trainer.callback_metrics)
+        raise
+    notes = (*notes, *_notes_of(callback, logger, state))
     if not callback.history:
         raise RuntimeError(_NOTHING_TRAINED[unit_of(spec.config["trainer"])])
     if spec.keep_weights and not _save_weights(spec, callback.weights(trainer), link):
@@ -118,9 +119,10 @@ def _show_life(spec: TrialSpec, link: Link) -> None:
         raise TrialStopped(Decision.SAVE_AND_STOP)
 
 
-def _notes_of(callback: TrialCallback, state: dict[str, Any] | None) -> tuple[str, ...]:
-    """Return what a trial that resumed lacks, as a line for its page."""
-    return (f"resumed without {', '.join(callback.lost)}",) if state is not None and callback.lost else ()
+def _notes_of(callback: TrialCallback, logger: Any, state: dict[str, Any] | None) -> tuple[str, ...]:
+    """Return what a trial that resumed lacks, and what it did not log, as lines for its page."""
+    lacks = (f"resumed without {', '.join(callback.lost)}",) if state is not None and callback.lost else ()
+    return (*lacks, *logger.log.notes.values())
 
 
 def start_process(spec: TrialSpec) -> None:
@@ -130,8 +132,10 @@ def start_process(spec: TrialSpec) -> None:
     pl.seed_everything(spec.seed, workers=True, verbose=False)
 
 
-def make_trainer(lightning: Any, spec: TrialSpec, plugins: list[Any], callbacks: list[Any], **options: Any) -> Any:
-    """Build a Trainer of a Lightning package for the trial's device, without logger, bar and checkpoints of its own."""
+def make_trainer(
+    lightning: Any, spec: TrialSpec, logger: Any, plugins: list[Any], callbacks: list[Any], **options: Any
+) -> Any:
+    """Build a Trainer of a Lightning package for the trial's device, without bar and checkpoints of its own."""
     checkpoints = (c for c in callbacks if isinstance(c, lightning.callbacks.Checkpoint))
     environments = importlib.import_module(f"{lightning.__name__}.plugins.environments")
     return lightning_packages.subclass(TrialTrainer, lightning.Trainer)(
@@ -141,7 +145,7 @@ def make_trainer(lightning: Any, spec: TrialSpec, plugins: list[Any], callbacks:
         plugins=[*plugins, environments.LightningEnvironment()],
         default_root_dir=spec.checkpoint_folder,
         callbacks=callbacks,
-        logger=False,
+        logger=logger,
         enable_checkpointing=any(not isinstance(c, TrialCallback) for c in checkpoints),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -165,6 +169,7 @@ def silence_lightning() -> None:
     """Turn off Lightning's general hints, which would be in the log of every trial."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning's own use of torch
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # useless with one core per trial
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # epochs are reported anyway
     for logger in map(logging.getLogger, lightning_packages.NAMES):
         if logger.level != logging.WARNING:  # setting it walks through all loggers
             logger.setLevel(logging.WARNING)

@@ -10,6 +10,7 @@ import torch
 from overnight.protocol import Alive, Decision, Progress, StateSaved, TrialMessage, TrialSpec
 from overnight.trial import checkpoint
 from overnight.trial.boundary import Boundary, match_param_groups, param_groups_of, set_weights
+from overnight.trial.logger import TrialLogger
 from overnight.trial.measured import MeasuredWeights
 from overnight.trial.state import DROPPED, copy_to_cpu, history_of, identity_of, plain_hyperparameters
 
@@ -112,6 +113,7 @@ class TrialCallback:
         link: the connection to the supervisor.
         memory: the Trainer's checkpoints, with the state that the trial resumes from.
         data: the data module.
+        logger: the trial's logger, whose state belongs to that of the trial.
 
     Attributes:
         within_epochs: whether states are taken between two batches as well.
@@ -119,8 +121,11 @@ class TrialCallback:
 
     within_epochs = False
 
-    def __init__(self, spec: TrialSpec, link: Link, memory: InMemoryCheckpoints, data: Any) -> None:
+    def __init__(
+        self, spec: TrialSpec, link: Link, memory: InMemoryCheckpoints, data: Any, logger: TrialLogger
+    ) -> None:
         self._spec, self._link, self._memory, self._data = spec, link, memory, data
+        self._log = logger.log.file
         self.history: list[Progress] = []
         self.restoring = memory.state is not None  # until all objects have the saved state
         self.lost: list[str] = []  # names of what this trial, since it resumed, trains without
@@ -188,6 +193,7 @@ class TrialCallback:
             history=[vars(e) for e in self.history],
             logged=copy_to_cpu(self._logged),
             resumed_without=self.lost,
+            log=self._log.state(),
             **self.measured.state(state["overnight"]["weights"]),
         )
         self._state = state
@@ -282,6 +288,7 @@ class TrialCallback:
             checkpoint.save(self._spec.checkpoint_folder, self._state)
         except checkpoint.DiskFull:
             return  # the previous state is still there, and the supervisor makes trials wait for free space
+        self._log.commit(self._state["overnight"].get("log"))
         last = self._state["overnight"]["history"][-1]
         self._link.send(StateSaved(self._spec.number, last["index"]))
 

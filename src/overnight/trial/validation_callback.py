@@ -101,7 +101,8 @@ class ValidationCallback(TrialCallback):
         assert self._boundary is not None
         assert self._within is not None
         if not self._within.can_save:
-            self._stopping = False
+            if self._stopping:
+                self._save_and_stop()  # with the last state between two epochs
             return
         state = self._boundary.take(self._memory, self._within.epoch_start["live"])
         state["overnight"]["within"], lost = self._within.state()

@@ -73,8 +73,13 @@ def test_the_dashboard_answers_with_the_studies(storage: dashboard.ReadOnlyStora
     pytest.importorskip("optuna_dashboard")
     from optuna_dashboard._app import create_app
 
-    app, statuses = create_app(storage), []
-    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies/1", "SERVER_NAME": "x", "SERVER_PORT": "1"}
+    app, statuses = create_app(storage), list[str]()
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": "/api/studies/1",
+        "SERVER_NAME": "x",
+        "SERVER_PORT": "1",
+    }
     environ |= {"wsgi.url_scheme": "http", "wsgi.errors": None}
     body = b"".join(app(environ, lambda status, *_: statuses.append(status)))
     found = json.loads(body)

@@ -150,7 +150,7 @@ def test_an_interrupted_study_with_a_sampler_by_target_suggests_the_same_paramet
     @contextmanager
     def opened_here(study: Plan) -> Iterator[StudySession]:
         with opened(study) as session:
-            session.study.sampler._custom = InThisProcess()  # type: ignore[attr-defined]
+            session.study.sampler._custom = InThisProcess()  # type: ignore[union-attr]
             yield session
 
     with opened_here(planned(tmp_path / "whole", *line, f"study.trials={trials}")) as session:
@@ -173,7 +173,7 @@ def test_an_interrupted_study_with_a_sampler_by_target_suggests_the_same_paramet
 def test_a_genetic_sampler_knows_the_generation_of_every_trial(tmp_path: Path) -> None:
     line = (f"{OPTUNA}NSGAIISampler", "+sampler.population_size=3", "study.trials=11")
     with opened(planned(tmp_path, *line)) as session:
-        session.study.sampler._custom = InThisProcess()  # type: ignore[attr-defined]
+        session.study.sampler._custom = InThisProcess()  # type: ignore[union-attr]
         play(session, 99)
         generations = [t.system_attrs["NSGAIISampler:generation"] for t in session.study.trials[1:]]
     assert generations == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3], "the baseline is given, and belongs to none"

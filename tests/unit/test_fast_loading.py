@@ -95,7 +95,7 @@ def test_every_batch_and_every_random_draw_is_that_of_torch(kind: str, options: 
         given = {k: v(data) if callable(v) and k != "collate_fn" else v for k, v in OPTIONS[options].items()}
         if "generator" in given:
             given["generator"] = torch.Generator().manual_seed(8)
-        sizes = {} if {"batch_size", "batch_sampler"} & given.keys() else {"batch_size": 16}
+        sizes: dict[str, Any] = {} if {"batch_size", "batch_sampler"} & given.keys() else {"batch_size": 16}
         return DataLoader(data, **sizes, **given)
 
     expected = epochs(loader())
@@ -128,8 +128,8 @@ def test_functions_of_another_version_are_not_replaced(monkeypatch: pytest.Monke
     monkeypatch.setattr(_MapDatasetFetcher, "fetch", fetch)
     fast_loading.enable(pl)
     assert _MapDatasetFetcher.fetch is fetch
-    assert _ResultMetric.to is not _ResultMetric.to.__wrapped__
-    moved = _ResultMetric.to
+    moved: Any = _ResultMetric.to
+    assert moved is not moved.__wrapped__
     fast_loading.enable(pl)
     assert _ResultMetric.to is moved, "nothing is replaced twice"
 

@@ -108,8 +108,8 @@ def _find(node: Mapping[str, Any], key: str, problems: Problems) -> Any:
         if problem := hub_problem(node, key):
             problems.add(problem)
             return None
-        optunahub = importlib.import_module("optunahub")
         try:
+            optunahub = importlib.import_module("optunahub")
             if node.get("registry_root") is not None:
                 module = optunahub.load_local_module(package, registry_root=node["registry_root"])
             else:

@@ -193,7 +193,7 @@ def check_warm_start(settings: Settings, problems: Problems) -> None:
 def check_sampler(plan: Plan, problems: Problems) -> None:
     """Check that the sampler can handle the space."""
     settings = plan.settings.sampler
-    name = settings.name
+    name: str = settings.name
     if settings.target is not None:
         if problem := optuna_objects.hub_problem(settings.target, "sampler"):
             problems.add(problem)

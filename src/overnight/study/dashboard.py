@@ -62,9 +62,9 @@ class ReadOnlyStorage:
     """An Optuna storage that shows the latest version of each study, without our attributes, and refuses writes."""
 
     # Optuna's own, which ask the methods below.
-    get_best_trial = BaseStorage.get_best_trial
-    get_trial_user_attrs = BaseStorage.get_trial_user_attrs
-    get_trial_system_attrs = BaseStorage.get_trial_system_attrs
+    get_best_trial: Any = BaseStorage.get_best_trial
+    get_trial_user_attrs: Any = BaseStorage.get_trial_user_attrs
+    get_trial_system_attrs: Any = BaseStorage.get_trial_system_attrs
 
     def __init__(self, database: OptunaDatabase) -> None:
         self._database = database

@@ -50,7 +50,8 @@ def _fetch(original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """Return the batch of these rows, as torch's default collate function makes it: a new list of new tensors."""
         if self.collate_fn is not default_collate or not self.auto_collation or get_worker_info() is not None:
             return original(self, index)
-        dataset, rows = self.dataset, index
+        dataset: Any = self.dataset
+        rows = index
         while type(dataset) is Subset:  # as random_split makes it
             dataset, rows = dataset.dataset, [dataset.indices[i] for i in rows]
         if type(dataset) is not TensorDataset or type(rows) is not list or not rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 import yaml
 
 from overnight.config.problems import ConfigError
+from overnight.report.advice import next_command, train_command
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.search.plan_code import find_missing
+from overnight.search.record import TrialRecord
 from overnight.study.plan_trust import for_machine
 from support.paths import ROOT
 
@@ -341,3 +344,37 @@ def test_a_worker_reads_no_folder_that_a_plan_names(project: Path) -> None:
     on_worker = for_machine(plan, replace(plan.settings, import_path=None))
     assert on_worker.start.import_path == ()
     assert on_worker.settings.import_path is None
+
+
+def test_the_command_line_is_kept_without_what_the_tree_itself_says(project: Path) -> None:
+    write(project, {"train.yaml": TRAIN + "overnight: {study: {trials: 3}}\n"})
+    line = ("experiment=wide", "model.optimizer.lr=0.1", "overnight.study.trials=4", "overnight.keys.model=model")
+    tree = plan_of(project, "model.net.width=4,8", *line).start.tree
+    assert tree is not None
+    assert tree.overrides == line
+
+
+def test_any_sampler_of_optuna_in_a_tree_is_the_sampler_of_the_study(project: Path) -> None:
+    text = FILES["hparams_search/optuna.yaml"].replace(
+        "TPESampler, seed: 1234, n_startup_trials: 6", "NSGAIISampler, seed: 5, population_size: 8"
+    )
+    write(project, {"hparams_search/optuna.yaml": text})
+    settings = plan_of(project, "hparams_search=optuna").settings
+    assert settings.sampler.target == {"_target_": "optuna.samplers.NSGAIISampler", "population_size": 8}
+    assert settings.seed == 5
+    assert plan_of(project, "hparams_search=optuna", "sampler=tpe").settings.sampler.name == "tpe"
+
+
+def test_the_printed_commands_of_a_study_of_a_tree_compose(project: Path) -> None:
+    plan = plan_of(project, "hparams_search=optuna", "model=net,deep", "trainer.max_epochs=2", "study.trials=4")
+    params = {"model": "deep", "model.optimizer.lr": 0.05, "data.batch_size": 64}
+    best = TrialRecord(1, "complete", params, (), 0.9, None, "", 0.0, 1.0)
+    words = shlex.split(train_command(plan, best))
+    assert words[:6] == ["overnight", "train", "--config-dir", "configs", "--config-name", "train"]
+    again = plan_of(project, *words[6:], searching=False)
+    assert again.config({}) == plan.config(params)
+    words = shlex.split(next_command(plan, [best], best))
+    following = plan_of(project, *words[6:])
+    assert following.name == "blobs-net-2"
+    assert following.settings.study.trials == 4
+    assert {"model.optimizer.lr", "data.batch_size"} <= {*following.space.keys()}

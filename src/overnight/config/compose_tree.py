@@ -59,7 +59,8 @@ def compose_tree(overrides: Iterable[str], config_dir: str | Path, config_name: 
     tree = dataclasses.replace(tree, renames=base.nodes)
     theirs = [o for o in values if _is_theirs(o, base)]
     space = base.own.pop("search", None) or {}
-    ours = [*_own_overrides(base.own, own, problems), *own, *(o for o in values if o not in theirs)]
+    given = [*own, *(o for o in values if o not in theirs)]
+    ours = [*_own_overrides(base.own, own, problems), *given]
     accepted = [str(o.input_line) for o in chosen]
     accepted += [_in_tree(o, tree, base) for o in theirs if not o.is_sweep_override()]
     problems.extend(filter(None, (_value_problem(o, tree, base) for o in theirs)))
@@ -70,7 +71,13 @@ def compose_tree(overrides: Iterable[str], config_dir: str | Path, config_name: 
     sweeps = {tree.key_of_trial(o.key_or_group): _sweep(o) for o in (*options, *theirs) if o.is_sweep_override()}
     _check_sweeps(sweeps, problems)
     composed.sweeper["params"] = {**(composed.sweeper.get("params") or {}), **space}
-    return _draft(tree, composed, settings_tree, ours, [*chosen, *theirs], sweeps, accepted, problems)
+    draft = _draft(tree, composed, settings_tree, ours, [*chosen, *theirs], sweeps, accepted, problems)
+    line = [
+        f"{_OWN if o in own else ''}{o.input_line}" for o in (*chosen, *theirs, *given) if not o.is_sweep_override()
+    ]
+    names = (f"{_OWN}{_KEYS}{node}={key}" for node, key in named.items())
+    assert draft.tree is not None
+    return dataclasses.replace(draft, tree=dataclasses.replace(draft.tree, overrides=(*line, *names)))
 
 
 def _draft(
@@ -97,7 +104,7 @@ def _draft(
     use = TreeUse(
         tree.name,
         tree.label,
-        tuple(str(o.input_line) for o in (*theirs, *ours) if not o.is_sweep_override()),
+        (),
         tuple(f"{key}={to_text(value)} (from {taken.origin[key]})" for key, value in used.items()),
         (*composed.unused, *taken.unused),
         {k: _unread(v, composed.raw.get(k)) for k, v in composed.rest.items() if k not in ("seed", "logger")},

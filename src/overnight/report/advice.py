@@ -18,7 +18,7 @@ from overnight.config.values import escaped, is_typable, same, to_text
 from overnight.report.winner_config import option_name
 from overnight.search.distributions import contains, exact
 from overnight.search.plan import Plan, config_dir_option
-from overnight.search.record import TrialRecord, config_of, ranked
+from overnight.search.record import TrialRecord, config_of, ranked, searched_values
 from overnight.search.space import Parameter, display_name
 
 # A value in the outermost 5% of its range, on the scale of sampling, is at the edge: beyond it may be better values.
@@ -52,7 +52,9 @@ class _NotTypableError(ValueError):
 def train_command(plan: Plan, best: TrialRecord) -> str:
     """Return the command that trains the configuration of a trial again."""
     if plan.start.tree is not None:
-        return _line("train", *config_dir_option(plan), *_of_tree(plan, best.params, _SEARCH_KEYS), *_home(plan))
+        return _line(
+            "train", *config_dir_option(plan), *_of_tree(plan, searched_values(best, plan), _SEARCH_KEYS), *_home(plan)
+        )
     config = config_of(best, plan)
     groups = {g: str(best.params.get(g, plan.choices[g])) for g in plan.choices}
     try:
@@ -94,7 +96,7 @@ def _of_tree(plan: Plan, values: Mapping[str, Any], without: tuple[str, ...]) ->
     """Return the overrides that a study of the user's own tree was started with, and values for searched keys."""
     assert plan.start.tree is not None
     left_out = (*_NEVER_REPEATED, *without)
-    given = [(o.split("=")[0].lstrip("+~"), o) for o in plan.start.tree.overrides]
+    given = [(o.split("=")[0].lstrip("+~").removeprefix("overnight."), o) for o in plan.start.tree.overrides]
     kept = [o for key, o in given if not any(key == w or key.startswith(f"{w}.") for w in left_out)]
     return [*kept, *(_assignment(key, escaped(value)) for key, value in values.items())]
 

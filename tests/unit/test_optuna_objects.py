@@ -14,6 +14,7 @@ from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.search.pruner import make_pruner
 from overnight.study import plan_trust
+from support import documented
 
 SAMPLER, PRUNER = "sampler._target_=optuna.samplers.", "pruner._target_=optuna.pruners."
 
@@ -28,16 +29,18 @@ def problems_of(home: Path, *overrides: str) -> list[str]:
     return raised.value.problems
 
 
-def test_a_sampler_in_a_file_of_the_user_is_stored_with_the_plan(tmp_path: Path) -> None:
+def test_the_documented_sampler_in_a_file_is_stored_with_the_plan(tmp_path: Path) -> None:
     folder = tmp_path / "conf" / "sampler"
     folder.mkdir(parents=True)
-    (folder / "genetic.yaml").write_text("_target_: optuna.samplers.NSGAIISampler\npopulation_size: 20\n")
+    (text,) = (b.text for b in documented.blocks() if b.text.startswith("_target_: optuna.samplers"))
+    (folder / "genetic.yaml").write_text(text)
     plan = build_plan([f"home={tmp_path}", "sampler=genetic"], tmp_path / "conf")
     stored = Plan.from_json(plan.to_json())
     assert stored.settings.sampler == plan.settings.sampler
     sampler = custom_sampler.make_sampler(stored, 3)
     assert isinstance(sampler, optuna.samplers.NSGAIISampler)
     assert sampler.population_size == 20
+    assert isinstance(sampler._child_generation_strategy._crossover, optuna.samplers.nsgaii.UniformCrossover)
 
 
 @pytest.mark.parametrize(

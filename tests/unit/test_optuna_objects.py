@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -140,3 +141,30 @@ def test_a_worker_runs_only_samplers_and_pruners_that_it_trusts(
     found = plan_trust.find_problems(planned(tmp_path, *line))
     assert len(found) == (problem is not None)
     assert all(str(problem) in line for line in found)
+
+
+def test_a_sampler_that_hangs_is_ended_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(custom_sampler, "_ANSWERS_WITHIN_S", 0.05)
+    plan = planned(tmp_path, f"{SAMPLER}RandomSampler")
+    ended = []
+
+    class Hangs:
+        """A helper process that never answers."""
+
+        def __init__(self, *_: Any) -> None: ...
+
+        def send(self, question: Any) -> None: ...
+
+        def poll(self, timeout_s: float) -> bool:  # noqa: ARG002
+            return False
+
+        def close(self) -> None:
+            ended.append(self)
+
+    monkeypatch.setattr(custom_sampler, "HelperProcess", Hangs)
+    fork: Any = None
+    (problem,) = custom_sampler.find_problems(plan, fork)
+    assert "must suggest a point within 0.05 s; take sampler=tpe" in problem
+    with pytest.raises(RuntimeError, match=r"suggested no point within 0\.05 s"):
+        custom_sampler.CustomSampler(fork).ask(custom_sampler.make_question(plan, "s", [], 0, {}))
+    assert len(ended) == 2

@@ -30,6 +30,8 @@ from overnight.system.helper_process import Fork, HelperError, HelperProcess
 
 # Trials of the study that a sampler is tried on: with fewer, Optuna's samplers have no model yet.
 _TRIED_ON = 12
+# A sampler that takes longer for one suggestion is taken to hang.
+_ANSWERS_WITHIN_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,11 @@ class CustomSampler:
         for _ in range(2):
             try:
                 self._helper.send(question)
+                if not self._helper.poll(_ANSWERS_WITHIN_S):
+                    self._helper.close()
+                    raise RuntimeError(
+                        f"sampler: {name} suggested no point within {_ANSWERS_WITHIN_S:g} s; resume with sampler=tpe"
+                    )
                 suggestion = self._helper.receive()
                 assert isinstance(suggestion, Suggestion)
                 return suggestion
@@ -192,7 +199,11 @@ def find_problems(plan: Plan, fork: Fork) -> Problems:
     helper, problems = HelperProcess(fork, _try), Problems()
     try:
         helper.send(plan)
-        problems.extend(helper.receive())
+        if helper.poll(_ANSWERS_WITHIN_S):
+            problems.extend(helper.receive())
+        else:
+            name = plan.settings.sampler.label
+            problems.add(f"sampler: {name} must suggest a point within {_ANSWERS_WITHIN_S:g} s; take sampler=tpe")
     except (HelperError, EOFError, OSError) as error:
         lines = str(error).strip().splitlines() or ["its process died"]
         problems.add(f"sampler: {plan.settings.sampler.label} must be usable, got {lines[-1]}; take sampler=tpe")

@@ -74,6 +74,7 @@ def test_what_a_tuned_module_logs_is_in_its_run(tmp_path: Path, logging_study: C
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_kills_neither_double_nor_lose_what_is_logged(tmp_path: Path, logging_study: Callable[..., list[str]]) -> None:
     options = ["--config-dir", str(tmp_path / "conf")]
     more = ("model.times=20", "trainer.max_epochs=16")
@@ -97,6 +98,24 @@ def test_a_lost_run_gets_all_that_was_logged_again(tmp_path: Path, logging_study
     api.run(plan)
     assert curves_of(home) == curves
     assert files_of(home) == files
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_100_000_values_of_a_trial_cost_the_supervisor_a_few_seconds(
+    tmp_path: Path, logging_study: Callable[..., list[str]]
+) -> None:
+    def cpu_s(home: str, times: int) -> float:
+        plan = build_plan(logging_study(home, f"model.times={times}", "trainer.max_epochs=2"), tmp_path / "conf")
+        before = time.process_time()
+        api.run(plan)
+        return time.process_time() - before
+
+    cpu_s("first", 1)
+    few, many = cpu_s("few", 1), cpu_s("many", 16_667)
+    print(f"CPU of the supervisor: {few:.1f} s with 6 values, {many:.1f} s with 100,002")
+    assert len(curves_of(tmp_path / "many")["by_step/curve/of steps"]) == 2 * 3 * 16_667
+    assert many - few < 10  # MLflow's client would take 25
 
 
 def wait_for_a_state(home: Path, more: float) -> None:

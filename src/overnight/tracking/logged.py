@@ -62,7 +62,7 @@ def unwritten(folder: Path, mark: str, whole: bool, steps_of: Callable[[str], se
         known, _, position = mark.partition(":")
         goes_on = known == history and int(position) <= end
         start = int(position) if goes_on else HEADER_BYTES
-        known_steps = functools.cache(steps_of) if mark and not goes_on else _no_steps
+        known_steps: Callable[[str], set[int]] = functools.cache(steps_of) if mark and not goes_on else _no_steps
         for after, lines in read_lines(file, start, end, _LINES_AT_ONCE):
             yield _part(lines, f"{history}:{after}", known_steps)
 

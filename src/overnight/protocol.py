@@ -6,7 +6,7 @@ from the supervisor to the child process, "up" is the other direction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ class TrialSpec:
         keep_weights: whether to save the trained weights.
         cache: folder for decoded data, shared by all trials of the home; None for none.
         test_only: test the weights in the checkpoint folder and train nothing.
+        fold_seeds: the seed of each fold of a cross-validation; empty for none.
         locks: folder for the locks of prepare_data, which one process of a home calls at a time; None for no lock.
         logged: folder for what the trial's code logs through `self.logger`; None to drop it.
     """
@@ -56,10 +57,35 @@ class TrialSpec:
     locks: Path | None = None
     logged: Path | None = None
     test_only: bool = False
+    fold_seeds: tuple[int, ...] = ()
+
+    def of_fold(self, fold: int) -> TrialSpec:
+        """Return the training of one fold, as a trial without folds. Without folds, return the trial itself.
+
+        Its data module gets `fold` and `folds`. The network of fold 0 is that of the trial, so that its checkpoints are
+        in the trial's folder, and it alone logs through `self.logger`.
+        """
+        if not self.fold_seeds:
+            return self
+        data = {**self.config["data"], "fold": fold, "folds": len(self.fold_seeds)}
+        return replace(
+            self,
+            seed=self.fold_seeds[fold],
+            config={**self.config, "data": data},
+            checkpoint_folder=self.checkpoint_folder / fold_folder(fold) if fold else self.checkpoint_folder,
+            keep_weights=True,  # the weights of a fold show a trial that resumes that the fold is complete
+            logged=None if fold else self.logged,
+            fold_seeds=(),
+        )
+
+
+def fold_folder(fold: int | str) -> str:
+    """Return the name of the folder, in that of the trial, with the checkpoints of a fold after the first."""
+    return f"fold-{fold}"
 
 
 class Decision(Enum):
-    """What a trial does after an epoch or a validation. Down, in answer to Progress."""
+    """What a trial does after an epoch, a validation or a fold. Down, in answer to Progress and FoldEnded."""
 
     CONTINUE = "continue"
     STOP = "stop"  # the trial is pruned or its value is useless; nothing is saved
@@ -91,6 +117,7 @@ class Progress:
         step: of a validation, the step at which Lightning logs it; None for an epoch.
         total: expected number of validations of the trial, as far as it is known; None for an epoch, because
             trainer.max_epochs is the number of epochs.
+        fold: of a cross-validation, from 0; None without. The index goes on from fold to fold.
     """
 
     number: int
@@ -100,6 +127,15 @@ class Progress:
     seconds: float
     step: int | None = None
     total: int | None = None
+    fold: int | None = None
+
+
+@dataclass(frozen=True)
+class FoldEnded:
+    """A fold of a cross-validation is complete, and another one follows. Up; answered by a Decision."""
+
+    number: int
+    fold: int
 
 
 @dataclass(frozen=True)
@@ -156,7 +192,7 @@ class Finished:
     unsaved: tuple[str, ...] = ()
 
 
-TrialMessage = Alive | Progress | Resumed | StateSaved | Tested | Finished
+TrialMessage = Alive | Progress | FoldEnded | Resumed | StateSaved | Tested | Finished
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,11 @@ def test_a_configuration_that_trains_has_no_problem_and_reports_its_metrics_and_
         (["schedule=one_cycle", "schedule.warmup=2.0"], "schedule.warmup: must be above 0 and below 1, got 2.0"),
         (["model=cnn", "model.channels=[4,4,4,4]", "search=none"], "model.channels: each block halves the image"),
         (["+model.colour=red"], "conf: must train; TypeError: "),
+        (
+            ["study.folds=3", "data._target_=user_package.with_loaders.DigitsData"],
+            "data._target_: must name fold and folds in its constructor for study.folds=3, got "
+            "user_package.with_loaders.DigitsData without fold and folds; add them, or leave study.folds out",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_its_key(line: list[str], words: str) -> None:

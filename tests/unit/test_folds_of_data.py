@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_without_folds_rows_and_targets_are_what_they_were() -> None:
         ({"fold": 0, "folds": 1}, "data.folds: must be at least 2, or null for none, got 1"),
     ],
 )
-def test_a_fold_that_does_not_exist_is_refused(options: dict[str, int], message: str) -> None:
+def test_a_fold_that_does_not_exist_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Diabetes(**options)
 

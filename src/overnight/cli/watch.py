@@ -40,11 +40,7 @@ def progress(found: StudyView) -> ProgressSnapshot:
     """Return the progress of a study; of its confirmation while that runs."""
     second = found.confirmation
     shown = second if second is not None and second.count("running", "waiting", "paused") else found
-    running = tuple(
-        RunningTrial(r.number, r.history[-1].index if r.history else -1, r.objective, r.started_at or time.time())
-        for r in shown.records
-        if r.state == "running"
-    )
+    running = tuple(_running(r) for r in shown.records if r.state == "running")
     settings = found.plan.settings
     full = free_mib(settings.location.paths.root) < settings.min_free_mib
     return ProgressSnapshot(
@@ -62,3 +58,11 @@ def _ended(found: StudyView) -> tuple[TrialRecord, ...]:
     """Return the ended trials of search and confirmation in the order in which they ended."""
     both = (found, found.confirmation) if found.confirmation is not None else (found,)
     return tuple(sorted((r for one in both for r in one.records if r.done), key=lambda r: r.ended_at or 0.0))
+
+
+def _running(record: TrialRecord) -> RunningTrial:
+    last = record.history[-1] if record.history else None
+    fold_start = next((e.index for e in record.history if last is not None and e.fold == last.fold), 0)
+    index, fold = (last.index, last.fold) if last is not None else (-1, None)
+    started_at = record.started_at or time.time()
+    return RunningTrial(record.number, index, record.objective, started_at, fold, fold_start)

@@ -64,6 +64,7 @@ class StudySettings:
     metric: str = rule("must name a metric that the model logs, e.g. val/accuracy", bool)
     direction: Literal["maximize", "minimize"]
     objective: Literal["last", "best"]
+    folds: int | None = rule("must be from 2 to 20, or null for no cross-validation", lambda v: 2 <= v <= 20, None)
     trials: int = at_least(1)
     retries: int = at_least(0)
     max_consecutive_failures: int = at_least(1)
@@ -356,6 +357,8 @@ def _with_study_defaults(tree: Mapping[str, Any], problems: Problems) -> Any:
         filled["warm_start_from"] = {"study": filled["warm_start_from"]}
     if task is not None and (not isinstance(task, str) or task not in OBJECTIVES):
         problems.add("data.task", f"must be one of {', '.join(OBJECTIVES)}", task)
+    if filled.get("folds") == 1:
+        filled["folds"] = None
     if filled.get("metric") is None:
         filled["metric"] = OBJECTIVES.get(str(task), "val/accuracy")
     if filled.get("direction") is None:

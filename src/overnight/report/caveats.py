@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 from overnight.config.paths import trial_name
@@ -10,7 +11,7 @@ from overnight.config.values import to_text
 from overnight.report import advice
 from overnight.report.finding import Finding
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord
+from overnight.search.record import TrialRecord, mean_curve
 
 # With fewer trials for each searched parameter a search is too short.
 _TRIALS_PER_PARAMETER = 5
@@ -26,12 +27,23 @@ def find_caveats(finding: Finding, records: Sequence[TrialRecord], tested_by_han
     if best is None:
         return ["There is no result: no trial is complete.", *_failed(finding, records)]
     lines = [*_unconfirmed(finding), *_seen(tested_by_hand), *_few(plan, records), *_flat(records)]
+    lines += _folds(plan)
     lines += [
         f"{e.name}: the winner's value {_short(e.value)} is at the {e.end} end of its range, {_short(e.limit)}; values "
         f"beyond it may be better: {e.name}='{e.wider}'"
         for e in advice.find_edges(plan, best)
     ]
     return [*lines, *_tie(finding), *_rarely_tried(plan, records), *_unfinished(finding), *_failed(finding, records)]
+
+
+def _folds(plan: Plan) -> list[str]:
+    folds = plan.settings.study.folds
+    if folds is None:
+        return []
+    return [
+        f"Values are means over {folds} folds. The weights, the predictions and the test scores are those of one "
+        "network, of fold 0."
+    ]
 
 
 def _unconfirmed(finding: Finding) -> list[str]:
@@ -113,7 +125,7 @@ def _unfinished(finding: Finding) -> list[str]:
     sign = 1 if study.direction == "maximize" else -1
     improving = 0
     for run in runs:
-        values = [sign * e.metrics[study.metric] for e in run.history if study.metric in e.metrics]
+        values = [sign * value for value in mean_curve(run.history, study.metric) if not math.isnan(value)]
         improving += len(values) > 3 and max(values) > max(values[:-1])
     if runs and improving > len(runs) / 2:
         trainer = finding.plan.settings.trainer

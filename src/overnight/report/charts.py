@@ -27,7 +27,7 @@ from overnight.report.figures import (
     valued,
 )
 from overnight.report.report import Report
-from overnight.search.record import TrialRecord, format_value
+from overnight.search.record import format_value, mean_curve
 
 _SERIES = (MAIN, SECOND, "#d55e00", "#cc79a7")  # Okabe and Ito (2008): distinguishable with colour blindness
 _MAX_BARS = 10
@@ -82,7 +82,7 @@ def _curves(report: Report) -> Chart | None:
         shown.append(("baseline", found.baseline.runs))
     if not shown and found.best is not None:
         shown = [(trial_name(found.best.number), (found.best,))]
-    curves = {name: [_curve(r, metric) for r in runs if r.history] for name, runs in shown[:4]}
+    curves = {name: [mean_curve(r.history, metric) for r in runs if r.history] for name, runs in shown[:4]}
     curves = {name: cs for name, cs in curves.items() if cs and max(map(len, cs)) > 1}
     if not curves:
         return None
@@ -111,10 +111,6 @@ def _curves(report: Report) -> Chart | None:
     words = f"{metric} by {unit}. A thin line is one seed, a thick line is the mean. Values at the end: {ends}."
     title = "Learning curves on new seeds" if found.confirmed else "Learning curve"
     return Chart(title, words, draw_svg("curves", draw))
-
-
-def _curve(record: TrialRecord, metric: str) -> list[float]:
-    return [e.metrics.get(metric, math.nan) for e in record.history]
 
 
 def _importance(report: Report) -> Chart | None:

@@ -19,7 +19,7 @@ from overnight.config.values import fingerprint, json_params, short_text
 from overnight.report import finding
 from overnight.report.statistics import Estimate
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, config_of, flat_config, format_duration, format_value
+from overnight.search.record import TrialRecord, config_of, flat_config, format_duration, format_value, mean_curve
 from overnight.study.snapshot import StudyView
 from overnight.tracking import local_server, store
 
@@ -79,7 +79,7 @@ def compared_item(view: StudyView, number: int | None) -> ComparedItem:
         _config(view.plan, record),
         1 if number is not None else len(view.records),
         _seconds([record] if number is not None else all_of),
-        tuple(v for e in record.history if math.isfinite(v := e.metrics.get(metric, math.nan))),
+        tuple(filter(math.isfinite, mean_curve(record.history, metric))),
         view.experiment_id,
         view.uid,
         record.number,

@@ -38,12 +38,15 @@ class RunningTrial:
         index: The last complete epoch or validation, counted from 0; -1 before the first.
         value: Its objective so far.
         started_at: Unix time in seconds.
+        fold, fold_start: The fold of a cross-validation that it is in, and the index with which that began.
     """
 
     number: int
     index: int
     value: float | None
     started_at: float
+    fold: int | None = None
+    fold_start: int = 0
 
 
 @dataclass(frozen=True)

@@ -97,12 +97,13 @@ def _trial_table(now: ProgressSnapshot, width: int, max_rows: int | None) -> Tab
     if max_rows is not None and len(shown) > max_rows:
         shown = shown[: max_rows - 1]
     records = [now.records.get(trial.number) for trial in shown]
-    metric = now.plan.settings.study.metric
+    metric, folds = now.plan.settings.study.metric, now.plan.settings.study.folds
     columns = {
         "trial": [_number(trial, record) for trial, record in zip(shown, records, strict=True)],
         unit_of(vars(now.plan.settings.trainer)): [
             _progress(now, trial, record) for trial, record in zip(shown, records, strict=True)
         ],
+        **({} if folds is None else {"fold": [f"{(trial.fold or 0) + 1}/{folds}" for trial in shown]}),
         _shorten(metric, _MAX_COLUMN): ["" if t.value is None else format_value(t.value, metric) for t in shown],
         "for": [format_duration(time.time() - trial.started_at) for trial in shown],
     }
@@ -127,7 +128,8 @@ def _trial_table(now: ProgressSnapshot, width: int, max_rows: int | None) -> Tab
 
 def _progress(now: ProgressSnapshot, trial: RunningTrial, record: TrialRecord | None) -> str:
     total = units_of_trial(record, now.plan) if record is not None else typical_units(now.records.values(), now.plan)
-    return f"{trial.index + 1}/{total if total is not None else '?'}"
+    of_fold = str(total // (now.plan.settings.study.folds or 1)) if total is not None else "?"
+    return f"{trial.index + 1 - trial.fold_start}/{of_fold}"
 
 
 def _fitting_columns(params: Sequence[Mapping[str, str]], room: int) -> tuple[dict[str, list[str]], int]:

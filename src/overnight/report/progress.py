@@ -11,7 +11,14 @@ def progress(supervisor: Supervisor) -> ProgressSnapshot:
     """Return what a screen shows of a supervisor."""
     records, only = supervisor.records, supervisor.only
     running = tuple(
-        RunningTrial(number, trial.index, r.objective if (r := records.get(number)) else None, trial.started_at)
+        RunningTrial(
+            number,
+            trial.index,
+            r.objective if (r := records.get(number)) else None,
+            trial.started_at,
+            trial.fold,
+            trial.fold_start,
+        )
         for number, trial in supervisor.slots.running.items()
     )
     return ProgressSnapshot(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 
+from overnight.protocol import fold_folder
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, trials_with_weights
 
@@ -24,6 +25,10 @@ class CheckpointCleanup:
         for number in superfluous - self._deleted:
             self.delete(number)
         self._deleted = superfluous
+        if self._plan.settings.study.folds is not None:  # the network of a trial is that of its first fold
+            for number in kept:
+                for folder in self._plan.paths.checkpoint(number).glob(fold_folder("*")):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def delete(self, number: int) -> None:
         folder = self._plan.paths.checkpoint(number)

@@ -183,7 +183,7 @@ def _measure(plan: Plan, configuration: DryRun, device: str, folder: Path) -> Me
         enough = unit == "validation" and done.index + 1 >= _MEASURED
         return Decision.SAVE_AND_STOP if enough else Decision.CONTINUE
 
-    spec = trial_spec(plan, 0, config, plan.trial_seed(0), device, folder=folder)
+    spec = trial_spec(plan, 0, config, plan.trial_seed(0), device, folder=folder).of_fold(0)
     folder.mkdir()
     trial, messages = trial_process.run_alone(spec, folder / "log", until=time.time() + _MEASURE_S, answer=answer)
     assert trial.finished is not None
@@ -194,6 +194,7 @@ def _measure(plan: Plan, configuration: DryRun, device: str, folder: Path) -> Me
     ends = [m for m in messages if isinstance(m, Progress)]
     if unit == "validation":
         units = next((e.total for e in reversed(ends) if e.total is not None), -1)
+    units *= 1 if units == -1 else plan.settings.study.folds or 1
     return measurement_of(configuration.name, units, trial.started_at, ends, weights_bytes, unit)
 
 

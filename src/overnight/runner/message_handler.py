@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from overnight.protocol import Alive, Decision, Finished, Progress, Resumed, StateSaved, TrialMessage
+from overnight.protocol import Alive, Decision, Finished, FoldEnded, Progress, Resumed, StateSaved, TrialMessage
 from overnight.runner.trial_outcomes import Outcomes
 from overnight.runner.trial_process import TrialProcess
 from overnight.runner.watchdog import Watchdog
@@ -37,12 +37,14 @@ class MessageHandler:
                 pass
             case Progress():
                 # The answer is sent before anything is written: the trial waits for it.
-                trial.index = message.index
+                trial.note(message)
                 trial.send(self._decide(trial, message))
+            case FoldEnded():
+                trial.send(self._decide_fold(trial, message.number))
             case Resumed():
                 for done in message.history:
                     self._session.writer.record(done)
-                    trial.index = done.index
+                    trial.note(done)
             case StateSaved():
                 self._outcomes.note_progress(message.number)
             case Finished():
@@ -58,8 +60,14 @@ class MessageHandler:
         # Pruning a complete trial would save nothing and lose its value. A trial that has to stop is pruned as well:
         # this progress is not judged again, and an uninterrupted study would prune the trial here.
         total = trial.spec.config["trainer"]["max_epochs"] if done.step is None else done.total
-        is_complete = total is not None and done.index + 1 >= total
+        is_complete = not trial.spec.fold_seeds and total is not None and done.index + 1 >= total
         if not is_complete and self._session.writer.should_prune(done.number):
+            trial.pruned = True
+            return Decision.STOP
+        return Decision.CONTINUE if self._is_working() else Decision.SAVE_AND_STOP
+
+    def _decide_fold(self, trial: TrialProcess, number: int) -> Decision:
+        if self._session.writer.is_hopeless(number):
             trial.pruned = True
             return Decision.STOP
         return Decision.CONTINUE if self._is_working() else Decision.SAVE_AND_STOP

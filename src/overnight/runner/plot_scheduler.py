@@ -20,7 +20,7 @@ from overnight.plots.process import is_drawn, restore_priority, stamp_of
 from overnight.plots.process import main as draw_and_exit
 from overnight.protocol import DrawSpec
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, trial_title, unit_of_trial
+from overnight.search.record import TrialRecord, steps_of, trial_title, unit_of_trial
 from overnight.system import forkserver
 from overnight.system.kill import discard
 from overnight.tracking.sync import MlflowSync
@@ -43,7 +43,10 @@ def draw_spec(
         title=f"{plan.name} {trial_title(record)}",
         folder=folder,
         weights=weights,
-        history=tuple((e.index if e.step is None else e.step, e.metrics) for e in record.history),
+        # With folds, the curves are those of the first, whose network is drawn.
+        history=tuple(
+            (step, e.metrics) for e, step in zip(record.history, steps_of(record.history), strict=True) if not e.fold
+        ),
         metric=plan.settings.study.metric,
         which=tuple(plan.settings.pictures.which),
         look=plan.settings.pictures.look,

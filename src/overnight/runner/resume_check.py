@@ -80,7 +80,7 @@ def _train(plan: Plan, record: TrialRecord, folder: Path, until: int) -> tuple[l
         return Decision.SAVE_AND_STOP if progress.index + 1 >= until else Decision.CONTINUE
 
     seed = plan.trial_seed(record.number) if record.confirms is None else record.confirms.seed
-    spec = trial_spec(plan, record.number, config_of(record, plan), seed, devices_of(plan)[0], folder=folder)
+    spec = trial_spec(plan, record.number, config_of(record, plan), seed, devices_of(plan)[0], folder=folder).of_fold(0)
     log = plan.paths.logs / "resume-check.log"
     trial, messages = trial_process.run_alone(spec, log, plan.settings.trial.stall_s, answer=answer)
     finished = trial.finished

@@ -6,7 +6,7 @@ import shutil
 
 from overnight.protocol import Reason
 from overnight.runner.trial_process import TrialProcess
-from overnight.search.record import TrialRecord, objective_of
+from overnight.search.record import TrialRecord, fold_scores
 from overnight.study.queue import TrialAssignment
 from overnight.study.session import StudySession
 
@@ -80,7 +80,7 @@ class Outcomes:
     def _missing_objective(self, number: int) -> str | None:
         """Return what is wrong if the trial never logged the metric. It may log it in some epochs only."""
         history = self._session.read(number).history
-        if objective_of(history, self._session.plan.settings) is not None:
+        if len(fold_scores(history, self._session.plan.settings)) == max(len({e.fold for e in history}), 1):
             return None
         logged = sorted({name for e in history for name in e.metrics})
         return (

@@ -20,6 +20,7 @@ from overnight.protocol import (
     ExportSpec,
     Failure,
     Finished,
+    FoldEnded,
     Predictions,
     PredictSpec,
     Progress,
@@ -47,6 +48,7 @@ class TrialProcess:
         pruned: the pruner ended it, possibly after it was asked to stop.
         printing: False once it has closed its output.
         index: the last epoch or validation that is done, counted from 0; -1 before the first.
+        fold, fold_start: the fold of a cross-validation that it is in, and the index with which that began.
     """
 
     spec: TrialSpec
@@ -61,6 +63,14 @@ class TrialProcess:
     pruned: bool = False
     printing: bool = True
     index: int = -1
+    fold: int | None = None
+    fold_start: int = 0
+
+    def note(self, done: Progress) -> None:
+        """Note how far the trial is."""
+        if done.fold != self.fold:
+            self.fold, self.fold_start = done.fold, done.index
+        self.index = done.index
 
     def send(self, decision: Decision) -> None:
         with contextlib.suppress(OSError):  # it has died, which its sentinel reports
@@ -212,6 +222,8 @@ def run_alone(
                 received.append(message)
                 if isinstance(message, Progress):
                     trial.send(answer(message))
+                elif isinstance(message, FoldEnded):
+                    trial.send(Decision.CONTINUE)
                 elif isinstance(message, Finished):
                     trial.finished = message
             if trial.finished is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from overnight.protocol import TrialSpec
 from overnight.search.plan import Plan
+from overnight.search.seeds import derive_seed
 
 
 def trial_spec(
@@ -46,4 +47,5 @@ def trial_spec(
         locks=plan.settings.location.paths.data_locks,
         logged=plan.paths.trial_log(number) if folder is None and not test else None,
         test_only=test,
+        fold_seeds=tuple(derive_seed(seed, "fold", fold) for fold in range(study.folds or 0)),
     )

@@ -96,7 +96,7 @@ def _import_path(draft: Draft) -> list[str]:
 
 def plan_for_training(plan: Plan) -> Plan:
     """The plan of `overnight train`: one more trial in the study `train`, without a search and without pruning."""
-    study = replace(plan.settings.study, name=TRAIN_STUDY, trials=1)
+    study = replace(plan.settings.study, name=TRAIN_STUDY, trials=1, folds=None)
     pruner = replace(plan.settings.pruner, name="none")
     return replace(plan, settings=replace(plan.settings, study=study, pruner=pruner, slots=1), space=SearchSpace(()))
 

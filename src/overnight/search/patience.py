@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Iterable
 
 from overnight.config.settings import Settings
-from overnight.search.record import TrialRecord
+from overnight.search.record import TrialRecord, mean_curve
 
 # The wobble of a curve is estimated from at least this many epochs in its second half.
 _MIN_EPOCHS = 3
@@ -53,7 +53,7 @@ def stop_reason(records: Iterable[TrialRecord], settings: Settings) -> str | Non
 
 
 def _wobble(record: TrialRecord, metric: str) -> float | None:
-    values = [v for e in record.history if math.isfinite(v := e.metrics.get(metric, math.nan))]
+    values = [v for v in mean_curve(record.history, metric) if math.isfinite(v)]
     late = values[len(values) // 2 :]
     if len(late) < _MIN_EPOCHS:
         return None

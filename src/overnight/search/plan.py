@@ -285,6 +285,7 @@ def _score_inputs(plan: Plan, searched: set[str]) -> dict[str, str]:
         "study.metric": study.metric,
         "study.direction": study.direction,
         "study.objective": study.objective,
+        "study.folds": study.folds,
         "seed": plan.settings.seed,
     }
     baseline = tuple(plan.choices[g] for g in plan.groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping
@@ -133,25 +134,27 @@ def unit_of_trial(record: TrialRecord, plan: Plan) -> Literal["epoch", "validati
 
 
 def units_of_trial(record: TrialRecord, plan: Plan) -> int | None:
-    """The number of epochs that a trial trains at most, or of its validations, where that is known."""
-    trainer = config_of(record, plan)["trainer"]
+    """The number of epochs that a trial trains at most in all folds, or of its validations, where that is known."""
+    trainer, folds = config_of(record, plan)["trainer"], plan.settings.study.folds or 1
     if not counts_validations(trainer):
-        return int(trainer["max_epochs"])
+        return int(trainer["max_epochs"]) * folds
     if record.state == "complete":
         return len(record.history)
-    return record.history[-1].total if record.history else None
+    total = record.history[-1].total if record.history else None
+    return total * folds if total is not None else None
 
 
 def typical_units(records: Iterable[TrialRecord], plan: Plan) -> int:
-    """The number of epochs of a whole trial, or of validations, by the trials so far.
+    """The number of epochs of a whole trial in all folds, or of validations, by the trials so far.
 
     Where no trial knows how many validations it has, it is one more than the most that there were.
     """
+    folds = plan.settings.study.folds or 1
     if not counts_validations(vars(plan.settings.trainer)):
-        return plan.settings.trainer.max_epochs
+        return plan.settings.trainer.max_epochs * folds
     with_history = [r for r in records if r.history]
-    known = [len(r.history) if r.state == "complete" else r.history[-1].total for r in with_history]
-    totals = [total for total in known if total is not None]
+    known = [(len(r.history), 1) if r.state == "complete" else (r.history[-1].total, folds) for r in with_history]
+    totals = [total * times for total, times in known if total is not None]
     return round(statistics.median(totals)) if totals else max((len(r.history) for r in with_history), default=0) + 1
 
 
@@ -161,14 +164,44 @@ def searched_values(record: TrialRecord, plan: Plan) -> dict[str, Any]:
 
 
 def objective_of(history: Iterable[Progress], settings: Settings) -> float | None:
-    """The metric at the last or the best epoch, by study.objective; None before the first finite value."""
+    """The metric at the last or the best epoch, by study.objective; None before the first finite value.
+
+    With folds, it is the mean of this over the folds.
+    """
+    scores = fold_scores(history, settings)
+    return statistics.fmean(scores.values()) if scores else None
+
+
+def fold_scores(history: Iterable[Progress], settings: Settings) -> dict[int, float]:
+    """Fold -> the metric at its last or its best epoch. A trial without folds has one. Folds without a value lack."""
     study = settings.study
-    values = [v for e in history if math.isfinite(v := e.metrics.get(study.metric, math.nan))]
-    if not values:
-        return None
-    if study.objective == "last":
-        return values[-1]
-    return max(values) if study.direction == "maximize" else min(values)
+    choose = {"maximize": max, "minimize": min}[study.direction] if study.objective == "best" else _second
+    scores: dict[int, float] = {}
+    for e in history:
+        value, fold = e.metrics.get(study.metric, math.nan), e.fold or 0
+        if math.isfinite(value):
+            scores[fold] = choose(scores[fold], value) if fold in scores else value
+    return scores
+
+
+def _second(_: float, second: float) -> float:
+    return second
+
+
+def mean_curve(history: Iterable[Progress], metric: str) -> list[float]:
+    """The metric at each epoch; with folds, the mean over the folds that have the epoch. nan where there is none."""
+    folds: dict[int, list[float]] = {}
+    for e in history:
+        folds.setdefault(e.fold or 0, []).append(e.metrics.get(metric, math.nan))
+    if len(folds) == 1:
+        return folds[0]
+    return [statistics.fmean(v for v in values if v is not None) for values in itertools.zip_longest(*folds.values())]
+
+
+def steps_of(history: Iterable[Progress]) -> list[int]:
+    """Where charts show each: a validation at Lightning's step, an epoch at its number. A fold begins with 0."""
+    first: dict[int | None, int] = {None: 0}
+    return [e.index - first.setdefault(e.fold, e.index) if e.step is None else e.step for e in history]
 
 
 def ranked(records: Iterable[TrialRecord], settings: Settings) -> list[TrialRecord]:
@@ -299,9 +332,11 @@ def pack_history(history: Iterable[Progress]) -> dict[str, Any]:
     names = dict.fromkeys(name for e in epochs for name in e.metrics)
     is_counted = any(e.step is not None for e in epochs)  # in validations
     steps = {"step": [e.step for e in epochs], "total": [e.total for e in epochs]} if is_counted else {}
+    folds = {"fold": [e.fold for e in epochs]} if any(e.fold is not None for e in epochs) else {}
     return {
         "epoch": [e.index for e in epochs],  # as earlier versions name it
         **steps,
+        **folds,
         "at": [round(e.at, 3) for e in epochs],
         "seconds": [round(e.seconds, 4) for e in epochs],
         "metrics": {name: [_to_json(e.metrics.get(name)) for e in epochs] for name in names},
@@ -313,6 +348,7 @@ def unpack_history(number: int, packed: Mapping[str, Any] | None) -> tuple[Progr
     if not packed:
         return ()
     columns, steps, totals = packed["metrics"], packed.get("step"), packed.get("total")
+    folds = packed.get("fold")
     return tuple(
         Progress(
             number,
@@ -322,6 +358,7 @@ def unpack_history(number: int, packed: Mapping[str, Any] | None) -> tuple[Progr
             packed["seconds"][i],
             steps[i] if steps else None,
             totals[i] if totals else None,
+            folds[i] if folds else None,
         )
         for i, index in enumerate(packed["epoch"])
     )

@@ -15,9 +15,10 @@ import optuna
 from optuna.trial import TrialState
 
 from overnight.protocol import Progress
+from overnight.search import folds
 from overnight.search.attributes import ATTEMPTS, DETAIL, HISTORY, NOTES, PEAK_BYTES, REASON
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, objective_of, pack_history
+from overnight.search.record import TrialRecord, fold_scores, objective_of, pack_history, record_of
 from overnight.study.storage.exclusive import ExclusiveStorage
 from overnight.study.trial_reader import RunningTrial, TrialReader
 
@@ -52,13 +53,28 @@ class TrialWriter:
         running.history[done.index] = done
         running.unwritten = True
         value = done.metrics.get(self._plan.settings.study.metric)
-        if value is not None and math.isfinite(value) and done.index + 1 not in running.reported:
+        if value is None or not math.isfinite(value) or done.fold:  # the pruner judges the first fold
+            return True
+        if done.index + 1 not in running.reported:
             with self._storage.later():
                 running.trial.report(value, done.index + 1)  # pruners count whole epochs as steps
         return True
 
     def should_prune(self, number: int) -> bool:
-        return self._running[number].trial.should_prune()
+        """Whether the pruner ends a trial at the epoch that was recorded last. It judges the first fold alone."""
+        running = self._running[number]
+        return not running.history[max(running.history)].fold and running.trial.should_prune()
+
+    def is_hopeless(self, number: int) -> bool:
+        """Whether the complete folds of a trial show that it is worse than the best one. Without a pruner, never."""
+        settings = self._plan.settings
+        complete = [t for t in self._reader.trials() if t.state == TrialState.COMPLETE]
+        if settings.pruner.name == "none" or not complete:
+            return False
+        maximize = settings.study.direction == "maximize"
+        best = (max if maximize else min)(complete, key=lambda t: t.value or 0.0)
+        own = fold_scores(self._running[number].history.values(), settings)
+        return folds.is_hopeless(own, fold_scores(record_of(best, self._plan).history, settings), maximize)
 
     def flush(self) -> list[int]:
         """Write what was recorded since the last flush; return the numbers of the trials concerned.

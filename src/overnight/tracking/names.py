@@ -65,6 +65,17 @@ def by_step_name(name: str) -> str:
     return _mapped(f"{BY_STEP}{name}", is_ours=False)
 
 
+def of_fold(name: str, fold: int | None) -> str:
+    """Return the name that a metric of a fold of a cross-validation has: fold-0/val/accuracy."""
+    return name if fold is None else f"fold-{fold}/{name}"
+
+
+def without_fold(name: str) -> tuple[int, str]:
+    """Return the fold and the name that `of_fold` joined; -1 for a name without a fold."""
+    found = re.fullmatch(r"fold-(\d+)/(.*)", name, re.DOTALL)
+    return (int(found[1]), found[2]) if found else (-1, name)
+
+
 def param_name(name: str) -> str:
     """Return the name that MLflow has for a parameter, as `metric_name` does for a metric."""
     return _mapped(name, name.startswith((LOG10, HPARAMS)))

@@ -168,7 +168,7 @@ def _trial(
 ) -> FrozenTrial:
     """Return the trial of a run, with its curves. params, attrs: those that the run's configuration gives."""
     run_tags, started_at = run.data.tags, run.info.start_time / 1000
-    history = _history(number, curves, started_at, counts_validations(_trainer(plan, run)))
+    history = _history(number, curves, started_at, counts_validations(_trainer(plan, run)), plan.settings.study.folds)
     state = _STATES.get(run_tags.get(tags.STATE, ""), TrialState.WAITING)
     reason = run_tags.get(tags.REASON)
     if reason == MARKED:  # the state before it was marked
@@ -187,7 +187,7 @@ def _trial(
     if notes := re.sub(rf"(; )?{MARKED}(: .*)?$", "", run_tags.get(tags.NOTES, "")):
         attrs[NOTES] = notes.split("; ")
     metric = plan.settings.study.metric
-    reported = {e.index + 1: v for e in history if math.isfinite(v := e.metrics.get(metric, math.nan))}
+    reported = {e.index + 1: v for e in history if not e.fold and math.isfinite(v := e.metrics.get(metric, math.nan))}
     ended_at = run.info.end_time / 1000 if state.is_finished() and run.info.end_time else None
     return _frozen(
         state,
@@ -210,7 +210,7 @@ def _trainer(plan: Plan, run: Any) -> dict[str, Any]:
 def _fewest_of_a_whole_trial(plan: Plan, run: Any) -> int:
     """Return with how much progress a trial is complete. No run tells how many validations a trial has."""
     trainer = _trainer(plan, run)
-    return 1 if counts_validations(trainer) else int(trainer["max_epochs"])
+    return 1 if counts_validations(trainer) else int(trainer["max_epochs"]) * (plan.settings.study.folds or 1)
 
 
 def _frozen(state: TrialState, **given: Any) -> FrozenTrial:
@@ -245,29 +245,33 @@ def _point(plan: Plan, run: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return point, {**entry, VALUES: values, OUTSIDE: list(outside)}
 
 
-def _history(number: int, curves: _Curves, started_at: float, in_validations: bool) -> tuple[Progress, ...]:
+def _history(
+    number: int, curves: _Curves, started_at: float, in_validations: bool, folds: int | None
+) -> tuple[Progress, ...]:
     """Return the epochs, or the validations, of a run.
 
     MLflow has no durations of epochs: each lasts since the end of the one before.
     """
-    metrics: dict[int, dict[str, float]] = {}
-    ends: dict[int, float] = {}
-    for name, logged in curves.items():
+    metrics: dict[tuple[int, int], dict[str, float]] = {}  # (fold, step) -> them
+    ends: dict[tuple[int, int], float] = {}
+    for logged_name, logged in curves.items():
+        fold, name = names.without_fold(logged_name) if folds is not None else (0, logged_name)
         for value in logged:
-            metrics.setdefault(value.step, {})[name] = value.value
-            ends[value.step] = value.timestamp / 1000
+            metrics.setdefault((fold, value.step), {})[name] = value.value
+            ends[fold, value.step] = value.timestamp / 1000
     epochs = sorted(metrics)
     before = dict(zip(epochs, [started_at, *(ends[epoch] for epoch in epochs)], strict=False))
     return tuple(
         Progress(
             number,
-            index if in_validations else step,
-            metrics[step],
-            ends[step],
-            max(ends[step] - before[step], 0.0),
+            index if in_validations or folds is not None else step,
+            metrics[fold, step],
+            ends[fold, step],
+            max(ends[fold, step] - before[fold, step], 0.0),
             step if in_validations else None,
+            fold=fold if folds is not None else None,
         )
-        for index, step in enumerate(epochs)
+        for index, (fold, step) in enumerate(epochs)
     )
 
 

@@ -12,7 +12,7 @@ from overnight.config.trees import to_yaml
 from overnight.config.values import escaped, to_text
 from overnight.protocol import Progress
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, config_of
+from overnight.search.record import TrialRecord, config_of, steps_of
 from overnight.search.space import display_name
 from overnight.tracking import names, tags
 from overnight.tracking.dataset import DatasetFacts, dataset_of
@@ -112,8 +112,8 @@ def missing(run: TrialRun, record: TrialRecord, plan: Plan, parent_run_id: str |
 def metrics_of(record: TrialRecord) -> list[LoggedMetric]:
     """Return every value that the trial's run has, the latest one of a metric last."""
     metrics = [
-        LoggedMetric(names.metric_name(name), value, round(e.at * 1000), _step_of(e))
-        for e in record.history
+        LoggedMetric(names.metric_name(names.of_fold(name, e.fold)), value, round(e.at * 1000), step)
+        for e, step in zip(record.history, steps_of(record.history), strict=True)
         for name, value in e.metrics.items()
         if math.isfinite(value)  # MLflow's charts can't show others
     ]
@@ -129,7 +129,8 @@ def _step_of(progress: Progress) -> int:
 
 def _long_names(record: TrialRecord) -> dict[str, str]:
     """Return tag -> whole name of each metric and parameter of which MLflow has only the beginning."""
-    shown = {names.metric_name(name): name for e in record.history for name in e.metrics}
+    logged = {names.of_fold(name, e.fold) for e in record.history for name in e.metrics}
+    shown = {names.metric_name(name): name for name in logged}
     shown |= {names.param_name(name): name for name in record.params}
     return {f"{tags.NAME}.{names.cut_id(mapped)}": name for mapped, name in shown.items() if names.is_cut(mapped)}
 

@@ -79,9 +79,23 @@ def build_data(
     """Build the data module alone. See `build`."""
     config = apply_guard(config)
     targets.find_all(config, "data")
+    _check_folds(config["data"])
     data = _instantiate("data", config, {"cache_dir": cache}, optional=("task",))
     prepare_lock.guard(data, locks, while_waiting)
     return data
+
+
+def _check_folds(node: Mapping[str, Any]) -> None:
+    """Raise ValueError if the data module is to take a fold of a cross-validation and can't."""
+    if "fold" not in node or "folds" not in node:
+        return
+    parameters = inspect.signature(targets.find("data", node["_target_"])).parameters
+    missing = [name for name in ("fold", "folds") if name not in parameters]
+    if missing:
+        raise ValueError(
+            f"data._target_: must name fold and folds in its constructor for study.folds={node['folds']}, got "
+            f"{node['_target_']} without {' and '.join(missing)}; add them, or leave study.folds out"
+        )
 
 
 def _instantiate(

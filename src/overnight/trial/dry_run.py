@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -74,6 +75,8 @@ def dry_run_batch(
     from overnight.trial.lightning_packages import lightning_of
     from overnight.trial.one_batch import OneBatchEpochs
 
+    configs = [replace(spec, config=config).of_fold(0).config for config in builds]
+    spec = spec.of_fold(0)
     problems = list(_target_problems(spec.config))
     one_batch = OneBatchEpochs()
     link = _StopWithMetric(spec.metric, one_batch, show_life)
@@ -86,7 +89,7 @@ def dry_run_batch(
         except BaseException as error:
             problems.append(_describe(error))
     built: list[str] = []
-    for config in builds:
+    for config in configs:
         try:
             build_callbacks(config, lightning_of(*build(config)))
         except BaseException as error:

@@ -11,7 +11,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Literal
 
-from overnight.protocol import Decision, Finished, Progress, TrialMessage, TrialSpec
+from overnight.protocol import Decision, Finished, FoldEnded, Progress, TrialMessage, TrialSpec
 from overnight.system import child_process
 from overnight.trial.targets import TargetError
 
@@ -50,8 +50,12 @@ def main(connection: Connection, output: Connection, on_cpu: bool = False) -> No
     try:
         from overnight.trial.evaluate import evaluate
         from overnight.trial.fit import fit
+        from overnight.trial.folds import fit_folds
 
-        finished = evaluate(spec, link) if spec.test_only else fit(spec, link)
+        if spec.test_only:
+            finished = evaluate(spec.of_fold(0), link)
+        else:
+            finished = fit_folds(spec, link) if spec.fold_seeds else fit(spec, link)
     except BaseException as error:
         finished = Finished(spec.number, "failed", _reason(error), _detail(error))
         code = 1
@@ -83,8 +87,8 @@ class PipeLink:
     def send(self, message: TrialMessage) -> None:
         self._connection.send(message)
 
-    def ask(self, message: Progress) -> Decision:
-        """Report an epoch or a validation and wait for the decision."""
+    def ask(self, message: Progress | FoldEnded) -> Decision:
+        """Report an epoch, a validation or a fold and wait for the decision."""
         self._connection.send(message)
         decision: Decision = self._connection.recv()
         if decision is not Decision.SAVE_AND_STOP and self.stop_wanted():

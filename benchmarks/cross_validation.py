@@ -4,7 +4,7 @@
 
 For each seed, random configurations of the MLP's space train on diabetes, whose split depends on the seed as well: each
 configuration once on one split, and once on each of five folds. With --equal-time, five times as many configurations
-train on one split too. 20 seeds take 12 minutes of one core, with --equal-time 25. The winner of each has the best
+train on one split too. 20 seeds took half an hour on a core with other work. The winner of each has the best
 val/r2. Its network (with folds that of fold 0) is evaluated on the 89 test rows. The optimism is the estimate of the
 winner, val/r2 of the search, minus test/r2. Everything trains in this process, with the functions that the process of
 a trial calls.

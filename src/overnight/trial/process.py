@@ -50,12 +50,15 @@ def main(connection: Connection, output: Connection, on_cpu: bool = False) -> No
     try:
         from overnight.trial.evaluate import evaluate
         from overnight.trial.fit import fit
-        from overnight.trial.folds import fit_folds
 
         if spec.test_only:
             finished = evaluate(spec.of_fold(0), link)
+        elif spec.fold_seeds:
+            from overnight.trial.folds import fit_folds
+
+            finished = fit_folds(spec, link)
         else:
-            finished = fit_folds(spec, link) if spec.fold_seeds else fit(spec, link)
+            finished = fit(spec, link)
     except BaseException as error:
         finished = Finished(spec.number, "failed", _reason(error), _detail(error))
         code = 1

@@ -32,6 +32,7 @@ from overnight.study.lost import reject_lost
 from overnight.study.open import join, open_study
 from overnight.study.session import StudySession
 from overnight.study.snapshot import StudyView
+from overnight.study.storage.access import no_home_if_refused
 from overnight.system import forkserver
 from overnight.system.awake import awake
 from overnight.system.signals import Signals
@@ -173,18 +174,19 @@ def run(
         doing: called with what the user waits for, while no screen shows progress; an empty text ends it.
     """
     began = time.time()
-    check_home(plan)
-    reject_lost(plan)
-    addresses = notifier.addresses(plan.settings.notify)
-    plan, messages = warm_start.resolve(plan)
-    doing("reading the study ...")
-    ignored = environment.notes(plan.settings.location)
-    if (study := finished.read(plan)) is not None:
-        for note in ignored:
-            say(note)
-        return _finished(study, [*messages, *ignored])
-    warm_up(plan.settings.location)
-    check_configurations(plan, say, doing, runs_here=True)
+    with no_home_if_refused(plan.settings.location):
+        check_home(plan)
+        reject_lost(plan)
+        addresses = notifier.addresses(plan.settings.notify)
+        plan, messages = warm_start.resolve(plan)
+        doing("reading the study ...")
+        ignored = environment.notes(plan.settings.location)
+        if (study := finished.read(plan)) is not None:
+            for note in ignored:
+                say(note)
+            return _finished(study, [*messages, *ignored])
+        warm_up(plan.settings.location)
+        check_configurations(plan, say, doing, runs_here=True)
     doing("opening the study ...")
     session, opened = open_study(plan, extend=extend, say=say)
     messages = [*messages, *opened, *ignored]
@@ -380,14 +382,7 @@ def _notify_of_end(news: Notifier, result: Result) -> None:
 
 def _result(plan: Plan, ending: Ending, signals: Signals) -> Result:
     return Result(
-        plan.name,
-        ending.stop_reason,
-        (),
-        ending.mlflow_error,
-        ending.records,
-        plan,
-        _first(signals),
-        ending.did_work,
+        plan.name, ending.stop_reason, (), ending.mlflow_error, ending.records, plan, _first(signals), ending.did_work
     )
 
 

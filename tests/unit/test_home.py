@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.study.storage import home as homes
+from overnight.study.storage.access import no_home_if_refused, require_writable
 from overnight.study.storage.home import local_path, relocated, settle
 from overnight.study.storage.lock import holder_file, lock_study
 from overnight.system.files import remove_inside
@@ -258,3 +259,25 @@ def test_only_what_is_inside_is_removed(tmp_path: Path) -> None:
     assert remove_inside(home, home / "folder")
     assert remove_inside(home, home / "folder"), "it is gone already"
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "written", "remains"), [(False, False, False), (True, False, True), (False, True, True)]
+)
+def test_a_refused_study_leaves_no_new_home_unless_data_was_prepared_in_it(
+    tmp_path: Path, before: bool, written: bool, remains: bool
+) -> None:
+    home = tmp_path / "home"
+    if before:
+        home.mkdir()
+    location = StudyLocation(str(home))
+
+    def refuse() -> None:
+        require_writable(location)
+        if written:
+            (home / "data").touch()
+        raise ConfigError(["model: must train"])
+
+    with pytest.raises(ConfigError), no_home_if_refused(location):
+        refuse()
+    assert home.exists() == remains

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from overnight.config.paths import StudyLocation
@@ -47,6 +48,20 @@ def require_writable(location: StudyLocation) -> None:
     for database in (location.paths.optuna_db, location.paths.mlflow_db):
         if database.exists() and not os.access(database, os.W_OK):
             raise _unusable("written", root, f"{database.name} can only be read")
+
+
+@contextlib.contextmanager
+def no_home_if_refused(location: StudyLocation) -> Iterator[None]:
+    """Remove a home that this block creates, if a mistake in the request ends the block and the home is empty."""
+    root = location.paths.root
+    existed = root.exists()
+    try:
+        yield
+    except ConfigError:
+        if not existed:
+            with contextlib.suppress(OSError):  # data that was prepared is kept
+                root.rmdir()
+        raise
 
 
 def is_read_only(location: StudyLocation) -> bool:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from support.commands import SMALL
 pytest_plugins = ["support.servers", "support.groups", "support.shared_sessions"]
 
 # The same examples in every run and on every machine. Counterexamples of longer searches become an @example.
-hypothesis_settings.register_profile("seeded", derandomize=True)
+hypothesis_settings.register_profile("seeded", derandomize=True, max_examples=50)
 hypothesis_settings.load_profile("seeded")
 
 
@@ -41,6 +41,19 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FileLock(f"{home}.lock"):
         store.open_client(build_plan([f"home={home}"]).settings.location)
     return home / "mlflow.db"
+
+
+@pytest.fixture
+def no_src() -> Iterator[None]:
+    """Let a test import a package named src, which several projects of the tests have, as a new process would."""
+
+    def forget() -> None:
+        for name in [n for n in sys.modules if n.partition(".")[0] == "src"]:
+            del sys.modules[name]
+
+    forget()
+    yield
+    forget()
 
 
 @pytest.fixture

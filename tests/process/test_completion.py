@@ -44,7 +44,7 @@ def complete(tmp_path: Path) -> Complete:
     ("line", "completions"),
     [
         ("overnight sta", ["status"]),
-        ("overnight tune --co", ["--config-dir"]),
+        ("overnight tune --co", ["--config-dir", "--config-name"]),
         ("overnight tune model=", ["model=cnn", "model=mlp"]),
         ("overnight tune model=mlp,c", ["model=mlp,cnn"]),
         ("overnight tune sched", ["schedule=", "schedule."]),

@@ -45,6 +45,7 @@ def test_the_convnet_learns_its_digits_and_resumes_to_the_same_bits(tmp_path: Pa
     assert all(torch.equal(ours[name], uncut[name]) for name in uncut)
 
 
+@pytest.mark.usefixtures("no_src")
 def test_a_project_like_lightning_hydra_template_trains_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,8 @@ from overnight.search.record import TrialRecord
 from overnight.study.plan_trust import for_machine
 from support.paths import ROOT
 
+pytestmark = pytest.mark.usefixtures("no_src")
+
 # As in lightning-hydra-template.
 TRAIN = """
 # @package _global_

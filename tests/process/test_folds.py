@@ -121,6 +121,7 @@ def test_a_trial_with_folds_that_is_cut_anywhere_ends_with_the_same_bits(
     assert not trained & done, "a complete fold is trained again"
 
 
+@pytest.mark.long
 def test_folds_that_stop_early_have_indices_without_gaps_before_and_after_a_cut(tmp_path: Path) -> None:
     line = ["data=diabetes", "study.folds=3", "trainer.max_epochs=8", "optimizer.lr=0.1", "callbacks=early_stopping"]
     line += ["callbacks.early_stopping.patience=1", "callbacks.early_stopping.monitor=val/r2"]

@@ -55,6 +55,7 @@ def files_of(home: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.long
 def test_what_a_tuned_module_logs_is_in_its_run(tmp_path: Path, logging_study: Callable[..., list[str]]) -> None:
     home = tmp_path / "home"
     assert api.run(build_plan(logging_study("home"), tmp_path / "conf")).mlflow_error is None

@@ -9,9 +9,22 @@ from omegaconf import OmegaConf
 
 from overnight.config.compose import compose
 from overnight.config.problems import ConfigError
+from overnight.config.search_path import ConfigSearchPath
 from overnight.config.settings import from_json, to_json
 from overnight.config.trees import to_yaml, type_problem
 from overnight.search.build_plan import build_plan
+
+
+def test_a_config_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "conf" / "model" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    widths = []
+    for width in (8, 9):
+        file.write_text(f"_target_: somewhere.Net\nwidth: {width}\n")
+        composed = ConfigSearchPath((tmp_path / "conf",)).compose(["model=mine", "search=none"])
+        widths.append(composed.config.model.width)
+        composed.config.model.width = 99  # a change of one composition is none of the next
+    assert widths == [8, 9]
 
 
 def test_the_defaults_compose_without_a_problem() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import sys
 import warnings
@@ -31,6 +33,25 @@ class Composition:
     failed: bool = False
 
 
+# (search path, overrides, versions of the files) -> what they compose to.
+_composed: dict[tuple[ConfigSearchPath, tuple[str, ...], tuple[Any, ...]], Composition] = {}
+_MAX_COMPOSED = 64
+
+
+def _versions(*folders: Path) -> tuple[Any, ...]:
+    """What changes when a config file in one of the folders, or in one of their groups, changes."""
+    files = (file for folder in folders for level in ("*.yaml", "*/*.yaml") for file in sorted(folder.glob(level)))
+    return tuple((str(file), *_version(file)) for file in files)
+
+
+def _version(file: Path) -> tuple[int, ...]:
+    try:
+        found = file.stat()
+    except OSError:  # a link to nowhere
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 @dataclass(frozen=True)
 class ConfigSearchPath:
     """The configs that come with overnight, and those in `folders`, which Hydra searches after them."""
@@ -51,7 +72,19 @@ class ConfigSearchPath:
         return next((file for file in files if file.exists()), None)
 
     def compose(self, overrides: Iterable[str]) -> Composition:
-        """Compose config.yaml with overrides. Raises what Hydra, OmegaConf and the YAML reader raise."""
+        """Compose config.yaml with overrides. Raises what Hydra, OmegaConf and the YAML reader raise.
+
+        Hydra takes a tenth of a second for it, and a plan asks for some compositions more than once.
+        """
+        key = (self, tuple(overrides), _versions(conf_dir(), *self.folders))
+        if key not in _composed:
+            while len(_composed) >= _MAX_COMPOSED:
+                del _composed[next(iter(_composed))]
+            _composed[key] = self._compose(key[1])
+        found = _composed[key]
+        return dataclasses.replace(found, config=copy.deepcopy(found.config), choices={**found.choices})
+
+    def _compose(self, overrides: Iterable[str]) -> Composition:
         from hydra import compose as hydra_compose
         from hydra import initialize_config_dir
         from omegaconf import OmegaConf, open_dict

@@ -102,7 +102,7 @@ def overnight(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
     folder = tmp_path / "cwd"
     folder.mkdir()
 
-    def run(*arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "overnight", *arguments],
             cwd=folder,

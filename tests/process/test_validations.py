@@ -190,7 +190,8 @@ def test_a_study_whose_trials_are_killed_at_validations_has_the_same_values_and_
             for trial in worker.slots.running.values():
                 if left and trial.index >= left[0]:
                     left.pop(0)
-                    os.kill(trial.process.pid or 0, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended
+                        os.kill(trial.process.pid or 0, signal.SIGKILL)
 
         session, _ = open_study(study)
         with contextlib.closing(session):

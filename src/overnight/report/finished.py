@@ -6,11 +6,12 @@ there is nothing to train, to synchronise or to publish, and so nothing to impor
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from overnight.search.plan import Plan
+from overnight.search.plan import Plan, Start
 from overnight.study.session import StudySession
 from overnight.study.snapshot import StudyView, view
 from overnight.tracking import contents
@@ -31,11 +32,16 @@ def keep(session: StudySession, outcome: Mapping[str, Any]) -> None:
 def read(plan: Plan) -> StudyView | None:
     """Return the plan's study if its stores are as the end of its last launch has left them; None otherwise."""
     study, _ = view(plan.settings.location, plan.name)
-    if study is None or not study.finished or study.state != "complete" or study.plan.to_json() != plan.to_json():
+    if study is None or not study.finished or study.state != "complete" or _content(study.plan) != _content(plan):
         return None
     if study.finished["report"] and not plan.paths.report.exists():
         return None
     return study if study.finished["digest"] == _digest(study) else None
+
+
+def _content(plan: Plan) -> dict[str, Any]:
+    """A plan without the folder that it was started in."""
+    return dataclasses.replace(plan, start=Start()).to_json()
 
 
 def _digest(study: StudyView) -> str | None:

@@ -28,7 +28,8 @@ _OBEYED = re.compile(
     r"|(S3|GCS|BOTO|KERBEROS|PYARROW)_\w+|DFS_TMP|(ENABLE_(PROXY_)?)?MULTIPART_\w+|\w*(DOWNLOAD|UPLOAD)\w*_TIMEOUT)"
 )
 _OF_A_SERVER = ("MLFLOW_WORKSPACE",)
-_OF_MLFLOW = re.compile(r"_?MLFLOW_\w+")
+# Without what MLflow sets in its own process.
+_OF_MLFLOW = re.compile(r"_?MLFLOW_(?!TELEMETRY_SESSION_ID)\w+")
 _OF_ITS_SERVER = re.compile(r"(UVICORN|GUNICORN)_\w+")
 _hidden: dict[str, str] = {}
 _added: set[str] = set()  # those of QUIET that the calling program had not set

@@ -163,7 +163,7 @@ def seen(home: Path) -> list[TrialRecord]:
     return [] if found is None else list(found.records)
 
 
-def told(records: list[TrialRecord]) -> list[tuple[object, ...]]:
+def values_of(records: list[TrialRecord]) -> list[tuple[object, ...]]:
     return [
         (r.number, r.state, r.params, r.objective, [(e.index, e.fold, e.metrics) for e in r.history]) for r in records
     ]
@@ -189,7 +189,7 @@ def test_a_killed_study_with_folds_ends_like_an_undisturbed_one_and_is_rebuilt_f
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert start(*command).wait() == 0
-    assert told(seen(homes)) == told(list(whole.records))
+    assert values_of(seen(homes)) == values_of(list(whole.records))
     assert {"complete", "pruned"} <= {r.state for r in whole.records}
     assert any(len({e.fold for e in r.history}) == 4 for r in whole.records if r.state == "pruned"), "none by the test"
 
@@ -198,4 +198,4 @@ def test_a_killed_study_with_folds_ends_like_an_undisturbed_one_and_is_rebuilt_f
         file.unlink()
     (lost,) = lost_studies(study_location([f"home={homes}"]))
     rebuild(study_location([f"home={homes}"]), lost)
-    assert told(seen(homes)) == told(before)
+    assert values_of(seen(homes)) == values_of(before)

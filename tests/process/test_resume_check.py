@@ -31,10 +31,10 @@ def test_a_network_that_resumes_exactly_is_the_same_bit_for_bit(finished_home: P
 
 
 def test_what_only_a_closure_holds_makes_metrics_and_weights_differ(tmp_path: Path) -> None:
-    said: list[str] = []
-    check = check_resume(plan_of(tmp_path, "CountsInAClosure"), BASELINE, 3, said.append)
+    messages: list[str] = []
+    check = check_resume(plan_of(tmp_path, "CountsInAClosure"), BASELINE, 3, messages.append)
     assert check.reports == 3
-    assert said == [
+    assert messages == [
         "training 3 epochs without an interruption ...",
         *(f"training epoch {n} of 3 in a process of its own ..." for n in (1, 2, 3)),
     ]

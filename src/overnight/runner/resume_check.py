@@ -45,7 +45,7 @@ def check_resume(plan: Plan, record: TrialRecord, reports: int, say: Callable[[s
 
     Args:
         reports: number of epochs or validations to train.
-        say: is told what the check is doing.
+        say: called with what the check is doing.
 
     Raises:
         TrainingFailed: if one of the trainings fails.

@@ -1,6 +1,6 @@
 """Suggestions of a sampler that the configuration names by `_target_`, in a helper process.
 
-The sampler is created anew for each suggestion, in a study in memory that is a copy of the stored one. What it stores
+The sampler is created for each suggestion, in a study in memory that is a copy of the stored one. What it stores
 there, such as the generation of a trial or the state of CMA-ES, is kept with the trial that it was asked for, in the
 same transaction as the parameters. So a suggestion depends on the seed, the trial number and the other trials alone.
 """

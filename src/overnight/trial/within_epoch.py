@@ -172,7 +172,7 @@ def expected_units(trainer: Any, index: int) -> int | None:
         return None
     if every is None or not math.isfinite(epoch_batches):
         units = total / between
-    else:  # each epoch starts to count anew
+    else:  # the count starts at zero in each epoch
         epochs, rest = divmod(total, epoch_batches)
         units = (epochs * (epoch_batches // between) + rest // between) / every
     return max(index + 1, math.floor(units + 1e-9))

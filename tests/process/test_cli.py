@@ -254,7 +254,8 @@ def test_a_signal_to_every_process_saves_and_pauses_trials_and_sets_the_exit_cod
         os.killpg(process.pid, number)
         sent = time.monotonic()
         assert process.wait() == code
-        assert time.monotonic() - sent < 10 * LATE
+        # An import is not interrupted. All of them take 10 s, and several times that beside other tests.
+        assert time.monotonic() - sent < (10 if in_training else 60) * LATE
     found = records(tmp_path)
     assert found.count("running") == 0
     # A fast machine may have started trials already.

@@ -1,0 +1,87 @@
+"""Successive halving that pauses trials and resumes them: no trained epoch is lost.
+
+After Li et al. 2020 (ASHA), with two differences. A trial that is not promoted is paused, not ended. It goes on from
+its saved state once it belongs to the best half. And each rung has a quota: at most half of the trials that have
+reached a rung are sent beyond it. ASHA promotes whatever is among the best at the time, at first nearly everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from overnight.search.schedulers.interface import Answer, Resume, Start, Trial
+
+ETA = 2
+
+
+def rungs(max_epochs: int, min_epochs: int = 1) -> tuple[int, ...]:
+    """The numbers of epochs after which a trial may be paused, in rising order; the last is `max_epochs`.
+
+    Each is ETA times the one before. The last rung below `max_epochs` is left out where it is less than half a step
+    away in a logarithmic scale, because the rest of the training would tell little more.
+    """
+    found = [max_epochs]
+    rung = min_epochs
+    while max_epochs >= math.sqrt(ETA) * rung:
+        found.append(rung)
+        rung *= ETA
+    return tuple(sorted(set(found)))
+
+
+class Halving:
+    """Quota halving with resuming.
+
+    A free slot looks at the rungs below the last one, the highest first. Where fewer than half of the trials that
+    reached a rung were sent beyond it, the best of the better half that is paused there is promoted. Where no rung
+    promotes, a new trial is started. Once the budget left is not more than one whole training, the best paused trials
+    are trained to the end instead, as long as they are better than the best complete one.
+
+    Args:
+        max_epochs: Epochs of a complete trial.
+        min_epochs: Epochs of the first rung.
+        max_trials: Largest number of trials; None for no limit.
+    """
+
+    def __init__(self, max_epochs: int, min_epochs: int = 1, max_trials: int | None = None) -> None:
+        self.rungs = rungs(max_epochs, min_epochs)
+        self.max_epochs, self.max_trials = max_epochs, max_trials
+
+    def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
+        if left <= self.max_epochs:
+            return self._finish(trials, left)
+        for rung, target in reversed(list(zip(self.rungs, self.rungs[1:], strict=False))):
+            promoted = next(_promotable(trials, rung), None)
+            if promoted is not None:
+                return Resume(promoted.number, target)
+        if self._may_start(trials):
+            return Start(self.rungs[0])
+        return self._finish(trials, left)
+
+    def report(self, number: int, epoch: int, score: float) -> Answer:  # noqa: ARG002
+        return Answer.GO_ON  # a trial pauses where `next` said
+
+    def _may_start(self, trials: Sequence[Trial]) -> bool:
+        return self.max_trials is None or len(trials) < self.max_trials
+
+    def _finish(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
+        """Train the best paused trial to the end, if that can give a new best complete trial."""
+        best = max((t.latest for t in trials if t.state == "complete"), default=-math.inf)
+        paused = [t for t in trials if t.state == "paused"]
+        hopeful = [t for t in paused if t.latest > best and self.max_epochs - t.epochs <= left]
+        if hopeful:
+            return Resume(max(hopeful, key=lambda t: (t.latest, -t.number)).number, self.max_epochs)
+        is_empty = all(t.state in ("stopped", "failed") for t in trials)
+        if is_empty and left >= self.max_epochs and self._may_start(trials):
+            return Start(self.max_epochs)
+        return None
+
+
+def _promotable(trials: Sequence[Trial], rung: int) -> Iterator[Trial]:
+    """The paused trials among the best half at a rung, the best first, while the quota of the rung allows one more."""
+    reached = [t for t in trials if t.state not in ("stopped", "failed") and t.epochs >= rung]
+    share = len(reached) // ETA
+    if sum(t.until > rung for t in reached) >= share:
+        return
+    by_score = sorted(reached, key=lambda t: (-t.score_at(rung), t.number))
+    yield from (t for t in by_score[:share] if t.state == "paused" and t.until == rung == t.epochs)

@@ -1,0 +1,237 @@
+"""Quota halving, driven by a simulated study: trials with given learning curves, several slots, no processes."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overnight.search.schedulers.halving import ETA, Halving, rungs
+from overnight.search.schedulers.interface import Resume, Start, Trial, epochs_left
+from overnight.search.schedulers.learning import ENOUGH, choose, rung_to_learn_from
+
+
+class Simulation:
+    """A study whose trials train one epoch at a time, in an order that `rng` chooses.
+
+    Attributes:
+        assignments: what the scheduler answered, with the trials that it saw, the epochs that were left, and the slots
+            that were busy.
+    """
+
+    def __init__(self, halving: Halving, budget: float, slots: int, rng: random.Random, failing: float = 0.0) -> None:
+        self.halving, self.budget, self.slots, self.rng, self.failing = halving, budget, slots, rng, failing
+        self.trials: list[Trial] = []
+        self.assignments: list[tuple[Start | Resume | None, list[Trial], float, int]] = []
+
+    @property
+    def left(self) -> float:
+        return epochs_left(self.trials, self.budget)
+
+    def run(self) -> None:
+        while True:
+            self._fill_slots()
+            running = [t for t in self.trials if t.state == "running"]
+            if not running:
+                return
+            self._train_an_epoch(self.rng.choice(running))
+
+    def _fill_slots(self) -> None:
+        while (busy := sum(t.state == "running" for t in self.trials)) < self.slots:
+            answer = self.halving.next(self.trials, self.left)
+            self.assignments.append((answer, list(self.trials), self.left, busy))
+            if answer is None:
+                return
+            if isinstance(answer, Start):
+                self.trials.append(Trial(len(self.trials), "running", (), answer.until))
+            else:
+                trial = self.trials[answer.number]
+                self.trials[answer.number] = replace(trial, state="running", until=answer.until)
+
+    def _train_an_epoch(self, trial: Trial) -> None:
+        if self.rng.random() < self.failing:
+            self.trials[trial.number] = replace(trial, state="failed")
+            return
+        trained = replace(trial, scores=(*trial.scores, self.score(trial.number, trial.epochs + 1)))
+        if trained.epochs == self.halving.max_epochs:
+            trained = replace(trained, state="complete")
+        elif trained.epochs == trained.until:
+            trained = replace(trained, state="paused")
+        self.trials[trial.number] = trained
+
+    def score(self, number: int, epochs: int) -> float:  # noqa: ARG002
+        return round(self.rng.random(), 1)  # equal values occur
+
+
+class WithCurves(Simulation):
+    """The score of a trial is that of its number, whatever the order."""
+
+    def score(self, number: int, epochs: int) -> float:
+        return random.Random(number).random() * (1 - 0.5**epochs)
+
+
+simulations = st.builds(
+    lambda max_epochs, min_epochs, trainings, slots, seed, failing, cap: Simulation(
+        Halving(max_epochs, min(min_epochs, max_epochs), cap),
+        trainings * max_epochs,
+        slots,
+        random.Random(seed),
+        failing,
+    ),
+    st.integers(1, 40),
+    st.integers(1, 5),
+    st.floats(1, 20),
+    st.integers(1, 8),
+    st.integers(0, 2**32),
+    st.sampled_from([0.0, 0.0, 0.02]),
+    st.one_of(st.none(), st.integers(1, 20)),
+)
+
+
+def test_rungs_double_up_to_the_last_epoch_and_leave_out_the_one_just_below_it() -> None:
+    assert rungs(51) == (1, 2, 4, 8, 16, 32, 51)
+    assert rungs(40) == (1, 2, 4, 8, 16, 40)
+    assert rungs(20) == (1, 2, 4, 8, 20)
+    assert rungs(20, min_epochs=3) == (3, 6, 12, 20)
+    assert rungs(1) == (1,)
+    assert rungs(2) == (1, 2)
+    assert rungs(3) == (1, 2, 3)
+
+
+@given(simulations)
+def test_at_most_half_of_the_trials_at_a_rung_are_sent_beyond_it(simulation: Simulation) -> None:
+    simulation.run()
+    for answer, trials, left, _ in simulation.assignments:
+        if not isinstance(answer, Resume) or left <= simulation.halving.max_epochs:
+            continue
+        rung = trials[answer.number].until
+        if answer.until == simulation.halving.max_epochs and simulation.halving.max_trials is not None:
+            continue  # the cap on trials may have begun the end of the search
+        reached = [t for t in trials if t.state != "failed" and t.epochs >= rung]
+        assert sum(t.until > rung for t in reached) + 1 <= len(reached) // ETA
+
+
+@given(simulations)
+def test_only_paused_trials_are_resumed_and_each_is_sent_further_than_before(simulation: Simulation) -> None:
+    simulation.run()
+    for answer, trials, _, _ in simulation.assignments:
+        if isinstance(answer, Resume):
+            assert trials[answer.number].state == "paused"
+            assert answer.until > trials[answer.number].until
+
+
+@given(simulations)
+def test_the_budget_is_never_overspent(simulation: Simulation) -> None:
+    simulation.run()
+    for answer, trials, left, _ in simulation.assignments:
+        if isinstance(answer, Resume):
+            assert answer.until - trials[answer.number].epochs <= left
+        elif answer is not None:
+            assert answer.until <= left
+    assert sum(t.epochs for t in simulation.trials) <= simulation.budget
+
+
+@given(simulations)
+def test_no_slot_is_idle_while_more_than_one_training_is_left(simulation: Simulation) -> None:
+    simulation.run()
+    for answer, _, left, _ in simulation.assignments:
+        if left > simulation.halving.max_epochs and simulation.halving.max_trials is None:
+            assert answer is not None
+
+
+@given(simulations)
+def test_a_budget_of_one_training_gives_a_complete_trial(simulation: Simulation) -> None:
+    simulation.failing = 0.0
+    simulation.run()
+    assert any(t.state == "complete" for t in simulation.trials)
+
+
+@given(simulations)
+def test_the_best_paused_trial_could_not_have_been_trained_to_the_end(simulation: Simulation) -> None:
+    simulation.failing = 0.0
+    simulation.run()
+    best = max(t.latest for t in simulation.trials if t.state == "complete")
+    for t in simulation.trials:
+        if t.state == "paused" and t.latest > best:
+            assert simulation.halving.max_epochs - t.epochs > simulation.left
+
+
+def test_a_cap_on_trials_promotes_until_no_quota_is_open_and_then_finishes_the_best() -> None:
+    simulation = WithCurves(Halving(8, max_trials=8), math.inf, 1, random.Random(0))
+    simulation.run()
+    assert len(simulation.trials) == 8
+    best = max(simulation.trials, key=lambda t: random.Random(t.number).random())
+    assert best.state == "complete"
+    assert sum(t.epochs for t in simulation.trials) < 8 * 8 / 2
+
+
+def test_a_trial_without_a_score_is_promoted_last() -> None:
+    trials = [Trial(0, "paused", (math.nan,), 1), Trial(1, "paused", (-5.0,), 1)]
+    assert Halving(8).next(trials, 100) == Resume(1, 2)
+
+
+def test_a_failed_trial_opens_no_quota() -> None:
+    trials = [Trial(0, "failed", (0.5,), 1), Trial(1, "paused", (0.1,), 1)]
+    assert Halving(8).next(trials, 100) == Start(1)
+
+
+def test_of_equal_trials_the_earlier_one_is_promoted() -> None:
+    trials = [Trial(0, "paused", (0.5,), 1), Trial(1, "paused", (0.5,), 1)]
+    assert Halving(8).next(trials, 100) == Resume(0, 2)
+
+
+def test_the_highest_rung_promotes_first() -> None:
+    trials = [Trial(n, "paused", (0.1 * n,), 1) for n in range(4)]
+    trials += [Trial(4, "paused", (0.9, 0.9), 2), Trial(5, "paused", (0.8, 0.8), 2)]
+    assert Halving(8).next(trials, 100) == Resume(4, 4)
+
+
+@given(simulations)
+def test_a_trial_that_was_interrupted_changes_no_later_decision(simulation: Simulation) -> None:
+    """A restart shows the scheduler the same trials: one that was interrupted counts as running."""
+    simulation.run()
+    for answer, trials, left, _ in simulation.assignments:
+        again = Halving(simulation.halving.max_epochs, simulation.halving.rungs[0], simulation.halving.max_trials)
+        assert again.next(trials, left) == answer
+
+
+# What samplers learn from
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=60), st.integers(0, 2**32))
+def test_a_sampler_learns_from_the_values_of_one_rung(epochs: list[int], seed: int) -> None:
+    trials = [Trial(n, "paused", [n + e / 10 for e in range(1, count + 1)], 8) for n, count in enumerate(epochs)]
+    rung = rung_to_learn_from(trials, (1, 2, 4, 8))
+    reached = {r: sum(t.epochs >= r for t in trials) for r in (1, 2, 4, 8)}
+    if rung is None:
+        assert reached[1] < ENOUGH
+        return
+    assert reached[rung] >= ENOUGH
+    assert all(reached[longer] < ENOUGH for longer in (2, 4, 8) if longer > rung)
+    chosen = choose(trials, rung, random.Random(seed))
+    assert chosen
+    assert all(score == trials[n].scores[rung - 1] for n, score in chosen.items())
+
+
+def test_failed_trials_and_trials_without_a_score_are_not_learned_from() -> None:
+    trials = [Trial(n, "failed", (0.5,), 1) for n in range(20)] + [Trial(20, "paused", (math.nan,), 1)]
+    assert rung_to_learn_from(trials, (1, 2)) is None
+
+
+def test_suggestions_at_the_same_time_learn_from_different_trials() -> None:
+    trials = [Trial(n, "paused", (float(n),), 1) for n in range(20)]
+    assert choose(trials, 1, random.Random(1)) != choose(trials, 1, random.Random(2))
+    assert choose(trials, 1, random.Random(1)) == choose(trials, 1, random.Random(1))
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_halving_completes_the_best_of_many_with_a_fraction_of_their_epochs(slots: int) -> None:
+    simulation = WithCurves(Halving(32), 10 * 32, slots, random.Random(0))
+    simulation.run()
+    assert len(simulation.trials) > 40, "ten trainings start more than four times as many trials"
+    best = max(simulation.trials, key=lambda t: random.Random(t.number).random())
+    assert best.state == "complete"

@@ -161,7 +161,7 @@ def _ours(home: Path, root: Path, configurations: int, epochs: int, share: float
         *("data.normalise=standard", "model=mlp", COUNTED, "search=hidden_sizes"),
         *("optimizer=adam", "optimizer.lr=1e-3"),
         f"study.enqueue=[{','.join(enqueued)}]",
-        *("pruner=none", "slots=2", "study.name=throughput", f"study.trials={configurations}"),
+        *("scheduler=none", "slots=2", "study.name=throughput", f"study.trials={configurations}"),
         *("study.metric=val/accuracy", "study.direction=maximize", f"trainer.max_epochs={epochs}", f"home={home}"),
     ]
     conf = str(ROOT / "benchmarks" / "conf")

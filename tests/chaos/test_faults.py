@@ -34,7 +34,7 @@ BARE = (
     "~model.dropout",
     "~model.batch_norm",
     "search=none",
-    "pruner=none",
+    "scheduler=none",
     "preflight=never",
     "pictures.when=never",
 )

@@ -285,7 +285,7 @@ def test_a_repeatedly_disturbed_shared_study_ends_as_the_undisturbed_one(
 
     alone = group(lease_s=30)
     line = ("tune", "study.name=undisturbed", f"study.trials={supervisors.trials}", *LINE)
-    alone.work(*line, "sampler=random", "pruner=none", "preflight=never", "pictures.when=never")
+    alone.work(*line, "sampler=random", "scheduler=none", "preflight=never", "pictures.when=never")
     output = alone.outputs()
     assert alone.processes[0].returncode == 0, output
     undisturbed = alone.study("undisturbed")

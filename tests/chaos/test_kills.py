@@ -158,7 +158,7 @@ def test_a_repeatedly_killed_study_ends_as_the_undisturbed_one(
         "~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none",
         "model._target_=user_networks.Counted", "+model.lr=tag(log,interval(1e-4,1e-1))",
         f"study.trials={trials}", "study.retries=1000", "slots=1", f"trainer.max_epochs={EPOCHS}",
-        f"checkpoint.every_s={EVERY_S}", "pruner.startup_trials=3", "pruner.warmup_epochs=2",
+        f"checkpoint.every_s={EVERY_S}", "scheduler.startup_trials=3", "scheduler.warmup_epochs=2",
         "preflight=never", "pictures.when=never",  # their processes would look like trials
         "study.confirm.seeds=0",  # the log could not tell its trials from those of the search
     ]  # fmt: skip

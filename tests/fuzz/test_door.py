@@ -51,8 +51,8 @@ MAX_FAILURES = 8  # that are reported, of different places
 # Commands that answer without a child process and a server.
 IN_PROCESS = ("status", "report", "compare", "logs", "list", "mark", "export", "delete", "doctor", "stop", "init")
 WRITES_WHERE_ASKED = ("export", "init")
-GROUPS = ("model", "data", "optimizer", "schedule", "search", "sampler", "pruner", "terminator", "storage", "tracking",
-          "launcher", "experiment", "hydra", "hydra.run.dir", "hydra/launcher")  # fmt: skip
+GROUPS = ("model", "data", "optimizer", "schedule", "search", "sampler", "scheduler", "terminator", "storage",
+          "tracking", "launcher", "experiment", "hydra", "hydra.run.dir", "hydra/launcher")  # fmt: skip
 LOCATION_KEYS = ("home", "storage", "tracking", "storage.url", "tracking.uri", "tracking.artifacts", "storage.lease_s")
 
 

@@ -56,7 +56,13 @@ def test_three_mistakes_are_reported_together_and_no_file_is_written(overnight: 
 def test_an_interrupted_study_of_one_slot_equals_an_uninterrupted_one_bit_for_bit(
     tune: Callable[..., Result], home: Path, tmp_path: Path
 ) -> None:
-    line = ["study.trials=12", "slots=1", "trainer.max_epochs=4", "pruner.startup_trials=3", "pruner.warmup_epochs=1"]
+    line = [
+        "study.trials=12",
+        "slots=1",
+        "trainer.max_epochs=4",
+        "scheduler.startup_trials=3",
+        "scheduler.warmup_epochs=1",
+    ]
     cut = f"home={tmp_path / 'cut'}"
     lines = []
     with running("tune", *line, cut, stdout=subprocess.PIPE, text=True) as process:
@@ -81,7 +87,7 @@ def test_an_interrupted_study_of_one_slot_equals_an_uninterrupted_one_bit_for_bi
 
 
 def test_a_complete_study_says_so_and_exits_0(overnight: Overnight, finished_home: Path) -> None:
-    line = ("study.trials=6", "trainer.max_epochs=6", "pruner.startup_trials=2", "pruner.warmup_epochs=1")
+    line = ("study.trials=6", "trainer.max_epochs=6", "scheduler.startup_trials=2", "scheduler.warmup_epochs=1")
     done = overnight("tune", *line, f"home={finished_home}")
     assert done.returncode == 0
     assert "digits-mlp is complete" in done.stdout
@@ -244,7 +250,7 @@ def _all_in_training(home: Path) -> bool:
 def test_a_signal_to_every_process_saves_and_pauses_trials_and_sets_the_exit_code(
     tmp_path: Path, number: int, code: int, in_training: bool
 ) -> None:
-    line = [f"home={tmp_path}", "study.trials=40", "trainer.max_epochs=999", "slots=2", "pruner=none"]
+    line = [f"home={tmp_path}", "study.trials=40", "trainer.max_epochs=999", "slots=2", "scheduler=none"]
     line += [] if in_training else ["preflight=never"]  # the preflight waits for imports before the study exists
     with running("tune", *line, start_new_session=True) as process:
         while read_study(tmp_path) is None:
@@ -287,7 +293,7 @@ def test_a_terminal_shows_a_live_table(home: Path) -> None:
     main, side = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
     # Long enough for the table to be drawn.
-    line = [f"home={home}", "study.trials=3", "trainer.max_epochs=100", "pruner=none"]
+    line = [f"home={home}", "study.trials=3", "trainer.max_epochs=100", "scheduler=none"]
     process = start("tune", *line, stdin=side, stdout=side, stderr=side, env=env)
     os.close(side)
     seen = b""

@@ -33,7 +33,7 @@ from overnight.tracking import store
 SEARCHED = (
     "~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none",
     "study.name=small", "+model.lr=choice(0.1,0.03,0.003,0.0001)", "study.trials=6", "trainer.max_epochs=2",
-    "pruner=none", "study.confirm.top=2", "tracking.register=never",
+    "scheduler=none", "study.confirm.top=2", "tracking.register=never",
 )  # fmt: skip
 
 

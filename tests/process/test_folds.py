@@ -146,7 +146,7 @@ def score(record: TrialRecord, fold: int) -> float:
 def test_a_study_takes_the_mean_over_the_folds_and_keeps_the_network_of_the_first(
     tune: Callable[..., api.Result],
 ) -> None:
-    result = tune(*STUDY, "study.folds=3", "study.trials=2", "pruner=none")
+    result = tune(*STUDY, "study.folds=3", "study.trials=2", "scheduler=none")
     for record in result.records:
         assert record.objective == statistics.fmean(score(record, fold) for fold in range(3))
     best, paths = max(result.records, key=lambda r: r.objective or -math.inf), result.plan.paths
@@ -174,7 +174,7 @@ def values_of(records: list[TrialRecord]) -> list[tuple[object, ...]]:
 def test_a_killed_study_with_folds_ends_like_an_undisturbed_one_and_is_rebuilt_from_mlflow(
     tmp_path: Path, tune: Callable[..., api.Result]
 ) -> None:
-    line = (*STUDY, "study.folds=5", "study.trials=5", "checkpoint.every_s=0", "pruner.startup_trials=1")
+    line = (*STUDY, "study.folds=5", "study.trials=5", "checkpoint.every_s=0", "scheduler.startup_trials=1")
     whole = tune(*line)
     homes = tmp_path / "killed"
     command = ("tune", f"home={homes}", "pictures.when=never", "preflight=never", *line)

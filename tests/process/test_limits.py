@@ -24,7 +24,7 @@ from support.commands import LATE
 Tune = Callable[..., api.Result]
 CHEAP = (
     "~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none",
-    "model._target_=user_networks.Plain", "trainer.max_epochs=1", "pruner=none", "sampler=random", "study.trials=30",
+    "model._target_=user_networks.Plain", "trainer.max_epochs=1", "scheduler=none", "sampler=random", "study.trials=30",
     "study.confirm.seeds=0",
 )  # fmt: skip
 

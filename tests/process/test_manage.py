@@ -1,4 +1,4 @@
-"""Listing, deleting and exporting studies, marking trials, and resuming with another pruner or version."""
+"""Listing, deleting and exporting studies, marking trials, and resuming with another scheduler or version."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from overnight.tracking.store import open_client
 from support.commands import SMALL
 from support.mlflow_store import assert_equal, client_of
 
-LINE = ("study.trials=5", "trainer.max_epochs=2", "pictures.when=never", "preflight=never", "pruner=none",
+LINE = ("study.trials=5", "trainer.max_epochs=2", "pictures.when=never", "preflight=never", "scheduler=none",
         "sampler.startup_trials=2", "slots=2")  # fmt: skip
 
 
@@ -259,14 +259,14 @@ def test_delete_removes_everything_of_one_study_and_nothing_of_another(
 
 @pytest.mark.long
 def test_a_study_is_resumed_with_another_pruner(tune: Callable[..., api.Result], home: Path) -> None:
-    strict = ("pruner=median", "pruner.startup_trials=0", "pruner.warmup_epochs=0", "trainer.max_epochs=4")
+    strict = ("scheduler=median", "scheduler.startup_trials=0", "scheduler.warmup_epochs=0", "trainer.max_epochs=4")
     line = ("slots=1", "optimizer.lr=tag(log,interval(1e-5,1e-1))", "study.confirm.seeds=0")
     first = tune(*SMALL, *line, *strict, "study.trials=6")
     assert any(r.state == "pruned" for r in first.records)
-    second = tune(*line, "trainer.max_epochs=4", "pruner=none", "study.trials=9")
+    second = tune(*line, "trainer.max_epochs=4", "scheduler=none", "study.trials=9")
     assert [r.state for r in second.records[:6]] == [r.state for r in first.records]
     assert {r.state for r in second.records[6:]} == {"complete"}
-    assert view_of(home).plan.settings.pruner.name == "none"
+    assert view_of(home).plan.settings.scheduler.name == "none"
 
 
 # Other versions -------------------------------------------------------------------------------------------------------

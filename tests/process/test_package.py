@@ -47,7 +47,7 @@ def test_the_wheel_contains_conf_and_works_without_the_checkout(tmp_path: Path) 
 def test_every_config_file_composes() -> None:
     from overnight.search.build_plan import build_plan
 
-    for group in ("data", "model", "optimizer", "schedule", "sampler", "pruner"):
+    for group in ("data", "model", "optimizer", "schedule", "sampler", "scheduler"):
         for file in (ROOT / "conf" / group).glob("*.yaml"):
             build_plan([f"{group}={file.stem}", "search=none"])
     for file in (ROOT / "conf" / "experiment").glob("*.yaml"):

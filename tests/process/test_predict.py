@@ -43,7 +43,7 @@ from support.trial_links import KEYS, ListLink, spec_for
 
 WON = (
     "study.name=won", "study.trials=4", "trainer.max_epochs=3", "study.confirm.top=1", "study.confirm.seeds=2",
-    "optimizer.lr=tag(log,interval(3e-3,3e-2))", "pictures.when=never", "preflight=never", "pruner=none",
+    "optimizer.lr=tag(log,interval(3e-3,3e-2))", "pictures.when=never", "preflight=never", "scheduler=none",
 )  # fmt: skip
 
 

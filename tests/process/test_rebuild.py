@@ -187,7 +187,7 @@ def test_confirmation_test_scores_marks_failures_and_pauses_are_rebuilt(
     tune: Callable[..., api.Result], home: Path
 ) -> None:
     lines = (
-        "study.name=whole", "study.trials=4", "trainer.max_epochs=2", "pruner=none", "slots=2",
+        "study.name=whole", "study.trials=4", "trainer.max_epochs=2", "scheduler=none", "slots=2",
         "study.confirm.seeds=2", "study.confirm.top=1", "optimizer.lr=0.01,1e30",
     )  # fmt: skip
     tune(*lines, "study.max_consecutive_failures=100")

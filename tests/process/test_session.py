@@ -559,10 +559,10 @@ def test_extending_a_grid_runs_the_added_points(tmp_path: Path) -> None:
         assert len({json.dumps(r.params) for r in session.records()}) == 7
 
 
-@pytest.mark.parametrize("pruner", ["pruner=median", "pruner=hyperband"])
+@pytest.mark.parametrize("scheduler", ["scheduler=median", "scheduler=hyperband"])
 def test_no_trial_is_pruned_before_the_configured_number_of_epochs(tmp_path: Path, pruner: str) -> None:
-    at = {"pruner=median": "pruner.warmup_epochs=2", "pruner=hyperband": "pruner.min_epochs=2"}[pruner]
-    more = ["pruner.startup_trials=1"] if pruner == "pruner=median" else ["pruner.reduction_factor=2"]
+    at = {"scheduler=median": "scheduler.warmup_epochs=2", "scheduler=hyperband": "scheduler.min_epochs=2"}[pruner]
+    more = ["scheduler.startup_trials=1"] if pruner == "scheduler=median" else ["scheduler.reduction_factor=2"]
     pruned_after = set()
     with opened(planned(tmp_path, pruner, at, *more, "trainer.max_epochs=4", "study.trials=12")) as session:
         for number in range(12):

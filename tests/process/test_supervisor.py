@@ -226,11 +226,11 @@ def test_the_log_of_a_trial_is_capped_and_its_children_end_with_it(tune: Tune, h
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+@pytest.mark.parametrize("scheduler", ["median", "hyperband"])
 def test_a_trial_that_is_behind_is_pruned(tune: Tune, pruner: str) -> None:
-    options = ["pruner.startup_trials=2", "pruner.warmup_epochs=0"] if pruner == "median" else []
+    options = ["scheduler.startup_trials=2", "scheduler.warmup_epochs=0"] if pruner == "median" else []
     result = tune(
-        "search=none", "optimizer.lr=choice(1e-2,1e-7)", "sampler=random", f"pruner={pruner}", *options,
+        "search=none", "optimizer.lr=choice(1e-2,1e-7)", "sampler=random", f"scheduler={pruner}", *options,
         "study.trials=8", "trainer.max_epochs=6", "slots=1",
     )  # fmt: skip
     pruned = [r for r in result.records if r.state == "pruned"]
@@ -248,8 +248,8 @@ def test_a_trial_that_is_stopped_as_the_pruner_ends_it_ends_as_in_an_uninterrupt
     home: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch, before_answer: bool
 ) -> None:
     line = [
-        "search=none", "optimizer.lr=choice(1e-2,1e-7)", "sampler=random", "pruner.startup_trials=2",
-        "pruner.warmup_epochs=0", "study.trials=6", "trainer.max_epochs=6", "slots=1",
+        "search=none", "optimizer.lr=choice(1e-2,1e-7)", "sampler=random", "scheduler.startup_trials=2",
+        "scheduler.warmup_epochs=0", "study.trials=6", "trainer.max_epochs=6", "slots=1",
     ]  # fmt: skip
     whole = tune(*line).records
     behind = next(r for r in whole if r.state == "pruned")

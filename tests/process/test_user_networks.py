@@ -206,7 +206,7 @@ def test_a_network_with_loaders_is_tuned_from_its_own_configs_and_pruned(
 ) -> None:
     space = {"model.lr": "choice(1e-2, 1e-9)", "data.batch_size": "int(interval(20, 60))"}
     conf = conf_of(tmp_path, {"_target_": f"{USER_PACKAGE}Classifier", "lr": 1e-2}, space)
-    pruner = ("pruner.startup_trials=1", "pruner.warmup_epochs=0")
+    pruner = ("scheduler.startup_trials=1", "scheduler.warmup_epochs=0")
     result = tune(*CUSTOM, *pruner, "study.trials=6", "trainer.max_epochs=3", "sampler=random", config_dir=conf)
     assert result.study_name == "custom-custom"
     ends = {(r.state, r.params["model.lr"]) for r in result.records}
@@ -221,7 +221,7 @@ def test_a_network_with_manual_optimisation_is_stopped_in_a_study_and_resumed(
     tune: Callable[..., api.Result], home: Path, tmp_path: Path
 ) -> None:
     conf = conf_of(tmp_path, {"_target_": MANUAL, "lr": 2e-3}, {"model.lr": "tag(log, interval(1e-4, 1e-2))"})
-    lines = (*CUSTOM, "study.trials=2", "trainer.max_epochs=60", "pruner=none", "pictures.when=never")
+    lines = (*CUSTOM, "study.trials=2", "trainer.max_epochs=60", "scheduler=none", "pictures.when=never")
     study = build_plan([f"home={home}", *lines], conf)
 
     def stop_in_trial_one(worker: Supervisor) -> None:

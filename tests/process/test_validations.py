@@ -216,7 +216,7 @@ def test_a_study_whose_trials_are_killed_at_validations_has_the_same_values_and_
 @pytest.mark.long
 def test_the_pruner_ends_trials_at_a_validation(tune: Callable[..., api.Result], tmp_path: Path) -> None:
     conf = conf_of(tmp_path / "mine", lrs="0.05, 1e-9")
-    result = tune(*STUDY, "study.trials=5", "pruner.startup_trials=1", "pruner.warmup_epochs=3", config_dir=conf)
+    result = tune(*STUDY, "study.trials=5", "scheduler.startup_trials=1", "scheduler.warmup_epochs=3", config_dir=conf)
     lengths = {(r.state, r.params["model.lr"]): len(r.history) for r in result.records if r.number > 0}
     assert lengths == {("complete", 0.05): 10, ("pruned", 1e-9): 3}
 

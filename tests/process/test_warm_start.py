@@ -28,7 +28,7 @@ PLANTED = (
     "model._target_=user_networks.Planted", "~model.hidden_sizes", "~model.activation", "~model.dropout",
     "~model.batch_norm", "search=none", "+model.lr=tag(log,interval(1e-4,1e-2))", "+model.twist=true,false",
     "+model.noise=interval(0,1)", "study.name=planted", "study.trials=16", "study.confirm.seeds=0",
-    "trainer.max_epochs=1", "pruner=none", "sampler.startup_trials=6", "seed=2", "slots=1",
+    "trainer.max_epochs=1", "scheduler=none", "sampler.startup_trials=6", "seed=2", "slots=1",
     "pictures.when=never", "preflight=never",
 )  # fmt: skip
 NARROWER = "+model.lr=tag(log,interval(1e-3,1e-2))"

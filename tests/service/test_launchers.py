@@ -275,7 +275,7 @@ class LaunchedStudy:
     """A launched study in PostgreSQL for real workers with one slot each."""
 
     def __init__(self, home: Path, url: str, *overrides: str) -> None:
-        quick = ["pictures.when=never", "preflight=never", "pruner=none", "study.confirm.seeds=0", "slots=1"]
+        quick = ["pictures.when=never", "preflight=never", "scheduler=none", "study.confirm.seeds=0", "slots=1"]
         self.plan = build_plan([f"home={home}", f"storage.url='{url}'", *quick, *overrides])
         launch_detached(self.plan)
         stores = [f"home={home}", "storage=sqlite", f"storage.url='{url}'", "tracking=local", "slots=1"]
@@ -289,7 +289,7 @@ class LaunchedStudy:
 
 @pytest.mark.service
 def test_tune_starts_the_workers_of_its_launcher(home: Path, database: Callable[[], str]) -> None:
-    quick = ["pictures.when=never", "preflight=never", "pruner=none", "study.confirm.seeds=0", "study.trials=6"]
+    quick = ["pictures.when=never", "preflight=never", "scheduler=none", "study.confirm.seeds=0", "study.trials=6"]
     url = f"storage.url='{database()}'"
     line = [f"home={home}", "slots=1", "launcher.workers=2", url, "trainer.max_epochs=20", *quick]
     with start("tune", *line, stdout=subprocess.PIPE, text=True) as tune:

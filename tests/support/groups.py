@@ -19,7 +19,7 @@ from overnight.study.snapshot import StudyView, view
 from support.servers import MlflowServer
 
 STORES = ("storage=postgres", "tracking=server")
-QUICK = ("preflight=never", "pictures.when=never", "study.confirm.seeds=0", "sampler=random", "pruner=none")
+QUICK = ("preflight=never", "pictures.when=never", "study.confirm.seeds=0", "sampler=random", "scheduler=none")
 
 
 class Group:

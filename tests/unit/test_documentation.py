@@ -109,7 +109,7 @@ def test_every_key_that_a_document_names_is_a_key_of_the_configuration() -> None
     keys: dict[str, set[str]] = {}
     for section, value in yaml.safe_load((ROOT / "conf" / "config.yaml").read_text()).items():
         keys[section] = set(value) if isinstance(value, dict) else set()
-    for group in ("sampler", "pruner", "terminator", "storage", "tracking", "launcher"):
+    for group in ("sampler", "scheduler", "terminator", "storage", "tracking", "launcher"):
         files = (ROOT / "conf" / group).glob("*.yaml")
         keys[group] = {key for file in files for key in yaml.safe_load(file.read_text()) or ()}
     keys["trainer"] |= set(ACCEPTED)

@@ -13,11 +13,11 @@ from overnight.config.problems import ConfigError
 from overnight.search import custom_sampler
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
-from overnight.search.pruner import make_pruner
+from overnight.search.schedulers.pruners import make_pruner
 from overnight.study import plan_trust
 from support import documented
 
-SAMPLER, PRUNER = "sampler._target_=optuna.samplers.", "pruner._target_=optuna.pruners."
+SAMPLER, PRUNER = "sampler._target_=optuna.samplers.", "scheduler._target_=optuna.pruners."
 
 
 def planned(home: Path, *overrides: str) -> Plan:
@@ -60,11 +60,15 @@ def test_the_documented_sampler_in_a_file_is_stored_with_the_plan(tmp_path: Path
         (("sampler.n_startup_trials=4",), "to hand a new key to the class: +sampler.n_startup_trials=..."),
         (("sampler._target_=AutoSampler", "+sampler.package=samplers/auto_sampler"), "pip install optunahub"),
         ((f"{PRUNER}ThresholdPruner",), "Either lower or upper must be specified"),
-        ((f"{PRUNER}PercentilePruner",), "add +pruner.percentile=VALUE"),
-        (("pruner._target_=collections.OrderedDict",), "must be an Optuna BasePruner"),
+        ((f"{PRUNER}PercentilePruner",), "add +scheduler.percentile=VALUE"),
+        (("scheduler._target_=collections.OrderedDict",), "must be an Optuna BasePruner"),
         (
-            (f"{PRUNER}PatientPruner", "+pruner.patience=1", "+pruner.wrapped_pruner={_target_: optuna.pruners.Nop}"),
-            "pruner.wrapped_pruner._target_: must name something that exists",
+            (
+                f"{PRUNER}PatientPruner",
+                "+scheduler.patience=1",
+                "+scheduler.wrapped_pruner={_target_: optuna.pruners.Nop}",
+            ),
+            "scheduler.wrapped_pruner._target_: must name something that exists",
         ),
     ],
     ids=lambda value: value[0].rpartition(".")[2] if isinstance(value, tuple) else "",
@@ -106,7 +110,10 @@ def test_a_sampler_that_cannot_suggest_is_found_before_the_first_trial(
 
 
 def test_pruners_are_built_with_what_is_nested_in_them(tmp_path: Path) -> None:
-    line = ("+pruner.patience=2", "+pruner.wrapped_pruner={_target_: optuna.pruners.WilcoxonPruner, p_threshold: 0.2}")
+    line = (
+        "+scheduler.patience=2",
+        "+scheduler.wrapped_pruner={_target_: optuna.pruners.WilcoxonPruner, p_threshold: 0.2}",
+    )
     pruner = make_pruner(planned(tmp_path, f"{PRUNER}PatientPruner", *line))
     assert isinstance(pruner, optuna.pruners.PatientPruner)
     assert isinstance(pruner._wrapped_pruner, optuna.pruners.WilcoxonPruner)
@@ -131,7 +138,7 @@ def test_pruners_are_built_with_what_is_nested_in_them(tmp_path: Path) -> None:
         ),
         (("sampler._target_=my_samplers.Mine",), "sampler._target_: must be under a package"),
         (("sampler._target_=optuna.samplers.nsgaii.os.Sampler",), "sampler._target_: must be under a package"),
-        (("pruner._target_=optuna.pruners.NopPruner",), None),
+        (("scheduler._target_=optuna.pruners.NopPruner",), None),
     ],
 )
 def test_a_worker_runs_only_samplers_and_pruners_that_it_trusts(

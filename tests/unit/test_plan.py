@@ -114,7 +114,7 @@ def test_a_plan_survives_a_json_round_trip() -> None:
 
 def test_differences_are_keys_that_scores_depend_on() -> None:
     study = build_plan()
-    assert build_plan(["study.trials=99", "slots=1", "pruner=none", "home=/elsewhere"]).differences(study) == []
+    assert build_plan(["study.trials=99", "slots=1", "scheduler=none", "home=/elsewhere"]).differences(study) == []
     differences = build_plan(
         ["data.split_seed=1", "study.metric=val/loss", "study.direction=minimize", "optimizer.lr=interval(0,1)"]
     ).differences(study)
@@ -317,8 +317,8 @@ def test_all_mistakes_in_enqueue_are_reported() -> None:
 
 
 def test_a_pruner_that_could_never_prune_is_a_mistake() -> None:
-    (problem,) = problems_of("pruner=hyperband", "pruner.min_epochs=50")
-    assert problem.startswith("pruner.min_epochs: must be at most trainer.max_epochs, which is 20, got 50")
+    (problem,) = problems_of("scheduler=hyperband", "scheduler.min_epochs=50")
+    assert problem.startswith("scheduler.min_epochs: must be at most trainer.max_epochs, which is 20, got 50")
 
 
 def test_the_location_of_files_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,8 +361,8 @@ def test_the_rule_of_a_setting_holds_for_every_value_that_is_searched(override: 
 
 
 def test_a_rule_between_two_settings_holds_for_every_value_that_is_searched() -> None:
-    assert problems_of("trainer.max_epochs=2,50", "search=none", "pruner=hyperband", "pruner.min_epochs=5") == [
-        "pruner.min_epochs: must be at most trainer.max_epochs, which is 2, got 5; lower it, or train longer"
+    assert problems_of("trainer.max_epochs=2,50", "search=none", "scheduler=hyperband", "scheduler.min_epochs=5") == [
+        "scheduler.min_epochs: must be at most trainer.max_epochs, which is 2, got 5; lower it, or train longer"
     ]
 
 

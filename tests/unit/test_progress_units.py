@@ -12,8 +12,8 @@ from overnight.config.trainer import unit_of
 from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
-from overnight.search.pruner import make_pruner
 from overnight.search.record import TrialRecord, pack_history, typical_units, units_of_trial, unpack_history
+from overnight.search.schedulers.pruners import make_pruner
 from overnight.tracking.run_update import metrics_of
 from overnight.trial.state import history_of
 
@@ -76,6 +76,6 @@ def test_the_steps_in_mlflow_are_those_of_lightning() -> None:
 
 
 def test_hyperband_learns_the_resource_from_the_first_complete_trial() -> None:
-    resources = [make_pruner(plan_of(*line, "pruner=hyperband")) for line in (("trainer.max_epochs=9",), (*STEPS,))]
+    resources = [make_pruner(plan_of(*line, "scheduler=hyperband")) for line in (("trainer.max_epochs=9",), (*STEPS,))]
     assert all(isinstance(pruner, HyperbandPruner) for pruner in resources)
     assert [vars(pruner)["_max_resource"] for pruner in resources] == [9, "auto"]

@@ -218,9 +218,9 @@ def test_nodes_with_other_names_are_found_or_named(project: Path) -> None:
 
 
 def test_settings_may_be_in_the_tree_itself(project: Path) -> None:
-    write(project, {"train.yaml": TRAIN + "overnight: {study: {trials: 3, name: here}, pruner: none}\n"})
+    write(project, {"train.yaml": TRAIN + "overnight: {study: {trials: 3, name: here}, scheduler: none}\n"})
     plan = plan_of(project, "model.net.width=4,8", "study.name=there")
-    assert (plan.settings.study.trials, plan.name, plan.settings.pruner.name) == (3, "there", "none")
+    assert (plan.settings.study.trials, plan.name, plan.settings.scheduler.name) == (3, "there", "none")
 
 
 def test_a_key_that_no_trial_needs_may_fail_to_resolve_and_the_others_are_kept(project: Path) -> None:

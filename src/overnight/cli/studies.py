@@ -95,7 +95,7 @@ def _listing_row(study: StudyListing) -> tuple[str, ...]:
 def mark(refs: tuple[str, ...], why: str) -> None:
     """Exclude trials from a study, or include them again.
 
-    The sampler, the pruner, the confirmation and the report ignore a trial that is marked bad.
+    The sampler, the scheduler, the confirmation and the report ignore a trial that is marked bad.
 
     \b
     Examples:

@@ -81,7 +81,7 @@ def config_problems(node: Any, key: str = "") -> list[str]:
 
 
 def optuna_object_problems(node: Any, key: str) -> list[str]:
-    """What the node of a sampler or pruner uses that is not trusted, one line each. Optuna's own classes are."""
+    """What the node of a sampler or scheduler uses that is not trusted, one line each. Optuna's own classes are."""
     found = config_problems(_without_optuna(node), key)
     for path, value in _walk(node, key):
         if isinstance(value, Mapping) and value.get("package") is not None and "optunahub" not in trusted_packages():

@@ -22,7 +22,7 @@ COMPONENTS = ("data", "model", "optimizer", "schedule", callbacks.NODE)
 SEARCHABLE = (*COMPONENTS, "trainer")
 
 # Sections that a `_target_` may take the place of: an object of Optuna, with its arguments.
-TARGETED = ("sampler", "pruner")
+TARGETED = ("sampler", "scheduler")
 
 # The default metric of each task, and the better direction by the last word of a metric's name.
 OBJECTIVES = {"binary": "val/accuracy", "multiclass": "val/accuracy", "regression": "val/r2"}
@@ -112,8 +112,8 @@ class SamplerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrunerSettings:
-    """target: the node of a pruner that is named by `_target_`; its `name` is custom."""
+class SchedulerSettings:
+    """target: the node of a scheduler that is named by `_target_`; its `name` is custom."""
 
     name: Literal["median", "hyperband", "none", "custom"]
     startup_trials: int = at_least(0, default=5)
@@ -216,7 +216,7 @@ class Settings:
     trial: TrialSettings
     checkpoint: CheckpointSettings
     sampler: SamplerSettings
-    pruner: PrunerSettings
+    scheduler: SchedulerSettings
     storage: StorageSettings
     tracking: TrackingSettings
     pictures: PictureSettings
@@ -305,11 +305,11 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
         problems.extend(values["trainer"].problems())
     if len(problems) > before:
         return None
-    pruner, max_epochs = values["pruner"], values["trainer"].max_epochs
+    scheduler, max_epochs = values["scheduler"], values["trainer"].max_epochs
     counts_epochs = not counts_validations(vars(values["trainer"]))
-    if pruner.name == "hyperband" and counts_epochs and pruner.min_epochs > max_epochs:
+    if scheduler.name == "hyperband" and counts_epochs and scheduler.min_epochs > max_epochs:
         rule_text = f"must be at most trainer.max_epochs, which is {max_epochs}"
-        problems.add("pruner.min_epochs", rule_text, pruner.min_epochs, "lower it, or train longer")
+        problems.add("scheduler.min_epochs", rule_text, scheduler.min_epochs, "lower it, or train longer")
         return None
     if values["study"].name is None:
         default_name = _default_name(choices, problems)
@@ -320,7 +320,7 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
 
 
 def _with_target(node: Any, section: Any, name: str, problems: Problems) -> Any:
-    """The node of a sampler or pruner that is named by `_target_`, in the form that its settings store.
+    """The node of a sampler or scheduler that is named by `_target_`, in the form that its settings store.
 
     The keys of a shipped option that the `_target_` was added to are dropped.
     """

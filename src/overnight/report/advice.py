@@ -30,7 +30,7 @@ _NEVER_REPEATED = ("study.name", "study.until", "home", "slots")
 _FIRST_TRIALS = ("study.enqueue", "study.warm_start_from")  # of the finished study, not of the next one
 _SEARCH_KEYS = (
     *("study.trials", "study.hours", "study.patience", "study.confirm", "study.keep_checkpoints"),
-    *("sampler", "pruner", "terminator", *_FIRST_TRIALS),
+    *("sampler", "scheduler", "terminator", *_FIRST_TRIALS),
 )
 
 

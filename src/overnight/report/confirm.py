@@ -60,9 +60,9 @@ def confirmation_plan(plan: Plan, records: Sequence[TrialRecord]) -> Plan:
         enqueue=(),
     )
     sampler = dataclasses.replace(plan.settings.sampler, name="random")  # never used
-    pruner = dataclasses.replace(plan.settings.pruner, name="none")
+    scheduler = dataclasses.replace(plan.settings.scheduler, name="none")
     pictures = dataclasses.replace(plan.settings.pictures, when="never")
-    settings = dataclasses.replace(plan.settings, study=study, sampler=sampler, pruner=pruner, pictures=pictures)
+    settings = dataclasses.replace(plan.settings, study=study, sampler=sampler, scheduler=scheduler, pictures=pictures)
     return dataclasses.replace(plan, settings=settings, space=SearchSpace(()))
 
 

@@ -81,7 +81,7 @@ def build_plan(
     plan = Plan(draft.settings, space, groups, choices, variants, config_dir=folder, start=start)
     if searching:
         validation.check_sampler(plan, problems)
-        validation.check_pruner(plan, problems)
+        validation.check_scheduler(plan, problems)
         validation.check_enqueued(plan, problems)
         validation.check_limits(plan, problems)
         problems.raise_if_any()
@@ -97,8 +97,10 @@ def _import_path(draft: Draft) -> list[str]:
 def plan_for_training(plan: Plan) -> Plan:
     """The plan of `overnight train`: one more trial in the study `train`, without a search and without pruning."""
     study = replace(plan.settings.study, name=TRAIN_STUDY, trials=1, folds=None)
-    pruner = replace(plan.settings.pruner, name="none")
-    return replace(plan, settings=replace(plan.settings, study=study, pruner=pruner, slots=1), space=SearchSpace(()))
+    scheduler = replace(plan.settings.scheduler, name="none")
+    return replace(
+        plan, settings=replace(plan.settings, study=study, scheduler=scheduler, slots=1), space=SearchSpace(())
+    )
 
 
 def _search_entries(draft: Draft, searching: bool, problems: Problems) -> tuple[Mapping[str, Any], Mapping[str, str]]:

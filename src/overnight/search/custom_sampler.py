@@ -24,7 +24,7 @@ from overnight.search import optuna_objects
 from overnight.search.attributes import OUTSIDE, SAMPLER
 from overnight.search.distributions import random_value
 from overnight.search.plan import Plan
-from overnight.search.pruner import make_pruner
+from overnight.search.schedulers.pruners import make_pruner
 from overnight.search.seeds import derive_seed
 from overnight.system.helper_process import Fork, HelperError, HelperProcess
 

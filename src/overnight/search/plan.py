@@ -28,7 +28,7 @@ from overnight.system.devices import slot_devices
 
 # How a plan and the choices of its trials are stored. A study of another format is refused, as its values would be
 # read as others.
-FORMAT = 2
+FORMAT = 3
 # Keys that say where files are located. They do not affect a score.
 LOCATION_KEYS = ("data.root",)
 # Seeds of a confirmation by default: with fewer, the 95% interval of a mean is several times as wide.
@@ -201,7 +201,7 @@ class Plan:
     def differences(self, old: Plan) -> list[str]:
         """Why trials of `old` and of this plan are not comparable, one line each; empty where they are.
 
-        Budget, slots, home, data.root, pruner, sampler, retries and the like may differ: no score depends on them.
+        Budget, slots, home, data.root, scheduler, sampler, retries and the like may differ: no score depends on them.
         """
         # A trial uses the baseline's value where a condition does not hold, so that value counts as well.
         searched = {p.key for plan in (self, old) for p in plan.space.parameters if not p.when}

@@ -16,9 +16,10 @@ from overnight.config.problems import Problems
 from overnight.config.settings import COMPONENTS, SEARCHABLE, SECTIONS, Settings, build_settings
 from overnight.config.trees import has_key, look_up, type_problem
 from overnight.config.values import to_text
-from overnight.search import optuna_objects, pruner
+from overnight.search import optuna_objects
 from overnight.search.distributions import values_equal
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
+from overnight.search.schedulers import pruners
 from overnight.search.space import Parameter, SearchSpace
 from overnight.system.devices import accelerator_problem
 
@@ -221,10 +222,10 @@ def check_sampler(plan: Plan, problems: Problems) -> None:
         )
 
 
-def check_pruner(plan: Plan, problems: Problems) -> None:
-    """Check that a pruner that is named by `_target_` can be built."""
-    if plan.settings.pruner.name == "custom":
-        pruner.build(plan.settings.pruner, problems)
+def check_scheduler(plan: Plan, problems: Problems) -> None:
+    """Check that a scheduler that is named by `_target_` can be built."""
+    if plan.settings.scheduler.name == "custom":
+        pruners.build(plan.settings.scheduler, problems)
 
 
 def check_enqueued(plan: Plan, problems: Problems) -> None:

@@ -15,8 +15,8 @@ from overnight.config.values import fingerprint, same
 from overnight.search import sampler
 from overnight.search.attributes import ENTRY, EXCLUDED, METRIC_NAMES, MLFLOW, OUTSIDE, PLAN, READY, UID, VALUES
 from overnight.search.plan import FirstTrial, Plan
-from overnight.search.pruner import make_pruner
 from overnight.search.record import values_of
+from overnight.search.schedulers.pruners import make_pruner
 from overnight.study.attributes import StudyAttributes
 from overnight.study.snapshot import generation, latest_studies, stored_plan
 from overnight.study.storage.exclusive import ExclusiveStorage
@@ -43,7 +43,7 @@ def load_or_create(
     if not differences:
         study = load(storage, plan, stored.study_name)
         if not same(stored.user_attrs[PLAN], plan.to_json()):
-            study.set_user_attr(PLAN, plan.to_json())  # the budget, the slots, the pruner and the like may change
+            study.set_user_attr(PLAN, plan.to_json())  # the budget, the slots, the scheduler and the like may change
         return study, _enqueue_first_trials(study, plan) if comparable else []
     obstacles = [d for d in differences if not d.startswith("search.")] + plan.space.not_covered(old.space)
     if not extend or obstacles:

@@ -48,7 +48,7 @@ def find_problems(plan: Plan) -> list[str]:
     settings = plan.settings
     if settings.notify.command is not None or settings.notify.urls:
         found.append("notify: must not come with a study, got a command or addresses; a worker's operator sets its own")
-    for name, target in (("sampler", settings.sampler.target), ("pruner", settings.pruner.target)):
+    for name, target in (("sampler", settings.sampler.target), ("scheduler", settings.scheduler.target)):
         found += optuna_object_problems(target or {}, name)
     is_cma_es = settings.sampler.name == "cma_es" or "CmaEsSampler" in repr(settings.sampler.target)
     if is_cma_es and "cmaes" not in trusted_packages():

@@ -69,7 +69,7 @@ class TrialWriter:
         """Whether the complete folds of a trial show that it is worse than the best one. Without a pruner, never."""
         settings = self._plan.settings
         complete = [t for t in self._reader.trials() if t.state == TrialState.COMPLETE]
-        if settings.pruner.name == "none" or not complete:
+        if settings.scheduler.name == "none" or not complete:
             return False
         maximize = settings.study.direction == "maximize"
         best = (max if maximize else min)(complete, key=lambda t: t.value or 0.0)

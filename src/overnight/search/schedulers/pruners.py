@@ -1,4 +1,4 @@
-"""Optuna's pruners."""
+"""Optuna's pruners: schedulers that only end trials."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 
 from overnight.config.problems import Problems
-from overnight.config.settings import PrunerSettings
+from overnight.config.settings import SchedulerSettings
 from overnight.config.trainer import counts_validations
 from overnight.search import optuna_objects
 from overnight.search.plan import Plan
@@ -20,7 +20,7 @@ def make_pruner(plan: Plan) -> BasePruner:
     Raises:
         ConfigError: A pruner that is named by `_target_` can't be built here.
     """
-    settings, trainer = plan.settings.pruner, plan.settings.trainer
+    settings, trainer = plan.settings.scheduler, plan.settings.trainer
     if settings.name == "median":
         return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs)
     if settings.name == "hyperband":
@@ -39,7 +39,7 @@ def make_pruner(plan: Plan) -> BasePruner:
     return NopPruner()
 
 
-def build(settings: PrunerSettings, problems: Problems) -> BasePruner | None:
+def build(settings: SchedulerSettings, problems: Problems) -> BasePruner | None:
     """Build the pruner that the configuration names by `_target_`; None where `problems` has grown.
 
     It runs in the supervisor, once for each epoch of each trial, and decides from the study storage alone.
@@ -47,5 +47,5 @@ def build(settings: PrunerSettings, problems: Problems) -> BasePruner | None:
     assert settings.target is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        pruner: BasePruner | None = optuna_objects.build(settings.target, "pruner", BasePruner, problems)
+        pruner: BasePruner | None = optuna_objects.build(settings.target, "scheduler", BasePruner, problems)
     return pruner

@@ -24,7 +24,7 @@ from support.commands import SMALL
 pytest_plugins = ["support.servers", "support.groups", "support.shared_sessions"]
 
 # The same examples in every run and on every machine. Counterexamples of longer searches become an @example.
-hypothesis_settings.register_profile("seeded", derandomize=True, max_examples=50)
+hypothesis_settings.register_profile("seeded", derandomize=True, max_examples=50, deadline=None)
 hypothesis_settings.load_profile("seeded")
 
 

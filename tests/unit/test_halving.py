@@ -84,7 +84,7 @@ simulations = st.builds(
     ),
     st.integers(1, 40),
     st.integers(1, 5),
-    st.floats(1, 20),
+    st.floats(1, 8),
     st.integers(1, 8),
     st.integers(0, 2**32),
     st.sampled_from([0.0, 0.0, 0.02]),

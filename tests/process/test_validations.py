@@ -16,6 +16,7 @@ import torch
 from overnight import api
 from overnight.protocol import Decision, Finished, Progress, Resumed, StateSaved, TrialSpec
 from overnight.runner.supervisor import Supervisor
+from overnight.runner.trial_process import ForkedProcesses, TrialProcess
 from overnight.search.build_plan import build_plan
 from overnight.study.open import open_study
 from overnight.study.snapshot import StudyView, view
@@ -186,16 +187,26 @@ def test_a_study_whose_trials_are_killed_at_validations_has_the_same_values_and_
         lines = [f"home={home}", f"study.name={name}", *STUDY]
         study, left = build_plan(lines, conf_of(home / name)), list(kills)
 
-        def kill_there(worker: Supervisor) -> None:
-            for trial in worker.slots.running.values():
-                if left and trial.index >= left[0]:
-                    left.pop(0)
-                    with contextlib.suppress(ProcessLookupError):  # it has just ended
-                        os.kill(trial.process.pid or 0, signal.SIGKILL)
+        class Killed(ForkedProcesses):
+            """Kills trials when they report the validations in `left`."""
+
+            def start(self, spec: TrialSpec, log: Path) -> TrialProcess:
+                trial = super().start(spec, log)
+                note = trial.note
+
+                def note_and_kill(done: Progress) -> None:
+                    note(done)
+                    if left and done.index >= left[0]:
+                        left.pop(0)
+                        with contextlib.suppress(ProcessLookupError):  # it has just ended
+                            os.kill(trial.process.pid or 0, signal.SIGKILL)
+
+                trial.note = note_and_kill  # type: ignore[method-assign]
+                return trial
 
         session, _ = open_study(study)
         with contextlib.closing(session):
-            Supervisor(session, MlflowSync(study, session.attributes.uid)).run(kill_there)
+            Supervisor(session, MlflowSync(study, session.attributes.uid), processes=Killed()).run()
         assert not left
         found, _ = view(study.settings.location, name)
         assert found is not None
@@ -216,7 +227,14 @@ def test_a_study_whose_trials_are_killed_at_validations_has_the_same_values_and_
 @pytest.mark.long
 def test_the_pruner_ends_trials_at_a_validation(tune: Callable[..., api.Result], tmp_path: Path) -> None:
     conf = conf_of(tmp_path / "mine", lrs="0.05, 1e-9")
-    result = tune(*STUDY, "study.trials=5", "scheduler.startup_trials=1", "scheduler.warmup_epochs=3", config_dir=conf)
+    result = tune(
+        *STUDY,
+        "study.trials=5",
+        "scheduler=median",
+        "scheduler.startup_trials=1",
+        "scheduler.warmup_epochs=3",
+        config_dir=conf,
+    )
     lengths = {(r.state, r.params["model.lr"]): len(r.history) for r in result.records if r.number > 0}
     assert lengths == {("complete", 0.05): 10, ("pruned", 1e-9): 3}
 

@@ -143,6 +143,14 @@ def _leads(process: psutil.Process) -> bool:
     return process.status() != psutil.STATUS_ZOMBIE and os.getsid(process.pid) == process.pid
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        ("scheduler=halving", "scheduler.min_epochs=1"),
+        ("scheduler=median", "scheduler.startup_trials=3", "scheduler.warmup_epochs=2"),
+    ],
+    ids=["trials are paused", "trials are pruned"],
+)
 @pytest.mark.timeout(5400)
 def test_a_repeatedly_killed_study_ends_as_the_undisturbed_one(
     request: pytest.FixtureRequest,
@@ -151,14 +159,15 @@ def test_a_repeatedly_killed_study_ends_as_the_undisturbed_one(
     tmp_path: Path,
     rng: random.Random,
     report: Callable[[str], None],
+    scheduler: tuple[str, ...],
 ) -> None:
-    kills = request.config.getoption("--kills")
-    trials = 40 if kills >= 40 else 10
+    kills = max(request.config.getoption("--kills") // 2, 1)
+    trials = 40 if kills >= 20 else 10
     line = [
         "~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none",
         "model._target_=user_networks.Counted", "+model.lr=tag(log,interval(1e-4,1e-1))",
         f"study.trials={trials}", "study.retries=1000", "slots=1", f"trainer.max_epochs={EPOCHS}",
-        f"checkpoint.every_s={EVERY_S}", "scheduler.startup_trials=3", "scheduler.warmup_epochs=2",
+        f"checkpoint.every_s={EVERY_S}", *scheduler,
         "preflight=never", "pictures.when=never",  # their processes would look like trials
         "study.confirm.seeds=0",  # the log could not tell its trials from those of the search
     ]  # fmt: skip

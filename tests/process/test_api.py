@@ -21,6 +21,7 @@ def test_a_result_has_the_best_trial_and_a_table_of_all(finished_home: Path) -> 
             f"home={finished_home}",
             "study.trials=6",
             "trainer.max_epochs=6",
+            "scheduler=median",
             "scheduler.startup_trials=2",
             "scheduler.warmup_epochs=1",
         ]

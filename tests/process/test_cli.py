@@ -60,6 +60,7 @@ def test_an_interrupted_study_of_one_slot_equals_an_uninterrupted_one_bit_for_bi
         "study.trials=12",
         "slots=1",
         "trainer.max_epochs=4",
+        "scheduler=median",
         "scheduler.startup_trials=3",
         "scheduler.warmup_epochs=1",
     ]
@@ -87,7 +88,13 @@ def test_an_interrupted_study_of_one_slot_equals_an_uninterrupted_one_bit_for_bi
 
 
 def test_a_complete_study_says_so_and_exits_0(overnight: Overnight, finished_home: Path) -> None:
-    line = ("study.trials=6", "trainer.max_epochs=6", "scheduler.startup_trials=2", "scheduler.warmup_epochs=1")
+    line = (
+        "study.trials=6",
+        "trainer.max_epochs=6",
+        "scheduler=median",
+        "scheduler.startup_trials=2",
+        "scheduler.warmup_epochs=1",
+    )
     done = overnight("tune", *line, f"home={finished_home}")
     assert done.returncode == 0
     assert "digits-mlp is complete" in done.stdout

@@ -17,7 +17,13 @@ from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.lock import holder_file
 from support.mlflow_store import assert_equal, children, client_of, forget, runs_of
 
-SEVEN = ("study.trials=7", "trainer.max_epochs=6", "scheduler.startup_trials=2", "scheduler.warmup_epochs=1")
+SEVEN = (
+    "study.trials=7",
+    "trainer.max_epochs=6",
+    "scheduler=median",
+    "scheduler.startup_trials=2",
+    "scheduler.warmup_epochs=1",
+)
 
 
 def doctor(home: Path, *arguments: str) -> Result:

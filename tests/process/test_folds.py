@@ -174,7 +174,14 @@ def values_of(records: list[TrialRecord]) -> list[tuple[object, ...]]:
 def test_a_killed_study_with_folds_ends_like_an_undisturbed_one_and_is_rebuilt_from_mlflow(
     tmp_path: Path, tune: Callable[..., api.Result]
 ) -> None:
-    line = (*STUDY, "study.folds=5", "study.trials=5", "checkpoint.every_s=0", "scheduler.startup_trials=1")
+    line = (
+        *STUDY,
+        "study.folds=5",
+        "study.trials=5",
+        "checkpoint.every_s=0",
+        "scheduler=median",
+        "scheduler.startup_trials=1",
+    )
     whole = tune(*line)
     homes = tmp_path / "killed"
     command = ("tune", f"home={homes}", "pictures.when=never", "preflight=never", *line)

@@ -248,8 +248,8 @@ def test_a_trial_that_is_stopped_as_the_pruner_ends_it_ends_as_in_an_uninterrupt
     home: Path, tune: Tune, monkeypatch: pytest.MonkeyPatch, before_answer: bool
 ) -> None:
     line = [
-        "search=none", "optimizer.lr=choice(1e-2,1e-7)", "sampler=random", "scheduler.startup_trials=2",
-        "scheduler.warmup_epochs=0", "study.trials=6", "trainer.max_epochs=6", "slots=1",
+        "search=none", "optimizer.lr=choice(1e-2,1e-7)", "sampler=random", "scheduler=median",
+        "scheduler.startup_trials=2", "scheduler.warmup_epochs=0", "study.trials=6", "trainer.max_epochs=6", "slots=1",
     ]  # fmt: skip
     whole = tune(*line).records
     behind = next(r for r in whole if r.state == "pruned")

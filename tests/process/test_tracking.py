@@ -91,7 +91,9 @@ def test_what_mlflow_lost_is_written_again_from_the_optuna_storage(
     unknown = client.create_run("1", tags={**mine, "overnight.trial": "77"})
     duplicate = client.create_run("1", tags={**mine, "overnight.trial": "3"})
     foreign = client.create_run("1", tags={**mine, "overnight.uid": "another storage", "overnight.trial": "88"})
-    study = build_plan([f"home={home}", "study.trials=6", "trainer.max_epochs=6", "scheduler.startup_trials=2"])
+    study = build_plan(
+        [f"home={home}", "study.trials=6", "trainer.max_epochs=6", "scheduler=median", "scheduler.startup_trials=2"]
+    )
     result = api.run(study)
     assert (result.stop_reason, result.did_work, result.mlflow_error) == ("complete", False, None)
     found, _ = view(study.settings.location)

@@ -206,7 +206,7 @@ def test_a_network_with_loaders_is_tuned_from_its_own_configs_and_pruned(
 ) -> None:
     space = {"model.lr": "choice(1e-2, 1e-9)", "data.batch_size": "int(interval(20, 60))"}
     conf = conf_of(tmp_path, {"_target_": f"{USER_PACKAGE}Classifier", "lr": 1e-2}, space)
-    pruner = ("scheduler.startup_trials=1", "scheduler.warmup_epochs=0")
+    pruner = ("scheduler=median", "scheduler.startup_trials=1", "scheduler.warmup_epochs=0")
     result = tune(*CUSTOM, *pruner, "study.trials=6", "trainer.max_epochs=3", "sampler=random", config_dir=conf)
     assert result.study_name == "custom-custom"
     ends = {(r.state, r.params["model.lr"]) for r in result.records}

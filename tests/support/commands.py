@@ -14,7 +14,13 @@ from support.paths import python_path
 # Tolerance of tests with time limits, because other load shares the machine.
 LATE = 2.0
 # Overrides that tune six short trials.
-SMALL = ("study.trials=6", "trainer.max_epochs=6", "scheduler.startup_trials=2", "scheduler.warmup_epochs=1")
+SMALL = (
+    "study.trials=6",
+    "trainer.max_epochs=6",
+    "scheduler=median",
+    "scheduler.startup_trials=2",
+    "scheduler.warmup_epochs=1",
+)
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[Any]:

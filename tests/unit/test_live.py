@@ -193,7 +193,7 @@ def test_a_plain_screen_prints_one_line_for_each_trial(capsys: pytest.CaptureFix
     lines.update(lambda: snapshot(first, record(1, "failed")))
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2
-    assert out[0].startswith("trial-0000 complete    90.00%  hidden_sizes=8-4  [1 of 10, best 90.00%")
+    assert out[0].startswith("trial-0000 complete    90.00%  hidden_sizes=8-4  [1 of 10 trials, best 90.00%")
     assert out[1].startswith("trial-0001 failed    diverged")
 
 

@@ -121,7 +121,7 @@ def _read(location: StudyLocation, name: str) -> StudyView:
 
 def _is_over(found: StudyView) -> bool:
     over = (found.launch or {}).get("ended_by")
-    return found.count("complete", "pruned", "failed") >= found.budget or over in ("patience", "terminator")
+    return found.is_spent or over in ("patience", "terminator")
 
 
 def _ending(found: StudyView) -> str:
@@ -155,7 +155,7 @@ def _in_checkpoints(found: StudyView) -> Iterator[Defect]:
         subject = str(folder.relative_to(where.root))
         if not 0 <= number < len(found.records):
             yield Defect(subject, "checkpoints of a trial that does not exist", "moved to set-aside", folder, True)
-        elif not found.records[number].done:
+        elif found.records[number].may_resume:
             yield from _unusable(folder, subject)
         elif number not in kept:
             yield Defect(subject, f"checkpoints of a {found.records[number].state} trial", "removed", folder)

@@ -18,6 +18,7 @@ from overnight.report import winner_config
 from overnight.search import attributes
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY
 from overnight.search.record import TrialRecord, best_of
+from overnight.search.schedulers.study import trained_epochs
 from overnight.study import exclusions
 from overnight.study.open import reopen
 from overnight.study.snapshot import StudyView, study_names, view
@@ -45,6 +46,9 @@ class StudyListing:
     Attributes:
         bytes: Size of its files; its rows in the two databases are not counted.
         trials: State -> number of trials.
+        budget: The largest number of trials; None where only epochs are limited.
+        progress: How much of the budget is spent, in words.
+        epochs: `trained` and `budget`, which is None where the budget is a number of trials.
         seconds: Training time of search and confirmation, summed over all slots.
         problems: Why the study cannot be read; empty if it can.
     """
@@ -54,6 +58,8 @@ class StudyListing:
     bytes: int
     trials: dict[str, int] = field(default_factory=dict)
     budget: int | None = None
+    progress: str = ""
+    epochs: Mapping[str, int | None] = field(default_factory=dict)
     metric: str | None = None
     best: TrialRecord | None = None
     seconds: float = 0.0
@@ -79,7 +85,12 @@ def list_studies(location: StudyLocation) -> list[StudyListing]:
                 study.state,
                 size,
                 {s: n for s in _STATES if (n := study.count(s))},  # type: ignore[arg-type]
-                study.budget,
+                study.budget if not study.plan.counts_epochs else None,
+                study.progress,
+                {
+                    "trained": trained_epochs(study.records),
+                    "budget": study.plan.budget_epochs if study.plan.pauses else None,
+                },
                 study.plan.settings.study.metric if name != TRAIN_STUDY else None,
                 study.best,
                 sum(e.seconds for r in records for e in r.history),

@@ -19,7 +19,7 @@ from overnight.cli.arguments import command, exit_with_mistakes, train_winner_co
 if TYPE_CHECKING:
     from overnight.api import Result
     from overnight.runner.forecast import Forecast
-    from overnight.search.plan import Plan, devices_of
+    from overnight.search.plan import Plan
     from overnight.search.record import TrialRecord
     from overnight.study.snapshot import StudyView
 
@@ -44,7 +44,8 @@ def status_object(view: StudyView) -> dict[str, Any]:
     return {
         "study": view.name,
         "state": view.state,
-        "budget": view.budget,
+        "budget": view.budget if not view.plan.counts_epochs else None,
+        "epochs": epochs_object(view.plan, view.records),
         "trials": {
             "complete": view.count("complete"),
             "pruned": view.count("pruned"),
@@ -62,6 +63,12 @@ def status_object(view: StudyView) -> dict[str, Any]:
     }
 
 
+def epochs_object(plan: Plan, records: Iterable[TrialRecord]) -> dict[str, int | None]:
+    """Return what `status --json` and `list --json` print of the epochs of a study."""
+    trained = sum(len(r.history) for r in records)
+    return {"trained": trained, "budget": plan.budget_epochs if plan.pauses else None}
+
+
 def best_object(best: TrialRecord | None) -> dict[str, Any] | None:
     """Return what `status --json` and `list --json` print of the best trial."""
     from overnight.config.values import json_params
@@ -76,7 +83,7 @@ def print_status(view: StudyView) -> None:
     from overnight.search.plan import TRAIN_STUDY
 
     done, forecast = view.count("complete", "pruned", "failed"), _forecast_to_deadline(view)
-    click.echo(f"{view.name}: {view.state}, {done} of {view.budget} trials done ({_counts(view.records)})")
+    click.echo(f"{view.name}: {view.state}, {view.progress} done ({_counts(view.records)})")
     for host, reasons in view.refusals.items():
         for line in reasons:
             click.echo(f"refused by the worker on {host}: {line}")
@@ -113,7 +120,9 @@ def _print_trials(view: StudyView) -> None:
 
 
 def _print_time_left(view: StudyView, done: int) -> None:
+    from overnight.search import deadline
     from overnight.search.record import format_duration
+    from overnight.search.schedulers.study import trained_epochs
 
     records = (*view.records, *(view.confirmation.records if view.confirmation else ()))
     durations = [r.ended_at - r.started_at for r in records if r.done and r.ended_at and r.started_at]
@@ -122,6 +131,9 @@ def _print_time_left(view: StudyView, done: int) -> None:
     running = max(sum(r.state == "running" for r in records), 1)
     # Trials of a confirmation are never pruned, so they take as long as the longest trial.
     left_s = max(view.budget - done, 0) * statistics.median(durations) / running
+    if view.plan.counts_epochs:
+        left = max(view.plan.budget_epochs - trained_epochs(view.records), 0)
+        left_s = left * (deadline.epoch_s(view.records) or 0.0) * deadline.MARGIN / running
     left_s += (view.confirmations - view.confirmed) * max(durations) / running
     end = time.strftime("%H:%M", time.localtime(time.time() + left_s))
     click.echo(f"about {format_duration(left_s)} left, until {end}")
@@ -130,14 +142,12 @@ def _print_time_left(view: StudyView, done: int) -> None:
 def _forecast_to_deadline(view: StudyView) -> str | None:
     """Describe what a running launch still does before its deadline; None if it has no deadline or is not running."""
     from overnight.search import deadline
+    from overnight.search.plan import devices_of
 
     given, now = view.launch.get("deadline"), time.time()
     if view.state != "running" or given is None:
         return None
-    slots, startup_s = (
-        len(devices_of(view.plan)),
-        view.launch.get("startup_s", 0.0),
-    )
+    slots, startup_s = len(devices_of(view.plan)), view.launch.get("startup_s", 0.0)
     ahead = deadline.plan_time(view.plan, view.records, deadline.Deadline(**given), slots, now, startup_s)
     return deadline.describe(ahead, now)
 
@@ -145,8 +155,10 @@ def _forecast_to_deadline(view: StudyView) -> str | None:
 def print_result(result: Result) -> None:
     """Print the result of a launch."""
     _print_exhausted(result)
-    done, name = sum(r.done for r in result.records), result.study_name
-    click.echo(f"{name}: {done} of {result.plan.budget} trials done ({_counts(result.records)})")
+    from overnight.search.schedulers.study import progress_text
+
+    name, progress = result.study_name, progress_text(result.records, result.plan)
+    click.echo(f"{name}: {progress} done ({_counts(result.records)})")
     _print_best(result)
     _print_failures(result)
     for line in result.limit_notes:
@@ -158,14 +170,14 @@ def print_result(result: Result) -> None:
 
 def _print_exhausted(result: Result) -> None:
     """Say it if the study had nothing left to do."""
-    plan, trials = result.plan, result.plan.settings.study.trials
-    is_whole_grid = plan.budget < trials or plan.budget == plan.n_points
+    plan, study = result.plan, result.plan.settings.study
+    is_whole_grid = plan.budget < (study.trials or 0) or plan.budget == plan.n_points
     if plan.settings.sampler.name == "grid" and is_whole_grid and sum(r.done for r in result.records) >= plan.budget:
         click.echo("every point of the grid is done; to search more, widen the space and set a new study.name")
     elif not result.did_work and result.stop_reason == "complete":
-        click.echo(
-            f"{result.study_name} is complete; to search more, set study.trials={trials * 2} or a new study.name"
-        )
+        budget = f"trials={plan.budget * 2}" if study.trials is not None or not plan.pauses else "budget="
+        more = f"study.{budget}" if budget != "budget=" else f"study.budget={study.budget * 2:g}"
+        click.echo(f"{result.study_name} is complete; to search more, set {more} or a new study.name")
 
 
 def _print_best(result: Result) -> None:

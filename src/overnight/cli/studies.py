@@ -68,6 +68,7 @@ def _listing_object(study: StudyListing) -> dict[str, Any]:
         "state": study.state,
         "trials": study.trials,
         "budget": study.budget,
+        "epochs": study.epochs,
         "metric": study.metric,
         "best": output.best_object(study.best),
         "seconds": study.seconds,
@@ -80,13 +81,12 @@ def _listing_row(study: StudyListing) -> tuple[str, ...]:
     from overnight.search.record import format_duration, format_value
 
     size = output.format_bytes(study.bytes)
-    if study.budget is None:
+    if study.state == "unreadable":
         return study.name, study.state, "", "", "", size
-    done = sum(study.trials.get(s, 0) for s in ("complete", "pruned", "failed"))
     best, metric = "", study.metric
     if study.best is not None and study.best.objective is not None and metric is not None:
         best = f"{metric} {format_value(study.best.objective, metric)} (trial {study.best.number})"
-    return study.name, study.state, f"{done} of {study.budget}", best, format_duration(study.seconds), size
+    return study.name, study.state, study.progress, best, format_duration(study.seconds), size
 
 
 @click.command()

@@ -14,6 +14,7 @@ from overnight.config.compose import compose
 from overnight.config.problems import ConfigError, Problems
 from overnight.config.search_path import add_to_import_path, folders_of
 from overnight.config.settings import Settings
+from overnight.search.schedulers.study import progress_text
 from overnight.study import requests
 from overnight.study.storage.outage import Unreachable
 from overnight.system.signals import Signals
@@ -76,8 +77,7 @@ def _work_on(name: str, settings: Settings, signals: Signals) -> tuple[api.Resul
     except ConfigError as error:
         click.echo("\n  ".join([f"{name}: refused", *error.problems]), err=True)
         return None, error.problems
-    done = sum(r.done for r in result.records)
-    click.echo(f"{name}: {result.stop_reason}, {done} of {result.plan.budget} trials are done")
+    click.echo(f"{name}: {result.stop_reason}, {progress_text(result.records, result.plan)} are done")
     if result.mlflow_error:
         click.echo(f"{name}: MLflow is incomplete ({result.mlflow_error}); the next launch updates it", err=True)
     if result.stop_reason != "failures":

@@ -65,7 +65,12 @@ class StudySettings:
     direction: Literal["maximize", "minimize"]
     objective: Literal["last", "best"]
     folds: int | None = rule("must be from 2 to 20, or null for no cross-validation", lambda v: 2 <= v <= 20, None)
-    trials: int = at_least(1)
+    trials: int | None = at_least(1, None)
+    budget: float = rule(
+        "must be at least 1 whole training; with less no trial would be complete, so lower trainer.max_epochs instead",
+        lambda v: v >= 1,
+        30.0,
+    )
     retries: int = at_least(0)
     max_consecutive_failures: int = at_least(1)
     keep_checkpoints: int = at_least(0)
@@ -113,12 +118,22 @@ class SamplerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSettings:
-    """target: the node of a scheduler that is named by `_target_`; its `name` is custom."""
+    """Which trials go on.
 
-    name: Literal["median", "hyperband", "none", "custom"]
+    Attributes:
+        target: The node of a scheduler that is named by `_target_`. Its `name` is custom for a pruner of Optuna, and
+            own for a class that pauses and resumes trials.
+        min_epochs: None for 1, or for more where epochs are so short that pausing would cost more than they do.
+        keep_gib: Disk space for the states of paused trials; None for a share of what is free.
+    """
+
+    name: Literal["halving", "median", "hyperband", "none", "custom", "own"]
     startup_trials: int = at_least(0, default=5)
     warmup_epochs: int = at_least(0, default=0)
-    min_epochs: int = at_least(1, default=1)
+    min_epochs: int | None = at_least(1, default=None)
+    keep_gib: float | None = rule(
+        "must be 0 or more GiB, or null for a share of the free space", lambda v: v >= 0, None
+    )
     reduction_factor: int = at_least(2, default=3)
     target: dict[str, Any] | None = None
 
@@ -307,7 +322,7 @@ def build_settings(tree: Mapping[str, Any], choices: Mapping[str, str], problems
         return None
     scheduler, max_epochs = values["scheduler"], values["trainer"].max_epochs
     counts_epochs = not counts_validations(vars(values["trainer"]))
-    if scheduler.name == "hyperband" and counts_epochs and scheduler.min_epochs > max_epochs:
+    if scheduler.name == "hyperband" and counts_epochs and (scheduler.min_epochs or 1) > max_epochs:
         rule_text = f"must be at most trainer.max_epochs, which is {max_epochs}"
         problems.add("scheduler.min_epochs", rule_text, scheduler.min_epochs, "lower it, or train longer")
         return None

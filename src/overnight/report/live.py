@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from overnight.report.live_table import LiveTable
+from overnight.search import deadline
 from overnight.search.plan import Plan
 from overnight.search.record import (
     TrialRecord,
@@ -23,9 +24,11 @@ from overnight.search.record import (
     describe,
     format_duration,
     format_value,
+    provisional_best,
     trial_title,
     typical_units,
 )
+from overnight.search.schedulers.study import progress_text, share_spent, trained_epochs
 
 REDRAW_EVERY_S = 0.5
 
@@ -81,6 +84,16 @@ class ProgressSnapshot:
     def best(self) -> TrialRecord | None:
         return best_of(self.records.values(), self.plan.settings)
 
+    @property
+    def provisional_best(self) -> TrialRecord | None:
+        """The trial with the best latest value, where that is better than the best complete one's."""
+        return provisional_best(self.records.values(), self.plan.settings)
+
+    @property
+    def share_done(self) -> float:
+        """The share of the budget that is spent, from 0 to 1."""
+        return share_spent(self.records.values(), self.plan)
+
     def seconds_left(self) -> float | None:
         """Estimate the seconds until the budget is used, from the median duration; None before the first progress."""
         now, units = time.time(), typical_units(self.records.values(), self.plan)
@@ -92,8 +105,16 @@ class ProgressSnapshot:
         typical = statistics.median(durations)  # the first trial waited for imports
         running = sum(max(typical - (now - trial.started_at), 0.0) for trial in self.running)
         waiting = max(self.plan.budget - self.done - len(self.running), 0)
+        if self.plan.counts_epochs:
+            return self._seconds_of_epochs(max(durations))
         # Trials of a confirmation are never pruned, so they take as long as the longest trial.
         return (waiting * typical + running + self.plan.confirmation_trials * max(durations)) / self.slots
+
+    def _seconds_of_epochs(self, longest_s: float) -> float:
+        """Estimate the seconds of the epochs that are left in the budget, and of the confirmation."""
+        left = max(self.plan.budget_epochs - trained_epochs(self.records.values()), 0)
+        epoch_s = deadline.epoch_s(self.records.values()) or 0.0
+        return (left * epoch_s * deadline.MARGIN + self.plan.confirmation_trials * longest_s) / self.slots
 
 
 class Screen(Protocol):
@@ -165,7 +186,7 @@ class PlainScreen:
 
 def _line(record: TrialRecord, now: ProgressSnapshot) -> str:
     best, left, metric = now.best, now.seconds_left(), now.plan.settings.study.metric
-    progress = f"{now.done} of {now.plan.budget}"
+    progress = progress_text(now.records.values(), now.plan)
     if best is not None and best.objective is not None:
         progress += f", best {format_value(best.objective, metric)}"
     if now.forecast:

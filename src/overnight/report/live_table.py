@@ -23,6 +23,7 @@ from overnight.search.record import (
     typical_units,
     units_of_trial,
 )
+from overnight.search.schedulers.study import progress_text
 
 if TYPE_CHECKING:
     from overnight.report.live import ProgressSnapshot, RunningTrial
@@ -49,6 +50,8 @@ class LiveTable:
             lines.append(Text(now.forecast, style="dim"))
         if now.best is not None:
             lines.append(_best_line(now, now.best, width))
+        if now.provisional_best is not None:
+            lines.append(_best_line(now, now.provisional_best, width))
         height = options.max_height if console.is_terminal else None
         if now.running or now.activity is None:
             lines.append(_trial_table(now, width, None if height is None else max(height - len(lines) - 3, 1)))
@@ -59,9 +62,8 @@ class LiveTable:
 
 def _heading(now: ProgressSnapshot, width: int) -> list[Any]:
     """Return the first lines: the name, a bar, and how far the study is. A study that stops has no bar."""
-    budget = now.plan.budget
     counts = ", ".join(f"{now.count(s)} {s}" for s in ("complete", "pruned", "failed", "paused") if now.count(s))
-    progress, name = f"{now.done} of {budget} trials", _shorten(now.plan.name, max(width // 3, 12))
+    progress, name = progress_text(now.records.values(), now.plan), _shorten(now.plan.name, max(width // 3, 12))
     parts = [progress, f"({counts})" if counts else "", _phase(now)]
     below: list[Any] = []
     if _width_of([name, *parts]) > width:  # the counts get a line of their own
@@ -70,7 +72,7 @@ def _heading(now: ProgressSnapshot, width: int) -> list[Any]:
     cells: list[Any] = [Text(name, style="bold"), *(Text(part) for part in parts if part)]
     free = width - _width_of([name, *parts]) - 1
     if now.activity is None and free >= _MIN_BAR:
-        cells.insert(1, ProgressBar(total=budget, completed=now.done, width=min(free, _MAX_BAR)))
+        cells.insert(1, ProgressBar(total=1.0, completed=now.share_done, width=min(free, _MAX_BAR)))
     heading.add_row(*cells)
     return [heading, *below]
 
@@ -86,6 +88,8 @@ def _phase(now: ProgressSnapshot) -> str:
 
 def _best_line(now: ProgressSnapshot, best: TrialRecord, width: int) -> Text:
     metric, title = now.plan.settings.study.metric, trial_title(best)
+    if best.state != "complete":  # it may go on, and is not the winner before its last epoch
+        title += f" after {len(best.history)} of {now.plan.settings.trainer.max_epochs} epochs"
     value = f"{_shorten(metric, width // 3)} {format_value(best.objective or 0.0, metric)}"
     room = width - _width_of(["best", value, title]) - 1
     return Text.assemble("best ", (value, "bold green"), f" {title} ", (_fit(short_params(best), room), "dim"))

@@ -74,6 +74,13 @@ class Assignments:
         if self._only is not None:
             is_open = not records[self._only].done and self._only not in running
             return queue.ask_for(self._only) if is_open else None
+        if self._session.schedule is not None:
+            time_left = self._limits.epochs_left(records)
+            self._is_refused = time_left is None
+            if time_left is None:
+                return None
+            self._session.schedule.time_left = time_left
+            return queue.ask_scheduled(self._session.schedule)
         allowed = self._limits.next_trial(records, running)
         self._is_refused = allowed is None
         if allowed is None:

@@ -45,6 +45,8 @@ class MessageHandler:
                 for done in message.history:
                     self._session.writer.record(done)
                     trial.note(done)
+                if self._pauses(trial):  # it was interrupted after it had reached the rung
+                    trial.send(Decision.SAVE_AND_STOP)
             case StateSaved():
                 self._outcomes.note_progress(message.number)
             case Finished():
@@ -64,7 +66,19 @@ class MessageHandler:
         if not is_complete and self._session.writer.should_prune(done.number):
             trial.pruned = True
             return Decision.STOP
-        return Decision.CONTINUE if self._is_working() else Decision.SAVE_AND_STOP
+        if not self._is_working() or (not is_complete and self._pauses(trial)):
+            return Decision.SAVE_AND_STOP
+        return Decision.CONTINUE
+
+    def _pauses(self, trial: TrialProcess) -> bool:
+        """Whether a trial has reached a rung and does not go on from there at once."""
+        schedule, number = self._session.schedule, trial.spec.number
+        if schedule is None or trial.until is None or trial.index + 1 < trial.until:
+            return False
+        if not schedule.go_on(number):
+            return True
+        trial.until = schedule.until(number)
+        return False
 
     def _decide_fold(self, trial: TrialProcess, number: int) -> Decision:
         if self._session.writer.is_hopeless(number):

@@ -34,7 +34,7 @@ class ExitPolicy:
             records: all that are known.
             start_refused: a limit forbids the waiting trials to start.
         """
-        unfinished = {r.state for r in records if not r.done}
+        unfinished = {r.state for r in records if not (r.done or r.waits_at_rung)}
         return not (self._coordinator.may_peers_continue(unfinished, start_refused) or self._may_peers_be_dead())
 
     def _may_peers_be_dead(self) -> bool:

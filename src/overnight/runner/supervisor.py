@@ -33,6 +33,7 @@ from overnight.tracking.sync import MlflowSync
 TICK_S = 0.2
 STATUS_EVERY_S = 1.0
 ADOPT_EVERY_S = 5.0
+_TRAINED_AGAIN = "trained again from its first epoch, because its saved state was deleted"
 
 
 @dataclass(frozen=True)
@@ -184,11 +185,14 @@ class Supervisor:
         )
         trial = self._processes.start(spec, self.plan.paths.log(number))
         assert trial.process.pid is not None
+        trial.until = assignment.until
         self.slots.add(trial)
         self.outcomes.note_start(assignment)
         if assignment.had_other_owner:
             self.mlflow.recheck(number)
         record = self.session.read(number)
+        if assignment.until is not None and record.history and not spec.checkpoint_folder.exists():
+            self.session.writer.add_notes(number, [_TRAINED_AGAIN])
         self._watchdog.watch(number, trial.process.pid, sum(e.seconds for e in record.history))
         self._note(record)
 
@@ -299,6 +303,8 @@ class Supervisor:
             self._cleanup.delete_all_but_best(self.records)
         elif record.done and record.state != "complete":
             self._cleanup.delete(number)
+        elif record.waits_at_rung:
+            self._cleanup.limit_paused(self.records, number)
         trial.close()
 
     def _note(self, record: TrialRecord) -> None:
@@ -323,6 +329,17 @@ class Supervisor:
         self.session.coordinator.take_lost()
         return self.session.writer.pause_all()
 
+    def _settle(self) -> None:
+        """End the trials that are paused at a rung, unless peers still run some."""
+        schedule = self.session.schedule
+        if schedule is None or self.only is not None or any(r.state == "running" for r in self.records.values()):
+            return
+        with self.session.writer.batch():
+            settled = schedule.settle()
+        for number in settled:
+            self._note(self.session.read(number))
+        self.mlflow.send()
+
     def _close(self) -> Ending:
         """Plot the winner, and end the study's run in MLflow."""
 
@@ -334,6 +351,7 @@ class Supervisor:
         reason = self.stopping.reason
         if reason in (None, StopReason.LIMIT):
             reason = StopReason.LIMIT if self.limits.cut_short(self.records) else StopReason.COMPLETE
+            self._settle()
         best = self.best if self.only is None else self.records.get(self.only)
         weights = self.plan.paths.checkpoint(best.number) / "weights.ckpt" if best else None
         winner = best if reason in (StopReason.COMPLETE, StopReason.LIMIT) else None

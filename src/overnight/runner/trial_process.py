@@ -46,6 +46,7 @@ class TrialProcess:
         violation: the limit that it exceeded, if the watchdog ended it.
         asked_to_stop: the supervisor has asked it to save and stop.
         pruned: the pruner ended it, possibly after it was asked to stop.
+        until: the epochs after which its scheduler decides whether it goes on; None for none.
         printing: False once it has closed its output.
         index: the last epoch or validation that is done, counted from 0; -1 before the first.
         fold, fold_start: the fold of a cross-validation that it is in, and the index with which that began.
@@ -61,6 +62,7 @@ class TrialProcess:
     violation: Violation | None = None
     asked_to_stop: bool = False
     pruned: bool = False
+    until: int | None = None
     printing: bool = True
     index: int = -1
     fold: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 # Of a trial -----------------------------------------------------------------------------------------------------------
 
 HISTORY = "overnight.history"  # the metrics of each epoch, packed; see `record.pack_history`
+UNTIL = "overnight.until"  # the epochs to which its scheduler lets it train; it pauses there
 PEAK_BYTES = "overnight.peak_bytes"  # the largest memory that its process was seen to hold
 REASON = "overnight.reason"  # why it failed, in one word
 DETAIL = "overnight.detail"  # why it failed, in full
@@ -36,6 +37,7 @@ MLFLOW = "overnight.mlflow"  # the identifiers of its experiment and of its pare
 EXCLUDED = "overnight.excluded"  # number of an excluded trial, as text -> why
 LAUNCH = "overnight.launch"  # the last launch: its deadline, and what ended it; see `limits.Launch`
 FINISHED = "overnight.finished"  # what its last launch left in both stores, once finished; see `report.finished`
+FIRST_RUNG = "overnight.first_rung"  # the epochs before the first pause, once an epoch was measured
 TESTED = "overnight.tested."  # prefix of a trial's number -> when the test set was asked of it by hand, and its scores
 
 # Of a confirmation.

@@ -69,9 +69,10 @@ class TimePlan:
     """How the rest of a launch is used. Times in seconds since 1970.
 
     Attributes:
-        trials_left: Trials that may still be started; None while nothing is measured.
+        trials_left: Trials that may still be started, or whole trainings; None while nothing is measured.
         trial_s: Seconds of a typical whole trial; None while nothing is measured.
         overhead_s: Seconds of a trial besides its epochs.
+        in_trainings: Whether the budget is counted in epochs, so that trials_left counts whole trainings.
     """
 
     ends_at: float
@@ -80,6 +81,7 @@ class TimePlan:
     trials_left: int | None
     trial_s: float | None
     overhead_s: float
+    in_trainings: bool = False
 
 
 def deadline_of(study: StudySettings, now: float) -> Deadline | None:
@@ -210,8 +212,12 @@ def plan_time(
     typical = typical_trial_s(records, typical_units(records, plan))
     fitting = None if typical is None else max(int((search_ends_at - now) / max(typical, 1e-3) * slots), 0)
     unspent = max(plan.budget - sum(r.done or r.state == "running" for r in records), 0)
+    if plan.pauses:
+        unspent = max(plan.budget_epochs - sum(len(r.history) for r in records), 0) // plan.settings.trainer.max_epochs
     trials_left = None if fitting is None else min(fitting, unspent)
-    return TimePlan(deadline.ends_at, search_ends_at, confirmation, trials_left, typical, overhead_s(records))
+    return TimePlan(
+        deadline.ends_at, search_ends_at, confirmation, trials_left, typical, overhead_s(records), plan.pauses
+    )
 
 
 def fits(seconds: float | None, now: float, ends_at: float) -> bool:
@@ -230,7 +236,8 @@ def describe(time_plan: TimePlan, now: float) -> str:
         if size.seeds
         else "no confirmation"
     )
-    trials = f"{time_plan.trials_left} more trial{'s' * (time_plan.trials_left != 1)}"
+    what = "whole training" if time_plan.in_trainings else "trial"
+    trials = f"{time_plan.trials_left} more {what}{'s' * (time_plan.trials_left != 1)}"
     return f"{end}: {trials} until {clock.format_time(time_plan.search_ends_at, now)}, then {confirmation}"
 
 

@@ -16,6 +16,7 @@ from overnight.search import deadline, patience
 from overnight.search.deadline import Deadline, TimePlan
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, typical_units
+from overnight.search.schedulers.study import is_spent, progress_text
 from overnight.search.terminator import Terminator
 
 # The number of a trial that waits; "any" trial that the study has next; a "new" trial, while others wait; or none.
@@ -30,6 +31,10 @@ class Limits(Protocol):
 
     def next_trial(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> NextTrial:
         """The trial to start in a free slot."""
+        ...
+
+    def epochs_left(self, records: Mapping[int, TrialRecord]) -> float | None:
+        """The epochs for which there is time, in all slots together; None once no trial may start."""
         ...
 
     def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:
@@ -58,6 +63,9 @@ class NoLimits:
 
     def next_trial(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> NextTrial:  # noqa: ARG002
         return "any"
+
+    def epochs_left(self, records: Mapping[int, TrialRecord]) -> float | None:  # noqa: ARG002
+        return math.inf
 
     def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:  # noqa: ARG002
         return False
@@ -173,10 +181,7 @@ class SearchLimits:
         self._planned_at = -_PLAN_EVERY_S
 
     def next_trial(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> NextTrial:
-        if not self._is_started:
-            self._is_started = True
-            if self._launch.deadline is not None:
-                self._launch.set_startup(self._launch.now() - self._launch.started_at)
+        self._note_start()
         waiting = [r for n, r in sorted(records.items()) if r.state in ("waiting", "paused") and n not in running]
         if not waiting and len(records) >= self._plan.budget:
             return "any"
@@ -193,6 +198,16 @@ class SearchLimits:
         if len(records) < self._plan.budget and deadline.fits(time_plan.trial_s, now, time_plan.search_ends_at):
             return "new" if waiting else "any"
         return None
+
+    def epochs_left(self, records: Mapping[int, TrialRecord]) -> float | None:
+        self._note_start()
+        if self._launch.deadline is None:
+            return math.inf
+        seconds = self._current_time_plan(records).search_ends_at - self._launch.now()
+        epoch_s = deadline.epoch_s(records.values())
+        if epoch_s is None:
+            return math.inf if seconds > 0 else None
+        return seconds * self._slots / (deadline.MARGIN * epoch_s) if seconds > 0 else None
 
     def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:
         if self._launch.deadline is None:
@@ -215,11 +230,10 @@ class SearchLimits:
 
     def cut_short(self, records: Mapping[int, TrialRecord]) -> bool:
         trials = list(records.values())
-        done = sum(r.done for r in trials)
-        if done >= self._plan.budget:
+        if is_spent(trials, self._plan):
             return False
-        progress = f"{done} of {self._plan.budget} trials are done"
-        paused = sum(r.state == "paused" for r in trials)
+        progress = f"{progress_text(trials, self._plan)} are done"
+        paused = sum(r.state == "paused" and not r.waits_at_rung for r in trials)
         if paused:
             progress += f"; {paused} running trial{'s were' if paused > 1 else ' was'} saved and can be resumed"
         # The reason of the last `next_trial` counts: the terminator may have changed its answer since.
@@ -241,6 +255,12 @@ class SearchLimits:
         line = deadline.describe(self._current_time_plan(records), self._launch.now())
         self._launch.log(line)
         return line
+
+    def _note_start(self) -> None:
+        if not self._is_started:
+            self._is_started = True
+            if self._launch.deadline is not None:
+                self._launch.set_startup(self._launch.now() - self._launch.started_at)
 
     def _reason_to_stop(self, records: Sequence[TrialRecord]) -> tuple[Limit, str] | None:
         ended = sum(r.done for r in records)
@@ -296,6 +316,9 @@ class ConfirmationLimits:
             if self._fits(record, records):
                 return record.number
         return None
+
+    def epochs_left(self, records: Mapping[int, TrialRecord]) -> float | None:  # noqa: ARG002
+        return math.inf
 
     def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:
         return self._launch.now() >= self._ends_at(records, 0)

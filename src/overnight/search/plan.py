@@ -7,6 +7,7 @@ it was started with, without conf/ and without a command line. `build_plan` make
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 from overnight.config.paths import StudyLocation, StudyPaths
 from overnight.config.problems import ConfigError
 from overnight.config.settings import SEARCHABLE, Settings, from_json, to_json
+from overnight.config.trainer import counts_validations
 from overnight.config.trees import flatten, look_up, with_values
 from overnight.config.user_tree import TreeUse
 from overnight.config.values import fingerprint, to_text
@@ -114,12 +116,42 @@ class Plan:
         return self.name.removesuffix(CONFIRM_SUFFIX)
 
     @functools.cached_property
-    def budget(self) -> int:
-        """The number of trials in all. A grid has at most one trial for each of its points."""
+    def pauses(self) -> bool:
+        """Whether the scheduler pauses trials and resumes them. The budget is then counted in epochs.
+
+        Rungs are numbers of epochs that all trials share, so each trial must train the same number, in one piece.
+        """
+        settings = self.settings
+        may = settings.study.folds is None and not counts_validations(vars(settings.trainer))
+        searched = {p.key for p in self.space.parameters}
+        return settings.scheduler.name in ("halving", "own") and may and "trainer.max_epochs" not in searched
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether the budget is spent in epochs: trials are paused, and their number is not limited."""
+        return self.pauses and self.settings.study.trials is None
+
+    @property
+    def budget_epochs(self) -> int:
+        """The number of epochs of all trials together, where the scheduler pauses trials."""
+        return math.floor(self.settings.study.budget * self.settings.trainer.max_epochs)
+
+    @property
+    def max_trials(self) -> int | None:
+        """The largest number of trials; None where only the epochs are limited."""
         trials = self.settings.study.trials
-        if self.settings.sampler.name != "grid":
-            return trials
-        return int(min(trials, self.n_points + sum(bool(first.outside) for first in self.first_trials())))
+        if self.settings.sampler.name == "grid":
+            points = self.n_points + sum(bool(first.outside) for first in self.first_trials())
+            trials = trials if points == math.inf else int(min(points, math.inf if trials is None else trials))
+        return trials
+
+    @functools.cached_property
+    def budget(self) -> int:
+        """The largest number of trials. A grid has at most one trial for each of its points."""
+        study = self.settings.study
+        most = self.budget_epochs if self.pauses else math.floor(study.budget)
+        limit = self.max_trials
+        return most if limit is None else min(limit, most) if study.trials is None else limit
 
     @functools.cached_property
     def n_points(self) -> float:
@@ -132,7 +164,8 @@ class Plan:
         confirm = self.settings.study.confirm
         if confirm.seeds is not None:
             return confirm.seeds
-        return CONFIRM_SEEDS if self.budget >= CONFIRM_SEEDS * (confirm.top + 1) else 0
+        trainings = min(self.budget, self.settings.study.budget) if self.pauses else self.budget
+        return CONFIRM_SEEDS if trainings >= CONFIRM_SEEDS * (confirm.top + 1) else 0
 
     @property
     def confirmation_trials(self) -> int:

@@ -27,6 +27,7 @@ from overnight.search.attributes import (
     PEAK_BYTES,
     REASON,
     TRAINING,
+    UNTIL,
     VALUES,
 )
 from overnight.search.plan import Plan
@@ -59,6 +60,7 @@ class TrialRecord:
         values: Searched key -> value of a trial that was enqueued, inside or outside the space.
         confirms: What a trial of a confirmation repeats.
         peak_bytes: The largest memory its process was seen to hold; None for a trial of a few seconds.
+        until: The epochs to which its scheduler lets it train; None without a scheduler that pauses trials.
     """
 
     number: int
@@ -75,10 +77,21 @@ class TrialRecord:
     values: dict[str, Any] | None = None
     confirms: Confirms | None = None
     peak_bytes: int | None = None
+    until: int | None = None
 
     @property
     def done(self) -> bool:
         return self.state in ("complete", "pruned", "failed")
+
+    @property
+    def may_resume(self) -> bool:
+        """Whether it may train on, so that its saved state is needed."""
+        return not self.done or self.waits_at_rung
+
+    @property
+    def waits_at_rung(self) -> bool:
+        """Whether its scheduler has paused it, and may resume it. At the end of a launch it is pruned."""
+        return self.until is not None and self.state in ("paused", "pruned") and len(self.history) >= self.until
 
 
 def record_of(t: FrozenTrial, plan: Plan, history: tuple[Progress, ...] | None = None) -> TrialRecord:
@@ -115,6 +128,7 @@ def record_of(t: FrozenTrial, plan: Plan, history: tuple[Progress, ...] | None =
         values=values,
         confirms=Confirms(**attrs[CONFIRMS]) if CONFIRMS in attrs else None,
         peak_bytes=attrs.get(PEAK_BYTES),
+        until=attrs.get(UNTIL),
     )
 
 
@@ -214,6 +228,18 @@ def ranked(records: Iterable[TrialRecord], settings: Settings) -> list[TrialReco
 def best_of(records: Iterable[TrialRecord], settings: Settings) -> TrialRecord | None:
     """The complete trial with the best objective, the earliest of equal ones."""
     return next(iter(ranked(records, settings)), None)
+
+
+def provisional_best(records: Iterable[TrialRecord], settings: Settings) -> TrialRecord | None:
+    """The trial with the best latest value, where it is not complete and better than every complete one; else None."""
+    sign, trials = (1 if settings.study.direction == "maximize" else -1), list(records)
+    found = [r for r in trials if r.until is not None and r.state != "failed" and r.objective is not None]
+    best = max(found, key=lambda r: (sign * (r.objective or 0.0), -r.number), default=None)
+    complete = best_of(trials, settings)
+    if best is None or best.state == "complete":
+        return None
+    is_better = complete is None or sign * (best.objective or 0.0) > sign * (complete.objective or 0.0)
+    return best if is_better else None
 
 
 def trials_with_weights(records: Iterable[TrialRecord], settings: Settings) -> set[int]:

@@ -19,6 +19,7 @@ from overnight.search.attributes import OUTSIDE, SAMPLER
 from overnight.search.custom_sampler import CustomSampler, make_question
 from overnight.search.gp import GpHelper, Question
 from overnight.search.plan import Plan
+from overnight.search.schedulers.learned_study import LearnedStudy, TpeOfRung
 from overnight.search.seeds import derive_seed
 from overnight.system.helper_process import Fork
 
@@ -28,7 +29,7 @@ MAX_REDRAWS = 10
 
 def sampler_notes(plan: Plan) -> list[str]:
     """What the sampler can't do with the space, and what it does instead, one line each."""
-    name, space, trials = plan.settings.sampler.name, plan.space, plan.settings.study.trials
+    name, space, trials = plan.settings.sampler.name, plan.space, plan.budget
     notes = []
     joint = _joint_space(plan)
     if joint:
@@ -64,6 +65,7 @@ class SeededSampler(BaseSampler):
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._is_finite = plan, plan.n_points < math.inf
+        self._learned = LearnedStudy(plan)
         self._helper: GpHelper | None = None
         self._custom: CustomSampler | None = None
 
@@ -86,8 +88,10 @@ class SeededSampler(BaseSampler):
         search_space: dict[str, BaseDistribution],  # noqa: ARG002
     ) -> dict[str, Any]:
         with _without_experimental_warnings():
-            point = self._draw_point(study, trial, 0)
             tried = self._tried_points(study, trial)
+            if self._plan.pauses:
+                study = self._learned.of(study, trial.number)
+            point = self._draw_point(study, trial, 0)
             for attempt in range(1, MAX_REDRAWS + 1):
                 if _identity(point) not in tried:
                     break
@@ -100,6 +104,8 @@ class SeededSampler(BaseSampler):
     def _make_sampler(self, seed: int, number: int, attempt: int) -> BaseSampler:
         """Make the sampler of the plan for trial `number`. attempt: 0, or the number of the redraw."""
         settings = self._plan.settings.sampler
+        if settings.name == "tpe" and self._plan.pauses:
+            return TpeOfRung(seed)
         if settings.name == "tpe":  # Bergstra et al. 2011; multivariate: Falkner et al. 2018
             return TPESampler(
                 n_startup_trials=settings.startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed

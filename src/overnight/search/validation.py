@@ -20,6 +20,7 @@ from overnight.search import optuna_objects
 from overnight.search.distributions import values_equal
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
 from overnight.search.schedulers import pruners
+from overnight.search.schedulers.halving import rungs
 from overnight.search.space import Parameter, SearchSpace
 from overnight.system.devices import accelerator_problem
 
@@ -223,9 +224,28 @@ def check_sampler(plan: Plan, problems: Problems) -> None:
 
 
 def check_scheduler(plan: Plan, problems: Problems) -> None:
-    """Check that a scheduler that is named by `_target_` can be built."""
-    if plan.settings.scheduler.name == "custom":
-        pruners.build(plan.settings.scheduler, problems)
+    """Check that a scheduler fits the study, and that one which is named by `_target_` can be built."""
+    settings = plan.settings
+    if settings.scheduler.name == "custom":
+        pruners.build(settings.scheduler, problems)
+    if not plan.pauses:
+        return
+    first, max_epochs = settings.scheduler.min_epochs, settings.trainer.max_epochs
+    if first is not None and max_epochs > 1 and len(rungs(max_epochs, first)) == 1:
+        most = max(n for n in range(1, max_epochs) if len(rungs(max_epochs, n)) > 1)
+        problems.add(
+            "scheduler.min_epochs",
+            f"must leave a pause before the last of {max_epochs} epochs, so be at most {most}",
+            first,
+            "lower it, train longer, or take scheduler=median",
+        )
+    instead = "add scheduler=median, or limit the search by study.budget, study.trials or study.hours"
+    if settings.study.patience is not None:
+        rule = f"must be null with scheduler={settings.scheduler.name}, under which few trials are complete"
+        problems.add("study.patience", rule, settings.study.patience, instead)
+    if settings.terminator.improvement != "none":
+        rule = f"must be none with scheduler={settings.scheduler.name}, under which few trials are complete"
+        problems.add("terminator", rule, settings.terminator.improvement, instead)
 
 
 def check_enqueued(plan: Plan, problems: Problems) -> None:
@@ -245,7 +265,7 @@ def check_enqueued(plan: Plan, problems: Problems) -> None:
                 draws = " or ".join(p.describe() for p in parameters)
                 remedy = "change it, or widen the space"
                 problems.add(label, f"must be inside the search space, {draws}", value, remedy)
-    needed, trials = 1 + len(entries), plan.settings.study.trials
+    needed, trials = 1 + len(entries), plan.budget
     if needed > trials:
         problems.add(
             "study.enqueue",

@@ -12,6 +12,7 @@ from overnight.search.attributes import (
     CLOSED,
     EXCLUDED,
     FINISHED,
+    FIRST_RUNG,
     LAUNCH,
     LAUNCHED_AT,
     MLFLOW,
@@ -62,6 +63,12 @@ class StoredAttributes:
     def exclusions(self) -> dict[int, str]:
         """Number of an excluded trial -> why."""
         return {int(number): why for number, why in (self._read().get(EXCLUDED) or {}).items()}
+
+    @property
+    def first_rung(self) -> int | None:
+        """The epochs before a trial is first paused; None while no epoch was measured."""
+        found = self._read().get(FIRST_RUNG)
+        return int(found) if found is not None else None
 
     @property
     def launch(self) -> dict[str, Any]:
@@ -134,6 +141,9 @@ class StudyAttributes(StoredAttributes):
 
     def set_exclusions(self, exclusions: Mapping[int, str]) -> None:
         self._study.set_user_attr(EXCLUDED, {str(number): why for number, why in exclusions.items()})
+
+    def set_first_rung(self, epochs: int) -> None:
+        self._study.set_user_attr(FIRST_RUNG, epochs)
 
     def set_launch(self, launch: Mapping[str, Any]) -> None:
         self._study.set_user_attr(LAUNCH, dict(launch))

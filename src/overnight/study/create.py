@@ -15,8 +15,9 @@ from overnight.config.values import fingerprint, same
 from overnight.search import sampler
 from overnight.search.attributes import ENTRY, EXCLUDED, METRIC_NAMES, MLFLOW, OUTSIDE, PLAN, READY, UID, VALUES
 from overnight.search.plan import FirstTrial, Plan
-from overnight.search.record import values_of
+from overnight.search.record import record_of, values_of
 from overnight.search.schedulers.pruners import make_pruner
+from overnight.search.schedulers.study import is_spent
 from overnight.study.attributes import StudyAttributes
 from overnight.study.snapshot import generation, latest_studies, stored_plan
 from overnight.study.storage.exclusive import ExclusiveStorage
@@ -44,6 +45,7 @@ def load_or_create(
         study = load(storage, plan, stored.study_name)
         if not same(stored.user_attrs[PLAN], plan.to_json()):
             study.set_user_attr(PLAN, plan.to_json())  # the budget, the slots, the scheduler and the like may change
+        _reopen_paused(study, storage, plan)
         return study, _enqueue_first_trials(study, plan) if comparable else []
     obstacles = [d for d in differences if not d.startswith("search.")] + plan.space.not_covered(old.space)
     if not extend or obstacles:
@@ -51,6 +53,16 @@ def load_or_create(
     study = _extend(storage, plan, old, stored.study_name, f"{plan.name}~{generation(stored) + 1}")
     copied = f"extended: {len(study.get_trials(deepcopy=False))} trials copied into the wider space"
     return study, [copied, *_enqueue_first_trials(study, plan)]
+
+
+def _reopen_paused(study: optuna.Study, storage: ExclusiveStorage, plan: Plan) -> None:
+    """Have the trials wait again that an earlier launch left paused at a rung, if there is budget for some of them."""
+    trials = study.get_trials(deepcopy=False)
+    records = [record_of(t, plan) for t in trials]
+    if plan.pauses and not is_spent(records, plan):
+        paused = [r.number for r in records if r.state == "pruned" and r.waits_at_rung]
+        if paused:
+            storage.reopen(study._study_id, paused)
 
 
 def load(storage: ExclusiveStorage, plan: Plan, name: str) -> optuna.Study:
@@ -115,7 +127,7 @@ def _enqueue_first_trials(study: optuna.Study, plan: Plan) -> list[str]:
         return is_given or (not first.outside and first.point in sampled)
 
     new = [first for first in plan.first_trials() if (first.entry or not trials) and not exists(first)]
-    n_free = max(plan.settings.study.trials - len(trials), 0)
+    n_free = max(plan.budget - len(trials), 0)
     for first in new[:n_free]:
         entry = {ENTRY: first.entry} if first.entry else {}
         study.enqueue_trial(first.point, user_attrs={**entry, VALUES: first.values, OUTSIDE: list(first.outside)})

@@ -12,10 +12,11 @@ from optuna.trial import TrialState
 
 from overnight.config.values import same
 from overnight.search import sampler
-from overnight.search.attributes import ATTEMPTS, CONFIG, CONFIRMS, HISTORY, OUTSIDE, PARAMS, TRAINING, VALUES
+from overnight.search.attributes import ATTEMPTS, CONFIG, CONFIRMS, HISTORY, OUTSIDE, PARAMS, TRAINING, UNTIL, VALUES
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, unpack_history
 from overnight.study.coordinator import Coordinator
+from overnight.study.schedule import Schedule
 from overnight.study.storage.exclusive import Claim, ExclusiveStorage
 from overnight.study.storage.optuna_tables import make_trial_id
 from overnight.study.trial_reader import RunningTrial, TrialReader
@@ -29,6 +30,7 @@ class TrialAssignment:
     Attributes:
         values: Searched key -> value.
         attempts: How often in a row it crashed without progress.
+        until: The epochs after which it pauses; None to train to the end.
         had_other_owner: Whether another process may have written to its MLflow run.
     """
 
@@ -37,6 +39,7 @@ class TrialAssignment:
     values: dict[str, Any]
     config: dict[str, Any]
     attempts: int
+    until: int | None = None
     had_other_owner: bool = False
 
 
@@ -66,7 +69,7 @@ class TrialQueue:
             points = sum(not t.user_attrs.get(OUTSIDE) for t in trials)
             if points >= self._plan.n_points:
                 return True
-        return len(trials) >= self._plan.settings.study.trials
+        return len(trials) >= self._plan.budget
 
     def ask(self) -> TrialAssignment | None:
         """Return the next trial to run, or None once the budget is spent.
@@ -83,6 +86,10 @@ class TrialQueue:
     def ask_for(self, number: int) -> TrialAssignment | None:
         """Return one waiting trial, or None if another process was first. Raises Unreachable."""
         return self._claim(number)
+
+    def ask_scheduled(self, schedule: Schedule) -> TrialAssignment | None:
+        """Return the trial that the scheduler chooses, or None if it chooses none now. Raises Unreachable."""
+        return self._claim(schedule.choose)
 
     def enqueue(self, config: Mapping[str, Any]) -> int:
         """Return the number of a waiting trial of this configuration: a paused one to resume, or a new one."""
@@ -132,7 +139,9 @@ class TrialQueue:
         reported = set(self._storage.get_trial(trial._trial_id).intermediate_values)
         self._reader.running[trial.number] = RunningTrial(trial, history, reported)
         had_other_owner = self._coordinator.had_other_owner(trial.number)
-        return TrialAssignment(trial.number, seed, values, config, attrs.get(ATTEMPTS, 0), had_other_owner)
+        return TrialAssignment(
+            trial.number, seed, values, config, attrs.get(ATTEMPTS, 0), attrs.get(UNTIL), had_other_owner
+        )
 
 
 def _suggest(trial: optuna.Trial, name: str, dist: BaseDistribution) -> Any:

@@ -15,6 +15,7 @@ from overnight.search.record import TrialRecord
 from overnight.study.attributes import StudyAttributes
 from overnight.study.coordinator import Coordinator, LeasedCoordinator, SoloCoordinator
 from overnight.study.queue import TrialQueue
+from overnight.study.schedule import Schedule
 from overnight.study.storage.database import dispose
 from overnight.study.storage.exclusive import ExclusiveStorage
 from overnight.study.storage.leased import LeasedStorage
@@ -29,6 +30,7 @@ class StudySession:
         queue: Assigns trials to this process.
         writer: Writes what becomes of them.
         attributes: The typed attributes of the study.
+        schedule: Decides how far trials train; None if none is paused.
         coordinator: Coordinates this process with others that work on the study, if there are any.
         unlock: Allows other processes to open the study.
     """
@@ -44,6 +46,7 @@ class StudySession:
             if isinstance(storage, LeasedStorage)
             else SoloCoordinator()
         )
+        self.schedule = Schedule(plan, study, storage, self._reader, self.attributes) if plan.pauses else None
         self.queue = TrialQueue(plan, study, storage, self._reader, self.coordinator)
         self.writer = TrialWriter(plan, study, storage, self._reader)
 

@@ -15,6 +15,7 @@ from overnight.protocol import Tested
 from overnight.search.attributes import PLAN, READY
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
 from overnight.search.record import State, TrialRecord, best_of, record_of
+from overnight.search.schedulers.study import is_spent, progress_text
 from overnight.study.attributes import StoredAttributes
 from overnight.study.exclusions import with_exclusions
 from overnight.study.storage import optuna_tables
@@ -73,6 +74,20 @@ class StudyView:
         return len(self.confirmation.records) if self.confirmation is not None else self.plan.confirmation_trials
 
     @property
+    def progress(self) -> str:
+        """How much of the budget is spent, such as "12 of 30 trials" or "345 of 600 epochs"."""
+        if self.name == TRAIN_STUDY:
+            return f"{self.count('complete', 'pruned', 'failed')} of {self.budget} trials"
+        return progress_text(self.records, self.plan)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the search has nothing left to do."""
+        if self.plan.pauses:
+            return is_spent(self.records, self.plan)
+        return self.count("complete", "pruned", "failed") >= self.budget and not self.count("waiting", "paused")
+
+    @property
     def state(self) -> Literal["running", "paused", "stalled", "complete"]:
         """The state of the study.
 
@@ -81,8 +96,7 @@ class StudyView:
         """
         if self.holder is not None:
             return "running"
-        spent = self.count("complete", "pruned", "failed") >= self.budget and not self.count("waiting", "paused")
-        if (spent or self.launch.get("ended_by") in ("patience", "terminator")) and not self.count("running"):
+        if (self.is_spent or self.launch.get("ended_by") in ("patience", "terminator")) and not self.count("running"):
             if self.best is None or not self.plan.confirmation_trials:
                 return "complete"
             return self.confirmation.state if self.confirmation is not None else "paused"

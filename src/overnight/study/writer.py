@@ -95,6 +95,13 @@ class TrialWriter:
         if trial.user_attrs.get(ATTEMPTS):
             trial.set_user_attr(ATTEMPTS, 0)
 
+    def add_notes(self, number: int, notes: Iterable[str]) -> None:
+        """Add lines to the pages of a trial, each once."""
+        trial = self._running[number].trial
+        before = list(trial.user_attrs.get(NOTES, ()))
+        if new := [note for note in notes if note not in before]:
+            trial.set_user_attr(NOTES, before + new)
+
     def record_peak_memory(self, number: int, peak_bytes: int) -> None:
         """Keep the largest memory that the trial's processes were seen to hold."""
         trial = self._running[number].trial
@@ -122,7 +129,7 @@ class TrialWriter:
         """Return a trial to the queue, to be resumed."""
         with self._storage.together():
             self.flush()
-            self._add_notes(number, notes)
+            self.add_notes(number, notes)
             trial = self._running.pop(number).trial
             if attempts or trial.user_attrs.get(ATTEMPTS):
                 trial.set_user_attr(ATTEMPTS, attempts)
@@ -147,13 +154,7 @@ class TrialWriter:
     def _tell(self, number: int, state: TrialState, value: float | None, notes: Iterable[str]) -> TrialRecord:
         with self._storage.together():
             self.flush()
-            self._add_notes(number, notes)
+            self.add_notes(number, notes)
             del self._running[number]
             self._study.tell(number, value, state=state)
             return self._reader.read(number)
-
-    def _add_notes(self, number: int, notes: Iterable[str]) -> None:
-        trial = self._running[number].trial
-        before = list(trial.user_attrs.get(NOTES, ()))
-        if new := [note for note in notes if note not in before]:
-            trial.set_user_attr(NOTES, before + new)

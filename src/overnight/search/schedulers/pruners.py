@@ -13,6 +13,9 @@ from overnight.config.trainer import counts_validations
 from overnight.search import optuna_objects
 from overnight.search.plan import Plan
 
+# What `median` has in its config. It replaces halving where trials can't be paused at the same numbers of epochs.
+_STARTUP_TRIALS, _WARMUP_EPOCHS = 5, 5
+
 
 def make_pruner(plan: Plan) -> BasePruner:
     """Make the pruner that a plan names. Its steps are epochs, or validations.
@@ -25,7 +28,7 @@ def make_pruner(plan: Plan) -> BasePruner:
         return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs)
     if settings.name == "hyperband":
         return HyperbandPruner(
-            min_resource=settings.min_epochs,
+            min_resource=settings.min_epochs or 1,
             # The first complete trial shows how many validations a trial has.
             max_resource="auto" if counts_validations(vars(trainer)) else trainer.max_epochs,
             reduction_factor=settings.reduction_factor,
@@ -36,6 +39,8 @@ def make_pruner(plan: Plan) -> BasePruner:
         problems.raise_if_any()
         assert pruner is not None
         return pruner
+    if settings.name == "halving" and not plan.pauses:
+        return MedianPruner(n_startup_trials=_STARTUP_TRIALS, n_warmup_steps=_WARMUP_EPOCHS)
     return NopPruner()
 
 

@@ -10,7 +10,8 @@ import contextlib
 import copy
 import signal
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -23,9 +24,20 @@ from optuna.trial import FrozenTrial, TrialState
 from overnight.config.values import dumps, loads
 from overnight.study.exclusions import with_exclusions
 from overnight.study.storage.database import OptunaDatabase
-from overnight.study.storage.optuna_tables import Row, blank, make_trial_id, split_trial_id, write_trial
+from overnight.study.storage.optuna_tables import Row, blank, make_trial_id, reopen_trials, split_trial_id, write_trial
 
-Claim = Literal["any", "new"] | int
+
+@dataclass(frozen=True)
+class Choice:
+    """A trial to claim: a new one, or the waiting one of a number. attrs: user attributes that it gets."""
+
+    which: Literal["new"] | int
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Any trial that waits or a new one; a new one; the waiting one of a number; or what a function chooses while no other
+# process can claim a trial, None for no trial.
+Claim = Literal["any", "new"] | int | Callable[[], Choice | None]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -94,9 +106,40 @@ class ExclusiveStorage(BaseStorage):
         """Return the number of a trial for this process to run, or None.
 
         Args:
-            which: "any" for a waiting trial or a new one, "new", or the number of a waiting trial.
+            which: see Claim.
             is_spent: whether no new trial may be created.
         """
+        attrs: Mapping[str, Any] = {}
+        if callable(which):
+            choice = which()
+            if choice is None:
+                return None
+            which, attrs = choice.which, choice.attrs
+        number = self._find_or_create(study_id, which, is_spent)
+        if number is not None:
+            with self.later():
+                self._set_attrs(make_trial_id(study_id, number), attrs)
+        return number
+
+    def change(self, study_id: int, number: int, choose: Callable[[], Mapping[str, Any] | None]) -> bool:
+        """Give a trial of this process the user attributes that `choose` returns; return whether there are any.
+
+        `choose` is called while no other process can claim or change a trial. The attributes are written by the next
+        write at the latest.
+        """
+        attrs = choose()
+        if attrs is not None:
+            with self.later():
+                self._set_attrs(make_trial_id(study_id, number), attrs)
+        return attrs is not None
+
+    def _set_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
+        for key, value in attrs.items():
+            self.set_trial_user_attr(trial_id, key, value)
+
+    def _find_or_create(
+        self, study_id: int, which: Literal["any", "new"] | int, is_spent: Callable[[], bool]
+    ) -> int | None:
         if isinstance(which, int):
             return which
         if which == "any":
@@ -107,6 +150,14 @@ class ExclusiveStorage(BaseStorage):
             return None
         with self.later():
             return split_trial_id(self.create_new_trial(study_id))[1]
+
+    def reopen(self, study_id: int, numbers: Iterable[int]) -> None:
+        """Have pruned trials wait again, which Optuna's storages refuse. They must belong to no process."""
+        row_ids = [self._rows(study_id)[number].row_id for number in numbers]
+        self.write()
+        with self.backend.engine.begin() as database:
+            reopen_trials(database, row_ids)
+        del self._studies[study_id]
 
     def exclude(self, study_id: int, exclusions: Mapping[int, str]) -> None:
         """Present excluded trials of a study as failed. exclusions: number of a trial -> why."""

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from overnight.config.paths import StudyLocation
 from overnight.study.storage import leases
 from overnight.study.storage.database import OptunaDatabase, open_storage
-from overnight.study.storage.exclusive import Claim, ExclusiveStorage, postponed_signals
+from overnight.study.storage.exclusive import Choice, Claim, ExclusiveStorage, postponed_signals
 from overnight.study.storage.lock import StudyInUse
 from overnight.study.storage.optuna_tables import Row, blank, differ, make_trial_id, split_trial_id, write_trial
 from overnight.study.storage.outage import OutageGuard, Unreachable, raising_unreachable
@@ -69,7 +69,7 @@ class LeasedStorage(ExclusiveStorage):
         """Become the owner of a trial: of one that waits or was abandoned, or of a new one.
 
         Args:
-            which: any trial, a new one, or the one of this number.
+            which: see Claim.
             is_spent: whether no new trial may be created. Called while no other process can create one.
 
         Returns:
@@ -84,21 +84,29 @@ class LeasedStorage(ExclusiveStorage):
             # have ended.
             unavailable = leases.unavailable(database, study_id, self.owner, self.lease_s)
             self.refresh(study_id)
+            choice = which() if callable(which) else Choice("new" if which == "any" else which)
+            if choice is None:
+                return None
+            wanted = choice.which if callable(which) else which
             for number, token in self._unconfirmed(database, study_id).items():
-                if which in ("any", "new", number) and not self._is_finished(study_id, number):
+                if wanted in ("any", "new", number) and not self._is_finished(study_id, number):
                     return number, token, None
-            for number in self._claimable(study_id, which, unavailable):
+            for number in self._claimable(study_id, wanted, unavailable):
                 known = self._ownership.get(make_trial_id(study_id, number))
                 if known.phase is Phase.OWNED:  # it was paused, and is not released yet
+                    self._write_attrs(database, study_id, number, choice.attrs)
                     return number, known.fencing_token, None
                 taken = self._take(database, study_id, number)
                 if taken is not None and not self._is_finished(study_id, number):
+                    self._write_attrs(database, study_id, number, choice.attrs)
                     return number, taken, None
                 if taken is not None:  # its owner was late, but has ended it
                     leases.release(database, self.owner, [(study_id, number)])
-            if isinstance(which, int) or is_spent():
+            if isinstance(wanted, int) or is_spent():
                 return None
-            row, first_token = self._insert(database, study_id, blank(datetime.now()))
+            trial = blank(datetime.now())
+            trial.user_attrs = dict(choice.attrs)
+            row, first_token = self._insert(database, study_id, trial)
             assert first_token is not None, "no other process knows of the trial"
             return row.now.number, first_token, row
 
@@ -110,6 +118,27 @@ class LeasedStorage(ExclusiveStorage):
             self._rows(study_id).append(row)
         self._ownership.own(make_trial_id(study_id, number), token)
         return number
+
+    def change(self, study_id: int, number: int, choose: Callable[[], Mapping[str, Any] | None]) -> bool:
+        """As ExclusiveStorage.change, and in one transaction. Raises Unreachable."""
+
+        def work(database: Connection) -> bool:
+            self.refresh(study_id)
+            attrs = choose()
+            if attrs is not None:
+                self._write_attrs(database, study_id, number, attrs)
+            return attrs is not None
+
+        return self._transact(work, lock=f"trials of {study_id}")
+
+    def _write_attrs(self, database: Connection, study_id: int, number: int, attrs: Mapping[str, Any]) -> None:
+        """Write user attributes of a trial in this transaction, so that the next process that decides sees them."""
+        if attrs:
+            row = self._rows(study_id)[number]
+            before = row.now  # which the transaction has written
+            with self.later():
+                self._set_attrs(make_trial_id(study_id, number), attrs)
+            write_trial(database, Row(row.now, before, row.row_id))
 
     def adopt(self, study_id: int) -> list[int]:
         """Become the owner of the trials that dead processes had not released, and return their numbers.

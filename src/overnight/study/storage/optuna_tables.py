@@ -6,7 +6,7 @@ time for a thousand trials. Times are stored in UTC, as Optuna stores them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -190,6 +190,16 @@ def write_trial(database: Connection, row: Row) -> int:
     reports, written_reports = now.intermediate_values, written.intermediate_values
     put(models.TrialIntermediateValueModel, "step", _report_columns, reports, written_reports)
     return row_id
+
+
+def reopen_trials(database: Connection, row_ids: Sequence[int]) -> None:
+    """Have ended trials wait again."""
+    trials, values = models.TrialModel.__table__, models.TrialValueModel.__table__
+    for i in range(0, len(row_ids), _MAX_IDS):
+        some = row_ids[i : i + _MAX_IDS]
+        waiting = {"state": TrialState.WAITING, "datetime_complete": None}
+        database.execute(trials.update().where(trials.c.trial_id.in_(some)).values(**waiting))
+        database.execute(values.delete().where(values.c.trial_id.in_(some)))
 
 
 _Items = Mapping[Any, Any]  # of one table and trial: value of the table's key column -> item

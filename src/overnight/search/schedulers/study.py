@@ -1,0 +1,162 @@
+"""The trials of a study as a scheduler sees them, and the scheduler of a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from overnight.config.settings import Settings
+from overnight.protocol import Progress
+from overnight.search.attributes import HISTORY, UNTIL
+from overnight.search.plan import Plan
+from overnight.search.record import TrialRecord, unpack_history
+from overnight.search.schedulers.halving import ETA, Halving, rungs
+from overnight.search.schedulers.interface import Scheduler, State, Trial, epochs_left
+
+# What it costs to pause a trial and to resume it in a new process, in seconds. A trial is not paused so early that this
+# would be more than a tenth of what it has trained.
+PAUSE_S, PAUSE_SHARE = 0.1, 0.1
+
+_STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+}
+
+
+def make_scheduler(plan: Plan, min_epochs: int) -> Scheduler:
+    """Make the scheduler of a plan whose trials are paused. min_epochs: those of the first rung."""
+    settings = plan.settings
+    assert plan.pauses
+    return Halving(settings.trainer.max_epochs, min_epochs, plan.max_trials)
+
+
+def first_rung(settings: Settings, epoch_s: float) -> int:
+    """The epochs before the first pause, where an epoch takes `epoch_s` seconds.
+
+    There is at least one rung below the last epoch, unless there is only one epoch.
+    """
+    if settings.scheduler.min_epochs is not None:
+        return settings.scheduler.min_epochs
+    rung, max_epochs = 1, settings.trainer.max_epochs
+    while rung * epoch_s * PAUSE_SHARE < PAUSE_S and len(rungs(max_epochs, rung * ETA)) > 1:
+        rung *= ETA
+    return rung
+
+
+class TrialsReader:
+    """Reads the trials of a study for its scheduler. What does not change is converted once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._settings = plan.settings
+        self._scores: dict[int, tuple[Any, tuple[float, ...]]] = {}  # number -> the stored history, and its scores
+
+    def read(self, trials: Iterable[FrozenTrial], running: Mapping[int, Iterable[Progress]]) -> list[Trial]:
+        """Return the trials that have started.
+
+        Args:
+            trials: All trials of the study.
+            running: Number -> history of the trials whose history is newer than the stored one.
+        """
+        found = []
+        for t in trials:
+            until = t.user_attrs.get(UNTIL)
+            if until is None and t.state == TrialState.WAITING:  # it has not started
+                continue
+            scores = scores_of(running[t.number], self._settings) if t.number in running else self._stored_scores(t)
+            found.append(Trial(t.number, _state(t, len(scores), until), scores, until or len(scores)))
+        return found
+
+    def _stored_scores(self, t: FrozenTrial) -> tuple[float, ...]:
+        packed = t.user_attrs.get(HISTORY)
+        known = self._scores.get(t.number)
+        if known is None or known[0] is not packed:
+            known = packed, scores_of(unpack_history(t.number, packed), self._settings)
+            self._scores[t.number] = known
+        return known[1]
+
+
+def _state(t: FrozenTrial, epochs: int, until: int | None) -> State:
+    if t.state in _STATES:
+        return _STATES[t.state]
+    if until is not None and epochs >= until:
+        return "paused"  # or pruned at the end of a launch, which a larger budget takes up again
+    return "running" if t.state == TrialState.WAITING else "stopped"
+
+
+def trials_of(records: Iterable[TrialRecord], settings: Settings) -> list[Trial]:
+    """The trials of these records, without those that have not started."""
+    states: dict[str, State] = {"complete": "complete", "failed": "failed", "pruned": "stopped"}
+    return [
+        Trial(
+            r.number,
+            "paused" if r.waits_at_rung else states.get(r.state, "running"),
+            scores_of(r.history, settings),
+            r.until or len(r.history),
+        )
+        for r in records
+        if r.until is not None or r.state not in ("waiting", "paused")
+    ]
+
+
+def scores_of(history: Iterable[Progress], settings: Settings) -> tuple[float, ...]:
+    """The objective after each epoch, turned so that larger is better; nan before its first value."""
+    study = settings.study
+    sign, scores, latest = (1 if study.direction == "maximize" else -1), [], math.nan
+    for e in history:
+        value = sign * e.metrics.get(study.metric, math.nan)
+        if math.isfinite(value):
+            latest = value if math.isnan(latest) or study.objective == "last" else max(latest, value)
+        scores.append(latest)
+    return tuple(scores)
+
+
+def is_spent(records: Iterable[TrialRecord], plan: Plan) -> bool:
+    """Whether the budget of a search is spent. Under a scheduler that pauses trials: whether it would go on."""
+    found = list(records)
+    if not plan.pauses:
+        return sum(r.done for r in found) >= plan.budget
+    trials = trials_of(found, plan.settings)
+    if not trials or any(t.state == "running" for t in trials):
+        return False
+    scheduler = make_scheduler(plan, min(rungs_of(trials), default=1))
+    return scheduler.next(trials, epochs_left(trials, plan.budget_epochs)) is None
+
+
+def trained_epochs(records: Iterable[TrialRecord]) -> int:
+    """The epochs that all trials have trained together."""
+    return sum(len(r.history) for r in records)
+
+
+def progress_text(records: Iterable[TrialRecord], plan: Plan) -> str:
+    """How much of the budget of a search is spent: "12 of 30 trials", or "345 of 600 epochs"."""
+    found = list(records)
+    if plan.counts_epochs:
+        return f"{trained_epochs(found)} of {plan.budget_epochs} epochs"
+    return f"{sum(r.done or r.waits_at_rung for r in found)} of {plan.budget} trials"
+
+
+def share_spent(records: Iterable[TrialRecord], plan: Plan) -> float:
+    """The share of the budget of a search that is spent, from 0 to 1."""
+    found = list(records)
+    if plan.counts_epochs:
+        return min(trained_epochs(found) / plan.budget_epochs, 1.0)
+    return min(sum(r.done or r.waits_at_rung for r in found) / plan.budget, 1.0)
+
+
+def promising_first(records: Iterable[TrialRecord], settings: Settings) -> list[int]:
+    """The numbers of paused trials by their rank among those at the same rung, from 0 for the best to 1."""
+    trials = trials_of(records, settings)
+    ranks: dict[int, float] = {}
+    for rung in rungs_of(trials):
+        there = sorted((t for t in trials if t.until == rung), key=lambda t: (-t.score_at(rung), t.number))
+        ranks |= {t.number: place / len(there) for place, t in enumerate(there)}
+    return sorted(ranks, key=lambda number: (ranks[number], number))
+
+
+def rungs_of(trials: Sequence[Trial]) -> list[int]:
+    """The numbers of epochs to which trials were sent, in rising order: the rungs of any scheduler."""
+    return sorted({t.until for t in trials if t.state != "failed"})

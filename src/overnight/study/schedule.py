@@ -1,0 +1,146 @@
+"""What the scheduler of a study decides, read from its storage and written to it.
+
+Each decision is made while no other process can make one, and is written with it. A study that was killed therefore
+goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from overnight.search.attributes import UNTIL
+from overnight.search.plan import Plan
+from overnight.search.schedulers.halving import Halving
+from overnight.search.schedulers.interface import Resume, Scheduler, Start, Trial, epochs_left
+from overnight.search.schedulers.study import TrialsReader, first_rung, make_scheduler, rungs_of
+from overnight.study.attributes import StudyAttributes
+from overnight.study.storage.exclusive import Choice, ExclusiveStorage
+from overnight.study.storage.optuna_tables import make_trial_id
+from overnight.study.storage.outage import Unreachable
+from overnight.study.trial_reader import TrialReader
+
+
+class Schedule:
+    """Asks the scheduler of an open study which trial trains next, and how far.
+
+    Attributes:
+        time_left: Epochs for which there is time; infinite without a deadline.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        study: optuna.Study,
+        storage: ExclusiveStorage,
+        reader: TrialReader,
+        attributes: StudyAttributes,
+    ) -> None:
+        assert plan.pauses
+        self._plan, self._study, self._storage = plan, study, storage
+        self._reader, self._attributes = reader, attributes
+        self._trials_reader = TrialsReader(plan)
+        self._scheduler: Scheduler | None = None
+        self._first_rung: int | None = None
+        self.time_left = float("inf")
+
+    def choose(self) -> Choice | None:
+        """Return the trial for a free slot; None if there is none now."""
+        trials = self._read()
+        stored = self._reader.trials()
+        for trial in trials:
+            if trial.state == "running" and stored[trial.number].state == TrialState.WAITING:  # it was interrupted
+                return Choice(trial.number, {UNTIL: trial.until})
+        answer = self._ask(trials)
+        if answer is None:
+            return None
+        if isinstance(answer, Resume):
+            return Choice(answer.number, {UNTIL: answer.until})
+        started = {trial.number for trial in trials}
+        first = (t.number for t in stored if t.state == TrialState.WAITING and t.number not in started)
+        return Choice(next(first, "new"), {UNTIL: answer.until})
+
+    def go_on(self, number: int) -> bool:
+        """Return whether a running trial that has reached its rung goes on at once, and let it if so."""
+        try:
+            return self._storage.change(self._study._study_id, number, lambda: self._promotion(number))
+        except Unreachable:
+            return False
+
+    def until(self, number: int) -> int:
+        """The epochs to which a trial may train."""
+        trial_id = make_trial_id(self._study._study_id, number)
+        return int(self._storage.get_trial(trial_id).user_attrs[UNTIL])
+
+    def settle(self) -> list[int]:
+        """End the trials that wait at a rung, as pruned, once the search is over; return their numbers.
+
+        Other clients of Optuna and MLflow see a study without trials that wait. `reopen` undoes it.
+        """
+        study_id, settled = self._study._study_id, []
+        for trial in self._read():
+            if trial.state != "paused" or self._reader.trials()[trial.number].state != TrialState.WAITING:
+                continue
+            if self._storage.claim(study_id, trial.number, lambda: True) == trial.number:
+                trial_id = make_trial_id(study_id, trial.number)
+                reports = self._storage.get_trial(trial_id).intermediate_values
+                value = reports[max(reports)] if reports else None  # as Study.tell does
+                self._storage.set_trial_state_values(trial_id, TrialState.PRUNED, None if value is None else [value])
+                settled.append(trial.number)
+        return settled
+
+    def _promotion(self, number: int) -> Mapping[str, Any] | None:
+        trials = self._read()
+        own = next(t for t in trials if t.number == number)
+        if own.epochs < own.until:  # pausing before the first rung is too expensive, as has been measured since
+            return {UNTIL: own.until}
+        if own.epochs > own.until:  # a kill came between its promotion and the write: it was promoted
+            own = self._promoted(trials, own)
+            if own.until > own.epochs:
+                return {UNTIL: own.until}
+        answer = self._ask([replace(own, state="paused") if t.number == number else t for t in trials])
+        return {UNTIL: answer.until} if isinstance(answer, Resume) and answer.number == number else None
+
+    def _promoted(self, trials: list[Trial], trial: Trial) -> Trial:
+        """A trial with more epochs than its rung has, sent to the next rung that it has not passed."""
+        rungs = self._scheduler.rungs if isinstance(self._scheduler, Halving) else rungs_of(trials)
+        return replace(trial, until=next((rung for rung in rungs if rung >= trial.epochs), trial.epochs))
+
+    def _ask(self, trials: list[Trial]) -> Start | Resume | None:
+        assert self._scheduler is not None
+        committed = sum(max(t.until - t.epochs, 0) for t in trials if t.state == "running")
+        left = min(epochs_left(trials, self._plan.budget_epochs), self.time_left - committed)
+        return self._scheduler.next(trials, left)
+
+    def _read(self) -> list[Trial]:
+        running = {number: running.history.values() for number, running in self._reader.running.items()}
+        trials = self._trials_reader.read(self._reader.trials(), running)
+        rung = self._find_first_rung()
+        if self._scheduler is None or rung != self._first_rung:
+            self._scheduler, self._first_rung = make_scheduler(self._plan, rung), rung
+        return [self._sent_to_first_rung(t, rung) for t in trials]
+
+    def _find_first_rung(self) -> int:
+        """The epochs before the first pause. They are measured once, so that a restart decides as before."""
+        settings = self._plan.settings
+        if settings.scheduler.min_epochs is not None:
+            return settings.scheduler.min_epochs
+        known = self._first_rung if self._first_rung != 1 else None
+        if known is None and (known := self._attributes.first_rung) is None:
+            seconds = [e.seconds for r in self._reader.running.values() for e in r.history.values()]
+            if not seconds:
+                return 1
+            known = first_rung(settings, min(seconds))
+            self._attributes.set_first_rung(known)
+        return known
+
+    @staticmethod
+    def _sent_to_first_rung(trial: Trial, rung: int) -> Trial:
+        """A trial that started before the first rung was known trains to it."""
+        if trial.until >= rung or trial.state not in ("paused", "running"):
+            return trial
+        return replace(trial, until=rung, state="running" if trial.epochs < rung else trial.state)

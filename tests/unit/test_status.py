@@ -1,0 +1,44 @@
+"""What `overnight status` prints of a study that runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from overnight.cli.output import print_status, status_object
+from overnight.search.build_plan import build_plan
+from overnight.study.snapshot import StudyView
+
+
+def running_view(tmp_path: Path, *overrides: str) -> StudyView:
+    plan, now = build_plan([f"home={tmp_path}", *overrides]), time.time()
+    deadline = {"started_at": now, "ends_at": now + 3600, "setting": "study.hours=1"}
+    holder = {"pid": 1, "host": "here"}
+    return StudyView(plan.name, plan, (), holder, None, None, launch={"deadline": deadline, "startup_s": 5.0})
+
+
+@pytest.mark.parametrize("scheduler", ["halving", "median"])
+def test_a_running_study_with_a_deadline_says_when_it_ends(
+    scheduler: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = running_view(tmp_path, "study.hours=1", f"scheduler={scheduler}")
+    print_status(found)
+    assert "ends by" in capsys.readouterr().out
+    assert "ends by" in status_object(found)["forecast"]
+
+
+def test_the_budget_is_told_in_epochs_where_trials_are_paused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = running_view(tmp_path, "study.budget=30", "trainer.max_epochs=20")
+    print_status(found)
+    assert "0 of 600 epochs done" in capsys.readouterr().out
+    told = status_object(found)
+    assert (told["budget"], told["epochs"]) == (None, {"trained": 0, "budget": 600})
+
+
+def test_the_budget_is_a_number_of_trials_where_none_is_paused(tmp_path: Path) -> None:
+    told = status_object(running_view(tmp_path, "scheduler=none", "study.trials=7"))
+    assert (told["budget"], told["epochs"]) == (7, {"trained": 0, "budget": None})

@@ -9,6 +9,7 @@ from overnight.protocol import Alive, Decision, Finished, FoldEnded, Progress, R
 from overnight.runner.trial_outcomes import Outcomes
 from overnight.runner.trial_process import TrialProcess
 from overnight.runner.watchdog import Watchdog
+from overnight.search.schedulers.interface import Answer
 from overnight.study.session import StudySession
 
 
@@ -45,7 +46,7 @@ class MessageHandler:
                 for done in message.history:
                     self._session.writer.record(done)
                     trial.note(done)
-                if self._pauses(trial):  # it was interrupted after it had reached the rung
+                if self._at_rung(trial) is Decision.SAVE_AND_STOP:  # it was interrupted after it had reached the rung
                     trial.send(Decision.SAVE_AND_STOP)
             case StateSaved():
                 self._outcomes.note_progress(message.number)
@@ -66,19 +67,25 @@ class MessageHandler:
         if not is_complete and self._session.writer.should_prune(done.number):
             trial.pruned = True
             return Decision.STOP
-        if not self._is_working() or (not is_complete and self._pauses(trial)):
+        if not self._is_working():
             return Decision.SAVE_AND_STOP
-        return Decision.CONTINUE
+        decision = Decision.CONTINUE if is_complete else self._at_rung(trial)
+        trial.pruned = trial.pruned or decision is Decision.STOP
+        return decision
 
-    def _pauses(self, trial: TrialProcess) -> bool:
-        """Whether a trial has reached a rung and does not go on from there at once."""
+    def _at_rung(self, trial: TrialProcess) -> Decision:
+        """Return what the scheduler lets a trial do. It saves and stops at a rung unless it goes on at once."""
         schedule, number = self._session.schedule, trial.spec.number
-        if schedule is None or trial.until is None or trial.index + 1 < trial.until:
-            return False
+        if schedule is None or trial.until is None:
+            return Decision.CONTINUE
+        if trial.index + 1 < trial.until:
+            answer = schedule.report(number)
+            if answer is not Answer.PAUSE:
+                return Decision.STOP if answer is Answer.STOP else Decision.CONTINUE
         if not schedule.go_on(number):
-            return True
+            return Decision.SAVE_AND_STOP
         trial.until = schedule.until(number)
-        return False
+        return Decision.CONTINUE
 
     def _decide_fold(self, trial: TrialProcess, number: int) -> Decision:
         if self._session.writer.is_hopeless(number):

@@ -80,6 +80,7 @@ def build_plan(
     start = Start(users_import_path(), draft.tree)
     plan = Plan(draft.settings, space, groups, choices, variants, config_dir=folder, start=start)
     if searching:
+        plan = validation.with_kind_of_scheduler(plan)
         validation.check_sampler(plan, problems)
         validation.check_scheduler(plan, problems)
         validation.check_enqueued(plan, problems)

@@ -18,6 +18,14 @@ _OWN_KEYS = ("_target_", "_partial_", "package", "registry_root", "ref")
 # Warnings about what the start of a study and the documentation say once.
 _QUIET = ("warn_independent_sampling", "warn_asynchronous_seeding")
 
+# Section -> what its `_target_` must be.
+_EXPECTED = {
+    "sampler": "must be an Optuna BaseSampler, such as optuna.samplers.NSGAIISampler",
+    "scheduler": (
+        "must be an Optuna BasePruner, such as optuna.pruners.PatientPruner, or a class with methods next and report"
+    ),
+}
+
 # The seed of an object: (its class, the seed that the configuration gives or None) -> seed.
 SeedFor = Callable[[Any, int | None], int]
 
@@ -45,8 +53,14 @@ def check(node: Any, key: str, problems: Problems) -> None:
     _walk(node, key, problems, None, build=False)
 
 
-def build(node: Mapping[str, Any], key: str, base: type, problems: Problems, seed_for: SeedFor | None = None) -> Any:
-    """Build what a node describes, an object of the class `base`; None where `problems` has grown.
+def build(
+    node: Mapping[str, Any],
+    key: str,
+    base: type | tuple[type, ...],
+    problems: Problems,
+    seed_for: SeedFor | None = None,
+) -> Any:
+    """Build what a node describes, an object of a class in `base`; None where `problems` has grown.
 
     Args:
         key: The key of the node in the configuration, for messages.
@@ -57,8 +71,7 @@ def build(node: Mapping[str, Any], key: str, base: type, problems: Problems, see
     if len(problems) > before:
         return None
     if not isinstance(built, base):
-        example = "optuna.samplers.NSGAIISampler" if "Sampler" in base.__name__ else "optuna.pruners.PatientPruner"
-        problems.add(f"{key}._target_", f"must be an Optuna {base.__name__}, such as {example}", node["_target_"])
+        problems.add(f"{key}._target_", _EXPECTED[key], node["_target_"])
         return None
     return built
 

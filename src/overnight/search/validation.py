@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.pruners import BasePruner
 
 from overnight.config import clock
 from overnight.config.compose import Draft
@@ -19,7 +21,7 @@ from overnight.config.values import to_text
 from overnight.search import optuna_objects
 from overnight.search.distributions import values_equal
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
-from overnight.search.schedulers import pruners
+from overnight.search.schedulers import own
 from overnight.search.schedulers.halving import rungs
 from overnight.search.space import Parameter, SearchSpace
 from overnight.system.devices import accelerator_problem
@@ -226,8 +228,8 @@ def check_sampler(plan: Plan, problems: Problems) -> None:
 def check_scheduler(plan: Plan, problems: Problems) -> None:
     """Check that a scheduler fits the study, and that one which is named by `_target_` can be built."""
     settings = plan.settings
-    if settings.scheduler.name == "custom":
-        pruners.build(settings.scheduler, problems)
+    if settings.scheduler.target is not None:
+        own.build(settings.scheduler, problems)
     if not plan.pauses:
         return
     first, max_epochs = settings.scheduler.min_epochs, settings.trainer.max_epochs
@@ -246,6 +248,15 @@ def check_scheduler(plan: Plan, problems: Problems) -> None:
     if settings.terminator.improvement != "none":
         rule = f"must be none with scheduler={settings.scheduler.name}, under which few trials are complete"
         problems.add("terminator", rule, settings.terminator.improvement, instead)
+
+
+def with_kind_of_scheduler(plan: Plan) -> Plan:
+    """The plan with `scheduler.name` own where its `_target_` is no pruner of Optuna."""
+    scheduler = plan.settings.scheduler
+    if scheduler.name != "custom" or isinstance(own.build(scheduler, Problems()), BasePruner | None):
+        return plan
+    settings = replace(plan.settings, scheduler=replace(scheduler, name="own"))
+    return replace(plan, settings=settings)
 
 
 def check_enqueued(plan: Plan, problems: Problems) -> None:

@@ -6,6 +6,7 @@ goes on as if it had not been.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from optuna.trial import TrialState
 from overnight.search.attributes import UNTIL
 from overnight.search.plan import Plan
 from overnight.search.schedulers.halving import Halving
-from overnight.search.schedulers.interface import Resume, Scheduler, Start, Trial, epochs_left
+from overnight.search.schedulers.interface import Answer, Resume, Scheduler, Start, Trial, epochs_left
 from overnight.search.schedulers.study import TrialsReader, first_rung, make_scheduler, rungs_of
 from overnight.study.attributes import StudyAttributes
 from overnight.study.storage.exclusive import Choice, ExclusiveStorage
@@ -70,6 +71,18 @@ class Schedule:
             return self._storage.change(self._study._study_id, number, lambda: self._promotion(number))
         except Unreachable:
             return False
+
+    def report(self, number: int) -> Answer:
+        """Return what a running trial does before the epoch at which it pauses anyway."""
+        if self._plan.settings.scheduler.target is None:  # ours decides at the rungs alone
+            return Answer.GO_ON
+        scores = next(t.scores for t in self._read() if t.number == number)
+        assert self._scheduler is not None
+        answer = self._scheduler.report(number, len(scores), scores[-1])
+        if answer is Answer.PAUSE:
+            with contextlib.suppress(Unreachable):
+                self._storage.change(self._study._study_id, number, lambda: {UNTIL: len(scores)})
+        return answer
 
     def until(self, number: int) -> int:
         """The epochs to which a trial may train."""
@@ -127,6 +140,8 @@ class Schedule:
     def _find_first_rung(self) -> int:
         """The epochs before the first pause. They are measured once, so that a restart decides as before."""
         settings = self._plan.settings
+        if settings.scheduler.target is not None:
+            return 1
         if settings.scheduler.min_epochs is not None:
             return settings.scheduler.min_epochs
         known = self._first_rung if self._first_rung != 1 else None

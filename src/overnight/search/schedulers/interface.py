@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 State = Literal["running", "paused", "complete", "stopped", "failed"]
 
@@ -71,6 +71,7 @@ class Answer(Enum):
     STOP = "stop"  # it ends, and its state is deleted
 
 
+@runtime_checkable
 class Scheduler(Protocol):
     """Decides which trial trains next, and how far.
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
-import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 
 from overnight.config.problems import Problems
-from overnight.config.settings import SchedulerSettings
 from overnight.config.trainer import counts_validations
-from overnight.search import optuna_objects
 from overnight.search.plan import Plan
+from overnight.search.schedulers import own
 
 # What `median` has in its config. It replaces halving where trials can't be paused at the same numbers of epochs.
 _STARTUP_TRIALS, _WARMUP_EPOCHS = 5, 5
@@ -35,22 +31,10 @@ def make_pruner(plan: Plan) -> BasePruner:
         )
     if settings.name == "custom":
         problems = Problems()
-        pruner = build(settings, problems)
+        pruner = own.build(settings, problems)
         problems.raise_if_any()
-        assert pruner is not None
+        assert isinstance(pruner, BasePruner), "the plan tells pruners from other schedulers"
         return pruner
     if settings.name == "halving" and not plan.pauses:
         return MedianPruner(n_startup_trials=_STARTUP_TRIALS, n_warmup_steps=_WARMUP_EPOCHS)
     return NopPruner()
-
-
-def build(settings: SchedulerSettings, problems: Problems) -> BasePruner | None:
-    """Build the pruner that the configuration names by `_target_`; None where `problems` has grown.
-
-    It runs in the supervisor, once for each epoch of each trial, and decides from the study storage alone.
-    """
-    assert settings.target is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        pruner: BasePruner | None = optuna_objects.build(settings.target, "scheduler", BasePruner, problems)
-    return pruner

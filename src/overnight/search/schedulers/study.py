@@ -8,11 +8,13 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from overnight.config.problems import Problems
 from overnight.config.settings import Settings
 from overnight.protocol import Progress
 from overnight.search.attributes import HISTORY, UNTIL
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, unpack_history
+from overnight.search.schedulers import own
 from overnight.search.schedulers.halving import ETA, Halving, rungs
 from overnight.search.schedulers.interface import Scheduler, State, Trial, epochs_left
 
@@ -31,6 +33,12 @@ def make_scheduler(plan: Plan, min_epochs: int) -> Scheduler:
     """Make the scheduler of a plan whose trials are paused. min_epochs: those of the first rung."""
     settings = plan.settings
     assert plan.pauses
+    if settings.scheduler.target is not None:
+        problems = Problems()
+        scheduler = own.build(settings.scheduler, problems)
+        problems.raise_if_any()
+        assert isinstance(scheduler, Scheduler)
+        return own.CheckedScheduler(scheduler, str(settings.scheduler.target["_target_"]), settings.trainer.max_epochs)
     return Halving(settings.trainer.max_epochs, min_epochs, plan.max_trials)
 
 
@@ -119,6 +127,8 @@ def is_spent(records: Iterable[TrialRecord], plan: Plan) -> bool:
     found = list(records)
     if not plan.pauses:
         return sum(r.done for r in found) >= plan.budget
+    if plan.settings.scheduler.target is not None:  # its class may not be here
+        return bool(found) and all(r.done for r in found)
     trials = trials_of(found, plan.settings)
     if not trials or any(t.state == "running" for t in trials):
         return False

@@ -164,18 +164,23 @@ class BrokenPipeSafe:
 
 
 class PlainScreen:
-    """Prints one line for each trial that ended, and each new warning."""
+    """Prints one line for each trial that ended, for each paused one that is the best so far, and each new warning."""
 
     def __init__(self, skip: int = 0) -> None:
         """skip: Number of ended trials that are not printed."""
         self._printed = skip
         self._warning: str | None = None
+        self._provisional: tuple[int, int] | None = None  # the number and the epochs of the best paused trial
 
     def update(self, take_snapshot: Callable[[], ProgressSnapshot], force: bool = False) -> None:  # noqa: ARG002
         now = take_snapshot()
         for record in now.ended[self._printed :]:
             print(_line(record, now), flush=True)
         self._printed = len(now.ended)
+        best = now.provisional_best
+        if best is not None and best.waits_at_rung and self._provisional != (best.number, len(best.history)):
+            self._provisional = best.number, len(best.history)
+            print(_line(best, now), flush=True)
         if now.warning and now.warning != self._warning:
             print(now.warning, flush=True)
         self._warning = now.warning
@@ -193,7 +198,8 @@ def _line(record: TrialRecord, now: ProgressSnapshot) -> str:
         progress += f"; {now.forecast}"
     elif left:
         progress += f", {format_duration(left)} left"
-    return f"{trial_title(record)} {record.state:8} {_objective(record, metric):>9}  {describe(record)}  [{progress}]"
+    state = f"after {len(record.history)}" if record.waits_at_rung else record.state
+    return f"{trial_title(record)} {state:8} {_objective(record, metric):>9}  {describe(record)}  [{progress}]"
 
 
 class TerminalScreen:

@@ -74,7 +74,10 @@ def test_an_interrupt_is_raised_after_everything_is_saved(home: Path, monkeypatc
                 signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(api, "choose_screen", InterruptsItself)
-    line = [f"home={home}", *user_network("Slow", "study.trials=2", "slots=1", "trainer.max_epochs=4")]
+    line = [
+        f"home={home}",
+        *user_network("Slow", "study.trials=2", "slots=1", "trainer.max_epochs=4", "scheduler=none"),
+    ]
     with pytest.raises(KeyboardInterrupt, match="the same call resumes"):
         overnight.tune(line)
     assert [p.name for p in (home / "checkpoints" / "digits-mlp").rglob("state.ckpt")] == ["state.ckpt"]

@@ -125,6 +125,7 @@ def test_status_prints_one_json_object(overnight: Overnight, finished_home: Path
             "running": 0,
             "waiting": 0,
         },
+        "epochs": {"trained": sum(len(r.history) for r in finished.records), "budget": None},
         "best": {
             "trial": finished.best.number,
             "objective": finished.best.objective,

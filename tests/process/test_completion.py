@@ -47,7 +47,7 @@ def complete(tmp_path: Path) -> Complete:
         ("overnight tune --co", ["--config-dir", "--config-name"]),
         ("overnight tune model=", ["model=cnn", "model=mlp"]),
         ("overnight tune model=mlp,c", ["model=mlp,cnn"]),
-        ("overnight tune sched", ["schedule=", "schedule."]),
+        ("overnight tune schedule", ["schedule=", "scheduler=", "schedule.", "scheduler."]),
         ("overnight tune optimizer.l", ["optimizer.lr="]),
         ("overnight tune +optimizer.l", ["+optimizer.lr="]),
         ("overnight tune study.confirm.", ["study.confirm.top=", "study.confirm.seeds="]),

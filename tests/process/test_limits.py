@@ -39,7 +39,7 @@ def record(number: int, values: list[float], state: str = "complete") -> TrialRe
 
 
 def test_changes_within_the_noise_are_no_improvement_until_they_add_up() -> None:
-    settings = build_plan(["study.patience=3"]).settings
+    settings = build_plan(["study.patience=3", "scheduler=median"]).settings
     steady, wobbly = [0.5, 0.6, 0.7, 0.7, 0.7, 0.7], [0.5, 0.6, 0.70, 0.68, 0.70, 0.68, 0.70]
     assert patience.noise([record(0, steady)], "val/accuracy") == 0.0
     noise = patience.noise([record(0, wobbly)], "val/accuracy")
@@ -54,9 +54,29 @@ def test_changes_within_the_noise_are_no_improvement_until_they_add_up() -> None
 
 
 def test_pruned_trials_count_towards_patience_and_failed_ones_do_not() -> None:
-    settings = build_plan(["study.patience=3"]).settings
+    settings = build_plan(["study.patience=3", "scheduler=median"]).settings
     trials = [record(0, [0.7]), record(1, [0.6], "pruned"), record(2, [0.9], "failed"), record(3, [0.5])]
     assert patience.trials_since_improvement(trials, settings) == 2
+
+
+def test_under_halving_patience_counts_the_epochs_of_all_trials() -> None:
+    settings = build_plan(["study.patience=2", "trainer.max_epochs=2"]).settings
+    trials = [record(0, [0.5, 0.9]), record(1, [0.6], "paused"), record(2, [0.7, 0.8, 0.9], "failed")]
+    assert patience.epochs_since_improvement(trials[:1], settings) == 0
+    assert patience.epochs_since_improvement(trials[:2], settings) == 1
+    assert patience.finish_reason(trials[:2], settings) is None
+    assert patience.epochs_since_improvement(trials, settings) == 4
+    assert "in the last 4 epochs no trial was better" in (patience.finish_reason(trials, settings) or "")
+
+
+@pytest.mark.long
+def test_patience_ends_a_halving_search_with_a_complete_trial(tune: Tune) -> None:
+    line = (*CHEAP, "+model.lr=choice(1e-9,2e-9,3e-9,4e-9)", "study.patience=2", "trainer.max_epochs=4")
+    result = tune(*line, "scheduler=halving", "scheduler.min_epochs=1", "study.trials=null")
+    assert result.stop_reason == "limit"
+    assert any(note.startswith("study.patience=2: in the last") for note in result.limit_notes)
+    assert sum(r.state == "complete" for r in result.records) >= 1
+    assert sum(len(r.history) for r in result.records) < 30 * 4 / 2
 
 
 @pytest.mark.long
@@ -91,7 +111,7 @@ def test_the_stagnation_terminator_ends_a_search(tune: Tune) -> None:
 
 @pytest.mark.parametrize(("name", "enough"), [("emmr", 40), ("regret_bound", 25)])
 def test_evaluators_that_need_torch_run_in_a_helper_process(name: str, enough: int) -> None:
-    study = build_plan([f"terminator={name}", "study.trials=99"])
+    study = build_plan([f"terminator={name}", "study.trials=99", "scheduler=median"])
     (lr,) = (n for n in study.space.unconditional() if n == "optimizer.lr")
     sample = {n: d.low if hasattr(d, "low") else d.choices[0] for n, d in study.space.unconditional().items()}
     records = [

@@ -72,7 +72,9 @@ def test_an_optimum_outside_the_range_is_reported_and_found_by_the_next_command(
 
 
 def test_the_next_command_does_not_repeat_a_deadline() -> None:
-    study = planned("study.until=2999-01-01T07:00", "study.hours=8", "terminator=regret_bound", "study.patience=9")
+    study = planned(
+        "study.until=2999-01-01T07:00", "study.hours=8", "terminator=regret_bound", "study.patience=9", "scheduler=none"
+    )
     records = search_records(study)
     best = ranked(records, study.settings)[0]
     command = shlex.split(advice.next_command(study, records, best))

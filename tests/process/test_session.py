@@ -559,7 +559,7 @@ def test_extending_a_grid_runs_the_added_points(tmp_path: Path) -> None:
         assert len({json.dumps(r.params) for r in session.records()}) == 7
 
 
-@pytest.mark.parametrize("scheduler", ["scheduler=median", "scheduler=hyperband"])
+@pytest.mark.parametrize("pruner", ["scheduler=median", "scheduler=hyperband"])
 def test_no_trial_is_pruned_before_the_configured_number_of_epochs(tmp_path: Path, pruner: str) -> None:
     at = {"scheduler=median": "scheduler.warmup_epochs=2", "scheduler=hyperband": "scheduler.min_epochs=2"}[pruner]
     more = ["scheduler.startup_trials=1"] if pruner == "scheduler=median" else ["scheduler.reduction_factor=2"]

@@ -181,7 +181,9 @@ def test_a_trial_whose_checkpoints_are_all_refused_starts_again_with_a_note_in_m
 
 
 def test_while_the_disk_is_nearly_full_trials_save_and_wait(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = build_plan([f"home={home}", *user_network("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")])
+    study = build_plan(
+        [f"home={home}", *user_network("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3", "scheduler=none")]
+    )
     session, _ = open_study(study)
     warnings: list[str | None] = []
     worker = Supervisor(session, MlflowSync(study, session.attributes.uid))
@@ -226,7 +228,7 @@ def test_the_log_of_a_trial_is_capped_and_its_children_end_with_it(tune: Tune, h
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("scheduler", ["median", "hyperband"])
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
 def test_a_trial_that_is_behind_is_pruned(tune: Tune, pruner: str) -> None:
     options = ["scheduler.startup_trials=2", "scheduler.warmup_epochs=0"] if pruner == "median" else []
     result = tune(

@@ -208,5 +208,5 @@ def test_keys_with_names_of_ours_are_in_every_line(conf: Path) -> None:
 def test_a_study_of_another_format_is_refused_in_a_sentence(conf: Path) -> None:
     data = planned(conf, {"model.extra": "1,2"}).to_json()
     for older in ({**data, "format": 1}, {k: v for k, v in data.items() if k != "format"}):
-        with pytest.raises(ConfigError, match="plan: must have format 2, got"):
+        with pytest.raises(ConfigError, match="plan: must have format 3, got"):
             Plan.from_json(older)

@@ -80,6 +80,7 @@ class Assignments:
             if time_left is None:
                 return None
             self._session.schedule.time_left = time_left
+            self._session.schedule.finishes = self._limits.finishes(records)
             return queue.ask_scheduled(self._session.schedule)
         allowed = self._limits.next_trial(records, running)
         self._is_refused = allowed is None

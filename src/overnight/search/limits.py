@@ -37,6 +37,10 @@ class Limits(Protocol):
         """The epochs for which there is time, in all slots together; None once no trial may start."""
         ...
 
+    def finishes(self, records: Mapping[int, TrialRecord]) -> bool:
+        """Whether no new trial starts, and only the best paused ones are trained to the end."""
+        ...
+
     def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:
         """Whether running trials must save and stop."""
         ...
@@ -66,6 +70,9 @@ class NoLimits:
 
     def epochs_left(self, records: Mapping[int, TrialRecord]) -> float | None:  # noqa: ARG002
         return math.inf
+
+    def finishes(self, records: Mapping[int, TrialRecord]) -> bool:  # noqa: ARG002
+        return False
 
     def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:  # noqa: ARG002
         return False
@@ -209,6 +216,11 @@ class SearchLimits:
             return math.inf if seconds > 0 else None
         return seconds * self._slots / (deadline.MARGIN * epoch_s) if seconds > 0 else None
 
+    def finishes(self, records: Mapping[int, TrialRecord]) -> bool:
+        reason = patience.finish_reason(records.values(), self._plan.settings)
+        self._stop_reason = ("patience", reason) if reason is not None else None
+        return reason is not None
+
     def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:
         if self._launch.deadline is None:
             return False
@@ -263,6 +275,9 @@ class SearchLimits:
                 self._launch.set_startup(self._launch.now() - self._launch.started_at)
 
     def _reason_to_stop(self, records: Sequence[TrialRecord]) -> tuple[Limit, str] | None:
+        if self._plan.pauses:
+            reason = patience.finish_reason(records, self._plan.settings)
+            return ("patience", reason) if reason is not None else None
         ended = sum(r.done for r in records)
         if self._patience[0] != ended:
             self._patience = ended, patience.stop_reason(records, self._plan.settings)
@@ -319,6 +334,9 @@ class ConfirmationLimits:
 
     def epochs_left(self, records: Mapping[int, TrialRecord]) -> float | None:  # noqa: ARG002
         return math.inf
+
+    def finishes(self, records: Mapping[int, TrialRecord]) -> bool:  # noqa: ARG002
+        return False
 
     def time_is_up(self, records: Mapping[int, TrialRecord]) -> bool:
         return self._launch.now() >= self._ends_at(records, 0)

@@ -43,6 +43,34 @@ def trials_since_improvement(records: Iterable[TrialRecord], settings: Settings)
     return count
 
 
+def epochs_since_improvement(records: Iterable[TrialRecord], settings: Settings) -> int:
+    """Count the epochs since the last one after which a trial was better than all before it plus the noise.
+
+    Epochs count in the order in which they ended, those of trials that are paused or failed too.
+    """
+    trials, metric = list(records), settings.study.metric
+    sign = 1 if settings.study.direction == "maximize" else -1
+    threshold, best, count = noise(trials, metric), -math.inf, 0
+    for e in sorted((e for r in trials for e in r.history), key=lambda e: (e.at, e.number)):
+        value = sign * e.metrics.get(metric, math.nan)
+        count += 1
+        if value > best + threshold:
+            best, count = value, 0
+    return count
+
+
+def finish_reason(records: Iterable[TrialRecord], settings: Settings) -> str | None:
+    """Why study.patience, in whole trainings, has a search under halving finish its best trials; or None."""
+    patience = settings.study.patience
+    if patience is None:
+        return None
+    trials, limit = list(records), patience * settings.trainer.max_epochs
+    if (count := epochs_since_improvement(trials, settings)) < limit:
+        return None
+    beyond = f"plus the noise of {noise(trials, settings.study.metric):.2g}"
+    return f"study.patience={patience}: in the last {count} epochs no trial was better than the best before {beyond}"
+
+
 def stop_reason(records: Iterable[TrialRecord], settings: Settings) -> str | None:
     """Why study.patience ends the search; None where it does not, or is not set."""
     trials, patience = list(records), settings.study.patience

@@ -241,10 +241,7 @@ def check_scheduler(plan: Plan, problems: Problems) -> None:
             first,
             "lower it, train longer, or take scheduler=median",
         )
-    instead = "add scheduler=median, or limit the search by study.budget, study.trials or study.hours"
-    if settings.study.patience is not None:
-        rule = f"must be null with scheduler={settings.scheduler.name}, under which few trials are complete"
-        problems.add("study.patience", rule, settings.study.patience, instead)
+    instead = "add scheduler=median, or take study.patience"
     if settings.terminator.improvement != "none":
         rule = f"must be none with scheduler={settings.scheduler.name}, under which few trials are complete"
         problems.add("terminator", rule, settings.terminator.improvement, instead)

@@ -7,6 +7,7 @@ goes on as if it had not been.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,7 @@ class Schedule:
 
     Attributes:
         time_left: Epochs for which there is time; infinite without a deadline.
+        finishes: No new trial starts, and only the best paused ones are trained to the end.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Schedule:
         self._scheduler: Scheduler | None = None
         self._first_rung: int | None = None
         self.time_left = float("inf")
+        self.finishes = False
 
     def choose(self) -> Choice | None:
         """Return the trial for a free slot; None if there is none now."""
@@ -112,22 +115,32 @@ class Schedule:
         if own.epochs < own.until:  # pausing before the first rung is too expensive, as has been measured since
             return {UNTIL: own.until}
         if own.epochs > own.until:  # a kill came between its promotion and the write: it was promoted
-            own = self._promoted(trials, own)
+            own = self._sent_on(trials, own, own.epochs)
             if own.until > own.epochs:
                 return {UNTIL: own.until}
+        if own.latest == -math.inf:  # it has no value yet, by which it could be compared
+            own = self._sent_on(trials, own, own.epochs + 1)
+            left = self._left([t for t in trials if t.number != number])
+            return {UNTIL: own.until} if own.until - own.epochs <= left else None
         answer = self._ask([replace(own, state="paused") if t.number == number else t for t in trials])
         return {UNTIL: answer.until} if isinstance(answer, Resume) and answer.number == number else None
 
-    def _promoted(self, trials: list[Trial], trial: Trial) -> Trial:
-        """A trial with more epochs than its rung has, sent to the next rung that it has not passed."""
+    def _sent_on(self, trials: list[Trial], trial: Trial, epochs: int) -> Trial:
+        """A trial that is sent to the first rung of at least `epochs` epochs."""
         rungs = self._scheduler.rungs if isinstance(self._scheduler, Halving) else rungs_of(trials)
-        return replace(trial, until=next((rung for rung in rungs if rung >= trial.epochs), trial.epochs))
+        return replace(trial, until=next((rung for rung in rungs if rung >= epochs), epochs))
 
     def _ask(self, trials: list[Trial]) -> Start | Resume | None:
         assert self._scheduler is not None
-        committed = sum(max(t.until - t.epochs, 0) for t in trials if t.state == "running")
-        left = min(epochs_left(trials, self._plan.budget_epochs), self.time_left - committed)
-        return self._scheduler.next(trials, left)
+        left = self._left(trials)
+        return self._scheduler.next(
+            trials, min(left, self._plan.settings.trainer.max_epochs) if self.finishes else left
+        )
+
+    def _left(self, trials: list[Trial]) -> float:
+        """The epochs that are neither trained nor reserved, of the budget and of those for which there is time."""
+        reserved = sum(max(t.until - t.epochs, 0) for t in trials if t.state == "running")
+        return min(epochs_left(trials, self._plan.budget_epochs), self.time_left - reserved)
 
     def _read(self) -> list[Trial]:
         running = {number: running.history.values() for number, running in self._reader.running.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Container, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from overnight.search.plan import Plan
+from overnight.search.schedulers.interface import Trial
 from overnight.search.schedulers.learning import CANDIDATES, RANDOM_SHARE, choose, good_trials, rung_to_learn_from
 from overnight.search.schedulers.study import TrialsReader, rungs_of
 from overnight.search.seeds import derive_seed
@@ -24,26 +26,35 @@ class LearnedStudy:
         self._plan, self._reader = plan, TrialsReader(plan)
 
     def of(self, study: optuna.Study, number: int) -> optuna.Study:
-        """Return what the sampler gets for the suggestion of trial `number`. It has no trials for a random one."""
+        """Return what the sampler gets for the suggestion of trial `number`."""
         settings = self._plan.settings
         stored = study._storage.get_all_trials(study._study_id, deepcopy=False)
         trials = self._reader.read((t for t in stored if t.number != number), {})
-        rungs = rungs_of(trials)
-        # CMA-ES needs the whole of each generation, so it learns from the first rung, which all trials reach.
-        is_cma = settings.sampler.name == "cma_es"
-        rung = rung_to_learn_from(trials, rungs[:1] if is_cma else rungs, settings.sampler.startup_trials)
+        if settings.sampler.name in ("tpe", "gp"):
+            scores = self._scores_of_one_rung(trials, number)
+            return _shown(study, [self._complete(stored[n], score) for n, score in scores.items()])
+        # The others know the points of all trials by their numbers, and need the whole of each generation. They learn
+        # from the first rung, which every trial reaches.
+        rung = min(rungs_of(trials), default=0)
+        scores = {t.number: t.score_at(rung) for t in trials if t.state != "failed" and t.score_at(rung) > -math.inf}
+        return _shown(
+            study,
+            [self._complete(t, scores[t.number]) if t.number in scores else _started(t, number) for t in stored],
+        )
+
+    def _scores_of_one_rung(self, trials: list[Trial], number: int) -> Mapping[int, float]:
+        """Number -> score of the trials to learn from; none for a random suggestion."""
+        settings = self._plan.settings
+        rung = rung_to_learn_from(trials, rungs_of(trials), settings.sampler.startup_trials)
         rng = random.Random(derive_seed(settings.seed, "learning", number))
-        scores: Mapping[int, float] = {}
-        if rung is not None and rng.random() >= RANDOM_SHARE:
-            draws_sample = settings.sampler.name == "tpe"
-            scores = (
-                choose(trials, rung, rng)
-                if draws_sample
-                else {t.number: t.score_at(rung) for t in trials if t.state != "failed" and t.epochs >= rung}
-            )
-        sign = 1 if settings.study.direction == "maximize" else -1
-        learned = [_complete(stored[n], sign * score) for n, score in scores.items()]
-        return optuna.Study(study.study_name, _OneRung(study._storage, learned))  # type: ignore[arg-type]
+        return {} if rung is None or rng.random() < RANDOM_SHARE else choose(trials, rung, rng)
+
+    def _complete(self, trial: FrozenTrial, score: float) -> FrozenTrial:
+        shown = copy.copy(trial)
+        sign = 1 if self._plan.settings.study.direction == "maximize" else -1
+        shown.state, shown.values = TrialState.COMPLETE, [sign * score]
+        shown.datetime_complete = shown.datetime_complete or shown.datetime_start
+        return shown
 
 
 class TpeOfRung(TPESampler):
@@ -64,8 +75,12 @@ class TpeOfRung(TPESampler):
         self._gamma = good_trials
 
 
-class _OneRung:
-    """A storage that shows chosen trials of another one as complete, and passes on everything else."""
+def _shown(study: optuna.Study, trials: list[FrozenTrial]) -> optuna.Study:
+    return optuna.Study(study.study_name, _ShownTrials(study._storage, trials))  # type: ignore[arg-type]
+
+
+class _ShownTrials:
+    """A storage that shows chosen trials of another one, and passes on everything else."""
 
     def __init__(self, storage: Any, trials: list[FrozenTrial]) -> None:
         self._storage, self._trials = storage, trials
@@ -83,8 +98,10 @@ class _OneRung:
         return getattr(self._storage, name)
 
 
-def _complete(trial: FrozenTrial, value: float) -> FrozenTrial:
+def _started(trial: FrozenTrial, number: int) -> FrozenTrial:
+    """A trial that waits at a rung, as one that runs: its point is taken. Not trial `number`, which asks."""
+    if trial.number == number or trial.state != TrialState.WAITING or not trial.params:
+        return trial
     shown = copy.copy(trial)
-    shown.state, shown.values = TrialState.COMPLETE, [value]
-    shown.datetime_complete = shown.datetime_complete or shown.datetime_start
+    shown.state = TrialState.RUNNING
     return shown

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from overnight.report.live import ProgressSnapshot, RunningTrial
 from overnight.runner.supervisor import Supervisor
-from overnight.search.record import format_duration
+from overnight.runner.trial_process import TrialProcess
+from overnight.search.record import TrialRecord, format_duration
 
 
 def progress(supervisor: Supervisor) -> ProgressSnapshot:
@@ -13,7 +14,7 @@ def progress(supervisor: Supervisor) -> ProgressSnapshot:
     running = tuple(
         RunningTrial(
             number,
-            trial.index,
+            _last_index(trial, records.get(number)),
             r.objective if (r := records.get(number)) else None,
             trial.started_at,
             trial.fold,
@@ -31,6 +32,13 @@ def progress(supervisor: Supervisor) -> ProgressSnapshot:
         _warning(supervisor),
         supervisor.outlook,
     )
+
+
+def _last_index(trial: TrialProcess, record: TrialRecord | None) -> int:
+    """Return the last complete epoch of a running trial, also before its process has reported that it resumes."""
+    if trial.index < 0 and record is not None and record.history:
+        return record.history[-1].index
+    return trial.index
 
 
 def _activity(supervisor: Supervisor) -> str | None:

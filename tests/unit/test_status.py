@@ -32,7 +32,7 @@ def test_a_running_study_with_a_deadline_says_when_it_ends(
 def test_the_budget_is_told_in_epochs_where_trials_are_paused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = running_view(tmp_path, "study.budget=30", "trainer.max_epochs=20")
+    found = running_view(tmp_path, "scheduler=halving", "study.budget=30", "trainer.max_epochs=20")
     print_status(found)
     assert "0 of 600 epochs done" in capsys.readouterr().out
     told = status_object(found)

@@ -105,7 +105,8 @@ class SeededSampler(BaseSampler):
         """Make the sampler of the plan for trial `number`. attempt: 0, or the number of the redraw."""
         settings = self._plan.settings.sampler
         if settings.name == "tpe" and self._plan.pauses:
-            return TpeOfRung(seed)
+            # It learns from few trials, so another seed mostly repeats the point: a redraw is random.
+            return RandomSampler(seed=seed) if attempt else TpeOfRung(seed)
         if settings.name == "tpe":  # Bergstra et al. 2011; multivariate: Falkner et al. 2018
             return TPESampler(
                 n_startup_trials=settings.startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed

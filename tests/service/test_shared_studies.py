@@ -24,7 +24,7 @@ from overnight.study import open as opening
 from overnight.study import requests
 from overnight.study.open import open_study
 from overnight.study.session import StudySession
-from overnight.study.storage import leased, leases
+from overnight.study.storage import leases
 from overnight.study.storage.leased import LeasedStorage
 from overnight.study.storage.outage import Unreachable
 from overnight.system.signals import Signals
@@ -264,19 +264,19 @@ def test_a_study_that_is_launched_again_while_a_peer_stops_is_open(
     study: Plan, join: Join, monkeypatch: pytest.MonkeyPatch, stays: bool
 ) -> None:
     """Even if the peer does not leave in time, because it publishes the answer."""
-    b, location, others = join("b", 30.0), study.settings.location, leased.LeasedStorage.count_peers
+    b, location, others = join("b", 30.0), study.settings.location, opening.count_peers
     requests.request_stop(location, study.name)
     assert requests.open_studies(location) == []
 
-    def and_leave(self: leased.LeasedStorage, study_id: int) -> int:
-        there = others(self, study_id)
+    def and_leave(*arguments: Any) -> int:
+        there = others(*arguments)
         b.coordinator.leave()
         return there
 
     if stays:
         monkeypatch.setattr(opening, "_STOP_TIMEOUT_S", 1.0)
     else:
-        monkeypatch.setattr(leased.LeasedStorage, "count_peers", and_leave)
+        monkeypatch.setattr(opening, "count_peers", and_leave)
     messages: list[str] = []
     session, _ = open_study(study, say=messages.append)
     assert messages == [f"1 supervisor(s) were asked to stop; waiting up to {1 if stays else 15} s for them to save"]

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from optuna.trial import TrialState
 
 from overnight.study.attributes import StudyAttributes
+from overnight.study.storage import peers
 from overnight.study.storage.leased import LeasedStorage, Ownership
 from overnight.study.storage.outage import Unreachable
 from overnight.study.trial_reader import TrialReader
@@ -198,13 +199,14 @@ class LeasedCoordinator(Coordinator):
 
     def lock(self, name: str, *, keep_alive: bool = True) -> AbstractContextManager[None]:
         meanwhile = self.keep_alive if keep_alive else _do_nothing
-        return self._storage.lock(f"{name} of {self._study_id}", meanwhile)
+        return peers.locked(self._storage.backend.engine, f"{name} of {self._study_id}", meanwhile)
 
     def count_peers(self) -> int:
-        return self._storage.count_peers(self._study_id)
+        return peers.count_peers(self._storage.backend.engine, self._study_id, self._storage.owner)
 
     def may_have_silent_peers(self, first_seen: dict[str, float]) -> bool:
-        return self._storage.may_have_silent_peers(self._study_id, first_seen)
+        engine = self._storage.backend.engine
+        return peers.may_have_silent_peers(engine, self._study_id, self._storage.owner, first_seen)
 
     def may_peers_continue(self, unfinished: Collection[str], start_refused: bool) -> bool:
         return self.outage is not None or "running" in unfinished or (bool(unfinished) and not start_refused)

@@ -26,6 +26,7 @@ from overnight.study.storage.home import settle
 from overnight.study.storage.leased import LeasedStorage, open_for_work
 from overnight.study.storage.lock import lock_study
 from overnight.study.storage.outage import raising_unreachable
+from overnight.study.storage.peers import count_peers, locked
 
 _STOP_TIMEOUT_S = 15.0  # for stopping supervisors to save their trials and to synchronise MLflow
 _POLL_INTERVAL_S = 0.5
@@ -104,7 +105,7 @@ def _open_shared(
     is_search = not plan.name.endswith(CONFIRM_SUFFIX)  # a confirmation is part of its search
     if is_search:
         leases.start_as_new_owner()
-    with _shared_storage(plan.settings.location) as storage, storage.lock(f"study {plan.name}"):
+    with _shared_storage(plan.settings.location) as storage, locked(storage.backend.engine, f"study {plan.name}"):
         study, messages = load_or_create(storage, plan, extend=extend, comparable=comparable)
         if is_search:
             _wait_for_stopping_peers(storage, study, say)
@@ -125,7 +126,8 @@ def _wait_for_stopping_peers(storage: LeasedStorage, study: optuna.Study, say: C
     A peer that is still there after the timeout publishes an answer, or has joined again.
     """
     until, announced = time.monotonic() + _STOP_TIMEOUT_S, False
-    while study.user_attrs.get(STOP) and (n_peers := storage.count_peers(study._study_id)):
+    engine, study_id, owner = storage.backend.engine, study._study_id, storage.owner
+    while study.user_attrs.get(STOP) and (n_peers := count_peers(engine, study_id, owner)):
         if not announced:
             say(f"{n_peers} supervisor(s) were asked to stop; waiting up to {_STOP_TIMEOUT_S:.0f} s for them to save")
             announced = True

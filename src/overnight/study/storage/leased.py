@@ -8,14 +8,13 @@ While the database is unreachable trials continue; their reports are written onc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
 from overnight.config.paths import StudyLocation
 from overnight.study.storage import leases
@@ -23,7 +22,7 @@ from overnight.study.storage.database import OptunaDatabase, open_storage
 from overnight.study.storage.exclusive import Choice, Claim, ExclusiveStorage, postponed_signals
 from overnight.study.storage.lock import StudyInUse
 from overnight.study.storage.optuna_tables import Row, blank, differ, make_trial_id, split_trial_id, write_trial
-from overnight.study.storage.outage import OutageGuard, Unreachable, raising_unreachable
+from overnight.study.storage.outage import OutageGuard, Unreachable
 from overnight.study.storage.ownership import OwnershipTable, Phase
 
 Ownership = Literal["owned", "uncertain", "foreign"]
@@ -251,44 +250,6 @@ class LeasedStorage(ExclusiveStorage):
         """End the membership. Trials that are not written and released stay unavailable until their leases end."""
         with contextlib.suppress(Unreachable):
             self._transact(lambda database: leases.leave(database, study_id, self.owner))
-
-    def count_peers(self, study_id: int) -> int:
-        """Return the number of other members of a study. Thread-safe. Raises Unreachable."""
-        with raising_unreachable(), self.backend.engine.connect() as connection:
-            return sum(member.owner != self.owner for member in leases.members(connection, study_id))
-
-    def may_have_silent_peers(self, study_id: int, first_seen: dict[str, float]) -> bool:
-        """Whether a peer may be dead, or has left trials that this process can't adopt yet. Raises Unreachable.
-
-        Args:
-            first_seen: peer -> end of its membership when it was first seen. Empty at first; filled by the call.
-        """
-        with raising_unreachable(), self.backend.engine.connect() as connection:
-            alive, owners = leases.peers(connection, study_id, self.owner)
-        silent = [owner for owner, until in alive.items() if first_seen.setdefault(owner, until) == until]
-        return bool(silent or owners - alive.keys())
-
-    @contextlib.contextmanager
-    def lock(self, name: str, while_waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Run a block that one process at a time runs, of all that share the database. Thread-safe.
-
-        Args:
-            name: what the lock protects.
-            while_waiting: called now and then until the lock is free.
-
-        Raises:
-            Unreachable: the database is unreachable.
-        """
-        with raising_unreachable():
-            connection = self.backend.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        with connection:
-            with raising_unreachable():
-                leases.lock_session(connection, name, while_waiting)
-            try:
-                yield
-            finally:
-                with contextlib.suppress(DBAPIError):  # the lock ends with its connection
-                    leases.unlock_session(connection, name)
 
     # Reads and writes
 

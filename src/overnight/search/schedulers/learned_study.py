@@ -76,14 +76,17 @@ class TpeOfRung(TPESampler):
 
 
 def _shown(study: optuna.Study, trials: list[FrozenTrial]) -> optuna.Study:
-    return optuna.Study(study.study_name, _ShownTrials(study._storage, trials))  # type: ignore[arg-type]
+    return optuna.Study(study.study_name, _ShownTrials(study._storage, study._study_id, trials))  # type: ignore[arg-type]
 
 
 class _ShownTrials:
     """A storage that shows chosen trials of another one, and passes on everything else."""
 
-    def __init__(self, storage: Any, trials: list[FrozenTrial]) -> None:
-        self._storage, self._trials = storage, trials
+    def __init__(self, storage: Any, study_id: int, trials: list[FrozenTrial]) -> None:
+        self._storage, self._study_id, self._trials = storage, study_id, trials
+
+    def get_study_id_from_name(self, study_name: str) -> int:  # noqa: ARG002
+        return self._study_id  # known without the database, which may be away
 
     def get_all_trials(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -49,31 +49,42 @@ class Schedule:
         self._trials_reader = TrialsReader(plan)
         self._scheduler: Scheduler | None = None
         self._first_rung: int | None = None
+        self._whole = plan.settings.trainer.max_epochs
         self.time_left = float("inf")
         self.finishes = False
 
-    def choose(self) -> Choice | None:
-        """Return the trial for a free slot; None if there is none now."""
+    def choose(self, unavailable: Collection[int]) -> Choice | None:
+        """Return the trial for a free slot; None if there is none now.
+
+        Args:
+            unavailable: Numbers of trials that other processes have not released, and may not for long: where MLflow
+                is away, or the process is dead.
+        """
         trials = self._read()
         stored = self._reader.trials()
+        free = [t.number for t in stored if t.state == TrialState.WAITING and t.number not in unavailable]
         for trial in trials:
-            if trial.state == "running" and stored[trial.number].state == TrialState.WAITING:  # it was interrupted
+            if trial.state == "running" and trial.number in free:  # it was interrupted
                 return Choice(trial.number, {UNTIL: trial.until})
         answer = self._ask(trials)
+        if isinstance(answer, Resume) and answer.number in unavailable:
+            # The next best one, unless this is the ending, in which the best is worth waiting for.
+            others = [_as_running(t) if t.number in unavailable else t for t in trials]
+            answer = None if self.finishes or self._left(trials) <= self._whole else self._ask(others)
         if answer is None:
             return None
         if isinstance(answer, Resume):
             return Choice(answer.number, {UNTIL: answer.until})
         started = {trial.number for trial in trials}
-        first = (t.number for t in stored if t.state == TrialState.WAITING and t.number not in started)
-        return Choice(next(first, "new"), {UNTIL: answer.until})
+        return Choice(next((n for n in free if n not in started), "new"), {UNTIL: answer.until})
 
     def go_on(self, number: int) -> bool:
         """Return whether a running trial that has reached its rung goes on at once, and let it if so."""
         try:
-            return self._storage.change(self._study._study_id, number, lambda: self._promotion(number))
+            self._storage.change(self._study._study_id, number, lambda: self._promotion(number))
         except Unreachable:
             return False
+        return self.until(number) > len(self._reader.running[number].history)
 
     def report(self, number: int) -> Answer:
         """Return what a running trial does before the epoch at which it pauses anyway."""
@@ -109,21 +120,19 @@ class Schedule:
                 settled.append(trial.number)
         return settled
 
-    def _promotion(self, number: int) -> Mapping[str, Any] | None:
+    def _promotion(self, number: int) -> Mapping[str, Any]:
         trials = self._read()
         own = next(t for t in trials if t.number == number)
-        if own.epochs < own.until:  # pausing before the first rung is too expensive, as has been measured since
-            return {UNTIL: own.until}
         if own.epochs > own.until:  # a kill came between its promotion and the write: it was promoted
             own = self._sent_on(trials, own, own.epochs)
-            if own.until > own.epochs:
-                return {UNTIL: own.until}
+        if own.epochs < own.until:  # or pausing before the first rung is too expensive, as has been measured since
+            return {UNTIL: own.until}
+        paused = [replace(own, state="paused") if t.number == number else t for t in trials]
         if own.latest == -math.inf:  # it has no value yet, by which it could be compared
-            own = self._sent_on(trials, own, own.epochs + 1)
-            left = self._left([t for t in trials if t.number != number])
-            return {UNTIL: own.until} if own.until - own.epochs <= left else None
-        answer = self._ask([replace(own, state="paused") if t.number == number else t for t in trials])
-        return {UNTIL: answer.until} if isinstance(answer, Resume) and answer.number == number else None
+            further = self._sent_on(trials, own, own.epochs + 1).until
+            return {UNTIL: further if further - own.epochs <= self._left(paused) else own.until}
+        answer = self._ask(paused)
+        return {UNTIL: answer.until if isinstance(answer, Resume) and answer.number == number else own.until}
 
     def _sent_on(self, trials: list[Trial], trial: Trial, epochs: int) -> Trial:
         """A trial that is sent to the first rung of at least `epochs` epochs."""
@@ -133,9 +142,7 @@ class Schedule:
     def _ask(self, trials: list[Trial]) -> Start | Resume | None:
         assert self._scheduler is not None
         left = self._left(trials)
-        return self._scheduler.next(
-            trials, min(left, self._plan.settings.trainer.max_epochs) if self.finishes else left
-        )
+        return self._scheduler.next(trials, min(left, self._whole) if self.finishes else left)
 
     def _left(self, trials: list[Trial]) -> float:
         """The epochs that are neither trained nor reserved, of the budget and of those for which there is time."""
@@ -172,3 +179,8 @@ class Schedule:
         if trial.until >= rung or trial.state not in ("paused", "running"):
             return trial
         return replace(trial, until=rung, state="running" if trial.epochs < rung else trial.state)
+
+
+def _as_running(trial: Trial) -> Trial:
+    """A paused trial as one that counts where it is, and can't be resumed now."""
+    return replace(trial, state="running") if trial.state == "paused" else trial

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import signal
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -36,8 +36,8 @@ class Choice:
 
 
 # Any trial that waits or a new one; a new one; the waiting one of a number; or what a function chooses while no other
-# process can claim a trial, None for no trial.
-Claim = Literal["any", "new"] | int | Callable[[], Choice | None]
+# process can claim a trial, None for no trial. It gets the numbers of the trials that this process can't claim now.
+Claim = Literal["any", "new"] | int | Callable[[Collection[int]], Choice | None]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -111,7 +111,7 @@ class ExclusiveStorage(BaseStorage):
         """
         attrs: Mapping[str, Any] = {}
         if callable(which):
-            choice = which()
+            choice = which(())
             if choice is None:
                 return None
             which, attrs = choice.which, choice.attrs
@@ -121,17 +121,15 @@ class ExclusiveStorage(BaseStorage):
                 self._set_attrs(make_trial_id(study_id, number), attrs)
         return number
 
-    def change(self, study_id: int, number: int, choose: Callable[[], Mapping[str, Any] | None]) -> bool:
-        """Give a trial of this process the user attributes that `choose` returns; return whether there are any.
+    def change(self, study_id: int, number: int, choose: Callable[[], Mapping[str, Any]]) -> None:
+        """Give a trial of this process the user attributes that `choose` returns.
 
         `choose` is called while no other process can claim or change a trial. The attributes are written by the next
         write at the latest.
         """
         attrs = choose()
-        if attrs is not None:
-            with self.later():
-                self._set_attrs(make_trial_id(study_id, number), attrs)
-        return attrs is not None
+        with self.later():
+            self._set_attrs(make_trial_id(study_id, number), attrs)
 
     def _set_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
         for key, value in attrs.items():

@@ -8,6 +8,7 @@ While the database is unreachable trials continue; their reports are written onc
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeVar
@@ -81,9 +82,9 @@ class LeasedStorage(ExclusiveStorage):
         def work(database: Connection) -> tuple[int, int, Row | None] | None:
             # The leases are read before the trials: one that is released in between belongs to a trial that is seen to
             # have ended.
-            unavailable = leases.unavailable(database, study_id, self.owner, self.lease_s)
+            unavailable = self._unavailable(database, study_id)
             self.refresh(study_id)
-            choice = which() if callable(which) else Choice("new" if which == "any" else which)
+            choice = which(unavailable) if callable(which) else Choice("new" if which == "any" else which)
             if choice is None:
                 return None
             wanted = choice.which if callable(which) else which
@@ -93,12 +94,10 @@ class LeasedStorage(ExclusiveStorage):
             for number in self._claimable(study_id, wanted, unavailable):
                 known = self._ownership.get(make_trial_id(study_id, number))
                 if known.phase is Phase.OWNED:  # it was paused, and is not released yet
-                    self._write_attrs(database, study_id, number, choice.attrs)
-                    return number, known.fencing_token, None
+                    return number, known.fencing_token, self._with_attrs(database, study_id, number, choice.attrs)
                 taken = self._take(database, study_id, number)
                 if taken is not None and not self._is_finished(study_id, number):
-                    self._write_attrs(database, study_id, number, choice.attrs)
-                    return number, taken, None
+                    return number, taken, self._with_attrs(database, study_id, number, choice.attrs)
                 if taken is not None:  # its owner was late, but has ended it
                     leases.release(database, self.owner, [(study_id, number)])
             if isinstance(wanted, int) or is_spent():
@@ -113,31 +112,39 @@ class LeasedStorage(ExclusiveStorage):
         if claimed is None:
             return None
         number, token, row = claimed
-        if row is not None:
-            self._rows(study_id).append(row)
+        self._put(study_id, number, row)
         self._ownership.own(make_trial_id(study_id, number), token)
         return number
 
-    def change(self, study_id: int, number: int, choose: Callable[[], Mapping[str, Any] | None]) -> bool:
+    def change(self, study_id: int, number: int, choose: Callable[[], Mapping[str, Any]]) -> None:
         """As ExclusiveStorage.change, and in one transaction. Raises Unreachable."""
 
-        def work(database: Connection) -> bool:
+        def work(database: Connection) -> Row | None:
             self.refresh(study_id)
-            attrs = choose()
-            if attrs is not None:
-                self._write_attrs(database, study_id, number, attrs)
-            return attrs is not None
+            if not self._ownership.get(make_trial_id(study_id, number)).is_own:  # a peer has adopted it
+                return None
+            return self._with_attrs(database, study_id, number, choose())
 
-        return self._transact(work, lock=f"trials of {study_id}")
+        self._put(study_id, number, self._transact(work, lock=f"trials of {study_id}"))
 
-    def _write_attrs(self, database: Connection, study_id: int, number: int, attrs: Mapping[str, Any]) -> None:
-        """Write user attributes of a trial in this transaction, so that the next process that decides sees them."""
-        if attrs:
-            row = self._rows(study_id)[number]
-            before = row.now  # which the transaction has written
-            with self.later():
-                self._set_attrs(make_trial_id(study_id, number), attrs)
-            write_trial(database, Row(row.now, before, row.row_id))
+    def _with_attrs(self, database: Connection, study_id: int, number: int, attrs: Mapping[str, Any]) -> Row | None:
+        """Write user attributes of a trial in this transaction, so that the next process that decides sees them.
+
+        Returns:
+            The trial as the transaction leaves it, for `_put` after the commit; None without attributes.
+        """
+        if not attrs:
+            return None
+        row = self._rows(study_id)[number]  # what was unwritten of it is part of this transaction
+        changed = copy.copy(row.now)
+        changed.user_attrs = {**row.now.user_attrs, **attrs}
+        write_trial(database, Row(changed, row.now, row.row_id))
+        return Row(changed, changed, row.row_id)
+
+    def _put(self, study_id: int, number: int, row: Row | None) -> None:
+        """Keep a trial as a transaction has left it. It is the next one, or takes the place of the one in memory."""
+        if row is not None:
+            self._rows(study_id)[number : number + 1] = [row]
 
     def adopt(self, study_id: int) -> list[int]:
         """Become the owner of the trials that dead processes had not released, and return their numbers.
@@ -186,20 +193,25 @@ class LeasedStorage(ExclusiveStorage):
     def _is_finished(self, study_id: int, number: int) -> bool:
         return bool(self._rows(study_id)[number].now.state.is_finished())
 
-    def _claimable(self, study_id: int, which: Claim, unavailable: set[int]) -> Iterable[int]:
+    def _claimable(self, study_id: int, which: Literal["any", "new"] | int, unavailable: set[int]) -> Iterable[int]:
         """Return the numbers of the trials that wait, then of those whose owner is dead."""
         if which == "new":
             return []
         candidates: list[tuple[bool, int]] = []
         for number, row in enumerate(self._rows(study_id)):
-            if which not in ("any", number) or row.now.state.is_finished():
+            if which not in ("any", number) or row.now.state.is_finished() or number in unavailable:
                 continue
-            phase = self._ownership.get(make_trial_id(study_id, number)).phase
             waits = row.now.state == TrialState.WAITING
-            # One that was lost is not claimed before the loss is reported.
-            if phase is not Phase.LOST and (number not in unavailable or (waits and phase is Phase.OWNED)):
+            if waits or self._ownership.get(make_trial_id(study_id, number)).phase is not Phase.OWNED:
                 candidates.append((not waits, number))
         return [number for _, number in sorted(candidates)]
+
+    def _unavailable(self, database: Connection, study_id: int) -> set[int]:
+        """Return the numbers of the trials that this process can't claim now."""
+        unavailable = leases.unavailable(database, study_id, self.owner, self.lease_s)
+        own = self._ownership.numbers(study_id, Phase.OWNED)  # one that waits is claimed again
+        # One that was lost is not claimed before the loss is reported.
+        return (unavailable - own) | self._ownership.numbers(study_id, Phase.LOST)
 
     def _unconfirmed(self, database: Connection, study_id: int) -> dict[int, int]:
         """Return number -> fencing token of the trials that a transaction took whose result did not arrive."""
@@ -342,7 +354,7 @@ class LeasedStorage(ExclusiveStorage):
             return self._insert(database, study_id, trial)
 
         row, token = self._transact(work, lock=f"trials of {study_id}")
-        self._rows(study_id).append(row)  # the list may be another one after `refresh`
+        self._put(study_id, row.now.number, row)  # the list may be another one after `refresh`
         if token is not None:
             self._ownership.own(trial._trial_id, token)
         return trial._trial_id

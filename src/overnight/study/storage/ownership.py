@@ -51,6 +51,11 @@ class OwnershipTable:
     def get(self, trial_id: int) -> TrialOwnership:
         return self._trials.get(trial_id, _DEFAULT)
 
+    def numbers(self, study_id: int, phase: Phase) -> set[int]:
+        """Return the numbers of the trials of a study in a phase."""
+        pairs = (split_trial_id(i) for i, known in self._trials.items() if known.phase is phase)
+        return {number for study, number in pairs if study == study_id}
+
     def own(self, trial_id: int, fencing_token: int) -> None:
         self._set(trial_id, phase=Phase.OWNED, fencing_token=fencing_token)
 

@@ -61,6 +61,7 @@ class TrialRecord:
         confirms: What a trial of a confirmation repeats.
         peak_bytes: The largest memory its process was seen to hold; None for a trial of a few seconds.
         until: The epochs to which its scheduler lets it train; None without a scheduler that pauses trials.
+        max_epochs: The epochs of a whole trial, where its scheduler may pause it.
     """
 
     number: int
@@ -78,6 +79,7 @@ class TrialRecord:
     confirms: Confirms | None = None
     peak_bytes: int | None = None
     until: int | None = None
+    max_epochs: float = math.inf
 
     @property
     def done(self) -> bool:
@@ -91,7 +93,8 @@ class TrialRecord:
     @property
     def waits_at_rung(self) -> bool:
         """Whether its scheduler has paused it, and may resume it. At the end of a launch it is pruned."""
-        return self.until is not None and self.state in ("paused", "pruned") and len(self.history) >= self.until
+        # A trial with more epochs was promoted, and one with all has ended: a kill came before that was written.
+        return self.state in ("paused", "pruned") and self.until == len(self.history) < self.max_epochs
 
 
 def record_of(t: FrozenTrial, plan: Plan, history: tuple[Progress, ...] | None = None) -> TrialRecord:
@@ -129,6 +132,7 @@ def record_of(t: FrozenTrial, plan: Plan, history: tuple[Progress, ...] | None =
         confirms=Confirms(**attrs[CONFIRMS]) if CONFIRMS in attrs else None,
         peak_bytes=attrs.get(PEAK_BYTES),
         until=attrs.get(UNTIL),
+        max_epochs=settings.trainer.max_epochs if plan.pauses else math.inf,
     )
 
 

@@ -75,8 +75,16 @@ class TrialsReader:
             if until is None and t.state == TrialState.WAITING:  # it has not started
                 continue
             scores = scores_of(running[t.number], self._settings) if t.number in running else self._stored_scores(t)
-            found.append(Trial(t.number, _state(t, len(scores), until), scores, until or len(scores)))
+            found.append(Trial(t.number, self._state(t, len(scores), until), scores, until or len(scores)))
         return found
+
+    def _state(self, t: FrozenTrial, epochs: int, until: int | None) -> State:
+        if t.state in _STATES:
+            return _STATES[t.state]
+        # A trial with more epochs was promoted, and one with all has ended: a kill came before that was written.
+        if until == epochs < self._settings.trainer.max_epochs:
+            return "paused"  # or pruned at the end of a launch, which a larger budget takes up again
+        return "running" if t.state == TrialState.WAITING else "stopped"
 
     def _stored_scores(self, t: FrozenTrial) -> tuple[float, ...]:
         packed = t.user_attrs.get(HISTORY)
@@ -85,14 +93,6 @@ class TrialsReader:
             known = packed, scores_of(unpack_history(t.number, packed), self._settings)
             self._scores[t.number] = known
         return known[1]
-
-
-def _state(t: FrozenTrial, epochs: int, until: int | None) -> State:
-    if t.state in _STATES:
-        return _STATES[t.state]
-    if until is not None and epochs >= until:
-        return "paused"  # or pruned at the end of a launch, which a larger budget takes up again
-    return "running" if t.state == TrialState.WAITING else "stopped"
 
 
 def trials_of(records: Iterable[TrialRecord], settings: Settings) -> list[Trial]:

@@ -35,6 +35,7 @@ class Assignments:
         self._ask_again_at = 0.0
         self._is_refused = False  # the limits allow no trial to start
         self._is_unreachable = False  # the storage was, at the last request
+        self._has_news = False  # peers have changed the study since the last request
         self.are_exhausted = False
 
     @property
@@ -43,6 +44,7 @@ class Assignments:
 
     def ask(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> TrialAssignment | None:
         """Return the next trial; None if there is none now, or the storage cannot be reached."""
+        self._has_news = False
         try:
             assignment, self._is_unreachable = self._next(records, running), False
         except Unreachable:
@@ -61,11 +63,13 @@ class Assignments:
 
     def note_news(self) -> None:
         """Peers have changed the study: the refusal of the limits was for older records."""
-        self._is_refused = False
+        self._is_refused, self._has_news = False, True
 
     def may_follow(self, records: Mapping[int, TrialRecord]) -> bool:
         """Return whether a trial may still follow, while none runs here."""
         if self._is_unreachable:
+            return True
+        if self._has_news and self._only is None:  # a trial that a peer has paused may go on here
             return True
         return self._only is None and not self._exit_policy.may_leave(records.values(), self._is_refused)
 

@@ -34,6 +34,7 @@ TICK_S = 0.2
 STATUS_EVERY_S = 1.0
 ADOPT_EVERY_S = 5.0
 _TRAINED_AGAIN = "trained again from its first epoch, because its saved state was deleted"
+_STATE_ELSEWHERE = "trained again from its first epoch, because its saved state is on another machine"
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class Supervisor:
             self.mlflow.recheck(number)
         record = self.session.read(number)
         if assignment.until is not None and record.history and not spec.checkpoint_folder.exists():
-            self.session.writer.add_notes(number, [_TRAINED_AGAIN])
+            self.session.writer.add_notes(number, [_STATE_ELSEWHERE if assignment.had_other_owner else _TRAINED_AGAIN])
         self._watchdog.watch(number, trial.process.pid, sum(e.seconds for e in record.history))
         self._note(record)
 
@@ -332,11 +333,16 @@ class Supervisor:
     def _settle(self) -> None:
         """End the trials that are paused at a rung, unless peers still run some."""
         schedule = self.session.schedule
-        if schedule is None or self.only is not None or any(r.state == "running" for r in self.records.values()):
+        if schedule is None or self.only is not None:
+            return
+        self._poll_peers()  # those that a deadline ends have just paused their trials; the last one settles
+        if any(r.state == "running" for r in self.records.values()):
             return
         with self.session.writer.batch():
             settled = schedule.settle()
         for number in settled:
+            if self.session.coordinator.had_other_owner(number):
+                self.mlflow.recheck(number)
             self._note(self.session.read(number))
         self.mlflow.send()
 

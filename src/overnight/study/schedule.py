@@ -106,13 +106,18 @@ class Schedule:
     def settle(self) -> list[int]:
         """End the trials that wait at a rung, as pruned, once the search is over; return their numbers.
 
-        Other clients of Optuna and MLflow see a study without trials that wait. `reopen` undoes it.
+        Other clients of Optuna and MLflow see a study without trials that wait. `reopen` undoes it. Where the database
+        is away they go on waiting, until the next launch has ended.
         """
         study_id, settled = self._study._study_id, []
         for trial in self._read():
             if trial.state != "paused" or self._reader.trials()[trial.number].state != TrialState.WAITING:
                 continue
-            if self._storage.claim(study_id, trial.number, lambda: True) == trial.number:
+            try:
+                claimed = self._storage.claim(study_id, trial.number, lambda: True)
+            except Unreachable:
+                break
+            if claimed == trial.number:
                 trial_id = make_trial_id(study_id, trial.number)
                 reports = self._storage.get_trial(trial_id).intermediate_values
                 value = reports[max(reports)] if reports else None  # as Study.tell does
@@ -152,33 +157,33 @@ class Schedule:
     def _read(self) -> list[Trial]:
         running = {number: running.history.values() for number, running in self._reader.running.items()}
         trials = self._trials_reader.read(self._reader.trials(), running)
-        rung = self._find_first_rung()
+        settings = self._plan.settings.scheduler
+        rung = settings.min_epochs if settings.target is None else 1
+        if rung is None:
+            rung = self._measured_first_rung(trials)
+            trials = [_sent_to(rung, t) for t in trials]
         if self._scheduler is None or rung != self._first_rung:
             self._scheduler, self._first_rung = make_scheduler(self._plan, rung), rung
-        return [self._sent_to_first_rung(t, rung) for t in trials]
+        return trials
 
-    def _find_first_rung(self) -> int:
+    def _measured_first_rung(self, trials: list[Trial]) -> int:
         """The epochs before the first pause. They are measured once, so that a restart decides as before."""
-        settings = self._plan.settings
-        if settings.scheduler.target is not None:
-            return 1
-        if settings.scheduler.min_epochs is not None:
-            return settings.scheduler.min_epochs
         known = self._first_rung if self._first_rung != 1 else None
         if known is None and (known := self._attributes.first_rung) is None:
+            paused = [t.until for t in trials if t.state == "paused"]  # by a launch with scheduler.min_epochs
             seconds = [e.seconds for r in self._reader.running.values() for e in r.history.values()]
-            if not seconds:
+            if not (paused or seconds):
                 return 1
-            known = first_rung(settings, min(seconds))
+            known = min(paused) if paused else first_rung(self._plan.settings, min(seconds))
             self._attributes.set_first_rung(known)
         return known
 
-    @staticmethod
-    def _sent_to_first_rung(trial: Trial, rung: int) -> Trial:
-        """A trial that started before the first rung was known trains to it."""
-        if trial.until >= rung or trial.state not in ("paused", "running"):
-            return trial
-        return replace(trial, until=rung, state="running" if trial.epochs < rung else trial.state)
+
+def _sent_to(rung: int, trial: Trial) -> Trial:
+    """A trial that started before the first rung was known trains to it."""
+    if trial.until >= rung or trial.state not in ("paused", "running"):
+        return trial
+    return replace(trial, until=rung, state="running" if trial.epochs < rung else trial.state)
 
 
 def _as_running(trial: Trial) -> Trial:

@@ -193,13 +193,14 @@ def write_trial(database: Connection, row: Row) -> int:
 
 
 def reopen_trials(database: Connection, row_ids: Sequence[int]) -> None:
-    """Have ended trials wait again."""
+    """Have pruned trials wait again. Those that another process has reopened meanwhile stay as they are."""
     trials, values = models.TrialModel.__table__, models.TrialValueModel.__table__
     for i in range(0, len(row_ids), _MAX_IDS):
-        some = row_ids[i : i + _MAX_IDS]
+        is_pruned = trials.c.trial_id.in_(row_ids[i : i + _MAX_IDS]) & (trials.c.state == TrialState.PRUNED)
         waiting = {"state": TrialState.WAITING, "datetime_complete": None}
-        database.execute(trials.update().where(trials.c.trial_id.in_(some)).values(**waiting))
-        database.execute(values.delete().where(values.c.trial_id.in_(some)))
+        reopened = trials.update().where(is_pruned).values(**waiting).returning(trials.c.trial_id)
+        ids = list(database.execute(reopened).scalars())
+        database.execute(values.delete().where(values.c.trial_id.in_(ids)))
 
 
 _Items = Mapping[Any, Any]  # of one table and trial: value of the table's key column -> item

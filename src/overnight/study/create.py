@@ -51,6 +51,7 @@ def load_or_create(
     if not extend or obstacles:
         raise ConfigError(_not_comparable(plan, differences, obstacles, extend))
     study = _extend(storage, plan, old, stored.study_name, f"{plan.name}~{generation(stored) + 1}")
+    _reopen_paused(study, storage, plan)
     copied = f"extended: {len(study.get_trials(deepcopy=False))} trials copied into the wider space"
     return study, [copied, *_enqueue_first_trials(study, plan)]
 
@@ -59,7 +60,8 @@ def _reopen_paused(study: optuna.Study, storage: ExclusiveStorage, plan: Plan) -
     """Have the trials wait again that an earlier launch left paused at a rung, if there is budget for some of them."""
     trials = study.get_trials(deepcopy=False)
     records = [record_of(t, plan) for t in trials]
-    if plan.pauses and not is_spent(records, plan):
+    # A class of the user has to be asked.
+    if plan.pauses and (plan.settings.scheduler.target is not None or not is_spent(records, plan)):
         paused = [r.number for r in records if r.state == "pruned" and r.waits_at_rung]
         if paused:
             storage.reopen(study._study_id, paused)

@@ -121,6 +121,8 @@ class TrialQueue:
         with self._storage.together():
             trial_id = make_trial_id(study_id, number)
             self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            if not self._plan.pauses and self._storage.get_trial(trial_id).user_attrs.get(UNTIL) is not None:
+                self._storage.set_trial_user_attr(trial_id, UNTIL, None)  # of another scheduler
             return self._assignment(optuna.Trial(self._study, trial_id))
 
     def _assignment(self, trial: optuna.Trial) -> TrialAssignment:

@@ -132,7 +132,8 @@ def is_spent(records: Iterable[TrialRecord], plan: Plan) -> bool:
     trials = trials_of(found, plan.settings)
     if not trials or any(t.state == "running" for t in trials):
         return False
-    scheduler = make_scheduler(plan, min(rungs_of(trials), default=1))
+    first = min((r.until for r in found if r.until is not None and r.state != "failed"), default=1)
+    scheduler = make_scheduler(plan, plan.settings.scheduler.min_epochs or first)
     return scheduler.next(trials, epochs_left(trials, plan.budget_epochs)) is None
 
 

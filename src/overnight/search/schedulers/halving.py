@@ -48,13 +48,13 @@ class Halving:
         self.max_epochs, self.max_trials = max_epochs, max_trials
 
     def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
-        if left <= self.max_epochs:
+        if left <= self.max_epochs and len(self.rungs) > 1:
             return self._finish(trials, left)
         for rung, target in reversed(list(zip(self.rungs, self.rungs[1:], strict=False))):
             promoted = next(_promotable(trials, rung), None)
             if promoted is not None:
                 return Resume(promoted.number, target)
-        if self._may_start(trials):
+        if self._may_start(trials) and self.rungs[0] <= left:
             return Start(self.rungs[0])
         return self._finish(trials, left)
 

@@ -14,6 +14,7 @@ from overnight.config.settings import Settings
 from overnight.search import sampler
 from overnight.search.attributes import STOP
 from overnight.search.plan import CONFIRM_SUFFIX, Plan
+from overnight.search.schedulers.pruners import scheduler_notes
 from overnight.study import plan_trust
 from overnight.study.create import load, load_or_create
 from overnight.study.session import StudySession
@@ -61,7 +62,7 @@ def open_study(
         session = StudySession(plan, study, unlock)
         session.attributes.clear_stop()
         orphans = session.writer.requeue_orphans()
-        messages += _sampler_notes(session, comparable)
+        messages += _notes(session, comparable)
         if orphans:
             messages.append(f"{len(orphans)} interrupted trial(s) are resumed: {', '.join(map(str, orphans))}")
         return session, messages
@@ -117,7 +118,7 @@ def _open_shared(
             session.attributes.set_published({})
             session.attributes.set_launched_at(None)
         session.attributes.clear_refusals()
-        return session, messages + _sampler_notes(session, comparable)
+        return session, messages + _notes(session, comparable)
 
 
 def _wait_for_stopping_peers(storage: LeasedStorage, study: optuna.Study, say: Callable[[str], None]) -> None:
@@ -144,8 +145,10 @@ def _clear_stop(storage: LeasedStorage, name: str) -> None:
             storage.set_study_user_attr(stored._study_id, STOP, False)
 
 
-def _sampler_notes(session: StudySession, comparable: bool) -> list[str]:
-    return sampler.sampler_notes(session.plan) if comparable and not session.queue.is_spent() else []
+def _notes(session: StudySession, comparable: bool) -> list[str]:
+    if not comparable or session.queue.is_spent():
+        return []
+    return scheduler_notes(session.plan) + sampler.sampler_notes(session.plan)
 
 
 def _joined(storage: LeasedStorage, plan: Plan, study: optuna.Study, alone: bool = False) -> StudySession:

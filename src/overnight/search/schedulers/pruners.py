@@ -13,6 +13,24 @@ from overnight.search.schedulers import own
 _STARTUP_TRIALS, _WARMUP_EPOCHS = 5, 5
 
 
+def scheduler_notes(plan: Plan) -> list[str]:
+    """What the scheduler can't do with the study, and what is done instead, one line each."""
+    settings = plan.settings
+    if settings.scheduler.name != "halving" or plan.pauses:
+        return []
+    if settings.study.folds is not None:
+        why = f"study.folds={settings.study.folds} trains a trial in parts"
+    elif counts_validations(vars(settings.trainer)):
+        why = "trainer counts the progress of a trial in validations"
+    else:
+        why = "trainer.max_epochs is searched"
+    counts = f", and study.budget={settings.study.budget:g} counts trials" if settings.study.trials is None else ""
+    return [
+        f"scheduler: halving needs trials that train the same number of epochs in one piece, and {why}; the median "
+        f"pruner takes its place{counts}"
+    ]
+
+
 def make_pruner(plan: Plan) -> BasePruner:
     """Make the pruner that a plan names. Its steps are epochs, or validations.
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
+from overnight.cli.manage import mark
 from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
@@ -23,7 +27,8 @@ EPOCHS = 8
 
 
 def planned(home: Path, *overrides: str) -> Plan:
-    line = ["scheduler=halving", "scheduler.min_epochs=1", f"trainer.max_epochs={EPOCHS}", "study.budget=6"]
+    halving = [] if "scheduler=median" in overrides else ["scheduler=halving", "scheduler.min_epochs=1"]
+    line = [*halving, f"trainer.max_epochs={EPOCHS}", "study.budget=6"]
     return build_plan([f"home={home}", "sampler=random", *line, *overrides])
 
 
@@ -40,6 +45,11 @@ def curve(number: int, epoch: int) -> float:
     return round(random.Random(number).random() * (1 - 0.5 ** (epoch + 1)), 2)  # equal values occur
 
 
+def falling(number: int, epoch: int) -> float:
+    """Each trial is worse than those before it."""
+    return (1 - 0.5 ** (epoch + 1)) / (1 + number)
+
+
 class Killed(Exception):
     """The process was killed."""
 
@@ -51,14 +61,19 @@ class OneSlot:
         risk: The probability of a kill at each step.
     """
 
-    def __init__(self, plan: Plan, risk: float = 0.0, seed: int = 0) -> None:
-        self.plan, self.risk, self.rng = plan, risk, random.Random(seed)
+    def __init__(
+        self, plan: Plan, risk: float = 0.0, seed: int = 0, curve: Callable[[int, int], float] = curve
+    ) -> None:
+        self.plan, self.risk, self.rng, self.curve = plan, risk, random.Random(seed), curve
+        self.epochs = plan.settings.trainer.max_epochs
         self.saved: dict[int, int] = {}  # number of a trial -> epochs that its saved state has
+        self.trained: list[tuple[int, int]] = []  # number of a trial, epoch
         self.kills = 0
 
-    def run(self) -> list[TrialRecord]:
+    def run(self, plan: Plan | None = None, **options: Any) -> list[TrialRecord]:
+        self.plan = plan or self.plan
         while True:
-            session, _ = open_study(self.plan)
+            session, _ = open_study(self.plan, **options)
             try:
                 self._work(session)
             except Killed:
@@ -92,9 +107,11 @@ class OneSlot:
         number, until = assignment.number, assignment.until
         assert session.schedule is not None
         assert until is not None
-        for epoch in range(EPOCHS):
+        for epoch in range(self.epochs):
             is_saved = epoch < self.saved.get(number, 0)
-            session.writer.record(Progress(number, epoch, {"val/accuracy": curve(number, epoch)}, 0.0, 0.1))
+            session.writer.record(Progress(number, epoch, {"val/accuracy": self.curve(number, epoch)}, 0.0, 0.1))
+            if not is_saved:
+                self.trained.append((number, epoch))
             self.saved[number] = max(self.saved.get(number, 0), epoch + 1)
             if is_saved and epoch + 1 < self.saved[number]:
                 continue  # the trial reports all that its state has before anything is decided
@@ -102,7 +119,7 @@ class OneSlot:
             if self.rng.random() < 0.3:
                 session.writer.flush()
                 self._step(session)
-            if epoch + 1 < EPOCHS and epoch + 1 >= until:
+            if epoch + 1 < self.epochs and epoch + 1 >= until:
                 if not session.schedule.go_on(number):
                     return False
                 until = session.schedule.until(number)
@@ -124,3 +141,129 @@ def test_a_study_that_is_killed_at_random_steps_promotes_as_if_it_had_not_been(
     killed = OneSlot(planned(tmp_path / "killed", *line), risk=0.1, seed=seed)
     assert facts_of(killed.run()) == facts_of(undisturbed)
     assert killed.kills > 5
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_few_epochs_are_spent_too(tmp_path: Path, epochs: int, direction: str) -> None:
+    slot = OneSlot(planned(tmp_path, f"trainer.max_epochs={epochs}", f"study.direction={direction}"))
+    records = slot.run()
+    assert 5 * epochs <= len(slot.trained) <= 6 * epochs
+    assert epochs > 1 or len(records) == 6
+    best = (max if direction == "maximize" else min)(r.objective for r in records if r.objective is not None)
+    assert best in [r.objective for r in records if r.state == "complete"]
+
+
+def test_other_clients_of_optuna_see_no_trial_that_waits(tmp_path: Path) -> None:
+    records = OneSlot(planned(tmp_path)).run()
+    study = optuna.load_study(study_name="digits-mlp", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
+    assert {t.state for t in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert [t.value for t in study.trials] == [r.objective for r in records]
+    assert study.best_value == max(r.objective for r in records if r.state == "complete")  # type: ignore[type-var]
+
+
+def test_a_larger_budget_goes_on_with_paused_trials_where_they_were(tmp_path: Path) -> None:
+    slot = OneSlot(planned(tmp_path), curve=falling)
+    before = slot.run()
+    after = slot.run(planned(tmp_path, "study.budget=20"))
+    assert len(slot.trained) == len(set(slot.trained)), "an epoch was trained twice"
+    assert 19 * EPOCHS <= len(slot.trained) <= 20 * EPOCHS
+    more = [new.number for old, new in zip(before, after, strict=False) if len(new.history) > len(old.history)]
+    assert more, "a trial of the first launch was promoted in the second one"
+    assert len(after) > len(before), "new trials were started"
+    again = slot.run(planned(tmp_path, "study.budget=20"))
+    assert again == after, "the same command again changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("scheduler.min_epochs=1", "scheduler.min_epochs=4"), ("scheduler.min_epochs=2", "scheduler.min_epochs=null")],
+)
+def test_another_first_rung_does_not_resume_all_trials(tmp_path: Path, first: str, then: str) -> None:
+    slot = OneSlot(planned(tmp_path, first))
+    before = slot.run()
+    slot.run(planned(tmp_path, then))
+    assert len(slot.trained) <= 6 * EPOCHS
+    after = slot.run(planned(tmp_path, then, "study.budget=9"))
+    assert len(slot.trained) == len(set(slot.trained)) <= 9 * EPOCHS
+    assert len(after) > len(before)
+
+
+def test_an_extended_study_promotes_the_trials_that_it_copied(tmp_path: Path) -> None:
+    slot = OneSlot(planned(tmp_path), curve=falling)
+    before = slot.run()
+    wider = ("study.budget=20", "optimizer.lr=tag(log,interval(1e-6,1))")
+    after = slot.run(planned(tmp_path, *wider), extend=True)
+    assert len(slot.trained) == len(set(slot.trained))
+    assert any(len(new.history) > len(old.history) for old, new in zip(before, after, strict=False))
+    assert 19 * EPOCHS <= len(slot.trained) <= 20 * EPOCHS
+
+
+def test_a_trial_that_is_marked_bad_is_not_promoted(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    slot = OneSlot(plan)
+    paused = [r for r in slot.run() if r.state == "pruned"]
+    bad = max(paused, key=lambda r: r.objective or 0.0)
+    mark(plan.settings.location, plan.name, [bad.number], bad=True)
+    after = slot.run(planned(tmp_path, "study.budget=20"))
+    assert after[bad.number].state == "failed"
+    assert len(after[bad.number].history) == len(bad.history)
+    study = optuna.load_study(study_name="digits-mlp", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
+    assert not [t for t in study.trials if not t.state.is_finished()]
+
+
+def test_a_study_changes_from_halving_to_median_and_back(tmp_path: Path) -> None:
+    slot = OneSlot(planned(tmp_path), curve=falling)
+    before = slot.run()
+    median = planned(tmp_path, "scheduler=median", f"study.budget={len(before) + 2}")
+    with opened(median) as session:
+        asked = []
+        while (assignment := session.queue.ask()) is not None:
+            asked.append(assignment)
+            for epoch in range(EPOCHS):
+                slot.trained.append((assignment.number, epoch))
+                session.writer.record(
+                    Progress(assignment.number, epoch, {"val/accuracy": falling(assignment.number, epoch)}, 0.0, 0.1)
+                )
+            session.writer.complete(assignment.number)
+    assert [a.until for a in asked] == [None, None]
+    assert [a.number for a in asked] == [len(before), len(before) + 1], "paused trials stay as they are"
+    after = slot.run(planned(tmp_path, "study.budget=20"))
+    assert len(slot.trained) == len(set(slot.trained)) <= 20 * EPOCHS
+    assert any(len(new.history) > len(old.history) for old, new in zip(before, after, strict=False))
+
+
+def test_a_trial_that_was_paused_by_halving_trains_to_its_end_under_another_scheduler(tmp_path: Path) -> None:
+    with opened(planned(tmp_path)) as session:
+        assert session.schedule is not None
+        assignment = session.queue.ask_scheduled(session.schedule)
+        assert assignment is not None
+        assert assignment.until == 1
+        session.writer.record(Progress(0, 0, {"val/accuracy": 0.5}, 0.0, 0.1))
+        session.writer.pause(0)
+        assert session.read(0).waits_at_rung
+    with opened(planned(tmp_path, "scheduler=median")) as session:
+        assignment = session.queue.ask()
+        assert assignment is not None
+        assert (assignment.number, assignment.until) == (0, None)
+        session.writer.prune(0)
+        assert not session.read(0).waits_at_rung, "the pruner has ended it"
+
+
+def test_equal_values_and_missing_ones_end_a_study_too(tmp_path: Path) -> None:
+    records = OneSlot(planned(tmp_path / "equal"), curve=lambda *_: 0.5).run()
+    assert next(r.number for r in records if r.state == "complete") == 0
+    nothing = OneSlot(planned(tmp_path / "late"), curve=lambda number, epoch: math.nan if epoch < 2 else number / 100)
+    assert any(r.state == "complete" for r in nothing.run())
+
+
+@pytest.mark.parametrize("sampler", ["qmc", "cma_es", "grid"])
+def test_each_sampler_spends_the_budget(tmp_path: Path, sampler: str) -> None:
+    space = ["search=none", "optimizer.lr=0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8"]
+    slot = OneSlot(planned(tmp_path, f"sampler={sampler}", *(space if sampler == "grid" else [])))
+    records = slot.run()
+    assert any(r.state == "complete" for r in records)
+    if sampler == "grid":
+        assert len({r.params["optimizer.lr"] for r in records}) == len(records) <= 9
+    else:
+        assert len(slot.trained) >= 5 * EPOCHS

@@ -19,7 +19,19 @@ from overnight.config.trainer import counts_validations
 from overnight.config.trees import look_up, read_yaml
 from overnight.config.values import same, unescaped
 from overnight.protocol import Progress, Tested
-from overnight.search.attributes import CONFIG, CONFIRMS, DETAIL, ENTRY, HISTORY, NOTES, OUTSIDE, PARAMS, REASON, VALUES
+from overnight.search.attributes import (
+    CONFIG,
+    CONFIRMS,
+    DETAIL,
+    ENTRY,
+    HISTORY,
+    NOTES,
+    OUTSIDE,
+    PARAMS,
+    REASON,
+    UNTIL,
+    VALUES,
+)
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, objective_of, pack_history
 from overnight.search.seeds import derive_seed
@@ -182,6 +194,8 @@ def _trial(
         attrs[HISTORY] = pack_history(history)
     if reason is not None:
         attrs[REASON] = reason
+    if (until := run_tags.get(tags.UNTIL, "")).isdecimal():
+        attrs[UNTIL] = int(until)
     if state == TrialState.FAIL and (detail := _text(_artifacts(run) / "error.txt")):
         attrs[DETAIL] = detail
     if notes := re.sub(rf"(; )?{MARKED}(: .*)?$", "", run_tags.get(tags.NOTES, "")):

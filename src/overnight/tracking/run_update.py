@@ -87,6 +87,7 @@ def missing(run: TrialRun, record: TrialRecord, plan: Plan, parent_run_id: str |
     texts = {
         tags.STATE: record.state,
         tags.REASON: record.reason,
+        tags.UNTIL: None if record.until is None else str(record.until),
         tags.NOTES: _shortened("; ".join(record.notes)),
         tags.PARENT: parent_run_id,
         **_long_names(record),

@@ -11,6 +11,8 @@ UID = "overnight.uid"  # the unique id of the study in the Optuna storage
 ROLE = "overnight.role"  # "study", "trial" or "confirmation"
 STATE = "overnight.state"
 REASON = "overnight.reason"  # why a trial failed, was pruned or is excluded
+# The epochs to which the scheduler lets a trial train. A larger budget resumes one that was pruned after so many.
+UNTIL = "overnight.until"
 NOTES = "overnight.notes"
 TRIAL = "overnight.trial"  # the number of a trial
 CONFIRMATION = "overnight.confirmation"  # the number of a confirmation run, so that searches for TRIAL do not find it

@@ -13,7 +13,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from overnight import api
+from overnight.cli import doctor
 from overnight.cli.manage import mark
+from overnight.config.compose import study_location
 from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
@@ -21,7 +24,9 @@ from overnight.search.record import TrialRecord
 from overnight.study.open import open_study
 from overnight.study.queue import TrialAssignment
 from overnight.study.session import StudySession
+from overnight.study.snapshot import view
 from overnight.study.storage.database import dispose
+from support.mlflow_store import assert_equal, runs_of
 
 EPOCHS = 8
 
@@ -267,3 +272,65 @@ def test_each_sampler_spends_the_budget(tmp_path: Path, sampler: str) -> None:
         assert len({r.params["optimizer.lr"] for r in records}) == len(records) <= 9
     else:
         assert len(slot.trained) >= 5 * EPOCHS
+
+
+# With real processes and MLflow
+
+
+def counted(marker: Path) -> tuple[str, ...]:
+    """Overrides of a network of one parameter that notes each epoch it trains."""
+    return (
+        "~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none",
+        "model._target_=user_networks.Counted", "+model.lr=tag(log,interval(1e-4,1e-1))", f"+model.marker={marker}",
+        "slots=1", f"trainer.max_epochs={EPOCHS}", "scheduler=halving", "scheduler.min_epochs=1",
+        "study.confirm.seeds=0",
+    )  # fmt: skip
+
+
+def epochs_in(marker: Path) -> list[tuple[str, str]]:
+    return [(line.split()[0], line.split()[1]) for line in marker.read_text().splitlines()]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_two_launches_leave_complete_stores_and_train_each_epoch_once(
+    tune: Callable[..., api.Result], home: Path, tmp_path: Path
+) -> None:
+    line = counted(tmp_path / "marker")
+    first = tune(*line, "study.budget=3")
+    assert first.stop_reason == "complete"
+    location = study_location([f"home={home}"])
+    for budget in (3, 6):
+        result = tune(*line, f"study.budget={budget}")
+        assert result.stop_reason == "complete"
+        found, _ = view(location)
+        assert found is not None
+        assert found.state == "complete"
+        assert_equal(home, found)
+        assert doctor.find_defects(location, found.name) == []
+        runs = {r.data.tags.get("overnight.trial"): r for r in runs_of(home)}
+        for r in found.records:
+            run = runs[str(r.number)]
+            assert run.info.status == "FINISHED"
+            assert run.data.tags["overnight.until"] == str(r.until)
+    trained = epochs_in(tmp_path / "marker")
+    assert len(trained) == len(set(trained))
+    assert len(trained) == sum(len(r.history) for r in result.records) <= 6 * EPOCHS
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_promoted_trials_whose_states_were_deleted_train_again_and_say_so(
+    tune: Callable[..., api.Result], tmp_path: Path
+) -> None:
+    """They report the same values, and the budget counts their epochs once."""
+    line = counted(tmp_path / "marker")
+    kept = tune(*line, "study.budget=4")
+    (tmp_path / "marker").unlink()
+    (tmp_path / "again").mkdir()
+    deleted = tune(*line, "study.budget=4", "scheduler.keep_gib=0", f"home={tmp_path / 'again'}")
+    assert facts_of(list(deleted.records)) == facts_of(list(kept.records))
+    again = [r for r in deleted.records if r.notes]
+    assert again
+    assert all("trained again from its first epoch" in r.notes[0] for r in again)
+    assert len(epochs_in(tmp_path / "marker")) > sum(len(r.history) for r in deleted.records)

@@ -174,7 +174,9 @@ def test_a_machine_whose_trials_all_fail_does_not_close_the_study_for_its_peers(
     lonely.close()
 
 
-@pytest.mark.parametrize("line", [["study.trials=3"], ["study.trials=2", "study.patience=9"], ["study.trials=2"]])
+@pytest.mark.parametrize(
+    "line", [["study.trials=3"], ["study.trials=2", "study.patience=9", "scheduler=median"], ["study.trials=2"]]
+)
 def test_a_study_that_is_launched_again_while_it_runs_stays_open(
     planned: Callable[..., Plan], database: Callable[[], str], monkeypatch: pytest.MonkeyPatch, line: list[str]
 ) -> None:
@@ -197,7 +199,7 @@ def test_a_study_that_is_launched_again_while_it_runs_stays_open(
 def test_a_trial_that_a_peer_starts_as_patience_ends_the_search_is_part_of_the_answer(
     planned: Callable[..., Plan], database: Callable[[], str], join: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = planned(database(), *AT_ONCE, "study.trials=9", "study.patience=1", "storage.lease_s=5")
+    study = planned(database(), *AT_ONCE, "study.trials=9", "study.patience=1", "scheduler=median", "storage.lease_s=5")
     b, may_leave, begun = join("b", 30.0, study), ExitPolicy.may_leave, []
 
     def begin(self: ExitPolicy, *args: Any) -> bool:

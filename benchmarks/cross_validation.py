@@ -25,7 +25,7 @@ from pathlib import Path
 from overnight.protocol import Decision, FoldEnded, Progress, Tested, TrialMessage
 from overnight.runner.trial_spec import trial_spec
 from overnight.search.build_plan import build_plan
-from overnight.search.plan import Plan
+from overnight.search.plan import Plan, random_point
 from overnight.search.record import objective_of
 from overnight.trial.evaluate import evaluate
 from overnight.trial.fit import fit
@@ -58,7 +58,7 @@ def search(seed: int, epochs: int, trials: int, folds: int | None) -> tuple[floa
          f"study.folds={folds or 'null'}"]
     )  # fmt: skip
     rng = random.Random(seed)
-    values = [plan.sample(rng) for _ in range(trials)]
+    values = [random_point(plan, rng) for _ in range(trials)]
     with tempfile.TemporaryDirectory() as folder:
         scores = [_score(plan, number, plan.config(v), Path(folder, str(number))) for number, v in enumerate(values)]
         winner = max(range(trials), key=lambda number: scores[number])

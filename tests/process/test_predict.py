@@ -30,6 +30,7 @@ from overnight.report import report, winner, winner_config
 from overnight.report.live import NullScreen
 from overnight.runner import trial_process
 from overnight.search.build_plan import build_plan
+from overnight.search.plan import random_point
 from overnight.search.record import TrialRecord, config_of
 from overnight.study.snapshot import StudyView, view
 from overnight.system import forkserver
@@ -126,7 +127,7 @@ def test_a_winners_config_composes_to_the_configuration_of_its_trial(tmp_path: P
     study = build_plan([*line, "study.name=s"])
     study = study.relocated(StudyLocation(str(home)))
     for seed in range(2):
-        values = study.sample(random.Random(seed))
+        values = random_point(study, random.Random(seed))
         best = TrialRecord(3, "complete", values, (), 0.9, None, "", 0.0, 1.0, values=values)
         assert winner_config.write(study, best) == ()
         escaped = str(home).replace("'", "\\'")

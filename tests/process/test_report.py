@@ -20,6 +20,7 @@ from overnight.config.settings import WarmStart
 from overnight.report import advice, page, report
 from overnight.report.caveats import find_caveats
 from overnight.search.build_plan import build_plan
+from overnight.search.plan import random_point
 from overnight.search.record import TrialRecord, ranked
 from overnight.study.snapshot import StudyView
 from overnight.tracking import store, summary
@@ -106,7 +107,7 @@ def test_the_train_command_composes_to_the_configuration_of_the_winner() -> None
     for lines in (SPACE, ("study.trials=9", "optimizer=sgd", "data.batch_size=64", "trainer.max_epochs=7")):
         study = build_plan(lines)
         rng = random.Random(3)
-        values = study.sample(rng)
+        values = random_point(study, rng)
         trial = record(0, {}, 0.9, config=study.config(values))
         trial = dataclasses.replace(trial, params={k: v for k, v in values.items() if not isinstance(v, list)})
         command = shlex.split(advice.train_command(study, trial))
@@ -116,7 +117,7 @@ def test_the_train_command_composes_to_the_configuration_of_the_winner() -> None
 def test_the_commands_for_a_network_of_a_user_name_its_config_folder(tmp_path: Path) -> None:
     starter.write(tmp_path)
     study = build_plan(["model=mine", "data=mine"], tmp_path / "conf")
-    values = study.sample(random.Random(0))
+    values = random_point(study, random.Random(0))
     trial = dataclasses.replace(
         record(0, {}, 0.9), values=values, params=dict(values, **{"model.hidden_sizes.length": 0})
     )

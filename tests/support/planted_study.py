@@ -9,7 +9,7 @@ from typing import Any
 
 from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
-from overnight.search.plan import CONFIRM_SUFFIX, Plan
+from overnight.search.plan import CONFIRM_SUFFIX, Plan, random_point
 from overnight.search.record import Confirms, TrialRecord, ranked
 from overnight.study.snapshot import StudyView
 
@@ -44,7 +44,7 @@ def planted(params: dict[str, Any]) -> float:
 
 def search_records(study: Plan, trials: int = 40, seed: int = 0) -> list[TrialRecord]:
     rng = random.Random(seed)
-    points = [study.sample(rng) for _ in range(trials)]
+    points = [random_point(study, rng) for _ in range(trials)]
     return [record(i, p, planted(p)) for i, p in enumerate(points)]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from overnight.report.importance import Importances, importances
 from overnight.search.build_plan import build_plan
-from overnight.search.plan import Plan
+from overnight.search.plan import Plan, random_point
 from support.planted_study import planned, record, search_records
 
 
@@ -19,7 +19,7 @@ def found_in(study: Plan, trials: int, value: Callable[[dict[str, Any]], float],
     rng = random.Random(seed)
     records = []
     for number in range(trials):
-        point = study.sample(rng)
+        point = random_point(study, rng)
         records.append(record(number, {}, value(point), values=point))
     return importances(study, records)
 

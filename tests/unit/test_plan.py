@@ -16,7 +16,7 @@ from overnight.config.settings import build_settings
 from overnight.search import validation
 from overnight.search.build_plan import build_plan
 from overnight.search.grammar import choice
-from overnight.search.plan import Plan
+from overnight.search.plan import Plan, config_of_params
 from overnight.search.space import SearchSpace
 
 
@@ -277,7 +277,7 @@ def test_options_can_draw_the_same_key_from_different_distributions(tmp_path: Pa
     study = build_plan(["search=odd"], folder)
     assert study.first_trial({}).point == {"optimizer": "adam", "optimizer.lr@adam": 0.001}
     params = {"optimizer": "sgd", "optimizer.lr": 0.5, "optimizer.momentum": 0.9}
-    assert study.config_of_params(params)["optimizer"] == {
+    assert config_of_params(study, params)["optimizer"] == {
         "_target_": "torch.optim.SGD",
         "lr": 0.5,
         "momentum": 0.9,

@@ -17,7 +17,7 @@ from overnight.config.trees import look_up
 from overnight.config.values import to_text
 from overnight.search.build_plan import build_plan
 from overnight.search.distributions import random_value
-from overnight.search.plan import Plan
+from overnight.search.plan import Plan, config_of_params
 from overnight.search.space import SearchSpace, display_name
 from overnight.search.space_reader import parse_space
 
@@ -337,10 +337,10 @@ def test_every_point_composes_is_inside_its_distributions_and_is_read_back_from_
     assert config["optimizer"]["_target_"] == f"torch.optim.{ {'adam': 'Adam', 'sgd': 'SGD'}[optimizer] }"
     for key, value in values.items():
         assert look_up(config, key) == value
-    assert study.config_of_params(params) == config
+    assert config_of_params(study, params) == config
 
     texts = {display_name(name): to_text(value) for name, value in params.items()}  # as tracking writes them
-    assert study.config_of_params(space.read(texts)) == config
+    assert config_of_params(study, space.read(texts)) == config
     restored = SearchSpace.from_json(json.loads(json.dumps(space.to_json())))
     assert restored == space
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from overnight.study.storage.database import free_mib
+from overnight.runner.stop_state import StopState
+from overnight.study.storage.database import DiskFull, free_mib
 
+_RETRY_EVERY_S = 1.0
 _RESUME_FACTOR = 1.1  # so that trials do not stop and start again with every file
 
 
@@ -24,6 +28,10 @@ class DiskSpace:
         minimum_mib = self._min_free_mib * (_RESUME_FACTOR if self.is_full else 1.0)
         self.is_full = free_mib(self._root) < minimum_mib
 
-    def note_failed_write(self) -> None:
-        """A write has found no space."""
+    def wait(self, stopping: StopState, on_change: Callable[[], None]) -> None:
+        """Wait before a write of the storage is tried again that has found no space. Raises DiskFull at a stop."""
         self.is_full = True
+        on_change()
+        if stopping.is_stopping:
+            raise DiskFull("the disk is full; nothing is lost, and the same command resumes once there is room")
+        time.sleep(_RETRY_EVERY_S)

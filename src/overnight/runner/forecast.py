@@ -21,7 +21,7 @@ from overnight.runner import preflight, trial_process
 from overnight.runner.preflight import DryRun
 from overnight.runner.trial_spec import trial_spec
 from overnight.search import deadline
-from overnight.search.plan import Plan, devices_of
+from overnight.search.plan import Plan, devices_of, random_point
 from overnight.study import warm_start
 from overnight.study.snapshot import view
 from overnight.system import forkserver
@@ -127,7 +127,7 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
     weights_bytes = max(m.weights_bytes for m in measured)
     return Forecast(
         points=plan.n_points,
-        samples=tuple(plan.sample(rng) for _ in range(samples)),
+        samples=tuple(random_point(plan, rng) for _ in range(samples)),
         trials=trials,
         confirmations=confirmations,
         slots=slots,

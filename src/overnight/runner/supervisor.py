@@ -25,7 +25,6 @@ from overnight.search.plan import devices_of
 from overnight.search.record import TrialRecord, best_of
 from overnight.study.queue import TrialAssignment
 from overnight.study.session import StudySession
-from overnight.study.storage.database import DiskFull
 from overnight.system import forkserver
 from overnight.system.devices import machine_memory
 from overnight.tracking.sync import MlflowSync
@@ -102,7 +101,7 @@ class Supervisor:
         self._flushed_at = self._shown_at = clock()
         self._adopt_at = 0.0
         session.queue.use_helper_process(forkserver.fork)
-        session.storage.backend.wait_for_space = self._wait_for_space
+        session.storage.backend.wait_for_space = lambda: self.disk.wait(self.stopping, lambda: self._on_change(self))
 
     def stop(self) -> None:
         """Save the running trials and stop. A second call kills them."""
@@ -313,14 +312,6 @@ class Supervisor:
         self.records[record.number] = record
         self.mlflow.add(record)
         self._on_change(self)
-
-    def _wait_for_space(self) -> None:
-        """Wait before a write of the storage is tried again that found the disk full."""
-        self.disk.note_failed_write()
-        self._on_change(self)
-        if self.stopping.is_stopping:
-            raise DiskFull("the disk is full; nothing is lost, and the same command resumes once there is room")
-        time.sleep(STATUS_EVERY_S)
 
     def _release_trials(self) -> list[int]:
         """End all processes and pause their trials, after an error too. Returns the numbers of the paused trials."""

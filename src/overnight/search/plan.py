@@ -10,7 +10,7 @@ import functools
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,9 @@ class Plan:
     warm_start: tuple[dict[str, Any], ...] = ()
     config_dir: str | None = None
     start: Start = Start()
+    _resolved: dict[tuple[str, ...], dict[str, Any]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # the config of each combination, once it is composed
 
     @property
     def name(self) -> str:
@@ -178,15 +181,8 @@ class Plan:
 
     def config(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Data, model, optimizer, schedule and trainer of a trial: the baseline with `values` (key -> value)."""
-        variant = self.variants.get(self._combination(values)) or self.variants[self._combination({})]
+        variant = self.variants.get(_combination(self, values)) or self.variants[_combination(self, {})]
         return with_values(variant, {k: v for k, v in values.items() if k not in self.groups})
-
-    def config_of_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The config of a trial whose parameters have these values, by parameter name or by display name.
-
-        Keys without a parameter keep the value of the baseline.
-        """
-        return self.config(self.space.values_of(params, self.baseline))
 
     def baseline(self, key: str, values: Mapping[str, Any] | None = None) -> Any:
         """The value of a key in the baseline; of a config group, its option.
@@ -199,14 +195,10 @@ class Plan:
         """
         if key in self.choices and "." not in key:
             return self.choices[key]
-        combination = self._combination(values or {})
+        combination = _combination(self, values or {})
         if combination not in self._resolved:
             self._resolved[combination] = self.config(dict(zip(self.groups, combination, strict=True)))
         return look_up(self._resolved[combination], key)
-
-    @functools.cached_property
-    def _resolved(self) -> dict[tuple[str, ...], dict[str, Any]]:
-        return {}
 
     def first_trials(self) -> list[FirstTrial]:
         """The distinct configurations of the baseline, study.enqueue and study.warm_start_from, in this order."""
@@ -222,10 +214,6 @@ class Plan:
             return entry[key] if key in entry else self.baseline(key, {**entry, **values})
 
         return FirstTrial(dict(entry), *self.space.find(value_of))
-
-    def sample(self, rng: random.Random) -> dict[str, Any]:
-        """A random point, searched key -> value."""
-        return self.space.draw(lambda _, dist: random_value(dist, rng), self.baseline)
 
     def relocated(self, location: StudyLocation) -> Plan:
         """The plan of the same study at `location`, which differs once a home was moved or is mounted elsewhere."""
@@ -292,8 +280,18 @@ class Plan:
         except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
             raise ConfigError([f"plan: {type(error).__name__}: {error}"]) from error
 
-    def _combination(self, values: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(str(values.get(g, self.choices[g])) for g in self.groups)
+
+def random_point(plan: Plan, rng: random.Random) -> dict[str, Any]:
+    """A random point of a plan's space, searched key -> value."""
+    return plan.space.draw(lambda _, dist: random_value(dist, rng), plan.baseline)
+
+
+def config_of_params(plan: Plan, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a trial whose parameters have these values, by parameter name or by display name.
+
+    Keys without a parameter keep the value of the baseline.
+    """
+    return plan.config(plan.space.values_of(params, plan.baseline))
 
 
 def devices_of(plan: Plan) -> list[str]:
@@ -330,3 +328,8 @@ def _score_inputs(plan: Plan, searched: set[str]) -> dict[str, str]:
     flat = {k: v for k, v in flat.items() if k.rpartition(" ")[2] not in {*searched, *LOCATION_KEYS}}
     texts = {key: to_text(value) for key, value in flat.items()}
     return {**texts, **{f"search.{key}": draw for key, draw in plan.space.describe().items()}}
+
+
+def _combination(plan: Plan, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The options of the searched config groups that these values choose."""
+    return tuple(str(values.get(g, plan.choices[g])) for g in plan.groups)

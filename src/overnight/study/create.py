@@ -14,7 +14,7 @@ from overnight.config.trees import look_up
 from overnight.config.values import fingerprint, same
 from overnight.search import sampler
 from overnight.search.attributes import ENTRY, EXCLUDED, METRIC_NAMES, MLFLOW, OUTSIDE, PLAN, READY, UID, VALUES
-from overnight.search.plan import FirstTrial, Plan
+from overnight.search.plan import FirstTrial, Plan, config_of_params
 from overnight.search.record import record_of, values_of
 from overnight.search.schedulers.pruners import make_pruner
 from overnight.search.schedulers.study import is_spent
@@ -190,7 +190,7 @@ def _converted(t: FrozenTrial, plan: Plan, old: Plan) -> FrozenTrial:
     """Return a trial of the old plan as a trial of the plan."""
     given = values_of(t)
     params = old.space.decode(t.params)
-    config = old.config(given) if given is not None else old.config_of_params(params)
+    config = old.config(given) if given is not None else config_of_params(old, params)
     old_values = given if given is not None else params
 
     def value_of(key: str, _: Mapping[str, Any]) -> Any:

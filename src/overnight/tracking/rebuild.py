@@ -32,7 +32,7 @@ from overnight.search.attributes import (
     UNTIL,
     VALUES,
 )
-from overnight.search.plan import Plan
+from overnight.search.plan import Plan, config_of_params
 from overnight.search.record import Confirms, objective_of, pack_history
 from overnight.search.seeds import derive_seed
 from overnight.study.attributes import StudyAttributes
@@ -246,7 +246,7 @@ def _point(plan: Plan, run: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     params = {name: text for name, text in run.data.params.items() if not name.startswith(names.HPARAMS)}
     texts = {names.from_mlflow(name, _long_names(run)): text for name, text in params.items()}
     read = plan.space.read(texts)
-    config = _config(run) or plan.config_of_params(read)
+    config = _config(run) or config_of_params(plan, read)
 
     def value_of(key: str, values: Mapping[str, Any]) -> Any:
         return look_up(config, key) if "." in key else read.get(key, plan.baseline(key, values))

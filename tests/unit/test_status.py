@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from overnight.cli.output import print_status, status_object
 from overnight.search.build_plan import build_plan
 from overnight.study.snapshot import StudyView
+from support.planted_study import record
 
 
 def running_view(tmp_path: Path, *overrides: str) -> StudyView:
@@ -42,3 +44,21 @@ def test_the_budget_is_told_in_epochs_where_trials_are_paused(
 def test_the_budget_is_a_number_of_trials_where_none_is_paused(tmp_path: Path) -> None:
     told = status_object(running_view(tmp_path, "scheduler=none", "study.trials=7"))
     assert (told["budget"], told["epochs"]) == (7, {"trained": 0, "budget": None})
+
+
+def test_trials_that_wait_at_a_rung_are_counted_and_others_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lengths = [(1, 1)] * 40 + [(4, 4)] * 3 + [(2, 4)]  # epochs, and those to which it was sent
+    paused = tuple(
+        replace(
+            record(n, {"optimizer.lr": 0.001}, 0.5, "paused"), history=record(n, {}, 0.5).history[:epochs], until=until
+        )
+        for n, (epochs, until) in enumerate(lengths)
+    )
+    print_status(replace(running_view(tmp_path), records=paused))
+    lines = capsys.readouterr().out.splitlines()
+    assert "  43 paused at a rung: 40 after 1 epoch, 3 after 4 epochs" in lines
+    assert [line for line in lines if line.startswith("  trial-")] == [
+        "  trial-0043 (lr=0.001): paused, 2 of 20 epochs"
+    ]

@@ -8,6 +8,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +112,16 @@ def _print_trials(view: StudyView) -> None:
     if best is not None and best.objective is not None:
         metric = view.plan.settings.study.metric
         print_wrapped(f"best: {metric} {format_value(best.objective, metric)}, {titled(best)}")
+    at_rungs = Counter(len(r.history) for r in view.records if r.state == "paused" and r.waits_at_rung)
     for record in view.records:
-        if record.state in ("running", "paused"):
+        if record.state == "running" or (record.state == "paused" and not record.waits_at_rung):
             last, total = record.history[-1:], units_of_trial(record, view.plan)
             of, unit = f" of {total}" if total is not None else "", unit_of_trial(record, view.plan)
             progress = f"{last[0].index + 1}{of} {unit}s" if last else f"no {unit} yet"
             print_wrapped(f"  {titled(record)}: {record.state}, {progress}")
+    if at_rungs:
+        epochs = ", ".join(f"{count} after {n} epoch{'s' * (n != 1)}" for n, count in sorted(at_rungs.items()))
+        print_wrapped(f"  {sum(at_rungs.values())} paused at a rung: {epochs}")
 
 
 def _print_time_left(view: StudyView, done: int) -> None:
@@ -264,17 +269,18 @@ def print_tree(plan: Plan, with_settings: bool = False) -> None:
 
 
 def _time_lines(found: Forecast) -> list[str]:
-    """Return the range of the time, and what it is based on."""
+    """Return the size of the search, the range of the time, and what it is based on."""
     from overnight.search.record import format_duration
 
     least, most = (format_duration(s) for s in found.seconds)
-    work = f"{found.trials} trials" + (f" and {found.confirmations} confirmations" if found.confirmations else "")
+    work = "the search" if found.budget_epochs is not None else f"{found.searches[0].trials} trials"
+    work += f" and {found.confirmations} confirmations" if found.confirmations else ""
     slots = f"in {found.slots} slot{'s' if found.slots > 1 else ''}"
     if found.at_once < found.slots:
         slots += f", of which {found.at_once} train at once, because there are {found.at_once} cores"
-    lines = [
+    lines = _search_lines(found) + [
         f"time: {least} to {'more than ' if found.slowest.is_cut else ''}{most} for {work} {slots}, "
-        "from the start to the report, without pruning"
+        f"from the start to the report{', without pruning' if found.budget_epochs is None else ''}"
     ]
     for which in dict.fromkeys((found.fastest, found.slowest)):
         at_least = "more than " if which.is_cut else ""
@@ -283,6 +289,24 @@ def _time_lines(found: Forecast) -> list[str]:
             f"({which.name})"
         )
     return lines
+
+
+def _search_lines(found: Forecast) -> list[str]:
+    """Say how many configurations a search trains whose trials are paused; nothing for another one."""
+    if found.budget_epochs is None:
+        return []
+    trials, complete = ([getattr(s, name) for s in found.searches] for name in ("trials", "complete"))
+    if found.scheduler:
+        return [f"search: {found.budget_epochs} epochs; {found.scheduler} decides for how many configurations"]
+    done = f", {found.trained_epochs} of them done" if found.trained_epochs else ""
+    return [
+        f"search: {found.budget_epochs} epochs{done}, for about {_range(trials)} configurations; "
+        f"about {_range(complete)} of them train to the end"
+    ]
+
+
+def _range(values: Iterable[int]) -> str:
+    return " to ".join(str(v) for v in sorted(set(values)))
 
 
 def print_wrapped(text: str) -> None:

@@ -68,7 +68,7 @@ def _listing_object(study: StudyListing) -> dict[str, Any]:
         "state": study.state,
         "trials": study.trials,
         "budget": study.budget,
-        "epochs": study.epochs,
+        "epochs": study.epochs or None,
         "metric": study.metric,
         "best": output.best_object(study.best),
         "seconds": study.seconds,

@@ -137,6 +137,10 @@ class SchedulerSettings:
     reduction_factor: int = at_least(2, default=3)
     target: dict[str, Any] | None = None
 
+    @property
+    def label(self) -> str:
+        return str(self.target["_target_"]) if self.target is not None else self.name
+
 
 @dataclass(frozen=True, kw_only=True)
 class TerminatorSettings:

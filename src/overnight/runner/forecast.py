@@ -22,6 +22,9 @@ from overnight.runner.preflight import DryRun
 from overnight.runner.trial_spec import trial_spec
 from overnight.search import deadline
 from overnight.search.plan import Plan, devices_of, random_point
+from overnight.search.record import TrialRecord
+from overnight.search.schedulers.expected import expected_search
+from overnight.search.schedulers.study import first_rung, rungs_of, trained_epochs, trials_of
 from overnight.study import warm_start
 from overnight.study.snapshot import view
 from overnight.system import forkserver
@@ -68,27 +71,50 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Search:
+    """What a search still does, if all of its trials take as long as one that was measured.
+
+    Attributes:
+        trials: those that start, and, where trials are paused, those that have started; an estimate then.
+        complete: those of them that train to their last epoch, if no trial is ended early.
+        seconds: wall clock time.
+        epochs: that it trains in all; None where the budget is a number of trials.
+    """
+
+    trials: int
+    complete: int
+    seconds: float
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What a study would take.
 
     Attributes:
         points: of the search space; infinity for a continuous one.
         samples: configurations of the space, as key -> value.
-        trials: those that have not ended yet.
+        searches: the search with the fastest and with the slowest measured configuration.
+        budget_epochs: of all trials together; None where the budget is a number of trials.
+        trained_epochs: of these, so far.
         confirmations: the largest number of trials of the confirmation.
+        scheduler: the user's class that decides how many trials start; empty where it is known.
         at_once: trials that really run side by side: as many as there are slots, and cores for them.
-        seconds: the least and the most wall clock time, from the command to its answer, if nothing is pruned.
+        seconds: the least and the most wall clock time, from the command to its answer.
         fastest, slowest: the measured configurations whose trials take the least and the most time.
     """
 
     points: float
     samples: tuple[dict[str, Any], ...]
-    trials: int
+    searches: tuple[Search, Search]
+    budget_epochs: int | None
+    trained_epochs: int
     confirmations: int
+    scheduler: str
     slots: int
     at_once: int
     seconds: tuple[float, float]
-    disk_bytes: int
+    disk_bytes: float
     fastest: Measurement
     slowest: Measurement
 
@@ -120,28 +146,55 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
     at_once = min(slots, cores())
     measured = measure(plan, ends_of_space(plan), at_once)
     fastest, slowest = (choose(measured, key=lambda m: m.trial_s) for choose in (min, max))
-    done, confirmations = _progress(plan)
-    trials = max(plan.budget - done, 0)
-    least, most = (seconds_of(trials, confirmations, at_once, m.trial_s) for m in (fastest, slowest))
-    rng = random.Random(plan.settings.seed)
+    records, confirmations = _progress(plan)
+    fast, slow = (rest_of_search(plan, records, m, slots, at_once) for m in (fastest, slowest))
+    least, most = (
+        search.seconds + seconds_of(confirmations, at_once, m.trial_s)
+        for search, m in ((fast, fastest), (slow, slowest))
+    )
+    rng, scheduler = random.Random(plan.settings.seed), plan.settings.scheduler
     weights_bytes = max(m.weights_bytes for m in measured)
     return Forecast(
         points=plan.n_points,
         samples=tuple(random_point(plan, rng) for _ in range(samples)),
-        trials=trials,
+        searches=(fast, slow),
+        budget_epochs=plan.budget_epochs if plan.pauses else None,
+        trained_epochs=trained_epochs(records),
         confirmations=confirmations,
+        scheduler=scheduler.label if scheduler.name == "own" else "",
         slots=slots,
         at_once=at_once,
-        seconds=(start_s + least + _MIN_CLOSING_S, start_s + most + deadline.closing_s(trials + confirmations)),
-        disk_bytes=_disk_bytes(plan, trials + confirmations, slowest.units, slots, weights_bytes),
+        seconds=(start_s + least + _MIN_CLOSING_S, start_s + most + deadline.closing_s(slow.trials + confirmations)),
+        disk_bytes=_disk_bytes(plan, slow, confirmations, slowest.units, slots, weights_bytes),
         fastest=fastest,
         slowest=slowest,
     )
 
 
-def seconds_of(trials: int, confirmations: int, at_once: int, trial_s: float) -> float:
-    """Return the wall clock time of search and confirmation, if every trial takes `trial_s` seconds."""
-    return (math.ceil(trials / at_once) + math.ceil(confirmations / at_once)) * trial_s
+def rest_of_search(
+    plan: Plan, records: Sequence[TrialRecord], measured: Measurement, slots: int, at_once: int
+) -> Search:
+    """Return what a search still does, after these trials, if all of its trials are like the measured one.
+
+    A scheduler of the user is taken for quota halving. Its epochs are the same; it may start more processes, or fewer.
+    """
+    if not plan.pauses:
+        trials = max(plan.budget - sum(r.done for r in records), 0)
+        return Search(trials, trials, seconds_of(trials, at_once, measured.trial_s))
+    sent_to = rungs_of(trials_of(records, plan.settings))
+    rung = min(sent_to) if sent_to else first_rung(plan.settings, measured.unit_s)
+    whole = expected_search(
+        plan.settings.trainer.max_epochs, rung, plan.budget_epochs, slots, plan.max_trials, plan.settings.seed
+    )
+    left = max(whole.epochs - trained_epochs(records), 0)
+    starts = whole.processes * left / whole.epochs
+    seconds = (left * measured.unit_s + starts * measured.start_s) / at_once
+    return Search(max(whole.trials, len(records)), whole.complete, seconds, whole.epochs)
+
+
+def seconds_of(trials: int, at_once: int, trial_s: float) -> float:
+    """Return the wall clock time of so many trials, if each takes `trial_s` seconds."""
+    return math.ceil(trials / at_once) * trial_s
 
 
 def ends_of_space(plan: Plan) -> list[DryRun]:
@@ -215,19 +268,23 @@ def measurement_of(
     return Measurement(name, known, start_s, min(seconds[1:] or seconds), units == -1, weights_bytes, unit)
 
 
-def _progress(plan: Plan) -> tuple[int, int]:
-    """Return how many trials have ended, and how many the confirmation still needs."""
+def _progress(plan: Plan) -> tuple[Sequence[TrialRecord], int]:
+    """Return the trials of the search so far, and how many the confirmation still needs."""
     seen, _ = view(plan.settings.location, plan.name)
     if seen is None:
-        return 0, plan.confirmation_trials
-    done = sum(r.done for r in seen.records)
+        return (), plan.confirmation_trials
     if seen.confirmation is None:
-        return done, plan.confirmation_trials
-    return done, sum(not r.done for r in seen.confirmation.records)
+        return seen.records, plan.confirmation_trials
+    return seen.records, sum(not r.done for r in seen.confirmation.records)
 
 
-def _disk_bytes(plan: Plan, trials: int, units: int, slots: int, weights_bytes: int) -> int:
-    stored = trials * (_BYTES_PER_TRIAL + units * _BYTES_PER_EPOCH)
+def _disk_bytes(plan: Plan, search: Search, confirmations: int, units: int, slots: int, weights_bytes: int) -> float:
+    trials = search.trials + confirmations
+    stored_units = trials * units if search.epochs is None else search.epochs + confirmations * units
+    stored = trials * _BYTES_PER_TRIAL + stored_units * _BYTES_PER_EPOCH
     kept = plan.settings.study.keep_checkpoints * 2 * weights_bytes
     checkpoints = slots * 2 * _WEIGHTS_PER_STATE * weights_bytes  # each trial keeps two
-    return stored + kept + checkpoints
+    # Most configurations are smaller than the largest one, whose weights these are.
+    paused = (search.trials - search.complete) * _WEIGHTS_PER_STATE * weights_bytes / 2
+    keep_gib = plan.settings.scheduler.keep_gib
+    return stored + kept + checkpoints + (paused if keep_gib is None else min(paused, keep_gib * 2**30))

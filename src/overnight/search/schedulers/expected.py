@@ -1,0 +1,100 @@
+"""What a search is expected to train, before it starts: a simulation of quota halving with random scores."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from dataclasses import dataclass, replace
+
+from overnight.search.schedulers.halving import ETA, Halving, rungs
+from overnight.search.schedulers.interface import Resume, Start, Trial, epochs_left
+
+# A larger search is simulated with about so many trials, and its numbers are multiplied.
+_MOST_TRIALS = 300
+
+
+@dataclass(frozen=True)
+class ExpectedSearch:
+    """The size of a search.
+
+    Attributes:
+        trials: Configurations that are trained for at least one rung.
+        complete: Those of them that are trained to the last epoch.
+        processes: How often a process starts: for each new trial, and for each one that is resumed later.
+        epochs: All trained epochs.
+    """
+
+    trials: int
+    complete: int
+    processes: int
+    epochs: int
+
+
+def expected_search(
+    max_epochs: int, min_epochs: int, budget_epochs: int, slots: int, max_trials: int | None = None, seed: int = 0
+) -> ExpectedSearch:
+    """Simulate a search once, in which each configuration has a random score that does not change with the epochs.
+
+    Args:
+        max_epochs, min_epochs, max_trials: As for `Halving`.
+        budget_epochs: Epochs that all trials may train together.
+        slots: Trials at a time.
+    """
+    simulated = budget_epochs
+    if max_trials is None or max_trials > _MOST_TRIALS:
+        most_epochs = max(_MOST_TRIALS * _epochs_per_trial(max_epochs, min_epochs), 2 * max_epochs)
+        simulated = min(budget_epochs, math.ceil(most_epochs))
+    factor = budget_epochs / simulated
+    most = None if max_trials is None else math.ceil(max_trials / factor)
+    found = _simulate(Halving(max_epochs, min_epochs, most), simulated, slots, random.Random(seed))
+    trials = round(factor * found.trials)
+    return ExpectedSearch(
+        trials if max_trials is None else min(trials, max_trials),
+        round(factor * found.complete),
+        round(factor * found.processes),
+        round(factor * found.epochs),
+    )
+
+
+def _epochs_per_trial(max_epochs: int, min_epochs: int) -> float:
+    """The mean number of epochs of a trial where each rung sends on the share that it may."""
+    ends = rungs(max_epochs, min_epochs)
+    return sum((end - begin) / ETA**i for i, (begin, end) in enumerate(zip((0, *ends), ends, strict=False)))
+
+
+def _simulate(halving: Halving, budget_epochs: int, slots: int, rng: random.Random) -> ExpectedSearch:
+    """Run a search in which all epochs take the same time. A trial that is promoted at once keeps its process."""
+    trials: list[Trial] = []
+    running: list[tuple[int, int]] = []  # (when it ends, in epochs; number)
+    scores: list[float] = []
+    now = processes = 0
+
+    def send(number: int, until: int) -> None:
+        heapq.heappush(running, (now + until - trials[number].epochs, number))
+        trials[number] = replace(trials[number], state="running", until=until)
+
+    while True:
+        while len(running) < slots:
+            answer = halving.next(trials, epochs_left(trials, budget_epochs))
+            if answer is None:
+                break
+            if isinstance(answer, Start):
+                trials.append(Trial(len(trials), "running", (), answer.until))
+                scores.append(rng.random())
+            send(answer.number if isinstance(answer, Resume) else len(trials) - 1, answer.until)
+            processes += 1
+        if not running:
+            break
+        now, number = heapq.heappop(running)
+        trial = trials[number]
+        is_complete = trial.until == halving.max_epochs
+        trials[number] = replace(
+            trial, state="complete" if is_complete else "paused", scores=(scores[number],) * trial.until
+        )
+        if not is_complete:
+            answer = halving.next(trials, epochs_left(trials, budget_epochs))
+            if isinstance(answer, Resume) and answer.number == number:
+                send(number, answer.until)
+    complete = sum(t.state == "complete" for t in trials)
+    return ExpectedSearch(len(trials), complete, processes, sum(t.epochs for t in trials))

@@ -1,0 +1,39 @@
+"""The size of a search, from a simulation of quota halving."""
+
+from __future__ import annotations
+
+import pytest
+
+from overnight.search.schedulers.expected import expected_search
+
+
+def test_half_of_the_trials_of_each_rung_are_sent_on() -> None:
+    found = expected_search(max_epochs=4, min_epochs=1, budget_epochs=400, slots=1)
+    # 1 epoch each, 1 more for half of them, 2 more for a quarter: 2 epochs a trial.
+    assert found.trials == pytest.approx(200, rel=0.1)
+    assert found.complete == pytest.approx(50, rel=0.1)
+    assert found.trials < found.processes < 2 * found.trials
+    assert found.epochs <= 400
+
+
+def test_trials_that_have_no_rung_to_pause_at_train_to_the_end() -> None:
+    found = expected_search(max_epochs=20, min_epochs=16, budget_epochs=600, slots=1)
+    assert found.trials == found.complete == found.processes == found.epochs / 20
+
+
+@pytest.mark.parametrize("max_trials", [10, 2000])
+def test_the_number_of_configurations_may_be_limited(max_trials: int) -> None:
+    found = expected_search(max_epochs=20, min_epochs=1, budget_epochs=60_000, slots=2, max_trials=max_trials)
+    assert found.trials == max_trials
+    assert found.complete < max_trials
+    assert found.epochs < 20 * max_trials
+
+
+def test_a_large_search_is_a_multiple_of_a_smaller_one() -> None:
+    small, large = (expected_search(20, 1, budget, slots=2) for budget in (1_000, 100_000))
+    assert large.trials == pytest.approx(100 * small.trials, rel=0.1)
+    assert large.epochs <= 100_000
+
+
+def test_the_same_search_is_expected_each_time() -> None:
+    assert expected_search(20, 1, 600, 2) == expected_search(20, 1, 600, 2)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from overnight.protocol import Progress
 from overnight.report import page as pages
 from overnight.report import report
 from overnight.study.snapshot import StudyView
@@ -24,8 +25,27 @@ def good() -> StudyView:
     return view_of([*found, record(40, params, 0.4, "pruned"), record(41, params, None, "failed")], confirmed=True)
 
 
+def paused() -> StudyView:
+    """A search whose trials were paused after 1, 2, 4 and 8 of 16 epochs."""
+    overrides = ("scheduler=halving", "trainer.max_epochs=16", "study.trials=null")
+    found = []
+    for r in search_records(planned(*overrides), 62):
+        epochs = next(16 // 2**i for i in range(5) if r.number < 2 ** (i + 1) or i == 4)
+        history = tuple(
+            Progress(r.number, e, {"val/accuracy": (r.objective or 0) - 0.3 / (e + 1)}, 1e9 + e, 0.5)
+            for e in range(epochs)
+        )
+        state = "complete" if epochs == 16 else "pruned"
+        found.append(dataclasses.replace(r, history=history, state=state, until=epochs))
+    return view_of(found, *overrides, confirmed=True)
+
+
 MOST_DEGENERATE = ("an empty study", "all failed", "a constant objective")
-STUDIES: dict[str, StudyView] = {"a good one": good(), **{name: view_of(DEGENERATE[name]) for name in MOST_DEGENERATE}}
+STUDIES: dict[str, StudyView] = {
+    "a good one": good(),
+    "a paused one": paused(),
+    **{name: view_of(DEGENERATE[name]) for name in MOST_DEGENERATE},
+}
 
 
 @functools.cache
@@ -82,6 +102,18 @@ def test_the_page_shows_the_cost(tab: Tab, tmp_path: Path) -> None:
         text: Any = page.locator("main").inner_text()
         for words in ("of training", "of a trial: 0.39 GiB", "was pruned, which saved about", "1 failed: diverged"):
             assert words in text
+
+
+def test_the_page_shows_what_each_rung_cost(tab: Tab, tmp_path: Path) -> None:
+    address = written("a paused one", tmp_path)
+    with tab(address) as page:
+        page.goto(address)
+        rows = page.locator("tr", has=page.locator("td[data-name='after epoch']")).all_inner_texts()
+        assert [row.split()[:3] for row in rows] == [
+            ["1", "62", "16"], ["2", "16", "8"], ["4", "8", "4"], ["8", "4", "2"], ["16", "2", "16"],
+        ]  # fmt: skip
+        page.emulate_media(color_scheme="dark")
+        shoot(page, "report-rungs-dark", 0, full=True)
 
 
 def test_a_study_without_a_result_says_so(tab: Tab, tmp_path: Path) -> None:

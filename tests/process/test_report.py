@@ -87,6 +87,25 @@ def test_the_next_command_does_not_repeat_a_deadline() -> None:
     assert not any(word in trained for word in ("hours", "until", "patience", "terminator"))
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        ("scheduler=halving", "scheduler.min_epochs=2"),
+        ("scheduler=hyperband", "scheduler.reduction_factor=4"),
+        ("scheduler=median", "scheduler.warmup_epochs=3"),
+        ("scheduler=none",),
+    ],
+)
+def test_the_next_command_names_the_scheduler_whose_keys_it_sets(scheduler: tuple[str, ...]) -> None:
+    study = planned(*scheduler, "study.budget=50")
+    records = search_records(study, 10)
+    best = ranked(records, study.settings)[0]
+    following = build_plan(shlex.split(advice.next_command(study, records, best))[2:]).settings
+    assert (following.scheduler, following.study.budget) == (study.settings.scheduler, 50)
+    trained = advice.train_command(study, best)
+    assert not any(word in trained for word in ("scheduler", "budget"))
+
+
 @pytest.mark.long
 def test_the_terminal_and_the_page_show_what_a_deadline_cut() -> None:
     notes = ["study.until=07:00 ended the search: 40 of 500 trials are done", "study.until=07:00 cut the test set"]

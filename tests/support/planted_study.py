@@ -28,9 +28,14 @@ def planned(*overrides: str) -> Plan:
 
 
 def record(
-    number: int, params: dict[str, Any], value: float | None, state: str = "complete", **more: Any
+    number: int,
+    params: dict[str, Any],
+    value: float | None,
+    state: str = "complete",
+    metric: str = "val/accuracy",
+    **more: Any,
 ) -> TrialRecord:
-    history = () if value is None else tuple(Progress(number, e, {"val/accuracy": value}, 1e9, 0.5) for e in range(5))
+    history = () if value is None else tuple(Progress(number, e, {metric: value}, 1e9, 0.5) for e in range(5))
     reason = "diverged" if state == "failed" else None
     return TrialRecord(number, state, params, history, value, reason, "why", 1e9, 1e9 + 9, **more)  # type: ignore[arg-type]
 

@@ -75,10 +75,9 @@ def test_pruned_trials_do_not_widen_the_range() -> None:
 
 
 def test_a_range_for_a_minimization_is_cut_at_its_upper_edge() -> None:
-    losses = [record(i, {"optimizer.lr": 0.001}, 0.1 + i / 100) for i in range(9)]
-    view = view_of(
-        [*losses, record(9, {"optimizer.lr": 0.001}, 50.0)], "study.metric=val/loss", "study.direction=minimize"
-    )
+    values = [*(0.1 + i / 100 for i in range(9)), 50.0]
+    losses = [record(i, {"optimizer.lr": 0.001}, value, metric="val/loss") for i, value in enumerate(values)]
+    view = view_of(losses, "study.metric=val/loss", "study.direction=minimize")
     shown = shown_range(report.build_report(view))
     assert shown.best == 0.1
     assert shown.high < 1

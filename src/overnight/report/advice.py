@@ -29,7 +29,7 @@ RARE = 3
 _NEVER_REPEATED = ("study.name", "study.until", "home", "slots")
 _FIRST_TRIALS = ("study.enqueue", "study.warm_start_from")  # of the finished study, not of the next one
 _SEARCH_KEYS = (
-    *("study.trials", "study.hours", "study.patience", "study.confirm", "study.keep_checkpoints"),
+    *("study.budget", "study.trials", "study.hours", "study.patience", "study.confirm", "study.keep_checkpoints"),
     *("sampler", "scheduler", "terminator", *_FIRST_TRIALS),
 )
 
@@ -244,6 +244,9 @@ def _rounded(value: float) -> str:
 
 def _overrides(plan: Plan, config: Mapping[str, Any], groups: Mapping[str, str], without: tuple[str, ...]) -> list[str]:
     """Return the overrides that compose to a plan and `config`, without the keys in `without`."""
+    scheduler = plan.settings.scheduler
+    if scheduler.target is None:  # each has keys of its own
+        groups = {**groups, "scheduler": scheduler.name}
     base = _base(plan, groups)
     lacking = [g for g in base.choices if g in groups and base.choices[g] != groups[g]]
     assert base.settings is not None

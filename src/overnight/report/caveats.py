@@ -12,6 +12,7 @@ from overnight.report import advice
 from overnight.report.finding import Finding
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, mean_curve
+from overnight.search.schedulers.study import trained_epochs
 
 # With fewer trials for each searched parameter a search is too short.
 _TRIALS_PER_PARAMETER = 5
@@ -73,11 +74,18 @@ def _seen(tested_by_hand: Collection[int]) -> list[str]:
 
 def _few(plan: Plan, records: Sequence[TrialRecord]) -> list[str]:
     searched = len(plan.space.parameters)
-    done = sum(r.state in ("complete", "pruned") for r in records)
+    done = sum(r.done or r.waits_at_rung for r in records if r.state != "failed")
     if not searched or done >= _TRIALS_PER_PARAMETER * searched:
         return []
-    more = _TRIALS_PER_PARAMETER * searched * 2
-    return [f"{done} trials are few for {searched} searched parameters; resume with study.trials={more}."]
+    more, study = _TRIALS_PER_PARAMETER * searched * 2, plan.settings.study
+    trainings = more
+    if plan.pauses and done:  # the trained epochs are for more trials than they are whole trainings
+        trainings = math.ceil(trained_epochs(records) * more / done / plan.settings.trainer.max_epochs)
+    limits = [f"study.trials={more}"] if study.trials is not None else []
+    if trainings > study.budget and (plan.pauses or study.trials is None):
+        limits.append(f"study.budget={trainings}")
+    remedy = f"resume with {' '.join(limits)}" if limits else "the rest of the budget adds more"
+    return [f"{done} trials are few for {searched} searched parameters; {remedy}."]
 
 
 def _flat(records: Sequence[TrialRecord]) -> list[str]:

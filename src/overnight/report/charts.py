@@ -27,6 +27,7 @@ from overnight.report.figures import (
     valued,
 )
 from overnight.report.report import Report
+from overnight.report.rung_chart import draw_rungs
 from overnight.search.record import format_value, mean_curve
 
 _SERIES = (MAIN, SECOND, "#d55e00", "#cc79a7")  # Okabe and Ito (2008): distinguishable with colour blindness
@@ -35,7 +36,8 @@ _MAX_BARS = 10
 
 def charts(report: Report) -> list[Chart]:
     """Draw every chart for which the study has enough data."""
-    drawn = [_curves(report), _history(report), _importance(report), *parameter_charts.charts(report)]
+    search = draw_rungs(report) if report.plan.pauses else _history(report)
+    drawn = [_curves(report), search, _importance(report), *parameter_charts.charts(report)]
     return [p for p in drawn if p is not None]
 
 

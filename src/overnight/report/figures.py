@@ -140,7 +140,7 @@ class ShownRange:
 
 def shown_range(report: Report) -> ShownRange:
     """Return the range from the best value to the worst complete one, without those far beyond the better half."""
-    trials = valued(report.records)
+    trials = valued(report.compared.records)
     sign = 1 if maximizes(report) else -1
     losses = {r.number: -sign * (r.objective or 0.0) for r in trials}
     complete = [losses[r.number] for r in trials if r.state == "complete"] or list(losses.values())

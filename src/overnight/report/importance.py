@@ -52,11 +52,13 @@ class Importances:
     Attributes:
         trials: Number of trials with a value inside the space.
         best: Number of the best of them, which are compared with all.
+        epochs: After which they are compared, where trials are paused after different numbers; else None.
         keys: Empty if there are too few trials, or if all have the same value.
     """
 
     trials: int
     best: int
+    epochs: int | None = None
     keys: tuple[Importance, ...] = ()
 
     @property
@@ -70,6 +72,8 @@ class Importances:
     def sentence(self) -> str:
         """Say which keys matter, as far as so many trials can tell."""
         trials = "1 trial" if self.trials == 1 else f"{self.trials} trials"
+        if self.epochs is not None:
+            trials += f", compared after {self.epochs} epoch{'s' * (self.epochs != 1)},"
         if self.trials < MIN_TRIALS:
             return f"{trials} cannot tell which parameters matter; {MIN_TRIALS} are the least that may."
         if not self.keys:
@@ -86,8 +90,12 @@ class Importances:
         return sentence + "."
 
 
-def importances(plan: Plan, records: Sequence[TrialRecord]) -> Importances:
+def importances(plan: Plan, records: Sequence[TrialRecord], epochs: int | None = None) -> Importances:
     """Return the importance of the searched keys for being among the best trials.
+
+    Args:
+        records: Trials whose values can be compared.
+        epochs: After which they have these values; None where all are trained as far as they can be.
 
     Uses Optuna's PED-ANOVA (Watanabe, Bansal and Hutter 2023, "PED-ANOVA: Efficiently quantifying hyperparameter
     importance in arbitrary subspaces"): how much the distribution of a parameter among the best trials differs from
@@ -99,7 +107,7 @@ def importances(plan: Plan, records: Sequence[TrialRecord]) -> Importances:
     Young 1993, "Resampling-based multiple testing"). Where no parameter matters, one exceeds it in 5% of the studies.
     """
     trials = _trials_in_space(plan, records)
-    found = Importances(len(trials), max(_MIN_BEST, math.ceil(_BEST_SHARE * len(trials))))
+    found = Importances(len(trials), max(_MIN_BEST, math.ceil(_BEST_SHARE * len(trials))), epochs)
     sign = -1 if plan.settings.study.direction == "maximize" else 1
     losses = [sign * (t.value or 0.0) for t in trials]
     if len(trials) < MIN_TRIALS or len(set(losses)) == 1:

@@ -10,6 +10,8 @@ from pathlib import Path
 from overnight.report.charts import charts
 from overnight.report.figures import Chart
 from overnight.report.report import Report, cost_lines, ranking, ranking_columns, winner_parameters
+from overnight.report.rung_chart import RUNG_COLUMNS, rung_rows
+from overnight.report.rungs import cost_sentence, find_rungs
 from overnight.report.winner_pictures import Picture
 from overnight.system.files import write_atomically
 
@@ -90,8 +92,16 @@ def _sections(report: Report) -> Iterable[str]:
         yield "<h2>The search in charts</h2>"
         if report.plan.space.parameters and not report.importances.certain:
             yield f"<p>{html.escape(report.importances.sentence())}</p>"
-        yield "".join(map(_figure, others))
+        yield "".join(map(_figure, others[:1])) + _rung_table(report) + "".join(map(_figure, others[1:]))
     yield f"<h2>Cost</h2>{_list(cost_lines(report))}"
+
+
+def _rung_table(report: Report) -> str:
+    rungs = find_rungs(report.plan, report.records)
+    if not rungs:
+        return ""
+    words = html.escape(cost_sentence(report.plan, report.records))
+    return f'{_table(RUNG_COLUMNS, rung_rows(rungs), "")}<p class="small">{words}.</p>'
 
 
 def _note(report: Report) -> str:

@@ -41,7 +41,7 @@ _MIN_TRIALS_OF_PAIR = 6
 
 def charts(report: Report) -> Iterable[Chart | None]:
     """Draw every chart of the space for which the study has enough data."""
-    trials = [(r, searched_values(r, report.plan)) for r in valued(report.records)]
+    trials = [(r, searched_values(r, report.plan)) for r in valued(report.compared.records)]
     if not trials:
         return
     shown = shown_range(report)
@@ -75,7 +75,10 @@ def _slices(report: Report, trials: Trials, shown: ShownRange) -> Chart | None:
         legend(figure, [r for r, _ in trials], shown)
 
     won = _of_winner(report, keys)
-    words = f"{metric} against each of {', '.join(keys)}; each point is a trial{won}.{shown.words()}{_on(axes)}"
+    words = (
+        f"{metric}{_when(report)} against each of {', '.join(keys)}; each point is a trial{won}.{shown.words()}"
+        f"{_on(axes)}"
+    )
     return Chart("Slices", words, draw_svg("slices", draw, 0.4 + 2.6 * rows))
 
 
@@ -114,7 +117,7 @@ def _pair(report: Report, trials: Trials, shown: ShownRange) -> Chart | None:
         figure.colorbar(ScalarMappable(scale, colours), ax=ax, label=literal(metric), extend=extend)
 
     words = (
-        f"{metric} over {keys[0]} and {keys[1]}; each point is a trial, and a lighter one is better"
+        f"{metric}{_when(report)} over {keys[0]} and {keys[1]}; each point is a trial, and a lighter one is better"
         f"{_of_winner(report, keys)}.{_on({keys[0]: x, keys[1]: y})}"
     )
     return Chart("The two most important parameters", words, draw_svg("pair", draw, 3.8))
@@ -154,7 +157,7 @@ def _parallel(report: Report, trials: Trials, shown: ShownRange) -> Chart | None
 
     words = (
         f"Each line is a trial through {', '.join(axes)}; the scale is logarithmic where the space is. "
-        f"A stronger line is a better trial.{_on(axes)}"
+        f"A stronger line is a trial that is better{_when(report)}.{_on(axes)}"
     )
     return Chart("All parameters at once", words, draw_svg("parallel", draw, 3.8))
 
@@ -179,6 +182,12 @@ def _label(ax: Axes, which: str, axis: Axis) -> None:
     getattr(ax, f"set_{which}label")(axis.label)
     for border in axis.borders:
         (ax.axvline if which == "x" else ax.axhline)(border, color=FAINT, linewidth=0.6, linestyle=":")
+
+
+def _when(report: Report) -> str:
+    """Say when the values were reached, if that is not at the end of each trial."""
+    epochs = report.compared.epochs
+    return "" if epochs is None else f" after {epochs} epoch{'s' * (epochs != 1)}"
 
 
 def _of_winner(report: Report, keys: Iterable[str]) -> str:

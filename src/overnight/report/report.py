@@ -16,6 +16,7 @@ from overnight.report import advice, finding, winner_pictures
 from overnight.report.caveats import find_caveats
 from overnight.report.finding import Finalist, Finding
 from overnight.report.importance import Importance, Importances, importances
+from overnight.report.rungs import Comparable, comparable, cost_sentence
 from overnight.report.winner_pictures import Picture
 from overnight.search.plan import Plan
 from overnight.search.record import (
@@ -27,6 +28,7 @@ from overnight.search.record import (
     trial_title,
     typical_units,
 )
+from overnight.search.schedulers.study import trained_epochs
 from overnight.study.snapshot import StudyView
 from overnight.tracking.duration import time_of_work
 
@@ -41,8 +43,8 @@ class Cost:
         search_s: Seconds of training in the search, summed over all slots.
         confirmation_s: Seconds of training in the confirmation, summed over all slots.
         wall_s: Seconds in which at least one trial ran: without the pauses of the study.
-        pruned: Number of pruned trials that trained at least one epoch.
-        saved_s: Seconds that the pruned trials did not train, estimated from the duration of their epochs.
+        pruned: Number of trials that were pruned, or wait at a rung, and trained at least one epoch.
+        saved_s: Seconds that these trials did not train, estimated from the duration of their epochs.
         failure_reasons: Reason of failure -> number of trials.
         peak_bytes: The largest private memory of a trial; 0 if it was not measured.
         largest_trial: The trial that used it; empty if it was not measured.
@@ -66,6 +68,7 @@ class Report:
         sentence: The result in one sentence.
         train_command: A command that trains the winner again; None if there is no winner.
         next_command: A command that starts the next search; None if there is no winner or nothing was searched.
+        compared: The trials whose values can be compared.
         stop_notes: What a limit stopped before the whole budget was used, one line each.
         pictures: Of the winner's network, as far as they are drawn.
     """
@@ -79,6 +82,7 @@ class Report:
     importances: Importances
     caveats: list[str]
     cost: Cost
+    compared: Comparable
     stop_notes: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
 
@@ -86,7 +90,7 @@ class Report:
 def build_report(view: StudyView) -> Report:
     """Build the report of a study in any state."""
     found, plan, records = finding.from_view(view), view.plan, view.records
-    best = found.best
+    best, compared = found.best, comparable(plan, records)
     return Report(
         plan,
         records,
@@ -94,9 +98,10 @@ def build_report(view: StudyView) -> Report:
         finding.summary_sentence(found),
         advice.train_command(plan, best) if best is not None else None,
         advice.next_command(plan, records, best) if best is not None and plan.space.parameters else None,
-        importances(plan, records),
+        importances(plan, compared.records, compared.epochs),
         find_caveats(found, records, view.tested_by_hand),
         training_cost(plan, records, view.confirmation.records if view.confirmation is not None else ()),
+        compared,
         tuple(view.launch.get("notes", ())),
         tuple(winner_pictures.find(view)),
     )
@@ -104,7 +109,7 @@ def build_report(view: StudyView) -> Report:
 
 def training_cost(plan: Plan, records: Sequence[TrialRecord], confirmations: Sequence[TrialRecord]) -> Cost:
     """Sum up what the search and its confirmation cost."""
-    pruned = [r for r in records if r.state == "pruned" and r.history]
+    pruned = [r for r in records if (r.state == "pruned" or r.waits_at_rung) and r.history]
     units = typical_units(records, plan)
     both = (*records, *confirmations)
     largest = max(both, key=lambda r: r.peak_bytes or 0, default=None)
@@ -138,7 +143,9 @@ def cost_lines(report: Report) -> list[str]:
         lines.append(f"{format_duration(cost.wall_s)} from start to end, without pauses")
     if cost.peak_bytes:
         lines.append(f"largest memory of a trial: {cost.peak_bytes / 2**30:.2f} GiB ({cost.largest_trial})")
-    if cost.pruned:
+    if report.plan.pauses and trained_epochs(records):
+        lines.append(cost_sentence(report.plan, records))
+    elif cost.pruned:
         were = "1 trial was" if cost.pruned == 1 else f"{cost.pruned} trials were"
         lines.append(f"{were} pruned, which saved about {format_duration(cost.saved_s)} of training")
     lines += [f"{n} failed: {reason}" for reason, n in cost.failure_reasons.items()]

@@ -15,7 +15,7 @@ WORKERS ?= 4
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help study ui check test lint types imports docs docs-serve browser fuzz long service service-quick chaos chaos-quick deadline deadline-quick bench bench-quick audit secrets up down backup restore clean
+.PHONY: help study ui check test lint types imports docs docs-serve browser fuzz long service service-quick chaos chaos-quick deadline deadline-quick bench bench-quick bench-search audit secrets up down backup restore clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -99,6 +99,10 @@ bench: $(VENV)/.bench.installed  ## Run the benchmarks on a quiet machine and wr
 
 bench-quick: $(VENV)/.bench.installed  ## Run small benchmarks to check that they work; their figures mean little
 	$(BIN)/python -m benchmarks --quick
+	$(BIN)/python -m benchmarks.search --quick
+
+bench-search: $(VENV)/.bench.installed  ## Compare searches on tables of learning curves and write benchmarks/SEARCH.md
+	$(BIN)/python -m benchmarks.search
 
 audit: $(VENV)/.dev.installed  ## List known vulnerabilities in the pinned versions; needs the network
 	$(BIN)/pip install --disable-pip-version-check --quiet --constraint constraints.txt 'pip-audit>=2.7,<3'

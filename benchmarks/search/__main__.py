@@ -1,0 +1,53 @@
+"""`python -m benchmarks.search [--quick] [--seeds N] [--slots N ...] [TABLE ...]`: compare searches, write SEARCH.md.
+
+With names of tables, or with --quick, the figures are only printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from benchmarks import results
+from benchmarks.search import picture, report
+from benchmarks.search.compare import SLOTS, compare
+from benchmarks.search.tables import read_all
+
+SEEDS = 20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="TABLE", help="default: all in benchmarks/tables")
+    parser.add_argument("--quick", action="store_true", help="one table, one slot, three seeds")
+    parser.add_argument("--seeds", type=int, help=f"default: {SEEDS}, or 3 with --quick")
+    parser.add_argument("--slots", type=int, nargs="+", help=f"default: {SLOTS}, or 1 with --quick", default=[])
+    arguments = parser.parse_args()
+    tables = {table.name: table for table in read_all()}
+    unknown = [name for name in arguments.names if name not in tables]
+    if unknown:
+        parser.error(f"must be among {', '.join(tables)}, got {', '.join(unknown)}")
+    chosen = [tables[name] for name in arguments.names or tables]
+    if arguments.quick:
+        chosen = chosen[:1]
+    machine = results.machine()
+    slots = arguments.slots or (SLOTS[:1] if arguments.quick else SLOTS)
+    found = compare(chosen, arguments.seeds or (3 if arguments.quick else SEEDS), slots, say)
+    for table in chosen:
+        say(f"\n{table.name}\n{report.sides(found, table)}")
+    for name, goal in report.GOALS.items():
+        say(f"\nhalving over the best of Optuna, epochs to the {name}\n{report.ratios(found, goal)}")
+    say(report.verdict(found))
+    if not arguments.quick and not arguments.names:
+        drawn = picture.draw(found, slots[0])
+        command = " ".join(["python -m benchmarks.search", *sys.argv[1:]])
+        say(f"written: {report.write(found, machine, command, drawn)}, {drawn}")
+    return 0
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

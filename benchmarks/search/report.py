@@ -1,0 +1,174 @@
+"""Write SEARCH.md."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.commands import ROOT
+from benchmarks.search.compare import MAIN, TRAININGS, Comparison, Goal, budget
+from benchmarks.search.measure import Estimate
+from benchmarks.search.sides import OURS, SIDES
+from benchmarks.search.tables import Table
+
+PATH = ROOT / "benchmarks" / "SEARCH.md"
+GOALS = {
+    "top 1%": Goal(0.01),
+    "top 5%": Goal(0.05),
+    "top 1%, kept": Goal(0.01, kept=True),
+    "top 1%, complete": Goal(0.01, strict=True),
+}
+LIMIT = 0.6  # of the ratio to the top 1%, the mean over the tables
+
+_ABOUT = """\
+How many epochs a search trains until it has found one of the best configurations. Nothing is trained here: the
+learning curves are in `benchmarks/tables`, each configuration of a grid trained once by the tool itself, and all sides
+search the same tables through one simulated loop.
+
+**Incumbent**: the trial whose latest value is the best at the time, whether it runs, is paused, was stopped or is
+complete; of equal values, the one of the trial that trained longer, then the earlier one. Its quality is its final
+value in the table, which the search may not know yet. The same for all sides.
+
+**Epochs to the top 1%**: all epochs that were trained, in all slots, when the incumbent's final value was first among
+the best 1% of the table's. Rows with equal final values are in or out together. A search is cut at the price of
+{trainings} whole trainings; *not within* means that it had not got there, and counts as that price in means.
+*Kept* is the time from which on the incumbent was always that good: where many trials have trained for few epochs, it
+changes often, and may be a good one by chance for a moment. *Complete* means that only complete trials can be the
+incumbent.
+
+**Sides**. All train the table's first configuration first, which is that of `conf/`. All draw a point again, up to ten
+times, that an earlier trial has: Optuna's by asking again, the others at random, as `overnight` does.
+- halving: quota halving of `overnight.search.schedulers`, with TPE on the values at one rung.
+- random: random points, each trained to the end.
+- TPE: Optuna's `TPESampler(multivariate=True, group=True, constant_liar=True)`, without a pruner or with
+  `MedianPruner(n_startup_trials=5, n_warmup_steps=5)`,
+  `HyperbandPruner(min_resource=1, max_resource={epochs}, reduction_factor=3)`, or
+  `SuccessiveHalvingPruner(min_resource=1)`; by `ask`, `report`, `should_prune` and `tell`.
+- ASHA (Li et al. 2020, reduction factor 3) and PASHA (Bohdal et al. 2023), with random points; promoted
+  trials resume.
+- ASHA, our points; halving, random points: what scheduler and sampler each bring.
+
+**Figures**. Medians over the seeds with 95% bootstrap intervals. Ratios are of means over the seeds, cut at the budget,
+with 95% bootstrap intervals that resample the seeds in pairs. *Best of Optuna* is the combination of TPE and a pruner
+that needed the fewest epochs on average, chosen for each table, goal and number of slots with the same seeds, which
+favours Optuna."""
+
+
+def write(found: Comparison, machine: str, command: str, picture: Path) -> Path:
+    PATH.write_text("\n\n".join(_parts(found, machine, command, picture)) + "\n")
+    return PATH
+
+
+def _parts(found: Comparison, machine: str, command: str, picture: Path) -> Iterator[str]:
+    epochs = found.tables[0].max_epochs
+    yield "# Search quality"
+    yield _ABOUT.format(trainings=TRAININGS, epochs=epochs)
+    yield f"`{command}`: {found.seeds} seeds, {len(found.tables)} tables. {machine}."
+    yield "## Halving over the best of Optuna"
+    for name, goal in GOALS.items():
+        yield f"Epochs to the {name}:"
+        yield ratios(found, goal)
+    yield verdict(found)
+    yield f"## Each side over the best of Optuna, slots {found.slots[0]}"
+    yield "The mean over the tables. Where Optuna's best combination differs from table to table, none of them has 1."
+    yield every_side(found)
+    yield f"![Regret of the incumbent over the epochs trained, one panel for each table]({picture.name})"
+    for table in found.tables:
+        yield f"## {table.name}"
+        yield _about(table)
+        yield sides(found, table)
+
+
+def ratios(found: Comparison, goal: Goal) -> str:
+    """Return the ratios of one goal as a table."""
+    rows = [["table", *(f"slots {n}" for n in found.slots)]]
+    for t in found.tables:
+        cells = (f"{_estimate(found.ratio([t], n, goal))} of {found.best_of_optuna(t, n, goal)}" for n in found.slots)
+        rows.append([t.name, *cells])
+    rows.append(
+        ["mean over the tables", *(f"**{_estimate(found.ratio(found.tables, n, goal))}**" for n in found.slots)]
+    )
+    return markdown(rows)
+
+
+def every_side(found: Comparison) -> str:
+    """Return the mean ratios of all sides, for the first number of slots."""
+    rows = [["side", *GOALS]]
+    for side in SIDES:
+        cells = (_estimate(found.ratio(found.tables, found.slots[0], goal, side)) for goal in GOALS.values())
+        rows.append([f"**{side}**" if side == OURS else side, *cells])
+    return markdown(rows)
+
+
+def verdict(found: Comparison) -> str:
+    """Return whether the limit is met, for each number of slots."""
+    parts = []
+    for n in found.slots:
+        value = found.ratio(found.tables, n, GOALS["top 1%"]).value
+        parts.append(f"slots {n}: {value:.2f}, {'met' if value <= LIMIT else 'missed'}")
+    return f"Limit: the mean ratio of the epochs to the top 1% is at most {LIMIT}. {'; '.join(parts)}."
+
+
+def sides(found: Comparison, table: Table) -> str:
+    """Return the figures of all sides on one table."""
+    first, *others = found.slots
+    goal, most = GOALS["top 1%"], budget(table)
+    rows = [
+        [
+            "side",
+            *GOALS,
+            *(f"top 1%, slots {n}" for n in others),
+            "top 1% within",
+            "regret at the end",
+            "complete",
+            "trials",
+        ]
+    ]
+    for side in SIDES:
+        medians = [_epochs(found.median(table, first, side, g), most) for g in GOALS.values()]
+        for n in others:
+            medians.append(_epochs(found.median(table, n, side, goal), most) if side in MAIN else "")
+        within = sum(value < math.inf for value in found.epochs(table, first, side, goal))
+        regrets = [f"{found.regret(table, first, side, most, strict):.4f}" for strict in (False, True)]
+        trials = statistics.median_low(o.trials for o in found.outcomes[table.name, first, side])
+        name = f"**{side}**" if side == OURS else side
+        rows.append([name, *medians, f"{within} of {found.seeds}", *regrets, str(trials)])
+    return markdown(rows)
+
+
+def _about(table: Table) -> str:
+    counts = [sum(v >= table.threshold(share) for v in table.finals) for share in (0.01, 0.05)]
+    dimensions = "; ".join(f"{d.name} {', '.join(map(str, d.levels))}" for d in table.dimensions)
+    halves = ", ".join(f"{table.in_better_half(0.05, e):.0%} after {e}" for e in (1, 2, 4, 8))
+    return (
+        f"{len(table.rows)} configurations of {table.max_epochs} epochs, {table.metric}. {dimensions}.\n\n"
+        f"The best final value is {table.finals[0]:.4f}; {counts[0]} rows reach the top 1%, from "
+        f"{table.threshold(0.01):.4f}, and {counts[1]} the top 5%, from {table.threshold(0.05):.4f}. The first "
+        f"configuration has {table.final(table.first):.4f}. Of the top 5%, so many are in the better half by "
+        f"their values early on: {halves} epochs.\n\n"
+        f"Made by `{table.made.get('command')}` in {table.made.get('seconds')} s: {table.made.get('machine')}.\n\n"
+        "Columns that name no slots are for the first number of slots."
+    )
+
+
+def _estimate(e: Estimate) -> str:
+    return f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]"
+
+
+def _epochs(e: Estimate, most: int) -> str:
+    def text(value: float) -> str:
+        return f"{value:.0f}" if value < math.inf else f">{most}"
+
+    if e.value == math.inf:
+        return f"not within {most}" + ("" if e.low == math.inf else f" [{text(e.low)}, ]")
+    return f"{text(e.value)} [{text(e.low)}, {text(e.high)}]"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells, the first being the head, as a table."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)

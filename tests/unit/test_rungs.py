@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -145,6 +146,14 @@ def test_a_search_that_is_too_short_names_the_limit_that_makes_it_longer(
     ]  # 4 trainings
     lines = find_caveats(from_records(plan, records, (), {}), records)
     assert any(line.endswith(f"10 trials are few for 3 searched parameters; {remedy}") for line in lines), lines
+
+
+def test_a_choice_of_trials_that_wait_at_a_rung_is_not_rarely_tried() -> None:
+    plan = planned(*EPOCHS)
+    records = [trial(0, [0.9] * 8, 8, {"model.activation": "gelu"})]
+    records += [replace(trial(n, [0.5], 1, {"model.activation": "relu"}), state="paused") for n in range(1, 4)]
+    lines = find_caveats(from_records(plan, records, (), {}), records)
+    assert "model.activation: rarely tried: tanh (0), gelu (1)." in lines
 
 
 @pytest.mark.parametrize("higher_is_better", [True, False])

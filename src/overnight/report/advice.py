@@ -171,7 +171,8 @@ def _good(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -> list
 
 def _options(p: Parameter, records: Sequence[TrialRecord], good: Sequence[TrialRecord]) -> list[Any]:
     """Return the choices that good trials have, and those that are rarely tried."""
-    tried = [to_text(r.params[p.key]) for r in records if r.done and p.key in r.params]
+    trained = [r for r in records if r.done or r.waits_at_rung]
+    tried = [to_text(r.params[p.key]) for r in trained if p.key in r.params]
     among = {to_text(r.params[p.key]) for r in good if p.key in r.params}
     return [o for o in p.options if to_text(o) in among or tried.count(to_text(o)) < RARE]
 

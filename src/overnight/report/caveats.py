@@ -118,8 +118,8 @@ def _rarely_tried(plan: Plan, records: Sequence[TrialRecord]) -> list[str]:
     lines: list[str] = []
     for p in plan.space.parameters:
         if p.options and p.length is None:
-            ended = [r for r in records if r.state in ("complete", "pruned")]
-            tried = [to_text(r.params[p.key]) for r in ended if p.key in r.params]
+            trained = [r for r in records if r.state in ("complete", "pruned") or r.waits_at_rung]
+            tried = [to_text(r.params[p.key]) for r in trained if p.key in r.params]
             rare = [f"{o} ({tried.count(o)})" for o in map(to_text, p.options) if tried.count(o) < advice.RARE]
             if rare and not p.when:
                 lines.append(f"{p.key}: rarely tried: {', '.join(rare)}.")

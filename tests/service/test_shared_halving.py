@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,9 @@ from overnight.search.schedulers.halving import ETA, Halving
 from overnight.search.schedulers.interface import Resume, Start, Trial
 from overnight.study.session import StudySession
 from overnight.study.storage.outage import Unreachable
+from overnight.tracking import store
+from support.groups import Group
+from support.paths import python_path
 from support.shared_sessions import Join, leased_storage
 
 EPOCHS = 8
@@ -197,3 +202,56 @@ def test_a_database_that_fails_before_and_after_commits_changes_no_promotion(
     assert len(failed) > 10
     assert_quotas_kept(decided)
     assert_trained_once(workers, join("reader", of=plan).records(), 12)
+
+
+# With real processes
+
+
+@pytest.mark.service
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "one is killed"])
+def test_three_supervisors_halve_one_study(group: Callable[..., Group], tmp_path: Path, killed: bool) -> None:
+    """They share a home, so that each may go on with what another one has paused."""
+    ours = group(lease_s=5.0)
+    home, marker = tmp_path / "home", tmp_path / "marker"
+    ours.environment["PYTHONPATH"] = python_path()
+    line = [
+        "tune", "study.name=halved", "preflight=never", "pictures.when=never", "study.confirm.seeds=0",
+        "sampler=random", "scheduler=halving", "scheduler.min_epochs=1", f"trainer.max_epochs={EPOCHS}",
+        "study.budget=6", "checkpoint.every_s=0", "~model.hidden_sizes", "~model.activation", "~model.dropout",
+        "~model.batch_norm", "search=none", "model._target_=user_networks.Counted",
+        "+model.lr=tag(log,interval(1e-4,1e-1))", f"+model.marker={marker}",
+    ]  # fmt: skip
+    for _ in range(3):
+        ours.work(*line, home=home)
+    if killed:
+        until = time.monotonic() + 120
+        while not marker.exists() or len(marker.read_text().splitlines()) < 12:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        ours.processes[1].kill()
+    outputs = ours.outputs()
+    assert [p.returncode for p in ours.processes] == [0, -9 if killed else 0, 0], outputs
+    seen = ours.study("halved")
+    assert seen.state == "complete"
+    assert {r.state for r in seen.records} == {"complete", "pruned"}
+    assert 5 * EPOCHS <= sum(len(r.history) for r in seen.records) <= 6 * EPOCHS
+    for r in seen.records:
+        assert [e.index for e in r.history] == list(range(len(r.history)))
+        assert r.until == len(r.history)
+    trained = Counter(tuple(row.split()[:2]) for row in marker.read_text().splitlines())
+    assert sum(trained.values()) - len(trained) <= killed, "only the epoch that was killed is trained again"
+    states = ours.rows("SELECT DISTINCT state::text FROM trials")
+    assert sorted(states) == [("COMPLETE",), ("PRUNED",)], "no other client of Optuna sees a trial that waits"
+    assert ours.rows("SELECT count(*) FROM overnight_leases WHERE owner IS NOT NULL") == [(0,)]
+    client = store.open_client(seen.plan.settings.location)
+    runs = [
+        r for r in client.search_runs([str(seen.experiment_id)], max_results=1000) if "overnight.trial" in r.data.tags
+    ]
+    assert sorted(int(r.data.tags["overnight.trial"]) for r in runs) == [r.number for r in seen.records]
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    for run in runs:
+        record = seen.records[int(run.data.tags["overnight.trial"])]
+        steps = [m.step for m in client.get_metric_history(run.info.run_id, "val/accuracy")]
+        assert sorted(steps) == list(range(len(record.history)))
+        assert run.data.tags["overnight.state"] == record.state

@@ -67,7 +67,7 @@ def test_trials_take_as_many_turns_as_do_not_fit_side_by_side(trials: int, at_on
 
 def test_a_search_that_pauses_trials_takes_the_time_of_its_epochs_and_of_every_start() -> None:
     plan = build_plan(["scheduler=halving", "study.budget=20", "trainer.max_epochs=16", "scheduler.min_epochs=4"])
-    found = rest_of_search(plan, [], Measurement("largest", 16, 0.5, 2.0, False, 100), 2, 2)
+    found = rest_of_search(plan, [], Measurement("largest", 16, 0.3, 2.0, False, 100, first_extra_s=0.2), 2, 2)
     assert found.epochs is not None
     assert 300 <= found.epochs <= 320
     assert found.complete < 20 < found.trials
@@ -104,7 +104,7 @@ def test_what_is_trained_already_takes_no_more_time() -> None:
 def test_the_first_epoch_counts_for_the_start_and_not_for_the_others() -> None:
     ends = [Progress(0, 0, {}, 103.0, 2.0), Progress(0, 1, {}, 104.0, 1.0), Progress(0, 2, {}, 105.5, 1.5)]
     measured = measurement_of("largest", 50, 100.0, ends, 7)
-    assert measured == Measurement("largest", 50, 1.0, 1.0, False, 7)
+    assert measured == Measurement("largest", 50, 1.0, 1.0, False, 7, first_extra_s=1.0)
     assert measured.trial_s == 51.0
 
 

@@ -54,6 +54,7 @@ class Measurement:
         unit_s: of the fastest unit after the first. At least so long, if `is_cut`.
         is_cut: no unit ended within the time for measuring, or the trial does not tell how many it has.
         weights_bytes: the size of the weights' file; 0 if none was written.
+        first_extra_s: by which its first unit took longer. Each process has one.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Measurement:
     is_cut: bool
     weights_bytes: int
     unit: Literal["epoch", "validation"] = "epoch"
+    first_extra_s: float = 0.0
 
     @property
     def trial_s(self) -> float:
@@ -188,7 +190,7 @@ def rest_of_search(
     )
     left = max(whole.epochs - trained_epochs(records), 0)
     starts = whole.processes * left / whole.epochs
-    seconds = (left * measured.unit_s + starts * measured.start_s) / at_once
+    seconds = (left * measured.unit_s + starts * (measured.start_s + measured.first_extra_s)) / at_once
     return Search(max(whole.trials, len(records)), whole.complete, seconds, whole.epochs)
 
 
@@ -265,7 +267,9 @@ def measurement_of(
     seconds = [e.seconds for e in ends]
     start_s = ends[0].at - seconds[0] - started_at
     known = units if units != -1 else len(ends)
-    return Measurement(name, known, start_s, min(seconds[1:] or seconds), units == -1, weights_bytes, unit)
+    unit_s = min(seconds[1:] or seconds)
+    extra_s = max(seconds[0] - unit_s, 0.0)
+    return Measurement(name, known, start_s, unit_s, units == -1, weights_bytes, unit, extra_s)
 
 
 def _progress(plan: Plan) -> tuple[Sequence[TrialRecord], int]:

@@ -71,6 +71,8 @@ def tiny(words: list[str]) -> list[str]:
     kept = [w for w in words[1:] if w.split("=")[0] not in _TINY]
     # Two enqueued configurations and the baseline need three trials.
     tiny = {**_TINY, "study.trials": "3"} if any(w.startswith("study.enqueue=") for w in kept) else _TINY
+    if any("my_schedulers" in w for w in kept):  # it sends trials to the 20 epochs of the default
+        tiny = {**_TINY, "trainer.max_epochs": "20"}
     short = [*kept, *(f"{key}={value}" for key, value in tiny.items())]
     has_name = any(w.startswith("study.name=") for w in kept) or {"--extend", "--config-dir", "train"} & {*kept}
     # Lines that search different spaces in a study of the same name would not be comparable.
@@ -92,6 +94,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images").mkdir()
     Image.new("L", (8, 8)).save(folder / "images" / "0.png")
     (folder / "patients.csv").write_text("age,sex,bmi,bp,s1,s2,s3,s4,s5,s6\n59,2,32.1,101,157,93.2,38,4,4.8598,87\n")
+    (scheduler,) = (b.text for b in documented.blocks() if b.language == "python" and "class BestOfThree" in b.text)
+    (folder / "my_schedulers.py").write_text(scheduler)
     (folder / "own" / "search").mkdir(parents=True)
     for number, block in enumerate(search_spaces()):
         (folder / "own" / "search" / f"documented{number}.yaml").write_text(block)

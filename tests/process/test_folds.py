@@ -110,7 +110,9 @@ def test_a_trial_with_folds_that_is_cut_anywhere_ends_with_the_same_bits(
         with pytest.raises(Killed):
             fit_folds(spec(tmp_path), cut)
     else:
-        assert fit_folds(spec(tmp_path), cut).outcome == "saved"
+        outcome = fit_folds(spec(tmp_path), cut).outcome
+        # A fast machine ends the last epoch before the trial looks whether to stop.
+        assert outcome == "saved" or (outcome == "complete" and after == FOLDS * 4 - 2)
     resumed = FragileLink()
     assert fit_folds(spec(tmp_path), resumed).outcome == "complete"
     # The supervisor may have lost what the killed process reported; it gets all of it again.

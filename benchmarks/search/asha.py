@@ -22,7 +22,7 @@ class Asha:
         powers = itertools.takewhile(lambda rung: rung < max_epochs, (ETA**k for k in itertools.count()))
         self.rungs = (*powers, max_epochs)
 
-    def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:  # noqa: ARG002
+    def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
         rungs = self.usable_rungs(trials)
         for rung, target in reversed(list(itertools.pairwise(rungs))):
             reached = [t for t in trials if t.epochs >= rung and t.state != "failed"]
@@ -32,10 +32,10 @@ class Asha:
                     return Resume(trial.number, target)
         return Start(rungs[0])
 
-    def report(self, number: int, epoch: int, score: float) -> Answer:  # noqa: ARG002
+    def report(self, number: int, epoch: int, score: float) -> Answer:
         return Answer.GO_ON
 
-    def usable_rungs(self, trials: Sequence[Trial]) -> Sequence[int]:  # noqa: ARG002
+    def usable_rungs(self, trials: Sequence[Trial]) -> Sequence[int]:
         return self.rungs
 
 

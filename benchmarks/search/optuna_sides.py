@@ -31,11 +31,11 @@ def tpe(seed: int) -> BaseSampler:
         return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
 
 
-def no_pruner(max_epochs: int) -> BasePruner:  # noqa: ARG001
+def no_pruner(max_epochs: int) -> BasePruner:
     return NopPruner()
 
 
-def median(max_epochs: int) -> BasePruner:  # noqa: ARG001
+def median(max_epochs: int) -> BasePruner:
     return MedianPruner(n_startup_trials=5, n_warmup_steps=5)
 
 
@@ -43,15 +43,15 @@ def hyperband(max_epochs: int) -> BasePruner:
     return HyperbandPruner(min_resource=1, max_resource=max_epochs, reduction_factor=3)
 
 
-def successive_halving(max_epochs: int) -> BasePruner:  # noqa: ARG001
+def successive_halving(max_epochs: int) -> BasePruner:
     return SuccessiveHalvingPruner(min_resource=1)
 
 
 class OptunaSide:
     """A study of Optuna.
 
-    A point that an earlier trial has is drawn again, up to MAX_REDRAWS times: the trial is told to have failed, which
-    samplers and pruners ignore, and another one is asked for. On a continuous space this would never happen.
+    A point that an earlier trial has is drawn again, up to MAX_REDRAWS times: the study is told that the trial failed,
+    which samplers and pruners ignore, and asked for another one. On a continuous space this would never happen.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class OptunaSide:
         self.study.enqueue_trial(table.params_of(table.first))
         self._asked: list[optuna.Trial] = []
 
-    def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:  # noqa: ARG002
+    def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
         return Start(self._table.max_epochs)
 
-    def suggest(self, trials: Sequence[Trial], points: Sequence[Point]) -> Point:  # noqa: ARG002
+    def suggest(self, trials: Sequence[Trial], points: Sequence[Point]) -> Point:
         tried = set(points)
         trial, point = self._ask()
         for _ in range(MAX_REDRAWS):

@@ -179,6 +179,17 @@ def test_a_failed_trial_opens_no_quota() -> None:
     assert Halving(8).next(trials, 100) == Start(1)
 
 
+def test_a_trial_that_still_runs_at_its_rung_is_not_promoted_by_another_slot() -> None:
+    trials = [Trial(0, "running", (0.9,), 1), Trial(1, "paused", (0.1,), 1)]
+    assert Halving(8).next(trials, 100) == Start(1)
+
+
+def test_a_sampler_learns_the_value_at_the_rung_and_not_a_later_one() -> None:
+    trials = [Trial(n, "paused", (0.1, 0.9) if n < 5 else (0.1,), 2) for n in range(10)]
+    assert rung_to_learn_from(trials, (1, 2)) == 1
+    assert set(choose(trials, 1, random.Random(0)).values()) == {0.1}
+
+
 def test_of_equal_trials_the_earlier_one_is_promoted() -> None:
     trials = [Trial(0, "paused", (0.5,), 1), Trial(1, "paused", (0.5,), 1)]
     assert Halving(8).next(trials, 100) == Resume(0, 2)
@@ -202,7 +213,7 @@ def test_a_trial_that_was_interrupted_changes_no_later_decision(simulation: Simu
 # What samplers learn from
 
 
-@given(st.lists(st.integers(0, 8), min_size=1, max_size=60), st.integers(0, 2**32))
+@given(st.lists(st.integers(0, 8), min_size=8, max_size=40), st.integers(0, 2**32))
 def test_a_sampler_learns_from_the_values_of_one_rung(epochs: list[int], seed: int) -> None:
     trials = [Trial(n, "paused", [n + e / 10 for e in range(1, count + 1)], 8) for n, count in enumerate(epochs)]
     rung = rung_to_learn_from(trials, (1, 2, 4, 8))

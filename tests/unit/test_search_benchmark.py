@@ -66,9 +66,9 @@ def test_optunas_sides_spend_exactly_the_epochs_that_they_report(name: str, slot
     side, done = run(name, slots=slots)
     assert isinstance(side, OptunaSide)
     assert len(done.epochs) == sum(t.epochs for t in done.trials) == 90
-    told = [t for t in side.study.get_trials() if t.state != TrialState.FAIL]
+    stored_trials = [t for t in side.study.get_trials() if t.state != TrialState.FAIL]
     states = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "running": TrialState.RUNNING}
-    for trial, point, stored in zip(done.trials, done.points, told, strict=True):
+    for trial, point, stored in zip(done.trials, done.points, stored_trials, strict=True):
         assert stored.state == states[trial.state]
         assert list(stored.intermediate_values.values()) == list(trial.scores)
         assert list(stored.intermediate_values) == list(range(1, trial.epochs + 1))

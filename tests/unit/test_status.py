@@ -37,13 +37,13 @@ def test_the_budget_is_told_in_epochs_where_trials_are_paused(
     found = running_view(tmp_path, "scheduler=halving", "study.budget=30", "trainer.max_epochs=20")
     print_status(found)
     assert "0 of 600 epochs done" in capsys.readouterr().out
-    told = status_object(found)
-    assert (told["budget"], told["epochs"]) == (None, {"trained": 0, "budget": 600})
+    status = status_object(found)
+    assert (status["budget"], status["epochs"]) == (None, {"trained": 0, "budget": 600})
 
 
 def test_the_budget_is_a_number_of_trials_where_none_is_paused(tmp_path: Path) -> None:
-    told = status_object(running_view(tmp_path, "scheduler=none", "study.trials=7"))
-    assert (told["budget"], told["epochs"]) == (7, {"trained": 0, "budget": None})
+    status = status_object(running_view(tmp_path, "scheduler=none", "study.trials=7"))
+    assert (status["budget"], status["epochs"]) == (7, {"trained": 0, "budget": None})
 
 
 def test_trials_that_wait_at_a_rung_are_counted_and_others_are_named(

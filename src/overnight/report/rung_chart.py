@@ -109,7 +109,7 @@ def _words(report: Report, curves: Mapping[int, Curve], complete: int) -> str:
 
 @dataclass(frozen=True)
 class _ValueScale:
-    """A scale that is logarithmic in the distance to the best value, so that good trials can be told apart.
+    """A scale that is logarithmic in the distance to the best value, so that good trials are distinguishable.
 
     Attributes:
         best: The best value.

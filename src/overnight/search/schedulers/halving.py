@@ -59,7 +59,7 @@ class Halving:
         return self._finish(trials, left)
 
     def report(self, number: int, epoch: int, score: float) -> Answer:  # noqa: ARG002
-        return Answer.GO_ON  # a trial pauses where `next` said
+        return Answer.GO_ON  # a trial pauses at the `until` of `next`
 
     def _may_start(self, trials: Sequence[Trial]) -> bool:
         return self.max_trials is None or len(trials) < self.max_trials

@@ -26,7 +26,7 @@ class OneByOne:
 
 
 class PausesAndStops(OneByOne):
-    """Pauses trial 0 and stops trial 1 after their second epoch, whatever `next` said."""
+    """Pauses trial 0 and stops trial 1 after their second epoch, before the `until` of `next`."""
 
     def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
         return Start(self.epochs) if len(trials) < self.trials else None

@@ -1,0 +1,35 @@
+"""Trials in the study storage as a scheduler sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from overnight.protocol import Progress
+from overnight.search.attributes import HISTORY, UNTIL
+from overnight.search.build_plan import build_plan
+from overnight.search.record import pack_history
+from overnight.search.schedulers.study import TrialsReader
+
+
+@pytest.mark.parametrize(
+    ("stored", "epochs", "until", "state"),
+    [
+        (TrialState.WAITING, 2, 2, "paused"),
+        (TrialState.WAITING, 1, 2, "running"),  # it was interrupted, and resumes before anything else
+        (TrialState.WAITING, 4, 4, "running"),  # killed after its last epoch: its end is not written yet
+        (TrialState.WAITING, 3, 2, "running"),  # killed after a promotion that is not written yet
+        (TrialState.PRUNED, 2, 2, "paused"),  # a larger budget resumes it
+        (TrialState.PRUNED, 1, 2, "stopped"),
+    ],
+)
+def test_a_stored_trial_is_paused_only_where_it_has_trained_to_its_rung(
+    stored: TrialState, epochs: int, until: int, state: str, tmp_path: Path
+) -> None:
+    plan = build_plan([f"home={tmp_path}", "scheduler=halving", "trainer.max_epochs=4"])
+    history = pack_history(Progress(0, e, {"val/accuracy": 0.1 * e}, 1e9 + e, 1.0) for e in range(epochs))
+    trial = create_trial(state=stored, user_attrs={UNTIL: until, HISTORY: history})
+    (seen,) = TrialsReader(plan).read([trial], {})
+    assert (seen.state, seen.epochs, seen.until) == (state, epochs, until)

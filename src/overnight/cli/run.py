@@ -116,6 +116,10 @@ def train(overrides: tuple[str, ...], config_dir: str | None, config_name: str |
         click.echo(f"train/{trial_name(record.number)}: {record.state}, {outcome}")
         if record.detail:
             click.echo(record.detail, err=True)
+        from overnight.report import winner
+
+        if (line := winner.explain_retraining(plan, record)) is not None:
+            output.print_wrapped(line)
         click.echo(f"show in MLflow: {command('ui', 'train', location=plan.settings.location)}")
         if test and record.state == "complete":
             from overnight.cli.results import print_test

@@ -172,7 +172,7 @@ def summary_sentence(finding: Finding) -> str:
     if winner is None or winner.estimate is None:
         return _unconfirmed(finding)
     name = trial_name(winner.trial.number)
-    sentence = f"{name} won: {format_estimate(winner.estimate, metric)} {metric} over {_seeds(winner.estimate.n)}"
+    sentence = f"{name} won: {format_estimate(winner.estimate, metric)} {metric} over {count_seeds(winner.estimate.n)}"
     sentence += _on_test(winner, finding)
     second = _second(finding)
     if base is not None and second is not None and base.trial.number == second.trial.number:
@@ -215,7 +215,7 @@ def _on_test(finalist: Finalist, finding: Finding) -> str:
     tested = finalist.tests.get(test_metric(finding))
     if tested is not None:
         trained = finalist.estimate.n if finalist.estimate is not None else tested.n
-        seeds = f" ({_seeds(tested.n)} only)" if tested.n < trained else ""
+        seeds = f" ({count_seeds(tested.n)} only)" if tested.n < trained else ""
         return f", {format_value(tested.mean, test_metric(finding))} on test{seeds}"
     return f" (no test set: {finalist.untested_reason})" if finalist.untested_reason else ""
 
@@ -249,7 +249,7 @@ def _versus_second(finding: Finding, second: Finalist | None) -> str:
     if second is None:
         return "there is no second to compare with"
     name = f"second place ({trial_name(second.trial.number)})"
-    drawback = f"failed on {_seeds(second.failed)}" if second.failed else "on fewer seeds"
+    drawback = f"failed on {count_seeds(second.failed)}" if second.failed else "on fewer seeds"
     return {
         "better": f"{name} is worse",
         "worse": f"{name} was better, but {drawback}",
@@ -273,7 +273,8 @@ def _seed(record: TrialRecord) -> int:
     return record.confirms.nth_seed
 
 
-def _seeds(n: int) -> str:
+def count_seeds(n: int) -> str:
+    """Return "one seed" or "5 seeds"."""
     return "one seed" if n == 1 else f"{n} seeds"
 
 

@@ -6,16 +6,19 @@ import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from overnight.config import shell
 from overnight.config.paths import trial_name
 from overnight.config.problems import ConfigError
+from overnight.config.trees import flatten
+from overnight.config.values import fingerprint
 from overnight.protocol import Exported, ExportSpec, Failure, Predictions, PredictSpec
 from overnight.report import finding, winner_config
 from overnight.runner import trial_process
-from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, config_dir_option
-from overnight.search.record import TrialRecord
-from overnight.study.snapshot import StudyView
+from overnight.search.plan import CONFIRM_SUFFIX, LOCATION_KEYS, TRAIN_STUDY, Plan, config_dir_option
+from overnight.search.record import TrialRecord, config_of, format_value
+from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.access import is_read_only
 from overnight.system import forkserver
 from overnight.tracking import registry, tags
@@ -92,6 +95,49 @@ def write_config(view: StudyView) -> list[str]:
             f"the config of the winner could not be written to {view.plan.settings.location.paths.winners}: {error}"
         ]
     return [f"{path} was changed by hand and is kept" for path in changed]
+
+
+def explain_retraining(plan: Plan, record: TrialRecord) -> str | None:
+    """Say why a run of `train` with the configuration of a winner has another value than the study.
+
+    Args:
+        plan: Of +experiment=best_STUDY.
+        record: The run.
+
+    Returns:
+        One sentence; None where the configuration is another one, or where the run has the seed of the winner.
+    """
+    prefix = winner_config.option_name("")
+    if not plan.name.startswith(prefix) or record.objective is None:
+        return None
+    try:
+        study, _ = view(plan.settings.location, plan.name.removeprefix(prefix))
+    except ConfigError:  # it is of another version
+        return None
+    found = finding.from_view(study) if study is not None else None
+    if study is None or found is None or (best := found.best) is None or best.objective is None:
+        return None
+    if _trained(config_of(best, study.plan)) != _trained(config_of(record, plan)):
+        return None
+    metric, folds = study.plan.settings.study.metric, study.plan.settings.study.folds
+    if found.winner is not None and found.winner.estimate is not None:
+        estimate = found.winner.estimate
+        had = f"{finding.format_estimate(estimate, metric)} over {finding.count_seeds(estimate.n)}"
+    elif folds is None and study.plan.trial_seed(best.number) == plan.trial_seed(0):
+        return None
+    else:
+        had = f"{format_value(best.objective, metric)} on one seed"
+    now = format_value(record.objective, metric)
+    return (
+        f"{study.name} had {had} with this configuration ({trial_name(best.number)}). `overnight train` uses another "
+        f"seed{' and no folds' if folds else ''}, so its value differs. On the CPU, the same "
+        f"command gives {now} again; no command trains with the seeds of {study.name}."
+    )
+
+
+def _trained(config: dict[str, Any]) -> str:
+    """Return what of a configuration a score depends on, to compare it."""
+    return fingerprint({k: v for k, v in flatten(config).items() if k not in LOCATION_KEYS})
 
 
 def register(view: StudyView, timeout_s: float = EXPORT_TIMEOUT_S) -> str:

@@ -96,6 +96,24 @@ def find_study(arguments: Iterable[str]) -> tuple[StudyLocation, StudyView, list
     return location, view, [] if names else [n for n in known if n != view.name]
 
 
+def find_search(arguments: Iterable[str]) -> tuple[StudyLocation, StudyView]:
+    """Find the search that is named, or else the one that ran last; exit with a mistake if there is none."""
+    from overnight.search.plan import TRAIN_STUDY
+
+    location, view, others = find_study(arguments)
+    if view.name == TRAIN_STUDY and others:
+        location, view, _ = find_study([others[0], *split(arguments)[1]])
+    if view.name == TRAIN_STUDY:
+        exit_with_mistakes(
+            [
+                f"study: must be a search, which has a winner, got {TRAIN_STUDY} with single configurations; "
+                f"`{command('status', TRAIN_STUDY, location=location)}` shows them, and "
+                f"`{command('compare', f'{TRAIN_STUDY}/0', location=location)}` one of them"
+            ]
+        )
+    return location, view
+
+
 def find_study_or_trial(location: StudyLocation, ref: str) -> tuple[StudyView, int | None]:
     """Find the study that STUDY or STUDY/NUMBER names, and the number. Raises ConfigError if there is none."""
     from overnight.config.problems import ConfigError

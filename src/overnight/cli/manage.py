@@ -49,6 +49,7 @@ class StudyListing:
         budget: The largest number of trials; None where only epochs are limited.
         progress: How much of the budget is spent, in words.
         epochs: `trained` and `budget`, which is None where the budget is a number of trials.
+        latest: Of `train`, which has no best trial, the trial that ended last, after its metric.
         seconds: Training time of search and confirmation, summed over all slots.
         problems: Why the study cannot be read; empty if it can.
     """
@@ -62,6 +63,7 @@ class StudyListing:
     epochs: Mapping[str, int | None] = field(default_factory=dict)
     metric: str | None = None
     best: TrialRecord | None = None
+    latest: tuple[str, TrialRecord] | None = None
     seconds: float = 0.0
     problems: tuple[str, ...] = ()
 
@@ -93,6 +95,7 @@ def list_studies(location: StudyLocation) -> list[StudyListing]:
                 },
                 study.plan.settings.study.metric if name != TRAIN_STUDY else None,
                 study.best,
+                (study.metric_of(last), last) if name == TRAIN_STUDY and (last := study.latest) else None,
                 sum(e.seconds for r in records for e in r.history),
             )
         )

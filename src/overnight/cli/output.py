@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from overnight.search.record import TrialRecord
     from overnight.study.snapshot import StudyView
 
+_RUNS = 10  # of `train`, the last ones, that `status` prints
 _STATES = ("complete", "pruned", "failed", "running", "paused", "waiting")
 
 
@@ -106,12 +107,15 @@ def print_status(view: StudyView) -> None:
 
 
 def _print_trials(view: StudyView) -> None:
+    from overnight.search.plan import TRAIN_STUDY
     from overnight.search.record import format_value, titled, unit_of_trial, units_of_trial
 
     best = view.best
     if best is not None and best.objective is not None:
         metric = view.plan.settings.study.metric
         print_wrapped(f"best: {metric} {format_value(best.objective, metric)}, {titled(best)}")
+    if view.name == TRAIN_STUDY:
+        _print_runs(view)
     at_rungs = Counter(len(r.history) for r in view.records if r.state == "paused" and r.waits_at_rung)
     for record in view.records:
         if record.state == "running" or (record.state == "paused" and not record.waits_at_rung):
@@ -122,6 +126,21 @@ def _print_trials(view: StudyView) -> None:
     if at_rungs:
         epochs = ", ".join(f"{count} after {n} epoch{'s' * (n != 1)}" for n, count in sorted(at_rungs.items()))
         print_wrapped(f"  {sum(at_rungs.values())} paused at a rung: {epochs}")
+
+
+def _print_runs(view: StudyView) -> None:
+    """Print the last trials of `train` that ended. They need not share a metric, so none of them is the best."""
+    from overnight.config.paths import trial_name
+    from overnight.search.record import describe, format_value
+
+    done = [r for r in view.records if r.done]
+    for record in done[-_RUNS:]:
+        metric = view.metric_of(record)
+        value = record.reason if record.objective is None else f"{metric} {format_value(record.objective, metric)}"
+        print_wrapped(f"  {trial_name(record.number)}: {record.state}, {value} ({describe(record)})")
+    if len(done) > _RUNS:
+        all_of = command("export", view.name, "FILE.csv", location=view.plan.settings.location)
+        click.echo(f"  {len(done) - _RUNS} earlier ones: {all_of}")
 
 
 def _print_time_left(view: StudyView, done: int) -> None:

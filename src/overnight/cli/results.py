@@ -18,10 +18,10 @@ from overnight.cli.arguments import (
     command,
     exit_with_mistakes,
     find_code,
+    find_search,
     find_study,
     find_study_or_trial,
     find_trial,
-    no_study,
     split,
     train_winner_command,
 )
@@ -80,11 +80,7 @@ def report(arguments: tuple[str, ...]) -> None:
       overnight report
       overnight report digits-mlp
     """
-    from overnight.search.plan import TRAIN_STUDY
-
-    location, view, _ = find_study(arguments)
-    if view.name == TRAIN_STUDY:
-        exit_with_mistakes([no_study(location).replace("no study", "no study of a search")])
+    location, view = find_search(arguments)
     from rich.console import Console
 
     from overnight.report import publish
@@ -359,7 +355,7 @@ def register(arguments: tuple[str, ...], config_dir: str | None) -> None:
     from overnight.report import winner
     from overnight.study.storage.access import require_writable
 
-    location, view, _ = find_study(arguments)
+    location, view = find_search(arguments)
     require_writable(location)
     find_code(view, config_dir)
     checkpoint = winner.find_checkpoint(view)

@@ -83,9 +83,12 @@ def _listing_row(study: StudyListing) -> tuple[str, ...]:
     size = output.format_bytes(study.bytes)
     if study.state == "unreadable":
         return study.name, study.state, "", "", "", size
-    best, metric = "", study.metric
-    if study.best is not None and study.best.objective is not None and metric is not None:
-        best = f"{metric} {format_value(study.best.objective, metric)} (trial {study.best.number})"
+    best = ""
+    if study.best is not None and study.best.objective is not None and study.metric is not None:
+        best = f"{study.metric} {format_value(study.best.objective, study.metric)} (trial {study.best.number})"
+    elif study.latest is not None and (value := study.latest[1].objective) is not None:
+        metric, last = study.latest
+        best = f"{metric} {format_value(value, metric)} (the last, {last.number})"
     return study.name, study.state, study.progress, best, format_duration(study.seconds), size
 
 

@@ -18,7 +18,7 @@ from overnight.config.problems import ConfigError
 from overnight.config.values import fingerprint, json_params, short_text
 from overnight.report import finding
 from overnight.report.statistics import Estimate
-from overnight.search.plan import Plan
+from overnight.search.plan import TRAIN_STUDY, Plan
 from overnight.search.record import TrialRecord, config_of, flat_config, format_duration, format_value, mean_curve
 from overnight.study.snapshot import StudyView
 from overnight.tracking import local_server, store
@@ -58,10 +58,12 @@ def compared_item(view: StudyView, number: int | None) -> ComparedItem:
     if number is not None and not 0 <= number < len(view.records):
         known = f"0 to {len(view.records) - 1}" if view.records else "none"
         raise ConfigError([f"{view.name}/{number}: must be one of the study's trials, {known}"])
+    if number is None and view.name == TRAIN_STUDY:
+        raise ConfigError([f"{view.name}: must be {view.name}/NUMBER, e.g. {view.name}/0; it has no winner"])
     found = finding.from_view(view)
     record = view.records[number] if number is not None else found.best
     all_of = (*view.records, *(view.confirmation.records if view.confirmation is not None else ()))
-    metric = view.plan.settings.study.metric
+    metric = view.metric_of(record) if record is not None else view.plan.settings.study.metric
     if record is None:
         trials, cost = len(view.records), _seconds(all_of)
         return ComparedItem(

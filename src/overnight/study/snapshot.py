@@ -107,6 +107,17 @@ class StudyView:
         """The best complete trial. None for `train`, whose trials need not share a metric."""
         return best_of(self.records, self.plan.settings) if self.name != TRAIN_STUDY else None
 
+    @property
+    def latest(self) -> TrialRecord | None:
+        """The complete trial that ended last."""
+        complete = [r for r in self.records if r.state == "complete" and r.objective is not None]
+        return max(complete, key=lambda r: (r.ended_at or 0.0, r.number), default=None)
+
+    def metric_of(self, record: TrialRecord) -> str:
+        """The metric of a trial's objective. Each trial of `train` has its own."""
+        metric = self.plan.settings.study.metric
+        return str(record.params.get("metric", metric)) if self.name == TRAIN_STUDY else metric
+
 
 def view(location: StudyLocation, name: str | None = None) -> tuple[StudyView | None, list[str]]:
     """Read a study without changing anything.

@@ -124,7 +124,7 @@ def test_a_trial_that_is_marked_bad_is_ignored_until_it_is_marked_good(own_home:
     assert best is not None
     ref = f"digits-mlp/{best.number}"
     output = command("mark", ref, "bad", "--why", "it saw the labels", f"home={own_home}")
-    assert f"trial-{best.number:04d} failed (marked bad)" in output
+    assert f"trial-{best.number:04d} failed (marked bad: it saw the labels)" in output
     after = view_of(own_home)
     assert after.best is not None
     assert after.best.number != best.number
@@ -144,6 +144,21 @@ def test_a_trial_that_is_marked_bad_is_ignored_until_it_is_marked_good(own_home:
     assert again.records == before.records
     assert_equal(own_home, again)
     assert "overnight.notes" not in client_of(own_home).get_run(run.info.run_id).data.tags
+
+
+def test_the_reason_of_an_exclusion_is_shown_with_it_and_escaped_on_the_page(own_home: Path) -> None:
+    best = view_of(own_home).best
+    assert best is not None
+    ref, home = f"digits-mlp/{best.number}", f"home={own_home}"
+    command("mark", ref, "bad", "--why", "saw <b>the\n labels</b>", home)
+    line = f"trial-{best.number:04d}: marked bad: saw <b>the labels</b>"
+    assert f"\n  {line}\n" in command("status", home)
+    assert f"{line}\n" in command("logs", ref, home)
+    assert f"Ignored: {line}" in " ".join(command("report", "digits-mlp", home).split())
+    page = view_of(own_home).plan.paths.report.read_text()
+    assert f"<li>Ignored: {line.replace('<', '&lt;').replace('>', '&gt;')}</li>" in page
+    command("mark", ref, "good", home)
+    assert "marked bad" not in command("status", home)
 
 
 def test_a_mark_that_mlflow_does_not_show_exits_with_1(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,7 +321,7 @@ def mark(
             raise ConfigError(problems)
         for number in numbers:
             if bad:
-                marked[number] = why
+                marked[number] = " ".join(why.split())  # it is shown on one line
             else:
                 marked.pop(number, None)
         session.attributes.set_exclusions(marked)
@@ -366,4 +366,5 @@ def _sync_mlflow(location: StudyLocation, study: StudyView) -> str | None:
 
 def format_state(record: TrialRecord) -> str:
     """Format a trial as `mark` prints it."""
-    return f"{trial_name(record.number)} {record.state}" + (f" ({record.reason})" if record.reason else "")
+    reason = record.notes[-1] if record.reason == exclusions.MARKED else record.reason
+    return f"{trial_name(record.number)} {record.state}" + (f" ({reason})" if reason else "")

@@ -109,6 +109,7 @@ def print_status(view: StudyView) -> None:
 def _print_trials(view: StudyView) -> None:
     from overnight.search.plan import TRAIN_STUDY
     from overnight.search.record import format_value, titled, unit_of_trial, units_of_trial
+    from overnight.study.exclusions import describe_excluded
 
     best = view.best
     if best is not None and best.objective is not None:
@@ -116,6 +117,8 @@ def _print_trials(view: StudyView) -> None:
         print_wrapped(f"best: {metric} {format_value(best.objective, metric)}, {titled(best)}")
     if view.name == TRAIN_STUDY:
         _print_runs(view)
+    for line in describe_excluded(view.records):
+        print_wrapped(f"  {line}")
     at_rungs = Counter(len(r.history) for r in view.records if r.state == "paused" and r.waits_at_rung)
     for record in view.records:
         if record.state == "running" or (record.state == "paused" and not record.waits_at_rung):

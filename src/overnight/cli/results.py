@@ -152,6 +152,7 @@ def logs(trial: str, overrides: tuple[str, ...]) -> None:
       overnight logs digits-mlp/7
     """
     from overnight.config.compose import study_location
+    from overnight.study.exclusions import describe_excluded
 
     location = study_location(overrides)
     view, record = find_trial(location, "trial", trial)
@@ -160,6 +161,8 @@ def logs(trial: str, overrides: tuple[str, ...]) -> None:
     click.echo(text, nl=not text.endswith("\n")) if text else click.echo(f"{trial} printed nothing", err=True)
     if record.detail:
         click.echo(f"{record.reason}: {record.detail}")
+    for line in describe_excluded([record]):
+        click.echo(line)
 
 
 @click.command()

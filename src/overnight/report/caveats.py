@@ -13,6 +13,7 @@ from overnight.report.finding import Finding
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, mean_curve
 from overnight.search.schedulers.study import trained_epochs
+from overnight.study import exclusions
 
 # With fewer trials for each searched parameter a search is too short.
 _TRIALS_PER_PARAMETER = 5
@@ -26,7 +27,7 @@ def find_caveats(finding: Finding, records: Sequence[TrialRecord], tested_by_han
     """
     plan, best = finding.plan, finding.best
     if best is None:
-        return ["There is no result: no trial is complete.", *_failed(finding, records)]
+        return ["There is no result: no trial is complete.", *_failed(finding, records), *_excluded(records)]
     lines = [*_unconfirmed(finding), *_seen(tested_by_hand), *_few(plan, records), *_flat(records)]
     lines += _folds(plan)
     lines += [
@@ -34,7 +35,8 @@ def find_caveats(finding: Finding, records: Sequence[TrialRecord], tested_by_han
         f"beyond it may be better: {e.name}='{e.wider}'"
         for e in advice.find_edges(plan, best)
     ]
-    return [*lines, *_tie(finding), *_rarely_tried(plan, records), *_unfinished(finding), *_failed(finding, records)]
+    lines += [*_tie(finding), *_rarely_tried(plan, records), *_unfinished(finding), *_failed(finding, records)]
+    return [*lines, *_excluded(records)]
 
 
 def _folds(plan: Plan) -> list[str]:
@@ -147,12 +149,16 @@ def _unfinished(finding: Finding) -> list[str]:
 
 
 def _failed(finding: Finding, records: Sequence[TrialRecord]) -> list[str]:
-    failed = [r for r in records if r.state == "failed"]
+    failed = [r for r in records if r.state == "failed" and r.reason != exclusions.MARKED]
     if len(failed) < max(2, 0.1 * len(records)):
         return []
     shown = f"overnight logs {finding.plan.name}/{failed[-1].number}"
     many = f"All {len(records)}" if len(failed) == len(records) else f"{len(failed)} of {len(records)}"
     return [f"{many} trials failed; `{shown}` shows one."]
+
+
+def _excluded(records: Sequence[TrialRecord]) -> list[str]:
+    return [f"Ignored: {line}" for line in exclusions.describe_excluded(records)]
 
 
 def _short(value: float) -> str:

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 
 from optuna.trial import FrozenTrial, TrialState
 
+from overnight.config.paths import trial_name
 from overnight.search.attributes import DETAIL, NOTES, REASON
+from overnight.search.record import TrialRecord
 
 MARKED = "marked bad"  # the reason of an excluded trial
 
@@ -19,6 +21,15 @@ MARKED = "marked bad"  # the reason of an excluded trial
 def with_exclusions(trials: Iterable[FrozenTrial], exclusions: Mapping[int, str]) -> list[FrozenTrial]:
     """Return the trials, with the excluded ones as failed. exclusions: number of a trial -> why."""
     return [_failed(t, exclusions[t.number]) if t.number in exclusions else t for t in trials]
+
+
+def describe_excluded(records: Iterable[TrialRecord]) -> list[str]:
+    """Return one line for each reason, with its excluded trials: trial-0002, trial-0005: marked bad: wrong labels."""
+    by_note: dict[str, list[str]] = {}
+    for r in records:
+        if r.reason == MARKED:
+            by_note.setdefault(r.notes[-1], []).append(trial_name(r.number))
+    return [f"{', '.join(names)}: {note}" for note, names in by_note.items()]
 
 
 def _failed(t: FrozenTrial, why: str) -> FrozenTrial:

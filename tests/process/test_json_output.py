@@ -60,3 +60,14 @@ def test_the_documented_keys_of_the_doctor_are_printed(finished_home: Path, tmp_
 def test_the_documented_keys_of_a_prediction_are_its_fields() -> None:
     fields = {f"predictions[].{name}" for name in Prediction.__dataclass_fields__}
     assert documented("predict") == {"study", "trial", *fields}
+
+
+def test_the_documented_keys_of_a_test_are_printed_and_the_warning_is_not_among_them(
+    finished_home: Path, tmp_path: Path
+) -> None:
+    home = Path(shutil.copytree(finished_home, tmp_path / "home"))
+    done = CliRunner().invoke(cli, ["test", "digits-mlp", "--json", f"home={home}"], catch_exceptions=False)
+    printed = json.loads(done.stdout)
+    assert keys_of(printed, ("metrics",)) == documented("test")
+    assert "test/accuracy" in printed["metrics"]
+    assert "no longer unseen" in done.stderr

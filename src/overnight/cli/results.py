@@ -304,7 +304,8 @@ def _write_predictions(predicted: Predictions, path: Path) -> None:
 @argument("ref", "STUDY[/NUMBER]", "study_or_trial")
 @LOCATION
 @CONFIG_DIR
-def test(ref: str, overrides: tuple[str, ...], config_dir: str | None) -> None:
+@JSON
+def test(ref: str, overrides: tuple[str, ...], config_dir: str | None, as_json: bool) -> None:
     """Evaluate a trial on the test set.
 
     STUDY/NUMBER needs a trial whose weights are kept; STUDY is the winner. That the test set was asked is kept with the
@@ -313,7 +314,7 @@ def test(ref: str, overrides: tuple[str, ...], config_dir: str | None) -> None:
     \b
     Examples:
       overnight test digits-mlp/3
-      overnight test train/0
+      overnight test train/0 --json
     """
     from overnight.config.compose import study_location
     from overnight.system import forkserver
@@ -321,19 +322,23 @@ def test(ref: str, overrides: tuple[str, ...], config_dir: str | None) -> None:
     forkserver.warm_up()  # it imports torch while the study is read
     view, number = find_study_or_trial(study_location(overrides), ref)
     find_code(view, config_dir)
-    print_test(view, number)
+    print_test(view, number, as_json)
 
 
-def print_test(view: StudyView, number: int | None) -> None:
+def print_test(view: StudyView, number: int | None, as_json: bool = False) -> None:
     """Evaluate a trial on the test set, and print its scores and the warning."""
     activity.show("evaluating the test set ...")
     from overnight.report import test_set
     from overnight.search.record import format_value
 
     scores = test_set.ask(view, number)
-    for name, value in scores.metrics.items():
+    if as_json:
+        found = {"study": view.name, "trial": scores.number, "metrics": scores.metrics, "is_answer": scores.is_answer}
+        output.print_json(found)
+    for name, value in scores.metrics.items() if not as_json else ():
         click.echo(f"{view.name}/{scores.number}: {name} {format_value(value, name)}")
-    click.echo("measured for the study's answer; not asked again" if scores.is_answer else test_set.WARNING)
+    note = "measured for the study's answer; not asked again" if scores.is_answer else test_set.WARNING
+    click.echo(note, err=as_json)
     if scores.mlflow_error is not None:
         click.echo(f"MLflow does not show them ({scores.mlflow_error}); the same command tries again", err=True)
         sys.exit(1)

@@ -140,9 +140,14 @@ class FoldEnded:
 
 @dataclass(frozen=True)
 class Alive:
-    """The trial is between two batches of an epoch. Up, at most once a second."""
+    """The trial is between two batches of an epoch, or it waits. Up, at most once a second.
+
+    Attributes:
+        waits_for: what it waits for, in words; empty where it trains.
+    """
 
     number: int
+    waits_for: str = ""
 
 
 @dataclass(frozen=True)

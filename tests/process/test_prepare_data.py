@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,8 @@ import pytest
 
 from overnight import api
 from overnight.protocol import Alive, TrialSpec
+from overnight.runner import preflight
+from overnight.search.build_plan import build_plan
 from overnight.trial import prepare_lock
 from overnight.trial.dry_run import dry_run_batch
 from overnight.trial.fit import fit
@@ -127,8 +130,8 @@ def spec_that_waits(folder: Path) -> tuple[TrialSpec, subprocess.Popen[bytes]]:
     from user_package import prepared
 
     name = f"{prepared.__name__}.{prepared.PreparedDigits.__qualname__}"
-    lock = folder / "locks" / f"{name}.lock"
-    lock.parent.mkdir()
+    lock = folder / "locks" / "data" / f"{name}.lock"  # as in a home
+    lock.parent.mkdir(parents=True)
     code = (
         "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); "
         "sys.stdin.read()"
@@ -137,7 +140,19 @@ def spec_that_waits(folder: Path) -> tuple[TrialSpec, subprocess.Popen[bytes]]:
     assert held.stdout is not None
     held.stdout.readline()
     spec = spec_for(folder / "trial", f"{USER_PACKAGE}Classifier", name, of_data={"folder": str(folder)}, epochs=1)
-    return replace(spec, locks=folder / "locks"), held
+    return replace(spec, locks=lock.parent), held
+
+
+def config_of_prepared_digits(folder: Path) -> Path:
+    """Return a config folder with the options data=mine and model=mine."""
+    conf = folder / "conf"
+    for group, text in {
+        "data": f"_target_: user_package.prepared.PreparedDigits\nfolder: {folder}\nbatch_size: 50\n",
+        "model": f"_target_: {USER_PACKAGE}Classifier\n",
+    }.items():
+        (conf / group).mkdir(parents=True)
+        (conf / group / "mine.yaml").write_text(text)
+    return conf
 
 
 @pytest.fixture
@@ -171,12 +186,33 @@ def test_a_dry_run_that_waits_reports_that_it_is_alive(tmp_path: Path) -> None:
     spec, held = spec_that_waits(tmp_path)
     alive: list[int] = []
 
-    def show_life() -> None:
+    def show_life(_: str) -> None:
         alive.append(1)
         held.communicate()
 
     assert dry_run_batch(replace(spec, keep_weights=False), [], show_life).problems == ()
     assert alive
+
+
+def test_the_check_before_a_study_says_for_what_it_waits(tmp_path: Path) -> None:
+    line = (f"home={tmp_path}", "data=mine", "model=mine", "search=none")
+    plan = build_plan(line, config_of_prepared_digits(tmp_path))
+    _, held = spec_that_waits(tmp_path)
+    released = threading.Timer(20.0, held.kill)
+    released.start()
+    messages: list[str] = []
+
+    def say(text: str) -> None:
+        messages.append(text)
+        held.communicate()
+
+    try:
+        preflight.find_mistakes(plan, say)
+    finally:
+        released.cancel()
+        held.kill()
+    what = "prepare_data of user_package.prepared.PreparedDigits, which another process runs"
+    assert messages[0] == f"waiting for {what} ..."
 
 
 def test_a_data_module_with_a_lock_can_be_sent_to_another_process(tmp_path: Path) -> None:
@@ -190,13 +226,8 @@ def test_a_data_module_with_a_lock_can_be_sent_to_another_process(tmp_path: Path
 
 @pytest.mark.long
 def test_trials_side_by_side_find_a_whole_file(tune: Callable[..., api.Result], tmp_path: Path) -> None:
-    conf = tmp_path / "conf"
-    for group, text in {
-        "data": f"_target_: user_package.prepared.PreparedDigits\nfolder: {tmp_path}\nbatch_size: 50\n",
-        "model": f"_target_: {USER_PACKAGE}Classifier\n",
-    }.items():
-        (conf / group).mkdir(parents=True)
-        (conf / group / "mine.yaml").write_text(text)
     line = ["data=mine", "model=mine", "search=none", "data.batch_size=16,32,50", "slots=3", "study.trials=3"]
-    result = tune(*line, "trainer.max_epochs=1", "study.confirm.seeds=0", config_dir=conf)
+    result = tune(
+        *line, "trainer.max_epochs=1", "study.confirm.seeds=0", config_dir=config_of_prepared_digits(tmp_path)
+    )
     assert [r.state for r in result.records] == ["complete"] * 3

@@ -243,7 +243,7 @@ def _results(
     activity: str = ACTIVITY,
     what: str = "one batch",
 ) -> Iterator[tuple[Connection, DryRunResult]]:
-    waiting, timeout_s = list(running), ANNOUNCED_AFTER_S
+    waiting, timeout_s, announced = list(running), ANNOUNCED_AFTER_S, {""}
     while waiting:
         ready = wait(waiting, timeout=timeout_s)
         if not ready:
@@ -258,6 +258,9 @@ def _results(
             try:
                 message = pipe.recv()
                 if isinstance(message, Alive):  # it downloads data, or another process does
+                    if message.waits_for not in announced:
+                        announced.add(message.waits_for)
+                        say(f"waiting for {message.waits_for} ...")
                     continue
                 waiting.remove(pipe)
                 yield pipe, message

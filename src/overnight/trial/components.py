@@ -22,7 +22,7 @@ def build(
     config: Mapping[str, Any],
     cache: Path | None = None,
     locks: Path | None = None,
-    while_waiting: Callable[[], None] = lambda: None,
+    while_waiting: Callable[[str], None] = lambda _: None,
 ) -> tuple[Any, Any]:
     """Build the data module and the model, of either of the two Lightning packages.
 
@@ -39,7 +39,7 @@ def build(
         config: the plain tree with the nodes data, model, optimizer and schedule.
         cache: folder for decoded data; None keeps it in memory.
         locks: folder for the locks with which one process at a time calls prepare_data; None for no lock.
-        while_waiting: called once a second while another process calls it.
+        while_waiting: called once a second, with what it waits for, while another process calls it.
 
     Raises:
         UntrustedError: in a guarded process, if a `_target_` is not on the allowlist.
@@ -74,7 +74,7 @@ def build_data(
     config: Mapping[str, Any],
     cache: Path | None = None,
     locks: Path | None = None,
-    while_waiting: Callable[[], None] = lambda: None,
+    while_waiting: Callable[[str], None] = lambda _: None,
 ) -> Any:
     """Build the data module alone. See `build`."""
     config = apply_guard(config)

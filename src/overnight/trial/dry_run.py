@@ -48,8 +48,8 @@ def main(connection: Connection) -> None:
     terminal, devnull = os.fdopen(os.dup(2), "w", errors="replace"), os.open(os.devnull, os.O_WRONLY)
     child_process.redirect_output(devnull)
 
-    def show_life() -> None:
-        connection.send(Alive(0))
+    def show_life(waits_for: str = "") -> None:
+        connection.send(Alive(0, waits_for))
 
     bars = ProgressBars(terminal, show_life)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bars):
@@ -60,14 +60,14 @@ def main(connection: Connection) -> None:
 
 
 def dry_run_batch(
-    spec: TrialSpec, builds: list[dict[str, Any]], show_life: Callable[[], None] = lambda: None
+    spec: TrialSpec, builds: list[dict[str, Any]], show_life: Callable[[str], None] = lambda _: None
 ) -> DryRunResult:
     """Train `spec` for one batch, then build the data module and the model of each other configuration.
 
     Where the model validates in some epochs only, it trains one batch of each epoch until the metric is logged.
 
     Args:
-        show_life: called once a second while another process prepares the data.
+        show_life: called once a second, with what it waits for, while another process prepares the data.
     """
     from overnight.trial.callbacks import build_callbacks
     from overnight.trial.components import build
@@ -98,7 +98,7 @@ def dry_run_batch(
     return DryRunResult(spec.number, link.metrics, problem_lines, link.private_bytes, unsaved, built_lines, notes)
 
 
-def prepare_data(spec: DataSpec, show_life: Callable[[], None] = lambda: None) -> DryRunResult:
+def prepare_data(spec: DataSpec, show_life: Callable[[str], None] = lambda _: None) -> DryRunResult:
     """Download and read the data of each configuration. Only missing files count as problems."""
     from overnight.trial.components import build_data
 
@@ -160,14 +160,14 @@ class ProgressBars(io.TextIOBase):
 class _StopWithMetric:
     """A Link that stops the trial when it has logged the metric, and keeps what the result needs."""
 
-    def __init__(self, metric: str, one_batch: OneBatchEpochs, show_life: Callable[[], None]) -> None:
+    def __init__(self, metric: str, one_batch: OneBatchEpochs, show_life: Callable[[str], None]) -> None:
         self._metric, self._one_batch, self._show_life = metric, one_batch, show_life
         self.metrics: tuple[str, ...] | None = None
         self.private_bytes = 0
 
     def send(self, message: TrialMessage) -> None:
         if isinstance(message, Alive) and self.metrics is None:  # it may wait for another process
-            self._show_life()
+            self._show_life(message.waits_for)
 
     def ask(self, message: Progress) -> Decision:
         self.metrics = tuple(sorted({*(self.metrics or ()), *message.metrics}))

@@ -20,7 +20,7 @@ _TEST_ARGUMENTS = ("precision", "limit_test_batches", "deterministic", "benchmar
 def evaluate(spec: TrialSpec, link: Link) -> Finished:
     """Test the weights in the checkpoint folder. A module without a test is reported as such and is no failure."""
     start_process(spec)
-    data, model = build(spec.config, spec.cache, spec.locks, lambda: link.send(Alive(spec.number)))
+    data, model = build(spec.config, spec.cache, spec.locks, lambda _: link.send(Alive(spec.number)))
     missing = _missing_hook(data, model)
     if missing:
         link.send(Tested(spec.number, {}, missing))

@@ -65,7 +65,7 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
         return Finished(spec.number, "complete")
     state, unusable = checkpoint.load(spec.checkpoint_folder, identity_of(spec))
     notes = tuple(unusable)
-    data, model = build(spec.config, spec.cache, spec.locks, lambda: _show_life(spec, link))
+    data, model = build(spec.config, spec.cache, spec.locks, lambda waits_for: _show_life(spec, link, waits_for))
     lightning = lightning_packages.lightning_of(data, model)
     fast_loading.enable(lightning)
     subclass = lightning_packages.subclass
@@ -112,9 +112,9 @@ def _callback_of(spec: TrialSpec) -> type[TrialCallback]:
     return ValidationCallback if counts_validations(spec.config["trainer"]) else TrialCallback
 
 
-def _show_life(spec: TrialSpec, link: Link) -> None:
+def _show_life(spec: TrialSpec, link: Link, waits_for: str) -> None:
     """Tell the supervisor that the trial waits for prepare_data. Stop if it says so; a state on disk stays there."""
-    link.send(Alive(spec.number))
+    link.send(Alive(spec.number, waits_for))
     if link.stop_wanted():
         raise TrialStopped(Decision.SAVE_AND_STOP)
 

@@ -22,12 +22,12 @@ POLL_EVERY_S, ALIVE_EVERY_S, ANNOUNCED_AFTER_S = 0.05, 1.0, 3.0
 _held: set[Path] = set()  # by this process, whose prepare_data may call that of another object
 
 
-def guard(module: Any, folder: Path | None, while_waiting: Callable[[], None] = lambda: None) -> None:
+def guard(module: Any, folder: Path | None, while_waiting: Callable[[str], None] = lambda _: None) -> None:
     """Let one process at a time call the prepare_data of a data module or network.
 
     Args:
         folder: of the locks; None for no lock.
-        while_waiting: called once a second.
+        while_waiting: called once a second with what it waits for.
     """
     if folder is None or not lightning_packages.overrides(type(module), "prepare_data"):
         return
@@ -44,7 +44,7 @@ class _Guarded(partial[None]):
         return self.args[0].__reduce__()
 
 
-def _call_alone(prepare: Callable[[], None], path: Path, name: str, while_waiting: Callable[[], None]) -> None:
+def _call_alone(prepare: Callable[[], None], path: Path, name: str, while_waiting: Callable[[str], None]) -> None:
     if path in _held:
         return prepare()
     with _locked(path, name, while_waiting):
@@ -56,7 +56,7 @@ def _call_alone(prepare: Callable[[], None], path: Path, name: str, while_waitin
 
 
 @contextlib.contextmanager
-def _locked(path: Path, name: str, while_waiting: Callable[[], None]) -> Iterator[None]:
+def _locked(path: Path, name: str, while_waiting: Callable[[str], None]) -> Iterator[None]:
     """Hold a lock of this process. Unlike one of an open file, it is not shared with forks that outlive the process."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,8 @@ def _locked(path: Path, name: str, while_waiting: Callable[[], None]) -> Iterato
         os.close(handle)
 
 
-def _acquire(handle: int, name: str, while_waiting: Callable[[], None]) -> None:
+def _acquire(handle: int, name: str, while_waiting: Callable[[str], None]) -> None:
+    waits_for = f"prepare_data of {name}, which another process runs"
     began = alive_at = time.monotonic()
     is_announced = False
     while True:
@@ -86,8 +87,8 @@ def _acquire(handle: int, name: str, while_waiting: Callable[[], None]) -> None:
         now = time.monotonic()
         if now - alive_at >= ALIVE_EVERY_S:
             alive_at = now
-            while_waiting()
+            while_waiting(waits_for)
         if not is_announced and now - began >= ANNOUNCED_AFTER_S:
             is_announced = True
-            print(f"waiting for prepare_data of {name}, which another process runs")
+            print(f"waiting for {waits_for}")
         time.sleep(POLL_EVERY_S)

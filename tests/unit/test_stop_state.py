@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+from typing import Any
+
+import pytest
+
 from overnight.runner.stop_state import EXIT_WITHIN_S, GRACE_S, StopReason, StopState
 
 
@@ -55,3 +61,38 @@ def test_a_limit_changes_nothing_while_a_stop_is_in_progress() -> None:
     stopping.request(StopReason.LIMIT)
     stopping.request(StopReason.FAILURES)
     assert (stopping.reason, stopping.seconds_to_exit()) == (StopReason.STOPPED, EXIT_WITHIN_S - 1)
+
+
+@pytest.mark.parametrize("reason", [StopReason.LIMIT, StopReason.FAILURES])
+def test_a_users_stop_is_obeyed_wherever_it_interrupts_another_request(reason: StopReason) -> None:
+    seen, instruction = set(), 0
+    while (stopping := _interrupted(reason, instruction)) is not None:
+        seen.add((stopping.reason, stopping.grace_is_over))
+        instruction += 1
+    assert instruction > 5, "every instruction of a request was interrupted"
+    before = (StopReason.STOPPED, False)
+    assert seen <= {before, before if reason is StopReason.LIMIT else (reason, True)}
+
+
+def _interrupted(reason: StopReason, instruction: int) -> StopState | None:
+    """Have a signal request a stop before an instruction of a request; None if it has not so many."""
+    stopping, left = StopState(Clock()), instruction
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if frame.f_code is not StopState.request.__code__ or left < 0:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left < 0:
+                stopping.request(StopReason.STOPPED)
+        return trace
+
+    tracing = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        stopping.request(reason)
+    finally:
+        sys.settrace(tracing)
+    return stopping if left < 0 else None

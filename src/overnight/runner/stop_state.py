@@ -22,30 +22,38 @@ class StopReason(StrEnum):
 
 
 class StopState:
-    """Whether a supervisor is stopping, why, and when it stops waiting. Only `request` changes it.
+    """Whether a supervisor is stopping, why, and when it stops waiting.
 
-    Attributes:
-        reason: None while the supervisor works.
+    A signal may request a stop while another request is handled. All requests are therefore kept, and what they amount
+    to is read from them in their order.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.reason: StopReason | None = None
-        self._kill_at = self._exit_at = math.inf
+        self._requests: list[tuple[StopReason, float]] = []
 
     def request(self, reason: StopReason) -> None:
         """Stop for this reason, unless a stop is in progress.
 
         A user's stop during a limit's stop takes its place. A user's stop during any other stop ends the grace period.
         """
-        in_progress = self.reason not in (None, StopReason.LIMIT)
-        if reason is not StopReason.STOPPED and self.reason is not None:
-            return
-        if not in_progress:
-            self.reason = reason
-        now = self._clock()
-        self._kill_at = now if in_progress else now + GRACE_S
-        self._exit_at = now if in_progress else now + EXIT_WITHIN_S
+        self._requests.append((reason, self._clock()))
+
+    def _read(self) -> tuple[StopReason | None, float, float]:
+        """Return why the supervisor stops, when it kills its trials, and when a user's stop has to be over."""
+        found: tuple[StopReason | None, float, float] = None, math.inf, math.inf
+        for reason, at in self._requests:
+            is_first = found[0] is None or (found[0] is StopReason.LIMIT and reason is StopReason.STOPPED)
+            if is_first:
+                found = reason, at + GRACE_S, at + EXIT_WITHIN_S
+            elif reason is StopReason.STOPPED:
+                found = found[0], at, at
+        return found
+
+    @property
+    def reason(self) -> StopReason | None:
+        """None while the supervisor works."""
+        return self._read()[0]
 
     @property
     def is_stopping(self) -> bool:
@@ -57,12 +65,12 @@ class StopState:
 
     @property
     def grace_is_over(self) -> bool:
-        return self._clock() >= self._kill_at
+        return self._clock() >= self._read()[1]
 
     def seconds_to_kill(self) -> float:
         """Return how long running trials may still save; infinity if no stop is requested."""
-        return max(self._kill_at - self._clock(), 0.0)
+        return max(self._read()[1] - self._clock(), 0.0)
 
     def seconds_to_exit(self) -> float:
         """Return how long a process that a user stopped may still take; negative once it is late."""
-        return self._exit_at - self._clock()
+        return self._read()[2] - self._clock()

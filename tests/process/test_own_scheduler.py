@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from user_package import schedulers
 
 from overnight import api
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
+from overnight.protocol import Decision, Progress, Resumed, TrialMessage
+from overnight.runner.message_handler import MessageHandler
+from overnight.runner.trial_outcomes import Outcomes
+from overnight.runner.trial_process import TrialProcess
+from overnight.runner.trial_spec import trial_spec
+from overnight.runner.watchdog import Watchdog
 from overnight.search.build_plan import build_plan
+from overnight.study.open import open_study
 from overnight.study.snapshot import view
 
 OURS = "scheduler._target_=user_package.schedulers."
@@ -32,6 +43,49 @@ def test_a_scheduler_of_the_user_pauses_and_stops_running_trials(tune: Callable[
     result = tune(*LINE, f"{OURS}PausesAndStops", "+scheduler.epochs=4")
     assert states(result) == [("pruned", 2), ("pruned", 2), ("complete", 4)]
     assert [r.waits_at_rung for r in result.records] == [True, False, False]
+
+
+def test_a_scheduler_of_the_user_stops_a_trial_that_has_just_been_resumed(tune: Callable[..., api.Result]) -> None:
+    result = tune(*LINE, f"{OURS}StopsWhatItResumes", "+scheduler.epochs=4")
+    assert states(result) == [("pruned", 1)] * 3
+    assert [r.waits_at_rung for r in result.records].count(False) == 1, "one was stopped, and the others wait"
+
+
+def test_an_epoch_that_a_resumed_trial_trains_again_is_judged_once_and_the_last_one_again(tmp_path: Path) -> None:
+    asked = schedulers.StopsAfterTwo.asked
+    plan = build_plan([f"home={tmp_path}", "search=none", *LINE, f"{OURS}StopsAfterTwo", "+scheduler.epochs=4"])
+    session, _ = open_study(plan)
+    assert session.schedule is not None
+    assignment = session.queue.ask_scheduled(session.schedule)
+    assert assignment is not None
+    supervisors, trials = multiprocessing.Pipe()
+    spec = trial_spec(plan, 0, assignment.config, assignment.seed, "cpu", every_s=1e9)
+    process: Any = SimpleNamespace(pid=0)
+    trial = TrialProcess(spec, process, supervisors, supervisors, tmp_path / "log", until=assignment.until)
+    handler = MessageHandler(session, Watchdog(plan.settings.trial, 1, 1 << 30), Outcomes(session), lambda: True)
+
+    def answers(*messages: TrialMessage) -> list[Decision]:
+        for message in messages:
+            trials.send(message)
+        handler.handle_all(trial)
+        found = []
+        while trials.poll():
+            found.append(trials.recv())
+        return found
+
+    epochs = [Progress(0, e, {"val/accuracy": 0.5}, 1000.0 + e, 0.1) for e in range(4)]
+    for done in epochs[:2]:
+        session.writer.record(done)  # before a kill; its last state on disk is older
+    asked.clear()
+    assert answers(Resumed(0, (epochs[0],))) == []
+    assert asked == [], "the first epoch was judged before the kill"
+    assert answers(epochs[1], epochs[2]) == [Decision.STOP, Decision.STOP]
+    assert (asked, trial.pruned, trial.index) == ([(0, 2)], True, 1)
+
+    trial.pruned = False
+    assert answers(Resumed(0, tuple(epochs[:2]))) == [Decision.SAVE_AND_STOP]
+    assert (asked, trial.pruned) == ([(0, 2)] * 2, True)
+    session.close()
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,9 @@ class MessageHandler:
                 pass
             case Progress():
                 # The answer is sent before anything is written: the trial waits for it.
+                if trial.pruned:  # as it resumed; it has trained on before it was told
+                    trial.send(Decision.STOP)
+                    return
                 trial.note(message)
                 trial.send(self._decide(trial, message))
             case FoldEnded():
@@ -46,8 +49,11 @@ class MessageHandler:
                 for done in message.history:
                     self._session.writer.record(done)
                     trial.note(done)
-                if self._at_rung(trial) is Decision.SAVE_AND_STOP:  # it was interrupted after it had reached the rung
-                    trial.send(Decision.SAVE_AND_STOP)
+                # It was interrupted before its last epoch was judged, or after it had reached the rung.
+                decision = self._at_rung(trial)
+                trial.pruned = trial.pruned or decision is Decision.STOP
+                if decision is not Decision.CONTINUE:
+                    trial.send(Decision.SAVE_AND_STOP)  # the only decision that a trial obeys within an epoch
             case StateSaved():
                 self._outcomes.note_progress(message.number)
             case Finished():
@@ -81,7 +87,7 @@ class MessageHandler:
         if trial.index + 1 >= self._session.plan.settings.trainer.max_epochs:  # it has only its end to report
             return Decision.CONTINUE
         if trial.index + 1 < trial.until:
-            answer = schedule.report(number)
+            answer = schedule.report(number, trial.index + 1)
             if answer is not Answer.PAUSE:
                 return Decision.STOP if answer is Answer.STOP else Decision.CONTINUE
         if not schedule.go_on(number):

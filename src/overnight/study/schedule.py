@@ -86,11 +86,13 @@ class Schedule:
             return False
         return self.until(number) > len(self._reader.running[number].history)
 
-    def report(self, number: int) -> Answer:
-        """Return what a running trial does before the epoch at which it pauses anyway."""
+    def report(self, number: int, epoch: int) -> Answer:
+        """Return what a running trial does after an epoch, counted from 1, before the one at which it pauses anyway."""
         if self._plan.settings.scheduler.target is None:  # ours decides at the rungs alone
             return Answer.GO_ON
         scores = next(t.scores for t in self._read() if t.number == number)
+        if epoch < len(scores):  # trained again after an interruption: it went on here
+            return Answer.GO_ON
         assert self._scheduler is not None
         answer = self._scheduler.report(number, len(scores), scores[-1])
         if answer is Answer.PAUSE:

@@ -96,6 +96,7 @@ class Scheduler(Protocol):
         """Return what a trial does that has trained `epoch` epochs, counted from 1.
 
         It is called for each epoch before the one to which `next` let the trial train. There the trial pauses anyway.
+        A trial that resumes is asked about again: it may have been interrupted before the answer.
         """
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from overnight.search.schedulers.interface import Answer, Resume, Start, Trial
 
@@ -35,6 +36,23 @@ class PausesAndStops(OneByOne):
         if epoch == 2 and number < 2:
             return (Answer.PAUSE, Answer.STOP)[number]
         return Answer.GO_ON
+
+
+class StopsWhatItResumes(OneByOne):
+    """Resumes the best trial, and stops it after the epoch at which it was paused."""
+
+    def report(self, number: int, epoch: int, score: float) -> Answer:
+        return Answer.STOP if epoch == 1 else Answer.GO_ON
+
+
+class StopsAfterTwo(PausesAndStops):
+    """Stops each trial after its second epoch, and writes down what it was asked."""
+
+    asked: ClassVar[list[tuple[int, int]]] = []
+
+    def report(self, number: int, epoch: int, score: float) -> Answer:
+        self.asked.append((number, epoch))
+        return Answer.STOP if epoch == 2 else Answer.GO_ON
 
 
 class Nonsense(OneByOne):

@@ -9,6 +9,7 @@ from overnight.runner.trial_process import TrialProcess
 from overnight.search.record import TrialRecord, fold_scores
 from overnight.study.queue import TrialAssignment
 from overnight.study.session import StudySession
+from overnight.system.kill import describe_exit
 
 # Failures that no point of a search space explains. If they repeat, the study would waste its time.
 _BROKEN = ("error", "crashed", "stalled", "checkpoint_unusable")
@@ -89,9 +90,7 @@ class Outcomes:
         )
 
     def _record_crash(self, trial: TrialProcess) -> TrialRecord:
-        trial.process.join(1)
-        code = trial.process.exitcode
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        how = describe_exit(trial.process)
         detail = f"the trial's process ended by {how}; `overnight logs` shows what it printed"
         return self._retry(trial.spec.number, "crashed", detail)
 

@@ -171,6 +171,7 @@ class CustomSampler:
             RuntimeError: There is no suggestion. The message has the reason and a remedy.
         """
         name = question.plan.settings.sampler.label
+        failure = ""
         for _ in range(2):
             try:
                 self._helper.send(question)
@@ -186,9 +187,9 @@ class CustomSampler:
                 raise RuntimeError(
                     f"sampler: {name} could not suggest a point; resume the study with sampler=tpe\n{error}"
                 ) from None
-            except (EOFError, OSError):
-                self._helper.close()
-        raise RuntimeError(f"sampler: the process that {name} runs in keeps dying; resume with sampler=tpe")
+            except (EOFError, OSError) as error:
+                failure = self._helper.end_of(error)
+        raise RuntimeError(f"sampler: the process of {name} {failure} (tried twice); resume with sampler=tpe")
 
     def close(self) -> None:
         self._helper.close()
@@ -204,9 +205,12 @@ def find_problems(plan: Plan, fork: Fork) -> Problems:
         else:
             name = plan.settings.sampler.label
             problems.add(f"sampler: {name} must suggest a point within {_ANSWERS_WITHIN_S:g} s; take sampler=tpe")
-    except (HelperError, EOFError, OSError) as error:
-        lines = str(error).strip().splitlines() or ["its process died"]
-        problems.add(f"sampler: {plan.settings.sampler.label} must be usable, got {lines[-1]}; take sampler=tpe")
+    except HelperError as error:
+        last_line = str(error).strip().splitlines()[-1]
+        problems.add(f"sampler: {plan.settings.sampler.label} must be usable, got {last_line}; take sampler=tpe")
+    except (EOFError, OSError) as error:
+        why = f"a process that {helper.end_of(error)}"
+        problems.add(f"sampler: {plan.settings.sampler.label} must be usable, got {why}; take sampler=tpe")
     finally:
         helper.close()
     return problems

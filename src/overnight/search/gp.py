@@ -60,6 +60,7 @@ class GpHelper:
         Raises:
             RuntimeError: There is no suggestion. The message has the reason and a remedy.
         """
+        failure = ""
         for _ in range(2):
             try:
                 self._helper.send(question)
@@ -68,9 +69,9 @@ class GpHelper:
                 raise RuntimeError(
                     f"sampler: gp could not suggest a point; resume the study with sampler=tpe\n{error}"
                 ) from None
-            except (EOFError, OSError):
-                self._helper.close()
-        raise RuntimeError("sampler: the process that gp runs in keeps dying; resume the study with sampler=tpe")
+            except (EOFError, OSError) as error:
+                failure = self._helper.end_of(error)
+        raise RuntimeError(f"sampler: the process of gp {failure} (tried twice); resume the study with sampler=tpe")
 
     def close(self) -> None:
         self._helper.close()

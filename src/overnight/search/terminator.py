@@ -119,8 +119,8 @@ class Terminator:
             self.helper.send(
                 Question(settings.terminator, settings.seed, settings.study.direction, self._space, complete)
             )
-        except OSError as error:
-            self._give_up(str(error))
+        except (EOFError, OSError) as error:
+            self._give_up(f"its process {self.helper.end_of(error)}")
 
     def _receive(self, timeout_s: float) -> None:
         try:
@@ -130,7 +130,7 @@ class Terminator:
         except HelperError as failure:
             self._give_up(str(failure).strip().splitlines()[-1])
         except (EOFError, OSError) as failure:
-            self._give_up(f"its process died: {failure}")
+            self._give_up(f"its process {self.helper.end_of(failure)}")
         else:
             self._is_pending = False
             name = self._plan.settings.terminator.improvement

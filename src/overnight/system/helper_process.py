@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from overnight.system import child_process
-from overnight.system.kill import discard
+from overnight.system.kill import describe_exit, discard
 
 # Forks a process from the warm forkserver, which has torch: (function, *arguments) -> process.
 Fork = Callable[..., BaseProcess]
@@ -33,11 +33,19 @@ class HelperProcess:
         return self._started is not None and self._started[0].is_alive()
 
     def send(self, question: Any) -> None:
-        """Ask a question without waiting for the answer. Raises OSError where the process has died."""
+        """Ask a question without waiting for the answer.
+
+        Raises:
+            EOFError, OSError: The process could not be started, or has died. See `end_of`.
+        """
         if self._started is None:
             ours, theirs = multiprocessing.Pipe()
-            self._started = self._fork(serve, self._answer, theirs), ours
-            theirs.close()
+            with theirs:
+                try:
+                    self._started = self._fork(serve, self._answer, theirs), ours
+                except BaseException:
+                    ours.close()
+                    raise
         self._started[1].send(question)
 
     def poll(self, timeout_s: float) -> bool:
@@ -49,13 +57,21 @@ class HelperProcess:
 
         Raises:
             HelperError: `answer` raised an exception.
-            EOFError, OSError: The process has died.
+            EOFError, OSError: The process has died. See `end_of`.
         """
         assert self._started is not None, "send comes first"
         succeeded, answer = self._started[1].recv()
         if not succeeded:
             raise HelperError(answer)
         return answer
+
+    def end_of(self, error: EOFError | OSError) -> str:
+        """Say why the process failed, where `send` or `receive` raised an error, and close it."""
+        if self._started is None:
+            return f"could not be started: {str(error) or type(error).__name__}"
+        how = describe_exit(self._started[0])
+        self.close()
+        return f"ended by {how}"
 
     def close(self) -> None:
         if self._started is not None:

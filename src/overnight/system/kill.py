@@ -20,6 +20,13 @@ def kill(process: BaseProcess) -> None:
     process.join(_EXIT_TIMEOUT_S)
 
 
+def describe_exit(process: BaseProcess) -> str:
+    """Say how a process ended that is about to, or has."""
+    process.join(1)
+    code = process.exitcode
+    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
 def forget(process: BaseProcess) -> None:
     """Release a killed process without waiting. Inside a driver's call it exits only when that returns."""
     try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from overnight.search.plan import TRAIN_STUDY
 from overnight.search.record import trials_with_weights
 from overnight.study.lost import LostStudy, lost_studies
 from overnight.study.open import reopen
+from overnight.study.session import StudySession
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.lock import StudyInUse, holder_file, holder_of
 from overnight.system.files import remove_inside, set_aside
@@ -29,6 +31,9 @@ from overnight.tracking.rebuild import rebuild, rebuild_confirmation
 from overnight.tracking.reconcile import reconcile, summary_missing
 from overnight.tracking.sync import MlflowSync
 from overnight.trial import checkpoint
+
+_ADOPT_EVERY_S = 0.5
+_TRIED_AGAIN = "the next start tries again"
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Defect:
         subject: A trial, a run or a file.
         repair: What `repair` does.
         path: A file or a folder that it removes, or sets aside if `is_unknown`.
+        trial: The number of the trial that it concerns, if it is one of the study.
     """
 
     subject: str
@@ -46,6 +52,7 @@ class Defect:
     repair: str
     path: Path | None = None
     is_unknown: bool = False
+    trial: int | None = None
 
 
 def rebuild_lost(
@@ -84,33 +91,83 @@ def find_defects(location: StudyLocation, name: str) -> list[Defect]:
     return [*_in_home(location, name), *_in_storage(found), *_in_checkpoints(found), *_in_mlflow(found)]
 
 
-def repair(location: StudyLocation, name: str) -> list[Defect]:
-    """Repair a study as its next start would, remove stale files, and return the defects that remain.
+def repair(
+    location: StudyLocation, name: str, found: Iterable[Defect] = (), doing: Callable[[str], None] = lambda _: None
+) -> dict[Defect, str]:
+    """Repair a study as its next start would, and remove stale files.
+
+    Supervisors may join a shared study meanwhile. What concerns trials of other processes is left to them.
+
+    Args:
+        found: The defects that were found before.
+        doing: Called with what the user waits for.
+
+    Returns:
+        The defects that remain, each with the reason.
 
     Raises:
         StudyInUse: the study is running.
     """
     session, home = reopen(location, name), location.paths
+    free: list[int] = []
+    error: str | None = "interrupted"
     try:
-        session.writer.requeue_orphans()
+        free = session.coordinator.take_free()
+        _adopt(session, doing)
+        foreign = {r.number for r in session.records() if session.coordinator.ownership(r.number) == "foreign"}
+        session.writer.requeue_orphans(foreign)
         for defect in (*_in_home(location, name), *_in_checkpoints(_read(location, name))):
-            if defect.path is not None and defect.is_unknown:
+            if defect.path is None or defect.trial in foreign:
+                continue
+            if defect.is_unknown:
                 set_aside(home.root, defect.path, home.set_aside)
-            elif defect.path is not None:
+            else:
                 remove_inside(home.root, defect.path)
-        mlflow_sync = MlflowSync(
-            session.plan, session.attributes.uid, with_parent=name != TRAIN_STUDY, check_steps=True
-        )
-        mlflow_sync.start(session.records())
-        found = _read(location, name)
-        best = found.best
-        weights = location.paths.study(name).checkpoint(best.number) / checkpoint.WEIGHTS if best else None
-        mlflow_sync.close(_ending(found), best, str(weights) if weights and weights.exists() else None)
-        if mlflow_sync.ready:
-            session.attributes.set_mlflow(mlflow_sync.experiment_id, mlflow_sync.parent_run_id)
+        error = _write_mlflow(session, _read(location, name))
     finally:
+        # Where MLflow lacks something of an adopted trial, the next process that adopts it tries again.
+        session.coordinator.release(free if error else [t.number for t in session.trials()])
         session.close()
-    return find_defects(location, name)
+    try:
+        return dict.fromkeys(find_defects(location, name), "still wrong")
+    except StudyInUse:  # by supervisors that have joined it, and whose work is no defect
+        left = {d: "left to the supervisors that have joined the study" for d in found if d.trial in foreign}
+        unwritten = Defect("MLflow", f"cannot be written: {error}", _TRIED_AGAIN)
+        return left | ({unwritten: "still wrong"} if error else {})
+
+
+def _adopt(session: StudySession, doing: Callable[[str], None]) -> None:
+    """Adopt the trials of dead processes once their leases have ended, unless there are peers, which will."""
+    coordinator, wait_s = session.coordinator, session.coordinator.peer_timeout_s
+    until = time.monotonic() + wait_s
+    while True:
+        coordinator.adopt()
+        is_complete = all(coordinator.ownership(t.number) != "foreign" for t in session.trials())
+        if is_complete or coordinator.count_peers() or time.monotonic() > until:
+            return
+        doing(f"waiting for the trials of processes that have ended, at most {wait_s:.0f} s ...")
+        time.sleep(_ADOPT_EVERY_S)
+
+
+def _write_mlflow(session: StudySession, found: StudyView) -> str | None:
+    """Write what MLflow lacks of the trials that this process owns; return why that failed, if so."""
+    with_parent = found.name != TRAIN_STUDY
+    mlflow_sync = MlflowSync(
+        session.plan, found.uid, with_parent=with_parent, repairs=True, coordinator=session.coordinator
+    )
+    mlflow_sync.start(session.records())
+    best = found.best
+    weights = found.plan.paths.checkpoint(best.number) / checkpoint.WEIGHTS if best else None
+
+    def keep_waiting() -> bool:
+        session.coordinator.keep_alive()
+        return True
+
+    kept = str(weights) if weights and weights.exists() else None
+    mlflow_sync.close(_ending(found), best, kept, keep_waiting=keep_waiting)
+    if mlflow_sync.ready:
+        session.attributes.set_mlflow(mlflow_sync.experiment_id, mlflow_sync.parent_run_id)
+    return mlflow_sync.error
 
 
 def _read(location: StudyLocation, name: str) -> StudyView:
@@ -142,7 +199,8 @@ def _in_home(location: StudyLocation, name: str) -> Iterator[Defect]:
 def _in_storage(found: StudyView) -> Iterator[Defect]:
     for record in found.records:
         if record.state == "running":
-            yield Defect(trial_name(record.number), "running, but its process has ended", "requeued")
+            name = trial_name(record.number)
+            yield Defect(name, "running, but its process has ended", "requeued", trial=record.number)
 
 
 def _in_checkpoints(found: StudyView) -> Iterator[Defect]:
@@ -156,23 +214,26 @@ def _in_checkpoints(found: StudyView) -> Iterator[Defect]:
         if not 0 <= number < len(found.records):
             yield Defect(subject, "checkpoints of a trial that does not exist", "moved to set-aside", folder, True)
         elif found.records[number].may_resume:
-            yield from _unusable(folder, subject)
+            yield from _unusable(folder, subject, number)
         elif number not in kept:
-            yield Defect(subject, f"checkpoints of a {found.records[number].state} trial", "removed", folder)
+            problem = f"checkpoints of a {found.records[number].state} trial"
+            yield Defect(subject, problem, "removed", folder, trial=number)
         else:
             for path in sorted(folder.iterdir()):
                 if path.name != checkpoint.WEIGHTS:
-                    yield Defect(f"{subject}/{path.name}", "training state of a complete trial", "removed", path)
+                    problem = "training state of a complete trial"
+                    yield Defect(f"{subject}/{path.name}", problem, "removed", path, trial=number)
 
 
-def _unusable(folder: Path, subject: str) -> Iterator[Defect]:
+def _unusable(folder: Path, subject: str, number: int) -> Iterator[Defect]:
     for name in checkpoint.STATE_FILES:
         if (folder / name).exists():
             try:
                 checkpoint.read_verified(folder / name)
             except checkpoint.UnusableCheckpoint as error:
                 repair = "removed; the trial resumes from the previous state, or starts again"
-                yield Defect(f"{subject}/{name}", str(error).partition(": ")[2], repair, folder / name)
+                problem = str(error).partition(": ")[2]
+                yield Defect(f"{subject}/{name}", problem, repair, folder / name, trial=number)
 
 
 def _in_mlflow(found: StudyView) -> Iterator[Defect]:
@@ -190,9 +251,10 @@ def _in_mlflow(found: StudyView) -> Iterator[Defect]:
         for run_id, why in seen.strays.items():
             yield Defect(f"MLflow run {run_id}", why, "removed")
         for number, missing in seen.missing.items():
-            yield Defect(f"MLflow run of {trial_name(number)}", f"missing: {', '.join(missing)}", written)
+            run = f"MLflow run of {trial_name(number)}"
+            yield Defect(run, f"missing: {', '.join(missing)}", written, trial=number)
         missing = summary_missing(client, seen.parent, found.best, _is_over(found)) if found.name != TRAIN_STUDY else []
         if missing:
             yield Defect(f"MLflow run of {found.name}", f"missing: {', '.join(missing)}", written)
     except Exception as error:  # of MLflow, SQLAlchemy or the network
-        yield Defect("MLflow", f"cannot be read: {store.describe_error(error)}", "the next start tries again")
+        yield Defect("MLflow", f"cannot be read: {store.describe_error(error)}", _TRIED_AGAIN)

@@ -251,7 +251,8 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, resume: str | None, epochs
     """Find and repair what crashes left behind.
 
     Without STUDY, all studies are checked. A study that only MLflow has, because the study storage was deleted, is
-    rebuilt. Exits with 1 if a problem remains.
+    rebuilt. What concerns trials of supervisors that join a shared study meanwhile is left to them. Exits with 1 if a
+    problem remains.
 
     --resume trains a trial's configuration for some epochs, with and without interruptions, and compares metrics and
     states. It repairs nothing. Exits with 1 if they differ.
@@ -281,10 +282,17 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, resume: str | None, epochs
         names = [view.name, *others]
     activity.show(f"comparing the stores of {len(names)} studies ...")
     found = {name: checks.find_defects(location, name) for name in names}
-    remaining = dict(found) if dry_run else {n: checks.repair(location, n) if found[n] else [] for n in names}
+    if dry_run:
+        remaining = {n: dict.fromkeys(defects, "not repaired: dry run") for n, defects in found.items()}
+    else:
+        remaining = {n: checks.repair(location, n, found[n], activity.show) if found[n] else {} for n in names}
     for name, (defect, remains) in lost.items():
         found[name] = [defect, *found.get(name, [])]
-        remaining[name] = [*([defect] if remains else []), *remaining.get(name, [])]
+        if remains:
+            why = "not repaired: dry run" if dry_run else "still wrong"
+            remaining[name] = {defect: why, **remaining.get(name, {})}
+    for name, defects in found.items():  # those that were not there before
+        defects += [d for d in remaining.setdefault(name, {}) if d not in defects]
     if as_json:
         studies = {
             n: [{"subject": d.subject, "problem": d.problem, "repaired": d not in remaining[n]} for d in defects]
@@ -294,8 +302,7 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, resume: str | None, epochs
     else:
         for name, defects in found.items():
             for d in defects:
-                outcome = "not repaired: dry run" if dry_run else "still wrong" if d in remaining[name] else d.repair
-                click.echo(f"{name}: {d.subject}: {d.problem} ({outcome})")
+                click.echo(f"{name}: {d.subject}: {d.problem} ({remaining[name].get(d, d.repair)})")
             if not defects:
                 click.echo(f"{name}: no problems")
     sys.exit(1 if any(remaining.values()) else 0)

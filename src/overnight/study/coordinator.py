@@ -58,6 +58,10 @@ class Coordinator:
         """
         return []
 
+    def take_free(self) -> list[int]:
+        """Become the owner of the trials that no process owns, and return their numbers. Raises Unreachable."""
+        return []
+
     def release(self, numbers: Iterable[int]) -> None:
         """Allow peers to claim these trials: their MLflow runs are synchronised."""
 
@@ -181,6 +185,9 @@ class LeasedCoordinator(Coordinator):
                 if t.state == TrialState.RUNNING:
                     self._storage.set_trial_state_values(t._trial_id, TrialState.WAITING)
         return numbers
+
+    def take_free(self) -> list[int]:
+        return self._storage.adopt(self._study_id, free=True)
 
     def release(self, numbers: Iterable[int]) -> None:
         self._storage.release(self._study_id, numbers)

@@ -8,7 +8,7 @@ parameters and its history.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 
 import optuna
@@ -143,9 +143,14 @@ class TrialWriter:
             self.pause(number, self._running[number].trial.user_attrs.get(ATTEMPTS, 0))
         return numbers
 
-    def requeue_orphans(self) -> list[int]:
-        """Return the trials that a dead process left running to the queue; return their numbers."""
-        orphans = [t for t in self._reader.trials() if t.state == TrialState.RUNNING and t.number not in self._running]
+    def requeue_orphans(self, foreign: Collection[int] = ()) -> list[int]:
+        """Return the trials that a dead process left running to the queue; return their numbers.
+
+        Args:
+            foreign: The numbers of trials that belong to other processes.
+        """
+        others = {*self._running, *foreign}
+        orphans = [t for t in self._reader.trials() if t.state == TrialState.RUNNING and t.number not in others]
         with self._storage.together():
             for t in orphans:
                 self._storage.set_trial_state_values(t._trial_id, TrialState.WAITING)

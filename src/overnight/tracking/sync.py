@@ -33,6 +33,7 @@ WRITE_EVERY_S = 1.0
 # server does it for every user.
 PROGRESS_EVERY_S, PROGRESS_TO_SERVER_EVERY_S = 3.0, 10.0
 RETRY_AFTER_S = 5.0
+_REPAIR_ATTEMPTS = 3  # it can be repeated
 _SAMPLES_AT_ONCE = 1000  # MLflow's limit
 
 
@@ -53,7 +54,8 @@ class MlflowSync:
 
     Args:
         with_parent: Whether the study has a run of its own, above the runs of its trials.
-        check_steps: Compare every step of every metric at the start, not only the last one.
+        repairs: This is a repair, which ends where MLflow is away. At the start every step of every metric is compared,
+            not only the last one, and stray runs are removed if no peer works on the study.
         search_uid: The search that this study confirms. The runs of its trials have the search's parent run.
         search_records: The trials of that search.
         coordinator: Of a study that several processes share. Each writes the runs of its own trials.
@@ -65,12 +67,12 @@ class MlflowSync:
         uid: str,
         *,
         with_parent: bool = True,
-        check_steps: bool = False,
+        repairs: bool = False,
         search_uid: str | None = None,
         search_records: Iterable[TrialRecord] = (),
         coordinator: Coordinator | None = None,
     ) -> None:
-        self._plan, self._uid, self._with_parent, self._check_steps = plan, uid, with_parent, check_steps
+        self._plan, self._uid, self._with_parent, self._repairs = plan, uid, with_parent, repairs
         self._search_uid, self._coordinator = search_uid, coordinator or SoloCoordinator()
         self._search_records = tuple(search_records)
         self._stored: list[TrialRecord] = []  # what the Optuna storage holds at the start
@@ -183,7 +185,7 @@ class MlflowSync:
                 self.error = describe_error(error)
                 failures += ending is not None
                 # A study of one process is repaired by its next start. A shared one may have no next start.
-                if failures >= self._coordinator.final_write_attempts:
+                if failures >= (_REPAIR_ATTEMPTS if self._repairs else self._coordinator.final_write_attempts):
                     print(credentials.redact(traceback.format_exc()), file=sys.stderr)
                     return
                 self._wake.set()
@@ -215,10 +217,11 @@ class MlflowSync:
             self._uid,
             self._plan,
             self._stored,
-            check_steps=self._check_steps,
+            check_steps=self._repairs,
             parent_run_id=self._parent.run_id,
         )
-        if self._coordinator.runs_all_trials:  # a stray run may belong to a peer's trial
+        # A stray run may belong to a peer's trial.
+        if self._coordinator.runs_all_trials or (self._repairs and not self._coordinator.count_peers()):
             for run_id in found.strays:
                 self._client.delete_run(run_id)
         if self._search_uid is None and self._with_parent:

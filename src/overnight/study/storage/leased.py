@@ -95,7 +95,7 @@ class LeasedStorage(ExclusiveStorage):
                 known = self._ownership.get(make_trial_id(study_id, number))
                 if known.phase is Phase.OWNED:  # it was paused, and is not released yet
                     return number, known.fencing_token, self._with_attrs(database, study_id, number, choice.attrs)
-                taken = self._take(database, study_id, number)
+                taken = self._take(database, study_id, [number]).get(number)
                 if taken is not None and not self._is_finished(study_id, number):
                     return number, taken, self._with_attrs(database, study_id, number, choice.attrs)
                 if taken is not None:  # its owner was late, but has ended it
@@ -146,8 +146,11 @@ class LeasedStorage(ExclusiveStorage):
         if row is not None:
             self._rows(study_id)[number : number + 1] = [row]
 
-    def adopt(self, study_id: int) -> list[int]:
+    def adopt(self, study_id: int, *, free: bool = False) -> list[int]:
         """Become the owner of the trials that dead processes had not released, and return their numbers.
+
+        Args:
+            free: of the trials that no process owns, in place of those.
 
         Raises:
             Unreachable: the database is unreachable.
@@ -155,15 +158,13 @@ class LeasedStorage(ExclusiveStorage):
 
         def work(database: Connection) -> dict[int, int]:
             adopted = self._unconfirmed(database, study_id)
-            abandoned = leases.abandoned(database, study_id, self.owner, self.lease_s)
-            if abandoned or adopted:
+            wanted = leases.abandoned(database, study_id, self.owner, self.lease_s)
+            if wanted or adopted or free:
                 self.refresh(study_id)
-            for number in sorted(abandoned):
-                # One that was lost is not adopted again before the loss is reported.
-                is_lost = self._ownership.get(make_trial_id(study_id, number)).phase is Phase.LOST
-                if not is_lost and (token := self._take(database, study_id, number)) is not None:
-                    adopted[number] = token
-            return adopted
+            if free:
+                wanted = set(range(len(self._rows(study_id)))) - leases.owned(database, study_id)
+            # One that was lost is not adopted again before the loss is reported.
+            return adopted | self._take(database, study_id, wanted - self._ownership.numbers(study_id, Phase.LOST))
 
         adopted = self._transact(work)
         for number, token in adopted.items():
@@ -221,15 +222,16 @@ class LeasedStorage(ExclusiveStorage):
             if study == study_id and self._ownership.get(make_trial_id(study, number)).phase is Phase.FOREIGN
         }
 
-    def _take(self, database: Connection, study_id: int, number: int) -> int | None:
-        """Take the lease of a trial, then read what its last owner, which can't write it any more, has written."""
-        trial_id = make_trial_id(study_id, number)
-        token = leases.take(database, study_id, number, self.owner, self.lease_s)
+    def _take(self, database: Connection, study_id: int, numbers: Iterable[int]) -> dict[int, int]:
+        """Take the leases of trials, then read what their last owners, who can't write them now, have written."""
+        tokens = {n: leases.take(database, study_id, n, self.owner, self.lease_s) for n in sorted(numbers)}
+        taken = {number: token for number, token in tokens.items() if token is not None}
         # What this transaction writes was owned until now, and can't be read before the commit.
-        if token is not None and trial_id not in self._unwritten:
+        for trial_id in {make_trial_id(study_id, number) for number in taken} - self._unwritten.keys():
             self._ownership.mark_stale(trial_id)
+        if self._ownership.stale(study_id):
             self.refresh(study_id)
-        return token
+        return taken
 
     def _insert(self, database: Connection, study_id: int, trial: FrozenTrial) -> tuple[Row, int | None]:
         """Insert a trial, and take the lease of one that runs; return its fencing token."""

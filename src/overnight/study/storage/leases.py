@@ -49,6 +49,7 @@ _MEMBERS = Table(
 _STUDIES = sqlalchemy.table("studies", sqlalchemy.column("study_id"), sqlalchemy.column("study_name"))  # Optuna's
 _LOCK_SPACE = 0x6F766E74  # the first key of every advisory lock, so that other programs' locks do not clash
 _LEASE = "make_interval(secs => :lease_s)"
+_IS_OWNED = "study_id = :study_id AND overnight_leases.owner IS NOT NULL"
 # A lease has ended, and :owner has been a member without a break for a whole lease.
 _ENDED = (
     "expires_at < clock_timestamp() AND EXISTS (SELECT 1 FROM overnight_members AS member WHERE "
@@ -146,14 +147,19 @@ def unavailable(connection: Connection, study_id: int, owner: str, lease_s: floa
     return _held_where(f"NOT ({_ENDED})", connection, study_id, owner, lease_s)
 
 
+def owned(connection: Connection, study_id: int) -> set[int]:
+    """Return the numbers of the trials that any process has claimed and not released."""
+    statement = text(f"SELECT number FROM overnight_leases WHERE {_IS_OWNED}")
+    return set(connection.execute(statement, {"study_id": study_id}).scalars())
+
+
 def abandoned(connection: Connection, study_id: int, owner: str, lease_s: float) -> set[int]:
     """Return the numbers of the trials that were never released, and whose leases `owner` can take."""
     return _held_where(_ENDED, connection, study_id, owner, lease_s)
 
 
 def _held_where(condition: str, connection: Connection, study_id: int, owner: str, lease_s: float) -> set[int]:
-    is_held = "study_id = :study_id AND overnight_leases.owner IS NOT NULL"
-    statement = text(f"SELECT number FROM overnight_leases WHERE {is_held} AND {condition}")
+    statement = text(f"SELECT number FROM overnight_leases WHERE {_IS_OWNED} AND {condition}")
     parameters = {"study_id": study_id, "owner": owner, "lease_s": lease_s}
     return set(connection.execute(statement, parameters).scalars())
 

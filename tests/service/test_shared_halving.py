@@ -15,6 +15,7 @@ import sqlalchemy
 from sqlalchemy.exc import OperationalError
 
 from overnight.protocol import Progress
+from overnight.runner.checkpoint_cleanup import CheckpointCleanup
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord
 from overnight.search.schedulers.halving import ETA, Halving
@@ -202,6 +203,35 @@ def test_a_database_that_fails_before_and_after_commits_changes_no_promotion(
     assert len(failed) > 10
     assert_quotas_kept(decided)
     assert_trained_once(workers, join("reader", of=plan).records(), 12)
+
+
+def test_the_state_of_a_paused_trial_that_a_peer_has_resumed_is_not_deleted(
+    join: Join, halving: Callable[..., Plan]
+) -> None:
+    """There is room for no state, and this process does not know yet what the peer does."""
+    plan = halving("study.budget=12", "scheduler.keep_gib=0")
+    a, b = join("a", 30.0, plan), join("b", 30.0, plan)
+    assert a.schedule is not None
+    assert b.schedule is not None
+    for number, value in enumerate((0.9, 0.1)):
+        assert a.queue.ask_scheduled(a.schedule) is not None
+        a.writer.record(Progress(number, 0, {"val/accuracy": value}, time.time(), 0.1))
+        assert not a.schedule.go_on(number)
+        a.writer.pause(number)
+        plan.paths.checkpoint(number).mkdir(parents=True)
+        (plan.paths.checkpoint(number) / "state.ckpt").write_bytes(b"state")
+    a.coordinator.release([0, 1])
+    a.coordinator.keep_alive()
+    resumed = b.queue.ask_scheduled(b.schedule)
+    assert resumed is not None
+    assert resumed.number == 0
+    assert [r.number for r in a.records() if r.waits_at_rung] == [0, 1], "it has not polled since"
+
+    CheckpointCleanup(plan).limit_paused(a.records(), a.queue)
+    assert plan.paths.checkpoint(0).exists()
+    assert not plan.paths.checkpoint(1).exists()
+    a.coordinator.keep_alive()
+    assert b.queue.ask_for(1) is not None, "it is free again"
 
 
 # With real processes

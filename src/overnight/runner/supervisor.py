@@ -304,7 +304,7 @@ class Supervisor:
         elif record.done and record.state != "complete":
             self._cleanup.delete(number)
         elif record.waits_at_rung:
-            self._cleanup.limit_paused(self.records, number)
+            self._cleanup.limit_paused(self.records.values(), self.session.queue)
         trial.close()
 
     def _note(self, record: TrialRecord) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,10 @@ from overnight.config.values import same
 from overnight.search import sampler
 from overnight.search.attributes import ATTEMPTS, CONFIG, CONFIRMS, HISTORY, OUTSIDE, PARAMS, TRAINING, UNTIL, VALUES
 from overnight.search.plan import Plan
-from overnight.search.record import Confirms, unpack_history
+from overnight.search.record import Confirms, TrialRecord, unpack_history
 from overnight.study.coordinator import Coordinator
 from overnight.study.schedule import Schedule
-from overnight.study.storage.exclusive import Claim, ExclusiveStorage
+from overnight.study.storage.exclusive import Choice, Claim, ExclusiveStorage
 from overnight.study.storage.optuna_tables import make_trial_id
 from overnight.study.trial_reader import RunningTrial, TrialReader
 from overnight.system.helper_process import Fork
@@ -90,6 +91,36 @@ class TrialQueue:
     def ask_scheduled(self, schedule: Schedule) -> TrialAssignment | None:
         """Return the trial that the scheduler chooses, or None if it chooses none now. Raises Unreachable."""
         return self._claim(schedule.choose)
+
+    @contextmanager
+    def held(self, choose: Callable[[Sequence[TrialRecord]], Sequence[int]]) -> Iterator[int | None]:
+        """Keep a waiting trial from being assigned to any process for a block.
+
+        Args:
+            choose: Returns the numbers of some of the trials that wait, which it gets. It is called while no other
+                process can claim a trial. The first one that belongs to no other process is taken.
+
+        Yields:
+            The number of the trial; None for none.
+
+        Raises:
+            Unreachable: The database is out of reach.
+        """
+        to_release: set[int] = set()
+
+        def choice(unavailable: Collection[int]) -> Choice | None:
+            waiting = [self._reader.read(t.number) for t in self._reader.trials() if t.state == TrialState.WAITING]
+            number = next((n for n in choose(waiting) if n not in unavailable), None)
+            if number is None:
+                return None
+            if self._coordinator.ownership(number) == "foreign":
+                to_release.add(number)
+            return Choice(number)
+
+        try:
+            yield self._storage.claim(self._study._study_id, choice, lambda: True)
+        finally:
+            self._coordinator.release(to_release)
 
     def enqueue(self, config: Mapping[str, Any]) -> int:
         """Return the number of a waiting trial of this configuration: a paused one to resume, or a new one."""

@@ -81,6 +81,14 @@ def test_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_signal_is_handled_again_after_a_library_has_taken_its_handler(stopped: list[str]) -> None:
+    with Signals() as signals, signals.working(lambda: stopped.append("stop")):
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signals.install()
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (stopped, signals.received) == (["stop"], [signal.SIGTERM])
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_whose_exception_is_dropped_stops_later_work(stopped: list[str]) -> None:
     with Signals() as signals:

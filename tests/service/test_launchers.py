@@ -196,6 +196,22 @@ def test_a_signal_to_stop_reaches_every_worker(two_workers: Settings, tmp_path: 
     assert len(study.pids) == 2, "a worker that got a stop request is not restarted"
 
 
+def test_a_hangup_that_nohup_ignores_does_not_stop_the_workers(tmp_path: Path) -> None:
+    study, before = TaskFolder(tmp_path / "study", tasks=8, seconds=0.1), signal.getsignal(signal.SIGHUP)
+
+    def hang_up() -> None:
+        wait_until(lambda: bool(study.done_by_pids), "a worker works")
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with in_background(hang_up):
+            assert launch.run_workers(with_launcher(workers=1), study.worker, tmp_path / "logs", lambda _: None) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(study.done_by_pids) == 8
+
+
 def test_the_last_lines_of_a_failed_worker_are_printed_with_its_exit_code(
     two_workers: Settings, tmp_path: Path
 ) -> None:

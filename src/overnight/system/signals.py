@@ -30,10 +30,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            # An ignored signal stays ignored, for example SIGHUP under nohup.
-            handled = [s for s in self._kinds if signal.getsignal(s) is not signal.SIG_IGN]
-            self._before = {s: signal.signal(s, self._receive) for s in handled}
+        self.install()
         return self
 
     def __exit__(
@@ -41,6 +38,13 @@ class Signals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+    def install(self) -> None:
+        """Handle the signals again, after a library has installed handlers of its own."""
+        if threading.current_thread() is threading.main_thread():
+            # An ignored signal stays ignored, for example SIGHUP under nohup.
+            for kind in (s for s in self._kinds if signal.getsignal(s) is not signal.SIG_IGN):
+                self._before.setdefault(kind, signal.signal(kind, self._receive))
 
     @contextlib.contextmanager
     def working(self, stop: Callable[[], None]) -> Iterator[None]:

@@ -7,18 +7,15 @@ A worker reads addresses and secrets from the environment of its own machine. A 
 from __future__ import annotations
 
 import re
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import FrameType
 
 from overnight.cluster.launchers import local, ray, slurm
 from overnight.cluster.launchers.worker_process import WorkerExit, Workers
 from overnight.config.problems import Problems
 from overnight.config.settings import LauncherSettings, Settings
+from overnight.system.signals import Signals
 
 POLL_EVERY_S = 0.2
 _CLASSES: dict[str, Callable[[Sequence[str], LauncherSettings, Path], Workers]] = {
@@ -93,9 +90,10 @@ def run_workers(settings: Settings, arguments: Sequence[str], folder: Path, echo
         arguments: The arguments of each worker's Python interpreter.
         folder: Where the workers' logs are written.
     """
-    with _collect_signals() as (received, install_handlers):
+    with Signals() as signals, signals.working(_noted):
+        received = signals.received
         workers = _CLASSES[settings.launcher.name](arguments, settings.launcher, folder)
-        install_handlers()  # again, because Ray installs its own
+        signals.install()  # again, because Ray installs its own
         reported: set[int] = set()
         try:
             echo(f"{settings.launcher.workers} workers, launcher={settings.launcher.name}; their logs: {folder}")
@@ -118,6 +116,10 @@ def run_workers(settings: Settings, arguments: Sequence[str], folder: Path, echo
             workers.close()
 
 
+def _noted() -> None:
+    """Leave a signal to the loop, which looks at those that were received."""
+
+
 def _exit_code(codes: Sequence[int], received: Sequence[int]) -> int:
     """Return 0 if one worker found the study complete: other workers did the trials of those that failed."""
     if 0 in codes:
@@ -132,31 +134,3 @@ def _describe(number: int, worker_exit: WorkerExit) -> str:
         return f"worker {number} on {worker_exit.machine}: done"
     tail = "".join(f"\n    {line}" for line in worker_exit.log_tail.splitlines())
     return f"worker {number} on {worker_exit.machine}: ended with exit code {worker_exit.code}{tail}"
-
-
-@contextmanager
-def _collect_signals() -> Iterator[tuple[list[int], Callable[[], None]]]:
-    """Collect the signals that ask to stop, in a list; also gives a function that installs the handlers again.
-
-    Outside the main thread it collects none.
-    """
-    received: list[int] = []
-    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    if threading.current_thread() is not threading.main_thread():
-        yield received, lambda: None
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        received.append(number)
-
-    def install_handlers() -> None:
-        for kind in kinds:
-            signal.signal(kind, handle)
-
-    before = {kind: signal.getsignal(kind) for kind in kinds}
-    install_handlers()
-    try:
-        yield received, install_handlers
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)

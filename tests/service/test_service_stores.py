@@ -68,7 +68,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres, mlflow_s
         *(f"~model.{key}" for key in keys),
         "+model.fails=false,true",
     ]
-    line = ["tune", "search=none", *network, "study.name=stores", "study.trials=2"]
+    line = ["tune", "search=none", "preflight=never", *network, "study.name=stores", "study.trials=2"]
     line += ["study.enqueue=[{model.fails: true}]", "trainer.max_epochs=2", "slots=1", f"home={seen.home}", *STORES]
     command = [sys.executable, "-m", "overnight", *line]
     with (

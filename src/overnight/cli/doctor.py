@@ -112,7 +112,7 @@ def repair(
     free: list[int] = []
     error: str | None = "interrupted"
     try:
-        free = session.coordinator.take_free()
+        free = session.coordinator.adopt(free=True)
         _adopt(session, doing)
         foreign = {r.number for r in session.records() if session.coordinator.ownership(r.number) == "foreign"}
         session.writer.requeue_orphans(foreign)

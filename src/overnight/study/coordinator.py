@@ -51,15 +51,14 @@ class Coordinator:
         """Return the numbers of trials that this process ran and peers have adopted, each once."""
         return []
 
-    def adopt(self) -> list[int]:
+    def adopt(self, *, free: bool = False) -> list[int]:
         """Adopt the trials of dead peers and return their numbers.
 
         Running ones return to the queue. Of the others the dead peer may have left the MLflow run unfinished.
-        """
-        return []
 
-    def take_free(self) -> list[int]:
-        """Become the owner of the trials that no process owns, and return their numbers. Raises Unreachable."""
+        Args:
+            free: Adopt those that no process owns, in place of those.
+        """
         return []
 
     def release(self, numbers: Iterable[int]) -> None:
@@ -175,9 +174,9 @@ class LeasedCoordinator(Coordinator):
             self._reader.running.pop(number, None)
         return lost
 
-    def adopt(self) -> list[int]:
+    def adopt(self, *, free: bool = False) -> list[int]:
         try:
-            numbers = self._storage.adopt(self._study_id)
+            numbers = self._storage.adopt(self._study_id, free=free)
         except Unreachable:
             return []
         with self._storage.together():
@@ -185,9 +184,6 @@ class LeasedCoordinator(Coordinator):
                 if t.state == TrialState.RUNNING:
                     self._storage.set_trial_state_values(t._trial_id, TrialState.WAITING)
         return numbers
-
-    def take_free(self) -> list[int]:
-        return self._storage.adopt(self._study_id, free=True)
 
     def release(self, numbers: Iterable[int]) -> None:
         self._storage.release(self._study_id, numbers)

@@ -18,11 +18,11 @@ from overnight.report import finished
 from overnight.report.live import BrokenPipeSafe, Screen, choose_screen
 from overnight.report.progress import progress
 from overnight.runner import notifier, preflight, shared_exit
-from overnight.runner.launch import Say, check_configurations, check_home, warm_up
+from overnight.runner.launch import Say, build_checked_plan, check_configurations, check_home, warm_up
 from overnight.runner.notifier import Notifier
 from overnight.runner.stop_state import StopReason
 from overnight.runner.supervisor import Ending, Supervisor
-from overnight.search.build_plan import build_plan, plan_for_training
+from overnight.search.build_plan import plan_for_training
 from overnight.search.limits import Launch, SearchLimits
 from overnight.search.plan import Plan, devices_of
 from overnight.search.record import TrialRecord, best_of
@@ -140,7 +140,7 @@ def tune(
     """
     # Ctrl-C and a notebook's stop button request a stop. Other signals belong to the calling program.
     with Signals([signal.SIGINT]) as signals, environment.restored():
-        result = run(build_plan(overrides, config_dir, config_name=config_name), extend=extend, signals=signals)
+        result = run(build_checked_plan(overrides, config_dir, True, config_name), extend=extend, signals=signals)
     if result.stop_reason is StopReason.STOPPED:
         raise KeyboardInterrupt(f"{result.study_name} is paused; the same call resumes it")
     return result
@@ -149,7 +149,7 @@ def tune(
 def train(overrides: Iterable[str] = (), config_dir: Folder = None, *, config_name: str | None = None) -> Trial:
     """Train one configuration, tracked in the study and MLflow experiment `train`. Raises what `tune` raises."""
     with Signals([signal.SIGINT]) as signals, environment.restored():
-        result = run_one(build_plan(overrides, config_dir, False, config_name), signals=signals)
+        result = run_one(build_checked_plan(overrides, config_dir, False, config_name), signals=signals)
     if result.stop_reason is StopReason.STOPPED:
         raise KeyboardInterrupt("the trial is paused; the same call resumes it")
     return _trial(result.records[-1])

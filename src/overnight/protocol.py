@@ -216,6 +216,13 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
+class ClassSpec:
+    """A configuration whose classes are to be checked, where its settings are wrong. Down."""
+
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class DryRunResult:
     """Result of a dry run, or of preparing data. Up.
 

@@ -118,7 +118,7 @@ MISTAKES = {
     "callbacks.stop.monitor: must be a metric that the model logs, got 'val_accuracy'; it logged train/loss": {
         "_target_": f"{LIGHTNING}ModelCheckpoint", "monitor": "val_accuracy",
     },
-    "callbacks.stop: must be built with these arguments; TypeError: ": {
+    "callbacks.stop.patienc: must be an argument of pytorch_lightning.callbacks.EarlyStopping, got 3; did you mean": {
         "_target_": f"{LIGHTNING}EarlyStopping", "monitor": "val/loss", "patienc": 3,
     },
     "callbacks.stop._target_: must name something that exists, got 'pytorch_lightning.callbacks.EarlyStop'": {

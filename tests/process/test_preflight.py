@@ -18,7 +18,7 @@ from torchvision import datasets
 from overnight.cli.main import cli
 from overnight.config.problems import ConfigError
 from overnight.protocol import DataSpec, DryRunResult
-from overnight.runner import preflight
+from overnight.runner import launch, preflight
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.system import forkserver
@@ -28,6 +28,7 @@ from support.commands import running
 from support.paths import python_path
 
 _KEYS = ("hidden_sizes", "activation", "dropout", "batch_norm")
+OF_SPLIT = tuple(f"~data.{key}" for key in ("split_seed", "normalise", "subset", "augment"))
 CONV = ("model._target_=user_mistakes.Conv", *(f"~model.{key}" for key in _KEYS))
 
 
@@ -73,9 +74,10 @@ def test_a_configuration_that_trains_has_no_problem_and_reports_its_metrics_and_
         ),
         (["schedule=one_cycle", "schedule.warmup=2.0"], "schedule.warmup: must be above 0 and below 1, got 2.0"),
         (["model=cnn", "model.channels=[4,4,4,4]", "search=none"], "model.channels: each block halves the image"),
-        (["+model.colour=red"], "conf: must train; TypeError: "),
+        (["+model.colour=red"], "model.colour: must be an argument of overnight.models.mlp.MLP, got 'red'; it takes "),
+        (["+optimizer.wieght_decay=0", "search=none"], "got 0; did you mean weight_decay?"),
         (
-            ["study.folds=3", "data._target_=user_package.with_loaders.DigitsData"],
+            ["study.folds=3", "data._target_=user_package.with_loaders.DigitsData", *OF_SPLIT],
             "data._target_: must name fold and folds in its constructor for study.folds=3, got "
             "user_package.with_loaders.DigitsData without fold and folds; add them, or leave study.folds out",
         ),
@@ -85,6 +87,38 @@ def test_a_mistake_is_one_line_that_names_its_key(line: list[str], words: str) -
     (problem,) = problems_of(planned(*line))
     assert words in problem
     assert "\n" not in problem
+
+
+def test_mistakes_in_settings_and_in_classes_are_reported_together(
+    overnight: Callable[..., CompletedProcess[str]],
+) -> None:
+    classes = ("model._target_=overnight.models.mlp.MLPP", "+optimizer.wieght_decay=0")
+    done = overnight("tune", "study.trials=-1", *classes, "optimizer=adam", "search=none", "home=made")
+    assert done.returncode == 2
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        "study.trials",
+        "model._target_",
+        "optimizer.wieght_decay",
+    ]
+
+
+def test_each_class_with_a_mistake_is_reported_even_if_another_stops_the_check() -> None:
+    line = ("+data.foo=1", "+model.colour=red", "+optimizer.momentun=0", "search=none", "optimizer=sgd")
+    assert [p.split(":")[0] for p in problems_of(planned(*line))] == ["data.foo", "model.colour", "optimizer.momentun"]
+    line = ("model._target_=overnight.models.mlp.MLPP", "data._target_=nowhere.Data", "search=none")
+    assert [p.split(":")[0] for p in problems_of(planned(*line))] == ["data._target_", "model._target_"]
+
+
+def test_mistakes_in_the_sampler_and_in_the_network_are_reported_together(tmp_path: Path) -> None:
+    line = ("sampler._target_=user_mistakes.Nope", "model._target_=overnight.models.mlp.MLPP", "search=none")
+    with pytest.raises(ConfigError) as refused:
+        launch.check_configurations(planned(*line, "data.batch_size=16,32", f"home={tmp_path}"))
+    assert [p.split(":")[0] for p in refused.value.problems] == ["sampler._target_", "model._target_"]
+
+
+def test_arguments_that_a_decorated_constructor_takes_are_no_mistake() -> None:
+    line = ("model._target_=user_mistakes.Decorated", *CONV[1:], "+model.extra=1", "search=none")
+    assert problems_of(planned(*line, "study.metric=val/loss", "study.direction=minimize")) == []
 
 
 def test_every_option_of_a_config_group_is_tried_at_both_ends_of_the_space(tmp_path: Path) -> None:

@@ -240,10 +240,14 @@ def _warm_up(config_dir: str | None, config_name: str | None) -> None:
 def _build_plan(
     overrides: tuple[str, ...], config_dir: str | None, config_name: str | None, cfg: bool, searching: bool = True
 ) -> Plan:
-    from overnight.search.build_plan import build_plan
-
     activity.show("checking the configuration ...")
-    return build_plan(_without_job(overrides, cfg), config_dir, searching=searching, config_name=config_name)
+    if cfg:
+        from overnight.search.build_plan import build_plan
+
+        return build_plan(_without_job(overrides, cfg), config_dir, searching, config_name)
+    from overnight.runner.launch import build_checked_plan
+
+    return build_checked_plan(overrides, config_dir, searching, config_name, activity.show)
 
 
 def _print_config(overrides: tuple[str, ...], config_dir: str | None, config_name: str | None) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
+from overnight.config.compose_tree import compose_any
+from overnight.config.overrides import check_list
 from overnight.config.paths import StudyLocation
-from overnight.config.problems import ConfigError
+from overnight.config.problems import ConfigError, Problems
 from overnight.runner import preflight
 from overnight.search import custom_sampler
+from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.search.record import format_duration
 from overnight.study import warm_start
@@ -51,6 +56,32 @@ def check_home(plan: Plan) -> None:
     require_writable(settings.location)
 
 
+def build_checked_plan(
+    overrides: Iterable[str],
+    config_dir: str | Path | None = None,
+    searching: bool = True,
+    config_name: str | None = None,
+    doing: Say = lambda _: None,
+) -> Plan:
+    """Build a plan. Where that fails, report the mistakes in the classes of its configuration as well.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    overrides = check_list(overrides)
+    try:
+        return build_plan(overrides, config_dir, searching, config_name)
+    except ConfigError as error:
+        names_classes = config_dir is not None or any(o[:1] in "+~" or "_target_" in o for o in overrides)
+        if not names_classes:  # those that overnight ships are right
+            raise
+        doing("importing the classes of the configuration ...")
+        with contextlib.suppress(ConfigError, forkserver.ImportsFailed):  # it can't be composed, or not be imported
+            config = compose_any(overrides, config_dir, config_name).config
+            error = ConfigError([*error.problems, *preflight.find_class_mistakes(config)])
+        raise error from None
+
+
 def check_configurations(
     plan: Plan, say: Say = lambda _: None, doing: Say = lambda _: None, *, runs_here: bool = False
 ) -> None:
@@ -63,20 +94,21 @@ def check_configurations(
     Raises:
         ConfigError: with every mistake found.
     """
+    problems = Problems()
     if plan.settings.sampler.name == "custom":
         _await_imports(doing)
         doing("trying the sampler ...")
-        custom_sampler.find_problems(plan, forkserver.fork).raise_if_any()
-    if plan.settings.preflight == "never":
-        return
-    if view(plan.settings.location, plan.name)[0] is None:
+        problems.extend(custom_sampler.find_problems(plan, forkserver.fork))
+    checks = plan.settings.preflight != "never"
+    if checks and view(plan.settings.location, plan.name)[0] is None:
         _await_imports(doing)
         doing(f"{preflight.ACTIVITY}, at most {format_duration(preflight.TIMEOUT_S)} ...")
-        preflight.find_mistakes(plan, say).raise_if_any()
-    elif runs_here and plan.settings.location.shared:
+        problems.extend(preflight.find_mistakes(plan, say))
+    elif checks and runs_here and plan.settings.location.shared:
         _await_imports(doing)
         doing("preparing the data ...")
-        preflight.find_missing_data(plan, say).raise_if_any()
+        problems.extend(preflight.find_missing_data(plan, say))
+    problems.raise_if_any()
 
 
 def _await_imports(doing: Say) -> None:

@@ -21,8 +21,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from overnight.config.fields import nearest
 from overnight.config.problems import Problems
+from overnight.config.settings import COMPONENTS
 from overnight.config.values import to_text
-from overnight.protocol import Alive, DataSpec, DryRunResult, TrialSpec
+from overnight.protocol import Alive, ClassSpec, DataSpec, DryRunResult, TrialSpec
 from overnight.runner.trial_spec import trial_spec
 from overnight.runner.watchdog import GIB
 from overnight.search.distributions import encode
@@ -103,6 +104,16 @@ def find_missing_data(plan: Plan, say: Say = lambda _: None) -> Problems:
     with _dry_run_process(DataSpec(tuple(configs), paths.cache, paths.data_locks)) as (process, pipe):
         answers = [*_results({pipe: (0, process)}, say, "preparing the data", "preparing the data")]
     return Problems(problem for _, result in answers for problem in result.problems)
+
+
+def find_class_mistakes(config: dict[str, Any]) -> Problems:
+    """Return what is wrong with the classes of a configuration, whose settings are wrong too, and their arguments."""
+    components = {node: config[node] for node in COMPONENTS if node in config}
+    with _dry_run_process(ClassSpec(components)) as (_, pipe):
+        try:
+            return Problems(pipe.recv().problems if pipe.poll(TIMEOUT_S) else ())
+        except (EOFError, OSError):  # an import ended the process; the dry run tells, once the settings are right
+            return Problems()
 
 
 # Which configurations -------------------------------------------------------------------------------------------------
@@ -222,7 +233,7 @@ def _execute(plan: Plan, dry_runs: list[DryRun], say: Say) -> list[DryRunResult 
 
 @contextlib.contextmanager
 def _dry_run_process(
-    job: DataSpec | tuple[TrialSpec, list[dict[str, Any]]],
+    job: DataSpec | ClassSpec | tuple[TrialSpec, list[dict[str, Any]]],
 ) -> Iterator[tuple[BaseProcess, Connection]]:
     from overnight.trial import dry_run
 

@@ -12,15 +12,13 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, TextIO
 
-from overnight.config.settings import COMPONENTS
-from overnight.protocol import Alive, DataSpec, Decision, DryRunResult, Progress, TrialMessage, TrialSpec
+from overnight.protocol import Alive, ClassSpec, DataSpec, Decision, DryRunResult, Progress, TrialMessage, TrialSpec
 from overnight.system import child_process
-from overnight.trial import targets
 
 if TYPE_CHECKING:
     from overnight.trial.one_batch import OneBatchEpochs
@@ -35,7 +33,7 @@ def main(connection: Connection) -> None:
     """Receive a job, send one DryRunResult and exit.
 
     Args:
-        connection: brings either a DataSpec, or a TrialSpec to train and a list of configurations to build.
+        connection: brings a DataSpec, a ClassSpec, or a TrialSpec to train and a list of configurations to build.
     """
     child_process.begin()
     multiprocessing.set_start_method("fork", force=True)
@@ -43,7 +41,7 @@ def main(connection: Connection) -> None:
         job = connection.recv()
     except (EOFError, OSError):  # the user pressed Ctrl-C before there was a job
         os._exit(0)
-    if isinstance(job, DataSpec) or job[0].device == "cpu":
+    if isinstance(job, DataSpec | ClassSpec) or job[0].device == "cpu":
         child_process.disable_gpus()
     terminal, devnull = os.fdopen(os.dup(2), "w", errors="replace"), os.open(os.devnull, os.O_WRONLY)
     child_process.redirect_output(devnull)
@@ -53,7 +51,12 @@ def main(connection: Connection) -> None:
 
     bars = ProgressBars(terminal, show_life)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(bars):
-        result = prepare_data(job, show_life) if isinstance(job, DataSpec) else dry_run_batch(job[0], job[1], show_life)
+        if isinstance(job, DataSpec):
+            result = prepare_data(job, show_life)
+        elif isinstance(job, ClassSpec):
+            result = check_classes(job)
+        else:
+            result = dry_run_batch(job[0], job[1], show_life)
     with contextlib.suppress(OSError):
         connection.send(result)
     os._exit(0)
@@ -69,6 +72,7 @@ def dry_run_batch(
     Args:
         show_life: called once a second, with what it waits for, while another process prepares the data.
     """
+    from overnight.trial import class_check
     from overnight.trial.callbacks import build_callbacks
     from overnight.trial.components import build
     from overnight.trial.fit import fit
@@ -76,8 +80,11 @@ def dry_run_batch(
     from overnight.trial.one_batch import OneBatchEpochs
 
     configs = [replace(spec, config=config).of_fold(0).config for config in builds]
+    arguments = class_check.argument_problems(spec.config)
+    problems = class_check.import_problems(spec.config)
+    if problems:
+        problems.extend(arguments.values())
     spec = spec.of_fold(0)
-    problems = list(_target_problems(spec.config))
     one_batch = OneBatchEpochs()
     link = _StopWithMetric(spec.metric, one_batch, show_life)
     unsaved: tuple[str, ...] = ()
@@ -87,13 +94,13 @@ def dry_run_batch(
             finished = fit(spec, link, one_batch)
             unsaved, notes = finished.unsaved, finished.notes
         except BaseException as error:
-            problems.append(_describe(error))
+            problems.extend(_explain(error, arguments))
     built: list[str] = []
-    for config in configs:
+    for given, config in zip(builds, configs, strict=True):
         try:
             build_callbacks(config, lightning_of(*build(config)))
         except BaseException as error:
-            built.append(_describe(error))
+            built.extend(_explain(error, class_check.argument_problems(given)))
     problem_lines, built_lines = tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(built))
     return DryRunResult(spec.number, link.metrics, problem_lines, link.private_bytes, unsaved, built_lines, notes)
 
@@ -113,6 +120,14 @@ def prepare_data(spec: DataSpec, show_life: Callable[[str], None] = lambda _: No
         except Exception:  # a user's data module may need a Trainer or a GPU; the dry run of a trial finds real errors
             continue
     return DryRunResult(0, None, tuple(dict.fromkeys(problems)), 0)
+
+
+def check_classes(spec: ClassSpec) -> DryRunResult:
+    """Import the classes of a configuration and compare their arguments with it. Nothing is built."""
+    from overnight.trial import class_check
+
+    problems = (*class_check.import_problems(spec.config), *class_check.argument_problems(spec.config).values())
+    return DryRunResult(0, None, problems, 0)
 
 
 class ProgressBars(io.TextIOBase):
@@ -188,14 +203,13 @@ def _peak_private_bytes() -> int:
     return int(now.uss + max(peak - now.rss, 0))
 
 
-def _target_problems(config: dict[str, Any]) -> Iterator[str]:
-    for node in COMPONENTS:
-        if node not in config:  # optimizer and schedule are optional
-            continue
-        try:
-            targets.find_all(config, node)
-        except targets.TargetError as error:
-            yield str(error)
+def _explain(error: BaseException, arguments: Mapping[str, str]) -> list[str]:
+    """Describe an error of a configuration, after the arguments that its classes do not take by their signatures.
+
+    Without an error, they take them after all.
+    """
+    is_named = any(f"'{key.rpartition('.')[2]}'" in str(error) for key in arguments)
+    return [*arguments.values(), *([] if is_named else [_describe(error)])]
 
 
 def _describe(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -29,6 +30,20 @@ class Conv(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _with_extra(constructor):
+    @functools.wraps(constructor)
+    def takes_more(self, *args, extra, **kwargs):  # noqa: ARG001
+        constructor(self, *args, **kwargs)
+
+    return takes_more
+
+
+class Decorated(Conv):
+    """Takes an argument that its signature does not show."""
+
+    __init__ = _with_extra(Conv.__init__)
 
 
 class Slow(Digits):

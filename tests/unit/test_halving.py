@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overnight.search.schedulers.halving import ETA, Halving, rungs
+from overnight.search.build_plan import build_plan
+from overnight.search.schedulers.halving import ETA, LEAST_COMPARED, Halving, kendall_tau, rungs
 from overnight.search.schedulers.interface import Resume, Start, Trial, epochs_left
 from overnight.search.schedulers.learning import ENOUGH, choose, rung_to_learn_from
+from overnight.search.schedulers.study import make_scheduler
 
 
 class Simulation:
@@ -75,8 +77,8 @@ class WithCurves(Simulation):
 
 
 simulations = st.builds(
-    lambda max_epochs, min_epochs, trainings, slots, seed, failing, cap: Simulation(
-        Halving(max_epochs, min(min_epochs, max_epochs), cap),
+    lambda max_epochs, min_epochs, trainings, slots, seed, failing, cap, leaves_out: Simulation(
+        Halving(max_epochs, min(min_epochs, max_epochs), cap, leaves_out),
         trainings * max_epochs,
         slots,
         random.Random(seed),
@@ -89,6 +91,7 @@ simulations = st.builds(
     st.integers(0, 2**32),
     st.sampled_from([0.0, 0.0, 0.02]),
     st.one_of(st.none(), st.integers(1, 20)),
+    st.booleans(),
 )
 
 
@@ -169,6 +172,56 @@ def test_a_cap_on_trials_promotes_until_no_quota_is_open_and_then_finishes_the_b
     assert sum(t.epochs for t in simulation.trials) < 8 * 8 / 2
 
 
+class WithRandomStart(WithCurves):
+    """The scores of the first epoch say nothing about the later ones."""
+
+    def score(self, number: int, epochs: int) -> float:
+        return self.rng.random() if epochs == 1 else super().score(number, epochs)
+
+
+def first_targets(simulation: Simulation) -> list[int]:
+    simulation.run()
+    return [answer.until for answer, *_ in simulation.assignments if isinstance(answer, Start)]
+
+
+@given(st.integers(0, 2**32))
+def test_a_first_rung_that_says_nothing_about_the_next_one_is_left_out(seed: int) -> None:
+    targets = first_targets(WithRandomStart(Halving(16, leaves_out=True), 30 * 16, 1, random.Random(seed)))
+    begin = 2 * LEAST_COMPARED  # so many trials have started when enough were promoted
+    assert targets[:begin] == [1] * begin
+    assert targets.count(2) > targets.count(1), "the rung is left out once enough trials were compared"
+    assert set(targets) == {1, 2}, "and no other one"
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_first_rung_that_orders_trials_as_the_next_one_does_is_kept(slots: int) -> None:
+    assert set(first_targets(WithCurves(Halving(16, leaves_out=True), 30 * 16, slots, random.Random(0)))) == {1}
+
+
+def test_a_first_rung_that_was_asked_for_is_kept_whatever_it_says() -> None:
+    assert set(first_targets(WithRandomStart(Halving(16), 30 * 16, 1, random.Random(0)))) == {1}
+    given = make_scheduler(build_plan(["scheduler=halving", "scheduler.min_epochs=1"]), 1)
+    found = make_scheduler(build_plan(["scheduler=halving"]), 1)
+    trials = [Trial(n, "paused", (float(n), -float(n)), 2) for n in range(LEAST_COMPARED)]  # the order turns round
+    assert isinstance(given, Halving)
+    assert isinstance(found, Halving)
+    assert given.used_rungs(trials) == (1, 2, 4, 8, 20)
+    assert found.used_rungs(trials) == (2, 4, 8, 20)
+
+
+def test_the_last_rung_before_the_end_is_never_left_out() -> None:
+    orders = [(float(n), -float(n), float(n), -float(n)) for n in range(LEAST_COMPARED)]
+    trials = [Trial(n, "complete", scores, 4) for n, scores in enumerate(orders)]
+    assert Halving(4, leaves_out=True).used_rungs(trials) == (2, 4)
+
+
+def test_kendalls_tau_counts_pairs_in_the_same_order_less_those_in_the_other() -> None:
+    assert kendall_tau([1, 2, 3], [10, 20, 30]) == 1
+    assert kendall_tau([1, 2, 3], [3, 2, 1]) == -1
+    assert kendall_tau([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
+    assert kendall_tau([1, 1, 1], [1, 2, 3]) == 0, "equal values agree with no order"
+
+
 def test_a_trial_without_a_score_is_promoted_last() -> None:
     trials = [Trial(0, "paused", (math.nan,), 1), Trial(1, "paused", (-5.0,), 1)]
     assert Halving(8).next(trials, 100) == Resume(1, 2)
@@ -206,7 +259,8 @@ def test_a_trial_that_was_interrupted_changes_no_later_decision(simulation: Simu
     """A restart shows the scheduler the same trials: one that was interrupted counts as running."""
     simulation.run()
     for answer, trials, left, _ in simulation.assignments:
-        again = Halving(simulation.halving.max_epochs, simulation.halving.rungs[0], simulation.halving.max_trials)
+        first = simulation.halving
+        again = Halving(first.max_epochs, first.rungs[0], first.max_trials, first.leaves_out)
         assert again.next(trials, left) == answer
 
 

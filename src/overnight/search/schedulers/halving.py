@@ -3,16 +3,24 @@
 After Li et al. 2020 (ASHA), with two differences. A trial that is not promoted is paused, not ended. It goes on from
 its saved state once it belongs to the best half. And each rung has a quota: at most half of the trials that have
 reached a rung are sent beyond it. ASHA promotes whatever is among the best at the time, at first nearly everything.
+
+Values after very few epochs may say nothing, for example while the learning rate warms up. Halving by them would be
+halving at random. The first rung is therefore left out where the next one orders the trials otherwise. PASHA (Bohdal et
+al. 2023) compares neighbouring rungs as well, to leave out the last ones.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
 from overnight.search.schedulers.interface import Answer, Resume, Start, Trial
 
 ETA = 2
+# The first rung is left out where Kendall's tau between its order and that of the next one is lower than this. From
+# LEAST_COMPARED trials on that reached both they are compared, and at most the first MOST_COMPARED of these.
+AGREEMENT, LEAST_COMPARED, MOST_COMPARED = 0.3, 8, 40
 
 
 def rungs(max_epochs: int, min_epochs: int = 1) -> tuple[int, ...]:
@@ -41,22 +49,34 @@ class Halving:
         max_epochs: Epochs of a complete trial.
         min_epochs: Epochs of the first rung.
         max_trials: Largest number of trials; None for no limit.
+        leaves_out: Whether first rungs are left out whose order tells nothing about the order at the next one. Trials
+            that wait there stay there, and new ones train to the next rung at once.
     """
 
-    def __init__(self, max_epochs: int, min_epochs: int = 1, max_trials: int | None = None) -> None:
+    def __init__(
+        self, max_epochs: int, min_epochs: int = 1, max_trials: int | None = None, leaves_out: bool = False
+    ) -> None:
         self.rungs = rungs(max_epochs, min_epochs)
-        self.max_epochs, self.max_trials = max_epochs, max_trials
+        self.max_epochs, self.max_trials, self.leaves_out = max_epochs, max_trials, leaves_out
 
     def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
         if left <= self.max_epochs and len(self.rungs) > 1:
             return self._finish(trials, left)
-        for rung, target in reversed(list(zip(self.rungs, self.rungs[1:], strict=False))):
+        used = self.used_rungs(trials)
+        for rung, target in reversed(list(itertools.pairwise(used))):
             promoted = next(_promotable(trials, rung), None)
             if promoted is not None:
                 return Resume(promoted.number, target)
-        if self._may_start(trials) and self.rungs[0] <= left:
-            return Start(self.rungs[0])
+        if self._may_start(trials) and used[0] <= left:
+            return Start(used[0])
         return self._finish(trials, left)
+
+    def used_rungs(self, trials: Sequence[Trial]) -> tuple[int, ...]:
+        """The rungs without the first ones that are left out. The last two always stay."""
+        first = 0
+        while self.leaves_out and first < len(self.rungs) - 2 and _disagree(trials, *self.rungs[first : first + 2]):
+            first += 1
+        return self.rungs[first:]
 
     def report(self, number: int, epoch: int, score: float) -> Answer:  # noqa: ARG002
         return Answer.GO_ON  # a trial pauses at the `until` of `next`
@@ -85,3 +105,21 @@ def _promotable(trials: Sequence[Trial], rung: int) -> Iterator[Trial]:
         return
     by_score = sorted(reached, key=lambda t: (-t.score_at(rung), t.number))
     yield from (t for t in by_score[:share] if t.state == "paused" and t.until == rung == t.epochs)
+
+
+def _disagree(trials: Sequence[Trial], rung: int, further: int) -> bool:
+    """Whether enough trials have reached two rungs, and are ordered otherwise at the one than at the other."""
+    both = list(itertools.islice((t for t in trials if t.state != "failed" and t.epochs >= further), MOST_COMPARED))
+    if len(both) < LEAST_COMPARED:
+        return False
+    return kendall_tau([t.score_at(rung) for t in both], [t.score_at(further) for t in both]) < AGREEMENT
+
+
+def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
+    """The agreement of two orders, from -1 to 1 (Kendall 1938, tau-a: pairs with equal values count as 0)."""
+    pairs = list(itertools.combinations(range(len(a)), 2))
+    return sum(_sign(a[i], a[j]) * _sign(b[i], b[j]) for i, j in pairs) / len(pairs)
+
+
+def _sign(x: float, y: float) -> int:
+    return (x > y) - (x < y)

@@ -31,7 +31,10 @@ _STATES: dict[TrialState, State] = {
 
 
 def make_scheduler(plan: Plan, min_epochs: int) -> Scheduler:
-    """Make the scheduler of a plan whose trials are paused. min_epochs: those of the first rung."""
+    """Make the scheduler of a plan whose trials are paused. min_epochs: those of the first rung.
+
+    Where the settings name the first rung, it is used whatever its order tells.
+    """
     settings = plan.settings
     assert plan.pauses
     if settings.scheduler.target is not None:
@@ -40,7 +43,8 @@ def make_scheduler(plan: Plan, min_epochs: int) -> Scheduler:
         problems.raise_if_any()
         assert isinstance(scheduler, Scheduler)
         return own.CheckedScheduler(scheduler, str(settings.scheduler.target["_target_"]), settings.trainer.max_epochs)
-    return Halving(settings.trainer.max_epochs, min_epochs, plan.max_trials)
+    is_free = settings.scheduler.min_epochs is None
+    return Halving(settings.trainer.max_epochs, min_epochs, plan.max_trials, leaves_out=is_free)
 
 
 def first_rung(settings: Settings, epoch_s: float) -> int:

@@ -123,7 +123,8 @@ class SchedulerSettings:
     Attributes:
         target: The node of a scheduler that is named by `_target_`. Its `name` is custom for a pruner of Optuna, and
             own for a class that pauses and resumes trials.
-        min_epochs: None for 1, or for more where epochs are so short that pausing would cost more than they do.
+        min_epochs: None for 1, or for more where epochs are so short that pausing would cost more than they do, or
+            where the values after them tell nothing about later ones.
         keep_gib: Disk space for the states of paused trials; None for a share of what is free.
     """
 

@@ -126,7 +126,7 @@ def test_a_signal_also_ends_a_dry_run_and_a_detached_launch(
         signal_where_exceptions_are_dropped(signal.SIGINT)
         return plan
 
-    monkeypatch.setattr("overnight.search.build_plan.build_plan", build_and_signal)
+    monkeypatch.setattr("overnight.runner.launch.build_plan", build_and_signal)
     done = CliRunner().invoke(cli, ["tune", option, f"home={tmp_path / 'home'}"])
     assert done.exit_code != 0
     assert done.output.strip() == "Aborted!"

@@ -1,6 +1,7 @@
 """`python -m benchmarks.search [--quick] [--seeds N] [--slots N ...] [TABLE ...]`: compare searches, write SEARCH.md.
 
-With names of tables, or with --quick, the figures are only printed.
+With names of tables, or with --quick, the figures are only printed. Otherwise a few real studies are run as well, to
+compare them with simulated ones.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import argparse
 import sys
 
 from benchmarks import results
-from benchmarks.search import picture, report
+from benchmarks.search import picture, real, report
 from benchmarks.search.compare import SLOTS, compare
 from benchmarks.search.tables import read_all
 
 SEEDS = 20
+REAL_SEEDS = 5  # of the real studies
 
 
 def main() -> int:
@@ -36,12 +38,14 @@ def main() -> int:
     for table in chosen:
         say(f"\n{table.name}\n{report.sides(found, table)}")
     for name, goal in report.GOALS.items():
-        say(f"\nhalving over the best of Optuna, epochs to the {name}\n{report.ratios(found, goal)}")
+        say(f"\nhalving over Optuna's combinations, epochs to the {name}\n{report.ratios(found, goal)}")
     say(report.verdict(found))
     if not arguments.quick and not arguments.names:
+        trained = real.compare_with_real(tables[real.TABLE], REAL_SEEDS, found.seeds)
+        say(f"\n{report.predicted_and_real(trained)}")
         drawn = picture.draw(found, slots[0])
         command = " ".join(["python -m benchmarks.search", *sys.argv[1:]])
-        say(f"written: {report.write(found, machine, command, drawn)}, {drawn}")
+        say(f"written: {report.write(found, trained, machine, command, drawn)}, {drawn}")
     return 0
 
 

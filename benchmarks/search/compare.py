@@ -90,18 +90,23 @@ class Comparison:
         """The mean of the epochs to the goal, each cut at the budget."""
         return statistics.mean(_cut(self.epochs(table, slots, side, goal), table))
 
-    def best_of_optuna(self, table: Table, slots: int, goal: Goal) -> str:
-        """The combination of Optuna with the smallest mean on these seeds."""
-        return min(OPTUNA, key=lambda side: self.mean_epochs(table, slots, side, goal))
+    def best_of_optuna(self, tables: Sequence[Table], slots: int, goal: Goal) -> str:
+        """The combination of Optuna that needs the smallest share of the budget, the mean over tables and seeds."""
+        return min(OPTUNA, key=lambda side: sum(self.mean_epochs(t, slots, side, goal) / budget(t) for t in tables))
 
-    def pairs(self, table: Table, slots: int, goal: Goal, side: str = OURS) -> list[tuple[float, ...]]:
-        """The epochs of a side and of the best of Optuna, for each seed, cut at the budget."""
-        sides = (side, self.best_of_optuna(table, slots, goal))
-        return list(zip(*(_cut(self.epochs(table, slots, s, goal), table) for s in sides), strict=True))
+    def pairs(self, table: Table, slots: int, goal: Goal, side: str, other: str) -> list[tuple[float, ...]]:
+        """The epochs of two sides for each seed, cut at the budget."""
+        return list(zip(*(_cut(self.epochs(table, slots, s, goal), table) for s in (side, other)), strict=True))
 
-    def ratio(self, tables: Sequence[Table], slots: int, goal: Goal, side: str = OURS) -> Estimate:
-        """The epochs of a side over those of the best of Optuna's combinations, the mean over the tables."""
-        return measure.estimate([self.pairs(t, slots, goal, side) for t in tables], measure.mean_ratio)
+    def ratio(self, tables: Sequence[Table], slots: int, goal: Goal, side: str = OURS, other: str = "") -> Estimate:
+        """The epochs of a side over those of another one, the mean over the tables.
+
+        other: empty for the best of Optuna's combinations on each table, which nobody knows before.
+        """
+        others = [other or self.best_of_optuna([t], slots, goal) for t in tables]
+        return measure.estimate(
+            [self.pairs(t, slots, goal, side, o) for t, o in zip(tables, others, strict=True)], measure.mean_ratio
+        )
 
     def regret(self, table: Table, slots: int, side: str, spent: int, strict: bool = False) -> float:
         """The mean over the seeds of the best final value of the table less that of the incumbent.
@@ -122,7 +127,7 @@ def simulate(case: Case) -> Outcome:
     """Run one search."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     side = SIDES[case.side](case.table, case.seed)
-    run = Simulation(side, case.table, budget(case.table), case.slots).run()
+    run = Simulation(side, case.table, budget(case.table), case.slots, case.seed).run()
     return Outcome(
         measure.incumbents(run, case.table), measure.strict_incumbents(run, case.table), trials=len(run.trials)
     )

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.search.make_tables [NAME ...]`: train each configuration of a grid once, and keep the curves.
+"""`python -m benchmarks.search.make_tables [NAME ...]`: train each configuration of a grid, and keep the curves.
 
-Each table is one study of the tool itself: sampler=grid, no pruner, no confirmation. Its curves are what the study
-stored. The grids are cuts through the search spaces of conf/search: ordered parameters have a few levels, and SGD has
-its default momentum of 0.9. The first configuration of each space, which every study trains first, is in the grid.
+Each table is three studies of the tool itself, with three seeds: sampler=grid, scheduler=none, no confirmation. Its
+curves are what the studies stored. The grids are cuts through the search spaces of conf/search: ordered parameters have
+a few levels, and SGD has its default momentum of 0.9. The first configuration of each space, which every study trains
+first, is in the grid.
 
 Fashion-MNIST is read from the folder OVERNIGHT_DATA, as everywhere.
 """
@@ -20,9 +21,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import results
-from benchmarks.search.tables import FOLDER, Dimension, Row, Table
+from benchmarks.search.tables import FOLDER, Dimension, Point, Row, Table
+from overnight.protocol import Progress
 
 MAX_EPOCHS = 27
+SEEDS = 3
 COMMON = (
     "sampler=grid",
     "scheduler=none",
@@ -64,7 +67,7 @@ class Grid:
         points = math.prod(len(d.levels) for d in self.dimensions)
         return [*COMMON, f"study.metric={self.metric}", *self.fixed, *drawn, f"study.trials={points}"]
 
-    def point(self, params: Mapping[str, Any]) -> tuple[int, ...]:
+    def point(self, params: Mapping[str, Any]) -> Point:
         """The level of each dimension in a trial's parameters."""
         values = {name: params[key] for key, name in self.keys.items()}
         if self.lists:
@@ -136,30 +139,58 @@ GRIDS = {
         ),
         "model.hidden_sizes",
     ),
+    "digits-cnn": Grid(
+        "val/accuracy",
+        ("data=digits", "model=cnn", "model.channels=[8,16]", "model.head=[32]"),
+        {
+            "model.activation": "activation",
+            "model.dropout": "dropout",
+            "model.pooling": "pooling",
+            "model.batch_norm": "batch norm",
+            "data.batch_size": "batch size",
+            "optimizer": "optimizer",
+            "optimizer.lr": "rate",
+        },
+        (
+            _ordered("rate", *RATES[1:]),
+            _ordered("dropout", 0.0, 0.3),
+            _ordered("batch size", 32, 128),
+            _choice("activation", "relu", "tanh"),
+            _choice("pooling", "max", "average"),
+            _choice("batch norm", True, False),
+            _choice("optimizer", "adam", "sgd"),
+        ),
+    ),
 }
 
 
 def make(name: str) -> Table:
-    """Train all configurations of a grid."""
-    import overnight
-
+    """Train all configurations of a grid, with each seed."""
     grid, started = GRIDS[name], time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="overnight-tables-") as home:
-        found = overnight.tune([*grid.overrides(), f"study.name={name}", f"home={home}"])
+    studies = [_train(name, grid, seed) for seed in range(SEEDS)]
     rows = []
-    for record in found.records:
-        curve = [epoch.metrics.get(grid.metric, math.nan) for epoch in record.history]
-        seconds = statistics.median(epoch.seconds for epoch in record.history)
-        rows.append(Row(grid.point(record.params), tuple(round(v, 6) for v in curve), round(seconds, 4)))
-    first = grid.point(found.records[0].params)
-    rows.sort(key=lambda row: row.point)
+    for point in sorted(studies[0]):
+        epochs = [study[point] for study in studies]
+        curves = tuple(tuple(round(e.metrics.get(grid.metric, math.nan), 6) for e in history) for history in epochs)
+        seconds = statistics.median(epoch.seconds for history in epochs for epoch in history)
+        rows.append(Row(point, curves, round(seconds, 4)))
     made = {
         "command": f"python -m benchmarks.search.make_tables {name}",
         "overrides": " ".join(grid.overrides()),
+        "seeds": SEEDS,
         "machine": results.machine(),
         "seconds": round(time.monotonic() - started),
     }
-    return Table(name, grid.metric, MAX_EPOCHS, grid.dimensions, first, tuple(rows), made)
+    return Table(name, grid.metric, MAX_EPOCHS, grid.dimensions, next(iter(studies[0])), tuple(rows), made)
+
+
+def _train(name: str, grid: Grid, seed: int) -> dict[Point, Sequence[Progress]]:
+    """Return what each configuration reported, in the order of the trials."""
+    import overnight
+
+    with tempfile.TemporaryDirectory(prefix="overnight-tables-") as home:
+        found = overnight.tune([*grid.overrides(), f"seed={seed}", f"study.name={name}", f"home={home}"])
+    return {grid.point(record.params): record.history for record in found.records}
 
 
 def main() -> None:

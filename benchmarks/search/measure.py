@@ -1,8 +1,8 @@
 """How soon a search has found a good configuration, and how sure the figures are.
 
 The incumbent is the trial whose latest value is the best at the time, whatever its state; of equal values, the one of
-the trial that trained longer, then the earlier one. Its quality is its final value in the table, which the search may
-not know yet. The strict incumbent is the best complete trial.
+the trial that trained longer, then the earlier one. Its quality is the mean final value of its configuration over the
+seeds of the table, which the search does not know. The strict incumbent is the best complete trial.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ def incumbents(run: Run, table: Table) -> Trace:
 def strict_incumbents(run: Run, table: Table) -> Trace:
     """Return the best complete trials."""
     found: Trace = []
+    best = -math.inf
     for spent, epoch in enumerate(run.epochs, 1):
-        is_complete = epoch.epoch == table.max_epochs and math.isfinite(epoch.score)
-        if is_complete and (not found or epoch.score > found[-1][1]):
-            found.append((spent, epoch.score))
+        if epoch.epoch == table.max_epochs and epoch.score > best:
+            best = epoch.score
+            found.append((spent, table.final(run.points[epoch.number])))
     return found
 
 

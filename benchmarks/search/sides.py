@@ -35,13 +35,17 @@ class Scheduled:
         return self.scheduler.report(trial.number, trial.epochs, trial.latest)
 
 
-def _with_tpe(scheduler: type[Halving] | type[Asha], table: Table, seed: int) -> Side:
-    made = scheduler(table.max_epochs)
-    return Scheduled(table, made, RungTpe(table, seed, made.rungs))
+def _halving(max_epochs: int) -> Halving:
+    return Halving(max_epochs, leaves_out=True)  # as with scheduler.min_epochs=null
 
 
-def _at_random(scheduler: type[Halving] | type[Asha], table: Table, seed: int) -> Side:
-    return Scheduled(table, scheduler(table.max_epochs), RandomPoints(table, seed))
+def _with_tpe(make: Callable[[int], Halving | Asha], table: Table, seed: int) -> Side:
+    scheduler = make(table.max_epochs)
+    return Scheduled(table, scheduler, RungTpe(table, seed, scheduler.rungs))
+
+
+def _at_random(make: Callable[[int], Halving | Asha], table: Table, seed: int) -> Side:
+    return Scheduled(table, make(table.max_epochs), RandomPoints(table, seed))
 
 
 OURS = "halving"
@@ -53,11 +57,11 @@ OPTUNA = {
     "TPE + SHA": partial(optuna.OptunaSide, sampler=optuna.tpe, pruner=optuna.successive_halving),
 }
 SIDES: Mapping[str, Callable[[Table, int], Side]] = {
-    OURS: partial(_with_tpe, Halving),
+    OURS: partial(_with_tpe, _halving),
     RANDOM: partial(optuna.OptunaSide, sampler=optuna.random_sampler, pruner=optuna.no_pruner),
     **OPTUNA,
     "ASHA": partial(_at_random, Asha),
     "ASHA, our points": partial(_with_tpe, Asha),
     "PASHA": partial(_at_random, Pasha),
-    "halving, random points": partial(_at_random, Halving),
+    "halving, random points": partial(_at_random, _halving),
 }

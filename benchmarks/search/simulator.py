@@ -62,11 +62,15 @@ class Simulation:
 
     Args:
         budget: Epochs in all. What the slots train at that moment is cut off.
+        seed: chooses the curve of each configuration.
         in_seconds: An epoch takes the seconds that it took when the table was made. Otherwise it takes 1.
     """
 
-    def __init__(self, side: Side, table: Table, budget: int, slots: int = 1, in_seconds: bool = False) -> None:
-        self.side, self.table, self.budget, self.slots, self.in_seconds = side, table, budget, slots, in_seconds
+    def __init__(
+        self, side: Side, table: Table, budget: int, slots: int = 1, seed: int = 0, in_seconds: bool = False
+    ) -> None:
+        self.side, self.table, self.budget, self.slots = side, table, budget, slots
+        self.seed, self.in_seconds = seed, in_seconds
         self.done = Run()
         self._due: list[tuple[float, int]] = []  # when the current epoch of each running trial ends, and its number
 
@@ -99,7 +103,7 @@ class Simulation:
 
     def _train_an_epoch(self, at: float, number: int) -> None:
         before = self.done.trials[number]
-        curve = self.table.by_point[self.done.points[number]].curve
+        curve = self.table.curve(self.done.points[number], self.seed)
         score = curve[before.epochs] if before.epochs < len(curve) else math.nan
         trial = replace(before, scores=(*before.scores, score))
         self.done.epochs.append(Epoch(at, number, trial.epochs, score))

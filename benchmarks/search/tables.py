@@ -1,17 +1,19 @@
-"""Tables of learning curves: each configuration of a grid, trained once."""
+"""Tables of learning curves: each configuration of a grid, trained with several seeds."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from overnight.search.seeds import derive_seed
 
 FOLDER = Path(__file__).parents[1] / "tables"
 Point = tuple[int, ...]  # the index of the level of each dimension
@@ -43,12 +45,13 @@ class Row:
     """One configuration.
 
     Attributes:
-        curve: The metric after each epoch, larger is better. It is shorter, or ends with nan, where training diverged.
+        curves: The metric after each epoch, larger is better; a curve for each seed. It is shorter, or ends with nan,
+            where training diverged.
         epoch_s: Seconds of an epoch, the median.
     """
 
     point: Point
-    curve: tuple[float, ...]
+    curves: tuple[tuple[float, ...], ...]
     epoch_s: float
 
 
@@ -82,11 +85,14 @@ class Table:
         """The final values, best first; -inf for a training that diverged."""
         return sorted((self.final(row.point) for row in self.rows), reverse=True)
 
+    def curve(self, point: Point, seed: int) -> tuple[float, ...]:
+        """The curve that a search with this seed sees: that of one of the trainings, at random."""
+        curves = self.by_point[point].curves
+        return curves[derive_seed(seed, "curve", *point) % len(curves)]
+
     def final(self, point: Point) -> float:
-        """The value after the last epoch; -inf where training diverged."""
-        curve = self.by_point[point].curve
-        is_whole = len(curve) == self.max_epochs and math.isfinite(curve[-1])
-        return curve[-1] if is_whole else -math.inf
+        """The mean over the seeds of the value after the last epoch; -inf where a training diverged."""
+        return statistics.mean(_value(curve, self.max_epochs) for curve in self.by_point[point].curves)
 
     def threshold(self, share: float) -> float:
         """The final value that the best `share` of the rows reach; equal values count too."""
@@ -95,8 +101,14 @@ class Table:
     def in_better_half(self, share: float, epochs: int) -> float:
         """The share of the best rows that are in the better half after so many epochs, by their values then."""
         best = [row for row in self.rows if self.final(row.point) >= self.threshold(share)]
-        middle = statistics.median(_value(row, epochs) for row in self.rows)
-        return sum(_value(row, epochs) >= middle for row in best) / len(best)
+        middle = statistics.median(_value(curve, epochs) for row in self.rows for curve in row.curves)
+        return statistics.mean(_value(curve, epochs) >= middle for row in best for curve in row.curves)
+
+    def spread(self, share: float) -> float:
+        """The standard deviation over the seeds of the final values of the best rows."""
+        best = [row for row in self.rows if self.final(row.point) >= self.threshold(share)]
+        found = [statistics.variance(_value(curve, self.max_epochs) for curve in row.curves) for row in best]
+        return math.sqrt(statistics.mean(found))
 
     def point_of(self, params: Mapping[str, Any]) -> Point:
         """Convert what a sampler drew."""
@@ -115,15 +127,19 @@ class Table:
             "dimensions": [[d.name, d.ordered, d.levels] for d in self.dimensions],
             "first": self.first,
             "made": self.made,
-            "columns": ["index of the level of each dimension", "seconds of an epoch", "metric after each epoch"],
+            "columns": [
+                "index of the level of each dimension",
+                "seconds of an epoch",
+                "metric after each epoch, by seed",
+            ],
         }
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-        rows = ",\n".join(json.dumps([row.point, row.epoch_s, row.curve]) for row in self.rows)
+        rows = ",\n".join(json.dumps([row.point, row.epoch_s, row.curves]) for row in self.rows)
         path.write_text("{\n" + ",\n".join(lines) + f',\n"rows": [\n{rows}\n]\n}}\n')
 
 
-def _value(row: Row, epochs: int) -> float:
-    value = row.curve[epochs - 1] if epochs <= len(row.curve) else math.nan
+def _value(curve: Sequence[float], epochs: int) -> float:
+    value = curve[epochs - 1] if epochs <= len(curve) else math.nan
     return value if math.isfinite(value) else -math.inf
 
 
@@ -135,7 +151,7 @@ def read(path: Path) -> Table:
         found["max_epochs"],
         tuple(Dimension(name, ordered, tuple(levels)) for name, ordered, levels in found["dimensions"]),
         tuple(found["first"]),
-        tuple(Row(tuple(point), tuple(curve), epoch_s) for point, epoch_s, curve in found["rows"]),
+        tuple(Row(tuple(point), tuple(map(tuple, curves)), epoch_s) for point, epoch_s, curves in found["rows"]),
         found["made"],
     )
 

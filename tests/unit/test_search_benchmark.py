@@ -16,7 +16,7 @@ from support.paths import ROOT
 
 sys.path.insert(0, str(ROOT))  # the wheel does not contain the benchmarks
 
-from benchmarks.search import measure, report, sides, tables
+from benchmarks.search import make_tables, measure, real, report, sides, tables
 from benchmarks.search.asha import Asha, Pasha
 from benchmarks.search.compare import Case, Comparison, Goal, Outcome, simulate
 from benchmarks.search.optuna_sides import OptunaSide
@@ -47,7 +47,7 @@ def a_table(diverging: bool = False) -> Table:
         curve = [final * (1 - 0.5**epoch) for epoch in range(1, MAX_EPOCHS + 1)]
         if diverging and point[2] == 2:
             curve[:] = [math.nan]
-        rows.append(Row(point, tuple(curve), 1.0 + point[1]))
+        rows.append(Row(point, (tuple(curve),), 1.0 + point[1]))
     return Table("made-up", "score", MAX_EPOCHS, dimensions, (1, 0, 0), tuple(rows))
 
 
@@ -72,7 +72,7 @@ def test_optunas_sides_spend_exactly_the_epochs_that_they_report(name: str, slot
         assert stored.state == states[trial.state]
         assert list(stored.intermediate_values.values()) == list(trial.scores)
         assert list(stored.intermediate_values) == list(range(1, trial.epochs + 1))
-        assert tuple(trial.scores) == a_table().by_point[point].curve[: trial.epochs]
+        assert tuple(trial.scores) == a_table().curve(point, 0)[: trial.epochs]
 
 
 @pytest.mark.parametrize("name", sides.SIDES)
@@ -165,7 +165,7 @@ def test_the_incumbent_is_the_trial_with_the_best_latest_value_and_counts_with_i
 
 def test_only_a_complete_trial_counts_where_the_goal_is_strict() -> None:
     table = a_table()
-    epochs = [Epoch(e, 0, e, table.by_point[5, 2, 1].curve[e - 1]) for e in range(1, MAX_EPOCHS + 1)]
+    epochs = [Epoch(e, 0, e, table.curve((5, 2, 1), 0)[e - 1]) for e in range(1, MAX_EPOCHS + 1)]
     done = Run(points=[(5, 2, 1)], epochs=epochs)
     assert measure.epochs_until(measure.incumbents(done, table), table.finals[0]) == 1
     assert measure.epochs_until(measure.strict_incumbents(done, table), table.finals[0]) == MAX_EPOCHS
@@ -188,7 +188,7 @@ def test_a_goal_is_kept_from_when_no_later_incumbent_falls_short_of_it() -> None
 def test_a_threshold_counts_rows_of_equal_final_values_in() -> None:
     table = a_table()
     assert table.threshold(0.01) == table.finals[0]
-    tied = replace(table, rows=tuple(replace(r, curve=(0.5,) * MAX_EPOCHS) for r in table.rows))
+    tied = replace(table, rows=tuple(replace(r, curves=((0.5,) * MAX_EPOCHS,)) for r in table.rows))
     assert sum(final >= tied.threshold(0.01) for final in tied.finals) == len(tied.rows)
 
 
@@ -214,6 +214,19 @@ def test_ratios_are_of_means_cut_at_the_budget_and_never_reached_is_the_budget()
     assert "missed" in report.verdict(a_comparison([75.0, 75.0], [75.0, 75.0]))
 
 
+def test_the_best_combination_is_the_one_that_is_best_over_all_tables() -> None:
+    found, other = a_comparison([10.0], [75.0]), replace(a_table(), name="other")
+    found = replace(found, tables=[*found.tables, other])
+    best = a_table().finals[0]
+    needed = {"TPE": (20, 100), "TPE + median": (30, 30), "TPE + Hyperband": (100, 20), "TPE + SHA": (90, 90)}
+    for side in sides.SIDES:
+        for name, epochs in zip(("made-up", "other"), needed.get(side, (15, 15)), strict=True):
+            found.outcomes[name, 1, side] = [Outcome([(epochs, best)], [], 1)]
+    assert found.best_of_optuna(found.tables, 1, Goal(0.01)) == "TPE + median"
+    assert found.ratio(found.tables, 1, Goal(0.01), other="TPE + median").value == 0.5
+    assert found.ratio(found.tables, 1, Goal(0.01)).value == 0.75, "on each table, another one is the best"
+
+
 def test_a_goal_that_most_seeds_do_not_reach_is_shown_as_not_within_the_budget() -> None:
     found = a_comparison([10.0, 20.0, 30.0], [math.inf, math.inf, 75.0])
     shown = report.sides(found, found.tables[0])
@@ -231,6 +244,38 @@ def test_one_search_is_simulated_and_measured() -> None:
 # The tables
 
 
+def a_noisy_table() -> Table:
+    """Return the table with two seeds; the second one adds 1 to the curve of the worst configuration."""
+    table = a_table()
+    worst = min(table.rows, key=lambda row: row.curves[0][-1]).point
+    rows = (replace(r, curves=(r.curves[0], tuple(v + (r.point == worst) for v in r.curves[0]))) for r in table.rows)
+    return replace(table, rows=tuple(rows))
+
+
+def test_the_quality_of_a_configuration_is_the_mean_over_its_seeds() -> None:
+    table, plain = a_noisy_table(), a_table()
+    (lucky,) = [r.point for r in table.rows if r.curves[0] != r.curves[1]]
+    assert table.final(lucky) == pytest.approx(plain.final(lucky) + 0.5)
+    assert table.final((5, 2, 1)) == plain.final((5, 2, 1))
+    assert table.spread(1) == pytest.approx(math.sqrt(0.5 / len(table.rows)))
+
+
+def test_a_search_sees_one_training_of_each_configuration_and_the_quality_is_not_what_it_saw() -> None:
+    table = a_noisy_table()
+    (lucky,) = [r.point for r in table.rows if r.curves[0] != r.curves[1]]
+    seen = {table.curve(lucky, seed) for seed in range(20)}
+    assert seen == set(table.by_point[lucky].curves)
+    epochs = [Epoch(e, 0, e, table.by_point[lucky].curves[1][e - 1]) for e in range(1, MAX_EPOCHS + 1)]
+    ((_, quality),) = measure.strict_incumbents(Run(points=[lucky], epochs=epochs), table)
+    assert quality == table.final(lucky) < epochs[-1].score
+
+
+def test_a_configuration_that_diverged_with_one_seed_is_the_worst() -> None:
+    table = a_table()
+    broken = replace(table.rows[0], curves=(table.rows[0].curves[0], (0.9, math.nan)))
+    assert replace(table, rows=(broken, *table.rows[1:])).final(broken.point) == -math.inf
+
+
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     table = replace(a_table(), made={"command": "by hand"})
     table.write(tmp_path / "made-up.json")
@@ -244,5 +289,28 @@ def test_the_tables_have_each_configuration_of_their_grid_once(path: Path) -> No
     table = tables.read(path)
     assert sorted(table.by_point) == sorted(itertools.product(*(range(len(d.levels)) for d in table.dimensions)))
     assert len(table.rows) == len(table.by_point)
-    assert all(len(row.curve) == table.max_epochs for row in table.rows)
+    assert all(len(curve) == table.max_epochs for row in table.rows for curve in row.curves)
+    assert {len(row.curves) for row in table.rows} == {3}
     assert table.final(table.first) < table.threshold(0.05), "the first configuration leaves something to find"
+
+
+# Real studies
+
+
+def test_the_table_of_a_real_study_has_the_same_curves_with_choices_as_dimensions() -> None:
+    table = tables.read(tables.FOLDER / f"{real.TABLE}.json")
+    grid = make_tables.GRIDS[real.TABLE]
+    flat = real.as_choices(table, grid)
+    assert sorted(flat.finals) == sorted(table.finals)
+    assert sorted(flat.by_point) == sorted(itertools.product(*(range(len(d.levels)) for d in flat.dimensions)))
+    for row in table.rows[::50]:
+        values = {d.name: d.levels[i] for d, i in zip(table.dimensions, row.point, strict=True)}
+        drawn = {key: values[name] for key, name in grid.keys.items()}
+        drawn[grid.lists] = str([values["width"]] * values["layers"])
+        assert flat.by_point[flat.point_of(drawn)].curves == row.curves
+
+
+def test_a_difference_is_in_standard_errors() -> None:
+    assert real.Quantity("epochs", [1.0, 3.0], [1.0, 3.0]).difference == 0
+    assert real.Quantity("epochs", [11.0, 13.0], [1.0, 3.0]).difference == pytest.approx(10 / math.sqrt(2))
+    assert real.Quantity("epochs", [1.0, 1.0], [2.0, 2.0]).difference == -math.inf

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,18 +44,23 @@ def test_an_interrupted_study_suggests_the_same_parameters_as_an_uninterrupted_o
     assert len(whole) in (8, 14)
     assert len({json.dumps(values) for _, values in whole}) == len(whole)
 
-    cut = planned(tmp_path / "cut", *line)
-    with opened(cut) as session:
+    assert suggested_with_interruptions(planned(tmp_path / "cut", *line), len(whole), opened) == whole
+
+
+def suggested_with_interruptions(
+    cut: Plan, trials: int, open_here: Callable[[Plan], AbstractContextManager[StudySession]]
+) -> list[tuple[int, dict[str, Any]]]:
+    """Play a study that is killed twice: while a trial runs, and while parameters are suggested."""
+    with open_here(cut) as session:
         suggested = play(session, 3)
         session.queue.ask()  # the machine goes down while it runs
-    with opened(cut) as session:
-        suggested += play(session, len(whole) - 5)
+    with open_here(cut) as session:
+        suggested += play(session, trials - 5)
         half_suggested = session.study.ask()  # killed while parameters are suggested
         name, dist = next(iter(cut.space.names().items()))
         half_suggested._suggest(name, dist)
-    with opened(cut) as session:
-        suggested += play(session, 99)
-    assert suggested == whole
+    with open_here(cut) as session:
+        return suggested + play(session, 99)
 
 
 OPTUNA = "sampler._target_=optuna.samplers."
@@ -108,17 +114,7 @@ def test_an_interrupted_study_with_a_sampler_by_target_suggests_the_same_paramet
         whole = play(session, 99)
     assert len({json.dumps(values) for _, values in whole}) == len(whole) == trials
     cut = planned(tmp_path / "cut", *line, f"study.trials={trials}")
-    with opened_here(cut) as session:
-        suggested = play(session, 3)
-        session.queue.ask()  # the machine goes down while it runs
-    with opened_here(cut) as session:
-        suggested += play(session, trials - 5)
-        half_suggested = session.study.ask()  # killed while parameters are suggested
-        name, dist = next(iter(cut.space.names().items()))
-        half_suggested._suggest(name, dist)
-    with opened_here(cut) as session:
-        suggested += play(session, 99)
-    assert suggested == whole
+    assert suggested_with_interruptions(cut, trials, opened_here) == whole
 
 
 def test_a_genetic_sampler_knows_the_generation_of_every_trial(tmp_path: Path) -> None:

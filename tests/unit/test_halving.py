@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overnight.search.build_plan import build_plan
-from overnight.search.schedulers.halving import ETA, LEAST_COMPARED, Halving, kendall_tau, rungs
+from overnight.search.schedulers.halving import ETA, LEAST_COMPARED, MOST_COMPARED, Halving, kendall_tau, rungs
 from overnight.search.schedulers.interface import Resume, Start, Trial, epochs_left
 from overnight.search.schedulers.learning import ENOUGH, choose, rung_to_learn_from
 from overnight.search.schedulers.study import make_scheduler
@@ -210,9 +210,19 @@ def test_a_first_rung_that_was_asked_for_is_kept_whatever_it_says() -> None:
 
 
 def test_the_last_rung_before_the_end_is_never_left_out() -> None:
-    orders = [(float(n), -float(n), float(n), -float(n)) for n in range(LEAST_COMPARED)]
+    orders = [(float(n), -float(n), 0.0, float(n)) for n in range(LEAST_COMPARED)]  # no rung agrees with the next
     trials = [Trial(n, "complete", scores, 4) for n, scores in enumerate(orders)]
     assert Halving(4, leaves_out=True).used_rungs(trials) == (2, 4)
+
+
+def test_the_first_trials_decide_whether_a_rung_is_left_out_and_failed_ones_are_no_evidence() -> None:
+    agree = [Trial(n, "paused", (float(n), float(n)), 2) for n in range(MOST_COMPARED)]
+    turned = [Trial(n, "paused", (float(n), -float(n)), 2) for n in range(MOST_COMPARED, 3 * MOST_COMPARED)]
+    failed = [replace(t, state="failed") for t in turned]
+    halving = Halving(8, leaves_out=True)
+    assert halving.used_rungs([*agree, *turned])[0] == 1
+    assert halving.used_rungs(turned)[0] == 2
+    assert halving.used_rungs(failed)[0] == 1
 
 
 def test_kendalls_tau_counts_pairs_in_the_same_order_less_those_in_the_other() -> None:

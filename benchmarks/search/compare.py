@@ -101,7 +101,7 @@ class Comparison:
     def ratio(self, tables: Sequence[Table], slots: int, goal: Goal, side: str = OURS, other: str = "") -> Estimate:
         """The epochs of a side over those of another one, the mean over the tables.
 
-        other: empty for the best of Optuna's combinations on each table, which nobody knows before.
+        other: empty for the combination of Optuna that was the best one on each table.
         """
         others = [other or self.best_of_optuna([t], slots, goal) for t in tables]
         return measure.estimate(

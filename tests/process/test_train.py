@@ -24,7 +24,7 @@ def own_home(finished_home: Path, tmp_path: Path) -> Path:
 def test_a_retrained_winner_says_why_its_value_is_another_and_repeats_itself(own_home: Path) -> None:
     line = ("train", "+experiment=best_digits-mlp", f"home={own_home}")
     first, again = printed(*line), printed(*line)
-    value = re.search(r"complete, val/accuracy (\S+)", first)[1]  # type: ignore[index]
+    (value,) = re.findall(r"complete, val/accuracy (\S+)", first)
     why = "had .* on one seed with this configuration .* uses another seed, so its value differs"
     assert re.search(f"digits-mlp {why}. On the CPU, the same command gives {value} again", first)
     assert f"complete, val/accuracy {value}\n" in again

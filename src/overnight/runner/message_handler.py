@@ -38,7 +38,7 @@ class MessageHandler:
                 pass
             case Progress():
                 # The answer is sent before anything is written: the trial waits for it.
-                if trial.pruned:  # as it resumed; it has trained on before it was told
+                if trial.pruned:  # when it resumed: it finished this epoch before the decision arrived
                     trial.send(Decision.STOP)
                     return
                 trial.note(message)

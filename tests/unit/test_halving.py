@@ -154,22 +154,59 @@ def test_a_budget_of_one_training_gives_a_complete_trial(simulation: Simulation)
 
 
 @given(simulations)
-def test_the_best_paused_trial_could_not_have_been_trained_to_the_end(simulation: Simulation) -> None:
-    simulation.failing = 0.0
+def test_the_last_training_of_the_budget_is_spent_on_paused_trials_the_best_first(simulation: Simulation) -> None:
     simulation.run()
-    best = max(t.latest for t in simulation.trials if t.state == "complete")
-    for t in simulation.trials:
-        if t.state == "paused" and t.latest > best:
-            assert simulation.halving.max_epochs - t.epochs > simulation.left
+    max_epochs = simulation.halving.max_epochs
+    for answer, trials, left, _ in simulation.assignments:
+        if left <= max_epochs and len(simulation.halving.rungs) > 1:
+            fitting = [t for t in trials if t.state == "paused" and max_epochs - t.epochs <= left]
+            if fitting:
+                assert answer == Resume(max(fitting, key=lambda t: t.latest).number, max_epochs)
 
 
-def test_a_cap_on_trials_promotes_until_no_quota_is_open_and_then_finishes_the_best() -> None:
-    simulation = WithCurves(Halving(8, max_trials=8), math.inf, 1, random.Random(0))
+@given(simulations, st.integers(1, 4))
+def test_a_search_that_ends_before_its_budget_trains_those_to_the_end_that_may_win(
+    simulation: Simulation, finalists: int
+) -> None:
+    """As study.patience ends it: at some moment, no new trial starts."""
+    simulation.run()
+    halving, max_epochs = simulation.halving, simulation.halving.max_epochs
+    halving.finalists = finalists
+    for _, trials, left, _ in simulation.assignments:
+        answer = halving.finish(trials, left)
+        fitting = [t for t in trials if t.state == "paused" and max_epochs - t.epochs <= left]
+        if any(t.state == "running" and t.until < max_epochs for t in trials):
+            assert answer is None, "it may be the best"
+            continue
+        if not fitting:
+            assert answer is None or isinstance(answer, Start)
+            continue
+        best = max(fitting, key=lambda t: t.latest)
+        last = [t for t in trials if t.state == "complete" or (t.state == "running" and t.until == max_epochs)]
+        is_sent = len(last) < finalists or best.latest > max(t.latest for t in last)
+        assert answer == (Resume(best.number, max_epochs) if is_sent else None)
+
+
+@pytest.mark.parametrize("finalists", [1, 3])
+@pytest.mark.parametrize("slots", [1, 8])
+def test_a_cap_on_trials_promotes_until_no_quota_is_open_and_then_completes_the_finalists(
+    finalists: int, slots: int
+) -> None:
+    halving = Halving(8, max_trials=8, finalists=finalists)
+    simulation = WithCurves(halving, 1_000, slots, random.Random(0))
     simulation.run()
     assert len(simulation.trials) == 8
     best = max(simulation.trials, key=lambda t: random.Random(t.number).random())
     assert best.state == "complete"
+    complete = sum(t.state == "complete" for t in simulation.trials)
+    assert finalists <= complete <= finalists + 1, "a promotion may have completed a worse one before"
     assert sum(t.epochs for t in simulation.trials) < 8 * 8 / 2
+
+
+def test_a_trial_without_a_value_is_trained_to_the_end_where_no_other_is_there() -> None:
+    trials = [Trial(0, "paused", (math.nan,), 1)]
+    assert Halving(8).next(trials, 7) == Resume(0, 8)
+    assert Halving(8).next(trials, 6) is None
 
 
 class WithRandomStart(WithCurves):
@@ -270,7 +307,7 @@ def test_a_trial_that_was_interrupted_changes_no_later_decision(simulation: Simu
     simulation.run()
     for answer, trials, left, _ in simulation.assignments:
         first = simulation.halving
-        again = Halving(first.max_epochs, first.rungs[0], first.max_trials, first.leaves_out)
+        again = Halving(first.max_epochs, first.rungs[0], first.max_trials, first.leaves_out, first.finalists)
         assert again.next(trials, left) == answer
 
 

@@ -186,7 +186,13 @@ def rest_of_search(
     sent_to = rungs_of(trials_of(records, plan.settings))
     rung = min(sent_to) if sent_to else first_rung(plan.settings, measured.unit_s)
     whole = expected_search(
-        plan.settings.trainer.max_epochs, rung, plan.budget_epochs, slots, plan.max_trials, plan.settings.seed
+        plan.settings.trainer.max_epochs,
+        rung,
+        plan.budget_epochs,
+        slots,
+        plan.max_trials,
+        plan.finalists,
+        plan.settings.seed,
     )
     left = max(whole.epochs - trained_epochs(records), 0)
     starts = whole.processes * left / whole.epochs

@@ -171,6 +171,11 @@ class Plan:
         return CONFIRM_SEEDS if trainings >= CONFIRM_SEEDS * (confirm.top + 1) else 0
 
     @property
+    def finalists(self) -> int:
+        """The number of trials that a search trains to the end at least, if its budget is enough."""
+        return self.settings.study.confirm.top if self.confirm_seeds else 1
+
+    @property
     def confirmation_trials(self) -> int:
         """The largest number of trials of the confirmation; 0 where nothing is searched."""
         return self.confirm_seeds * (self.settings.study.confirm.top + 1) if self.space.parameters else 0

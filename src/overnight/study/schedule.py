@@ -149,7 +149,11 @@ class Schedule:
     def _ask(self, trials: list[Trial]) -> Start | Resume | None:
         assert self._scheduler is not None
         left = self._left(trials)
-        return self._scheduler.next(trials, min(left, self._whole) if self.finishes else left)
+        if not self.finishes:
+            return self._scheduler.next(trials, left)
+        if isinstance(self._scheduler, Halving):
+            return self._scheduler.finish(trials, left)
+        return self._scheduler.next(trials, min(left, self._whole))  # as if the budget ended
 
     def _left(self, trials: list[Trial]) -> float:
         """The epochs that are neither trained nor reserved, of the budget and of those for which there is time."""

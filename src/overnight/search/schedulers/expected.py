@@ -32,12 +32,18 @@ class ExpectedSearch:
 
 
 def expected_search(
-    max_epochs: int, min_epochs: int, budget_epochs: int, slots: int, max_trials: int | None = None, seed: int = 0
+    max_epochs: int,
+    min_epochs: int,
+    budget_epochs: int,
+    slots: int,
+    max_trials: int | None = None,
+    finalists: int = 1,
+    seed: int = 0,
 ) -> ExpectedSearch:
     """Simulate a search once, in which each configuration has a random score that does not change with the epochs.
 
     Args:
-        max_epochs, min_epochs, max_trials: As for `Halving`.
+        max_epochs, min_epochs, max_trials, finalists: As for `Halving`.
         budget_epochs: Epochs that all trials may train together.
         slots: Trials at a time.
     """
@@ -47,7 +53,8 @@ def expected_search(
         simulated = min(budget_epochs, math.ceil(most_epochs))
     factor = budget_epochs / simulated
     most = None if max_trials is None else math.ceil(max_trials / factor)
-    found = _simulate(Halving(max_epochs, min_epochs, most), simulated, slots, random.Random(seed))
+    halving = Halving(max_epochs, min_epochs, most, finalists=finalists)
+    found = _simulate(halving, simulated, slots, random.Random(seed))
     trials = round(factor * found.trials)
     return ExpectedSearch(
         trials if max_trials is None else min(trials, max_trials),

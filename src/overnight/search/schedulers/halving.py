@@ -42,8 +42,8 @@ class Halving:
 
     A free slot looks at the rungs below the last one, the highest first. Where fewer than half of the trials that
     reached a rung were sent beyond it, the best of the better half that is paused there is promoted. Where no rung
-    promotes, a new trial is started. Once the budget left is not more than one whole training, the best paused trials
-    are trained to the end instead, as long as they are better than the best complete one.
+    promotes, a new trial is started. Once the budget left is not more than one whole training, it is spent on training
+    the best paused trials to the end.
 
     Args:
         max_epochs: Epochs of a complete trial.
@@ -51,17 +51,24 @@ class Halving:
         max_trials: Largest number of trials; None for no limit.
         leaves_out: Whether first rungs are left out whose order tells nothing about the order at the next one. Trials
             that wait there stay there, and new ones train to the next rung at once.
+        finalists: The number of complete trials that a search has at least when it ends before its budget.
     """
 
     def __init__(
-        self, max_epochs: int, min_epochs: int = 1, max_trials: int | None = None, leaves_out: bool = False
+        self,
+        max_epochs: int,
+        min_epochs: int = 1,
+        max_trials: int | None = None,
+        leaves_out: bool = False,
+        finalists: int = 1,
     ) -> None:
         self.rungs = rungs(max_epochs, min_epochs)
         self.max_epochs, self.max_trials, self.leaves_out = max_epochs, max_trials, leaves_out
+        self.finalists = finalists
 
     def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
         if left <= self.max_epochs and len(self.rungs) > 1:
-            return self._finish(trials, left)
+            return self._complete_best(trials, left, -math.inf)
         used = self.used_rungs(trials)
         for rung, target in reversed(list(itertools.pairwise(used))):
             promoted = next(_promotable(trials, rung), None)
@@ -69,7 +76,19 @@ class Halving:
                 return Resume(promoted.number, target)
         if self._may_start(trials) and used[0] <= left:
             return Start(used[0])
-        return self._finish(trials, left)
+        return self.finish(trials, left)
+
+    def finish(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
+        """Return what a free slot does where the search ends before its budget.
+
+        Paused trials are trained to the end as long as their value is better than that of the best complete trial, or
+        there are too few finalists. A trial on its way to a rung is waited for, because it may be the best.
+        """
+        if any(t.state == "running" and t.until < self.max_epochs for t in trials):
+            return None
+        last = [t for t in trials if t.state in ("complete", "running")]
+        is_enough = len(last) >= self.finalists
+        return self._complete_best(trials, left, max(t.latest for t in last) if is_enough else -math.inf)
 
     def used_rungs(self, trials: Sequence[Trial]) -> tuple[int, ...]:
         """The rungs without the first ones that are left out. The last two always stay."""
@@ -84,13 +103,15 @@ class Halving:
     def _may_start(self, trials: Sequence[Trial]) -> bool:
         return self.max_trials is None or len(trials) < self.max_trials
 
-    def _finish(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
-        """Train the best paused trial to the end, if that can give a new best complete trial."""
-        best = max((t.latest for t in trials if t.state == "complete"), default=-math.inf)
-        paused = [t for t in trials if t.state == "paused"]
-        hopeful = [t for t in paused if t.latest > best and self.max_epochs - t.epochs <= left]
-        if hopeful:
-            return Resume(max(hopeful, key=lambda t: (t.latest, -t.number)).number, self.max_epochs)
+    def _complete_best(self, trials: Sequence[Trial], left: float, above: float) -> Start | Resume | None:
+        """Train the best paused trial to the end for which the budget is enough, if its score is above a value.
+
+        With -inf for the value, any trial is trained, also one without a score.
+        """
+        fitting = [t for t in trials if t.state == "paused" and self.max_epochs - t.epochs <= left]
+        best = max(fitting, key=lambda t: (t.latest, -t.number), default=None)
+        if best is not None and (best.latest > above or above == -math.inf):
+            return Resume(best.number, self.max_epochs)
         is_empty = all(t.state in ("stopped", "failed") for t in trials)
         if is_empty and left >= self.max_epochs and self._may_start(trials):
             return Start(self.max_epochs)

@@ -44,7 +44,9 @@ def make_scheduler(plan: Plan, min_epochs: int) -> Scheduler:
         assert isinstance(scheduler, Scheduler)
         return own.CheckedScheduler(scheduler, str(settings.scheduler.target["_target_"]), settings.trainer.max_epochs)
     is_free = settings.scheduler.min_epochs is None
-    return Halving(settings.trainer.max_epochs, min_epochs, plan.max_trials, leaves_out=is_free)
+    return Halving(
+        settings.trainer.max_epochs, min_epochs, plan.max_trials, leaves_out=is_free, finalists=plan.finalists
+    )
 
 
 def first_rung(settings: Settings, epoch_s: float) -> int:

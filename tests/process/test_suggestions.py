@@ -137,7 +137,7 @@ def test_a_grid_ends_when_every_point_has_a_trial(tmp_path: Path) -> None:
         played = play(session, 99)
     values = {json.dumps(v) for _, v in played[1:]}
     # lr: 3, for sgd times 2 of momentum, and trial 0, the baseline, which is outside: its lr is none of the three
-    assert (len(played), len(values), study.budget) == (10, 9, 10)
+    assert (len(played), len(values), study.budget.trials) == (10, 9, 10)
     found, _ = view(study.settings.location)
     assert found is not None
     assert (found.state, found.budget) == ("complete", 10)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from overnight.search.schedulers.expected import expected_search
+from overnight.search.schedulers.expected import epochs_of_trials, expected_search
 
 
 def test_half_of_the_trials_of_each_rung_are_sent_on() -> None:
@@ -27,6 +29,23 @@ def test_the_number_of_configurations_may_be_limited(max_trials: int) -> None:
     assert found.trials == max_trials
     assert found.complete < max_trials
     assert found.epochs < 20 * max_trials
+
+
+@given(st.integers(2, 60), st.integers(1, 4), st.integers(10, 120), st.integers(1, 4), st.sampled_from([1, 2, 8]))
+def test_the_epochs_of_a_number_of_trials_are_about_those_of_a_simulation(
+    max_epochs: int, min_epochs: int, trials: int, finalists: int, slots: int
+) -> None:
+    min_epochs = min(min_epochs, max_epochs)
+    simulated = expected_search(max_epochs, min_epochs, trials * max_epochs, slots, trials, finalists)
+    assert simulated.trials == trials
+    estimated = epochs_of_trials(trials, max_epochs, min_epochs, finalists)
+    assert estimated == pytest.approx(simulated.epochs, rel=0.2)
+
+
+def test_three_trials_of_a_study_with_three_finalists_are_all_trained_to_the_end() -> None:
+    found = expected_search(max_epochs=20, min_epochs=1, budget_epochs=60, slots=2, max_trials=3, finalists=3)
+    assert (found.trials, found.complete, found.epochs) == (3, 3, 60)
+    assert epochs_of_trials(3, max_epochs=20, min_epochs=1, finalists=3) == 60
 
 
 def test_a_large_search_is_a_multiple_of_a_smaller_one() -> None:

@@ -27,7 +27,7 @@ LARGEST = Measurement("largest configuration, width=512", 10, 0.5, 2.0, False, 9
 
 def forecast_of(slots: int = 2, at_once: int = 2, slowest: Measurement = LARGEST) -> Forecast:
     searches = Search(20, 20, 12.0), Search(20, 20, 205.0)
-    return Forecast(100.0, (), searches, None, 0, 5, "", slots, at_once, (20.0, 260.0), 10**6, SMALLEST, slowest)
+    return Forecast(100.0, (), searches, False, None, 0, 5, "", slots, at_once, (20.0, 260.0), 10**6, SMALLEST, slowest)
 
 
 def test_the_ends_of_the_space_are_its_cheapest_and_its_dearest_configuration() -> None:
@@ -81,14 +81,31 @@ def test_short_epochs_lead_to_a_later_first_pause_and_fewer_configurations() -> 
         rest_of_search(plan, [], Measurement("one", 32, 0.1, epoch_s, False, 100), 2, 2) for epoch_s in (2.0, 0.01)
     )
     assert fast.trials < slow.trials
-    lines = output._time_lines(replace(forecast_of(), searches=(fast, slow), budget_epochs=plan.budget_epochs))
+    lines = output._time_lines(
+        replace(forecast_of(), searches=(fast, slow), pauses=True, epoch_limit=plan.budget.epoch_limit)
+    )
     assert lines[0].startswith(f"search: 960 epochs, for about {fast.trials} to {slow.trials} configurations; about ")
     assert lines[1].startswith("time: 20 s to 4:20 for the search and 5 confirmations in 2 slots, ")
     assert "pruning" not in lines[1]
 
 
+def test_the_epochs_are_an_estimate_where_only_the_number_of_configurations_is_limited() -> None:
+    plan = build_plan(["study.trials=20", "trainer.max_epochs=32"])
+    slow, fast = (
+        rest_of_search(plan, [], Measurement("one", 32, 0.1, epoch_s, False, 100), 2, 2) for epoch_s in (2.0, 0.01)
+    )
+    assert slow.trials == fast.trials == 20
+    assert slow.epochs is not None
+    assert fast.epochs is not None
+    assert slow.epochs < fast.epochs < 20 * 32
+    lines = output._time_lines(
+        replace(forecast_of(), searches=(fast, slow), pauses=True, epoch_limit=plan.budget.epoch_limit)
+    )
+    assert lines[0].startswith(f"search: about {slow.epochs} to {fast.epochs} epochs, for about 20 configurations; ")
+
+
 def test_the_number_of_configurations_is_not_told_of_a_class_of_the_user() -> None:
-    own = replace(forecast_of(), budget_epochs=600, scheduler="mine.Scheduler")
+    own = replace(forecast_of(), pauses=True, epoch_limit=600, scheduler="mine.Scheduler")
     assert output._time_lines(own)[0] == "search: 600 epochs; mine.Scheduler decides for how many configurations"
 
 

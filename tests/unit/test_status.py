@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from overnight.cli.output import print_status, status_object
+from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
+from overnight.search.schedulers.study import progress_text, share_spent
 from overnight.study.snapshot import StudyView
 from support.planted_study import record
 
@@ -39,6 +41,35 @@ def test_the_budget_is_told_in_epochs_where_trials_are_paused(
     assert "0 of 600 epochs done" in capsys.readouterr().out
     status = status_object(found)
     assert (status["budget"], status["epochs"]) == (None, {"trained": 0, "budget": 600})
+
+
+@pytest.mark.parametrize(
+    ("given", "trainings", "limit"),
+    [
+        ((), 30, 600),
+        (("study.budget=2.5",), 2.5, 50),
+        (("study.trials=100",), 100, None),
+        (("study.trials=100", "study.budget=10"), 10, 200),
+        (("scheduler=none",), 30, None),
+        (("scheduler=none", "study.trials=100"), 100, None),
+    ],
+)
+def test_a_number_of_trials_takes_the_place_of_the_default_budget(
+    given: tuple[str, ...], trainings: float, limit: int | None, tmp_path: Path
+) -> None:
+    budget = running_view(tmp_path, "trainer.max_epochs=20", *given).plan.budget
+    assert (budget.trainings, budget.epoch_limit) == (trainings, limit)
+
+
+def test_the_time_left_of_a_number_of_trials_counts_their_promotions(tmp_path: Path) -> None:
+    """All ten configurations wait at the first rung: 25 of 35 epochs are still to come."""
+    plan = running_view(tmp_path, "study.trials=10", "scheduler.min_epochs=1").plan
+    waiting = [
+        replace(record(n, {}, 0.5), state="paused", history=(Progress(n, 0, {"val/accuracy": 0.5}, 1e9, 1.0),), until=1)
+        for n in range(10)
+    ]
+    assert progress_text(waiting, plan) == "10 of 10 trials"
+    assert share_spent(waiting, plan) == pytest.approx(10 / 35)
 
 
 def test_the_budget_is_a_number_of_trials_where_none_is_paused(tmp_path: Path) -> None:

@@ -87,12 +87,9 @@ def list_studies(location: StudyLocation) -> list[StudyListing]:
                 study.state,
                 size,
                 {s: n for s in _STATES if (n := study.count(s))},  # type: ignore[arg-type]
-                study.budget if not study.plan.counts_epochs else None,
+                study.budget if not study.plan.budget.counts_epochs else None,
                 study.progress,
-                {
-                    "trained": trained_epochs(study.records),
-                    "budget": study.plan.budget_epochs if study.plan.pauses else None,
-                },
+                {"trained": trained_epochs(study.records), "budget": study.plan.budget.epoch_limit},
                 study.plan.settings.study.metric if name != TRAIN_STUDY else None,
                 study.best,
                 (study.metric_of(last), last) if name == TRAIN_STUDY and (last := study.latest) else None,

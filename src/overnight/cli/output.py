@@ -46,7 +46,7 @@ def status_object(view: StudyView) -> dict[str, Any]:
     return {
         "study": view.name,
         "state": view.state,
-        "budget": view.budget if not view.plan.counts_epochs else None,
+        "budget": view.budget if not view.plan.budget.counts_epochs else None,
         "epochs": epochs_object(view.plan, view.records),
         "trials": {
             "complete": view.count("complete"),
@@ -68,7 +68,7 @@ def status_object(view: StudyView) -> dict[str, Any]:
 def epochs_object(plan: Plan, records: Iterable[TrialRecord]) -> dict[str, int | None]:
     """Return what `status --json` and `list --json` print of the epochs of a study."""
     trained = sum(len(r.history) for r in records)
-    return {"trained": trained, "budget": plan.budget_epochs if plan.pauses else None}
+    return {"trained": trained, "budget": plan.budget.epoch_limit}
 
 
 def best_object(best: TrialRecord | None) -> dict[str, Any] | None:
@@ -149,7 +149,7 @@ def _print_runs(view: StudyView) -> None:
 def _print_time_left(view: StudyView, done: int) -> None:
     from overnight.search import deadline
     from overnight.search.record import format_duration
-    from overnight.search.schedulers.study import trained_epochs
+    from overnight.search.schedulers.study import epochs_in_all, trained_epochs
 
     records = (*view.records, *(view.confirmation.records if view.confirmation else ()))
     durations = [r.ended_at - r.started_at for r in records if r.done and r.ended_at and r.started_at]
@@ -158,8 +158,8 @@ def _print_time_left(view: StudyView, done: int) -> None:
     running = max(sum(r.state == "running" for r in records), 1)
     # Trials of a confirmation are never pruned, so they take as long as the longest trial.
     left_s = max(view.budget - done, 0) * statistics.median(durations) / running
-    if view.plan.counts_epochs:
-        left = max(view.plan.budget_epochs - trained_epochs(view.records), 0)
+    if view.plan.pauses:
+        left = max(epochs_in_all(view.records, view.plan) - trained_epochs(view.records), 0)
         left_s = left * (deadline.epoch_s(view.records) or 0.0) * deadline.MARGIN / running
     left_s += (view.confirmations - view.confirmed) * max(durations) / running
     end = time.strftime("%H:%M", time.localtime(time.time() + left_s))
@@ -198,12 +198,16 @@ def print_result(result: Result) -> None:
 def _print_exhausted(result: Result) -> None:
     """Say it if the study had nothing left to do."""
     plan, study = result.plan, result.plan.settings.study
-    is_whole_grid = plan.budget < (study.trials or 0) or plan.budget == plan.n_points
-    if plan.settings.sampler.name == "grid" and is_whole_grid and sum(r.done for r in result.records) >= plan.budget:
+    is_whole_grid = plan.budget.trials < (study.trials or 0) or plan.budget.trials == plan.n_points
+    if (
+        plan.settings.sampler.name == "grid"
+        and is_whole_grid
+        and sum(r.done for r in result.records) >= plan.budget.trials
+    ):
         click.echo("every point of the grid is done; to search more, widen the space and set a new study.name")
     elif not result.did_work and result.stop_reason == "complete":
-        budget = f"trials={plan.budget * 2}" if study.trials is not None or not plan.pauses else "budget="
-        more = f"study.{budget}" if budget != "budget=" else f"study.budget={study.budget * 2:g}"
+        budget = f"trials={plan.budget.trials * 2}" if study.trials is not None or not plan.pauses else "budget="
+        more = f"study.{budget}" if budget != "budget=" else f"study.budget={plan.budget.trainings * 2:g}"
         click.echo(f"{result.study_name} is complete; to search more, set {more} or a new study.name")
 
 
@@ -295,14 +299,14 @@ def _time_lines(found: Forecast) -> list[str]:
     from overnight.search.record import format_duration
 
     least, most = (format_duration(s) for s in found.seconds)
-    work = "the search" if found.budget_epochs is not None else f"{found.searches[0].trials} trials"
+    work = "the search" if found.pauses else f"{found.searches[0].trials} trials"
     work += f" and {found.confirmations} confirmations" if found.confirmations else ""
     slots = f"in {found.slots} slot{'s' if found.slots > 1 else ''}"
     if found.at_once < found.slots:
         slots += f", of which {found.at_once} train at once, because there are {found.at_once} cores"
     lines = _search_lines(found) + [
         f"time: {least} to {'more than ' if found.slowest.is_cut else ''}{most} for {work} {slots}, "
-        f"from the start to the report{', without pruning' if found.budget_epochs is None else ''}"
+        f"from the start to the report{'' if found.pauses else ', without pruning'}"
     ]
     for which in dict.fromkeys((found.fastest, found.slowest)):
         at_least = "more than " if which.is_cut else ""
@@ -315,14 +319,15 @@ def _time_lines(found: Forecast) -> list[str]:
 
 def _search_lines(found: Forecast) -> list[str]:
     """Say how many configurations a search trains whose trials are paused; nothing for another one."""
-    if found.budget_epochs is None:
+    if not found.pauses:
         return []
-    trials, complete = ([getattr(s, name) for s in found.searches] for name in ("trials", "complete"))
+    trials, complete, epochs = ([getattr(s, name) for s in found.searches] for name in ("trials", "complete", "epochs"))
+    size = f"about {_range(epochs)} epochs" if found.epoch_limit is None else f"{found.epoch_limit} epochs"
     if found.scheduler:
-        return [f"search: {found.budget_epochs} epochs; {found.scheduler} decides for how many configurations"]
+        return [f"search: {size}; {found.scheduler} decides for how many configurations"]
     done = f", {found.trained_epochs} of them done" if found.trained_epochs else ""
     return [
-        f"search: {found.budget_epochs} epochs{done}, for about {_range(trials)} configurations; "
+        f"search: {size}{done}, for about {_range(trials)} configurations; "
         f"about {_range(complete)} of them train to the end"
     ]
 

@@ -66,10 +66,10 @@ class StudySettings:
     objective: Literal["last", "best"]
     folds: int | None = rule("must be from 2 to 20, or null for no cross-validation", lambda v: 2 <= v <= 20, None)
     trials: int | None = at_least(1, None)
-    budget: float = rule(
+    budget: float | None = rule(
         "must be at least 1 whole training; with less no trial would be complete, so lower trainer.max_epochs instead",
         lambda v: v >= 1,
-        30.0,
+        None,
     )
     retries: int = at_least(0)
     max_consecutive_failures: int = at_least(1)

@@ -84,7 +84,8 @@ def _few(plan: Plan, records: Sequence[TrialRecord]) -> list[str]:
     if plan.pauses and done:  # the trained epochs are for more trials than they are whole trainings
         trainings = math.ceil(trained_epochs(records) * more / done / plan.settings.trainer.max_epochs)
     limits = [f"study.trials={more}"] if study.trials is not None else []
-    if trainings > study.budget and (plan.pauses or study.trials is None):
+    is_limit = study.trials is None or (plan.pauses and study.budget is not None)
+    if trainings > plan.budget.trainings and is_limit:
         limits.append(f"study.budget={trainings}")
     remedy = f"resume with {' '.join(limits)}" if limits else "the rest of the budget adds more"
     return [f"{done} trials are few for {searched} searched parameters; {remedy}."]

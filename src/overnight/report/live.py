@@ -28,7 +28,7 @@ from overnight.search.record import (
     trial_title,
     typical_units,
 )
-from overnight.search.schedulers.study import progress_text, share_spent, trained_epochs
+from overnight.search.schedulers.study import epochs_in_all, progress_text, share_spent, trained_epochs
 
 REDRAW_EVERY_S = 0.5
 
@@ -104,16 +104,17 @@ class ProgressSnapshot:
             return None
         typical = statistics.median(durations)  # the first trial waited for imports
         running = sum(max(typical - (now - trial.started_at), 0.0) for trial in self.running)
-        waiting = max(self.plan.budget - self.done - len(self.running), 0)
-        if self.plan.counts_epochs:
+        waiting = max(self.plan.budget.trials - self.done - len(self.running), 0)
+        if self.plan.pauses:
             return self._seconds_of_epochs(max(durations))
         # Trials of a confirmation are never pruned, so they take as long as the longest trial.
         return (waiting * typical + running + self.plan.confirmation_trials * max(durations)) / self.slots
 
     def _seconds_of_epochs(self, longest_s: float) -> float:
-        """Estimate the seconds of the epochs that are left in the budget, and of the confirmation."""
-        left = max(self.plan.budget_epochs - trained_epochs(self.records.values()), 0)
-        epoch_s = deadline.epoch_s(self.records.values()) or 0.0
+        """Estimate the seconds of the epochs that are left, and of the confirmation."""
+        records = self.records.values()
+        left = max(epochs_in_all(records, self.plan) - trained_epochs(records), 0)
+        epoch_s = deadline.epoch_s(records) or 0.0
         return (left * epoch_s * deadline.MARGIN + self.plan.confirmation_trials * longest_s) / self.slots
 
 

@@ -65,7 +65,7 @@ def find_rungs(plan: Plan, records: Sequence[TrialRecord]) -> list[Rung]:
 def cost_sentence(plan: Plan, records: Sequence[TrialRecord]) -> str:
     """Say what the search trained, and what training each configuration to its end would take."""
     started = sum(bool(r.history) for r in records)
-    of = f" of {plan.budget_epochs:,}" if plan.counts_epochs else ""
+    of = f" of {plan.budget.epochs:,}" if plan.budget.counts_epochs else ""
     trained = f"{trained_epochs(records):,}{of} epochs"
     whole = f"{started * plan.settings.trainer.max_epochs:,}"
     if started == 1:

@@ -97,8 +97,9 @@ class Forecast:
         points: of the search space; infinity for a continuous one.
         samples: configurations of the space, as key -> value.
         searches: the search with the fastest and with the slowest measured configuration.
-        budget_epochs: of all trials together; None where the budget is a number of trials.
-        trained_epochs: of these, so far.
+        pauses: whether the scheduler pauses trials.
+        epoch_limit: of all trials together; None where only the number of trials is limited.
+        trained_epochs: of the search, so far.
         confirmations: the largest number of trials of the confirmation.
         scheduler: the user's class that decides how many trials start; empty where it is known.
         at_once: trials that really run side by side: as many as there are slots, and cores for them.
@@ -109,7 +110,8 @@ class Forecast:
     points: float
     samples: tuple[dict[str, Any], ...]
     searches: tuple[Search, Search]
-    budget_epochs: int | None
+    pauses: bool
+    epoch_limit: int | None
     trained_epochs: int
     confirmations: int
     scheduler: str
@@ -160,7 +162,8 @@ def forecast(plan: Plan, samples: int = 3) -> Forecast:
         points=plan.n_points,
         samples=tuple(random_point(plan, rng) for _ in range(samples)),
         searches=(fast, slow),
-        budget_epochs=plan.budget_epochs if plan.pauses else None,
+        pauses=plan.pauses,
+        epoch_limit=plan.budget.epoch_limit,
         trained_epochs=trained_epochs(records),
         confirmations=confirmations,
         scheduler=scheduler.label if scheduler.name == "own" else "",
@@ -181,16 +184,16 @@ def rest_of_search(
     A scheduler of the user is taken for quota halving. Its epochs are the same; it may start more processes, or fewer.
     """
     if not plan.pauses:
-        trials = max(plan.budget - sum(r.done for r in records), 0)
+        trials = max(plan.budget.trials - sum(r.done for r in records), 0)
         return Search(trials, trials, seconds_of(trials, at_once, measured.trial_s))
     sent_to = rungs_of(trials_of(records, plan.settings))
     rung = min(sent_to) if sent_to else first_rung(plan.settings, measured.unit_s)
     whole = expected_search(
         plan.settings.trainer.max_epochs,
         rung,
-        plan.budget_epochs,
+        plan.budget.epochs,
         slots,
-        plan.max_trials,
+        plan.budget.trial_limit,
         plan.finalists,
         plan.settings.seed,
     )

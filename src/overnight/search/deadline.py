@@ -17,6 +17,7 @@ from overnight.config import clock
 from overnight.config.settings import StudySettings
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, TrialRecord, ranked, typical_units
+from overnight.search.schedulers.study import epochs_in_all, trained_epochs
 
 # The largest share of a launch for the confirmation and the test set. The search has the rest.
 CONFIRMATION_SHARE = 1 / 3
@@ -211,9 +212,10 @@ def plan_time(
     search_ends_at = deadline.ends_at - closing - confirmation.seconds - switch - plots - STOP_S
     typical = typical_trial_s(records, typical_units(records, plan))
     fitting = None if typical is None else max(int((search_ends_at - now) / max(typical, 1e-3) * slots), 0)
-    unspent = max(plan.budget - sum(r.done or r.state == "running" for r in records), 0)
+    unspent = max(plan.budget.trials - sum(r.done or r.state == "running" for r in records), 0)
     if plan.pauses:
-        unspent = max(plan.budget_epochs - sum(len(r.history) for r in records), 0) // plan.settings.trainer.max_epochs
+        left = epochs_in_all(records, plan) - trained_epochs(records)
+        unspent = max(left, 0) // plan.settings.trainer.max_epochs
     trials_left = None if fitting is None else min(fitting, unspent)
     return TimePlan(
         deadline.ends_at, search_ends_at, confirmation, trials_left, typical, overhead_s(records), plan.pauses

@@ -190,7 +190,7 @@ class SearchLimits:
     def next_trial(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> NextTrial:
         self._note_start()
         waiting = [r for n, r in sorted(records.items()) if r.state in ("waiting", "paused") and n not in running]
-        if not waiting and len(records) >= self._plan.budget:
+        if not waiting and len(records) >= self._plan.budget.trials:
             return "any"
         self._stop_reason = self._reason_to_stop(list(records.values()))
         if self._stop_reason is not None:
@@ -202,7 +202,7 @@ class SearchLimits:
             seconds = deadline.remaining_s(record, time_plan, typical_units(records.values(), self._plan))
             if deadline.fits(seconds, now, time_plan.search_ends_at):
                 return record.number
-        if len(records) < self._plan.budget and deadline.fits(time_plan.trial_s, now, time_plan.search_ends_at):
+        if len(records) < self._plan.budget.trials and deadline.fits(time_plan.trial_s, now, time_plan.search_ends_at):
             return "new" if waiting else "any"
         return None
 

@@ -7,7 +7,6 @@ it was started with, without conf/ and without a command line. `build_plan` make
 from __future__ import annotations
 
 import functools
-import math
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +22,7 @@ from overnight.config.user_tree import TreeUse
 from overnight.config.values import fingerprint, to_text
 from overnight.config.values import from_json as values_from_json
 from overnight.config.values import to_json as values_to_json
+from overnight.search.budget import Budget, budget_of
 from overnight.search.distributions import random_value
 from overnight.search.seeds import derive_seed
 from overnight.search.space import SearchSpace
@@ -129,32 +129,13 @@ class Plan:
         searched = {p.key for p in self.space.parameters}
         return settings.scheduler.name in ("halving", "own") and may and "trainer.max_epochs" not in searched
 
-    @property
-    def counts_epochs(self) -> bool:
-        """Whether the budget is spent in epochs: trials are paused, and their number is not limited."""
-        return self.pauses and self.settings.study.trials is None
-
-    @property
-    def budget_epochs(self) -> int:
-        """The number of epochs of all trials together, where the scheduler pauses trials."""
-        return math.floor(self.settings.study.budget * self.settings.trainer.max_epochs)
-
-    @property
-    def max_trials(self) -> int | None:
-        """The largest number of trials; None where only the epochs are limited."""
-        trials = self.settings.study.trials
-        if self.settings.sampler.name == "grid":
-            points = self.n_points + sum(bool(first.outside) for first in self.first_trials())
-            trials = trials if points == math.inf else int(min(points, math.inf if trials is None else trials))
-        return trials
-
     @functools.cached_property
-    def budget(self) -> int:
-        """The largest number of trials. A grid has at most one trial for each of its points."""
-        study = self.settings.study
-        most = self.budget_epochs if self.pauses else math.floor(study.budget)
-        limit = self.max_trials
-        return most if limit is None else min(limit, most) if study.trials is None else limit
+    def budget(self) -> Budget:
+        """How many trials a search may start, and how many epochs they may train together."""
+        if self.settings.sampler.name != "grid":
+            return budget_of(self.settings, self.pauses)
+        points = self.n_points + sum(bool(first.outside) for first in self.first_trials())
+        return budget_of(self.settings, self.pauses, points)
 
     @functools.cached_property
     def n_points(self) -> float:
@@ -163,11 +144,11 @@ class Plan:
 
     @property
     def confirm_seeds(self) -> int:
-        """Seeds of the confirmation. By default five, or none where that would train more than the search does."""
+        """Seeds of the confirmation. By default five, or none where that would be more trials than the search has."""
         confirm = self.settings.study.confirm
         if confirm.seeds is not None:
             return confirm.seeds
-        trainings = min(self.budget, self.settings.study.budget) if self.pauses else self.budget
+        trainings = min(self.budget.trials, self.budget.trainings) if self.pauses else self.budget.trials
         return CONFIRM_SEEDS if trainings >= CONFIRM_SEEDS * (confirm.top + 1) else 0
 
     @property

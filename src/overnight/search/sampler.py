@@ -29,7 +29,7 @@ MAX_REDRAWS = 10
 
 def sampler_notes(plan: Plan) -> list[str]:
     """What the sampler can't do with the space, and what it does instead, one line each."""
-    name, space, trials = plan.settings.sampler.name, plan.space, plan.budget
+    name, space, trials = plan.settings.sampler.name, plan.space, plan.budget.trials
     notes = []
     joint = _joint_space(plan)
     if joint:

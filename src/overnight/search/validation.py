@@ -273,7 +273,7 @@ def check_enqueued(plan: Plan, problems: Problems) -> None:
                 draws = " or ".join(p.describe() for p in parameters)
                 remedy = "change it, or widen the space"
                 problems.add(label, f"must be inside the search space, {draws}", value, remedy)
-    needed, trials = 1 + len(entries), plan.budget
+    needed, trials = 1 + len(entries), plan.budget.trials
     if needed > trials:
         problems.add(
             "study.enqueue",

@@ -129,7 +129,7 @@ def _enqueue_first_trials(study: optuna.Study, plan: Plan) -> list[str]:
         return is_given or (not first.outside and first.point in sampled)
 
     new = [first for first in plan.first_trials() if (first.entry or not trials) and not exists(first)]
-    n_free = max(plan.budget - len(trials), 0)
+    n_free = max(plan.budget.trials - len(trials), 0)
     for first in new[:n_free]:
         entry = {ENTRY: first.entry} if first.entry else {}
         study.enqueue_trial(first.point, user_attrs={**entry, VALUES: first.values, OUTSIDE: list(first.outside)})

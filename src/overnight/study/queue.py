@@ -70,7 +70,7 @@ class TrialQueue:
             points = sum(not t.user_attrs.get(OUTSIDE) for t in trials)
             if points >= self._plan.n_points:
                 return True
-        return len(trials) >= self._plan.budget
+        return len(trials) >= self._plan.budget.trials
 
     def ask(self) -> TrialAssignment | None:
         """Return the next trial to run, or None once the budget is spent.

@@ -158,7 +158,7 @@ class Schedule:
     def _left(self, trials: list[Trial]) -> float:
         """The epochs that are neither trained nor reserved, of the budget and of those for which there is time."""
         reserved = sum(max(t.until - t.epochs, 0) for t in trials if t.state == "running")
-        return min(epochs_left(trials, self._plan.budget_epochs), self.time_left - reserved)
+        return min(epochs_left(trials, self._plan.budget.epochs), self.time_left - reserved)
 
     def _read(self) -> list[Trial]:
         running = {number: running.history.values() for number, running in self._reader.running.items()}

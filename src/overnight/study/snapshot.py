@@ -58,7 +58,7 @@ class StudyView:
     @property
     def budget(self) -> int:
         """The number of trials in all. `train` has no limit: each of its trials was asked for."""
-        return max(self.plan.budget, len(self.records) if self.name == TRAIN_STUDY else 0)
+        return max(self.plan.budget.trials, len(self.records) if self.name == TRAIN_STUDY else 0)
 
     def count(self, *states: State) -> int:
         return sum(r.state in states for r in self.records)

@@ -64,6 +64,16 @@ def expected_search(
     )
 
 
+def epochs_of_trials(trials: int, max_epochs: int, min_epochs: int, finalists: int = 1) -> int:
+    """The epochs that so many trials need, if each rung sends on the share that it may and all finalists are complete.
+
+    A simulation gives more exact numbers and takes longer. From ten trials on they differ by less than a fifth.
+    """
+    ends = rungs(max_epochs, min_epochs)
+    segments = enumerate(zip((0, *ends), ends, strict=False))
+    return sum((end - begin) * max(trials // ETA**i, min(finalists, trials)) for i, (begin, end) in segments)
+
+
 def _epochs_per_trial(max_epochs: int, min_epochs: int) -> float:
     """The mean number of epochs of a trial where each rung sends on the share that it may."""
     ends = rungs(max_epochs, min_epochs)

@@ -24,7 +24,7 @@ def scheduler_notes(plan: Plan) -> list[str]:
         why = "trainer counts the progress of a trial in validations"
     else:
         why = "trainer.max_epochs is searched"
-    counts = f", and study.budget={settings.study.budget:g} counts trials" if settings.study.trials is None else ""
+    counts = f", and study.budget={plan.budget.trainings:g} counts trials" if settings.study.trials is None else ""
     return [
         f"scheduler: halving needs trials that train the same number of epochs in one piece, and {why}; the median "
         f"pruner takes its place{counts}"

@@ -15,6 +15,7 @@ from overnight.search.attributes import HISTORY, UNTIL
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, unpack_history
 from overnight.search.schedulers import own
+from overnight.search.schedulers.expected import epochs_of_trials
 from overnight.search.schedulers.halving import ETA, Halving, rungs
 from overnight.search.schedulers.interface import Scheduler, State, Trial, epochs_left
 
@@ -45,7 +46,7 @@ def make_scheduler(plan: Plan, min_epochs: int) -> Scheduler:
         return own.CheckedScheduler(scheduler, str(settings.scheduler.target["_target_"]), settings.trainer.max_epochs)
     is_free = settings.scheduler.min_epochs is None
     return Halving(
-        settings.trainer.max_epochs, min_epochs, plan.max_trials, leaves_out=is_free, finalists=plan.finalists
+        settings.trainer.max_epochs, min_epochs, plan.budget.trial_limit, leaves_out=is_free, finalists=plan.finalists
     )
 
 
@@ -133,7 +134,7 @@ def is_spent(records: Iterable[TrialRecord], plan: Plan) -> bool:
     """Whether the budget of a search is spent. Under a scheduler that pauses trials: whether it would go on."""
     found = list(records)
     if not plan.pauses:
-        return sum(r.done for r in found) >= plan.budget
+        return sum(r.done for r in found) >= plan.budget.trials
     if plan.settings.scheduler.target is not None:  # its class may not be here
         return bool(found) and all(r.done for r in found)
     trials = trials_of(found, plan.settings)
@@ -141,7 +142,7 @@ def is_spent(records: Iterable[TrialRecord], plan: Plan) -> bool:
         return False
     first = min((r.until for r in found if r.until is not None and r.state != "failed"), default=1)
     scheduler = make_scheduler(plan, plan.settings.scheduler.min_epochs or first)
-    return scheduler.next(trials, epochs_left(trials, plan.budget_epochs)) is None
+    return scheduler.next(trials, epochs_left(trials, plan.budget.epochs)) is None
 
 
 def trained_epochs(records: Iterable[TrialRecord]) -> int:
@@ -149,20 +150,33 @@ def trained_epochs(records: Iterable[TrialRecord]) -> int:
     return sum(len(r.history) for r in records)
 
 
+def epochs_in_all(records: Iterable[TrialRecord], plan: Plan) -> int:
+    """The epochs that a search trains in all, under a scheduler that pauses trials.
+
+    They are the budget, or about as many as study.trials needs.
+    """
+    if plan.budget.trial_limit is None:
+        return plan.budget.epochs
+    settings, sent_to = plan.settings, [r.until for r in records if r.until is not None and r.state != "failed"]
+    rung = settings.scheduler.min_epochs or min(sent_to, default=1)
+    needed = epochs_of_trials(plan.budget.trial_limit, settings.trainer.max_epochs, rung, plan.finalists)
+    return min(needed, plan.budget.epochs)
+
+
 def progress_text(records: Iterable[TrialRecord], plan: Plan) -> str:
     """How much of the budget of a search is spent: "12 of 30 trials", or "345 of 600 epochs"."""
     found = list(records)
-    if plan.counts_epochs:
-        return f"{trained_epochs(found)} of {plan.budget_epochs} epochs"
-    return f"{sum(r.done or r.waits_at_rung for r in found)} of {plan.budget} trials"
+    if plan.budget.counts_epochs:
+        return f"{trained_epochs(found)} of {plan.budget.epochs} epochs"
+    return f"{sum(r.done or r.waits_at_rung for r in found)} of {plan.budget.trials} trials"
 
 
 def share_spent(records: Iterable[TrialRecord], plan: Plan) -> float:
     """The share of the budget of a search that is spent, from 0 to 1."""
     found = list(records)
-    if plan.counts_epochs:
-        return min(trained_epochs(found) / plan.budget_epochs, 1.0)
-    return min(sum(r.done or r.waits_at_rung for r in found) / plan.budget, 1.0)
+    if plan.pauses:
+        return min(trained_epochs(found) / epochs_in_all(found, plan), 1.0)
+    return min(sum(r.done or r.waits_at_rung for r in found) / plan.budget.trials, 1.0)
 
 
 def promising_first(records: Iterable[TrialRecord], settings: Settings) -> list[int]:

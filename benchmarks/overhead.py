@@ -127,6 +127,7 @@ def nothing_overrides(home: Path, study: str, trials: int, epochs: int, *more: s
         *(
             "model=nothing",
             "data=nothing",
+            "scheduler=median",
             "preflight=never",
             "study.confirm.seeds=0",  # only the search is measured
             f"slots={SLOTS}",

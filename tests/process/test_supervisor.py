@@ -285,7 +285,7 @@ def test_only_the_best_trials_keep_their_weights(finished_home: Path) -> None:
 
 
 def test_a_stop_saves_the_running_trials_and_the_study_is_resumed(home: Path, tune: Tune) -> None:
-    overrides = user_network("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3")
+    overrides = user_network("Slow", "study.trials=2", "slots=2", "trainer.max_epochs=3", "scheduler=median")
     study = build_plan([f"home={home}", *overrides])
     session, _ = open_study(study)
     worker = Supervisor(session, MlflowSync(study, "uid"))

@@ -63,7 +63,7 @@ def test_a_sampler_by_target_says_why_its_process_fails(
 
 @FAILURES
 def test_a_terminator_says_why_its_process_fails(fork: Callable[..., BaseProcess], cause: str) -> None:
-    plan = planned("terminator=regret_bound")
+    plan = planned("terminator=regret_bound", "scheduler=median")
     terminator = Terminator(plan, fork)
     assert terminator.stop_reason(search_records(plan)) is None
     assert re.search(f"no longer used: its process {cause}$", terminator.error or "")

@@ -23,7 +23,7 @@ from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord, describe, format_duration
 from support.terminal import TerminalFile
 
-STUDY = build_plan(["study.trials=10", "trainer.max_epochs=20"])
+STUDY = build_plan(["scheduler=median", "study.trials=10", "trainer.max_epochs=20"])
 LONG = build_plan(["trainer.max_epochs=200"])
 
 

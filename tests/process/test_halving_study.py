@@ -64,7 +64,10 @@ class OneSlot:
 
     Args:
         risk: The probability of a kill at each step.
+        finishes_after: The number of epochs after which study.patience ends the search.
     """
+
+    finishes_after = math.inf
 
     def __init__(
         self, plan: Plan, risk: float = 0.0, seed: int = 0, curve: Callable[[int, int], float] = curve
@@ -101,6 +104,7 @@ class OneSlot:
         while assignment is not None:
             self._step(session)
             is_complete = self._train(session, assignment)
+            session.schedule.finishes = len(self.trained) >= self.finishes_after
             with session.writer.batch():  # as the supervisor: the next one is chosen before the end is written
                 (session.writer.complete if is_complete else session.writer.pause)(assignment.number)
                 self._step(session)
@@ -133,6 +137,14 @@ class OneSlot:
 
 def facts_of(records: list[TrialRecord]) -> list[tuple[Any, ...]]:
     return [(r.number, r.state, r.until, r.params, [e.metrics for e in r.history]) for r in records]
+
+
+def test_a_search_that_patience_ends_trains_no_more_than_its_finalists_to_the_end(tmp_path: Path) -> None:
+    slot = OneSlot(planned(tmp_path, "study.confirm.top=2", "study.confirm.seeds=2"), curve=falling)
+    slot.finishes_after = 12
+    records = slot.run()
+    assert [r.number for r in records if r.state == "complete"] == [0, 1]
+    assert len(slot.trained) < 6 * EPOCHS - EPOCHS, "the rest of the budget is left"
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])

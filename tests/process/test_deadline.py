@@ -48,6 +48,12 @@ def record(number: int, epoch_s: float, epochs: int = EPOCHS, state: str = "comp
     return TrialRecord(number, state, params, history, value, None, "", began, None, **more)  # type: ignore[arg-type]
 
 
+def test_a_resumed_trial_does_not_hide_what_a_start_costs() -> None:
+    """Its start is its last one, after its first epochs."""
+    new, resumed = record(0, 2.0, 1), [replace(record(n, 2.0), started_at=NOON + 1000) for n in (1, 2)]
+    assert deadline.overhead_s([new, *resumed]) == pytest.approx(1.0)
+
+
 # Times of day ---------------------------------------------------------------------------------------------------------
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from overnight.cli import watch
 from overnight.cli.output import print_status, status_object
 from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
+from overnight.search.record import Confirms
 from overnight.search.schedulers.study import progress_text, share_spent
 from overnight.study.snapshot import StudyView
 from support.planted_study import record
@@ -70,6 +72,29 @@ def test_the_time_left_of_a_number_of_trials_counts_their_promotions(tmp_path: P
     ]
     assert progress_text(waiting, plan) == "10 of 10 trials"
     assert share_spent(waiting, plan) == pytest.approx(10 / 35)
+
+
+@pytest.mark.parametrize("screen", ["status", "watch"])
+def test_the_wait_of_a_paused_trial_is_no_time_of_a_confirmation(
+    screen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The search took eight hours. At its end a trial became pruned that had waited since its first epoch."""
+    view = running_view(tmp_path, "study.budget=1.5", "study.confirm.seeds=1", "slots=2")
+    paused = replace(record(0, {}, 0.5, "pruned"), ended_at=1e9 + 8 * 3600, until=1)
+    complete = replace(record(1, {}, 0.6), history=record(1, {}, 0.6).history * 4, until=20)
+    runs = tuple(
+        replace(record(n, {}, None, "waiting"), started_at=None, ended_at=None, confirms=Confirms(1, 1, n))
+        for n in range(4)
+    )
+    confirmation = replace(view, name=f"{view.name}.confirm", plan=replace(view.plan), records=runs)
+    view = replace(view, records=(paused, complete), confirmation=confirmation, launch={})
+    if screen == "status":
+        print_status(view)
+        assert "about 40 s left" in capsys.readouterr().out
+    else:
+        plan = build_plan([f"home={tmp_path}", "scheduler=none", "study.trials=4", "study.confirm.seeds=0"])
+        left = watch.progress(replace(view, confirmation=replace(confirmation, plan=plan))).seconds_left()
+        assert left == pytest.approx(4 * 10 / 2)
 
 
 def test_the_budget_is_a_number_of_trials_where_none_is_paused(tmp_path: Path) -> None:

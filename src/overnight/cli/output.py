@@ -151,8 +151,12 @@ def _print_time_left(view: StudyView, done: int) -> None:
     from overnight.search.record import format_duration
     from overnight.search.schedulers.study import epochs_in_all, trained_epochs
 
-    records = (*view.records, *(view.confirmation.records if view.confirmation else ()))
-    durations = [r.ended_at - r.started_at for r in records if r.done and r.ended_at and r.started_at]
+    second = view.confirmation.records if view.confirmation is not None else ()
+    records = (*view.records, *second)
+    durations = [s for r in records if (s := deadline.whole_s(r)) is not None]
+    epoch_s = deadline.epoch_s(view.records)
+    if view.plan.pauses and epoch_s is not None and not durations:
+        durations = [view.plan.settings.trainer.max_epochs * epoch_s]
     if not durations:
         return
     running = max(sum(r.state == "running" for r in records), 1)
@@ -160,7 +164,8 @@ def _print_time_left(view: StudyView, done: int) -> None:
     left_s = max(view.budget - done, 0) * statistics.median(durations) / running
     if view.plan.pauses:
         left = max(epochs_in_all(view.records, view.plan) - trained_epochs(view.records), 0)
-        left_s = left * (deadline.epoch_s(view.records) or 0.0) * deadline.MARGIN / running
+        left = 0 if view.confirmation is not None else left  # a search may end with a few epochs left
+        left_s = left * (epoch_s or 0.0) * deadline.MARGIN / running
     left_s += (view.confirmations - view.confirmed) * max(durations) / running
     end = time.strftime("%H:%M", time.localtime(time.time() + left_s))
     click.echo(f"about {format_duration(left_s)} left, until {end}")

@@ -97,7 +97,9 @@ class ProgressSnapshot:
     def seconds_left(self) -> float | None:
         """Estimate the seconds until the budget is used, from the median duration; None before the first progress."""
         now, units = time.time(), typical_units(self.records.values(), self.plan)
-        durations = [r.ended_at - r.started_at for r in self.ended if r.ended_at and r.started_at] or [
+        if self.plan.pauses:
+            return self._seconds_of_epochs(units)
+        durations = [s for r in self.ended if (s := deadline.whole_s(r)) is not None] or [
             (now - trial.started_at) / (trial.index + 1) * units for trial in self.running if trial.index >= 0
         ]
         if not durations:
@@ -105,16 +107,17 @@ class ProgressSnapshot:
         typical = statistics.median(durations)  # the first trial waited for imports
         running = sum(max(typical - (now - trial.started_at), 0.0) for trial in self.running)
         waiting = max(self.plan.budget.trials - self.done - len(self.running), 0)
-        if self.plan.pauses:
-            return self._seconds_of_epochs(max(durations))
         # Trials of a confirmation are never pruned, so they take as long as the longest trial.
         return (waiting * typical + running + self.plan.confirmation_trials * max(durations)) / self.slots
 
-    def _seconds_of_epochs(self, longest_s: float) -> float:
-        """Estimate the seconds of the epochs that are left, and of the confirmation."""
+    def _seconds_of_epochs(self, epochs: int) -> float | None:
+        """Estimate the seconds of the epochs that are left, and of the confirmation, whose trials have so many."""
         records = self.records.values()
+        epoch_s = deadline.epoch_s(records)
+        if epoch_s is None:
+            return None
         left = max(epochs_in_all(records, self.plan) - trained_epochs(records), 0)
-        epoch_s = deadline.epoch_s(records) or 0.0
+        longest_s = max((s for r in records if (s := deadline.whole_s(r)) is not None), default=epochs * epoch_s)
         return (left * epoch_s * deadline.MARGIN + self.plan.confirmation_trials * longest_s) / self.slots
 
 

@@ -117,7 +117,18 @@ def epoch_s(records: Iterable[TrialRecord]) -> float | None:
 def overhead_s(records: Iterable[TrialRecord]) -> float:
     """Median seconds of a trial besides its epochs: from its start to the start of its first epoch."""
     starts = [r.history[0].at - r.history[0].seconds - r.started_at for r in records if r.history and r.started_at]
-    return max(statistics.median(starts), 0.0) if starts else 0.0
+    first = [s for s in starts if s > 0]  # a trial that was resumed has the time of its last start
+    return statistics.median(first) if first else 0.0
+
+
+def whole_s(record: TrialRecord) -> float | None:
+    """Seconds that a trial took; None before it has ended.
+
+    A trial that may have been paused counts without its pauses, and only if it is complete.
+    """
+    if record.until is not None:
+        return sum(e.seconds for e in record.history) if record.state == "complete" and record.history else None
+    return record.ended_at - record.started_at if record.done and record.ended_at and record.started_at else None
 
 
 def typical_trial_s(records: Sequence[TrialRecord], epochs: int) -> float | None:

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from overnight.api import Result
 from overnight.cli import main, output
+from overnight.runner.stop_state import StopReason
 from overnight.search.plan import TRAIN_STUDY
 from support.planted_study import record, view_of
 
@@ -48,3 +50,21 @@ def test_an_option_that_is_a_setting_is_answered_with_its_override(
     with pytest.raises(SystemExit) as ended:
         main._run()
     assert (ended.value.code, capsys.readouterr().err.splitlines()[-1]) == (2, last)
+
+
+@pytest.mark.parametrize(
+    ("given", "more"),
+    [
+        (("study.trials=5", "study.budget=2"), "study.trials=10 study.budget=4"),
+        (("study.trials=5",), "study.trials=10"),
+        (("study.trials=null", "study.budget=2.5"), "study.budget=5"),
+        (("scheduler=none", "study.trials=5"), "study.trials=10"),
+        (("scheduler=none", "study.trials=5", "study.budget=2"), "study.trials=10"),
+    ],
+)
+def test_a_complete_study_names_each_limit_that_has_to_be_raised(
+    given: tuple[str, ...], more: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = view_of([], *given).plan
+    output.print_result(Result(plan.name, StopReason.COMPLETE, (), None, (), plan, did_work=False))
+    assert f"is complete; to search more, set {more} or a new study.name" in capsys.readouterr().out

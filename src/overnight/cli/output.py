@@ -211,8 +211,10 @@ def _print_exhausted(result: Result) -> None:
     ):
         click.echo("every point of the grid is done; to search more, widen the space and set a new study.name")
     elif not result.did_work and result.stop_reason == "complete":
-        budget = f"trials={plan.budget.trials * 2}" if study.trials is not None or not plan.pauses else "budget="
-        more = f"study.{budget}" if budget != "budget=" else f"study.budget={plan.budget.trainings * 2:g}"
+        trials = [f"study.trials={plan.budget.trials * 2}"] if study.trials is not None or not plan.pauses else []
+        is_limit = plan.budget.epoch_limit is not None
+        budget = [f"study.budget={plan.budget.trainings * 2:g}"] if is_limit else []
+        more = " ".join([*trials, *budget])  # either one may have ended it
         click.echo(f"{result.study_name} is complete; to search more, set {more} or a new study.name")
 
 

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overnight.search.build_plan import build_plan
+from overnight.search.sampler import sampler_notes
 from overnight.search.schedulers.expected import epochs_of_trials, expected_search
 
 
@@ -56,3 +58,21 @@ def test_a_large_search_is_a_multiple_of_a_smaller_one() -> None:
 
 def test_the_same_search_is_expected_each_time() -> None:
     assert expected_search(20, 1, 600, 2) == expected_search(20, 1, 600, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "note"),
+    [
+        (("sampler=random",), "search: there are 90 points for about 185 trials; once each has been tried, "),
+        (("sampler=grid", "study.budget=2"), "sampler: grid will try about 12 of 90 points; study.trials=90 without "),
+        (("sampler=grid", "study.trials=7"), "sampler: grid will try 7 of 90 points; study.trials=90 tries them all"),
+        (("sampler=grid",), None),
+        (("sampler=random", "study.budget=2"), None),
+    ],
+)
+def test_a_finite_space_is_compared_with_the_trials_that_a_budget_of_epochs_is_for(
+    given: tuple[str, ...], note: str | None
+) -> None:
+    space = ("search=none", "model.dropout=range(0,0.9,0.01)", "trainer.max_epochs=20")
+    notes = sampler_notes(build_plan([*space, *given]))
+    assert notes == [] if note is None else notes[0].startswith(note)

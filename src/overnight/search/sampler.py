@@ -19,6 +19,7 @@ from overnight.search.attributes import OUTSIDE, SAMPLER
 from overnight.search.custom_sampler import CustomSampler, make_question
 from overnight.search.gp import GpHelper, Question
 from overnight.search.plan import Plan
+from overnight.search.schedulers.expected import trials_of_epochs
 from overnight.search.schedulers.learned_study import LearnedStudy, TpeOfRung
 from overnight.search.seeds import derive_seed
 from overnight.system.helper_process import Fork
@@ -29,7 +30,7 @@ MAX_REDRAWS = 10
 
 def sampler_notes(plan: Plan) -> list[str]:
     """What the sampler can't do with the space, and what it does instead, one line each."""
-    name, space, trials = plan.settings.sampler.name, plan.space, plan.budget.trials
+    name, space = plan.settings.sampler.name, plan.space
     notes = []
     joint = _joint_space(plan)
     if joint:
@@ -39,15 +40,28 @@ def sampler_notes(plan: Plan) -> list[str]:
             notes.append(
                 f"sampler: {name} draws at random {what}what not every trial has: {', '.join(apart)}; tpe models those"
             )
-    size = plan.n_points
+    size, (trials, about) = plan.n_points, _trials(plan)
     if name == "grid" and size > trials:
-        notes.append(f"sampler: grid will try {trials} of {size:,.0f} points; study.trials={size:.0f} tries them all")
+        alone = " without study.budget" if plan.pauses and plan.settings.study.budget is not None else ""
+        notes.append(
+            f"sampler: grid will try {about}{trials} of {size:,.0f} points; study.trials={size:.0f}{alone} tries them "
+            f"all"
+        )
     elif name != "grid" and space.parameters and size < trials:
         notes.append(
-            f"search: there are {size:,.0f} points for {trials} trials; once each has been tried, points are trained "
-            f"again with another seed"
+            f"search: there are {size:,.0f} points for {about}{trials} trials; once each has been tried, points are "
+            f"trained again with another seed"
         )
     return notes
+
+
+def _trials(plan: Plan) -> tuple[int, str]:
+    """The number of trials, and "about " where only their epochs are known: then it is the number for early pauses."""
+    most, epochs = plan.budget.trials, plan.budget.epoch_limit
+    if epochs is None or plan.settings.scheduler.target is not None:
+        return most, ""
+    expected = trials_of_epochs(epochs, plan.settings.trainer.max_epochs, plan.settings.scheduler.min_epochs or 1)
+    return (expected, "about ") if expected < most else (most, "")
 
 
 class SeededSampler(BaseSampler):

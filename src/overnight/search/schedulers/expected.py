@@ -74,6 +74,11 @@ def epochs_of_trials(trials: int, max_epochs: int, min_epochs: int, finalists: i
     return sum((end - begin) * max(trials // ETA**i, min(finalists, trials)) for i, (begin, end) in segments)
 
 
+def trials_of_epochs(epochs: int, max_epochs: int, min_epochs: int) -> int:
+    """About how many trials so many epochs are for, if each rung sends on the share that it may."""
+    return max(round(epochs / _epochs_per_trial(max_epochs, min_epochs)), 1)
+
+
 def _epochs_per_trial(max_epochs: int, min_epochs: int) -> float:
     """The mean number of epochs of a trial where each rung sends on the share that it may."""
     ends = rungs(max_epochs, min_epochs)

@@ -53,12 +53,15 @@ class RungTpe:
             return self._random(trials, points)
         learned = [self._frozen(n, points[n], score) for n, score in choose(trials, rung, rng).items()]
         at_random = self._random(trials, points)
-        return lambda attempt: at_random(attempt) if attempt else self._draw(learned, len(trials))
+        return lambda attempt: at_random(attempt) if attempt else self._draw(learned, points)
 
-    def _draw(self, learned: list[FrozenTrial], number: int) -> Point:
+    def _draw(self, learned: list[FrozenTrial], points: Sequence[Point]) -> Point:
+        tried = set(points)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = TpeOfRung(derive_seed(self._seed, "sampler", number))
+            sampler = TpeOfRung(
+                derive_seed(self._seed, "sampler", len(points)), lambda params: self._table.point_of(params) in tried
+            )
         study = optuna.create_study(direction="maximize", sampler=sampler, storage=_Learned(learned))
         return self._table.point_of(study.ask(self._table.distributions).params)
 

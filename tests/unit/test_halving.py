@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+import warnings
 from dataclasses import replace
 
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.trial import create_trial
 
 from overnight.search.build_plan import build_plan
 from overnight.search.schedulers.halving import ETA, LEAST_COMPARED, MOST_COMPARED, Halving, kendall_tau, rungs
 from overnight.search.schedulers.interface import Resume, Start, Trial, epochs_left
+from overnight.search.schedulers.learned_study import TpeOfRung
 from overnight.search.schedulers.learning import ENOUGH, choose, rung_to_learn_from
 from overnight.search.schedulers.study import make_scheduler
 
@@ -338,6 +344,21 @@ def test_suggestions_at_the_same_time_learn_from_different_trials() -> None:
     trials = [Trial(n, "paused", (float(n),), 1) for n in range(20)]
     assert choose(trials, 1, random.Random(1)) != choose(trials, 1, random.Random(2))
     assert choose(trials, 1, random.Random(1)) == choose(trials, 1, random.Random(1))
+
+
+@pytest.mark.parametrize("tried", [set(), {0}, {0, 1, 2}])
+def test_tpe_passes_over_points_that_were_tried_as_long_as_one_candidate_was_not(tried: set[int]) -> None:
+    space = {"x": IntDistribution(0, 5), "kind": CategoricalDistribution(["a", "b"])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = TpeOfRung(0, lambda params: params["kind"] == "a" and params["x"] in tried)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for x, kind in itertools.product(range(6), ["a", "b"]):
+        value = -x if kind == "a" else -10 - x
+        study.add_trial(create_trial(params={"x": x, "kind": kind}, distributions=space, value=value))
+    for _ in range(10):
+        params = study.ask(space).params
+        assert params["kind"] == "b" or params["x"] not in tried
 
 
 @pytest.mark.parametrize("slots", [1, 4])

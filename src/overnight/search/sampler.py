@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -105,22 +105,22 @@ class SeededSampler(BaseSampler):
             tried = self._tried_points(study, trial)
             if self._plan.pauses:
                 study = self._learned.of(study, trial.number)
-            point = self._draw_point(study, trial, 0)
+            point = self._draw_point(study, trial, 0, tried=tried)
             for attempt in range(1, MAX_REDRAWS + 1):
                 if _identity(point) not in tried:
                     break
                 point = self._draw_point(study, trial, attempt)
             if any(point.get(name) != value for name, value in trial.params.items()):
                 # The suggestion was interrupted, and the other trials have changed since. Keep what was stored.
-                point = self._draw_point(study, trial, 0, trial.params)
+                point = self._draw_point(study, trial, 0, trial.params, tried)
             return point
 
-    def _make_sampler(self, seed: int, number: int, attempt: int) -> BaseSampler:
+    def _make_sampler(self, seed: int, number: int, attempt: int, tried: Set[frozenset[Any]]) -> BaseSampler:
         """Make the sampler of the plan for trial `number`. attempt: 0, or the number of the redraw."""
         settings = self._plan.settings.sampler
         if settings.name == "tpe" and self._plan.pauses:
-            # It learns from few trials, so another seed mostly repeats the point: a redraw is random.
-            return RandomSampler(seed=seed) if attempt else TpeOfRung(seed)
+            # It passes over points that were tried. Where all its candidates were, a redraw is random.
+            return RandomSampler(seed=seed) if attempt else TpeOfRung(seed, self._is_tried(tried))
         if settings.name == "tpe":  # Bergstra et al. 2011; multivariate: Falkner et al. 2018
             return TPESampler(
                 n_startup_trials=settings.startup_trials, multivariate=True, group=True, constant_liar=True, seed=seed
@@ -145,6 +145,17 @@ class SeededSampler(BaseSampler):
         tried = {_identity(t.params) for t in others if t.number != trial.number}
         return tried if len(tried) < self._plan.n_points else set()
 
+    def _is_tried(self, tried: Set[frozenset[Any]]) -> Callable[[Mapping[str, Any]], bool] | None:
+        """Whether parameters, of which TPE leaves out those with one value, are among the points that were tried."""
+        if not tried:
+            return None
+        single = {
+            name: dist.choices[0] if isinstance(dist, CategoricalDistribution) else dist.low  # type: ignore[attr-defined]
+            for name, dist in self._plan.space.names().items()
+            if dist.single()
+        }
+        return lambda params: _identity({**single, **params}) in tried
+
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
@@ -153,7 +164,12 @@ class SeededSampler(BaseSampler):
         return RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)
 
     def _draw_point(
-        self, study: optuna.Study, trial: FrozenTrial, attempt: int, fixed: Mapping[str, Any] = MappingProxyType({})
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        attempt: int,
+        fixed: Mapping[str, Any] = MappingProxyType({}),
+        tried: Set[frozenset[Any]] = frozenset(),
     ) -> dict[str, Any]:
         """Draw a whole point, parameter name -> value. Parameters in `fixed` keep their value."""
         if self._plan.settings.sampler.name == "custom" and not attempt:  # a redraw is random
@@ -162,7 +178,7 @@ class SeededSampler(BaseSampler):
 
         def seeded_sampler(*parts: str) -> BaseSampler:
             seed = derive_seed(self._plan.settings.seed, "sampler", trial.number, *parts, *again)
-            return self._make_sampler(seed, trial.number, attempt)
+            return self._make_sampler(seed, trial.number, attempt, tried)
 
         joint_sampler, joint_space = seeded_sampler(), _joint_space(self._plan)
         if joint_space is None:

@@ -63,6 +63,23 @@ def suggested_with_interruptions(
         return suggested + play(session, 99)
 
 
+def test_tpe_passes_over_tried_points_so_that_fewer_suggestions_have_to_be_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overnight.search.sampler.MAX_REDRAWS", 0)
+    line = ("search=none", "model.dropout=0.0,0.1,0.2,0.3", "data.batch_size=8,16,32,64", "study.trials=40")
+    line += ("optimizer.lr=range(0.1,0.9,0.1)", "scheduler=halving")
+
+    def repeated(home: Path) -> int:
+        with opened(planned(home, *line)) as session:
+            points = [json.dumps(values) for _, values in play(session, 40)]
+        return len(points) - len(set(points))
+
+    passing_over = repeated(tmp_path / "a")
+    monkeypatch.setattr("overnight.search.sampler.SeededSampler._is_tried", lambda *_: None)
+    assert passing_over <= repeated(tmp_path / "b") / 2
+
+
 OPTUNA = "sampler._target_=optuna.samplers."
 
 

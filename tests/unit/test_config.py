@@ -93,6 +93,12 @@ def test_all_mistakes_are_reported_at_once_with_the_nearest_key() -> None:
         ("model.dropout=chioce(0,1)", "Unknown function 'chioce'"),
         ("tracking.uri=mlruns", "must be a sqlite, postgresql or http address"),
         ("~model._target_", "model: must be a mapping with a _target_"),
+        ("model.channels=[8]", "model.channels: no such key with the model that is chosen; it is one of model=cnn"),
+        (
+            "scheduler.reduction_factor=2",
+            "scheduler.reduction_factor: no such key with the scheduler that is chosen; it is one of "
+            "scheduler=hyperband",
+        ),
     ],
 )
 def test_a_mistake_names_key_value_and_rule(override: str, words: str) -> None:

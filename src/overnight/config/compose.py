@@ -117,7 +117,7 @@ def compose(overrides: Iterable[str], config_dir: str | Path | None = None) -> D
     base = path.compose_or_default(options, problems)
     if base.failed:  # the keys of the user's components are not known
         options, values, sweeps = [], [o for o in values if _section(o) not in COMPONENTS], {}
-    accepted, absent = check_values(values, base.config, problems)
+    accepted, absent = check_values(values, base.config, path, problems)
     _check_sweeps(sweeps, parsed, problems)
     accepted += _searched_defaults(accepted, sweeps, base.config)
     composed = path.compose_or_default([*options, *accepted], problems) if accepted else base
@@ -248,13 +248,13 @@ def _check_search_of_model(options: list[str], path: ConfigSearchPath, problems:
 
 
 def check_values(
-    values: Iterable[Any], config: Any, problems: Problems
+    values: Iterable[Any], config: Any, path: ConfigSearchPath, problems: Problems
 ) -> tuple[list[str], dict[str, tuple[Any, str]]]:
     """The overrides of values that are valid, and those of keys that the configuration lacks (see Draft.absent)."""
     accepted: list[str] = []
     absent: dict[str, tuple[Any, str]] = {}
     for override in values:
-        problem = value_problem(override, config)
+        problem = value_problem(override, config, path)
         if problem is None:
             accepted.append(_as_addition(override, config))
             continue

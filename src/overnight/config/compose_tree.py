@@ -258,7 +258,7 @@ def _settings_tree(ours: list[Any], problems: Problems) -> dict[str, Any]:
     for key, text in sweeps.items():
         problems.add(f"{key}: only keys of {', '.join(SEARCHABLE)} can be searched, got the sweep {text}")
     base = path.compose_or_default([*options, "search=none"], problems)
-    accepted, _ = check_values(values, base.config, problems)
+    accepted, _ = check_values(values, base.config, path, problems)
     composed = path.compose_or_default([*options, "search=none", *accepted], problems) if accepted else base
     return resolve(composed, problems)
 

@@ -79,7 +79,7 @@ def option_problem(override: Any, path: ConfigSearchPath) -> str | None:
     return next(filter(None, map(file_problem, files)), None)
 
 
-def value_problem(override: Any, config: Any) -> str | None:
+def value_problem(override: Any, config: Any, path: ConfigSearchPath) -> str | None:
     """What is wrong with a KEY=VALUE that is no sweep, or None."""
     from omegaconf import OmegaConf
 
@@ -95,6 +95,9 @@ def value_problem(override: Any, config: Any) -> str | None:
     if not has_key(tree, key) and not is_trainer_argument(key):
         if section == callbacks.NODE and len(key.split(".")) > 1 and not has_key(tree, ".".join(key.split(".")[:2])):
             return f"{key}: no such key, as no such callback is chosen; choose it with {section}=NAME"
+        if options := path.options_with(key):
+            also = " and ".join(f"{section}={option}" for option in options)
+            return f"{key}: no such key with the {section} that is chosen; it is one of {also}"
         known = [*keys_of(tree), *_TRAINER_KEYS, *_INSTANTIATE_KEYS]
         return f"{key}: no such key" + nearest(key, known, and_add=takes_classes)
     if override.is_delete() or section not in COMPONENTS:

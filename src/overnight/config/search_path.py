@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overnight.config import literal, values
+from overnight.config import literal, trees, values
 from overnight.config.paths import conf_dir
 from overnight.config.problems import Problems
-from overnight.config.yaml_files import reading_problem
+from overnight.config.yaml_files import file_problem, reading_problem
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,19 @@ class ConfigSearchPath:
     def options(self, group: str) -> list[str]:
         """The options of a config group: the names of its files."""
         return sorted({p.stem for folder in (conf_dir(), *self.folders) for p in (folder / group).glob("*.yaml")})
+
+    def options_with(self, key: str) -> list[str]:
+        """The options that have a key in their own file: of scheduler.min_epochs halving and hyperband."""
+        group, _, name = key.partition(".")
+        found = []
+        for option in self.options(group):
+            file = self.file(group, option)
+            if file is None or file_problem(file) is not None:
+                continue
+            tree = trees.read_yaml(file)
+            if name and isinstance(tree, dict) and trees.has_key(tree, name):
+                found.append(option)
+        return found
 
     def file(self, group: str, option: str) -> Path | None:
         """The file of an option, which Hydra reads; None for an option of no file."""

@@ -275,12 +275,10 @@ def check_enqueued(plan: Plan, problems: Problems) -> None:
                 problems.add(label, f"must be inside the search space, {draws}", value, remedy)
     needed, trials = 1 + len(entries), plan.budget.trials
     if needed > trials:
-        problems.add(
-            "study.enqueue",
-            f"{len(entries)} entries and the baseline must fit in study.trials",
-            trials,
-            f"raise study.trials to {needed}",
-        )
+        has_limit = plan.settings.study.trials is not None
+        limit = "study.trials" if has_limit else "study.budget"
+        remedy = f"raise {limit}" + (f" to {needed}" if has_limit else "")
+        problems.add("study.enqueue", f"{len(entries)} entries and the baseline must fit in {limit}", trials, remedy)
 
 
 def check_limits(plan: Plan, problems: Problems) -> None:

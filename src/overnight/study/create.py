@@ -134,8 +134,9 @@ def _enqueue_first_trials(study: optuna.Study, plan: Plan) -> list[str]:
         entry = {ENTRY: first.entry} if first.entry else {}
         study.enqueue_trial(first.point, user_attrs={**entry, VALUES: first.values, OUTSIDE: list(first.outside)})
     if len(new) > n_free:
+        limit = "study.budget" if plan.settings.study.trials is None else "study.trials"
         keys = "study.enqueue, study.warm_start_from" if plan.warm_start else "study.enqueue"
-        return [f"{keys}: {len(new) - n_free} of its entries wait until study.trials, which is spent, is raised"]
+        return [f"{keys}: {len(new) - n_free} of its entries wait until {limit}, which is spent, is raised"]
     return []
 
 

@@ -168,7 +168,7 @@ def progress_text(records: Iterable[TrialRecord], plan: Plan) -> str:
     found = list(records)
     if plan.budget.counts_epochs:
         return f"{trained_epochs(found)} of {plan.budget.epochs} epochs"
-    return f"{sum(r.done or r.waits_at_rung for r in found)} of {plan.budget.trials} trials"
+    return f"{_trials_so_far(found)} of {plan.budget.trials} trials"
 
 
 def share_spent(records: Iterable[TrialRecord], plan: Plan) -> float:
@@ -176,7 +176,13 @@ def share_spent(records: Iterable[TrialRecord], plan: Plan) -> float:
     found = list(records)
     if plan.pauses:
         return min(trained_epochs(found) / epochs_in_all(found, plan), 1.0)
-    return min(sum(r.done or r.waits_at_rung for r in found) / plan.budget.trials, 1.0)
+    return min(_trials_so_far(found) / plan.budget.trials, 1.0)
+
+
+def _trials_so_far(records: Sequence[TrialRecord]) -> int:
+    """The number of trials that have ended or been paused. One that has been resumed still counts."""
+    first = min((r.until for r in records if r.until is not None and r.state != "failed"), default=math.inf)
+    return sum(r.done or r.waits_at_rung or len(r.history) >= first for r in records)
 
 
 def promising_first(records: Iterable[TrialRecord], settings: Settings) -> list[int]:

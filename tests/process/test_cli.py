@@ -192,7 +192,7 @@ def test_a_dry_run_shows_the_space_three_samples_and_a_forecast_and_starts_nothi
     done = overnight("tune", "--dry-run", "study.trials=8")
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^  .*optimizer\.lr=", done.stdout, re.M)) == 3
-    sizes = r"^search: about [\d to]+ epochs, for about 8 configurations; about [\d to]+ of them train to the end$"
+    sizes = r"^search: about [\d to]+ epochs, for 8 configurations, of which about [\d to]+ train to the end$"
     assert re.search(sizes, done.stdout, re.M)
     assert re.search(r"^time: [\d:]+( s)? to [\d:]+( s)? for the search in \d+ slots?, ", done.stdout, re.M)
     assert "20 epochs per trial (smallest configuration" in done.stdout

@@ -84,7 +84,9 @@ def test_short_epochs_lead_to_a_later_first_pause_and_fewer_configurations() -> 
     lines = output._time_lines(
         replace(forecast_of(), searches=(fast, slow), pauses=True, epoch_limit=plan.budget.epoch_limit)
     )
-    assert lines[0].startswith(f"search: 960 epochs, for about {fast.trials} to {slow.trials} configurations; about ")
+    assert lines[0].startswith(
+        f"search: 960 epochs, for about {fast.trials} to {slow.trials} configurations, of which "
+    )
     assert lines[1].startswith("time: 20 s to 4:20 for the search and 5 confirmations in 2 slots, ")
     assert "pruning" not in lines[1]
 
@@ -101,7 +103,7 @@ def test_the_epochs_are_an_estimate_where_only_the_number_of_configurations_is_l
     lines = output._time_lines(
         replace(forecast_of(), searches=(fast, slow), pauses=True, epoch_limit=plan.budget.epoch_limit)
     )
-    assert lines[0].startswith(f"search: about {slow.epochs} to {fast.epochs} epochs, for about 20 configurations; ")
+    assert lines[0].startswith(f"search: about {slow.epochs} to {fast.epochs} epochs, for 20 configurations, of which ")
 
 
 def test_the_number_of_configurations_is_not_told_of_a_class_of_the_user() -> None:

@@ -333,9 +333,12 @@ def _search_lines(found: Forecast) -> list[str]:
     if found.scheduler:
         return [f"search: {size}; {found.scheduler} decides for how many configurations"]
     done = f", {found.trained_epochs} of them done" if found.trained_epochs else ""
+    if set(trials) == {1}:
+        return [f"search: {size}{done}, for 1 configuration"]
+    about = "" if found.epoch_limit is None else "about "
     return [
-        f"search: {size}{done}, for about {_range(trials)} configurations; "
-        f"about {_range(complete)} of them train to the end"
+        f"search: {size}{done}, for {about}{_range(trials)} configurations, of which about {_range(complete)} train to "
+        "the end"
     ]
 
 

@@ -15,7 +15,7 @@ from support.user_overrides import user_network
 
 def test_a_forecast_measures_both_ends_and_writes_nothing(tmp_path: Path) -> None:
     sizes = ["search=none", "model.hidden_sizes=[8],[2048,2048]", "data.batch_size=16,512"]
-    found = forecast(build_plan([f"home={tmp_path / 'home'}", "study.trials=10", "slots=64", *sizes]))
+    found = forecast(build_plan([f"home={tmp_path / 'home'}", "study.trials=10", "scheduler=none", "slots=64", *sizes]))
     assert found.points == 4
     assert len(found.samples) == 3
     assert (found.slots, found.at_once) == (64, min(64, cores()))

@@ -115,7 +115,7 @@ def test_rungs_double_up_to_the_last_epoch_and_leave_out_the_one_just_below_it()
 def test_at_most_half_of_the_trials_at_a_rung_are_sent_beyond_it(simulation: Simulation) -> None:
     simulation.run()
     for answer, trials, left, _ in simulation.assignments:
-        if not isinstance(answer, Resume) or left <= simulation.halving.max_epochs:
+        if not isinstance(answer, Resume) or simulation.halving.is_ending(trials, left):
             continue
         rung = trials[answer.number].until
         if answer.until == simulation.halving.max_epochs and simulation.halving.max_trials is not None:
@@ -160,11 +160,11 @@ def test_a_budget_of_one_training_gives_a_complete_trial(simulation: Simulation)
 
 
 @given(simulations)
-def test_the_last_training_of_the_budget_is_spent_on_paused_trials_the_best_first(simulation: Simulation) -> None:
+def test_the_rest_of_the_budget_is_spent_on_paused_trials_the_best_first(simulation: Simulation) -> None:
     simulation.run()
     max_epochs = simulation.halving.max_epochs
     for answer, trials, left, _ in simulation.assignments:
-        if left <= max_epochs and len(simulation.halving.rungs) > 1:
+        if simulation.halving.is_ending(trials, left):
             fitting = [t for t in trials if t.state == "paused" and max_epochs - t.epochs <= left]
             if fitting:
                 assert answer == Resume(max(fitting, key=lambda t: t.latest).number, max_epochs)
@@ -207,6 +207,25 @@ def test_a_cap_on_trials_promotes_until_no_quota_is_open_and_then_completes_the_
     complete = sum(t.state == "complete" for t in simulation.trials)
     assert finalists <= complete <= finalists + 1, "a promotion may have completed a worse one before"
     assert sum(t.epochs for t in simulation.trials) < 8 * 8 / 2
+
+
+@pytest.mark.parametrize(("trainings", "ending"), [(1, 1), (1.5, 1), (2, 1), (2.5, 1.25), (3, 1.5), (30, 1.5)])
+def test_a_search_begins_to_end_with_one_and_a_half_trainings_or_half_of_a_small_budget(
+    trainings: float, ending: float
+) -> None:
+    halving = Halving(40)
+    trained = [Trial(n, "paused", (0.5,) * 10, 10) for n in range(round(4 * (trainings - ending)))]
+    left = epochs_left(trained, trainings * 40)
+    assert left == ending * 40
+    assert halving.is_ending(trained, left)
+    assert not halving.is_ending(trained[:-1], left + 10)
+    assert not Halving(1).is_ending([], 1), "there is nothing to pause"
+
+
+def test_a_budget_of_three_trainings_completes_two_trials() -> None:
+    simulation = WithCurves(Halving(27), 3 * 27, 1, random.Random(0))
+    simulation.run()
+    assert sum(t.state == "complete" for t in simulation.trials) == 2
 
 
 def test_a_trial_without_a_value_is_trained_to_the_end_where_no_other_is_there() -> None:

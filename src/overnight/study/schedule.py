@@ -70,7 +70,7 @@ class Schedule:
         if isinstance(answer, Resume) and answer.number in unavailable:
             # The next best one, unless this is the ending, in which the best is worth waiting for.
             others = [_as_running(t) if t.number in unavailable else t for t in trials]
-            answer = None if self.finishes or self._left(trials) <= self._whole else self._ask(others)
+            answer = None if self._is_ending(trials) else self._ask(others)
         if answer is None:
             return None
         if isinstance(answer, Resume):
@@ -154,6 +154,12 @@ class Schedule:
         if isinstance(self._scheduler, Halving):
             return self._scheduler.finish(trials, left)
         return self._scheduler.next(trials, min(left, self._whole))  # as if the budget ended
+
+    def _is_ending(self, trials: list[Trial]) -> bool:
+        left = self._left(trials)
+        if isinstance(self._scheduler, Halving):
+            return self.finishes or self._scheduler.is_ending(trials, left)
+        return self.finishes or left <= self._whole
 
     def _left(self, trials: list[Trial]) -> float:
         """The epochs that are neither trained nor reserved, of the budget and of those for which there is time."""

@@ -15,12 +15,15 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
-from overnight.search.schedulers.interface import Answer, Resume, Start, Trial
+from overnight.search.schedulers.interface import Answer, Resume, Start, Trial, epochs_spent
 
 ETA = 2
 # The first rung is left out where Kendall's tau between its order and that of the next one is lower than this. From
 # LEAST_COMPARED trials on that reached both they are compared, and at most the first MOST_COMPARED of these.
 AGREEMENT, LEAST_COMPARED, MOST_COMPARED = 0.3, 8, 40
+# The search ends by completing its best trials once at most so many whole trainings are left: enough for two trials,
+# as these have begun. With a small budget it is half of the budget, but at least one training.
+ENDING, ENDING_SHARE = 1.5, 0.5
 
 
 def rungs(max_epochs: int, min_epochs: int = 1) -> tuple[int, ...]:
@@ -42,8 +45,8 @@ class Halving:
 
     A free slot looks at the rungs below the last one, the highest first. Where fewer than half of the trials that
     reached a rung were sent beyond it, the best of the better half that is paused there is promoted. Where no rung
-    promotes, a new trial is started. Once the budget left is not more than one whole training, it is spent on training
-    the best paused trials to the end.
+    promotes, a new trial is started. Once what is left of the budget is enough for about two paused trials, it is spent
+    on training the best ones to the end.
 
     Args:
         max_epochs: Epochs of a complete trial.
@@ -67,8 +70,10 @@ class Halving:
         self.finalists = finalists
 
     def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
-        if left <= self.max_epochs and len(self.rungs) > 1:
-            return self._complete_best(trials, left, -math.inf)
+        if self.is_ending(trials, left):
+            answer = self._complete_best(trials, left, -math.inf)
+            if answer is not None or left <= self.max_epochs:
+                return answer
         used = self.used_rungs(trials)
         for rung, target in reversed(list(itertools.pairwise(used))):
             promoted = next(_promotable(trials, rung), None)
@@ -77,6 +82,13 @@ class Halving:
         if self._may_start(trials) and used[0] <= left:
             return Start(used[0])
         return self.finish(trials, left)
+
+    def is_ending(self, trials: Sequence[Trial], left: float) -> bool:
+        """Whether the rest of the budget is for the best paused trials."""
+        if len(self.rungs) == 1:
+            return False
+        share = ENDING_SHARE * (left + epochs_spent(trials))
+        return left <= max(self.max_epochs, min(ENDING * self.max_epochs, share))
 
     def finish(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
         """Return what a free slot does where the search ends before its budget.

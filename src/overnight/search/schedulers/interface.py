@@ -103,4 +103,9 @@ class Scheduler(Protocol):
 
 def epochs_left(trials: Iterable[Trial], budget: float) -> float:
     """The epochs of a budget that neither are trained nor reserved for running trials."""
-    return budget - sum(max(t.until, t.epochs) if t.state == "running" else t.epochs for t in trials)
+    return budget - epochs_spent(trials)
+
+
+def epochs_spent(trials: Iterable[Trial]) -> int:
+    """The epochs that are trained or reserved for running trials."""
+    return sum(max(t.until, t.epochs) if t.state == "running" else t.epochs for t in trials)

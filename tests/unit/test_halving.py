@@ -228,6 +228,15 @@ def test_a_budget_of_three_trainings_completes_two_trials() -> None:
     assert sum(t.state == "complete" for t in simulation.trials) == 2
 
 
+def test_the_last_training_is_for_a_new_trial_where_none_is_paused() -> None:
+    """A study of two trials, with study.trials raised to three."""
+    trials = [Trial(n, "complete", (0.5, 0.6), 2) for n in range(2)]
+    assert Halving(2, max_trials=3).next(trials, 2) == Start(2)
+    assert Halving(2, max_trials=2).next(trials, 2) is None
+    assert Halving(2).next([*trials, Trial(2, "running", (), 1)], 2) is None
+    assert Halving(2).finish(trials, 2) is None, "the search ends before its budget"
+
+
 def test_a_trial_without_a_value_is_trained_to_the_end_where_no_other_is_there() -> None:
     trials = [Trial(0, "paused", (math.nan,), 1)]
     assert Halving(8).next(trials, 7) == Resume(0, 8)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
-from overnight.search.schedulers.interface import Answer, Resume, Start, Trial, epochs_spent
+from overnight.search.schedulers.interface import Answer, Resume, Start, State, Trial, epochs_spent
 
 ETA = 2
 # The first rung is left out where Kendall's tau between its order and that of the next one is lower than this. From
@@ -71,7 +71,7 @@ class Halving:
 
     def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
         if self.is_ending(trials, left):
-            answer = self._complete_best(trials, left, -math.inf)
+            answer = self._complete_best(trials, left, -math.inf) or self._start_whole(trials, left, {"complete"})
             if answer is not None or left <= self.max_epochs:
                 return answer
         used = self.used_rungs(trials)
@@ -100,7 +100,8 @@ class Halving:
             return None
         last = [t for t in trials if t.state in ("complete", "running")]
         is_enough = len(last) >= self.finalists
-        return self._complete_best(trials, left, max(t.latest for t in last) if is_enough else -math.inf)
+        above = max(t.latest for t in last) if is_enough else -math.inf
+        return self._complete_best(trials, left, above) or self._start_whole(trials, left, set())
 
     def used_rungs(self, trials: Sequence[Trial]) -> tuple[int, ...]:
         """The rungs without the first ones that are left out. The last two always stay."""
@@ -115,7 +116,7 @@ class Halving:
     def _may_start(self, trials: Sequence[Trial]) -> bool:
         return self.max_trials is None or len(trials) < self.max_trials
 
-    def _complete_best(self, trials: Sequence[Trial], left: float, above: float) -> Start | Resume | None:
+    def _complete_best(self, trials: Sequence[Trial], left: float, above: float) -> Resume | None:
         """Train the best paused trial to the end for which the budget is enough, if its score is above a value.
 
         With -inf for the value, any trial is trained, also one without a score.
@@ -124,10 +125,12 @@ class Halving:
         best = max(fitting, key=lambda t: (t.latest, -t.number), default=None)
         if best is not None and (best.latest > above or above == -math.inf):
             return Resume(best.number, self.max_epochs)
-        is_empty = all(t.state in ("stopped", "failed") for t in trials)
-        if is_empty and left >= self.max_epochs and self._may_start(trials):
-            return Start(self.max_epochs)
         return None
+
+    def _start_whole(self, trials: Sequence[Trial], left: float, over: Set[State]) -> Start | None:
+        """Start a trial to the end, if all others have been stopped, have failed, or are in a state of `over`."""
+        is_over = all(t.state in {"stopped", "failed", *over} for t in trials)
+        return Start(self.max_epochs) if is_over and left >= self.max_epochs and self._may_start(trials) else None
 
 
 def _promotable(trials: Sequence[Trial], rung: int) -> Iterator[Trial]:

@@ -284,7 +284,7 @@ def test_a_signal_to_every_process_saves_and_pauses_trials_and_sets_the_exit_cod
 @pytest.mark.long
 def test_a_second_interrupt_exits_at_once(home: Path) -> None:
     bare = ["~model.hidden_sizes", "~model.activation", "~model.dropout", "~model.batch_norm", "search=none"]
-    line = [f"home={home}", "study.trials=2", "slots=2", "model._target_=user_networks.Sleeps", *bare]
+    line = [f"home={home}", "study.trials=2", "slots=2", "scheduler=none", "model._target_=user_networks.Sleeps", *bare]
     with running("tune", *line) as process:
         while not _all_in_training(home):
             time.sleep(0.2)

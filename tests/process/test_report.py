@@ -172,9 +172,11 @@ def test_the_page_loads_nothing_and_every_chart_has_a_caption() -> None:
 
 @pytest.mark.long
 def test_the_cost_lists_time_memory_saved_time_and_reasons_of_failure() -> None:
-    records = [dataclasses.replace(r, peak_bytes=r.number << 28) for r in search_records(planned(), 5)]
+    records = [
+        dataclasses.replace(r, peak_bytes=r.number << 28) for r in search_records(planned("scheduler=median"), 5)
+    ]
     records += [record(5, records[0].params, 0.5, "pruned"), record(6, records[0].params, None, "failed")]
-    lines = report.cost_lines(report.build_report(view_of(records)))
+    lines = report.cost_lines(report.build_report(view_of(records, "scheduler=median")))
     assert lines == [
         "7 trials (5 complete, 1 pruned, 1 failed): 15 s of training",
         "10 s from start to end, without pauses",  # the first epoch begins half a second before its trial starts

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from overnight.config.problems import Problems
 from overnight.search import optuna_objects
 from overnight.search.attributes import OUTSIDE, SAMPLER
-from overnight.search.distributions import random_value
+from overnight.search.distributions import random_value, single_value
 from overnight.search.plan import Plan
 from overnight.search.schedulers.pruners import make_pruner
 from overnight.search.seeds import derive_seed
@@ -145,7 +145,7 @@ def _draw(sampler: BaseSampler, question: Question, study: optuna.Study, trial: 
         if name in question.fixed:
             value = question.fixed[name]
         elif dist.single():
-            value = dist.choices[0] if isinstance(dist, optuna.distributions.CategoricalDistribution) else dist.low  # type: ignore[attr-defined]
+            value = single_value(dist)
         elif name in joint and dist._contains(dist.to_internal_repr(joint[name])):
             value = joint[name]
         else:

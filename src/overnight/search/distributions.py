@@ -112,6 +112,15 @@ def size(dist: BaseDistribution) -> float:
     return math.inf if dist.step is None else round((dist.high - dist.low) / dist.step) + 1
 
 
+def single_value(dist: BaseDistribution) -> Any:
+    """What Optuna stores of the only value of a distribution that has one."""
+    assert dist.single()
+    if isinstance(dist, CategoricalDistribution):
+        return dist.choices[0]
+    assert isinstance(dist, FloatDistribution | IntDistribution)
+    return dist.low
+
+
 def covers(now: BaseDistribution, before: BaseDistribution | None) -> bool:
     """Whether every value of `before` is a value of `now`."""
     if isinstance(now, CategoricalDistribution) and isinstance(before, CategoricalDistribution):

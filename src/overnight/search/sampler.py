@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from overnight.search.attributes import OUTSIDE, SAMPLER
 from overnight.search.custom_sampler import CustomSampler, make_question
+from overnight.search.distributions import single_value
 from overnight.search.gp import GpHelper, Question
 from overnight.search.plan import Plan
 from overnight.search.schedulers.expected import trials_of_epochs
@@ -149,11 +150,7 @@ class SeededSampler(BaseSampler):
         """Whether parameters, of which TPE leaves out those with one value, are among the points that were tried."""
         if not tried:
             return None
-        single = {
-            name: dist.choices[0] if isinstance(dist, CategoricalDistribution) else dist.low  # type: ignore[attr-defined]
-            for name, dist in self._plan.space.names().items()
-            if dist.single()
-        }
+        single = {name: single_value(dist) for name, dist in self._plan.space.names().items() if dist.single()}
         return lambda params: _identity({**single, **params}) in tried
 
     def sample_independent(
@@ -191,7 +188,7 @@ class SeededSampler(BaseSampler):
             if name in fixed:
                 value = fixed[name]
             elif dist.single():
-                value = dist.choices[0] if isinstance(dist, CategoricalDistribution) else dist.low  # type: ignore[attr-defined]
+                value = single_value(dist)
             elif name in joint:
                 value = joint[name]
             else:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,22 +125,26 @@ def test_data_is_prepared_without_a_lock_where_none_can_be_written(tmp_path: Pat
     assert module.calls == 2
 
 
-def spec_that_waits(folder: Path) -> tuple[TrialSpec, subprocess.Popen[bytes]]:
-    """Return a trial, and a process that holds the lock of its prepare_data until its input ends."""
+@pytest.fixture
+def spec_that_waits(tmp_path: Path) -> Iterator[tuple[TrialSpec, subprocess.Popen[bytes]]]:
+    """A trial, and a process that holds the lock of its prepare_data until its input ends."""
     from user_package import prepared
 
     name = f"{prepared.__name__}.{prepared.PreparedDigits.__qualname__}"
-    lock = folder / "locks" / "data" / f"{name}.lock"  # as in a home
+    lock = tmp_path / "locks" / "data" / f"{name}.lock"  # as in a home
     lock.parent.mkdir(parents=True)
     code = (
         "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); "
         "sys.stdin.read()"
     )
-    held = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert held.stdout is not None
-    held.stdout.readline()
-    spec = spec_for(folder / "trial", f"{USER_PACKAGE}Classifier", name, of_data={"folder": str(folder)}, epochs=1)
-    return replace(spec, locks=lock.parent), held
+    spec = spec_for(tmp_path / "trial", f"{USER_PACKAGE}Classifier", name, of_data={"folder": str(tmp_path)}, epochs=1)
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as held:
+        assert held.stdout is not None
+        held.stdout.readline()
+        yield replace(spec, locks=lock.parent), held
+        held.kill()
 
 
 def config_of_prepared_digits(folder: Path) -> Path:
@@ -161,8 +165,10 @@ def alive_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("alive_at_once")
-def test_a_trial_that_waits_reports_that_it_is_alive(tmp_path: Path) -> None:
-    spec, held = spec_that_waits(tmp_path)
+def test_a_trial_that_waits_reports_that_it_is_alive(
+    spec_that_waits: tuple[TrialSpec, subprocess.Popen[bytes]],
+) -> None:
+    spec, held = spec_that_waits
 
     class Link(ListLink):
         def send(self, message: Any) -> None:
@@ -175,15 +181,18 @@ def test_a_trial_that_waits_reports_that_it_is_alive(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("alive_at_once")
-def test_a_trial_that_waits_stops_when_it_is_told_to(tmp_path: Path) -> None:
-    spec, held = spec_that_waits(tmp_path)
+def test_a_trial_that_waits_stops_when_it_is_told_to(
+    spec_that_waits: tuple[TrialSpec, subprocess.Popen[bytes]],
+) -> None:
+    spec, _ = spec_that_waits
     assert fit(spec, ListLink(stop_in_epoch=0)).outcome == "saved"
-    held.communicate()
 
 
 @pytest.mark.usefixtures("alive_at_once")
-def test_a_dry_run_that_waits_reports_that_it_is_alive(tmp_path: Path) -> None:
-    spec, held = spec_that_waits(tmp_path)
+def test_a_dry_run_that_waits_reports_that_it_is_alive(
+    spec_that_waits: tuple[TrialSpec, subprocess.Popen[bytes]],
+) -> None:
+    spec, held = spec_that_waits
     alive: list[int] = []
 
     def show_life(_: str) -> None:
@@ -194,32 +203,35 @@ def test_a_dry_run_that_waits_reports_that_it_is_alive(tmp_path: Path) -> None:
     assert alive
 
 
-def test_the_check_before_a_study_says_for_what_it_waits(tmp_path: Path) -> None:
+def test_the_check_before_a_study_says_for_what_it_waits(
+    tmp_path: Path, spec_that_waits: tuple[TrialSpec, subprocess.Popen[bytes]]
+) -> None:
     line = (f"home={tmp_path}", "data=mine", "model=mine", "search=none")
     plan = build_plan(line, config_of_prepared_digits(tmp_path))
-    _, held = spec_that_waits(tmp_path)
-    released = threading.Timer(20.0, held.kill)
+    what = "prepare_data of user_package.prepared.PreparedDigits, which another process runs"
+    _, held = spec_that_waits
+    # The check waits until the lock is free: a fault has to fail, not to hang.
+    released = threading.Timer(200.0, held.kill)
     released.start()
     messages: list[str] = []
 
     def say(text: str) -> None:
         messages.append(text)
-        held.communicate()
+        if text == f"waiting for {what} ...":
+            held.communicate()
 
     try:
         preflight.find_mistakes(plan, say)
     finally:
         released.cancel()
-        held.kill()
-    what = "prepare_data of user_package.prepared.PreparedDigits, which another process runs"
-    assert messages[0] == f"waiting for {what} ..."
+    assert f"waiting for {what} ..." in messages  # a slow machine says more
 
 
 def test_a_data_module_with_a_lock_can_be_sent_to_another_process(tmp_path: Path) -> None:
     from user_package.prepared import PreparedDigits
 
     data = PreparedDigits(str(tmp_path))
-    prepare_lock.guard(data, tmp_path / "locks", lambda: None)
+    prepare_lock.guard(data, tmp_path / "locks", lambda _: None)
     copy = pickle.loads(pickle.dumps(data.val_dataloader))
     assert copy.__self__.prepare_data.__func__ is PreparedDigits.prepare_data
 

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from overnight.search.build_plan import build_plan
 from overnight.search.sampler import sampler_notes
-from overnight.search.schedulers.expected import epochs_of_trials, expected_search
+from overnight.search.schedulers.expected import epochs_of_trials, epochs_to_finish, expected_search
+from overnight.search.schedulers.halving import Halving
+from overnight.search.schedulers.interface import State, Trial
 
 
 def test_half_of_the_trials_of_each_rung_are_sent_on() -> None:
@@ -48,6 +50,31 @@ def test_three_trials_of_a_study_with_three_finalists_are_all_trained_to_the_end
     found = expected_search(max_epochs=20, min_epochs=1, budget_epochs=60, slots=2, max_trials=3, finalists=3)
     assert (found.trials, found.complete, found.epochs) == (3, 3, 60)
     assert epochs_of_trials(3, max_epochs=20, min_epochs=1, finalists=3) == 60
+
+
+def waiting(number: int, epochs: int, score: float, state: State = "paused", until: int | None = None) -> Trial:
+    return Trial(number, state, (score,) * epochs, epochs if until is None else until)
+
+
+@pytest.mark.parametrize(
+    ("trials", "finalists", "left"),
+    [
+        ([waiting(n, 4, n / 10) for n in range(5)], 2, 2 * 16),
+        (
+            [*(waiting(n, 4, n / 10) for n in range(5)), waiting(5, 20, 0.2, "complete")],
+            1,
+            16,
+        ),  # after the best of two better ones
+        ([waiting(0, 1, 0.5), waiting(1, 3, 0.9, "running", until=4)], 1, 1 + 16),  # the running one is the best
+        ([waiting(0, 20, 0.5, "complete")], 3, 0),
+        ([waiting(0, 2, 0.5, "failed")], 1, 20),  # a trial of its own
+        ([waiting(n, 4, n / 10) for n in range(5)], 5, 48),  # the budget is enough for three more
+    ],
+)
+def test_the_end_of_a_search_completes_the_finalists_and_what_is_better(
+    trials: list[Trial], finalists: int, left: int
+) -> None:
+    assert epochs_to_finish(Halving(20, finalists=finalists), trials, 20 + 3 * 16) == left
 
 
 def test_a_large_search_is_a_multiple_of_a_smaller_one() -> None:

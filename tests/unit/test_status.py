@@ -11,8 +11,9 @@ import pytest
 from overnight.cli import watch
 from overnight.cli.output import print_status, status_object
 from overnight.protocol import Progress
+from overnight.search import deadline
 from overnight.search.build_plan import build_plan
-from overnight.search.record import Confirms
+from overnight.search.record import Confirms, format_duration
 from overnight.search.schedulers.study import progress_text, share_spent
 from overnight.study.snapshot import StudyView
 from support.planted_study import record
@@ -20,9 +21,9 @@ from support.planted_study import record
 
 def running_view(tmp_path: Path, *overrides: str) -> StudyView:
     plan, now = build_plan([f"home={tmp_path}", *overrides]), time.time()
-    deadline = {"started_at": now, "ends_at": now + 3600, "setting": "study.hours=1"}
+    ends = {"started_at": now, "ends_at": now + 3600, "setting": "study.hours=1"}
     holder = {"pid": 1, "host": "here"}
-    return StudyView(plan.name, plan, (), holder, None, None, launch={"deadline": deadline, "startup_s": 5.0})
+    return StudyView(plan.name, plan, (), holder, None, None, launch={"deadline": ends, "startup_s": 5.0})
 
 
 @pytest.mark.parametrize("scheduler", ["halving", "median"])
@@ -72,6 +73,38 @@ def test_the_time_left_of_a_number_of_trials_counts_their_promotions(tmp_path: P
     ]
     assert progress_text(waiting, plan) == "10 of 10 trials"
     assert share_spent(waiting, plan) == pytest.approx(10 / 35)
+
+
+@pytest.mark.parametrize("screen", ["status", "watch"])
+def test_once_patience_is_used_up_only_the_best_trials_are_still_to_come(
+    screen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight trials wait after ten epochs of one second, and two of them are to be finalists."""
+    given = ("trainer.max_epochs=20", "study.patience=2", "study.confirm.top=2", "study.confirm.seeds=1", "slots=2")
+    view = running_view(tmp_path, *given, "scheduler.min_epochs=10")
+    histories = [tuple(Progress(n, e, {"val/accuracy": 0.5}, 1e9 + e, 1.0) for e in range(10)) for n in range(8)]
+    waiting = tuple(
+        replace(record(n, {}, 0.5), state="paused", ended_at=None, history=h, until=10, max_epochs=20)
+        for n, h in enumerate(histories)
+    )
+    view = replace(view, records=waiting, launch={})
+    confirmation_s = 3 * 20
+    if screen == "status":
+        print_status(view)
+        seconds = deadline.MARGIN * 2 * 10 + confirmation_s  # no trial is running now
+        assert f"about {format_duration(seconds)} left" in capsys.readouterr().out
+    else:
+        snapshot = watch.progress(view)
+        assert snapshot.seconds_left() == pytest.approx((deadline.MARGIN * 2 * 10 + confirmation_s) / 2)
+        assert snapshot.share_done == pytest.approx(80 / 100)
+
+
+def test_a_search_whose_deadline_left_no_confirmation_shows_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = running_view(tmp_path, "study.budget=1")
+    print_status(replace(view, confirmation=replace(view, name=f"{view.name}.confirm", records=())))
+    assert "confirmation" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("screen", ["status", "watch"])

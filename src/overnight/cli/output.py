@@ -93,7 +93,7 @@ def print_status(view: StudyView) -> None:
         others = f" and {n} more" if (n := view.holder["others"]) else ""
         click.echo(f"running in: process {view.holder['pid']} on {view.holder['host']}{others}")
     _print_trials(view)
-    if view.confirmation is not None:
+    if view.confirmation is not None and view.confirmations:
         click.echo(f"confirmation: {view.confirmed} of {view.confirmations} trials done")
     for line in (*([forecast] if forecast else []), *view.launch.get("notes", ())):
         print_wrapped(line)
@@ -163,7 +163,7 @@ def _print_time_left(view: StudyView, done: int) -> None:
     # Trials of a confirmation are never pruned, so they take as long as the longest trial.
     left_s = max(view.budget - done, 0) * statistics.median(durations) / running
     if view.plan.pauses:
-        left = max(epochs_in_all(view.records, view.plan) - trained_epochs(view.records), 0)
+        left = max(epochs_in_all(view.records, view.plan, view.finishes) - trained_epochs(view.records), 0)
         left = 0 if view.confirmation is not None else left  # a search may end with a few epochs left
         left_s = left * (epoch_s or 0.0) * deadline.MARGIN / running
     left_s += (view.confirmations - view.confirmed) * max(durations) / running

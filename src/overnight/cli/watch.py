@@ -51,6 +51,7 @@ def progress(found: StudyView) -> ProgressSnapshot:
         max(len(devices_of(found.plan)), len(running)),
         None,
         f"less than {settings.min_free_mib} MiB are free: trials are saved and wait for disk space" if full else None,
+        finishes=shown is found and found.finishes,
     )
 
 

@@ -62,6 +62,7 @@ class ProgressSnapshot:
         activity: What is done before the end, without "...", e.g. "saving the running trials"; None while trials train.
         warning: A problem that the user should know of, e.g. a full disk.
         forecast: What is still to come before a deadline; None without a deadline.
+        finishes: The search starts no more trials and completes its best ones, because of study.patience.
     """
 
     plan: Plan
@@ -72,6 +73,7 @@ class ProgressSnapshot:
     activity: str | None
     warning: str | None
     forecast: str | None = None
+    finishes: bool = False
 
     def count(self, state: str) -> int:
         return sum(r.state == state for r in self.records.values())
@@ -91,8 +93,8 @@ class ProgressSnapshot:
 
     @property
     def share_done(self) -> float:
-        """The share of the budget that is spent, from 0 to 1."""
-        return share_spent(self.records.values(), self.plan)
+        """The share of the search that is done, from 0 to 1."""
+        return share_spent(self.records.values(), self.plan, self.finishes)
 
     def seconds_left(self) -> float | None:
         """Estimate the seconds until the budget is used, from the median duration; None before the first progress."""
@@ -116,7 +118,7 @@ class ProgressSnapshot:
         epoch_s = deadline.epoch_s(records)
         if epoch_s is None:
             return None
-        left = max(epochs_in_all(records, self.plan) - trained_epochs(records), 0)
+        left = max(epochs_in_all(records, self.plan, self.finishes) - trained_epochs(records), 0)
         longest_s = max((s for r in records if (s := deadline.whole_s(r)) is not None), default=epochs * epoch_s)
         return (left * epoch_s * deadline.MARGIN + self.plan.confirmation_trials * longest_s) / self.slots
 

@@ -31,6 +31,7 @@ def progress(supervisor: Supervisor) -> ProgressSnapshot:
         _activity(supervisor),
         _warning(supervisor),
         supervisor.outlook,
+        supervisor.finishes,
     )
 
 

@@ -111,6 +111,11 @@ class Supervisor:
     def best(self) -> TrialRecord | None:
         return best_of(self.records.values(), self.plan.settings)
 
+    @property
+    def finishes(self) -> bool:
+        """Whether the search starts no more trials and completes its best ones, because of study.patience."""
+        return self.session.schedule is not None and self.session.schedule.finishes
+
     def run(self, on_change: Callable[[Supervisor], None] = lambda _: None) -> Ending:
         """Work until nothing is left to do. A KeyboardInterrupt counts as `stop`.
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from overnight.config import clock
 from overnight.config.settings import StudySettings
+from overnight.search import patience
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, TrialRecord, ranked, typical_units
 from overnight.search.schedulers.study import epochs_in_all, trained_epochs
@@ -225,7 +226,8 @@ def plan_time(
     fitting = None if typical is None else max(int((search_ends_at - now) / max(typical, 1e-3) * slots), 0)
     unspent = max(plan.budget.trials - sum(r.done or r.state == "running" for r in records), 0)
     if plan.pauses:
-        left = epochs_in_all(records, plan) - trained_epochs(records)
+        finishes = patience.finish_reason(records, plan.settings) is not None
+        left = epochs_in_all(records, plan, finishes) - trained_epochs(records)
         unspent = max(left, 0) // plan.settings.trainer.max_epochs
     trials_left = None if fitting is None else min(fitting, unspent)
     return TimePlan(

@@ -12,6 +12,7 @@ from optuna.study._frozen import FrozenStudy
 from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.protocol import Tested
+from overnight.search import patience
 from overnight.search.attributes import PLAN, READY
 from overnight.search.plan import CONFIRM_SUFFIX, TRAIN_STUDY, Plan
 from overnight.search.record import State, TrialRecord, best_of, record_of
@@ -86,6 +87,11 @@ class StudyView:
         if self.plan.pauses:
             return is_spent(self.records, self.plan)
         return self.count("complete", "pruned", "failed") >= self.budget and not self.count("waiting", "paused")
+
+    @property
+    def finishes(self) -> bool:
+        """Whether the search starts no more trials and completes its best ones, because of study.patience."""
+        return self.plan.pauses and patience.finish_reason(self.records, self.plan.settings) is not None
 
     @property
     def state(self) -> Literal["running", "paused", "stalled", "complete"]:

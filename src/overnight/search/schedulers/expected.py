@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from overnight.search.schedulers.halving import ETA, Halving, rungs
@@ -72,6 +73,24 @@ def epochs_of_trials(trials: int, max_epochs: int, min_epochs: int, finalists: i
     ends = rungs(max_epochs, min_epochs)
     segments = enumerate(zip((0, *ends), ends, strict=False))
     return sum((end - begin) * max(trials // ETA**i, min(finalists, trials)) for i, (begin, end) in segments)
+
+
+def epochs_to_finish(halving: Halving, trials: Sequence[Trial], budget_epochs: int) -> int:
+    """The epochs that a search still trains once it starts no more trials, if no trial changes its score."""
+    found = {t.number: _trained(t, halving.max_epochs) if t.state == "running" else t for t in trials}
+    while True:
+        answer = halving.finish([*found.values()], epochs_left(found.values(), budget_epochs))
+        if answer is None:
+            return sum(t.epochs for t in found.values()) - sum(t.epochs for t in trials)
+        number = answer.number if isinstance(answer, Resume) else max(found, default=-1) + 1
+        trial = found.get(number, Trial(number, "running", (), answer.until))
+        found[number] = _trained(replace(trial, until=answer.until), halving.max_epochs)
+
+
+def _trained(trial: Trial, max_epochs: int) -> Trial:
+    """A trial that has trained as far as it may, with its last score."""
+    scores = (*trial.scores, *[trial.latest] * (trial.until - trial.epochs))
+    return replace(trial, state="complete" if trial.until == max_epochs else "paused", scores=scores)
 
 
 def trials_of_epochs(epochs: int, max_epochs: int, min_epochs: int) -> int:

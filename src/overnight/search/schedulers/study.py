@@ -15,7 +15,7 @@ from overnight.search.attributes import HISTORY, UNTIL
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, unpack_history
 from overnight.search.schedulers import own
-from overnight.search.schedulers.expected import epochs_of_trials
+from overnight.search.schedulers.expected import epochs_of_trials, epochs_to_finish
 from overnight.search.schedulers.halving import ETA, Halving, rungs
 from overnight.search.schedulers.interface import Scheduler, State, Trial, epochs_left
 
@@ -140,9 +140,7 @@ def is_spent(records: Iterable[TrialRecord], plan: Plan) -> bool:
     trials = trials_of(found, plan.settings)
     if not trials or any(t.state == "running" for t in trials):
         return False
-    first = min((r.until for r in found if r.until is not None and r.state != "failed"), default=1)
-    scheduler = make_scheduler(plan, plan.settings.scheduler.min_epochs or first)
-    return scheduler.next(trials, epochs_left(trials, plan.budget.epochs)) is None
+    return make_scheduler(plan, _lowest_rung(found, plan)).next(trials, epochs_left(trials, plan.budget.epochs)) is None
 
 
 def trained_epochs(records: Iterable[TrialRecord]) -> int:
@@ -150,17 +148,34 @@ def trained_epochs(records: Iterable[TrialRecord]) -> int:
     return sum(len(r.history) for r in records)
 
 
-def epochs_in_all(records: Iterable[TrialRecord], plan: Plan) -> int:
+def epochs_in_all(records: Iterable[TrialRecord], plan: Plan, finishes: bool = False) -> int:
     """The epochs that a search trains in all, under a scheduler that pauses trials.
 
-    They are the budget, or about as many as study.trials needs.
+    They are the budget, or about as many as study.trials needs. finishes: The search only completes its best trials.
     """
+    found, settings = list(records), plan.settings
+    if finishes:
+        return trained_epochs(found) + _epochs_to_finish(found, plan)
     if plan.budget.trial_limit is None:
         return plan.budget.epochs
-    settings, sent_to = plan.settings, [r.until for r in records if r.until is not None and r.state != "failed"]
-    rung = settings.scheduler.min_epochs or min(sent_to, default=1)
+    rung = _lowest_rung(found, plan)
     needed = epochs_of_trials(plan.budget.trial_limit, settings.trainer.max_epochs, rung, plan.finalists)
     return min(needed, plan.budget.epochs)
+
+
+def _epochs_to_finish(records: Sequence[TrialRecord], plan: Plan) -> int:
+    trials = trials_of(records, plan.settings)
+    if plan.settings.scheduler.target is not None:  # what a class of the user does is known for running trials only
+        return sum(max(t.until - t.epochs, 0) for t in trials if t.state == "running")
+    scheduler = make_scheduler(plan, _lowest_rung(records, plan))
+    assert isinstance(scheduler, Halving)
+    return epochs_to_finish(scheduler, trials, plan.budget.epochs)
+
+
+def _lowest_rung(records: Iterable[TrialRecord], plan: Plan) -> int:
+    """The first rung that is set, or the lowest one to which a trial was sent."""
+    sent_to = (r.until for r in records if r.until is not None and r.state != "failed")
+    return plan.settings.scheduler.min_epochs or min(sent_to, default=1)
 
 
 def progress_text(records: Iterable[TrialRecord], plan: Plan) -> str:
@@ -171,11 +186,11 @@ def progress_text(records: Iterable[TrialRecord], plan: Plan) -> str:
     return f"{_trials_so_far(found)} of {plan.budget.trials} trials"
 
 
-def share_spent(records: Iterable[TrialRecord], plan: Plan) -> float:
-    """The share of the budget of a search that is spent, from 0 to 1."""
+def share_spent(records: Iterable[TrialRecord], plan: Plan, finishes: bool = False) -> float:
+    """The share of a search that is done, from 0 to 1. finishes: As for `epochs_in_all`."""
     found = list(records)
     if plan.pauses:
-        return min(trained_epochs(found) / epochs_in_all(found, plan), 1.0)
+        return min(trained_epochs(found) / max(epochs_in_all(found, plan, finishes), 1), 1.0)
     return min(_trials_so_far(found) / plan.budget.trials, 1.0)
 
 

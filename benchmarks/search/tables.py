@@ -104,6 +104,16 @@ class Table:
         middle = statistics.median(_value(curve, epochs) for row in self.rows for curve in row.curves)
         return statistics.mean(_value(curve, epochs) >= middle for row in best for curve in row.curves)
 
+    def lasting(self, share: float, seeds: int = 200) -> float:
+        """The probability that a search leads with one of the best rows once it has trained all rows to the end."""
+        found = []
+        for seed in range(seeds):
+            values = {row.point: _value(self.curve(row.point, seed), self.max_epochs) for row in self.rows}
+            most = max(values.values())
+            leading = [point for point, value in values.items() if value == most]
+            found.append(statistics.mean(self.final(point) >= self.threshold(share) for point in leading))
+        return statistics.mean(found)
+
     def spread(self, share: float) -> float:
         """The standard deviation over the seeds of the final values of the best rows."""
         best = [row for row in self.rows if self.final(row.point) >= self.threshold(share)]

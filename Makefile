@@ -56,6 +56,7 @@ lint: $(VENV)/.dev.installed  ## Check style and formatting
 
 types: $(VENV)/.dev.installed  ## Check types
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 imports: $(VENV)/.dev.installed  ## Check that imports follow the layers in pyproject.toml
 	$(BIN)/lint-imports

@@ -183,7 +183,7 @@ def test_checks_of_overrides(run: Run, hostile: Hostile) -> None:
                 elif override.key_or_group in groups:
                     option_problem(override, path)
                 else:
-                    value_problem(override, config)
+                    value_problem(override, config, path)
 
         return text, attempt
 

@@ -94,7 +94,7 @@ def test_an_epoch_that_a_resumed_trial_trains_again_is_judged_once_and_the_last_
         ("a number", "next must return Start, Resume or None, got 7"),
         ("running", "next may resume paused trials only, got Resume(number=99, until=2) for one that is absent"),
         ("backwards", "until must be above the 1 epochs of trial 0, got Resume(number=0, until=1)"),
-        ("too far", "until must be from 1 to trainer.max_epochs, which is 4, got Start(until=1000)"),
+        ("too far", "until must be from 1 to 4, the epochs of a whole trial, got Start(until=1000)"),
         ("an error", "next raised ZeroDivisionError: division by zero"),
     ],
 )
@@ -122,3 +122,13 @@ def test_a_pruner_of_optuna_is_told_from_a_scheduler() -> None:
     assert not build_plan(["scheduler._target_=optuna.pruners.NopPruner"]).pauses
     own = build_plan([f"{OURS}OneByOne", "+scheduler.epochs=4"])
     assert (own.settings.scheduler.name, own.pauses) == ("own", True)
+
+
+def test_a_scheduler_that_pauses_trials_is_refused_where_it_cannot() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_plan([f"{OURS}OneByOne", "+scheduler.epochs=4", "trainer.max_epochs=4,8"])
+    (problem,) = caught.value.problems
+    assert problem == (
+        "scheduler: must not pause trials here: trainer.max_epochs is searched, got "
+        "'user_package.schedulers.OneByOne'; change that, or take scheduler=median"
+    )

@@ -18,6 +18,7 @@ from overnight.protocol import Decision, Finished, Progress, Resumed, StateSaved
 from overnight.runner.supervisor import Supervisor
 from overnight.runner.trial_process import ForkedProcesses, TrialProcess
 from overnight.search.build_plan import build_plan
+from overnight.search.schedulers.study import progress_text
 from overnight.study.open import open_study
 from overnight.study.snapshot import StudyView, view
 from overnight.system import forkserver
@@ -237,6 +238,31 @@ def test_the_pruner_ends_trials_at_a_validation(tune: Callable[..., api.Result],
     )
     lengths = {(r.state, r.params["model.lr"]): len(r.history) for r in result.records if r.number > 0}
     assert lengths == {("complete", 0.05): 10, ("pruned", 1e-9): 3}
+
+
+@pytest.mark.parametrize(
+    ("share", "expected", "whole"),
+    [(0.25, 8, 8), pytest.param(0.12, 16, 20, marks=pytest.mark.long)],  # a validation after 2 of 20 batches, not 2.4
+)
+def test_halving_pauses_trials_at_validations_and_they_resume_to_the_same_bits(
+    share: float, expected: int, whole: int, tune: Callable[..., api.Result], tmp_path: Path
+) -> None:
+    conf = conf_of(tmp_path / "mine", lrs=", ".join(str(n / 1000) for n in range(1, 30)))
+    line = ["model=custom", "data=custom", "data.kind=rows", "slots=1", "pictures.when=never", "preflight=never"]
+    line += ["trainer.max_epochs=2", f"trainer.val_check_interval={share}", "sampler=random", "study.confirm.seeds=0"]
+    paused = tune(*line, "study.budget=3", "scheduler.min_epochs=1", config_dir=conf)
+    trials = f"study.trials={len(paused.records)}"
+    at_once = tune(*line, "study.name=at-once", "scheduler=none", trials, config_dir=conf)
+
+    lengths = [len(r.history) for r in paused.records]
+    assert progress_text(paused.records, paused.plan) == f"{sum(lengths)} of {3 * expected} validations"
+    assert {1, 2, whole} <= set(lengths)  # validations 1 and 2 are within the first epoch
+    assert {len(r.history) for r in paused.records if r.state == "complete"} == {whole}
+    for one, other in zip(paused.records, at_once.records, strict=True):
+        assert one.params == other.params
+        assert [(e.step, e.metrics) for e in one.history] == [
+            (e.step, e.metrics) for e in other.history[: len(one.history)]
+        ]
 
 
 STUDY = (

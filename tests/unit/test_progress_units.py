@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from optuna.pruners import HyperbandPruner
 
-from overnight.config.trainer import unit_of
+from overnight.config.trainer import unit_of, units_of
 from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, pack_history, typical_units, units_of_trial, unpack_history
-from overnight.search.schedulers.pruners import make_pruner
+from overnight.search.schedulers.pruners import make_pruner, scheduler_notes
 from overnight.tracking.run_update import metrics_of
 from overnight.trial.state import history_of
 
@@ -43,6 +43,60 @@ def record(plan: Plan, state: Any, done: int, total: int | None) -> TrialRecord:
 )
 def test_the_unit_follows_from_the_arguments_of_the_trainer(trainer: dict[str, Any], unit: str) -> None:
     assert unit_of(trainer) == unit
+
+
+@pytest.mark.parametrize(
+    ("trainer", "units"),
+    [
+        ({"max_epochs": 20}, 20),
+        ({"max_epochs": 20, "val_check_interval": 0.25}, 80),
+        ({"max_epochs": 20, "val_check_interval": 0.3}, 60),  # a fourth one would come after the epoch's end
+        ({"max_epochs": 20, "val_check_interval": 0.1, "check_val_every_n_epoch": 3}, 60),
+        ({"max_epochs": -1, "max_steps": 100, "val_check_interval": 7, "check_val_every_n_epoch": None}, 14),
+        (
+            {
+                "max_epochs": -1,
+                "max_steps": 100,
+                "val_check_interval": 7,
+                "check_val_every_n_epoch": None,
+                "accumulate_grad_batches": 2,
+            },
+            28,
+        ),
+        ({"max_epochs": 20, "val_check_interval": 7}, None),  # the number of batches decides, and so on
+        ({"max_epochs": 20, "max_steps": 100, "val_check_interval": 0.5}, None),
+        ({"max_epochs": 20, "max_steps": 100, "val_check_interval": 7, "check_val_every_n_epoch": None}, None),
+        ({"max_epochs": -1, "max_steps": 100, "val_check_interval": 7}, None),
+        ({"max_epochs": -1, "max_steps": 5, "val_check_interval": 7, "check_val_every_n_epoch": None}, None),
+        ({"max_epochs": -1, "max_time": "00:01:00:00"}, None),
+    ],
+)
+def test_the_length_of_a_trial_is_known_where_the_data_do_not_decide_it(
+    trainer: dict[str, Any], units: int | None
+) -> None:
+    assert units_of(trainer) == units
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ((), None),
+        (("trainer.val_check_interval=0.25",), None),
+        (("trainer.val_check_interval=0.25", "trainer.accumulate_grad_batches=1,2"), "accumulate_grad_batches is sea"),
+        (("trainer.accumulate_grad_batches=1,2",), None),
+        (("trainer.max_epochs=4,8",), "trainer.max_epochs is searched"),
+        (("trainer.max_steps=20,40", "trainer.val_check_interval=0.5,0.25"), "trainer.val_check_interval are searched"),
+        (("trainer.val_check_interval=20",), "only the data tell how many validations a trial has"),
+        (("study.folds=4", "data=mnist"), "study.folds=4 trains a trial in parts"),
+    ],
+)
+def test_trials_are_paused_where_all_of_them_are_known_to_have_the_same_length(
+    line: tuple[str, ...], why: str | None
+) -> None:
+    plan = plan_of(*line)
+    assert plan.pauses == (why is None)
+    assert (why is None) == (plan.obstacle_to_pauses is None) == (not scheduler_notes(plan))
+    assert why is None or why in scheduler_notes(plan)[0]
 
 
 def test_a_history_of_validations_is_stored_with_steps_and_one_of_epochs_as_before() -> None:

@@ -127,8 +127,9 @@ def _print_trials(view: StudyView) -> None:
             progress = f"{last[0].index + 1}{of} {unit}s" if last else f"no {unit} yet"
             print_wrapped(f"  {titled(record)}: {record.state}, {progress}")
     if at_rungs:
-        epochs = ", ".join(f"{count} after {n} epoch{'s' * (n != 1)}" for n, count in sorted(at_rungs.items()))
-        print_wrapped(f"  {sum(at_rungs.values())} paused at a rung: {epochs}")
+        unit = view.plan.unit
+        lengths = ", ".join(f"{count} after {n} {unit}{'s' * (n != 1)}" for n, count in sorted(at_rungs.items()))
+        print_wrapped(f"  {sum(at_rungs.values())} paused at a rung: {lengths}")
 
 
 def _print_runs(view: StudyView) -> None:
@@ -156,7 +157,7 @@ def _print_time_left(view: StudyView, done: int) -> None:
     durations = [s for r in records if (s := deadline.whole_s(r)) is not None]
     epoch_s = deadline.epoch_s(view.records)
     if view.plan.pauses and epoch_s is not None and not durations:
-        durations = [view.plan.settings.trainer.max_epochs * epoch_s]
+        durations = [view.plan.units * epoch_s]
     if not durations:
         return
     running = max(sum(r.state == "running" for r in records), 1)
@@ -329,7 +330,8 @@ def _search_lines(found: Forecast) -> list[str]:
     if not found.pauses:
         return []
     trials, complete, epochs = ([getattr(s, name) for s in found.searches] for name in ("trials", "complete", "epochs"))
-    size = f"about {_range(epochs)} epochs" if found.epoch_limit is None else f"{found.epoch_limit} epochs"
+    size = f"about {_range(epochs)}" if found.epoch_limit is None else f"{found.epoch_limit}"
+    size += f" {found.fastest.unit}s"
     if found.scheduler:
         return [f"search: {size}; {found.scheduler} decides for how many configurations"]
     done = f", {found.trained_epochs} of them done" if found.trained_epochs else ""

@@ -6,6 +6,7 @@ The names and defaults are those of the Trainer's signature. A test compares the
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,6 +142,11 @@ class TrainerSettings:
     reload_dataloaders_every_n_epochs: int = at_least(0, 0)
     enable_autolog_hparams: Any = _switch(True)
 
+    @property
+    def units(self) -> int | None:
+        """The epochs of a trial, or its validations where they are counted; see `units_of`."""
+        return units_of(vars(self))
+
     def problems(self) -> list[str]:
         """What is wrong with arguments together, one line each."""
         found = []
@@ -225,6 +231,30 @@ def counts_validations(trainer: Mapping[str, Any]) -> bool:
     in_epoch = interval is None or (type(interval) is float and interval == 1.0)
     steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs")
     return not in_epoch or steps not in (None, -1) or epochs == -1
+
+
+def length_arguments(trainer: Mapping[str, Any]) -> tuple[str, ...]:
+    """The arguments that decide how many epochs, or validations, a trial with these arguments has."""
+    between = ("check_val_every_n_epoch", "accumulate_grad_batches") if counts_validations(trainer) else ()
+    return ("max_epochs", "max_steps", "val_check_interval", *between)
+
+
+def units_of(trainer: Mapping[str, Any]) -> int | None:
+    """The epochs of a trial with these arguments, or its validations where they are counted.
+
+    None where only the data tell how many validations there are. A share of an epoch is counted as if each epoch could
+    be divided by it; a few batches more or less may add a validation.
+    """
+    epochs, steps = trainer.get("max_epochs", -1), trainer.get("max_steps") or -1
+    interval, every = trainer.get("val_check_interval"), trainer.get("check_val_every_n_epoch", 1)
+    if not counts_validations(trainer):
+        return int(epochs)
+    units = 0
+    if steps == -1 and epochs != -1 and type(interval) is float and every is not None:
+        units = epochs // every * math.floor(1 / interval + 1e-9)
+    elif steps != -1 and epochs == -1 and type(interval) is int and every is None:
+        units = steps * trainer.get("accumulate_grad_batches", 1) // interval
+    return units or None
 
 
 def unit_of(trainer: Mapping[str, Any]) -> Literal["epoch", "validation"]:

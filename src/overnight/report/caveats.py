@@ -82,7 +82,7 @@ def _few(plan: Plan, records: Sequence[TrialRecord]) -> list[str]:
     more, study = _TRIALS_PER_PARAMETER * searched * 2, plan.settings.study
     trainings = more
     if plan.pauses and done:  # the trained epochs are for more trials than they are whole trainings
-        trainings = math.ceil(trained_epochs(records) * more / done / plan.settings.trainer.max_epochs)
+        trainings = math.ceil(trained_epochs(records) * more / done / plan.units)
     limits = [f"study.trials={more}"] if study.trials is not None else []
     is_limit = study.trials is None or (plan.pauses and study.budget is not None)
     if trainings > plan.budget.trainings and is_limit:

@@ -7,6 +7,7 @@ import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import optuna
@@ -53,12 +54,14 @@ class Importances:
         trials: Number of trials with a value inside the space.
         best: Number of the best of them, which are compared with all.
         epochs: After which they are compared, where trials are paused after different numbers; else None.
+        unit: What these are.
         keys: Empty if there are too few trials, or if all have the same value.
     """
 
     trials: int
     best: int
     epochs: int | None = None
+    unit: Literal["epoch", "validation"] = "epoch"
     keys: tuple[Importance, ...] = ()
 
     @property
@@ -73,7 +76,7 @@ class Importances:
         """Say which keys matter, as far as so many trials can tell."""
         trials = "1 trial" if self.trials == 1 else f"{self.trials} trials"
         if self.epochs is not None:
-            trials += f", compared after {self.epochs} epoch{'s' * (self.epochs != 1)},"
+            trials += f", compared after {self.epochs} {self.unit}{'s' * (self.epochs != 1)},"
         if self.trials < MIN_TRIALS:
             return f"{trials} cannot tell which parameters matter; {MIN_TRIALS} are the least that may."
         if not self.keys:
@@ -107,7 +110,7 @@ def importances(plan: Plan, records: Sequence[TrialRecord], epochs: int | None =
     Young 1993, "Resampling-based multiple testing"). Where no parameter matters, one exceeds it in 5% of the studies.
     """
     trials = _trials_in_space(plan, records)
-    found = Importances(len(trials), max(_MIN_BEST, math.ceil(_BEST_SHARE * len(trials))), epochs)
+    found = Importances(len(trials), max(_MIN_BEST, math.ceil(_BEST_SHARE * len(trials))), epochs, plan.unit)
     sign = -1 if plan.settings.study.direction == "maximize" else 1
     losses = [sign * (t.value or 0.0) for t in trials]
     if len(trials) < MIN_TRIALS or len(set(losses)) == 1:

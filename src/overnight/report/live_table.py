@@ -89,7 +89,7 @@ def _phase(now: ProgressSnapshot) -> str:
 def _best_line(now: ProgressSnapshot, best: TrialRecord, width: int) -> Text:
     metric, title = now.plan.settings.study.metric, trial_title(best)
     if best.state != "complete":  # it may go on, and is not the winner before its last epoch
-        title += f" after {len(best.history)} of {now.plan.settings.trainer.max_epochs} epochs"
+        title += f" after {len(best.history)} of {now.plan.settings.trainer.units} {now.plan.unit}s"
     value = f"{_shorten(metric, width // 3)} {format_value(best.objective or 0.0, metric)}"
     room = width - _width_of(["best", value, title]) - 1
     return Text.assemble("best ", (value, "bold green"), f" {title} ", (_fit(short_params(best), room), "dim"))

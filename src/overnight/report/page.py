@@ -10,7 +10,7 @@ from pathlib import Path
 from overnight.report.charts import charts
 from overnight.report.figures import Chart
 from overnight.report.report import Report, cost_lines, ranking, ranking_columns, winner_parameters
-from overnight.report.rung_chart import RUNG_COLUMNS, rung_rows
+from overnight.report.rung_chart import rung_columns, rung_rows
 from overnight.report.rungs import cost_sentence, find_rungs
 from overnight.report.winner_pictures import Picture
 from overnight.system.files import write_atomically
@@ -101,7 +101,8 @@ def _rung_table(report: Report) -> str:
     if not rungs:
         return ""
     words = html.escape(cost_sentence(report.plan, report.records))
-    return f'{_table(RUNG_COLUMNS, rung_rows(rungs), "")}<p class="small">{words}.</p>'
+    table = _table(rung_columns(report.plan.unit), rung_rows(rungs), "")
+    return f'{table}<p class="small">{words}.</p>'
 
 
 def _note(report: Report) -> str:

@@ -187,7 +187,7 @@ def _label(ax: Axes, which: str, axis: Axis) -> None:
 def _when(report: Report) -> str:
     """Say when the values were reached, if that is not at the end of each trial."""
     epochs = report.compared.epochs
-    return "" if epochs is None else f" after {epochs} epoch{'s' * (epochs != 1)}"
+    return "" if epochs is None else f" after {epochs} {report.plan.unit}{'s' * (epochs != 1)}"
 
 
 def _of_winner(report: Report, keys: Iterable[str]) -> str:

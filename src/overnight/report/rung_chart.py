@@ -64,14 +64,14 @@ def draw_rungs(report: Report) -> Chart | None:
         ticks = sorted({first, *(r.epochs for r in rungs)})
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.set(xlabel="epochs", ylabel=literal(plan.settings.study.metric))
+        ax.set(xlabel=f"{plan.unit}s", ylabel=literal(plan.settings.study.metric))
         figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8.5)
 
     return Chart("The search", _words(report, curves, len(complete)), draw_svg("rungs", draw, 3.8))
 
 
 def rung_rows(rungs: Sequence[Rung]) -> list[tuple[str, ...]]:
-    """Return one row for each rung; see `RUNG_COLUMNS`."""
+    """Return one row for each rung; see `rung_columns`."""
     all_epochs = sum(r.trained for r in rungs)
     return [
         (
@@ -84,7 +84,9 @@ def rung_rows(rungs: Sequence[Rung]) -> list[tuple[str, ...]]:
     ]
 
 
-RUNG_COLUMNS = ("after epoch", "trials", "trained further", "epochs since the rung before")
+def rung_columns(unit: str) -> tuple[str, ...]:
+    """Return the heads of the columns of `rung_rows`."""
+    return f"after {unit}", "trials", "trained further", f"{unit}s since the rung before"
 
 
 def _curve(record: TrialRecord, report: Report) -> Curve:
@@ -96,7 +98,7 @@ def _curve(record: TrialRecord, report: Report) -> Curve:
 def _words(report: Report, curves: Mapping[int, Curve], complete: int) -> str:
     metric = report.plan.settings.study.metric
     words = (
-        f"{metric} of each trial against its epochs: {complete} trials were trained to the end, "
+        f"{metric} of each trial against its {report.plan.unit}s: {complete} trials were trained to the end, "
         f"{len(curves) - complete} were paused before and not resumed. Trials may be paused at the dotted lines. The "
         "scale of the values is logarithmic in the distance to the best one."
     )

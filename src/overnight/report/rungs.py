@@ -66,8 +66,8 @@ def cost_sentence(plan: Plan, records: Sequence[TrialRecord]) -> str:
     """Say what the search trained, and what training each configuration to its end would take."""
     started = sum(bool(r.history) for r in records)
     of = f" of {plan.budget.epochs:,}" if plan.budget.counts_epochs else ""
-    trained = f"{trained_epochs(records):,}{of} epochs"
-    whole = f"{started * plan.settings.trainer.max_epochs:,}"
+    trained = f"{trained_epochs(records):,}{of} {plan.unit}s"
+    whole = f"{started * plan.units:,}"
     if started == 1:
         return f"1 configuration was trained, for {trained}; training it to the end takes {whole}"
     return f"{started:,} configurations were trained for {trained}; training each to the end would take {whole}"

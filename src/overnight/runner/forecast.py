@@ -187,9 +187,9 @@ def rest_of_search(
         trials = max(plan.budget.trials - sum(r.done for r in records), 0)
         return Search(trials, trials, seconds_of(trials, at_once, measured.trial_s))
     sent_to = rungs_of(trials_of(records, plan.settings))
-    rung = min(sent_to) if sent_to else first_rung(plan.settings, measured.unit_s)
+    rung = min(sent_to) if sent_to else first_rung(plan, measured.unit_s)
     whole = expected_search(
-        plan.settings.trainer.max_epochs,
+        plan.units,
         rung,
         plan.budget.epochs,
         slots,

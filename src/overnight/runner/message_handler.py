@@ -84,7 +84,7 @@ class MessageHandler:
         schedule, number = self._session.schedule, trial.spec.number
         if schedule is None or trial.until is None:
             return Decision.CONTINUE
-        if trial.index + 1 >= self._session.plan.settings.trainer.max_epochs:  # it has only its end to report
+        if trial.index + 1 >= self._session.plan.units:  # it has only its end to report
             return Decision.CONTINUE
         if trial.index + 1 < trial.until:
             answer = schedule.report(number, trial.index + 1)

@@ -17,7 +17,8 @@ class Budget:
 
     Attributes:
         trainings: In whole trainings. By default it does not limit a search for which study.trials is given.
-        epochs: The same as a number of epochs of all trials together, for a scheduler that pauses trials.
+        epochs: The same as a number of epochs of all trials together, or of validations where they are counted, for a
+            scheduler that pauses trials.
         epoch_limit: The number of epochs after which the search ends; None where only its trials are limited.
         trial_limit: The largest number of trials that was given, or that a grid has; None where there is none.
         trials: The largest number of trials, also where only the epochs are limited.
@@ -44,7 +45,7 @@ def budget_of(settings: Settings, pauses: bool, grid_points: float = math.inf) -
     """
     study = settings.study
     trainings = study.budget or (TRAININGS if study.trials is None else float(study.trials))
-    epochs = math.floor(trainings * settings.trainer.max_epochs)
+    epochs = math.floor(trainings * (settings.trainer.units or 1))
     is_limit = pauses and (study.budget is not None or study.trials is None)
     limit = min(grid_points, math.inf if study.trials is None else study.trials)
     most = epochs if pauses else math.floor(trainings)

@@ -226,9 +226,9 @@ def plan_time(
     fitting = None if typical is None else max(int((search_ends_at - now) / max(typical, 1e-3) * slots), 0)
     unspent = max(plan.budget.trials - sum(r.done or r.state == "running" for r in records), 0)
     if plan.pauses:
-        finishes = patience.finish_reason(records, plan.settings) is not None
+        finishes = patience.finish_reason(records, plan) is not None
         left = epochs_in_all(records, plan, finishes) - trained_epochs(records)
-        unspent = max(left, 0) // plan.settings.trainer.max_epochs
+        unspent = max(left, 0) // plan.units
     trials_left = None if fitting is None else min(fitting, unspent)
     return TimePlan(
         deadline.ends_at, search_ends_at, confirmation, trials_left, typical, overhead_s(records), plan.pauses

@@ -217,7 +217,7 @@ class SearchLimits:
         return seconds * self._slots / (deadline.MARGIN * epoch_s) if seconds > 0 else None
 
     def finishes(self, records: Mapping[int, TrialRecord]) -> bool:
-        reason = patience.finish_reason(records.values(), self._plan.settings)
+        reason = patience.finish_reason(records.values(), self._plan)
         self._stop_reason = ("patience", reason) if reason is not None else None
         return reason is not None
 
@@ -276,7 +276,7 @@ class SearchLimits:
 
     def _reason_to_stop(self, records: Sequence[TrialRecord]) -> tuple[Limit, str] | None:
         if self._plan.pauses:
-            reason = patience.finish_reason(records, self._plan.settings)
+            reason = patience.finish_reason(records, self._plan)
             return ("patience", reason) if reason is not None else None
         ended = sum(r.done for r in records)
         if self._patience[0] != ended:

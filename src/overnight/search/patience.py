@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Iterable
 
 from overnight.config.settings import Settings
+from overnight.search.plan import Plan
 from overnight.search.record import TrialRecord, mean_curve
 
 # The wobble of a curve is estimated from at least this many epochs in its second half.
@@ -59,16 +60,18 @@ def epochs_since_improvement(records: Iterable[TrialRecord], settings: Settings)
     return count
 
 
-def finish_reason(records: Iterable[TrialRecord], settings: Settings) -> str | None:
+def finish_reason(records: Iterable[TrialRecord], plan: Plan) -> str | None:
     """Why study.patience, in whole trainings, has a search under halving finish its best trials; or None."""
-    patience = settings.study.patience
+    settings, patience = plan.settings, plan.settings.study.patience
     if patience is None:
         return None
-    trials, limit = list(records), patience * settings.trainer.max_epochs
+    trials, limit = list(records), patience * plan.units
     if (count := epochs_since_improvement(trials, settings)) < limit:
         return None
     beyond = f"plus the noise of {noise(trials, settings.study.metric):.2g}"
-    return f"study.patience={patience}: in the last {count} epochs no trial was better than the best before {beyond}"
+    return (
+        f"study.patience={patience}: in the last {count} {plan.unit}s no trial was better than the best before {beyond}"
+    )
 
 
 def stop_reason(records: Iterable[TrialRecord], settings: Settings) -> str | None:

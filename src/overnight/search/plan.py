@@ -11,12 +11,12 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from overnight.config.paths import StudyLocation, StudyPaths
 from overnight.config.problems import ConfigError
 from overnight.config.settings import SEARCHABLE, Settings, from_json, to_json
-from overnight.config.trainer import counts_validations
+from overnight.config.trainer import length_arguments, unit_of
 from overnight.config.trees import flatten, look_up, with_values
 from overnight.config.user_tree import TreeUse
 from overnight.config.values import fingerprint, to_text
@@ -120,14 +120,41 @@ class Plan:
 
     @functools.cached_property
     def pauses(self) -> bool:
-        """Whether the scheduler pauses trials and resumes them. The budget is then counted in epochs.
+        """Whether the scheduler pauses trials and resumes them. The budget then counts epochs, or validations."""
+        return self.settings.scheduler.name in ("halving", "own") and self.obstacle_to_pauses is None
 
-        Rungs are numbers of epochs that all trials share, so each trial must train the same number, in one piece.
+    @functools.cached_property
+    def obstacle_to_pauses(self) -> str | None:
+        """Why no scheduler can pause the trials; None where one can.
+
+        Rungs are numbers of epochs, or of validations, that all trials share. So each trial must have the same number,
+        in one piece, and it must be known before one has trained.
         """
-        settings = self.settings
-        may = settings.study.folds is None and not counts_validations(vars(settings.trainer))
-        searched = {p.key for p in self.space.parameters}
-        return settings.scheduler.name in ("halving", "own") and may and "trainer.max_epochs" not in searched
+        if self.settings.study.folds is not None:
+            return f"study.folds={self.settings.study.folds} trains a trial in parts"
+        lengths = {f"trainer.{name}" for name in length_arguments(vars(self.settings.trainer))}
+        searched = [p.key for p in self.space.parameters if p.key in lengths]
+        if searched:
+            return f"{' and '.join(searched)} {'are' if len(searched) > 1 else 'is'} searched"
+        if self.settings.trainer.units is None:
+            return (
+                "only the data tell how many validations a trial has; give trainer.val_check_interval as a share of an "
+                "epoch, or as a number of batches with trainer.check_val_every_n_epoch=null, trainer.max_epochs=-1 and "
+                "trainer.max_steps"
+            )
+        return None
+
+    @property
+    def unit(self) -> Literal["epoch", "validation"]:
+        """What the progress of a trial is counted in."""
+        return unit_of(vars(self.settings.trainer))
+
+    @property
+    def units(self) -> int:
+        """The epochs, or validations, of a whole trial. They are known where a scheduler pauses trials."""
+        units = self.settings.trainer.units
+        assert units is not None, "the number of validations is not known"
+        return units
 
     @functools.cached_property
     def budget(self) -> Budget:

@@ -61,7 +61,7 @@ class TrialRecord:
         confirms: What a trial of a confirmation repeats.
         peak_bytes: The largest memory its process was seen to hold; None for a trial of a few seconds.
         until: The epochs to which its scheduler lets it train; None without a scheduler that pauses trials.
-        max_epochs: The epochs of a whole trial, where its scheduler may pause it.
+        max_epochs: The epochs, or validations, of a whole trial, where its scheduler may pause it.
     """
 
     number: int
@@ -132,7 +132,7 @@ def record_of(t: FrozenTrial, plan: Plan, history: tuple[Progress, ...] | None =
         confirms=Confirms(**attrs[CONFIRMS]) if CONFIRMS in attrs else None,
         peak_bytes=attrs.get(PEAK_BYTES),
         until=attrs.get(UNTIL),
-        max_epochs=settings.trainer.max_epochs if plan.pauses else math.inf,
+        max_epochs=plan.units if plan.pauses else math.inf,
     )
 
 
@@ -165,7 +165,7 @@ def units_of_trial(record: TrialRecord, plan: Plan) -> int | None:
 def typical_units(records: Iterable[TrialRecord], plan: Plan) -> int:
     """The number of epochs of a whole trial in all folds, or of validations, by the trials so far.
 
-    Where no trial knows how many validations it has, it is one more than the most that there were.
+    Where neither a trial nor the plan knows how many validations there are, it is one more than the most so far.
     """
     folds = plan.settings.study.folds or 1
     if not counts_validations(vars(plan.settings.trainer)):
@@ -173,7 +173,10 @@ def typical_units(records: Iterable[TrialRecord], plan: Plan) -> int:
     with_history = [r for r in records if r.history]
     known = [(len(r.history), 1) if r.state == "complete" else (r.history[-1].total, folds) for r in with_history]
     totals = [total * times for total, times in known if total is not None]
-    return round(statistics.median(totals)) if totals else max((len(r.history) for r in with_history), default=0) + 1
+    if totals:
+        return round(statistics.median(totals))
+    expected = plan.settings.trainer.units
+    return expected * folds if expected is not None else max((len(r.history) for r in with_history), default=0) + 1
 
 
 def searched_values(record: TrialRecord, plan: Plan) -> dict[str, Any]:

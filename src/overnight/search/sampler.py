@@ -61,7 +61,7 @@ def _trials(plan: Plan) -> tuple[int, str]:
     most, epochs = plan.budget.trials, plan.budget.epoch_limit
     if epochs is None or plan.settings.scheduler.target is not None:
         return most, ""
-    expected = trials_of_epochs(epochs, plan.settings.trainer.max_epochs, plan.settings.scheduler.min_epochs or 1)
+    expected = trials_of_epochs(epochs, plan.units, plan.settings.scheduler.min_epochs or 1)
     return (expected, "about ") if expected < most else (most, "")
 
 

@@ -230,14 +230,17 @@ def check_scheduler(plan: Plan, problems: Problems) -> None:
     settings = plan.settings
     if settings.scheduler.target is not None:
         own.build(settings.scheduler, problems)
+    if settings.scheduler.name == "own" and plan.obstacle_to_pauses is not None:
+        rule = f"must not pause trials here: {plan.obstacle_to_pauses}"
+        problems.add("scheduler", rule, settings.scheduler.label, "change that, or take scheduler=median")
     if not plan.pauses:
         return
-    first, max_epochs = settings.scheduler.min_epochs, settings.trainer.max_epochs
+    first, max_epochs = settings.scheduler.min_epochs, plan.units
     if first is not None and max_epochs > 1 and len(rungs(max_epochs, first)) == 1:
         most = max(n for n in range(1, max_epochs) if len(rungs(max_epochs, n)) > 1)
         problems.add(
             "scheduler.min_epochs",
-            f"must leave a pause before the last of {max_epochs} epochs, so be at most {most}",
+            f"must leave a pause before the last of {max_epochs} {plan.unit}s, so be at most {most}",
             first,
             "lower it, train longer, or take scheduler=median",
         )

@@ -49,7 +49,7 @@ class Schedule:
         self._trials_reader = TrialsReader(plan)
         self._scheduler: Scheduler | None = None
         self._first_rung: int | None = None
-        self._whole = plan.settings.trainer.max_epochs
+        self._whole = plan.units
         self.time_left = float("inf")
         self.finishes = False
 
@@ -186,7 +186,7 @@ class Schedule:
             seconds = [e.seconds for r in self._reader.running.values() for e in r.history.values()]
             if not (paused or seconds):
                 return 1
-            known = min(paused) if paused else first_rung(self._plan.settings, min(seconds))
+            known = min(paused) if paused else first_rung(self._plan, min(seconds))
             self._attributes.set_first_rung(known)
         return known
 

@@ -91,7 +91,7 @@ class StudyView:
     @property
     def finishes(self) -> bool:
         """Whether the search starts no more trials and completes its best ones, because of study.patience."""
-        return self.plan.pauses and patience.finish_reason(self.records, self.plan.settings) is not None
+        return self.plan.pauses and patience.finish_reason(self.records, self.plan) is not None
 
     @property
     def state(self) -> Literal["running", "paused", "stalled", "complete"]:

@@ -224,7 +224,9 @@ def _trainer(plan: Plan, run: Any) -> dict[str, Any]:
 def _fewest_of_a_whole_trial(plan: Plan, run: Any) -> int:
     """Return with how much progress a trial is complete. No run tells how many validations a trial has."""
     trainer = _trainer(plan, run)
-    return 1 if counts_validations(trainer) else int(trainer["max_epochs"]) * (plan.settings.study.folds or 1)
+    if counts_validations(trainer):
+        return plan.units if plan.pauses else 1
+    return int(trainer["max_epochs"]) * (plan.settings.study.folds or 1)
 
 
 def _frozen(state: TrialState, **given: Any) -> FrozenTrial:

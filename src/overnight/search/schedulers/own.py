@@ -33,11 +33,12 @@ class CheckedScheduler:
 
     Args:
         name: Of its class, for messages.
-        max_epochs: Epochs of a complete trial.
+        whole: Epochs, or validations, of a complete trial.
+        unit: What they are.
     """
 
-    def __init__(self, scheduler: Scheduler, name: str, max_epochs: int) -> None:
-        self._scheduler, self._name, self._max_epochs = scheduler, name, max_epochs
+    def __init__(self, scheduler: Scheduler, name: str, whole: int, unit: str = "epoch") -> None:
+        self._scheduler, self._name, self._whole, self._unit = scheduler, name, whole, unit
 
     def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
         """Return the answer of the scheduler. One that would cost more than what is left counts as None.
@@ -53,8 +54,9 @@ class CheckedScheduler:
             return None
         if not isinstance(answer, Start | Resume):
             raise self._error(f"next must return Start, Resume or None, got {answer!r}")
-        if not isinstance(answer.until, int) or not 1 <= answer.until <= self._max_epochs:
-            raise self._error(f"until must be from 1 to trainer.max_epochs, which is {self._max_epochs}, got {answer}")
+        if not isinstance(answer.until, int) or not 1 <= answer.until <= self._whole:
+            rule = f"until must be from 1 to {self._whole}, the {self._unit}s of a whole trial"
+            raise self._error(f"{rule}, got {answer}")
         if isinstance(answer, Start):
             return answer if answer.until <= left else None
         trial = next((t for t in trials if t.number == answer.number), None)
@@ -62,7 +64,8 @@ class CheckedScheduler:
             state = "absent" if trial is None else trial.state
             raise self._error(f"next may resume paused trials only, got {answer} for one that is {state}")
         if answer.until <= trial.epochs:
-            raise self._error(f"until must be above the {trial.epochs} epochs of trial {trial.number}, got {answer}")
+            has = f"the {trial.epochs} {self._unit}s of trial {trial.number}"
+            raise self._error(f"until must be above {has}, got {answer}")
         return answer if answer.until - trial.epochs <= left else None
 
     def report(self, number: int, epoch: int, score: float) -> Answer:

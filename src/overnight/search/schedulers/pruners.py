@@ -16,18 +16,12 @@ _STARTUP_TRIALS, _WARMUP_EPOCHS = 5, 5
 def scheduler_notes(plan: Plan) -> list[str]:
     """What the scheduler can't do with the study, and what is done instead, one line each."""
     settings = plan.settings
-    if settings.scheduler.name != "halving" or plan.pauses:
+    if settings.scheduler.name != "halving" or plan.obstacle_to_pauses is None:
         return []
-    if settings.study.folds is not None:
-        why = f"study.folds={settings.study.folds} trains a trial in parts"
-    elif counts_validations(vars(settings.trainer)):
-        why = "trainer counts the progress of a trial in validations"
-    else:
-        why = "trainer.max_epochs is searched"
     counts = f", and study.budget={plan.budget.trainings:g} counts trials" if settings.study.trials is None else ""
     return [
-        f"scheduler: halving needs trials that train the same number of epochs in one piece, and {why}; the median "
-        f"pruner takes its place{counts}"
+        f"scheduler: halving needs to know how long a trial is, the same for all and in one piece: "
+        f"{plan.obstacle_to_pauses}; the median pruner takes its place{counts}"
     ]
 
 

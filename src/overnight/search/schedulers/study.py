@@ -43,21 +43,19 @@ def make_scheduler(plan: Plan, min_epochs: int) -> Scheduler:
         scheduler = own.build(settings.scheduler, problems)
         problems.raise_if_any()
         assert isinstance(scheduler, Scheduler)
-        return own.CheckedScheduler(scheduler, str(settings.scheduler.target["_target_"]), settings.trainer.max_epochs)
+        return own.CheckedScheduler(scheduler, str(settings.scheduler.target["_target_"]), plan.units, plan.unit)
     is_free = settings.scheduler.min_epochs is None
-    return Halving(
-        settings.trainer.max_epochs, min_epochs, plan.budget.trial_limit, leaves_out=is_free, finalists=plan.finalists
-    )
+    return Halving(plan.units, min_epochs, plan.budget.trial_limit, leaves_out=is_free, finalists=plan.finalists)
 
 
-def first_rung(settings: Settings, epoch_s: float) -> int:
+def first_rung(plan: Plan, epoch_s: float) -> int:
     """The epochs before the first pause, where an epoch takes `epoch_s` seconds.
 
     There is at least one rung below the last epoch, unless there is only one epoch.
     """
-    if settings.scheduler.min_epochs is not None:
-        return settings.scheduler.min_epochs
-    rung, max_epochs = 1, settings.trainer.max_epochs
+    if plan.settings.scheduler.min_epochs is not None:
+        return plan.settings.scheduler.min_epochs
+    rung, max_epochs = 1, plan.units
     while rung * epoch_s * PAUSE_SHARE < PAUSE_S and len(rungs(max_epochs, rung * ETA)) > 1:
         rung *= ETA
     return rung
@@ -67,7 +65,7 @@ class TrialsReader:
     """Reads the trials of a study for its scheduler. What does not change is converted once."""
 
     def __init__(self, plan: Plan) -> None:
-        self._settings = plan.settings
+        self._settings, self._whole = plan.settings, plan.units
         self._scores: dict[int, tuple[Any, tuple[float, ...]]] = {}  # number -> the stored history, and its scores
 
     def read(self, trials: Iterable[FrozenTrial], running: Mapping[int, Iterable[Progress]]) -> list[Trial]:
@@ -90,7 +88,7 @@ class TrialsReader:
         if t.state in _STATES:
             return _STATES[t.state]
         # A trial with more epochs was promoted, and one with all has ended: a kill came before that was written.
-        if until == epochs < self._settings.trainer.max_epochs:
+        if until == epochs < self._whole:
             return "paused"  # or pruned at the end of a launch, which a larger budget takes up again
         return "running" if t.state == TrialState.WAITING else "stopped"
 
@@ -153,13 +151,13 @@ def epochs_in_all(records: Iterable[TrialRecord], plan: Plan, finishes: bool = F
 
     They are the budget, or about as many as study.trials needs. finishes: The search only completes its best trials.
     """
-    found, settings = list(records), plan.settings
+    found = list(records)
     if finishes:
         return trained_epochs(found) + _epochs_to_finish(found, plan)
     if plan.budget.trial_limit is None:
         return plan.budget.epochs
     rung = _lowest_rung(found, plan)
-    needed = epochs_of_trials(plan.budget.trial_limit, settings.trainer.max_epochs, rung, plan.finalists)
+    needed = epochs_of_trials(plan.budget.trial_limit, plan.units, rung, plan.finalists)
     return min(needed, plan.budget.epochs)
 
 
@@ -179,10 +177,10 @@ def _lowest_rung(records: Iterable[TrialRecord], plan: Plan) -> int:
 
 
 def progress_text(records: Iterable[TrialRecord], plan: Plan) -> str:
-    """How much of the budget of a search is spent: "12 of 30 trials", or "345 of 600 epochs"."""
+    """How much of the budget of a search is spent: "12 of 30 trials", "345 of 600 epochs" or "... validations"."""
     found = list(records)
     if plan.budget.counts_epochs:
-        return f"{trained_epochs(found)} of {plan.budget.epochs} epochs"
+        return f"{trained_epochs(found)} of {plan.budget.epochs} {plan.unit}s"
     return f"{_trials_so_far(found)} of {plan.budget.trials} trials"
 
 

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -75,6 +75,17 @@ class Comparison:
     seeds: int
     outcomes: dict[tuple[str, int, str], list[Outcome]]
 
+    @property
+    def sides(self) -> list[str]:
+        """The sides that were compared."""
+        ran = {side for _, _, side in self.outcomes}
+        return [side for side in SIDES if side in ran]
+
+    @property
+    def of_optuna(self) -> list[str]:
+        """Those of them that are combinations of Optuna."""
+        return [side for side in self.sides if side in OPTUNA]
+
     def epochs(self, table: Table, slots: int, side: str, goal: Goal) -> list[float]:
         """The epochs to the goal for each seed; infinity where the budget does not reach it."""
         threshold = table.threshold(goal.share)
@@ -92,7 +103,11 @@ class Comparison:
 
     def best_of_optuna(self, tables: Sequence[Table], slots: int, goal: Goal) -> str:
         """The combination of Optuna that needs the smallest share of the budget, the mean over tables and seeds."""
-        return min(OPTUNA, key=lambda side: sum(self.mean_epochs(t, slots, side, goal) / budget(t) for t in tables))
+
+        def share(side: str) -> float:
+            return sum(self.mean_epochs(t, slots, side, goal) / budget(t) for t in tables)
+
+        return min(self.of_optuna, key=share)
 
     def pairs(self, table: Table, slots: int, goal: Goal, side: str, other: str) -> list[tuple[float, ...]]:
         """The epochs of two sides for each seed, cut at the budget."""
@@ -134,13 +149,18 @@ def simulate(case: Case) -> Outcome:
 
 
 def compare(
-    tables: Sequence[Table], seeds: int, slots: Sequence[int] = SLOTS, report: Callable[[str], None] = lambda _: None
+    tables: Sequence[Table],
+    seeds: int,
+    slots: Sequence[int] = SLOTS,
+    report: Callable[[str], None] = lambda _: None,
+    only: Collection[str] = (),
 ) -> Comparison:
-    """Run all searches."""
+    """Run all searches. only: the sides that run; all where it is empty."""
     outcomes: dict[tuple[str, int, str], list[Outcome]] = {}
     started = time.monotonic()
     for table, n in itertools.product(tables, slots):
-        cases = [Case(table, n, side, seed) for side in (SIDES if n == slots[0] else MAIN) for seed in range(seeds)]
+        sides = [side for side in (SIDES if n == slots[0] else MAIN) if not only or side in only]
+        cases = [Case(table, n, side, seed) for side in sides for seed in range(seeds)]
         for case, outcome in zip(cases, _simulated(cases), strict=True):
             outcomes.setdefault((table.name, n, case.side), []).append(outcome)
         report(f"{table.name}, slots {n}: {len(cases)} searches; {time.monotonic() - started:.0f} s so far")

@@ -11,7 +11,7 @@ from benchmarks.commands import ROOT
 from benchmarks.search.compare import MAIN, TRAININGS, Comparison, Goal, budget
 from benchmarks.search.measure import Estimate
 from benchmarks.search.real import TABLE, Quantity
-from benchmarks.search.sides import OPTUNA, OURS, SIDES
+from benchmarks.search.sides import OURS
 from benchmarks.search.tables import Table
 
 PATH = ROOT / "benchmarks" / "SEARCH.md"
@@ -96,7 +96,7 @@ def ratios(found: Comparison, goal: Goal) -> str:
     """Return the ratios to each combination of Optuna, for one goal, as a table."""
     rows = [["over", *(f"slots {n}" for n in found.slots)]]
     best = [found.best_of_optuna(found.tables, n, goal) for n in found.slots]
-    for side in OPTUNA:
+    for side in found.of_optuna:
         cells = [_estimate(found.ratio(found.tables, n, goal, other=side)) for n in found.slots]
         rows.append([side, *(f"**{c}**" if side == b else c for c, b in zip(cells, best, strict=True))])
     rows.append(["the best on each table", *(_estimate(found.ratio(found.tables, n, goal)) for n in found.slots)])
@@ -106,7 +106,7 @@ def ratios(found: Comparison, goal: Goal) -> str:
 def every_side(found: Comparison) -> str:
     """Return the mean ratios of all sides, for the first number of slots."""
     rows = [["side", *GOALS]]
-    for side in SIDES:
+    for side in found.sides:
         cells = []
         for goal in GOALS.values():
             best = found.best_of_optuna(found.tables, found.slots[0], goal)
@@ -152,7 +152,7 @@ def sides(found: Comparison, table: Table) -> str:
             "trials",
         ]
     ]
-    for side in SIDES:
+    for side in found.sides:
         medians = [_epochs(found.median(table, first, side, g), most) for g in GOALS.values()]
         for n in others:
             medians.append(_epochs(found.median(table, n, side, goal), most) if side in MAIN else "")

@@ -60,13 +60,14 @@ def test_pruned_trials_count_towards_patience_and_failed_ones_do_not() -> None:
 
 
 def test_under_halving_patience_counts_the_epochs_of_all_trials() -> None:
-    settings = build_plan(["study.patience=2", "trainer.max_epochs=2", "scheduler=halving"]).settings
+    plan = build_plan(["study.patience=2", "trainer.max_epochs=2", "scheduler=halving"])
+    settings = plan.settings
     trials = [record(0, [0.5, 0.9]), record(1, [0.6], "paused"), record(2, [0.7, 0.8, 0.9], "failed")]
     assert patience.epochs_since_improvement(trials[:1], settings) == 0
     assert patience.epochs_since_improvement(trials[:2], settings) == 1
-    assert patience.finish_reason(trials[:2], settings) is None
+    assert patience.finish_reason(trials[:2], plan) is None
     assert patience.epochs_since_improvement(trials, settings) == 4
-    assert "in the last 4 epochs no trial was better" in (patience.finish_reason(trials, settings) or "")
+    assert "in the last 4 epochs no trial was better" in (patience.finish_reason(trials, plan) or "")
 
 
 @pytest.mark.long

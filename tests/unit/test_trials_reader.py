@@ -33,3 +33,11 @@ def test_a_stored_trial_is_paused_only_where_it_has_trained_to_its_rung(
     trial = create_trial(state=stored, user_attrs={UNTIL: until, HISTORY: history})
     (seen,) = TrialsReader(plan).read([trial], {})
     assert (seen.state, seen.epochs, seen.until) == (state, epochs, until)
+
+
+def test_trials_of_a_length_that_only_the_data_tell_are_never_paused(tmp_path: Path) -> None:
+    """The sampler of any study reads its trials so, without a scheduler that pauses them as well."""
+    plan = build_plan([f"home={tmp_path}", "trainer.val_check_interval=20"])
+    history = pack_history([Progress(0, 0, {"val/accuracy": 0.1}, 1e9, 1.0, 19, None)])
+    seen = TrialsReader(plan).read([create_trial(state=TrialState.PRUNED, user_attrs={HISTORY: history})], {})
+    assert [(t.state, t.epochs) for t in seen] == [("stopped", 1)]

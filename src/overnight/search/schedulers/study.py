@@ -65,7 +65,8 @@ class TrialsReader:
     """Reads the trials of a study for its scheduler. What does not change is converted once."""
 
     def __init__(self, plan: Plan) -> None:
-        self._settings, self._whole = plan.settings, plan.units
+        self._settings = plan.settings
+        self._whole = plan.units if plan.pauses else math.inf
         self._scores: dict[int, tuple[Any, tuple[float, ...]]] = {}  # number -> the stored history, and its scores
 
     def read(self, trials: Iterable[FrozenTrial], running: Mapping[int, Iterable[Progress]]) -> list[Trial]:

@@ -172,7 +172,8 @@ def test_every_python_block_runs(folder: Path) -> None:
     """After the command lines, in the same folder, which has their studies."""
     quick = [*_QUICK, "study.trials=2", "trainer.max_epochs=1", "study.name=from-python"]
     found = [b.text for b in documented.blocks() if b.language == "python" and b.page != "tutorial.md"]
-    run(folder, [["tune", "study.name=digits-mlp", "study.trials=2", "trainer.max_epochs=1", *_QUICK]])
+    kept = "study.keep_checkpoints=10"
+    run(folder, [["tune", "study.name=digits-mlp", "study.trials=2", "trainer.max_epochs=1", kept, *_QUICK]])
     program = _PYTHON.format(quick=quick) + "\n".join(textwrap.dedent(text) for text in found)
     for old, new in _CHANGES.items():
         program = re.sub(old, new, program)

@@ -27,6 +27,16 @@ def test_a_config_file_that_changes_is_read_again(tmp_path: Path) -> None:
     assert widths == [8, 9]
 
 
+@pytest.mark.parametrize("name", ["scheduler" * 60, "..", "", "/", "a\0b", "nothing"])
+def test_a_name_that_is_no_config_group_has_no_options(name: str) -> None:
+    assert ConfigSearchPath().options(name) == []
+
+
+@pytest.mark.parametrize("override", [f"{'x' * 300}=1", f"~{'x' * 300}", f"{'x' * 300}.y=1", f"+model/{'x' * 300}=1"])
+def test_a_key_that_is_too_long_for_a_file_is_no_such_key(override: str) -> None:
+    assert "no such key" in str(compose([override]).problems)
+
+
 def test_the_defaults_compose_without_a_problem() -> None:
     draft = compose([])
     assert not draft.problems

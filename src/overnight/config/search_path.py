@@ -63,7 +63,9 @@ class ConfigSearchPath:
         return {p.name for folder in (conf_dir(), *self.folders) for p in folder.iterdir() if p.is_dir()}
 
     def options(self, group: str) -> list[str]:
-        """The options of a config group: the names of its files."""
+        """The options of a config group: the names of its files. None for what is no config group."""
+        if group not in self.groups():  # it may be any text, also one that is no name for a folder
+            return []
         return sorted({p.stem for folder in (conf_dir(), *self.folders) for p in (folder / group).glob("*.yaml")})
 
     def options_with(self, key: str) -> list[str]:

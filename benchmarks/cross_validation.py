@@ -25,8 +25,8 @@ from pathlib import Path
 from overnight.protocol import Decision, FoldEnded, Progress, Tested, TrialMessage
 from overnight.runner.trial_spec import trial_spec
 from overnight.search.build_plan import build_plan
+from overnight.search.history import objective_of
 from overnight.search.plan import Plan, random_point
-from overnight.search.record import objective_of
 from overnight.trial.evaluate import evaluate
 from overnight.trial.fit import fit
 from overnight.trial.folds import fit_folds

@@ -165,7 +165,7 @@ def fill(home: Path, trials: int) -> None:
     from overnight.protocol import Progress
     from overnight.search.attributes import HISTORY
     from overnight.search.build_plan import build_plan
-    from overnight.search.record import pack_history
+    from overnight.search.history import pack_history
     from overnight.study.open import open_study
 
     plan = build_plan(nothing_overrides(home, "scale", trials, EPOCHS, "model.epoch_s=0.02"), NOTHING)

@@ -18,8 +18,9 @@ from overnight.config.values import from_text, same, to_text
 from overnight.protocol import Progress
 from overnight.report import advice, confirm, winner_config
 from overnight.search.build_plan import build_plan
+from overnight.search.formatting import describe_params
 from overnight.search.plan import Plan
-from overnight.search.record import config_of, describe_params
+from overnight.search.record import config_of
 from overnight.study.open import open_study
 from overnight.study.snapshot import StudyView, view
 from overnight.tracking.run_update import params_of

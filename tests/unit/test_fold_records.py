@@ -14,18 +14,9 @@ from overnight.protocol import Progress
 from overnight.report.live import ProgressSnapshot, RunningTrial
 from overnight.report.live_table import LiveTable
 from overnight.search.build_plan import build_plan, plan_for_training
+from overnight.search.history import fold_scores, mean_curve, objective_of, pack_history, steps_of, unpack_history
 from overnight.search.plan import Plan
-from overnight.search.record import (
-    TrialRecord,
-    fold_scores,
-    mean_curve,
-    objective_of,
-    pack_history,
-    steps_of,
-    typical_units,
-    units_of_trial,
-    unpack_history,
-)
+from overnight.search.record import TrialRecord, typical_units, units_of_trial
 from overnight.tracking.rebuild import _history
 from overnight.tracking.run_update import metrics_of
 

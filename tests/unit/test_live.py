@@ -20,7 +20,8 @@ from overnight.report.live import (
     render,
 )
 from overnight.search.build_plan import build_plan
-from overnight.search.record import TrialRecord, describe, format_duration
+from overnight.search.formatting import describe, format_duration
+from overnight.search.record import TrialRecord
 from support.terminal import TerminalFile
 
 STUDY = build_plan(["scheduler=median", "study.trials=10", "trainer.max_epochs=20"])

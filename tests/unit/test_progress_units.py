@@ -11,8 +11,9 @@ from optuna.pruners import HyperbandPruner
 from overnight.config.trainer import unit_of, units_of
 from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
+from overnight.search.history import pack_history, unpack_history
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, pack_history, typical_units, units_of_trial, unpack_history
+from overnight.search.record import TrialRecord, typical_units, units_of_trial
 from overnight.search.schedulers.pruners import make_pruner, scheduler_notes
 from overnight.tracking.run_update import metrics_of
 from overnight.trial.state import history_of

@@ -13,7 +13,8 @@ from overnight.cli.output import print_status, status_object
 from overnight.protocol import Progress
 from overnight.search import deadline
 from overnight.search.build_plan import build_plan
-from overnight.search.record import Confirms, format_duration
+from overnight.search.formatting import format_duration
+from overnight.search.record import Confirms
 from overnight.search.schedulers.study import progress_text, share_spent
 from overnight.study.snapshot import StudyView
 from support.planted_study import record

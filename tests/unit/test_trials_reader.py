@@ -10,7 +10,7 @@ from optuna.trial import TrialState, create_trial
 from overnight.protocol import Progress
 from overnight.search.attributes import HISTORY, UNTIL
 from overnight.search.build_plan import build_plan
-from overnight.search.record import pack_history
+from overnight.search.history import pack_history
 from overnight.search.schedulers.study import TrialsReader
 
 

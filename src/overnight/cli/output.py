@@ -107,8 +107,9 @@ def print_status(view: StudyView) -> None:
 
 
 def _print_trials(view: StudyView) -> None:
+    from overnight.search.formatting import format_value, titled
     from overnight.search.plan import TRAIN_STUDY
-    from overnight.search.record import format_value, titled, unit_of_trial, units_of_trial
+    from overnight.search.record import unit_of_trial, units_of_trial
     from overnight.study.exclusions import describe_excluded
 
     best = view.best
@@ -135,7 +136,7 @@ def _print_trials(view: StudyView) -> None:
 def _print_runs(view: StudyView) -> None:
     """Print the last trials of `train` that ended. They need not share a metric, so none of them is the best."""
     from overnight.config.paths import trial_name
-    from overnight.search.record import describe, format_value
+    from overnight.search.formatting import describe, format_value
 
     done = [r for r in view.records if r.done]
     for record in done[-_RUNS:]:
@@ -149,7 +150,7 @@ def _print_runs(view: StudyView) -> None:
 
 def _print_time_left(view: StudyView, done: int) -> None:
     from overnight.search import deadline
-    from overnight.search.record import format_duration
+    from overnight.search.formatting import format_duration
     from overnight.search.schedulers.study import epochs_in_all, trained_epochs
 
     second = view.confirmation.records if view.confirmation is not None else ()
@@ -220,7 +221,7 @@ def _print_exhausted(result: Result) -> None:
 
 
 def _print_best(result: Result) -> None:
-    from overnight.search.record import format_value, titled
+    from overnight.search.formatting import format_value, titled
 
     best = result.best
     if best is not None and best.objective is not None:
@@ -304,7 +305,7 @@ def print_tree(plan: Plan, with_settings: bool = False) -> None:
 
 def _time_lines(found: Forecast) -> list[str]:
     """Return the size of the search, the range of the time, and what it is based on."""
-    from overnight.search.record import format_duration
+    from overnight.search.formatting import format_duration
 
     least, most = (format_duration(s) for s in found.seconds)
     work = "the search" if found.pauses else f"{found.searches[0].trials} trials"

@@ -329,7 +329,7 @@ def print_test(view: StudyView, number: int | None, as_json: bool = False) -> No
     """Evaluate a trial on the test set, and print its scores and the warning."""
     activity.show("evaluating the test set ...")
     from overnight.report import test_set
-    from overnight.search.record import format_value
+    from overnight.search.formatting import format_value
 
     scores = test_set.ask(view, number)
     if as_json:

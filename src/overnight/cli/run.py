@@ -106,7 +106,7 @@ def train(overrides: tuple[str, ...], config_dir: str | None, config_name: str |
     activity.show("importing ...")
     from overnight import api
     from overnight.config.paths import trial_name
-    from overnight.search.record import format_value
+    from overnight.search.formatting import format_value
 
     result = api.run_one(plan, signals=signals, say=click.echo, doing=activity.show)
     record, study = result.records[0], result.plan.settings.study

@@ -78,7 +78,7 @@ def _listing_object(study: StudyListing) -> dict[str, Any]:
 
 
 def _listing_row(study: StudyListing) -> tuple[str, ...]:
-    from overnight.search.record import format_duration, format_value
+    from overnight.search.formatting import format_duration, format_value
 
     size = output.format_bytes(study.bytes)
     if study.state == "unreadable":

@@ -10,8 +10,9 @@ from overnight.config.trainer import unit_of
 from overnight.config.values import to_text
 from overnight.report import advice
 from overnight.report.finding import Finding
+from overnight.search.history import mean_curve
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, mean_curve
+from overnight.search.record import TrialRecord
 from overnight.search.schedulers.study import trained_epochs
 from overnight.study import exclusions
 

@@ -28,7 +28,8 @@ from overnight.report.figures import (
 )
 from overnight.report.report import Report
 from overnight.report.rung_chart import draw_rungs
-from overnight.search.record import format_value, mean_curve
+from overnight.search.formatting import format_value
+from overnight.search.history import mean_curve
 
 _SERIES = (MAIN, SECOND, "#d55e00", "#cc79a7")  # Okabe and Ito (2008): distinguishable with colour blindness
 _MAX_BARS = 10

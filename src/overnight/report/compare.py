@@ -18,8 +18,10 @@ from overnight.config.problems import ConfigError
 from overnight.config.values import fingerprint, json_params, short_text
 from overnight.report import finding
 from overnight.report.statistics import Estimate
+from overnight.search.formatting import format_duration, format_value
+from overnight.search.history import mean_curve
 from overnight.search.plan import TRAIN_STUDY, Plan
-from overnight.search.record import TrialRecord, config_of, flat_config, format_duration, format_value, mean_curve
+from overnight.search.record import TrialRecord, config_of, flat_config
 from overnight.study.snapshot import StudyView
 from overnight.tracking import local_server, store
 

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from overnight.report.report import Report
-from overnight.search.record import TrialRecord, format_value
+from overnight.search.formatting import format_value
+from overnight.search.record import TrialRecord
 
 # Placeholder colour -> CSS variable.
 INK, FAINT, MAIN, SECOND, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"

@@ -10,8 +10,9 @@ from overnight.protocol import Tested
 from overnight.report import confirm
 from overnight.report.statistics import Comparison, Estimate, compare, estimate
 from overnight.search import deadline
+from overnight.search.formatting import format_interval, format_value
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, best_of, format_interval, format_value
+from overnight.search.record import TrialRecord, best_of
 from overnight.study.snapshot import StudyView
 
 

@@ -17,17 +17,9 @@ from rich.live import Live
 
 from overnight.report.live_table import LiveTable
 from overnight.search import deadline
+from overnight.search.formatting import describe, format_duration, format_value, trial_title
 from overnight.search.plan import Plan
-from overnight.search.record import (
-    TrialRecord,
-    best_of,
-    describe,
-    format_duration,
-    format_value,
-    provisional_best,
-    trial_title,
-    typical_units,
-)
+from overnight.search.record import TrialRecord, best_of, provisional_best, typical_units
 from overnight.search.schedulers.study import epochs_in_all, progress_text, share_spent, trained_epochs
 
 REDRAW_EVERY_S = 0.5

@@ -14,15 +14,8 @@ from rich.text import Text
 
 from overnight.config.paths import trial_name
 from overnight.config.trainer import unit_of
-from overnight.search.record import (
-    TrialRecord,
-    format_duration,
-    format_value,
-    short_params,
-    trial_title,
-    typical_units,
-    units_of_trial,
-)
+from overnight.search.formatting import format_duration, format_value, short_params, trial_title
+from overnight.search.record import TrialRecord, typical_units, units_of_trial
 from overnight.search.schedulers.study import progress_text
 
 if TYPE_CHECKING:

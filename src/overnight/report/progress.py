@@ -5,7 +5,8 @@ from __future__ import annotations
 from overnight.report.live import ProgressSnapshot, RunningTrial
 from overnight.runner.supervisor import Supervisor
 from overnight.runner.trial_process import TrialProcess
-from overnight.search.record import TrialRecord, format_duration
+from overnight.search.formatting import format_duration
+from overnight.search.record import TrialRecord
 
 
 def progress(supervisor: Supervisor) -> ProgressSnapshot:

@@ -18,16 +18,9 @@ from overnight.report.finding import Finalist, Finding
 from overnight.report.importance import Importance, Importances, importances
 from overnight.report.rungs import Comparable, comparable, cost_sentence
 from overnight.report.winner_pictures import Picture
+from overnight.search.formatting import describe, format_duration, format_value, trial_title
 from overnight.search.plan import Plan
-from overnight.search.record import (
-    TrialRecord,
-    describe,
-    format_duration,
-    format_value,
-    searched_values,
-    trial_title,
-    typical_units,
-)
+from overnight.search.record import TrialRecord, searched_values, typical_units
 from overnight.search.schedulers.study import trained_epochs
 from overnight.study.snapshot import StudyView
 from overnight.tracking.duration import time_of_work

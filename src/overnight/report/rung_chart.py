@@ -19,7 +19,8 @@ from overnight.plots.figures import literal
 from overnight.report.figures import FAINT, MAIN, SECOND, Chart, draw_svg, maximizes
 from overnight.report.report import Report
 from overnight.report.rungs import Rung, find_rungs
-from overnight.search.record import TrialRecord, format_value
+from overnight.search.formatting import format_value
+from overnight.search.record import TrialRecord
 from overnight.search.schedulers.study import scores_of
 
 Curve = list[tuple[float, float]]  # (epochs, value)

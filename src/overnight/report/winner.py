@@ -16,8 +16,9 @@ from overnight.config.values import fingerprint
 from overnight.protocol import Exported, ExportSpec, Failure, Predictions, PredictSpec
 from overnight.report import finding, winner_config
 from overnight.runner import trial_process
+from overnight.search.formatting import format_value
 from overnight.search.plan import CONFIRM_SUFFIX, LOCATION_KEYS, TRAIN_STUDY, Plan, config_dir_option
-from overnight.search.record import TrialRecord, config_of, format_value
+from overnight.search.record import TrialRecord, config_of
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.access import is_read_only
 from overnight.system import forkserver

@@ -14,8 +14,8 @@ from overnight.config.problems import ConfigError, Problems
 from overnight.runner import preflight
 from overnight.search import custom_sampler
 from overnight.search.build_plan import build_plan
+from overnight.search.formatting import format_duration
 from overnight.search.plan import Plan
-from overnight.search.record import format_duration
 from overnight.study import warm_start
 from overnight.study.open import open_study
 from overnight.study.snapshot import view

@@ -19,8 +19,10 @@ from pathlib import Path
 from overnight.plots.process import is_drawn, restore_priority, stamp_of
 from overnight.plots.process import main as draw_and_exit
 from overnight.protocol import DrawSpec
+from overnight.search.formatting import trial_title
+from overnight.search.history import steps_of
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, steps_of, trial_title, unit_of_trial
+from overnight.search.record import TrialRecord, unit_of_trial
 from overnight.system import forkserver
 from overnight.system.kill import discard
 from overnight.tracking.sync import MlflowSync

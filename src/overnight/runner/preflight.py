@@ -27,8 +27,8 @@ from overnight.protocol import Alive, ClassSpec, DataSpec, DryRunResult, TrialSp
 from overnight.runner.trial_spec import trial_spec
 from overnight.runner.watchdog import GIB
 from overnight.search.distributions import encode
+from overnight.search.formatting import describe_params
 from overnight.search.plan import Plan, devices_of
-from overnight.search.record import describe_params
 from overnight.search.space import display_name
 from overnight.system import forkserver
 from overnight.system.devices import machine_memory

@@ -6,7 +6,8 @@ import shutil
 
 from overnight.protocol import Reason
 from overnight.runner.trial_process import TrialProcess
-from overnight.search.record import TrialRecord, fold_scores
+from overnight.search.history import fold_scores
+from overnight.search.record import TrialRecord
 from overnight.study.queue import TrialAssignment
 from overnight.study.session import StudySession
 from overnight.system.kill import describe_exit

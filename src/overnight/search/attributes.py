@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Of a trial -----------------------------------------------------------------------------------------------------------
 
-HISTORY = "overnight.history"  # the metrics of each epoch, packed; see `record.pack_history`
+HISTORY = "overnight.history"  # the metrics of each epoch, packed; see `history.pack_history`
 UNTIL = "overnight.until"  # the epochs to which its scheduler lets it train; it pauses there
 PEAK_BYTES = "overnight.peak_bytes"  # the largest memory that its process was seen to hold
 REASON = "overnight.reason"  # why it failed, in one word

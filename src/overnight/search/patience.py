@@ -15,8 +15,9 @@ import statistics
 from collections.abc import Iterable
 
 from overnight.config.settings import Settings
+from overnight.search.history import mean_curve
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, mean_curve
+from overnight.search.record import TrialRecord
 
 # The wobble of a curve is estimated from at least this many epochs in its second half.
 _MIN_EPOCHS = 3

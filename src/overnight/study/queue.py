@@ -14,8 +14,9 @@ from optuna.trial import TrialState
 from overnight.config.values import same
 from overnight.search import sampler
 from overnight.search.attributes import ATTEMPTS, CONFIG, CONFIRMS, HISTORY, OUTSIDE, PARAMS, TRAINING, UNTIL, VALUES
+from overnight.search.history import unpack_history
 from overnight.search.plan import Plan
-from overnight.search.record import Confirms, TrialRecord, unpack_history
+from overnight.search.record import Confirms, TrialRecord
 from overnight.study.coordinator import Coordinator
 from overnight.study.schedule import Schedule
 from overnight.study.storage.exclusive import Choice, Claim, ExclusiveStorage

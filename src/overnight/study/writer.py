@@ -17,8 +17,9 @@ from optuna.trial import TrialState
 from overnight.protocol import Progress
 from overnight.search import folds
 from overnight.search.attributes import ATTEMPTS, DETAIL, HISTORY, NOTES, PEAK_BYTES, REASON
+from overnight.search.history import fold_scores, objective_of, pack_history
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, fold_scores, objective_of, pack_history, record_of
+from overnight.search.record import TrialRecord, record_of
 from overnight.study.storage.exclusive import ExclusiveStorage
 from overnight.study.trial_reader import RunningTrial, TrialReader
 

@@ -32,8 +32,9 @@ from overnight.search.attributes import (
     UNTIL,
     VALUES,
 )
+from overnight.search.history import objective_of, pack_history
 from overnight.search.plan import Plan, config_of_params
-from overnight.search.record import Confirms, objective_of, pack_history
+from overnight.search.record import Confirms
 from overnight.search.seeds import derive_seed
 from overnight.study.attributes import StudyAttributes
 from overnight.study.create import restore

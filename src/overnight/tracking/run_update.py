@@ -11,8 +11,9 @@ from optuna.distributions import FloatDistribution
 from overnight.config.trees import to_yaml
 from overnight.config.values import escaped, to_text
 from overnight.protocol import Progress
+from overnight.search.history import steps_of
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, config_of, steps_of
+from overnight.search.record import TrialRecord, config_of
 from overnight.search.space import display_name
 from overnight.tracking import names, tags
 from overnight.tracking.dataset import DatasetFacts, dataset_of

@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from overnight.config.paths import trial_name
+from overnight.search.formatting import trial_title
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, trial_title
+from overnight.search.record import TrialRecord
 from overnight.tracking import bulk, logged, tags
 from overnight.tracking.dataset import as_input
 from overnight.tracking.reconcile import logged_steps, trial_run

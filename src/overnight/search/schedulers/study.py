@@ -12,8 +12,9 @@ from overnight.config.problems import Problems
 from overnight.config.settings import Settings
 from overnight.protocol import Progress
 from overnight.search.attributes import HISTORY, UNTIL
+from overnight.search.history import unpack_history
 from overnight.search.plan import Plan
-from overnight.search.record import TrialRecord, unpack_history
+from overnight.search.record import TrialRecord
 from overnight.search.schedulers import own
 from overnight.search.schedulers.expected import epochs_of_trials, epochs_to_finish
 from overnight.search.schedulers.halving import ETA, Halving, rungs

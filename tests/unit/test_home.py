@@ -19,6 +19,7 @@ from overnight.config.paths import StudyLocation
 from overnight.config.problems import ConfigError
 from overnight.study.storage import home as homes
 from overnight.study.storage.access import no_home_if_refused, require_writable
+from overnight.study.storage.database import dispose, open_storage, opened
 from overnight.study.storage.home import local_path, relocated, settle
 from overnight.study.storage.lock import holder_file, lock_study
 from overnight.system.files import remove_inside
@@ -242,6 +243,15 @@ def test_artifacts_are_not_written_through_a_link_out_of_the_home(lived_in: Path
     assert not list(outside.iterdir())
     client.log_text(run.info.run_id, "new", "config.yaml")
     assert text_of(lived_in) == "new"
+
+
+def test_a_study_storage_is_read_while_its_first_process_writes(tmp_path: Path) -> None:
+    location = location_of(tmp_path)
+    dispose(open_storage(location))  # creates it, and no study yet
+    with closing(sqlite3.connect(location.paths.optuna_db)) as first:
+        first.execute("BEGIN IMMEDIATE")
+        with opened(location) as second:
+            assert second.get_all_studies() == []
 
 
 def test_only_what_is_inside_is_removed(tmp_path: Path) -> None:

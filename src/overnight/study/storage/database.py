@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
@@ -124,7 +125,8 @@ def open_storage(location: StudyLocation) -> OptunaDatabase:
     @sqlalchemy.event.listens_for(storage.engine, "connect")
     def _set_durability(connection: Any, _: Any) -> None:
         # With a write-ahead log others can read during a write, and a report does not wait for the disk. A kill loses
-        # nothing. A power failure may lose the last second, which the trials' checkpoints restore.
+        # nothing. A power failure may lose the last second, which the trials' checkpoints restore. Only a file of an
+        # earlier version is changed here.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
@@ -208,10 +210,16 @@ def get_ready(location: StudyLocation) -> None:
 
 @functools.cache
 def _empty_database() -> bytes:
-    """Return a SQLite file with Optuna's tables."""
+    """Return a SQLite file with Optuna's tables.
+
+    It has a write-ahead log from the start. SQLite refuses to begin one while another process uses the file, at once
+    and without waiting for it.
+    """
     with tempfile.TemporaryDirectory(prefix="overnight-") as folder:
         path = Path(folder) / "optuna.db"
         dispose(RDBStorage(sqlite_url(path)))
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
         return path.read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sqlite3
@@ -101,6 +102,15 @@ def test_export_writes_one_row_for_each_trial(finished: StudyView, tmp_path: Pat
         assert {k: row[f"params.{k}"] for k in record.params} == record.params
         assert all(pd.isna(row[c]) for c in frame if c.startswith("params.") and c[7:] not in record.params)
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_trial_that_was_resumed_is_exported_with_its_first_start(finished: StudyView, tmp_path: Path) -> None:
+    first, *_ = finished.records
+    began_at = first.history[0].at - first.history[0].seconds
+    resumed = dataclasses.replace(first, started_at=first.history[-1].at)
+    manage.export(dataclasses.replace(finished, records=(resumed,)), tmp_path / "trials.csv")
+    (start,) = pd.to_datetime(pd.read_csv(tmp_path / "trials.csv")["started_at"])
+    assert start.timestamp() == pytest.approx(began_at, abs=1e-3)
 
 
 def test_export_needs_a_known_suffix_and_a_writable_path(finished: StudyView, tmp_path: Path) -> None:

@@ -26,6 +26,14 @@ def test_the_pauses_of_a_trial_do_not_count() -> None:
     assert end_of_trial(trial(12, 22, 32 + night, 42 + night, started_at=21.0 + night)) == 43
 
 
+def test_the_run_of_a_trial_starts_when_the_trial_started_first() -> None:
+    night = 8 * 3600
+    resumed = trial(12, 22, 32 + night, 42 + night, started_at=21.0 + night)
+    assert resumed.first_started_at == 2
+    assert trial(12, 22).first_started_at == 0
+    assert trial(started_at=None, state="waiting").first_started_at is None
+
+
 def test_a_paused_trial_ends_with_its_last_epoch_whenever_mlflow_is_written() -> None:
     assert end_of_trial(trial(12, 22, state="paused")) == 22
     assert end_of_trial(trial(state="paused")) is None

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from overnight.protocol import Progress
 from overnight.runner import system_metrics
 from overnight.runner.system_metrics import SystemMetrics
+from overnight.search.record import TrialRecord
 from overnight.tracking import names
 from overnight.tracking.run_update import LoggedMetric
 
@@ -31,7 +33,9 @@ def test_a_running_trial_is_sampled_every_ten_seconds_from_its_first_start_on() 
     taken = SystemMetrics(sync, True, lambda: now[0])  # type: ignore[arg-type]
     spec = SimpleNamespace(device="cpu")
     running: Any = {3: SimpleNamespace(process=SimpleNamespace(pid=os.getpid()), spec=spec)}
-    records: Any = {3: SimpleNamespace(started_at=time.time() - 60)}
+    begun = Progress(3, 0, {}, time.time() - 55, seconds=5.0)
+    resumed = TrialRecord(3, "running", {}, (begun,), None, None, "", started_at=time.time() - 10, ended_at=None)
+    records = {3: resumed}
     for now[0] in (0.0, 5.0, 10.0):
         taken.tick(running, records)
         deadline = time.process_time() + 0.05

@@ -268,7 +268,7 @@ def _frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
             "state": r.state,
             "reason": r.reason,
             "objective": r.objective,
-            "started_at": r.started_at,
+            "started_at": r.first_started_at,
             "ended_at": r.ended_at,
             "seconds": sum(e.seconds for e in r.history),
             "epochs": len(r.history),

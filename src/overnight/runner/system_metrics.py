@@ -43,7 +43,7 @@ class SystemMetrics:
         for number, trial in running.items():
             of_trial, pids = self._sample(trial.process.pid or 0)
             seen |= pids
-            step = round(now - (records[number].started_at or now)) if number in records else 0
+            step = round(now - (records[number].first_started_at or now)) if number in records else 0
             values = {**of_trial, **of_machine, **gpu(trial.spec.device)}
             self._sync.add_samples(
                 number, [LoggedMetric(SYSTEM + name, value, round(now * 1000), step) for name, value in values.items()]

@@ -55,6 +55,7 @@ class TrialRecord:
         values: Searched key -> value of a trial that was enqueued, inside or outside the space.
         confirms: What a trial of a confirmation repeats.
         peak_bytes: The largest memory its process was seen to hold; None for a trial of a few seconds.
+        started_at: When its process started, the last one of a trial that was resumed.
         until: The epochs to which its scheduler lets it train; None without a scheduler that pauses trials.
         max_epochs: The epochs, or validations, of a whole trial, where its scheduler may pause it.
     """
@@ -75,6 +76,12 @@ class TrialRecord:
     peak_bytes: int | None = None
     until: int | None = None
     max_epochs: float = math.inf
+
+    @property
+    def first_started_at(self) -> float | None:
+        """When it started first: of a trial that was resumed when its first epoch began, as that was stored."""
+        begun = [self.history[0].at - self.history[0].seconds] if self.history else []
+        return min((time for time in (self.started_at, *begun) if time is not None), default=None)
 
     @property
     def done(self) -> bool:

@@ -171,7 +171,10 @@ class RunWriter:
         self._unknown.add(record.number)  # until the answer arrives: the run may exist although the request failed
         started = time.monotonic()
         created = self._client.create_run(
-            self._experiment_id, start_time=milliseconds(record.started_at), tags=run_tags, run_name=trial_title(record)
+            self._experiment_id,
+            start_time=milliseconds(record.first_started_at),
+            tags=run_tags,
+            run_name=trial_title(record),
         )
         run = self.runs[record.number] = TrialRun(created.info.run_id, "RUNNING", steps={})
         if time.monotonic() - started > _MAY_BE_REPEATED_S:

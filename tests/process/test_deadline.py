@@ -22,7 +22,7 @@ from overnight.report import confirm
 from overnight.search import deadline
 from overnight.search.build_plan import build_plan
 from overnight.search.deadline import Deadline
-from overnight.search.limits import ConfirmationLimits, Launch, SearchLimits
+from overnight.search.limits import ConfirmationLimits, Launch, SearchLimits, TimeLeft
 from overnight.search.plan import Plan
 from overnight.search.record import Confirms, TrialRecord
 from overnight.search.terminator import Terminator
@@ -167,6 +167,18 @@ def test_the_remaining_time_of_a_trial_uses_its_own_epoch_time() -> None:
     assert deadline.remaining_s(records[2], time_plan, EPOCHS) == pytest.approx(1.0 + 4 * 9.0)
     waiting = record(3, 0.0, epochs=0, state="waiting")
     assert deadline.remaining_s(waiting, time_plan, EPOCHS) == pytest.approx(1.0 + 5 * 2.0)
+
+
+def test_the_time_left_is_that_of_one_slot_and_of_all() -> None:
+    launch = Launch(study("study.hours=1"), NOON, lambda _: None, now=lambda: NOON + 60)
+    limits = SearchLimits(launch, 3, Terminator(launch.plan, lambda *_: None))
+    assert limits.time_left({}) == TimeLeft(), "nothing is measured yet"
+    found = limits.time_left({0: record(0, 2.0)})
+    assert found is not None
+    assert found.all_slots == 3 * found.one_slot
+    assert 3000 / 2 / deadline.MARGIN < found.one_slot < 3540 / 2 / deadline.MARGIN
+    late = Launch(study("study.hours=1"), NOON, lambda _: None, now=lambda: NOON + 3600)
+    assert SearchLimits(late, 3, Terminator(late.plan, lambda *_: None)).time_left({0: record(0, 2.0)}) is None
 
 
 # On a simulated clock ------------------------------------------------------------------------------------------------

@@ -62,7 +62,9 @@ def test_an_epoch_that_a_resumed_trial_trains_again_is_judged_once_and_the_last_
     spec = trial_spec(plan, 0, assignment.config, assignment.seed, "cpu", every_s=1e9)
     process: Any = SimpleNamespace(pid=0)
     trial = TrialProcess(spec, process, supervisors, supervisors, tmp_path / "log", until=assignment.until)
-    handler = MessageHandler(session, Watchdog(plan.settings.trial, 1, 1 << 30), Outcomes(session), lambda: True)
+    handler = MessageHandler(
+        session, Watchdog(plan.settings.trial, 1, 1 << 30), Outcomes(session), lambda: True, lambda: None
+    )
 
     def answers(*messages: TrialMessage) -> list[Decision]:
         for message in messages:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 
 from overnight.runner.shared_exit import ExitPolicy
-from overnight.search.limits import Limits
+from overnight.search.limits import Limits, TimeLeft
 from overnight.search.record import TrialRecord
 from overnight.study.queue import TrialAssignment
 from overnight.study.session import StudySession
@@ -54,6 +54,14 @@ class Assignments:
             self._ask_again_at = self._clock() + self._session.coordinator.ask_again_s
         return assignment
 
+    def update_limits(self, records: Mapping[int, TrialRecord]) -> bool:
+        """Tell the scheduler how much time is left; return whether a trial may start."""
+        schedule, time_left = self._session.schedule, self._limits.time_left(records)
+        if schedule is not None:
+            schedule.time_left = time_left or TimeLeft(0.0, 0.0)
+            schedule.finishes = self._limits.finishes(records)
+        return time_left is not None
+
     def note_start(self) -> None:
         self._exit_policy.note_start()
 
@@ -79,12 +87,9 @@ class Assignments:
             is_open = not records[self._only].done and self._only not in running
             return queue.ask_for(self._only) if is_open else None
         if self._session.schedule is not None:
-            time_left = self._limits.epochs_left(records)
-            self._is_refused = time_left is None
-            if time_left is None:
+            self._is_refused = not self.update_limits(records)
+            if self._is_refused:
                 return None
-            self._session.schedule.time_left = time_left
-            self._session.schedule.finishes = self._limits.finishes(records)
             return queue.ask_scheduled(self._session.schedule)
         allowed = self._limits.next_trial(records, running)
         self._is_refused = allowed is None

@@ -18,13 +18,19 @@ class MessageHandler:
 
     Args:
         is_working: False while trials have to save and stop.
+        update_limits: Called before a trial that has reached its rung is judged.
     """
 
     def __init__(
-        self, session: StudySession, watchdog: Watchdog, outcomes: Outcomes, is_working: Callable[[], bool]
+        self,
+        session: StudySession,
+        watchdog: Watchdog,
+        outcomes: Outcomes,
+        is_working: Callable[[], bool],
+        update_limits: Callable[[], object],
     ) -> None:
         self._session, self._watchdog, self._outcomes = session, watchdog, outcomes
-        self._is_working = is_working
+        self._is_working, self._update_limits = is_working, update_limits
 
     def handle_all(self, trial: TrialProcess) -> None:
         """Handle the messages that have arrived."""
@@ -90,6 +96,7 @@ class MessageHandler:
             answer = schedule.report(number, trial.index + 1)
             if answer is not Answer.PAUSE:
                 return Decision.STOP if answer is Answer.STOP else Decision.CONTINUE
+        self._update_limits()
         if not schedule.go_on(number):
             return Decision.SAVE_AND_STOP
         trial.until = schedule.until(number)

@@ -94,7 +94,13 @@ class Supervisor:
         self._processes = processes or ForkedProcesses(self.slots.on_cpu)
         self._assignments = Assignments(session, self.limits, only, clock)
         self._watchdog = Watchdog(settings.trial, self.slots.count, machine_memory(), clock)
-        self._messages = MessageHandler(session, self._watchdog, self.outcomes, lambda: self._is_working)
+        self._messages = MessageHandler(
+            session,
+            self._watchdog,
+            self.outcomes,
+            lambda: self._is_working,
+            lambda: self._assignments.update_limits(self.records),
+        )
         self._plots = PlotScheduler(self.plan, session.attributes.uid, mlflow_sync, clock)
         self._cleanup = CheckpointCleanup(self.plan)
         self._system = SystemMetrics(mlflow_sync, settings.tracking.system_metrics, clock)

@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from overnight.config import clock
@@ -26,6 +27,19 @@ Limit = Literal["patience", "terminator", "deadline"]
 _PLAN_EVERY_S = 1.0
 
 
+@dataclass(frozen=True)
+class TimeLeft:
+    """For how many epochs of mean length there is time; infinite without a deadline.
+
+    Attributes:
+        one_slot: In one slot. A trial trains its epochs one after the other.
+        all_slots: In all slots of this process together.
+    """
+
+    one_slot: float = math.inf
+    all_slots: float = math.inf
+
+
 class Limits(Protocol):
     """What a supervisor asks. `records`: all trials by number; `running`: trial numbers."""
 
@@ -33,8 +47,8 @@ class Limits(Protocol):
         """The trial to start in a free slot."""
         ...
 
-    def epochs_left(self, records: Mapping[int, TrialRecord]) -> float | None:
-        """The epochs for which there is time, in all slots together; None once no trial may start."""
+    def time_left(self, records: Mapping[int, TrialRecord]) -> TimeLeft | None:
+        """The epochs for which there is time; None once no trial may start."""
         ...
 
     def finishes(self, records: Mapping[int, TrialRecord]) -> bool:
@@ -68,8 +82,8 @@ class NoLimits:
     def next_trial(self, records: Mapping[int, TrialRecord], running: Collection[int]) -> NextTrial:  # noqa: ARG002
         return "any"
 
-    def epochs_left(self, records: Mapping[int, TrialRecord]) -> float | None:  # noqa: ARG002
-        return math.inf
+    def time_left(self, records: Mapping[int, TrialRecord]) -> TimeLeft | None:  # noqa: ARG002
+        return TimeLeft()
 
     def finishes(self, records: Mapping[int, TrialRecord]) -> bool:  # noqa: ARG002
         return False
@@ -206,15 +220,18 @@ class SearchLimits:
             return "new" if waiting else "any"
         return None
 
-    def epochs_left(self, records: Mapping[int, TrialRecord]) -> float | None:
+    def time_left(self, records: Mapping[int, TrialRecord]) -> TimeLeft | None:
         self._note_start()
         if self._launch.deadline is None:
-            return math.inf
+            return TimeLeft()
         seconds = self._current_time_plan(records).search_ends_at - self._launch.now()
+        if seconds <= 0:
+            return None
         epoch_s = deadline.epoch_s(records.values())
         if epoch_s is None:
-            return math.inf if seconds > 0 else None
-        return seconds * self._slots / (deadline.MARGIN * epoch_s) if seconds > 0 else None
+            return TimeLeft()
+        one_slot = seconds / (deadline.MARGIN * epoch_s)
+        return TimeLeft(one_slot, one_slot * self._slots)
 
     def finishes(self, records: Mapping[int, TrialRecord]) -> bool:
         reason = patience.finish_reason(records.values(), self._plan)
@@ -332,8 +349,8 @@ class ConfirmationLimits:
                 return record.number
         return None
 
-    def epochs_left(self, records: Mapping[int, TrialRecord]) -> float | None:  # noqa: ARG002
-        return math.inf
+    def time_left(self, records: Mapping[int, TrialRecord]) -> TimeLeft | None:  # noqa: ARG002
+        return TimeLeft()
 
     def finishes(self, records: Mapping[int, TrialRecord]) -> bool:  # noqa: ARG002
         return False

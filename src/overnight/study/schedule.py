@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import TrialState
 
 from overnight.search.attributes import UNTIL
+from overnight.search.limits import TimeLeft
 from overnight.search.plan import Plan
 from overnight.search.schedulers.halving import Halving
 from overnight.search.schedulers.interface import Answer, Resume, Scheduler, Start, Trial, epochs_left
@@ -31,7 +32,7 @@ class Schedule:
     """Asks the scheduler of an open study which trial trains next, and how far.
 
     Attributes:
-        time_left: Epochs for which there is time; infinite without a deadline.
+        time_left: For how many epochs there is time.
         finishes: No new trial starts, and only the best paused ones are trained to the end.
     """
 
@@ -50,7 +51,7 @@ class Schedule:
         self._scheduler: Scheduler | None = None
         self._first_rung: int | None = None
         self._whole = plan.units
-        self.time_left = float("inf")
+        self.time_left = TimeLeft()
         self.finishes = False
 
     def choose(self, unavailable: Collection[int]) -> Choice | None:
@@ -137,7 +138,8 @@ class Schedule:
         paused = [replace(own, state="paused") if t.number == number else t for t in trials]
         if own.latest == -math.inf:  # it has no value yet, by which it could be compared
             further = self._sent_on(trials, own, own.epochs + 1).until
-            return {UNTIL: further if further - own.epochs <= self._left(paused) else own.until}
+            left = min(self._left(paused), self.time_left.one_slot)
+            return {UNTIL: further if further - own.epochs <= left else own.until}
         answer = self._ask(paused)
         return {UNTIL: answer.until if isinstance(answer, Resume) and answer.number == number else own.until}
 
@@ -148,27 +150,29 @@ class Schedule:
 
     def _ask(self, trials: list[Trial]) -> Start | Resume | None:
         assert self._scheduler is not None
-        left = self._left(trials)
-        if not self.finishes:
-            return self._scheduler.next(trials, left)
+        left, slot_left = self._left(trials), self.time_left.one_slot
         if isinstance(self._scheduler, Halving):
-            return self._scheduler.finish(trials, left)
-        return self._scheduler.next(trials, min(left, self._whole))  # as if the budget ended
+            answers = self._scheduler.finish if self.finishes else self._scheduler.next
+            return answers(trials, left, slot_left)
+        left = min(left, slot_left)
+        return self._scheduler.next(trials, min(left, self._whole) if self.finishes else left)  # as if the budget ended
 
     def _is_ending(self, trials: list[Trial]) -> bool:
-        left = self._left(trials)
+        left, slot_left = self._left(trials), self.time_left.one_slot
         if isinstance(self._scheduler, Halving):
-            return self.finishes or self._scheduler.is_ending(trials, left)
-        return self.finishes or left <= self._whole
+            return self.finishes or self._scheduler.is_ending(trials, left, slot_left)
+        return self.finishes or min(left, slot_left) <= self._whole
 
     def _left(self, trials: list[Trial]) -> float:
         """The epochs that are neither trained nor reserved, of the budget and of those for which there is time."""
-        reserved = sum(max(t.until - t.epochs, 0) for t in trials if t.state == "running")
-        return min(epochs_left(trials, self._plan.budget.epochs), self.time_left - reserved)
+        # The time is that of the slots here, so trials that run elsewhere take none of it.
+        reserved = sum(max(t.until - t.epochs, 0) for t in trials if t.number in self._reader.running)
+        return min(epochs_left(trials, self._plan.budget.epochs), self.time_left.all_slots - reserved)
 
     def _read(self) -> list[Trial]:
         running = {number: running.history.values() for number, running in self._reader.running.items()}
-        trials = self._trials_reader.read(self._reader.trials(), running)
+        has_deadline = math.isfinite(self.time_left.one_slot)
+        trials = self._trials_reader.read(self._reader.trials(), running, with_pace=has_deadline)
         settings = self._plan.settings.scheduler
         rung = settings.min_epochs if settings.target is None else 1
         if rung is None:

@@ -46,7 +46,8 @@ class Halving:
     A free slot looks at the rungs below the last one, the highest first. Where fewer than half of the trials that
     reached a rung were sent beyond it, the best of the better half that is paused there is promoted. Where no rung
     promotes, a new trial is started. Once what is left of the budget is enough for about two paused trials, it is spent
-    on training the best ones to the end.
+    on training the best ones to the end. With a deadline this begins when one slot has time for one whole training, so
+    that the slots can complete their trials side by side.
 
     Args:
         max_epochs: Epochs of a complete trial.
@@ -69,28 +70,35 @@ class Halving:
         self.max_epochs, self.max_trials, self.leaves_out = max_epochs, max_trials, leaves_out
         self.finalists = finalists
 
-    def next(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
-        if self.is_ending(trials, left):
-            answer = self._complete_best(trials, left, -math.inf) or self._start_whole(trials, left, {"complete"})
-            if answer is not None or left <= self.max_epochs:
+    def next(self, trials: Sequence[Trial], left: float, slot_left: float = math.inf) -> Start | Resume | None:
+        """Return what a free slot does.
+
+        Args:
+            left: Epochs that neither are trained nor reserved, in all slots together.
+            slot_left: Epochs of mean length for which one slot has time; infinite without a deadline.
+        """
+        if self.is_ending(trials, left, slot_left):
+            best = self._complete_best(trials, left, slot_left, -math.inf)
+            answer = best or self._start_whole(trials, min(left, slot_left), {"complete"})
+            if answer is not None or min(left, slot_left) <= self.max_epochs:
                 return answer
         used = self.used_rungs(trials)
         for rung, target in reversed(list(itertools.pairwise(used))):
-            promoted = next(_promotable(trials, rung), None)
+            promoted = next((t for t in _promotable(trials, rung) if _is_in_time(t, target, slot_left)), None)
             if promoted is not None:
                 return Resume(promoted.number, target)
-        if self._may_start(trials) and used[0] <= left:
+        if self._may_start(trials) and used[0] <= min(left, slot_left):
             return Start(used[0])
-        return self.finish(trials, left)
+        return self.finish(trials, left, slot_left)
 
-    def is_ending(self, trials: Sequence[Trial], left: float) -> bool:
-        """Whether the rest of the budget is for the best paused trials."""
+    def is_ending(self, trials: Sequence[Trial], left: float, slot_left: float = math.inf) -> bool:
+        """Whether the rest of the budget, or of the time, is for the best paused trials."""
         if len(self.rungs) == 1:
             return False
         share = ENDING_SHARE * (left + epochs_spent(trials))
-        return left <= max(self.max_epochs, min(ENDING * self.max_epochs, share))
+        return slot_left <= self.max_epochs or left <= max(self.max_epochs, min(ENDING * self.max_epochs, share))
 
-    def finish(self, trials: Sequence[Trial], left: float) -> Start | Resume | None:
+    def finish(self, trials: Sequence[Trial], left: float, slot_left: float = math.inf) -> Start | Resume | None:
         """Return what a free slot does where the search ends before its budget.
 
         Paused trials are trained to the end as long as their value is better than that of the best complete trial, or
@@ -101,7 +109,8 @@ class Halving:
         last = [t for t in trials if t.state in ("complete", "running")]
         is_enough = len(last) >= self.finalists
         above = max(t.latest for t in last) if is_enough else -math.inf
-        return self._complete_best(trials, left, above) or self._start_whole(trials, left, set())
+        best = self._complete_best(trials, left, slot_left, above)
+        return best or self._start_whole(trials, min(left, slot_left), set())
 
     def used_rungs(self, trials: Sequence[Trial]) -> tuple[int, ...]:
         """The rungs without the first ones that are left out. The last two always stay."""
@@ -116,12 +125,13 @@ class Halving:
     def _may_start(self, trials: Sequence[Trial]) -> bool:
         return self.max_trials is None or len(trials) < self.max_trials
 
-    def _complete_best(self, trials: Sequence[Trial], left: float, above: float) -> Resume | None:
-        """Train the best paused trial to the end for which the budget is enough, if its score is above a value.
+    def _complete_best(self, trials: Sequence[Trial], left: float, slot_left: float, above: float) -> Resume | None:
+        """Train the best paused trial to the end for which budget and time are enough, if its score is above a value.
 
         With -inf for the value, any trial is trained, also one without a score.
         """
-        fitting = [t for t in trials if t.state == "paused" and self.max_epochs - t.epochs <= left]
+        paused = (t for t in trials if t.state == "paused" and self.max_epochs - t.epochs <= left)
+        fitting = [t for t in paused if _is_in_time(t, self.max_epochs, slot_left)]
         best = max(fitting, key=lambda t: (t.latest, -t.number), default=None)
         if best is not None and (best.latest > above or above == -math.inf):
             return Resume(best.number, self.max_epochs)
@@ -141,6 +151,11 @@ def _promotable(trials: Sequence[Trial], rung: int) -> Iterator[Trial]:
         return
     by_score = sorted(reached, key=lambda t: (-t.score_at(rung), t.number))
     yield from (t for t in by_score[:share] if t.state == "paused" and t.until == rung == t.epochs)
+
+
+def _is_in_time(trial: Trial, until: int, slot_left: float) -> bool:
+    """Whether a slot that has time for so many epochs of mean length can train a trial that far."""
+    return (until - trial.epochs) * trial.pace <= slot_left
 
 
 def _disagree(trials: Sequence[Trial], rung: int, further: int) -> bool:

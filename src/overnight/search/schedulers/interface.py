@@ -24,12 +24,14 @@ class Trial:
         state: A trial that was interrupted counts as running, because it resumes before anything else is asked.
         scores: The objective after each trained epoch, turned so that larger is better; nan before its first value.
         until: The number of epochs that it may train to in all. It may have trained fewer.
+        pace: The mean time of its epochs, over that of the epochs of all trials. Measured for a deadline only.
     """
 
     number: int
     state: State
     scores: Sequence[float]
     until: int
+    pace: float = 1.0
 
     @property
     def epochs(self) -> int:
@@ -85,7 +87,7 @@ class Scheduler(Protocol):
         Args:
             trials: All trials of the study, by number.
             left: Epochs that neither are trained nor reserved for running trials: of the budget, or of those for which
-                there is time.
+                there is time, in all slots together and in one.
 
         Returns:
             None for nothing at present. The search ends once no trial runs and the answer is None.

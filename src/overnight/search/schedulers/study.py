@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -68,23 +69,28 @@ class TrialsReader:
     def __init__(self, plan: Plan) -> None:
         self._settings = plan.settings
         self._whole = plan.units if plan.pauses else math.inf
-        self._scores: dict[int, tuple[Any, tuple[float, ...]]] = {}  # number -> the stored history, and its scores
+        # Number -> the stored history, its scores, and the seconds of its epochs.
+        self._known: dict[int, tuple[Any, tuple[float, ...], float]] = {}
 
-    def read(self, trials: Iterable[FrozenTrial], running: Mapping[int, Iterable[Progress]]) -> list[Trial]:
+    def read(
+        self, trials: Iterable[FrozenTrial], running: Mapping[int, Iterable[Progress]], with_pace: bool = False
+    ) -> list[Trial]:
         """Return the trials that have started.
 
         Args:
             trials: All trials of the study.
             running: Number -> history of the trials whose history is newer than the stored one.
+            with_pace: Whether to measure how fast each trial is.
         """
-        found = []
+        found, seconds = [], []
         for t in trials:
             until = t.user_attrs.get(UNTIL)
             if until is None and t.state == TrialState.WAITING:  # it has not started
                 continue
-            scores = scores_of(running[t.number], self._settings) if t.number in running else self._stored_scores(t)
+            scores, trained_s = self._converted(running[t.number]) if t.number in running else self._stored(t)
             found.append(Trial(t.number, self._state(t, len(scores), until), scores, until or len(scores)))
-        return found
+            seconds.append(trained_s)
+        return _with_pace(found, seconds) if with_pace else found
 
     def _state(self, t: FrozenTrial, epochs: int, until: int | None) -> State:
         if t.state in _STATES:
@@ -94,13 +100,25 @@ class TrialsReader:
             return "paused"  # or pruned at the end of a launch, which a larger budget takes up again
         return "running" if t.state == TrialState.WAITING else "stopped"
 
-    def _stored_scores(self, t: FrozenTrial) -> tuple[float, ...]:
+    def _stored(self, t: FrozenTrial) -> tuple[tuple[float, ...], float]:
         packed = t.user_attrs.get(HISTORY)
-        known = self._scores.get(t.number)
+        known = self._known.get(t.number)
         if known is None or known[0] is not packed:
-            known = packed, scores_of(unpack_history(t.number, packed), self._settings)
-            self._scores[t.number] = known
-        return known[1]
+            known = packed, *self._converted(unpack_history(t.number, packed))
+            self._known[t.number] = known
+        return known[1:]
+
+    def _converted(self, history: Iterable[Progress]) -> tuple[tuple[float, ...], float]:
+        """The scores of a trial, and the seconds of its epochs."""
+        epochs = list(history)
+        return scores_of(epochs, self._settings), sum(e.seconds for e in epochs)
+
+
+def _with_pace(trials: Sequence[Trial], seconds: Sequence[float]) -> list[Trial]:
+    """The trials with their paces. seconds: Those of the epochs of each."""
+    mean_s = sum(seconds) / max(sum(t.epochs for t in trials), 1)
+    own_s = [s / t.epochs if t.epochs else mean_s for t, s in zip(trials, seconds, strict=True)]
+    return [replace(t, pace=s / mean_s if mean_s else 1.0) for t, s in zip(trials, own_s, strict=True)]
 
 
 def trials_of(records: Iterable[TrialRecord], settings: Settings) -> list[Trial]:

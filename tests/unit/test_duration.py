@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from overnight.protocol import Progress
@@ -37,6 +38,13 @@ def test_the_run_of_a_trial_starts_when_the_trial_started_first() -> None:
 def test_a_paused_trial_ends_with_its_last_epoch_whenever_mlflow_is_written() -> None:
     assert end_of_trial(trial(12, 22, state="paused")) == 22
     assert end_of_trial(trial(state="paused")) is None
+
+
+def test_a_trial_that_was_paused_when_the_search_ended_ends_with_its_last_epoch_too() -> None:
+    hours = 3 * 3600.0
+    settled = replace(trial(12, 22, state="pruned", ended_at=hours), until=2, max_epochs=20)
+    assert end_of_trial(settled) == 22
+    assert end_of_trial(replace(settled, until=None)) == hours, "it was pruned then"
 
 
 def test_a_study_ends_after_the_time_in_which_a_trial_was_worked_on() -> None:

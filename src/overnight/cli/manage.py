@@ -269,7 +269,7 @@ def _frame(records: Sequence[TrialRecord]) -> pd.DataFrame:
             "reason": r.reason,
             "objective": r.objective,
             "started_at": r.first_started_at,
-            "ended_at": r.ended_at,
+            "ended_at": r.last_ended_at if r.done else None,
             "seconds": sum(e.seconds for e in r.history),
             "epochs": len(r.history),
             "notes": "; ".join(r.notes),

@@ -84,6 +84,12 @@ class TrialRecord:
         return min((time for time in (self.started_at, *begun) if time is not None), default=None)
 
     @property
+    def last_ended_at(self) -> float | None:
+        """When it ended; of a trial that is paused, or was when the search ended, when its last epoch did."""
+        is_paused = self.state == "paused" or self.waits_at_rung
+        return self.history[-1].at if is_paused and self.history else self.ended_at
+
+    @property
     def done(self) -> bool:
         return self.state in ("complete", "pruned", "failed")
 

@@ -13,11 +13,10 @@ _PAUSE_S = 10.0
 
 def end_of_trial(record: TrialRecord) -> float | None:
     """Return when the run of a trial ends, in seconds since 1970: so much earlier as the trial was paused."""
-    epochs = record.history
-    ended_at = epochs[-1].at if record.state == "paused" and epochs else record.ended_at
+    ended_at = record.last_ended_at
     if ended_at is None:
         return None
-    gaps = (after.at - after.seconds - before.at for before, after in itertools.pairwise(epochs))
+    gaps = (after.at - after.seconds - before.at for before, after in itertools.pairwise(record.history))
     return ended_at - sum(gap for gap in gaps if gap > _PAUSE_S)
 
 

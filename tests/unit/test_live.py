@@ -29,7 +29,7 @@ LONG = build_plan(["trainer.max_epochs=200"])
 
 
 def record(number: int, state: str, value: float | None = None, took: float = 10.0, **params: object) -> TrialRecord:
-    history = () if value is None else (Progress(number, 0, {"val/accuracy": value}, 0.0, 1.0),)
+    history = () if value is None else (Progress(number, 0, {"val/accuracy": value}, 101.5, 1.0),)
     reason = "diverged" if state == "failed" else None
     return TrialRecord(number, state, params, history, value, reason, "", 100.0, 100.0 + took)  # type: ignore[arg-type]
 
@@ -176,6 +176,16 @@ def test_the_time_left_is_estimated_from_past_durations_and_running_trials() -> 
     assert snapshot(*done).seconds_left() == pytest.approx(6 * 20 / 2)
     running = (RunningTrial(4, 0, None, time.time() - 5), RunningTrial(5, 0, None, time.time() - 500))
     assert snapshot(*done, running=running).seconds_left() == pytest.approx((4 * 20 + 15) / 2, abs=0.5)
+
+
+def test_the_time_left_of_trials_that_were_resumed_counts_what_they_trained_before() -> None:
+    now = time.time()
+    long_ago = tuple(Progress(0, e, {"val/accuracy": 0.5}, 1e9 + 60.0 * (e + 1), 60.0) for e in range(10))
+    resumed = replace(record(0, "running", 0.5), history=long_ago, started_at=now - 5)
+    left_s = snapshot(resumed, running=(RunningTrial(0, 9, 0.5, now - 5),), slots=1).seconds_left()
+    assert left_s == pytest.approx(600 + 9 * 1200, rel=0.02), "ten of its 20 epochs, and nine more trials"
+    ended = replace(resumed, state="complete", ended_at=now + 600)
+    assert snapshot(ended, slots=1).seconds_left() == pytest.approx(9 * 600), "as long as its epochs took"
 
 
 def test_before_the_first_trial_ends_the_time_left_is_estimated_from_its_epochs() -> None:

@@ -93,16 +93,24 @@ class ProgressSnapshot:
         now, units = time.time(), typical_units(self.records.values(), self.plan)
         if self.plan.pauses:
             return self._seconds_of_epochs(units)
+        spent = [self._spent_s(trial, now) for trial in self.running]
         durations = [s for r in self.ended if (s := deadline.whole_s(r)) is not None] or [
-            (now - trial.started_at) / (trial.index + 1) * units for trial in self.running if trial.index >= 0
+            s / (trial.index + 1) * units for s, trial in zip(spent, self.running, strict=True) if trial.index >= 0
         ]
         if not durations:
             return None
         typical = statistics.median(durations)  # the first trial waited for imports
-        running = sum(max(typical - (now - trial.started_at), 0.0) for trial in self.running)
+        running = sum(max(typical - s, 0.0) for s in spent)
         waiting = max(self.plan.budget.trials - self.done - len(self.running), 0)
         # Trials of a confirmation are never pruned, so they take as long as the longest trial.
         return (waiting * typical + running + self.plan.confirmation_trials * max(durations)) / self.slots
+
+    def _spent_s(self, trial: RunningTrial, now: float) -> float:
+        """The seconds that a running trial has worked for, without its pauses."""
+        record = self.records.get(trial.number)
+        if record is None or record.first_started_at in (None, record.started_at):
+            return now - trial.started_at
+        return sum(e.seconds for e in record.history) + now - max(trial.started_at, record.history[-1].at)
 
     def _seconds_of_epochs(self, epochs: int) -> float | None:
         """Estimate the seconds of the epochs that are left, and of the confirmation, whose trials have so many."""

@@ -123,13 +123,17 @@ def overhead_s(records: Iterable[TrialRecord]) -> float:
 
 
 def whole_s(record: TrialRecord) -> float | None:
-    """Seconds that a trial took; None before it has ended.
+    """Seconds that a trial took, without its pauses; None before it has ended.
 
-    A trial that may have been paused counts without its pauses, and only if it is complete.
+    A trial that its scheduler may pause counts only if it is complete.
     """
+    trained_s = sum(e.seconds for e in record.history)
     if record.until is not None:
-        return sum(e.seconds for e in record.history) if record.state == "complete" and record.history else None
-    return record.ended_at - record.started_at if record.done and record.ended_at and record.started_at else None
+        return trained_s if record.state == "complete" and record.history else None
+    if not record.done or not record.ended_at or not record.started_at:
+        return None
+    was_resumed = record.first_started_at != record.started_at
+    return trained_s if was_resumed else record.ended_at - record.started_at
 
 
 def typical_trial_s(records: Sequence[TrialRecord], epochs: int) -> float | None:

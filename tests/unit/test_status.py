@@ -76,6 +76,26 @@ def test_the_time_left_of_a_number_of_trials_counts_their_promotions(tmp_path: P
     assert share_spent(waiting, plan) == pytest.approx(10 / 35)
 
 
+@pytest.mark.parametrize(
+    "given", [("study.trials=1000", "study.budget=30"), ("sampler=grid", "optimizer.lr=range(0.001,1,0.001)")]
+)
+def test_progress_is_in_epochs_where_they_end_before_the_trials_do(given: tuple[str, ...], tmp_path: Path) -> None:
+    search = ("search=none",) if "sampler=grid" in given else ()
+    plan = running_view(tmp_path, "trainer.max_epochs=20", "scheduler.min_epochs=1", *search, *given).plan
+    assert plan.budget.trial_limit is not None
+    trained = tuple(Progress(0, e, {"val/accuracy": 0.5}, 1e9 + e, 1.0) for e in range(20))
+    assert progress_text([replace(record(0, {}, 0.5), history=trained, until=20)], plan) == "20 of 600 epochs"
+
+
+def test_trials_that_were_paused_when_a_watched_search_ended_are_no_news(tmp_path: Path) -> None:
+    view = running_view(tmp_path, "trainer.max_epochs=20")
+    history = (Progress(1, 0, {"val/accuracy": 0.5}, 1e9, 1.0),)
+    settled = replace(record(1, {}, 0.5, "pruned"), history=history, until=1, max_epochs=20)
+    stopped = replace(settled, number=2, until=2)
+    found = replace(view, records=(record(0, {}, 0.5), settled, stopped))
+    assert [r.number for r in watch.progress(found).ended] == [0, 2]
+
+
 @pytest.mark.parametrize("screen", ["status", "watch"])
 def test_once_patience_is_used_up_only_the_best_trials_are_still_to_come(
     screen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -56,9 +56,16 @@ def progress(found: StudyView) -> ProgressSnapshot:
 
 
 def _ended(found: StudyView) -> tuple[TrialRecord, ...]:
-    """Return the ended trials of search and confirmation in the order in which they ended."""
+    """Return the ended trials of search and confirmation in the order in which they ended.
+
+    Trials that were paused when the search ended are not among them: all of them end at that moment.
+    """
     both = (found, found.confirmation) if found.confirmation is not None else (found,)
-    return tuple(sorted((r for one in both for r in one.records if r.done), key=lambda r: r.ended_at or 0.0))
+    return tuple(
+        sorted(
+            (r for one in both for r in one.records if r.done and not r.waits_at_rung), key=lambda r: r.ended_at or 0.0
+        )
+    )
 
 
 def _running(record: TrialRecord) -> RunningTrial:

@@ -197,9 +197,12 @@ def _lowest_rung(records: Iterable[TrialRecord], plan: Plan) -> int:
 
 
 def progress_text(records: Iterable[TrialRecord], plan: Plan) -> str:
-    """How much of the budget of a search is spent: "12 of 30 trials", "345 of 600 epochs" or "... validations"."""
+    """How much of the budget of a search is spent: "12 of 30 trials", "345 of 600 epochs" or "... validations".
+
+    Where both are limited, it is spent in what is used up first.
+    """
     found = list(records)
-    if plan.budget.counts_epochs:
+    if plan.budget.epoch_limit is not None and epochs_in_all(found, plan) >= plan.budget.epoch_limit:
         return f"{trained_epochs(found)} of {plan.budget.epochs} {plan.unit}s"
     return f"{_trials_so_far(found)} of {plan.budget.trials} trials"
 

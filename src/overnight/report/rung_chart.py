@@ -98,9 +98,10 @@ def _curve(record: TrialRecord, report: Report) -> Curve:
 
 def _words(report: Report, curves: Mapping[int, Curve], complete: int) -> str:
     metric = report.plan.settings.study.metric
+    paused = sum(r.waits_at_rung for r in report.records if r.number in curves)
     words = (
         f"{metric} of each trial against its {report.plan.unit}s: {complete} trials were trained to the end, "
-        f"{len(curves) - complete} were paused before and not resumed. Trials may be paused at the dotted lines. The "
+        f"{paused} were paused before and not resumed. Trials may be paused at the dotted lines. The "
         "scale of the values is logarithmic in the distance to the best one."
     )
     best = report.finding.best

@@ -32,7 +32,7 @@ from overnight.tracking.sync import MlflowSync
 TICK_S = 0.2
 STATUS_EVERY_S = 1.0
 ADOPT_EVERY_S = 5.0
-_TRAINED_AGAIN = "trained again from its first epoch, because its saved state was deleted"
+_TRAINED_AGAIN = "trained again from its first epoch, because there is no saved state of it"
 _STATE_ELSEWHERE = "trained again from its first epoch, because its saved state is on another machine"
 
 

@@ -276,10 +276,20 @@ def _run_session(
         if result.stop_reason is StopReason.FAILURES:
             shared_exit.give_up(session)
         result = replace(result, signal=_first(signals), limit_notes=tuple(launch.notes))
-        if result.finding is not None and result.published and result.mlflow_error is None:
+        if _is_final(result, launch):
             finished.keep(session, _kept(result, command))
         _notify_of_end(news, result)
         return result
+
+
+def _is_final(result: Result, launch: Launch) -> bool:
+    """Return whether the next launch has nothing to do, unless a store changes.
+
+    What a deadline has cut is made up for by the next launch, as is what a stop or failures left undone.
+    """
+    has_ended = result.stop_reason in (StopReason.COMPLETE, StopReason.LIMIT) and launch.ended_by != "deadline"
+    has_answer = result.finding is not None and result.published and result.mlflow_error is None
+    return has_ended and has_answer and not any(note.endswith(finished.TRIED_AGAIN) for note in result.winner_notes)
 
 
 def _kept(result: Result, command: Sequence[str]) -> dict[str, Any]:

@@ -178,6 +178,23 @@ def test_an_interrupted_confirmation_is_resumed_and_has_the_same_result(
 
 
 @pytest.mark.long
+def test_a_test_set_that_a_deadline_cut_is_evaluated_by_the_next_launch(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = build_plan([*line(home, "Tested", 2), "study.trials=3", "study.hours=1"])
+    with monkeypatch.context() as patch:
+        patch.setattr(confirm, "evaluate_on_test_set", lambda *_: False)
+        first = api.run(plan, screen=NullScreen())
+    assert (first.stop_reason, first.published) == ("limit", True)
+    assert "cut the test set" in first.limit_notes[-1]
+    again = api.run(plan, screen=NullScreen())
+    assert (again.stop_reason, again.limit_notes) == ("complete", ())
+    assert "test/accuracy" in runs_of(home, "confirmation")[0].data.metrics
+    assert "on test" in finding.summary_sentence(again.finding)
+    assert not api.run(plan, screen=NullScreen()).did_work, "now it is finished"
+
+
+@pytest.mark.long
 def test_a_network_that_crashes_on_the_test_set_loses_only_its_test(home: Path) -> None:
     result = api.run(build_plan([*line(home, "DiesTested", 2), "study.trials=3"]), screen=NullScreen())
     assert result.stop_reason == "complete"

@@ -128,6 +128,22 @@ def test_a_study_in_which_something_is_left_to_do_is_opened_for_work(home_of_fin
     assert finished.read(plan) is None
 
 
+@pytest.mark.parametrize(
+    ("kept", "launch"),
+    [({"stop_reason": "stopped"}, {}), ({"stop_reason": "failures"}, {}), ({"stop_reason": "limit"}, "deadline")],
+)
+def test_what_an_earlier_version_kept_of_a_launch_that_left_work_undone_is_no_answer(
+    home_of_finished: Path, monkeypatch: pytest.MonkeyPatch, kept: dict[str, str], launch: str
+) -> None:
+    plan = plan_of(home_of_finished)
+    study = finished.read(plan)
+    assert study is not None
+    ended = {**study.launch, "ended_by": launch} if launch else study.launch
+    changed = dataclasses.replace(study, finished={**study.finished, **kept}, launch=ended)
+    monkeypatch.setattr(finished, "view", lambda *_: (changed, [study.name]))
+    assert finished.read(plan) is None
+
+
 @pytest.mark.parametrize("more", ["study.trials=7", "slots=3", "pictures.look=black_zero", "study.confirm.seeds=1"])
 def test_another_request_is_not_answered_from_the_last_one(home_of_finished: Path, more: str) -> None:
     assert finished.read(plan_of(home_of_finished, more)) is None

@@ -16,6 +16,9 @@ from overnight.study.session import StudySession
 from overnight.study.snapshot import StudyView, view
 from overnight.tracking import contents
 
+# The end of a note on what the launch could not do, and the next one may.
+TRIED_AGAIN = "the same `overnight tune` tries again"
+
 
 def keep(session: StudySession, outcome: Mapping[str, Any]) -> None:
     """Keep what a launch leaves in both stores, once it has published its answer.
@@ -33,6 +36,9 @@ def read(plan: Plan) -> StudyView | None:
     """Return the plan's study if its stores are as the end of its last launch has left them; None otherwise."""
     study, _ = view(plan.settings.location, plan.name)
     if study is None or not study.finished or study.state != "complete" or _content(study.plan) != _content(plan):
+        return None
+    is_final = study.finished["stop_reason"] in ("complete", "limit") and study.launch.get("ended_by") != "deadline"
+    if not is_final:  # an earlier version kept what a stop or a deadline had left undone
         return None
     if study.finished["report"] and not plan.paths.report.exists():
         return None

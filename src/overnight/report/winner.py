@@ -14,7 +14,7 @@ from overnight.config.problems import ConfigError
 from overnight.config.trees import flatten
 from overnight.config.values import fingerprint
 from overnight.protocol import Exported, ExportSpec, Failure, Predictions, PredictSpec
-from overnight.report import finding, winner_config
+from overnight.report import finding, finished, winner_config
 from overnight.runner import trial_process
 from overnight.search.formatting import format_value
 from overnight.search.plan import CONFIRM_SUFFIX, LOCATION_KEYS, TRAIN_STUDY, Plan, config_dir_option
@@ -165,8 +165,9 @@ def register(view: StudyView, timeout_s: float = EXPORT_TIMEOUT_S) -> str:
             spec = ExportSpec(checkpoint.path, Path(folder), location.paths.cache, location.paths.data_locks)
             exported = trial_process.run_one_shot(spec, location.paths.study(view.name).logs / "model.log", timeout_s)
             if not isinstance(exported, Exported) or exported.file is None:
-                reason = exported.problems[0] if isinstance(exported, Failure) else getattr(exported, "error", "")
-                return f"no model in MLflow's registry: {reason}; its weights are kept in {checkpoint.path}"
+                if isinstance(exported, Failure):
+                    return _not_registered(exported.problems[0], checkpoint, finished.TRIED_AGAIN)
+                return _not_registered(getattr(exported, "error", ""), checkpoint)
             version_tags = {
                 tags.STUDY: view.name,
                 tags.UID: view.uid,
@@ -174,9 +175,13 @@ def register(view: StudyView, timeout_s: float = EXPORT_TIMEOUT_S) -> str:
                 tags.WEIGHTS: digest,
             }
             registry.register(view, exported, version_tags, finding.summary_sentence(finding.from_view(view)))
-        except Exception as error:  # of MLflow, SQLAlchemy or the network; the next start tries again
-            return f"no model in MLflow's registry: {describe_error(error)}; its weights are kept in {checkpoint.path}"
+        except Exception as error:  # of MLflow, SQLAlchemy or the network
+            return _not_registered(describe_error(error), checkpoint, finished.TRIED_AGAIN)
     return f"model: {named}"
+
+
+def _not_registered(reason: str, checkpoint: Checkpoint, *more: str) -> str:
+    return "; ".join([f"no model in MLflow's registry: {reason}", f"its weights are kept in {checkpoint.path}", *more])
 
 
 def predict(view: StudyView, number: int | None, path: Path, invert: bool = False) -> tuple[Checkpoint, Predictions]:

@@ -37,6 +37,12 @@ def test_a_key_that_is_too_long_for_a_file_is_no_such_key(override: str) -> None
     assert "no such key" in str(compose([override]).problems)
 
 
+@pytest.mark.parametrize("value", ["[16,choice(32,64)]", "[int(interval(16,64)),32]", "{a: interval(0,1)}"])
+def test_a_draw_within_a_value_is_refused_with_a_remedy(value: str) -> None:
+    (problem,) = compose([f"model.hidden_sizes={value}"]).problems
+    assert problem.startswith(f"model.hidden_sizes={value}: a draw can't be an entry of a list")
+
+
 def test_the_defaults_compose_without_a_problem() -> None:
     draft = compose([])
     assert not draft.problems

@@ -45,6 +45,9 @@ def space_of(**entries: Any) -> SearchSpace:
         ("choice(relu, tanh)", CategoricalDistribution(("relu", "tanh"))),
         ("relu,tanh", CategoricalDistribution(("relu", "tanh"))),
         ("1, 2.5, true, null", CategoricalDistribution(("1", "2.5", "true", "null"))),
+        ("choice(null, 0.1)", CategoricalDistribution(("null", "0.1"))),
+        ("choice([1, 2], [3])", CategoricalDistribution(("[1,2]", "[3]"))),
+        (" interval(0, 1) ", FloatDistribution(0.0, 1.0)),
         ("'a b','c'", CategoricalDistribution(('"a b"', "c"))),
     ],
 )
@@ -72,6 +75,11 @@ def test_texts_in_the_grammar_of_hydra_become_distributions(text: str, distribut
         ({"draw": "interval(0, 1)", "when": "a=range(0, 1e30)"}, "must be KEY=VALUE"),
         ({"draw": "interval(0, 1)", "when": "a=glob(*)"}, "must be KEY=VALUE"),
         ({"length": "int(interval(0, 3))", "each": "interval(0, 1)"}, "length must be whole numbers from 1 up"),
+        ({"length": True, "each": "interval(0, 1)"}, "length must be whole numbers from 1 up"),
+        ("[int(interval(16, 64)), 32]", "a draw can't be an entry of a list"),
+        ("{a: interval(0, 1)}", "a draw can't be an entry of a list"),
+        ("interval(0, 1), 2", "a draw can't be an entry of a list, a mapping or a choice"),
+        (["int(interval(16, 64))", 32], "a draw can't be an entry of a list"),
         ({"length": "interval(1, 3)", "each": "interval(0, 1)"}, "length must be whole numbers from 1 up"),
     ],
 )

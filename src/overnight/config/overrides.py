@@ -9,7 +9,7 @@ from typing import Any
 from overnight.config import callbacks
 from overnight.config.fields import nearest
 from overnight.config.literal import as_override, quote
-from overnight.config.override_parser import parse_override
+from overnight.config.override_parser import DRAW_INSIDE, holds_draw, parse_override
 from overnight.config.problems import ConfigError, Problems
 from overnight.config.search_path import ConfigSearchPath
 from overnight.config.settings import COMPONENTS, SECTIONS, TARGETED
@@ -52,9 +52,14 @@ def parse_overrides(overrides: Iterable[str], problems: Problems) -> list[Any]:
             problems.add(f"{text}: must be KEY=VALUE, and has no '='")
             continue
         try:
-            parsed.append(parse_override(as_override(text)))
+            override = parse_override(as_override(text))
         except ValueError as error:
             problems.add(f"{text}: must be KEY=VALUE in Hydra's grammar: {error}")
+            continue
+        if not override.is_sweep_override() and not override.is_delete() and holds_draw(override.value()):
+            problems.add(f"{text}: {DRAW_INSIDE}")
+            continue
+        parsed.append(override)
     return parsed
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from overnight.config.override_parser import parse_override
+from overnight.config.override_parser import DRAW_INSIDE, holds_draw, parse_override
 from overnight.config.problems import Problems
 from overnight.config.values import fingerprint
 from overnight.search.distributions import choices, exact
@@ -42,7 +42,22 @@ def read_draw(key: str, draw: Any, label: str, problems: Problems) -> Parameter 
         if is_distribution(draw):
             return _read_distribution(key, draw, label, problems)
         return _read_list(key, draw, label, problems)
-    return _read_text(key, draw, label, problems) if isinstance(draw, str) else FixedValue(draw)
+    if isinstance(draw, str):
+        return _read_text(key, draw, label, problems)
+    if isinstance(draw, list) and any(map(_is_draw, draw)):
+        problems.add(f"{label}: {DRAW_INSIDE}, got {draw}")
+        return None
+    return FixedValue(draw)
+
+
+def _is_draw(entry: Any) -> bool:
+    """Whether an entry of a list in YAML is the text of a draw, which the list would hold as a text."""
+    if not isinstance(entry, str) or "(" not in entry:
+        return False
+    try:
+        return bool(parse_override(f"x={entry}").is_sweep_override())
+    except ValueError:
+        return False
 
 
 def choice(key: str, values: Iterable[Any]) -> Parameter:
@@ -84,7 +99,7 @@ def _read_list(key: str, draw: Mapping[str, Any], label: str, problems: Problems
     if each is None or counted is None:
         return None
     length = counted.each if isinstance(counted, Parameter) else None
-    if isinstance(counted, FixedValue) and isinstance(counted.value, int) and counted.value > 0:
+    if isinstance(counted, FixedValue) and type(counted.value) is int and counted.value > 0:
         length = IntDistribution(counted.value, counted.value)
     if not isinstance(length, IntDistribution) or length.low < 1 or length.step != 1:
         problems.add(f"{label}: length must be whole numbers from 1 up, e.g. int(interval(1, 3)), got {draw}")
@@ -147,6 +162,7 @@ def _read_text(key: str, text: str, label: str, problems: Problems) -> Parameter
     pasted = _pasted_distribution(text)
     if pasted is not None:
         return _read_distribution(key, pasted, label, problems)
+    text = text.strip()
     try:
         override = parse_override(f"{key}={text}")
     except ValueError as error:
@@ -155,7 +171,11 @@ def _read_text(key: str, text: str, label: str, problems: Problems) -> Parameter
             f"range(32, 257, 32) or choice(a, b), got {text!r}: {error}"
         )
         return None
-    if not override.is_sweep_override():
+    is_sweep = override.is_sweep_override()
+    if holds_draw(getattr(override._value, "list", []) if is_sweep else override.value()):
+        problems.add(f"{label}: {DRAW_INSIDE}, got {text!r}")
+        return None
+    if not is_sweep:
         return FixedValue(override.value())
     tags: set[str] = getattr(override._value, "tags", set())  # a glob has none
     unknown = sorted(tags - {"log"})

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from overnight.models import schedules
 from overnight.models.activations import ACTIVATIONS, initialise
 from overnight.models.cnn import CNN
 from overnight.models.mlp import MLP
+from overnight.trial import own_optimizers
 
 
 @pytest.mark.parametrize(("task", "shape"), [("binary", (5,)), ("regression", (5,)), ("multiclass", (5, 3))])
@@ -112,3 +116,16 @@ def test_one_cycle_rises_to_the_configured_rate_and_falls_to_almost_zero() -> No
 def test_an_impossible_cycle_is_refused(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"schedule\.{option}: must be above 0"):
         rates(lambda optimizer, steps: schedules.one_cycle(optimizer, steps, **{option: value}))
+
+
+def test_a_training_that_only_time_limits_takes_a_constant_rate_alone() -> None:
+    """Trainer(max_epochs=-1, max_time=...) does not know its number of steps."""
+    model: Any = torch.nn.Linear(2, 2)
+    model.trainer = SimpleNamespace(estimated_stepping_batches=math.inf)
+    own_optimizers.give(model, partial(torch.optim.SGD, lr=0.1), schedules.constant)
+    assert isinstance(model.configure_optimizers(), torch.optim.SGD)
+    own_optimizers.give(model, partial(torch.optim.SGD, lr=0.1), schedules.cosine)
+    with pytest.raises(ValueError, match=r"schedule: must be constant where trainer\.max_epochs is -1"):
+        model.configure_optimizers()
+    model.trainer.estimated_stepping_batches = 7
+    assert model.configure_optimizers()["lr_scheduler"]["scheduler"].T_max == 7

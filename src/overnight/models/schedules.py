@@ -6,6 +6,10 @@ None for a constant rate, which costs no time.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
@@ -43,3 +47,19 @@ def one_cycle(optimizer: Optimizer, steps: int, warmup: float = 0.3, start: floa
         div_factor=1 / start,
         cycle_momentum=False,
     )
+
+
+def steps_of_training(batches: float, schedule: Callable[..., Any]) -> int:
+    """The steps of a training as a schedule gets them; 0 for `constant` where their number is not known.
+
+    Args:
+        batches: `Trainer.estimated_stepping_batches`; infinite where only time limits the training.
+
+    Raises:
+        ValueError: Another schedule needs the number.
+    """
+    if batches != math.inf:
+        return int(batches)
+    if getattr(schedule, "func", schedule) is not constant:
+        raise ValueError("schedule: must be constant where trainer.max_epochs is -1 and trainer.max_steps is not given")
+    return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 
-from overnight.models.schedules import constant
+from overnight.models.schedules import constant, steps_of_training
 from overnight.models.tasks import make_task
 
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -124,12 +123,7 @@ class Supervised(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(self.parameters())
-        batches = self.trainer.estimated_stepping_batches
-        if batches == math.inf and getattr(self._schedule, "func", self._schedule) is not constant:
-            raise ValueError(
-                "schedule: must be constant where trainer.max_epochs is -1 and trainer.max_steps is not given"
-            )
-        steps = int(batches) if batches != math.inf else 0
+        steps = steps_of_training(self.trainer.estimated_stepping_batches, self._schedule)
         if not self.automatic_optimization:  # the Trainer counts steps over groups
             loader: Any = self.trainer.train_dataloader
             steps = int(self.trainer.max_epochs or 0) * len(loader.batches)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from overnight.models.schedules import steps_of_training
+
 _Plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
 
 
@@ -24,7 +26,7 @@ def give(model: Any, optimizer: Callable[[Any], Any] | None, schedule: Callable[
             scheduler = schedule(built)
             monitor = {"monitor": getattr(scheduler, "monitor", "val_loss")} if isinstance(scheduler, _Plateau) else {}
             return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", **monitor}}
-        scheduler = schedule(built, int(model.trainer.estimated_stepping_batches))
+        scheduler = schedule(built, steps_of_training(model.trainer.estimated_stepping_batches, schedule))
         if scheduler is None:
             return built
         return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -305,12 +305,19 @@ def test_equal_configurations_are_reported_as_not_distinguishable() -> None:
     assert "that is the config you started from" in finding.summary_sentence(found)
 
 
-def test_a_baseline_that_beats_the_finalists_is_reported_as_better() -> None:
+def test_a_baseline_that_beats_the_finalists_wins_however_early_the_search_paused_it() -> None:
     records = [record(0, 0.5, "pruned"), record(1, 0.9)]
     seen = confirmations({0: [0.95, 0.95, 0.951, 0.95, 0.951], 1: [0.90, 0.91, 0.90, 0.90, 0.89]})
     found = finding.from_records(small(), records, seen, {})
-    assert "had 95.04% ± 0.07, which is better" in finding.summary_sentence(found)
-    assert [row[2] for row in table(records, seen)] == ["first", "better (p < 0.001)"]
+    assert found.best is records[0]
+    assert finding.summary_sentence(found) == (
+        "trial-0000 won: 95.04% ± 0.07 val/accuracy over 5 seeds; that is the config you started from; second place "
+        "(trial-0001) is worse."
+    )
+    assert [row[0] for row in table(records, seen)] == ["trial-0000 (baseline)", "trial-0001"]
+    assert [row[2] for row in table(records, seen)] == ["first", "worse (p < 0.001)"]
+    failed = [*seen[1:], record(99, None, "failed", confirms=Confirms(0, 1, 1001))]
+    assert finding.from_records(small(), records, failed, {}).best is records[1], "it failed on a seed"
 
 
 def test_a_better_second_place_that_failed_on_one_seed_is_reported() -> None:

@@ -72,6 +72,16 @@ def test_an_optimum_outside_the_range_is_reported_and_found_by_the_next_command(
     assert (found.objective or 0) > (best.objective or 0), "a quarter of the trials finds a better value there"
 
 
+def test_a_winner_without_the_keys_that_were_searched_is_followed_by_the_same_search() -> None:
+    """The baseline of a study that adds keys, which it has no values for."""
+    sweeps = ["+model.kind=slow,fast", "+model.rate=tag(log,interval(0.1,0.8))"]
+    plan = build_plan(["search=none", *sweeps, "model._target_=user_networks.Plain"])
+    command = shlex.split(advice.next_command(plan, [], record(0, {}, 0.9)))
+    assert {p.key: p.describe() for p in build_plan(command[2:]).space.parameters} == {
+        p.key: p.describe() for p in plan.space.parameters
+    }
+
+
 def test_the_next_command_does_not_repeat_a_deadline() -> None:
     study = planned(
         "study.until=2999-01-01T07:00", "study.hours=8", "terminator=regret_bound", "study.patience=9", "scheduler=none"

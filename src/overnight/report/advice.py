@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -138,13 +138,16 @@ def _next_space(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -
     for p in _active(plan, best):
         if any(c.key in searched for c in p.when):
             continue  # conditional parameters stay in the search file
-        if p.length is not None:  # a list's range has no form for the command line
+        if f"{p.key}.length" not in best.params and p.key not in best.params:
+            if p.length is None:  # the winner is a baseline without a key that was added: search it as before
+                searched[p.key] = _whole(p)
+        elif p.length is not None:  # a list's range has no form for the command line
             count = best.params.get(f"{p.key}.length", 0)
             fixed[p.key] = [best.params[f"{p.key}.{i}"] for i in range(count)]
         elif p.options:
             options = _options(p, records, good)
             if len(options) > 1:
-                searched[p.key] = ",".join(_assignment(p.key, o).partition("=")[2] for o in options)
+                searched[p.key] = _choice(p.key, options)
             else:
                 fixed[p.key] = best.params[p.key]
         elif p.key in at_edge:
@@ -155,6 +158,18 @@ def _next_space(plan: Plan, records: Sequence[TrialRecord], best: TrialRecord) -
             low, high = _narrowed(p.each, values)
             searched[p.key] = _interval(p.each, low, high)
     return searched, fixed
+
+
+def _whole(p: Parameter) -> str:
+    """Return the whole range of a parameter as a sweep."""
+    if p.options:
+        return _choice(p.key, p.options)
+    assert isinstance(p.each, FloatDistribution | IntDistribution)
+    return _interval(p.each, p.each.low, p.each.high)
+
+
+def _choice(key: str, options: Iterable[Any]) -> str:
+    return ",".join(_assignment(key, o).partition("=")[2] for o in options)
 
 
 def _active(plan: Plan, best: TrialRecord) -> list[Parameter]:

@@ -49,7 +49,8 @@ class Finding:
     Attributes:
         search_best: The best trial of the search, on one seed.
         finalists: The winner first, ordered by the mean over the seeds that they share. Finalists on fewer seeds
-            follow, and then those that failed on a seed. Empty if nothing is confirmed.
+            follow, and then those that failed on a seed. Empty if nothing is confirmed. The baseline is among them if
+            it is one of the best of the search, or better than all of these.
         baseline: The baseline configuration; may be the winner.
         against_second: The winner compared to the second finalist.
         against_baseline: The winner compared to the baseline.
@@ -96,22 +97,17 @@ def from_records(
     baseline_trial = confirm.baseline(plan, records) if chosen else None
     trials = {t.number: t for t in (*chosen, *([baseline_trial] if baseline_trial else []))}
     runs = {number: _runs(confirmations, number, plan.confirm_seeds) for number in trials}
-    compared_seeds = _compared_seeds({t.number: runs[t.number] for t in chosen})
-
-    def finalist(trial: TrialRecord, candidates: int) -> Finalist:
-        return _finalist(trial, runs[trial.number], compared_seeds.get(trial.number), tests, candidates)
-
-    def rank(f: Finalist) -> tuple[bool, int, bool, float]:
-        mean = f.estimate.mean if f.estimate else 0.0
-        return f.estimate is None, f.failed, f.trial.number not in compared_seeds, -_sign(plan) * mean
-
-    ranked = sorted((finalist(t, len(chosen)) for t in chosen), key=rank)
+    ranked = _ranked(plan, chosen, runs, tests)
+    if baseline_trial is not None and len(trials) > len(chosen):
+        # The search may have paused the baseline early. It has trained on the same seeds, so it may win.
+        with_baseline = _ranked(plan, list(trials.values()), runs, tests)
+        ranked = with_baseline if with_baseline[0].trial is baseline_trial else ranked
     winner = ranked[0] if ranked else None
     base = None
     if baseline_trial is not None:
         # Each configuration has one interval. That of a baseline is not corrected for a choice, unless it was chosen.
         chosen_base = next((f for f in ranked if f.trial.number == baseline_trial.number), None)
-        base = chosen_base or finalist(baseline_trial, 1)
+        base = chosen_base or _finalist(baseline_trial, runs[baseline_trial.number], None, tests, 1)
     rivals = [f for f in ranked[1:] if f.estimate is not None]
     others = sum(base is not None and f.trial.number != base.trial.number for f in ranked)
     return Finding(
@@ -124,6 +120,27 @@ def from_records(
         sum(r.done for number in trials for r in runs[number]),
         len(trials) * plan.confirm_seeds,
     )
+
+
+def _ranked(
+    plan: Plan,
+    trials: Sequence[TrialRecord],
+    runs: Mapping[int, tuple[TrialRecord, ...]],
+    tests: Mapping[int, Tested],
+) -> list[Finalist]:
+    """Return the finalists for these trials of the search, the best first.
+
+    Args:
+        runs: Number of a trial -> its runs of the confirmation.
+    """
+    compared_seeds = _compared_seeds({t.number: runs[t.number] for t in trials})
+
+    def rank(f: Finalist) -> tuple[bool, int, bool, float]:
+        mean = f.estimate.mean if f.estimate else 0.0
+        return f.estimate is None, f.failed, f.trial.number not in compared_seeds, -_sign(plan) * mean
+
+    found = (_finalist(t, runs[t.number], compared_seeds.get(t.number), tests, len(trials)) for t in trials)
+    return sorted(found, key=rank)
 
 
 def _runs(confirmations: Sequence[TrialRecord], number: int, seeds: int) -> tuple[TrialRecord, ...]:

@@ -132,7 +132,7 @@ def test_several_batches_per_step_train_the_same_network_as_the_trainer(
 ) -> None:
     line = ["model.dropout=0.2", *optimizer, "trainer.gradient_clip_val=0.5", "trainer.max_epochs=3"]
     assert fit(spec_for(tmp_path / "batched", *line), batched := ListLink()).outcome == "complete"
-    monkeypatch.setattr("overnight.trial.fit._takes_several_batches_per_step", lambda *_: False)
+    monkeypatch.setattr("overnight.trial.fast_steps.possible", lambda *_: False)
     assert fit(spec_for(tmp_path / "trainer", *line), trainer_link := ListLink()).outcome == "complete"
     assert batched.curve == trainer_link.curve
     assert all(torch.equal(w, weights(tmp_path / "trainer")[n]) for n, w in weights(tmp_path / "batched").items())
@@ -142,6 +142,18 @@ def test_a_users_own_training_step_gets_one_batch_at_a_time(tmp_path: Path) -> N
     spec = spec_for(tmp_path, "model._target_=user_networks.OwnStep", "trainer.max_epochs=1")
     assert fit(spec, link := ListLink()).outcome == "complete"
     assert link.epochs[0].metrics["train/batches"] == 34
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "values"),
+    [("HalvesEachEpoch", "rate", [0.05, 0.025, 0.0125]), ("CountsCalls", "calls", [3 * 34, 6 * 34, 9 * 34])],
+)
+def test_what_a_user_overrides_is_called_as_in_the_usual_loop(
+    tmp_path: Path, target: str, name: str, values: list[float]
+) -> None:
+    spec = spec_for(tmp_path, f"model._target_=user_networks.{target}", "trainer.max_epochs=3")
+    assert fit(spec, link := ListLink()).outcome == "complete"
+    assert [e.metrics[name] for e in link.epochs] == pytest.approx(values)
 
 
 def test_another_seed_trains_another_network(tmp_path: Path) -> None:

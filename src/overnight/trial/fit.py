@@ -7,18 +7,15 @@ import logging
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 
-from overnight.config.trainer import FREE_OF_BATCHES, counts_validations, trainer_arguments, unit_of
-from overnight.data.split import SplitData
-from overnight.models.supervised import Supervised
+from overnight.config.trainer import counts_validations, trainer_arguments, unit_of
 from overnight.protocol import Alive, Decision, Finished, Resumed, TrialSpec
-from overnight.trial import checkpoint, fast_loading, lightning_packages
+from overnight.trial import checkpoint, fast_loading, fast_steps, lightning_packages
 from overnight.trial.callbacks import build_callbacks
 from overnight.trial.components import build
 from overnight.trial.logger import attach, make_logger
@@ -74,7 +71,7 @@ def fit(spec: TrialSpec, link: Link, one_batch: OneBatchEpochs | None = None) ->
     callback = subclass(_callback_of(spec), lightning.callbacks.Checkpoint)(spec, link, memory, data, logger)
     configured = build_callbacks(spec.config, lightning)
     options = trainer_arguments(spec.config["trainer"])
-    if _takes_several_batches_per_step(data, model, options) and configured.only_at_epoch_ends:
+    if fast_steps.possible(data, model, options) and configured.only_at_epoch_ends:
         model.step_over_batches(clip_norm=options.pop("gradient_clip_val", None))
         data.group_batches(BATCHES_PER_STEP if one_batch is None else 1, callback.poll)
     callbacks = [subclass(EpochStart, lightning.Callback)(callback), callback, *configured.by_key.values()]
@@ -173,17 +170,6 @@ def silence_lightning() -> None:
     for logger in map(logging.getLogger, lightning_packages.NAMES):
         if logger.level != logging.WARNING:  # setting it walks through all loggers
             logger.setLevel(logging.WARNING)
-
-
-def _takes_several_batches_per_step(data: Any, model: Any, options: Mapping[str, Any]) -> bool:
-    """Whether both classes train as ours do, and no argument of the Trainer counts batches.
-
-    A subclass with its own step or loader gets Lightning's usual loop.
-    """
-    if options.get("precision") != "32-true" or not set(options) <= set(FREE_OF_BATCHES):
-        return False
-    ours = isinstance(model, Supervised) and type(model).training_step is Supervised.training_step
-    return ours and isinstance(data, SplitData) and type(data).train_dataloader is SplitData.train_dataloader
 
 
 def _save_weights(spec: TrialSpec, weights: dict[str, Any], link: Link) -> bool:

@@ -231,6 +231,44 @@ class OwnStep(MLP):
         return self._loss_of(inputs, targets)
 
 
+class HalvesEachEpoch(MLP):
+    """The bundled MLP with a schedule of its own, by epoch."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def on_train_epoch_end(self):
+        super().on_train_epoch_end()
+        self.log("rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+
+class CountsBatches(pl.Callback):
+    def on_train_batch_end(self, trainer, module, *_):  # noqa: ARG002
+        module.calls += 1
+
+
+class CountsCalls(MLP):
+    """The bundled MLP with three hooks for each batch: two of its own and one of a callback that it brings."""
+
+    calls = 0
+
+    def configure_callbacks(self):
+        return [CountsBatches()]
+
+    def on_after_backward(self):
+        self.calls += 1
+
+    def optimizer_step(self, *args, **options):
+        self.calls += 1
+        super().optimizer_step(*args, **options)
+
+    def on_train_epoch_end(self):
+        super().on_train_epoch_end()
+        self.log("calls", float(self.calls))
+
+
 class Counted(Plain):
     """Appends a line with trial, epoch and seconds to the file `marker` after every finished epoch."""
 

@@ -86,6 +86,32 @@ def test_a_trial_that_early_stopping_ends_is_complete(tmp_path: Path) -> None:
     assert len(link.epochs) == 3
 
 
+@pytest.mark.parametrize("least", ["trainer.min_epochs=5", "trainer.min_steps=170"])
+def test_a_trial_that_trains_on_after_early_stopping_is_saved_and_keeps_the_best_weights(
+    tmp_path: Path, least: str
+) -> None:
+    def trained(name: str, *decisions: int) -> tuple[list[str], ListLink]:
+        options = ("callbacks.early_stopping.min_delta=100", "callbacks.early_stopping.patience=1")
+        spec = ready(tmp_path / name, "early_stopping", *options, f"+{least}", objective="best")
+        link, outcomes = ListLink(), []
+        for decision in (*decisions, None):
+            link.decisions = {} if decision is None else {decision: Decision.SAVE_AND_STOP}
+            outcomes.append(fit(spec, link).outcome)
+        return outcomes, link
+
+    whole_outcomes, whole = trained("whole")
+    assert (whole_outcomes, len(whole.epochs)) == (["complete"], 5), "without the least number, it ends after two"
+    outcomes, cut = trained("cut", 2, 3)
+    assert (outcomes, cut.curve) == (["saved", "saved", "complete"], whole.curve)
+    best = max(whole.epochs, key=lambda e: e.metrics["val/accuracy"])
+    assert best.index > 1, "the best epoch is one after the callback wanted to stop"
+    only_best = ready(tmp_path / "best", "none", f"trainer.max_epochs={best.index + 1}")
+    assert fit(only_best, ListLink()).outcome == "complete"
+    expected = weights(tmp_path / "best")
+    for name in ("whole", "cut"):
+        assert all(torch.equal(kept, expected[key]) for key, kept in weights(tmp_path / name).items())
+
+
 def test_callbacks_of_a_person_write_no_checkpoints_and_know_the_best_score(tmp_path: Path) -> None:
     callbacks = {
         "model_checkpoint": {

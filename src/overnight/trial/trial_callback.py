@@ -226,10 +226,14 @@ class TrialCallback:
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:  # noqa: ARG002
         decision = self.report(trainer, trainer.current_epoch)
-        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+        if self.ends(trainer, trainer.current_epoch + 1 == trainer.max_epochs):
             return  # to finish takes less time than to save
         self._stopping = decision is Decision.SAVE_AND_STOP
         self._epoch_ended = True
+
+    def ends(self, trainer: Any, is_done: bool) -> bool:
+        """Return whether training ends here. Before min_epochs and min_steps the Trainer ignores `should_stop`."""
+        return is_done or bool(trainer.should_stop and trainer.fit_loop._can_stop_early)
 
     def report(self, trainer: Any, index: int, step: int | None = None, total: int | None = None) -> Decision:
         """Report what was logged since the last report, and return what the trial is to do.

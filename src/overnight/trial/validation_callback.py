@@ -63,7 +63,7 @@ class ValidationCallback(TrialCallback):
         if trainer.sanity_checking:
             return
         self._unreported = True
-        if not self._ends(trainer, trainer.fit_loop.epoch_loop._is_training_done):
+        if not self.ends(trainer, trainer.fit_loop.epoch_loop._is_training_done):
             self._stopping = self._report_unit(trainer) is Decision.SAVE_AND_STOP
             self._reported_within = True
 
@@ -72,14 +72,11 @@ class ValidationCallback(TrialCallback):
             return
         is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
         is_last_step = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
-        ends = self._ends(trainer, is_last_epoch or is_last_step)
+        ends = self.ends(trainer, is_last_epoch or is_last_step)
         decision = self._report_unit(trainer, ends_epoch=True, ends_training=ends)
         if not ends:  # to finish takes less time than to save
             self._stopping = decision is Decision.SAVE_AND_STOP
             self._epoch_ended = True
-
-    def _ends(self, trainer: Any, is_done: bool) -> bool:
-        return is_done or (trainer.should_stop and trainer.fit_loop._can_stop_early)
 
     def _report_unit(self, trainer: Any, ends_epoch: bool = False, ends_training: bool = False) -> Decision:
         """Report the validation, or the epoch, that has just ended."""

@@ -140,8 +140,8 @@ def fit_as_a_new_process(folder: Path, target: str, link: ListLink) -> Finished:
     return fit(spec, link)
 
 
-@pytest.mark.parametrize("target", ["CountsElsewhere", "LooksAhead"])
-def test_a_trial_resumes_with_what_a_class_a_module_and_an_inner_optimizer_keep(tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize("target", ["CountsElsewhere", "LooksAhead", "KeepsItsSchedulers", "KeepsAnOptimizer"])
+def test_a_trial_resumes_with_what_is_kept_beside_lightning(tmp_path: Path, target: str) -> None:
     fit_as_a_new_process(tmp_path / "whole", target, whole := ListLink())
     curve = []
     for cut in (1, 2, None):

@@ -65,7 +65,7 @@ class Boundary:
         for number, optimizer in enumerate(trainer.optimizers):
             roots[f"optimizers[{number}]"] = optimizer
         gradients = "model" in roots and (not module.automatic_optimization or _accumulates_gradients(trainer))
-        self._live = LiveState(roots, ignored=(trainer, trainer.strategy), skipped=skipped, gradients=gradients)
+        self._live = LiveState(roots, ignored=_of_lightning(trainer), skipped=skipped, gradients=gradients)
         self._trainer_attributes = _attributes_of(trainer)
         self._group_sizes: list[list[int]] = []
         self._group_names: list[list[list[str]]] = []
@@ -140,6 +140,12 @@ class Boundary:
             trainer.fit_loop._resuming_from_checkpoint = False
         set_random_state(overnight_state["random"])
         return [*overnight_state["lost"], *lost]
+
+
+def _of_lightning(trainer: Any) -> tuple[Any, ...]:
+    """Return the objects that Lightning restores, and those that hold them. A module may keep them as well."""
+    schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
+    return trainer, trainer.strategy, getattr(trainer.precision_plugin, "scaler", None), *schedulers
 
 
 def _rewind(state: dict[str, Any]) -> None:

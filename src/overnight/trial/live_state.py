@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
@@ -31,7 +32,10 @@ _OF_PROCESSES = ("threading", "_thread", "multiprocessing", "concurrent", "async
 _OF_FILES = ("socket", "io", "_io", "ctypes", "_ctypes")
 _OF_OTHERS = ("numpy", "hydra", "omegaconf", "lightning_fabric", "matplotlib", "PIL", "overnight")
 _FOREIGN = (*_OF_PYTHON, *_OF_PROCESSES, *_OF_FILES, *_OF_OTHERS)
-_WALKED_OF_TORCH = (nn.Module, torch.utils.data.Dataset, torch.utils.data.Sampler, DataLoader, torch.optim.Optimizer)
+_WALKED_OF_TORCH = (
+    *(nn.Module, torch.utils.data.Dataset, torch.utils.data.Sampler, DataLoader),
+    *(torch.optim.Optimizer, LRScheduler, torch.amp.GradScaler),
+)
 _LIGHTNING = ("pytorch_lightning", "lightning")
 _OF_TRAINER = (*_LIGHTNING, "torch")  # of these packages only callbacks and what is walked of torch
 # Attributes that hold no state, or whose state is in a state_dict or is restored by name here.
@@ -39,7 +43,8 @@ _HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _OF_MODULE = frozenset(vars(nn.Module())) - {"training", *_HOOKS}
 _OF_METRIC = frozenset({"_defaults", "_persistent", "_reductions", "_update_signature", "update", "compute"})
 _OF_LOADER = frozenset({"_iterator", "_DataLoader__multiprocessing_context"})
-_OF_OPTIMIZER = frozenset({"param_groups", "defaults", "step"})  # schedulers exchange `step`
+_OF_OPTIMIZER = frozenset({"defaults", "step"})  # schedulers exchange `step`
+_OF_SCALER = frozenset({"_per_optimizer_states"})  # empty between two steps
 _PARTS_OF_MODULE = ("requires_grad", "grad", "data", "buffer", "module")
 _MAX_OBJECTS = 2000  # that are no modules: those that are nearest to the roots
 _MAX_DEPTH = 8  # of containers in containers
@@ -82,7 +87,9 @@ class LiveState:
         trained = [root for root in roots.values() if isinstance(root, nn.Module)]
         self._trained = {id(module) for root in trained for module in root.modules()}
         # Lightning saves their states, and not those of optimizers within them.
-        self._optimizers = {id(root) for root in roots.values() if isinstance(root, torch.optim.Optimizer)}
+        optimizers = [root for root in roots.values() if isinstance(root, torch.optim.Optimizer)]
+        self._optimizers = {id(optimizer) for optimizer in optimizers}
+        self._groups = {id(group) for optimizer in optimizers for group in optimizer.param_groups}
         self._is_complete = self._walk(roots, skipped or {})
         for owner in self._owners.values():
             owner.seen = {name: (value, mark_of(value)) for name, value in self._attributes(owner)}
@@ -155,8 +162,7 @@ class LiveState:
             if remaining < 0:
                 return False
             outside = is_module and id(thing) not in self._trained
-            state = {"state"} if id(thing) in self._optimizers else frozenset()
-            owner = _Owner(path, thing, of_root | _skipped_of(thing) | state, outside)
+            owner = _Owner(path, thing, of_root | self._skipped_of(thing), outside)
             self._names[id(thing)] = path
             self._owners[path] = owner
             if isinstance(thing, nn.Module):
@@ -171,6 +177,14 @@ class LiveState:
                 if type(value) not in ATOMS and not isinstance(value, torch.Tensor):
                     waiting.append((f"{path}.{name}", value, frozenset()))
         return True
+
+    def _skipped_of(self, thing: Any) -> frozenset[str]:
+        if not isinstance(thing, torch.optim.Optimizer):
+            return _skipped_of(thing)
+        if id(thing) in self._optimizers:
+            return _OF_OPTIMIZER | {"state", "param_groups"}
+        is_within = any(id(group) in self._groups for group in thing.param_groups)
+        return _OF_OPTIMIZER | {"param_groups"} if is_within else _OF_OPTIMIZER
 
     def _parts(self) -> Iterator[tuple[str, Any]]:
         """Yield the name and the value of all that can be changed in place, of all objects."""
@@ -358,8 +372,8 @@ def _is_iterator(thing: Any) -> bool:
 def _skipped_of(thing: Any) -> frozenset[str]:
     if isinstance(thing, DataLoader):
         return _OF_LOADER
-    if isinstance(thing, torch.optim.Optimizer):
-        return _OF_OPTIMIZER
+    if isinstance(thing, torch.amp.GradScaler):
+        return _OF_SCALER
     skipped = _OF_MODULE if isinstance(thing, nn.Module) else frozenset()
     if isinstance(thing, Metric):
         skipped |= _OF_METRIC

@@ -279,6 +279,63 @@ class KeepsObjects(Net):
         return super().training_step(batch, i)
 
 
+class KeepsItsSchedulers(Net):
+    """Steps schedulers that Lightning does not know by hand, and scales its loss with a scaler of its own."""
+
+    def __init__(self):
+        super().__init__(manual=True)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
+        of_torch = torch.optim.lr_scheduler
+        self.by_epoch = of_torch.SequentialLR(
+            optimizer, [of_torch.LinearLR(optimizer, 0.1, 1, 2), of_torch.CosineAnnealingLR(optimizer, 3)], [2]
+        )
+        self.others = {"plateau": of_torch.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5)}
+        self.known = of_torch.StepLR(optimizer, 2, 0.9)
+        return [optimizer], [self.known]
+
+    def training_step(self, batch, i):
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        self.log("scale", self.scaler.get_scale())
+
+    def on_train_epoch_end(self):
+        self.by_epoch.step()
+        self.others["plateau"].step(1.0)
+        self.known.step()
+        self.log("rate", self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])
+
+
+class KeepsAnOptimizer(Net):
+    """Trains a factor of its loss with an optimizer and a scheduler that Lightning does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+        self.inner = torch.optim.SGD([self.factor], lr=0.1, momentum=0.5)
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.inner, 1, 0.5)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), lr=0.05)
+
+    def training_step(self, batch, i):
+        self.log("rate", self.inner.param_groups[0]["lr"])
+        return nn.functional.cross_entropy(self(batch[0]) * self.factor, batch[1])
+
+    def on_after_backward(self):
+        self.inner.step()
+        self.inner.zero_grad()
+
+    def on_train_epoch_end(self):
+        self.schedule.step()
+
+
 COUNTS = {"steps": 0}
 
 

@@ -124,7 +124,7 @@ def test_any_combination_of_parts_resumes_to_the_same_bits(
 def test_what_cannot_be_saved_is_named_by_a_dry_run_and_by_a_trial_that_resumes(tmp_path: Path) -> None:
     spec = parts_spec(tmp_path, {}, {})
     spec.config["model"]["_target_"] = f"{PARTS}KeepsObjects"
-    names = ("model.seen", "model.numbers")
+    names = ("model.seen", "model.numbers", "model.unlabelled", "model.by_name")
     assert dry_run_batch(spec, []).unsaved == names
     fit(spec, ListLink({1: Decision.SAVE_AND_STOP}))
     assert fit(spec, ListLink()).notes == (f"resumed without {', '.join(names)}",)

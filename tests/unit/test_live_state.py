@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from overnight.trial import live_state
 from overnight.trial.live_state import LiveState
@@ -236,6 +238,21 @@ def test_what_cannot_be_made_again_is_named_when_it_is_saved() -> None:
     thing.d = [shared, object()]
     thing.late = shared
     assert own.save()[1] == ["model.a", "model.b", "model.c", "model.d"]
+
+
+def test_iterators_of_python_and_of_loaders_are_named_wherever_they_are() -> None:
+    rows = DataLoader(TensorDataset(torch.zeros(4)))
+    thing = Thing(
+        of_loader=iter(rows),
+        of_list=iter([1]),
+        in_dict={"a": iter(rows)},
+        in_containers=[{"b": (itertools.count(),)}],
+        inner=Thing(numbers=(i for i in range(3))),
+        loader=rows,
+        plain=[{"b": (1,)}],
+    )
+    names = ["model.of_loader", "model.of_list", "model.in_dict", "model.in_containers", "model.inner.numbers"]
+    assert LiveState({"model": thing}).save() == ({}, names)
 
 
 def test_dicts_of_a_users_class_are_filled_again_where_they_were_made_in_the_constructor() -> None:

@@ -93,6 +93,7 @@ class LiveState:
         self._is_complete = self._walk(roots, skipped or {})
         for owner in self._owners.values():
             owner.seen = {name: (value, mark_of(value)) for name, value in self._attributes(owner)}
+        self._positions = [*self._iterators()]
         self._originals = dict(self._parts())  # what can be changed in place
 
     def save(self, also: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -125,7 +126,7 @@ class LiveState:
             if of_owner:
                 changed[path] = of_owner
         too_many = () if self._is_complete else (f"what objects beyond the nearest {_MAX_OBJECTS:,} hold",)
-        return changed, [*dict.fromkeys([*lost, *self._iterators()]), *too_many]
+        return changed, [*dict.fromkeys([*lost, *self._positions]), *too_many]
 
     def restore(self, saved: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Set the attributes that `save` returned, and return the names of those that can't be set."""
@@ -220,10 +221,10 @@ class LiveState:
                     yield f"{name}.buffer", buffer
 
     def _iterators(self) -> Iterator[str]:
-        """Yield the names of iterators, such as generators of functions, whose position can't be known."""
+        """Yield the names of attributes with iterators, such as generators of functions: their position is unknown."""
         for path, owner in self._owners.items():
             for name, value in owner.seen.items():
-                if _is_iterator(value[0]):
+                if any(_is_iterator(part) for _, part in _parts(name, value[0])):
                     yield f"{path}.{name}"
 
     def _reference(self, thing: Any, places: dict[Any, str]) -> tuple[str, str]:
@@ -365,8 +366,9 @@ def _is_walked(thing: Any) -> bool:
 
 
 def _is_iterator(thing: Any) -> bool:
-    """Return whether an object is an iterator of Python itself, such as the generator of a function."""
-    return hasattr(type(thing), "__next__") and type(thing).__module__ in ("builtins", "itertools")
+    """Return whether an object is an iterator of Python or torch, such as that of a generator function or a loader."""
+    package = type(thing).__module__.partition(".")[0]
+    return hasattr(type(thing), "__next__") and package in ("builtins", "itertools", "torch")
 
 
 def _skipped_of(thing: Any) -> frozenset[str]:

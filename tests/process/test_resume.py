@@ -130,6 +130,28 @@ def test_what_cannot_be_saved_is_named_by_a_dry_run_and_by_a_trial_that_resumes(
     assert fit(spec, ListLink()).notes == (f"resumed without {', '.join(names)}",)
 
 
+@pytest.mark.parametrize(("every", "epochs"), [(1, EPOCHS), (2, EPOCHS), (EPOCHS, EPOCHS + 1), (1, -1)])
+def test_loaders_that_the_trainer_asks_for_again_are_named(tmp_path: Path, every: int, epochs: int) -> None:
+    spec = parts_spec(tmp_path, {}, {"order": "loader"})
+    limit = {"max_steps": 3 * EPOCHS} if epochs == -1 else {}
+    spec.config["trainer"] = {"max_epochs": epochs, "reload_dataloaders_every_n_epochs": every, **limit}
+    names = tuple(f"the state of the reloaded {name}" for name in ("train_dataloader", "val_dataloader"))
+    assert dry_run_batch(spec, []).unsaved == names
+    fit(spec, ListLink({1: Decision.SAVE_AND_STOP}))
+    assert fit(spec, ListLink()).notes == (f"resumed without {', '.join(names)}",)
+
+
+@pytest.mark.parametrize(
+    ("data", "every"),
+    [("user_package.parts.Data", 0), ("user_package.parts.Data", EPOCHS), ("overnight.data.digits.Digits", 1)],
+)
+def test_loaders_that_stay_or_that_are_ours_are_not_named(tmp_path: Path, data: str, every: int) -> None:
+    model = f"{PARTS}Net" if data.startswith(PARTS) else "user_networks.Plain"
+    spec = spec_for(tmp_path, model, data, metric="val/loss")
+    spec.config["trainer"] = {"max_epochs": EPOCHS, "reload_dataloaders_every_n_epochs": every}
+    assert dry_run_batch(spec, []).unsaved == ()
+
+
 def fit_as_a_new_process(folder: Path, target: str, link: ListLink) -> Finished:
     """Train or resume a trial with the variables of its module and class as they are after an import."""
     from user_package import parts

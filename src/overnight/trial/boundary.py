@@ -45,7 +45,7 @@ class Boundary:
         for owner in (module, data):
             getattr(owner, "hparams", None)  # Lightning makes them when it first saves them
         roots: dict[str, Any] = {}
-        self._loaders: list[str] = []  # with workers that outlive an epoch
+        self._unknown: list[str] = []  # of the loaders, what no state holds
         # Between two epochs our own modules hold nothing.
         if within_epochs or not type(module).__module__.startswith(_OWN_MODULES):
             roots["model"] = module
@@ -57,11 +57,15 @@ class Boundary:
                 name = _unused(f"callbacks.{type(callback).__name__}", roots)
                 roots[name], skipped[name] = callback, _of_averaging(callback)
         for stage, loop in (("train", trainer.fit_loop), ("val", trainer.fit_loop.epoch_loop.val_loop)):
+            is_made_again = _reloads(trainer) and not _makes_own_loader(data, stage)
             for number, loader in enumerate(() if loop._combined_loader is None else loop._combined_loader.flattened):
                 name = f"{stage}_dataloader" + (f"[{number}]" if number else "")
+                if is_made_again:  # what the first one holds says nothing about those after it
+                    self._unknown.append(f"the state of the reloaded {name}")
+                    continue
                 roots[name] = loader
-                if getattr(loader, "persistent_workers", False):
-                    self._loaders.append(name)
+                if getattr(loader, "persistent_workers", False):  # with generators and data that outlive an epoch
+                    self._unknown.append(f"{name}.persistent_workers")
         for number, optimizer in enumerate(trainer.optimizers):
             roots[f"optimizers[{number}]"] = optimizer
         gradients = "model" in roots and (not module.automatic_optimization or _accumulates_gradients(trainer))
@@ -96,7 +100,7 @@ class Boundary:
             "random": get_random_state(),
             "weights": copied_weights,
             "live": changed,
-            "lost": [*lost, *self._workers()],
+            "lost": [*lost, *self._unknown],
             "trainer": {name: value for name, value in _attributes_of(trainer).items() if value != before.get(name)},
             "groups": self._groups(),
         }
@@ -104,11 +108,7 @@ class Boundary:
 
     def unsaved(self) -> list[str]:
         """Return the names of attributes that have changed and can't be saved."""
-        return [*self._live.save()[1], *self._workers()]
-
-    def _workers(self) -> list[str]:
-        """Return the loaders whose workers keep random generators and data of their own from epoch to epoch."""
-        return [f"{name}.persistent_workers" for name in self._loaders]
+        return [*self._live.save()[1], *self._unknown]
 
     def _groups(self) -> list[list[list[str]]]:
         """Return the names of the parameters in each group of each optimizer."""
@@ -146,6 +146,17 @@ def _of_lightning(trainer: Any) -> tuple[Any, ...]:
     """Return the objects that Lightning restores, and those that hold them. A module may keep them as well."""
     schedulers = (config.scheduler for config in trainer.lr_scheduler_configs)
     return trainer, trainer.strategy, getattr(trainer.precision_plugin, "scaler", None), *schedulers
+
+
+def _reloads(trainer: Any) -> bool:
+    """Return whether the Trainer asks for the loaders again in a later epoch."""
+    every = trainer.reload_dataloaders_every_n_epochs
+    return bool(every) and not 0 < (trainer.max_epochs or 0) <= every
+
+
+def _makes_own_loader(data: Any, stage: str) -> bool:
+    """Return whether a loader is one of ours, which holds nothing and is the same whenever it is made."""
+    return str(getattr(data, f"{stage}_dataloader").__module__).startswith(_OWN_MODULES)
 
 
 def _rewind(state: dict[str, Any]) -> None:

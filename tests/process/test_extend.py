@@ -35,6 +35,17 @@ def test_extending_copies_the_trials_into_the_wider_space(tmp_path: Path) -> Non
         assert len(session.records()) == 40, "the extended study is resumed"
 
 
+def test_extending_keeps_the_first_rung_and_what_was_asked_of_the_test_set(tmp_path: Path) -> None:
+    with opened(planned(tmp_path)) as session:
+        play(session, 1)
+        session.attributes.set_first_rung(2)
+        session.attributes.keep_test(0, 1000.0, {"test/accuracy": 0.5})
+        tested = session.attributes.tested_by_hand
+    wider = planned(tmp_path, "optimizer.lr=tag(log,interval(1e-6,1))")
+    with opened(wider, extend=True) as session:
+        assert (session.attributes.first_rung, session.attributes.tested_by_hand) == (2, tested)
+
+
 def test_extending_returns_an_interrupted_trial_to_the_queue(tmp_path: Path) -> None:
     with opened(planned(tmp_path)) as session:
         session.queue.ask()

@@ -13,7 +13,19 @@ from overnight.config.problems import ConfigError
 from overnight.config.trees import look_up
 from overnight.config.values import fingerprint, same
 from overnight.search import sampler
-from overnight.search.attributes import ENTRY, EXCLUDED, METRIC_NAMES, MLFLOW, OUTSIDE, PLAN, READY, UID, VALUES
+from overnight.search.attributes import (
+    ENTRY,
+    EXCLUDED,
+    FIRST_RUNG,
+    METRIC_NAMES,
+    MLFLOW,
+    OUTSIDE,
+    PLAN,
+    READY,
+    TESTED,
+    UID,
+    VALUES,
+)
 from overnight.search.plan import FirstTrial, Plan, config_of_params
 from overnight.search.record import record_of, values_of
 from overnight.search.schedulers.pruners import make_pruner
@@ -157,6 +169,10 @@ def _extend(storage: ExclusiveStorage, plan: Plan, old: Plan, source: str, name:
     study.set_user_attr(UID, before.user_attrs[UID])
     study.set_user_attr(MLFLOW, before.user_attrs.get(MLFLOW))
     study.set_user_attr(EXCLUDED, before.user_attrs.get(EXCLUDED) or {})
+    for key, value in before.user_attrs.items():
+        # The study knows for good what was asked of the test set, and its copied trials are paused at the old rungs.
+        if key == FIRST_RUNG or key.startswith(TESTED):
+            study.set_user_attr(key, value)
     study.set_user_attr(READY, True)
     storage.exclude(study._study_id, StudyAttributes(study).exclusions)
     return study

@@ -143,13 +143,13 @@ def test_a_kill_before_the_end_of_a_rebuild_leaves_no_study(tmp_path: Path) -> N
 
 def test_scores_on_the_test_set_are_told_from_the_metrics_of_training() -> None:
     run = SimpleNamespace(info=SimpleNamespace(end_time=1000))
-    early, late = Metric("m", 0.1, 900, 0), Metric("m", 0.9, 1100, 0)
+    early, late, latest = Metric("m", 0.1, 900, 0), Metric("m", 0.9, 1100, 0), Metric("m", 0.8, 1200, 0)
     resumed = Metric("m", 0.5, 1100, 7)
     curves, scores = _without_tests(
-        run, {"test/acc": [early], "test/test/acc": [late], "test/f1": [late], "once": [resumed]}
+        run, {"test/acc": [early], "test/test/acc": [late], "test/f1": [latest, late], "once": [resumed]}
     )
     assert set(curves) == {"test/acc", "once"}
-    assert scores == {"test/acc": 0.9, "test/f1": 0.9}
+    assert scores == {"test/acc": 0.9, "test/f1": 0.8}, "the test set was asked twice"
 
 
 def test_a_study_without_a_plan_in_mlflow_is_still_lost(without_storage: Path) -> None:

@@ -19,7 +19,7 @@ from overnight.protocol import Progress
 from overnight.search.build_plan import build_plan
 from overnight.search.record import TrialRecord
 from overnight.study.snapshot import StudyView, view
-from overnight.tracking import names, store
+from overnight.tracking import names, store, summary
 from overnight.tracking.sync import MlflowSync
 from support.mlflow_store import assert_equal, children, client_of, forget, runs_of
 
@@ -37,6 +37,18 @@ def test_a_finished_study_has_a_parent_run_and_one_run_a_trial_that_equal_the_op
     assert parent.data.metrics["best/objective"] == pytest.approx(finished.best.objective, rel=1e-6)
     for record in finished.records:
         assert {"train/loss", "val/loss", "val/accuracy"} <= set(record.history[0].metrics)
+
+
+def test_scores_that_are_asked_by_hand_leave_the_curves_of_training_as_they_are(
+    finished_home: Path, finished: StudyView, tmp_path: Path
+) -> None:
+    home = Path(shutil.copytree(finished_home, tmp_path / "copy"))
+    location, record = build_plan([f"home={home}"]).settings.location, finished.records[0]
+    for at in (2e9, 2e9 + 1):
+        assert summary.log_test(location, finished.uid, record, at, {"val/accuracy": 0.25, "test/f1": 0.5}) is None
+    shown = children(home)[0].data.metrics
+    assert (shown["test/val/accuracy"], shown["test/f1"]) == (0.25, 0.5)
+    assert_equal(home, finished)
 
 
 @pytest.mark.long

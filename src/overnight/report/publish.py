@@ -97,13 +97,11 @@ def publish_to_mlflow(study: StudyView, location: StudyLocation, found: Finding,
 
 
 def _tests(confirmation: StudyView) -> dict[int, dict[str, float]]:
-    """Return number of a run -> its metrics on the test set. A metric of the same name in training keeps its curve."""
-    tests = {}
-    for number, tested in confirmation.tests.items():
-        in_training = {name for e in confirmation.records[number].history for name in e.metrics}
-        shown = ((f"test/{name}" if name in in_training else name, value) for name, value in tested.metrics.items())
-        tests[number] = dict(shown)
-    return tests
+    """Return number of a run -> its metrics on the test set, as its run shows them."""
+    return {
+        number: summary.beside_training(tested.metrics, confirmation.records[number])
+        for number, tested in confirmation.tests.items()
+    }
 
 
 def _write(study: StudyView, location: StudyLocation) -> Report:

@@ -75,7 +75,8 @@ def ask(view: StudyView, number: int | None) -> Scores:
         raise ConfigError([f"test: {view.name}/{trial} must have a test that logs a metric, got: {lines[-1]}"])
     at = time.time()
     requests.keep_test(location, view.name, trial, at, tested.metrics)
-    return Scores(trial, tested.metrics, mlflow_error=summary.log_test(location, view.uid, trial, at, tested.metrics))
+    mlflow_error = summary.log_test(location, view.uid, view.records[trial], at, tested.metrics)
+    return Scores(trial, tested.metrics, mlflow_error=mlflow_error)
 
 
 def _check_weights(view: StudyView, number: int | None) -> None:

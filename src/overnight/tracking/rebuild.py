@@ -302,17 +302,18 @@ def _logged(client: Any, run: Any) -> _Curves:
 
 
 def _without_tests(run: Any, logged: _Curves) -> tuple[_Curves, dict[str, float]]:
-    """Return the metrics of a confirmation's run from training, and its scores on the test set.
+    """Return the metrics of a run from training, and its scores on the test set.
 
-    A score is logged once, after the run has ended, and below test/ where training has a metric of its name.
+    A score is logged at step 0, after the run has ended, and below test/ where training has a metric of its name. Where
+    the test set was asked again, the last answer counts.
     """
 
     def is_test(values: Sequence[Any]) -> bool:
         ended_at = run.info.end_time
-        return len(values) == 1 and values[0].step == 0 and ended_at is not None and values[0].timestamp > ended_at
+        return ended_at is not None and all(v.step == 0 and v.timestamp > ended_at for v in values)
 
     curves = {name: values for name, values in logged.items() if not is_test(values)}
-    scores = {name: values[0].value for name, values in logged.items() if is_test(values)}
+    scores = {name: max(values, key=lambda v: v.timestamp).value for name, values in logged.items() if is_test(values)}
     return curves, {
         inner if (inner := name.removeprefix("test/")) in curves else name: value for name, value in scores.items()
     }

@@ -27,6 +27,8 @@ from overnight.tracking.store import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from overnight.search.record import TrialRecord
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -69,18 +71,27 @@ def publish(location: StudyLocation, experiment_name: str, uid: str, summary: Su
     return None
 
 
-def log_test(location: StudyLocation, uid: str, number: int, at: float, metrics: Mapping[str, float]) -> str | None:
+def beside_training(scores: Mapping[str, float], record: TrialRecord) -> dict[str, float]:
+    """Name the scores of a trial on the test set: below test/ where training has a metric, which keeps its curve."""
+    in_training = {name for e in record.history for name in e.metrics}
+    return {f"test/{name}" if name in in_training else name: value for name, value in scores.items()}
+
+
+def log_test(
+    location: StudyLocation, uid: str, record: TrialRecord, at: float, metrics: Mapping[str, float]
+) -> str | None:
     """Write the scores of a trial on the test set to its run. Returns why MLflow does not show them, or None.
 
     Args:
+        record: The trial.
         at: When `overnight test` was asked, in seconds since 1970.
     """
     try:
-        found = find_trial_runs(location, [(uid, number)])
+        found = find_trial_runs(location, [(uid, record.number)])
         if not found:
-            return f"{trial_name(number)} has no run yet"
+            return f"{trial_name(record.number)} has no run yet"
         client = open_client(location)
-        for name, value in metrics.items():
+        for name, value in beside_training(metrics, record).items():
             if math.isfinite(value):
                 client.log_metric(found[0], names.metric_name(name), value, timestamp=milliseconds(at))
         client.set_tag(found[0], tags.TESTED, time.strftime("%Y-%m-%d %H:%M", time.localtime(at)))

@@ -29,7 +29,7 @@ from overnight.study.storage.database import dispose
 from overnight.study.storage.leased import open_for_work
 from overnight.system.files import set_aside
 from overnight.tracking import tags
-from overnight.tracking.rebuild import _without_tests, rebuild
+from overnight.tracking.rebuild import _history, _without_tests, rebuild
 from overnight.tracking.store import open_client
 from support.commands import SMALL
 from support.mlflow_store import assert_equal
@@ -123,6 +123,8 @@ def test_the_first_run_of_a_trial_is_rebuilt_with_every_metric(without_storage: 
     known = finished.records[record.number]
     assert (record.state, record.objective, record.params) == (known.state, known.objective, known.params)
     assert record.history[1].metrics == {**known.history[1].metrics, "late": 0.5}
+    assert record.ended_at is not None
+    assert record.ended_at >= max(e.at for e in record.history)
 
 
 @pytest.mark.long
@@ -150,6 +152,23 @@ def test_scores_on_the_test_set_are_told_from_the_metrics_of_training() -> None:
     )
     assert set(curves) == {"test/acc", "once"}
     assert scores == {"test/acc": 0.9, "test/f1": 0.8}, "the test set was asked twice"
+
+
+@pytest.mark.parametrize(
+    ("ends_s", "lasted_s"),
+    [
+        ([10, 20, 3630, 3640], [10, 10, 10, 10]),
+        ([4, 4000], [4, 4]),
+        ([10, 20, 49], [10, 10, 29]),
+        ([1, 2, 11], [1, 1, 9]),
+        ([900], [900]),
+    ],
+    ids=["pause at a rung", "pause after the first epoch", "slow epoch", "short epochs", "one epoch"],
+)
+def test_a_pause_of_a_rebuilt_trial_is_not_counted_as_training(ends_s: list[int], lasted_s: list[float]) -> None:
+    curve = [Metric("m", 0.5, end * 1000, step) for step, end in enumerate(ends_s)]
+    history = _history(0, {"m": curve}, 0.0, in_validations=False, folds=None)
+    assert [e.seconds for e in history] == lasted_s
 
 
 def test_a_study_without_a_plan_in_mlflow_is_still_lost(without_storage: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -50,6 +51,7 @@ from overnight.tracking import names, tags
 from overnight.tracking.store import open_client, study_runs
 
 _Curves = Mapping[str, Sequence[Any]]  # name of a metric -> its values in MLflow
+_LONGEST_USUAL_S = 10.0  # a shorter gap between two epochs is never taken for a pause
 _STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -203,12 +205,13 @@ def _trial(
         attrs[NOTES] = notes.split("; ")
     metric = plan.settings.study.metric
     reported = {e.index + 1: v for e in history if not e.fold and math.isfinite(v := e.metrics.get(metric, math.nan))}
-    ended_at = run.info.end_time / 1000 if state.is_finished() and run.info.end_time else None
+    # The end of a run leaves out the pauses of its trial, and so may lie before its last epochs.
+    ended_at = max([(run.info.end_time or 0) / 1000, started_at, *(e.at for e in history)])
     return _frozen(
         state,
         value=value if state == TrialState.COMPLETE else None,
         datetime_start=datetime.fromtimestamp(started_at),
-        datetime_complete=datetime.fromtimestamp(ended_at or started_at) if state.is_finished() else None,
+        datetime_complete=datetime.fromtimestamp(ended_at) if state.is_finished() else None,
         params=params,
         distributions={name: dist for name, dist in plan.space.names().items() if name in params},
         user_attrs=attrs,
@@ -267,7 +270,8 @@ def _history(
 ) -> tuple[Progress, ...]:
     """Return the epochs, or the validations, of a run.
 
-    MLflow has no durations of epochs: each lasts since the end of the one before.
+    MLflow has no durations of epochs: each lasts since the end of the one before. Where that is much longer than
+    usual, the trial was paused in between.
     """
     metrics: dict[tuple[int, int], dict[str, float]] = {}  # (fold, step) -> them
     ends: dict[tuple[int, int], float] = {}
@@ -278,13 +282,15 @@ def _history(
             ends[fold, value.step] = value.timestamp / 1000
     epochs = sorted(metrics)
     before = dict(zip(epochs, [started_at, *(ends[epoch] for epoch in epochs)], strict=False))
+    lasted = {epoch: max(ends[epoch] - before[epoch], 0.0) for epoch in epochs}
+    usual = statistics.median_low(lasted.values()) if lasted else 0.0  # of two gaps, the one without the pause
     return tuple(
         Progress(
             number,
             index if in_validations or folds is not None else step,
             metrics[fold, step],
             ends[fold, step],
-            max(ends[fold, step] - before[fold, step], 0.0),
+            usual if lasted[fold, step] > max(_LONGEST_USUAL_S, 3 * usual) else lasted[fold, step],
             step if in_validations else None,
             fold=fold if folds is not None else None,
         )

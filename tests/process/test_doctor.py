@@ -11,11 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from overnight.cli.main import cli
+from overnight.report.confirm import confirmation_plan, enqueue
 from overnight.search.build_plan import build_plan
 from overnight.study.open import open_study
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.lock import holder_file
 from support.mlflow_store import assert_equal, children, client_of, forget, runs_of
+from support.sessions import opened, planned, play
 
 SEVEN = (
     "study.trials=7",
@@ -155,3 +157,19 @@ def test_a_running_study_is_not_repaired(home: Path, overnight: Callable[..., ob
         session.close()
     assert done.returncode == 2  # type: ignore[attr-defined]
     assert "held: process " in done.stderr  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "words", ["doctor small.confirm", "report small.confirm", "register small.confirm", "test small.confirm/0"]
+)
+def test_a_command_that_needs_a_search_refuses_its_confirmation(tmp_path: Path, words: str) -> None:
+    plan = planned(tmp_path, "study.name=small", "scheduler=none")
+    with opened(plan) as search:
+        play(search, 1)
+        records = search.records()
+    with opened(confirmation_plan(plan, records), comparable=False) as session:
+        enqueue(session, plan, records)
+    done = CliRunner().invoke(cli, [*words.split(), f"home={tmp_path}"])
+    key = "test" if words.startswith("test") else "study"
+    assert done.stderr == f"{key}: must be a search, got a confirmation, small.confirm; name small\n"
+    assert done.exit_code == 2

@@ -111,7 +111,17 @@ def find_search(arguments: Iterable[str]) -> tuple[StudyLocation, StudyView]:
                 f"`{command('compare', f'{TRAIN_STUDY}/0', location=location)}` one of them"
             ]
         )
+    require_search("study", view.name)
     return location, view
+
+
+def require_search(key: str, name: str) -> None:
+    """Exit with a mistake of `key` if a study is the confirmation of a search."""
+    from overnight.search.plan import CONFIRM_SUFFIX
+
+    if name.endswith(CONFIRM_SUFFIX):
+        search = name.removesuffix(CONFIRM_SUFFIX)
+        exit_with_mistakes([f"{key}: must be a search, got a confirmation, {name}; name {search}"])
 
 
 def find_study_or_trial(location: StudyLocation, ref: str) -> tuple[StudyView, int | None]:

@@ -22,6 +22,7 @@ from overnight.cli.arguments import (
     find_study,
     find_study_or_trial,
     find_trial,
+    require_search,
     split,
     train_winner_command,
 )
@@ -321,6 +322,7 @@ def test(ref: str, overrides: tuple[str, ...], config_dir: str | None, as_json: 
 
     forkserver.warm_up()  # it imports torch while the study is read
     view, number = find_study_or_trial(study_location(overrides), ref)
+    require_search("test", view.name)  # whose report says that the test set was asked
     find_code(view, config_dir)
     print_test(view, number, as_json)
 

@@ -19,6 +19,7 @@ from overnight.cli.arguments import (
     find_study,
     find_study_or_trial,
     find_trial,
+    require_search,
     split,
 )
 
@@ -272,6 +273,8 @@ def doctor(arguments: tuple[str, ...], dry_run: bool, resume: str | None, epochs
     given, overrides = split(arguments)
     if len(given) > 1:  # before any lost study is rebuilt
         exit_with_mistakes([f"study: must be one name, got {', '.join(given)}"])
+    for name in given:  # the runs of a confirmation would lose their place below the run of their search
+        require_search("study", name)
     location = study_location(overrides)
     lost = checks.rebuild_lost(location, given, dry_run=dry_run)
     still_lost = {name for name, (_, remains) in lost.items() if remains}

@@ -72,10 +72,10 @@ def find_checkpoint(view: StudyView, number: int | None = None) -> Checkpoint:
         if path.exists():
             return Checkpoint(path, study, n, trial)
     folder = config_dir_option(view.plan) if view.plan.start.tree is None else []
-    words = ["overnight", "train", *folder, f"+experiment={winner_config.option_name(view.name)}"]
+    words = ["overnight", "train", *folder, f"+experiment={winner_config.option_name(view.plan.experiment)}"]
     remedy = f"`{shell.join([*words, *view.plan.settings.location.overrides])}` trains the winner again"
     if number is not None:
-        remedy = f"use {view.name} for its winner"
+        remedy = f"use {view.plan.experiment} for its winner"
     raise ConfigError(
         [
             f"study: {view.name}'s {trial_name(trial.number)} has no weights: study.keep_checkpoints keeps "

@@ -75,6 +75,7 @@ class Result:
         winner_notes: what was written for the winner, its configuration and its model, line by line.
         limit_notes: what a limit left undone, line by line.
         published: False if another process that shares the study published the answer.
+        unconfirmed: the trials of the confirmation that failed.
     """
 
     study_name: str
@@ -90,6 +91,7 @@ class Result:
     winner_notes: tuple[str, ...] = ()
     limit_notes: tuple[str, ...] = ()
     published: bool = True
+    unconfirmed: tuple[TrialRecord, ...] = field(default=(), repr=False)
 
     @property
     def best(self) -> Trial | None:
@@ -346,6 +348,7 @@ def _with_answer(
         report=ended.report,
         winner_notes=ended.winner_notes,
         published=ended.published,
+        unconfirmed=tuple(r for r in last.records if r.state == "failed") if last is not search else (),
     )
 
 
@@ -377,10 +380,12 @@ def _notify_of_end(news: Notifier, result: Result) -> None:
     """Notify of the end of a study, unless a user stopped it, it had ended before, or another process did."""
     if not result.did_work or not result.published:
         return
-    failed = [r for r in result.records if r.state == "failed"]  # empty if the confirmation failed
+    failed = [r for r in result.records if r.state == "failed"]
     last = f", the last with {failed[-1].reason}" if failed else ""
     if result.stop_reason is StopReason.FAILURES:
         limit = result.plan.settings.study.max_consecutive_failures
+        if again := result.unconfirmed:
+            last = f" in the confirmation, the last with {again[-1].reason}"
         news.send("failed", f"stopped: {limit} in a row failed{last}")
     elif result.all_failed:
         news.send("failed", f"all {len(failed)} trials failed{last}")

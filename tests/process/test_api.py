@@ -5,13 +5,20 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import overnight
 from overnight import api
+from overnight.cli import output
 from overnight.report.live import NullScreen, ProgressSnapshot
+from overnight.runner.stop_state import StopReason
+from overnight.runner.supervisor import Ending, Supervisor
 from overnight.search.build_plan import build_plan
+from overnight.search.limits import Launch
+from overnight.system.signals import Signals
+from support.sessions import epoch, opened, play
 from support.user_overrides import user_network
 
 
@@ -43,6 +50,40 @@ def test_mistakes_are_raised_together_and_nothing_is_created(tmp_path: Path) -> 
         overnight.tune([f"home={tmp_path / 'home'}", "study.trials=0", "model.dropuot=1"])
     assert len(caught.value.problems) == 2
     assert not (tmp_path / "home").exists()
+
+
+def test_failures_in_a_row_of_a_confirmation_name_its_last_failed_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = ("study.max_consecutive_failures=2", "study.confirm.top=1", "study.confirm.seeds=3")
+    plan = build_plan([f"home={tmp_path}", "study.name=small", "scheduler=none", "study.trials=4", *limits])
+    sent: list[str] = []
+
+    def work(supervisor: Supervisor) -> Ending:
+        session = supervisor.session
+        for n in range(3):
+            assert session.queue.ask() is not None
+            if n == 0:
+                session.writer.record(epoch(n, 0, 0.5))
+                session.writer.complete(n)
+            else:
+                session.writer.fail(n, "crashed", f"of seed {n}")
+        return Ending(StopReason.FAILURES, tuple(session.records()), True, None)
+
+    with opened(plan) as session:
+        session.queue.ask()
+        session.writer.fail(0, "out_of_memory", "of the search")
+        play(session, 3)
+        search = Ending(StopReason.COMPLETE, tuple(session.records()), True, None)
+        launch = Launch(plan, 0.0, session.attributes.set_launch)
+        before = api._result(plan, search, Signals())
+        result = api._with_answer(before, search, session, work, launch, lambda _: None)
+    output.print_result(result)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [f"confirmation trial-000{n} failed (crashed): of seed {n}" for n in (1, 2)]
+    assert "stopped: 2 trials in a row failed with an error; `overnight logs small.confirm/2` shows one" in lines[2]
+    api._notify_of_end(SimpleNamespace(send=lambda _, text: sent.append(text)), result)  # type: ignore[arg-type]
+    assert sent == ["stopped: 2 in a row failed in the confirmation, the last with crashed"]
 
 
 def test_training_returns_the_trial(home: Path) -> None:

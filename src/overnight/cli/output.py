@@ -232,16 +232,20 @@ def _print_best(result: Result) -> None:
 
 def _print_failures(result: Result) -> None:
     from overnight.config.paths import trial_name
+    from overnight.search.plan import CONFIRM_SUFFIX
 
     failed = [r for r in result.records if r.state == "failed"]
+    study, of = result.study_name, ""
+    if result.stop_reason == "failures" and result.unconfirmed:  # the search had ended
+        failed, study, of = list(result.unconfirmed), f"{study}{CONFIRM_SUFFIX}", "confirmation "
     for record in failed[-3:]:
         last = f": {record.detail.strip().splitlines()[-1]}" if record.detail.strip() else ""
-        click.echo(f"{trial_name(record.number)} failed ({record.reason}){last}", err=True)
+        click.echo(f"{of}{trial_name(record.number)} failed ({record.reason}){last}", err=True)
     if result.stop_reason == "failures":
-        ref = f"{result.study_name}/{failed[-1].number}" if failed else f"{result.study_name}.confirm/0"
+        shown = f"`overnight logs {study}/{failed[-1].number}` shows one, and " if failed else ""
         limit = result.plan.settings.study.max_consecutive_failures
         click.echo(
-            f"stopped: {limit} trials in a row failed with an error; `overnight logs {ref}` shows one, and the same "
+            f"stopped: {limit} trials in a row failed with an error; {shown}the same "
             "`overnight tune` command resumes the study",
             err=True,
         )

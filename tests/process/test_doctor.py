@@ -117,6 +117,19 @@ def test_every_defect_is_reported_and_then_repaired(copy: Path) -> None:
     assert not list(copy.glob("*.creating-*"))
 
 
+def test_a_repair_keeps_the_result_that_the_description_of_a_study_shows(copy: Path, finished: StudyView) -> None:
+    client, run_id = client_of(copy), str(finished.parent_run_id)
+    sentence = client.get_run(run_id).data.tags["overnight.report"]
+    notes = [client.get_run(run_id).data.tags["mlflow.note.content"]]
+    notes.append(notes[0].rpartition("\n")[2])  # of a launch that was ended before it published another result
+    for note in notes:
+        client.set_tag(run_id, "mlflow.note.content", note)
+        client.delete_tag(run_id, "overnight.best")
+        assert doctor(copy).exit_code == 0
+        assert client.get_run(run_id).data.tags["mlflow.note.content"] == note
+    assert notes[0].startswith(f"**{sentence}**")
+
+
 @pytest.mark.long
 def test_a_lost_parent_run_and_a_lost_experiment_are_restored(copy: Path, finished: StudyView) -> None:
     assert finished.parent_run_id is not None

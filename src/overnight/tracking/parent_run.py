@@ -43,6 +43,13 @@ def open_experiment(client: Any, plan: Plan, uid: str) -> str:
     )
 
 
+def _with_old_result(note: str, run: Any) -> str:
+    """Return a new note of a run with the result that its old note shows. The tag may be of an earlier launch."""
+    sentence, old_note = run.data.tags.get(tags.REPORT), run.data.tags.get(tags.NOTE, "")
+    is_shown = sentence is not None and old_note.startswith(pages.note_with_result(sentence, ""))
+    return pages.note_with_result(sentence, note) if is_shown else note
+
+
 class ParentRun:
     """The run of a study. `run_id` is None before it is opened, and where the study has none."""
 
@@ -50,12 +57,13 @@ class ParentRun:
         self._client, self._plan, self._uid, self._experiment_id = client, plan, uid, experiment_id
         self.run_id: str | None = None
 
-    def open(self, run: Any | None, started_at: float | None) -> None:
+    def open(self, run: Any | None, started_at: float | None, *, keep_result: bool = False) -> None:
         """Resume the study's run, or create it; and write its notes, its saved views and its files.
 
         Args:
             run: MLflow's run of the study, if it has one.
             started_at: When the study started, in seconds since 1970.
+            keep_result: Whether the notes go on to show the result that they have. A launch publishes a new one.
         """
         client, files = self._client, set()
         if run is None:
@@ -71,7 +79,7 @@ class ParentRun:
         self.run_id = run_id = str(run.info.run_id)
         client.log_inputs(run_id, [as_input(dataset_of(self._plan.config({}), self._plan.choices.get("data")))])
         note = pages.note(self._plan, self._uid, self._experiment_id, run_id)
-        client.set_tag(run_id, tags.NOTE, note)
+        client.set_tag(run_id, tags.NOTE, _with_old_result(note, run) if keep_result and run is not None else note)
         client.set_experiment_tag(self._experiment_id, tags.NOTE, note)
         for tag, view in pages.views(self._plan, self._uid).items():
             client.set_experiment_tag(self._experiment_id, tag, view)

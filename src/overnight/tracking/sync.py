@@ -225,7 +225,8 @@ class MlflowSync:
             for run_id in found.strays:
                 self._client.delete_run(run_id)
         if self._search_uid is None and self._with_parent:
-            self._parent.open(found.parent, min(filter(None, (r.first_started_at for r in self._stored)), default=None))
+            started_at = min(filter(None, (r.first_started_at for r in self._stored)), default=None)
+            self._parent.open(found.parent, started_at, keep_result=self._repairs)
         self.parent_run_id = self._parent.run_id
         number_tag = tags.TRIAL if self._search_uid is None else tags.CONFIRMATION
         self._writer = RunWriter(

@@ -156,6 +156,21 @@ def test_a_trial_that_is_marked_bad_is_ignored_until_it_is_marked_good(own_home:
     assert "overnight.notes" not in client_of(own_home).get_run(run.info.run_id).data.tags
 
 
+def test_a_study_whose_trials_are_all_marked_bad_has_neither_winner_nor_best_trial(
+    own_home: Path, tmp_path: Path
+) -> None:
+    home = Path(shutil.copytree(own_home, tmp_path / "home"))
+    before, client = view_of(home), client_of(home)
+    assert before.best is not None
+    best, run_id = f"trial-{before.best.number:04d}", str(before.parent_run_id)
+    client.set_tag(run_id, "overnight.winner", best)  # as if it was confirmed
+    refs = [f"digits-mlp/{record.number}" for record in before.records if record.state == "complete"]
+    for verdict, shown in (("bad", None), ("good", best)):
+        command("mark", *refs, verdict, f"home={home}")
+        run_tags = client.get_run(run_id).data.tags
+        assert (run_tags.get("overnight.best"), run_tags.get("overnight.winner")) == (shown, None), verdict
+
+
 def test_the_reason_of_an_exclusion_is_shown_with_it_and_escaped_on_the_page(own_home: Path) -> None:
     best = view_of(own_home).best
     assert best is not None

@@ -114,6 +114,11 @@ class ParentRun:
                 self._client.log_metric(self.run_id, names.BEST_OBJECTIVE, objective, step=step)
             self._client.set_tag(self.run_id, tags.BEST, trial_name(best.number))
 
+    def clear_best(self) -> None:
+        """Forget the best trial of a study that has none any more. MLflow deletes no metric, so its value stays."""
+        if self.run_id is not None and tags.BEST in self._client.get_run(self.run_id).data.tags:
+            self._client.delete_tag(self.run_id, tags.BEST)
+
     def end(self, status: str, records: Iterable[TrialRecord]) -> None:
         """End the run.
 

@@ -119,6 +119,8 @@ def _log_result(client: MlflowClient, parent_run_id: str, summary: Summary) -> N
     client.set_tag(parent_run_id, tags.REPORT, summary.sentence)
     if summary.winner is not None:
         client.set_tag(parent_run_id, tags.WINNER, trial_name(summary.winner))
+    elif tags.WINNER in run.data.tags:  # of an earlier result, all of whose finalists are marked bad
+        client.delete_tag(parent_run_id, tags.WINNER)
     client.set_tag(parent_run_id, tags.NOTE, note_with_result(summary.sentence, run.data.tags.get(tags.NOTE, "")))
     for file in summary.files:
         client.log_artifact(parent_run_id, file)

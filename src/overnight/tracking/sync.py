@@ -302,6 +302,8 @@ class MlflowSync:
             if best.number in runs and ending.weights is not None:
                 self._client.log_artifact(runs[best.number].run_id, ending.weights, "weights")
             self._parent.write_best(best, self._plots.get(best.number), step=len(runs))
+        elif self._search_uid is None and not self._coordinator.count_peers():  # a peer may know of a best trial
+            self._parent.clear_best()
         # Where peers continue, this process is killed, not the study.
         if ending.status != "KILLED" or not self._coordinator.count_peers():
             self._parent.end(ending.status, (*self._search_records, *self._latest.values()))

@@ -32,6 +32,7 @@ from overnight.study.storage.home import local_path
 from overnight.study.storage.lock import StudyInUse, lock_study
 from overnight.tracking import summary
 from overnight.tracking.store import open_client
+from support import planted_study
 from support.commands import SMALL
 from support.mlflow_store import assert_equal, client_of
 
@@ -246,6 +247,19 @@ def test_every_trial_that_cannot_be_marked_is_reported_at_once(own_home: Path) -
             manage.mark(location_of(own_home), "digits-mlp", [0], bad=True)
     finally:
         release()
+
+
+def test_a_trial_that_cannot_be_marked_bad_yet_is_refused_with_the_time_when_it_can_be() -> None:
+    record = planted_study.record
+    at_rung = record(0, {}, 0.5, "paused", until=5, max_epochs=20)
+    states = [at_rung, *(record(n, {}, None, state) for n, state in enumerate(("paused", "waiting", "failed"), 1))]
+    pruned = record(4, {}, 0.5, "pruned", until=5, max_epochs=20)
+    assert [line.partition("got ")[2] for line in manage._unmarkable("s", [*states, pruned], range(5), bad=True)] == [
+        "paused at a rung; mark it once the search has ended, which leaves it pruned",
+        "paused; mark it once it has ended",
+        "waiting; mark it once it has ended",
+        "failed; leave it",
+    ]
 
 
 # Delete ---------------------------------------------------------------------------------------------------------------

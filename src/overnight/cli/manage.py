@@ -339,10 +339,18 @@ def _unmarkable(name: str, records: Sequence[TrialRecord], numbers: Iterable[int
         elif (
             bad and records[number].state not in ("complete", "pruned") and records[number].reason != exclusions.MARKED
         ):
-            record = records[number]
-            yield f"{name}/{number}: must be complete or pruned to be marked bad, got {record.state}; leave it"
+            yield f"{name}/{number}: must be complete or pruned to be marked bad, got {_when_markable(records[number])}"
         elif not bad and records[number].reason != exclusions.MARKED:
             yield f"{name}/{number}: must be marked bad before it is marked good, got {records[number].state}; leave it"
+
+
+def _when_markable(record: TrialRecord) -> str:
+    """Return the state of a trial that cannot be marked bad, and from when on it can be."""
+    if record.state == "failed":  # it is ignored already
+        return "failed; leave it"
+    if record.waits_at_rung:
+        return "paused at a rung; mark it once the search has ended, which leaves it pruned"
+    return f"{record.state}; mark it once it has ended"
 
 
 def _sync_mlflow(location: StudyLocation, study: StudyView) -> str | None:

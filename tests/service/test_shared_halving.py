@@ -41,8 +41,8 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> list[Decided]:
     found: list[Decided] = []
     ask = Halving.next
 
-    def asked(self: Halving, trials: list[Trial], left: float) -> Start | Resume | None:
-        answer = ask(self, trials, left)
+    def asked(self: Halving, trials: list[Trial], left: float, *slot_left: float) -> Start | Resume | None:
+        answer = ask(self, trials, left, *slot_left)
         found.append((list(trials), left, answer))
         return answer
 

@@ -135,7 +135,7 @@ def test_the_parent_run_shows_the_best_objective_in_whatever_order_trials_become
 @pytest.mark.long
 def test_the_duration_of_a_study_is_that_of_its_work_and_does_not_grow_with_later_commands(home: Path) -> None:
     study = build_plan([f"home={home}"])
-    search = [record(0, 3, "complete", ended_at=1e9 + 5), record(1, 3, "complete", ended_at=1e9 + 6)]
+    search = [record(n, 3, "complete", ended_at=1e9 + 5 + n, started_at=1e9 - 1) for n in (0, 1)]
     confirmation = [record(0, 3, "complete", ended_at=1e9 + 16, started_at=1e9 + 7)]
     for _ in range(2):
         first = MlflowSync(study, "uid")
@@ -145,7 +145,7 @@ def test_the_duration_of_a_study_is_that_of_its_work_and_does_not_grow_with_late
         second.start(confirmation)
         second.close("FINISHED", None, None)
         info = client_of(home).get_run(first.parent_run_id).info
-        assert (info.start_time, info.end_time) == (1e9 * 1000, (1e9 + 16) * 1000)
+        assert (info.start_time, info.end_time) == ((1e9 - 1) * 1000, (1e9 + 16) * 1000)
 
 
 def test_a_name_that_mlflow_refuses_costs_itself_only(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,14 @@ def test_the_picture_of_the_search_shows_each_trial_as_far_as_it_was_trained(sho
     assert all(f">{label}</text>" in picture.svg for label in ("pruned", "complete", "winner", "1", "2", "4", "8"))
 
 
+def test_the_picture_of_the_search_shows_a_winner_that_the_search_had_paused(shown: report.Report) -> None:
+    paused = next(r for r in shown.records if len(r.history) == 2)
+    won = replace(shown, finding=replace(shown.finding, search_best=paused))
+    picture = next(c for c in charts.charts(won) if c.title == "The search")
+    assert f"The winner, trial {paused.number}, was paused after 2 epochs with" in picture.caption
+    assert ">winner</text>" in picture.svg
+
+
 def test_the_page_and_the_cost_say_what_pausing_saved(shown: report.Report) -> None:
     html = page.page(shown)
     assert '<td data-name="trials">64</td>' in html

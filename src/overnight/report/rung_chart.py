@@ -48,9 +48,9 @@ def draw_rungs(report: Report) -> Chart | None:
             ax.axvline(rung.epochs, color=FAINT, linewidth=0.6, linestyle=":", zorder=0)
         handles = []
         for label, colour, width, numbers in (
-            ("pruned", FAINT, 0.7, [n for n in curves if n not in complete]),
+            ("pruned", FAINT, 0.7, [n for n in curves if n not in complete and n != won]),
             ("complete", MAIN, 1.2, [n for n in complete if n != won]),
-            ("winner", SECOND, 2.4, [n for n in complete if n == won]),
+            ("winner", SECOND, 2.4, [n for n in curves if n == won]),
         ):
             if numbers:
                 lines = [[(at, scale.clip(value)) for at, value in curves[n]] for n in numbers]
@@ -107,7 +107,9 @@ def _words(report: Report, curves: Mapping[int, Curve], complete: int) -> str:
     best = report.finding.best
     if best is not None and best.number in curves:
         value = format_value(curves[best.number][-1][1], metric)
-        words += f" The winner, trial {best.number}, ended with {value}."
+        unit, epochs = report.plan.unit, len(best.history)
+        ended = "ended" if best.state == "complete" else f"was paused after {epochs} {unit}{'s' * (epochs != 1)}"
+        words += f" The winner, trial {best.number}, {ended} with {value}."
     return words
 
 

@@ -51,6 +51,15 @@ def test_a_running_trial_is_sampled_every_ten_seconds_from_its_first_start_on() 
     assert 10 < found["system/trial_memory_megabytes"][-1].value < 5000
 
 
+def test_a_trial_that_starts_after_a_sample_was_due_is_sampled_at_once() -> None:
+    sync = Samples()
+    taken = SystemMetrics(sync, True, lambda: 0.0)  # type: ignore[arg-type]
+    process = SimpleNamespace(process=SimpleNamespace(pid=os.getpid()), spec=SimpleNamespace(device="cpu"))
+    taken.tick({}, {})
+    taken.tick({3: process}, {})  # type: ignore[dict-item]
+    assert {sample.step for sample in sync.of[3]} == {0}
+
+
 def test_nothing_is_sampled_unless_it_is_asked_for() -> None:
     sync = Samples()
     SystemMetrics(sync, False, lambda: 1e9).tick({}, {})  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ class SystemMetrics:
 
     def tick(self, running: Mapping[int, TrialProcess], records: Mapping[int, TrialRecord]) -> None:
         """Take a sample of every running trial, if one is due."""
-        if self._clock() < self._due_at:
+        if not running or self._clock() < self._due_at:  # a sample of no trial would put off the next one
             return
         self._due_at = self._clock() + EVERY_S
         of_machine, now, seen = machine(), time.time(), set()

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import json
 import random
-import shutil
 import signal
 import sys
 import time
@@ -39,6 +38,7 @@ from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan, random_value
 from overnight.search.sampler import SeededSampler
 from support.hostile import Hostile
+from support.paths import copied_home
 from support.sandbox import Sandbox
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
@@ -293,7 +293,7 @@ def test_processes(run: Run, hostile: Hostile, sandbox: Sandbox) -> None:
 @pytest.fixture
 def sandbox(tmp_path: Path, finished_home: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     home = tmp_path / "home"
-    shutil.copytree(finished_home, home)
+    copied_home(finished_home, home)
     made = Sandbox(tmp_path, home)
     monkeypatch.chdir(made.folder)
     monkeypatch.setenv("HOME", str(made.user))

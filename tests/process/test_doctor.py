@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from overnight.study.open import open_study
 from overnight.study.snapshot import StudyView, view
 from overnight.study.storage.lock import holder_file
 from support.mlflow_store import assert_equal, children, client_of, forget, runs_of
+from support.paths import copied_home
 from support.sessions import opened, planned, play
 
 SEVEN = (
@@ -45,7 +45,7 @@ def view_of(home: Path) -> StudyView:
 
 @pytest.fixture
 def copy(finished_home: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_home, tmp_path / "copy"))
+    return copied_home(finished_home, tmp_path / "copy")
 
 
 def damage(home: Path) -> list[str]:

@@ -21,7 +21,7 @@ from overnight.search.build_plan import build_plan
 from overnight.search.plan import Plan
 from overnight.study.finished import finished_by
 from support.commands import SMALL
-from support.paths import python_path
+from support.paths import copied_home, python_path
 
 pytestmark = pytest.mark.long  # each test reads or runs a finished study
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.long  # each test reads or runs a finished study
 def synchronised_home(finished_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the finished study's home, after a launch that wrote to MLflow what it had lost."""
     home = tmp_path_factory.mktemp("synchronised") / "home"
-    shutil.copytree(finished_home, home)
+    copied_home(finished_home, home)
     execute(home, "DELETE FROM params WHERE key = 'optimizer.lr'")
     assert finished.read(plan_of(home)) is None
     result = api.run(plan_of(home), command=[*SMALL, "--config-dir=None"])

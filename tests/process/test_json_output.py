@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from click.testing import CliRunner
 
 from overnight.cli.main import cli
 from overnight.protocol import Prediction
-from support.paths import ROOT
+from support.paths import ROOT, copied_home
 
 _MAPPINGS = ("params", "test")  # from names of the user to values
 
@@ -50,7 +49,7 @@ def test_the_documented_keys_are_printed(finished_home: Path, words: list[str], 
 
 
 def test_the_documented_keys_of_the_doctor_are_printed(finished_home: Path, tmp_path: Path) -> None:
-    home = Path(shutil.copytree(finished_home, tmp_path / "home"))
+    home = copied_home(finished_home, tmp_path / "home")
     (home / "checkpoints" / "digits-mlp" / "trial-0099").mkdir()
     done = CliRunner().invoke(cli, ["doctor", "--dry-run", "--json", f"home={home}"], catch_exceptions=False)
     printed = {key.replace("digits-mlp", "STUDY") for key in keys_of(json.loads(done.stdout), ())}
@@ -65,7 +64,7 @@ def test_the_documented_keys_of_a_prediction_are_its_fields() -> None:
 def test_the_documented_keys_of_a_test_are_printed_and_the_warning_is_not_among_them(
     finished_home: Path, tmp_path: Path
 ) -> None:
-    home = Path(shutil.copytree(finished_home, tmp_path / "home"))
+    home = copied_home(finished_home, tmp_path / "home")
     done = CliRunner().invoke(cli, ["test", "digits-mlp", "--json", f"home={home}"], catch_exceptions=False)
     printed = json.loads(done.stdout)
     assert keys_of(printed, ("metrics",)) == documented("test")

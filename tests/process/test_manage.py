@@ -35,6 +35,7 @@ from overnight.tracking.store import open_client
 from support import planted_study
 from support.commands import SMALL
 from support.mlflow_store import assert_equal, client_of
+from support.paths import copied_home
 
 LINE = ("study.trials=5", "trainer.max_epochs=2", "pictures.when=never", "preflight=never", "scheduler=none",
         "sampler.startup_trials=2", "slots=2")  # fmt: skip
@@ -381,7 +382,7 @@ def test_a_broken_plan_is_never_a_traceback(broken: dict[str, Any]) -> None:
 @pytest.fixture
 def a_home(finished_home: Path, tmp_path: Path) -> Path:
     """A copy of the home of a finished study, which was opened once."""
-    home = Path(shutil.copytree(finished_home, tmp_path / "a home"))
+    home = copied_home(finished_home, tmp_path / "a home")
     view_of(home)
     return home
 

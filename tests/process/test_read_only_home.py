@@ -23,6 +23,7 @@ from overnight.study.snapshot import view
 from overnight.study.storage import access
 from overnight.study.storage.access import require_readable, require_writable
 from support.commands import SMALL
+from support.paths import copied_home
 
 # Root writes everywhere, unless it runs without this right.
 _AS_USER = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
@@ -48,7 +49,7 @@ def allow_writing(home: Path) -> None:
 @pytest.fixture(scope="module")
 def read_only(finished_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a copy that was never opened at its place."""
-    home = Path(shutil.copytree(finished_home, tmp_path_factory.mktemp("read-only") / "home"))
+    home = copied_home(finished_home, tmp_path_factory.mktemp("read-only") / "home")
     forbid_writing(home)
     yield home
     allow_writing(home)

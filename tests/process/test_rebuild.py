@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +32,7 @@ from overnight.tracking.rebuild import _history, _without_tests, rebuild
 from overnight.tracking.store import open_client
 from support.commands import SMALL
 from support.mlflow_store import assert_equal
+from support.paths import copied_home
 
 
 def command(*line: str) -> Result:
@@ -62,7 +62,7 @@ def comparable(records: tuple[TrialRecord, ...]) -> list[TrialRecord]:
 
 @pytest.fixture
 def without_storage(finished_home: Path, tmp_path: Path) -> Path:
-    home = Path(shutil.copytree(finished_home, tmp_path / "home"))
+    home = copied_home(finished_home, tmp_path / "home")
     lose_storage(home)
     return home
 
@@ -196,7 +196,7 @@ def test_a_study_whose_trials_are_in_another_storage_is_not_a_lost_one(
 
 
 def test_a_deleted_study_is_not_a_lost_one(finished_home: Path, tmp_path: Path) -> None:
-    home = Path(shutil.copytree(finished_home, tmp_path / "home"))
+    home = copied_home(finished_home, tmp_path / "home")
     assert command("delete", "digits-mlp", "--yes", f"home={home}").exit_code == 0
     assert command("list", f"home={home}").stdout == f"no studies in {home}; start one with `overnight tune`\n"
 
@@ -252,7 +252,7 @@ def test_checkpoints_that_no_study_knows_are_set_aside(home: Path) -> None:
 
 
 def test_the_doctor_sets_checkpoints_of_unknown_trials_aside(finished_home: Path, tmp_path: Path) -> None:
-    home = Path(shutil.copytree(finished_home, tmp_path / "home"))
+    home = copied_home(finished_home, tmp_path / "home")
     unknown = home / "checkpoints" / "digits-mlp" / "trial-0099"
     unknown.mkdir()
     (unknown / "weights.ckpt").write_text("of another storage")

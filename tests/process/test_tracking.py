@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from overnight.study.snapshot import StudyView, view
 from overnight.tracking import names, store, summary
 from overnight.tracking.sync import MlflowSync
 from support.mlflow_store import assert_equal, children, client_of, forget, runs_of
+from support.paths import copied_home
 
 
 def test_a_finished_study_has_a_parent_run_and_one_run_a_trial_that_equal_the_optuna_storage(
@@ -42,7 +42,7 @@ def test_a_finished_study_has_a_parent_run_and_one_run_a_trial_that_equal_the_op
 def test_scores_that_are_asked_by_hand_leave_the_curves_of_training_as_they_are(
     finished_home: Path, finished: StudyView, tmp_path: Path
 ) -> None:
-    home = Path(shutil.copytree(finished_home, tmp_path / "copy"))
+    home = copied_home(finished_home, tmp_path / "copy")
     location, record = build_plan([f"home={home}"]).settings.location, finished.records[0]
     for at in (2e9, 2e9 + 1):
         assert summary.log_test(location, finished.uid, record, at, {"val/accuracy": 0.25, "test/f1": 0.5}) is None
@@ -88,7 +88,7 @@ def test_what_mlflow_lost_is_written_again_from_the_optuna_storage(
     finished_home: Path, finished: StudyView, tmp_path: Path
 ) -> None:
     home = tmp_path / "copy"
-    shutil.copytree(finished_home, home)
+    copied_home(finished_home, home)
     client, before = client_of(home), children(home)
     client.delete_run(before[1].info.run_id)  # a run that was never created
     client.update_run(before[2].info.run_id, status="RUNNING")  # a kill before the run was ended

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from overnight.cli.main import cli
+from support.paths import copied_home
 
 
 def printed(*words: str) -> str:
@@ -18,7 +18,7 @@ def printed(*words: str) -> str:
 
 @pytest.fixture
 def own_home(finished_home: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_home, tmp_path / "home"))
+    return copied_home(finished_home, tmp_path / "home")
 
 
 def test_a_retrained_winner_says_why_its_value_is_another_and_repeats_itself(own_home: Path) -> None:
